@@ -1,0 +1,196 @@
+/* What a device can do. Models and programs are written once against this table; each device fills it
+ * (kernels/cpu.c; kernels/cuda.cu later). The table is also the test plan: dev/test_kernels.c checks every
+ * entry on every device against a plain fp32 reference.
+ *
+ * Conventions
+ *   - Pointers are device pointers unless a comment says host. Arrays are row-major, last dimension fastest.
+ *   - floatX is the storage type (lib/dtype.h); statistics, losses, gradients of parameters and optimizer state
+ *     are fp32. Every sum is accumulated in fp32 or wider.
+ *   - Gradients of parameters (float *d...) are ADDED to what is there; gradients of activations are written,
+ *     except where a line says "+=".
+ *   - rows is the number of positions (batch times time), C channels, B batch, T time, H query heads,
+ *     K key/value heads (H is a multiple of K), D head size.
+ *   - Results do not depend on the number of threads: reductions are split by shape.
+ *   - `out` may not alias an input unless a line says so. */
+#ifndef KERNELS_OPS_H
+#define KERNELS_OPS_H
+
+#include "../lib/dtype.h"
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF } Activation;
+
+/* A matrix the product reads: y = x Wᵀ with W [rows = out channels, cols = in channels]. `scales` is for
+ * quantised types to come and NULL for DT_F32 and DT_BF16. dtype may differ from floatX. */
+typedef struct {
+    const void *data;
+    Dtype dtype;
+    int rows, cols;
+    const float *scales;
+} Weight;
+
+/* The shape of one attention call. rope: fp32 [max T, D], row t holds cos (D/2 values) then sin (D/2 values) for
+ * position t, applied to queries and keys on the way in with the half rotation of Hugging Face's Llama:
+ * (x_i, x_{i+D/2}) -> (x_i cos - x_{i+D/2} sin, x_{i+D/2} cos + x_i sin). NULL: no rotation. */
+typedef struct {
+    int B, T, H, K, D;
+    bool causal;
+    float scale;  // usually 1/sqrt(D)
+    const float *rope;
+} AttentionShape;
+
+/* Which divergence D the soft term uses; p = softmax(t/tau), q = softmax(s/tau). */
+typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD } SoftLoss;
+
+/* Weights of the objective's terms for one call of distill_rows; see loss.cuh for the formulas. The gradient of a
+ * row is scaled by `scale` (normally 1 / positions that count in the whole batch). */
+typedef struct {
+    float w_ce, w_soft, w_hard;
+    float temperature;  // tau > 0
+    SoftLoss soft;
+    float jsd_beta;                      // beta in (0, 1)
+    float sure_confidence, sure_factor;  // distillation is scaled by sure_factor where the teacher's argmax is the
+                                         // label with probability (tau = 1) >= sure_confidence; > 1: never
+    float scale;
+} ObjectiveRow;
+
+/* Per-row results of distill_rows, unweighted. */
+typedef struct {
+    float ce;          // -log softmax(s)[label], over V_s
+    float soft;        // D(p, q), without tau squared
+    float hard;        // -log softmax(s)[argmax t]
+    float entropy;     // of p (teacher at tau), nats
+    float confidence;  // max softmax(t), tau = 1
+    float gate;        // the factor the distillation terms of this row were given (row_gate times sure_factor)
+    int student_top, teacher_top;  // argmax over the row; the smaller id where equal; -1 without a teacher
+} RowStats;
+
+typedef struct Ops {
+    const char *name;
+
+    /* ---- memory ---- */
+    bool host_memory;               // device pointers can be read by the host (the CPU)
+    void *(*alloc)(size_t bytes);   // 64-byte aligned, zeroed; NULL when it does not fit
+    void (*release)(void *p);
+    void (*upload)(void *dst, const void *host_src, size_t bytes);
+    void (*download)(void *host_dst, const void *src, size_t bytes);  // waits for the device
+    void (*copy)(void *dst, const void *src, size_t bytes);           // device to device
+    /* rows times: dst row r at dst + r*dst_stride gets `width` bytes of src + r*src_stride (strides in bytes) */
+    void (*copy_rows)(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width, size_t rows);
+    void (*zero)(void *p, size_t bytes);
+    void (*sync)(void);
+
+    /* ---- inputs ---- */
+    /* out[r, :] = table[ids[r], :]; rows with ids[r] < 0 are left as they are (image positions) */
+    void (*embedding_forward)(floatX *out, const int *ids, const floatX *table, size_t rows, int C);
+    /* dtable[ids[r], :] += dout[r, :]; rows with ids[r] < 0 are skipped */
+    void (*embedding_backward)(float *dtable, const floatX *dout, const int *ids, size_t rows, int C, int vocab);
+    /* pixels u8 [B, S, S, 3] -> out [B * (S/patch)^2, 3*patch*patch], features ordered (channel, y, x) as a
+     * convolution's weights are, normalised to (x/255 - 0.5) / 0.5 */
+    void (*patchify)(floatX *out, const uint8_t *pixels, int B, int S, int patch);
+    /* x[b, t, :] += position[t, :] */
+    void (*position_forward)(floatX *x, const floatX *position, int B, int T, int C);
+    /* dposition[t, :] += sum over b of dout[b, t, :] */
+    void (*position_backward)(float *dposition, const floatX *dout, int B, int T, int C);
+    /* out[r, :] = inp[index[r], :] */
+    void (*gather_rows)(floatX *out, const floatX *inp, const int *index, size_t rows, int C);
+    /* out [total, C] = 0 but out[index[r], :] = inp[r, :]; indices are distinct */
+    void (*scatter_rows)(floatX *out, const floatX *inp, const int *index, size_t rows, size_t total, int C);
+
+    /* ---- norms ---- statistics fp32 [rows], saved for the backward pass (may be NULL: not saved) */
+    /* out = (inp - mean) * rstd * weight + bias; rstd = 1/sqrt(var + eps), var over C without correction */
+    void (*layernorm_forward)(floatX *out, float *mean, float *rstd, const floatX *inp, const floatX *weight,
+                              const floatX *bias, size_t rows, int C, float eps);
+    /* sum = a + b (rounded to floatX, and the norm sees the rounded value), out = layernorm(sum); sum may alias a */
+    void (*residual_layernorm_forward)(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a,
+                                       const floatX *b, const floatX *weight, const floatX *bias, size_t rows, int C,
+                                       float eps);
+    /* dinp += ...; dweight, dbias added (both NULL when frozen) */
+    void (*layernorm_backward)(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
+                               const floatX *weight, const float *mean, const float *rstd, size_t rows, int C);
+    /* out = inp * rstd * weight, rstd = 1/sqrt(mean of squares + eps) */
+    void (*rmsnorm_forward)(floatX *out, float *rstd, const floatX *inp, const floatX *weight, size_t rows, int C,
+                            float eps);
+    void (*residual_rmsnorm_forward)(floatX *sum, floatX *out, float *rstd, const floatX *a, const floatX *b,
+                                     const floatX *weight, size_t rows, int C, float eps);
+    /* dinp += ...; dweight added (NULL when frozen) */
+    void (*rmsnorm_backward)(floatX *dinp, float *dweight, const floatX *dout, const floatX *inp, const floatX *weight,
+                             const float *rstd, size_t rows, int C);
+    /* out = a + b; out may alias either */
+    void (*residual_forward)(floatX *out, const floatX *a, const floatX *b, size_t n);
+
+    /* ---- products ---- I = w.cols, O = w.rows */
+    /* out [rows, O] = act(inp [rows, I] Wᵀ + bias [O]); bias may be NULL. preact [rows, O], if not NULL, keeps the
+     * value before the activation for the backward pass. Few rows (decoding) run at memory bandwidth. */
+    void (*linear_forward)(floatX *out, const floatX *inp, Weight w, const floatX *bias, Activation act,
+                           floatX *preact, size_t rows);
+    /* out fp32 [rows, O] = inp Wᵀ: logits where they are read by people or samplers */
+    void (*linear_logits)(float *out, const floatX *inp, Weight w, size_t rows);
+    /* dinp [rows, I] = dout [rows, O] W, or += when accumulate */
+    void (*linear_backward_input)(floatX *dinp, const floatX *dout, Weight w, size_t rows, bool accumulate);
+    /* dweight [O, I] += doutᵀ inp; dbias [O] += column sums of dout (dbias may be NULL) */
+    void (*linear_backward_weight)(float *dweight, float *dbias, const floatX *dout, const floatX *inp, size_t rows,
+                                   int O, int I);
+
+    /* ---- pointwise ---- */
+    /* dinp = dout * act'(preact); dinp may alias dout */
+    void (*gelu_backward)(floatX *dinp, const floatX *dout, const floatX *preact, size_t n, Activation act);
+    /* out [rows, F] = silu(gate) * up, where gate_up [rows, 2F] holds gate (F values) then up */
+    void (*swiglu_forward)(floatX *out, const floatX *gate_up, size_t rows, int F);
+    /* dgate_up [rows, 2F]; may alias gate_up */
+    void (*swiglu_backward)(floatX *dgate_up, const floatX *dout, const floatX *gate_up, size_t rows, int F);
+
+    /* ---- attention ---- qkv [B, T, (H + 2K) * D]: queries, keys, values of one position side by side */
+    /* out [B, T, H*D]; lse fp32 [B, H, T] = log-sum-exp of the scaled scores (may be NULL) */
+    void (*attention_forward)(floatX *out, float *lse, const floatX *qkv, AttentionShape s);
+    /* dqkv written (with the rotation undone); dout, out [B, T, H*D] */
+    void (*attention_backward)(floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
+                               const floatX *qkv, AttentionShape s);
+    /* keys (rotated) and values of positions start .. start+T-1 of every sequence go to the caches
+     * [B, K, max_T, D]; qkv is [B, T, (H + 2K) * D] */
+    void (*cache_store)(floatX *kcache, floatX *vcache, const floatX *qkv, AttentionShape s, int start, int max_T);
+    /* one new token per sequence (s.T = 1): stores its key and value at positions[b] (int [B]) and attends to
+     * positions 0 .. positions[b]. qkv [B, (H + 2K) * D], out [B, H*D] */
+    void (*attention_decode)(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
+                             AttentionShape s, int max_T);
+
+    /* ---- objective ---- formulas in loss.cuh */
+    /* student [rows, Vs] logits in; with gradient, d(loss)/d(student) * scale out in the same place. teacher
+     * [rows, Vt] or NULL. labels int [rows] in [0, Vs). row_gate fp32 [rows] scales the soft and hard terms of a row
+     * (NULL: 1). One read of each row, one write. */
+    void (*distill_rows)(floatX *student, const floatX *teacher, const int *labels, const float *row_gate,
+                         RowStats *stats, ObjectiveRow o, size_t rows, int Vs, int Vt, bool gradient);
+    /* cosine[b] (fp32 [B]) = <a_b, t_b> / (|a_b| |t_b|), a and t [B, n]; with da not NULL,
+     * da [B, n] = -scale * d cosine[b] / d a_b (the gradient of scale * (1 - cosine)) */
+    void (*cosine)(float *cosine, floatX *da, const floatX *a, const floatX *t, int B, size_t n, float scale);
+
+    /* ---- optimizer ---- */
+    /* out[0] = sum of squares of x (fp32 out, accumulated wider); added to out[0] when accumulate */
+    void (*squared_norm)(float *out, const float *x, size_t n, bool accumulate);
+    /* AdamW (Loshchilov & Hutter 2019), decoupled decay. Gradients are first multiplied by
+     * min(1, max_norm / sqrt(norm_squared[0])) (max_norm <= 0: not clipped). step counts from 1. master fp32 [n] is
+     * updated and param (floatX [n]) gets its rounded copy. */
+    void (*adamw)(floatX *param, float *master, float *m, float *v, const float *grad, size_t n, float lr, float beta1,
+                  float beta2, float eps, float decay, const float *norm_squared, float max_norm, int step);
+    void (*cast_to_x)(floatX *out, const float *inp, size_t n);
+    void (*cast_from_x)(float *out, const floatX *inp, size_t n);
+} Ops;
+
+extern const Ops cpu_ops;
+#ifdef WITH_CUDA
+extern const Ops cuda_ops;
+#endif
+
+/* The device of a --device option: "auto" or "cpu". NULL when this build does not have it. */
+static inline const Ops *ops_for_device(const char *name) {
+    return !strcmp(name, "auto") || !strcmp(name, "cpu") ? &cpu_ops : NULL;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

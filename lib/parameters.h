@@ -1,0 +1,193 @@
+/* The named parameters of a model and what training keeps beside them: gradients, fp32 masters, AdamW's moments.
+ *
+ * A model declares its parameters once (name, shape, part, initial spread); after that they are either mapped from
+ * a file and used in place, copied from a file, or drawn at random. */
+#ifndef LIB_PARAMETERS_H
+#define LIB_PARAMETERS_H
+
+#include "arena.h"
+#include "error.h"
+#include "random.h"
+#include "safetensors.h"
+
+/* Parts of a model that can be trained or frozen apart (a bit mask). */
+enum { PART_VISION = 1, PART_CONNECTOR = 2, PART_LM = 4, PART_ALL = 7 };
+
+typedef struct {
+    char name[96];
+    int ndim;
+    int rows, cols;  // shape [rows, cols], or [rows] with cols = 1 when ndim is 1
+    size_t n;
+    int part;
+    bool decay;      // AdamW's weight decay applies: matrices, not norms, biases or positions
+    float spread;    // standard deviation at random initialisation; 0: zeros, 1 with ndim 1: ones
+    floatX *value;   // [n]
+    float *gradient; // [n]; NULL when the part is frozen
+    float *master;   // [n] fp32 copy that AdamW updates; NULL when frozen
+    float *m, *v;    // [n] AdamW's moments; NULL when frozen
+} Param;
+
+typedef struct {
+    Param *list;
+    int count, capacity;
+    Arena values, gradients, state;
+} Params;
+
+static inline void params_reserve(Params *p, int capacity) {
+    memset(p, 0, sizeof *p);
+    p->list = (Param *)xcalloc((size_t)capacity, sizeof(Param));
+    p->capacity = capacity;
+}
+
+/* Declares a parameter; `layer` < 0 leaves the number out of the name. Pointers stay valid: the list never moves. */
+static inline Param *param_add(Params *p, int part, const char *prefix, int layer, const char *name, int rows, int cols,
+                               float spread) {
+    if (p->count == p->capacity) die("internal error: more parameters declared than reserved (%d)", p->capacity);
+    Param *x = &p->list[p->count++];
+    if (layer < 0)
+        snprintf(x->name, sizeof x->name, "%s%s", prefix, name);
+    else
+        snprintf(x->name, sizeof x->name, "%s%d.%s", prefix, layer, name);
+    x->ndim = cols > 0 ? 2 : 1;
+    x->rows = rows;
+    x->cols = cols > 0 ? cols : 1;
+    x->n = (size_t)rows * (size_t)x->cols;
+    x->part = part;
+    x->decay = x->ndim == 2;
+    x->spread = spread;
+    return x;
+}
+
+static inline Weight param_weight(const Param *p) {
+    Weight w;
+    w.data = p->value;
+    w.dtype = DT_FLOATX;
+    w.rows = p->rows;
+    w.cols = p->cols;
+    w.scales = NULL;
+    return w;
+}
+
+static inline size_t params_total(const Params *p, int parts) {
+    size_t n = 0;
+    for (int i = 0; i < p->count; i++)
+        if (p->list[i].part & parts) n += p->list[i].n;
+    return n;
+}
+
+static inline void params_plan_values(Params *p) {
+    for (int i = 0; i < p->count; i++) p->list[i].value = arena_x(&p->values, p->list[i].n);
+}
+
+static inline void params_allocate_values(Params *p, const Ops *op) {
+    params_plan_values(p);
+    arena_allocate(&p->values, op, "parameters");
+    params_plan_values(p);
+}
+
+static inline void params_plan_training(Params *p, int parts) {
+    for (int i = 0; i < p->count; i++) {
+        Param *x = &p->list[i];
+        if (!(x->part & parts)) continue;
+        x->gradient = arena_f32(&p->gradients, x->n);
+        x->master = arena_f32(&p->state, x->n);
+        x->m = arena_f32(&p->state, x->n);
+        x->v = arena_f32(&p->state, x->n);
+    }
+}
+
+/* Gradients, masters (taken from the values) and zero moments for the parts that are trained. */
+static inline void params_allocate_training(Params *p, const Ops *op, int parts) {
+    params_plan_training(p, parts);
+    arena_allocate(&p->gradients, op, "gradients");
+    arena_allocate(&p->state, op, "optimizer state");
+    params_plan_training(p, parts);
+    for (int i = 0; i < p->count; i++)
+        if (p->list[i].master) op->cast_from_x(p->list[i].master, p->list[i].value, p->list[i].n);
+}
+
+/* Draws every parameter of the given parts. One random stream per parameter, so that changing one shape leaves the
+ * others as they were. */
+static inline void params_randomise(Params *p, const Ops *op, int parts, uint64_t seed) {
+    for (int i = 0; i < p->count; i++) {
+        Param *x = &p->list[i];
+        if (!(x->part & parts)) continue;
+        Random rng;
+        random_seed(&rng, seed * 1000003u + (uint64_t)i);
+        floatX *host = (floatX *)xmalloc(x->n * sizeof(floatX));
+        bool ones = x->ndim == 1 && x->spread == 1.0f;
+        for (size_t j = 0; j < x->n; j++)
+            host[j] = to_x(ones ? 1.0f : x->spread == 0 ? 0.0f : x->spread * random_normal(&rng));
+        op->upload(x->value, host, x->n * sizeof(floatX));
+        free(host);
+    }
+}
+
+/* The stored tensor for a parameter, its shape and type checked; NULL with *err filled when it does not fit. */
+static inline const SafeTensor *param_find(const Param *x, const SafeTensors *st, Error *err) {
+    const SafeTensor *t = safetensors_find(st, x->name);
+    if (!t) {
+        error_set(err, "%s: tensor %s is missing; the file is not a complete tikz.c model", st->file.path, x->name);
+        return NULL;
+    }
+    bool shape_ok = t->ndim == x->ndim && t->shape[0] == x->rows && (x->ndim == 1 || t->shape[1] == x->cols);
+    if (!shape_ok) {
+        error_set(err, "%s: tensor %s has shape [%lld, %lld] but the file's own config says [%d, %d]", st->file.path,
+                  x->name, t->ndim > 0 ? (long long)t->shape[0] : 0, t->ndim > 1 ? (long long)t->shape[1] : 1, x->rows,
+                  x->cols);
+        return NULL;
+    }
+    if (t->dtype != DT_BF16 && t->dtype != DT_F32 && t->dtype != DT_F16) {
+        error_set(err, "%s: tensor %s is of type %s; weights must be BF16, F16 or F32", st->file.path, x->name,
+                  dtype_name(t->dtype));
+        return NULL;
+    }
+    return t;
+}
+
+static inline void param_copy_from(const Param *x, const SafeTensor *t, const Ops *op) {
+    if (t->dtype == DT_FLOATX) {
+        op->upload(x->value, t->data, t->bytes);
+        return;
+    }
+    floatX *host = (floatX *)xmalloc(x->n * sizeof(floatX));
+    for (size_t i = 0; i < x->n; i++) {
+        float f = 0;
+        if (t->dtype == DT_F32) f = ((const float *)t->data)[i];
+        if (t->dtype == DT_BF16) f = bf16_to_f32(((const bf16 *)t->data)[i]);
+        if (t->dtype == DT_F16) f = f16_to_f32(((const uint16_t *)t->data)[i]);
+        host[i] = to_x(f);
+    }
+    op->upload(x->value, host, x->n * sizeof(floatX));
+    free(host);
+}
+
+/* Takes the values from a file. In place (no copy, no memory: the pages load when first read) when `map` is set,
+ * the device shares the host's memory and every tensor is stored as floatX; the file must then stay open. */
+static inline int params_load(Params *p, const SafeTensors *st, const Ops *op, bool map, Error *err) {
+    bool in_place = map && op->host_memory;
+    for (int i = 0; i < p->count; i++) {
+        const SafeTensor *t = param_find(&p->list[i], st, err);
+        if (!t) return -1;
+        if (t->dtype != DT_FLOATX) in_place = false;
+    }
+    if (!in_place) params_allocate_values(p, op);
+    for (int i = 0; i < p->count; i++) {
+        const SafeTensor *t = safetensors_find(st, p->list[i].name);
+        if (in_place)
+            p->list[i].value = (floatX *)(uintptr_t)t->data;
+        else
+            param_copy_from(&p->list[i], t, op);
+    }
+    return 0;
+}
+
+static inline void params_release(Params *p, const Ops *op) {
+    arena_release(&p->values, op);
+    arena_release(&p->gradients, op);
+    arena_release(&p->state, op);
+    free(p->list);
+    memset(p, 0, sizeof *p);
+}
+
+#endif
