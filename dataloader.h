@@ -1,0 +1,613 @@
+/* The dataset file, and the loader that turns it into batches.
+ *
+ * File (little-endian): a header of 64 bytes
+ *     char magic[8] = "TIKZBIN1"; u32 version = 1; u32 header_bytes = 64; u64 count; u64 fingerprint (of the
+ * tokenizer); u64 index_offset; u64 source_offset; u64 source_bytes; u64 file_bytes an index of count entries of 32
+ * bytes u64 offset; u32 image_bytes; u32 token_count; u32 crc32 (of the record); u32 zero; u64 zero and records: the
+ * bytes of a PNG or JPEG file, zeros up to a multiple of 4, then token_count u32 ids: the text and the end token, no
+ * image tokens. The source is UTF-8 text that says where the data came from.
+ *
+ * Batches are a pure function of (seed, batch number): training resumes by starting at a number. One thread decodes
+ * pictures and fills a ring of batches ahead of the caller. */
+#ifndef DATALOADER_H
+#define DATALOADER_H
+
+#include "lib/error.h"
+
+#include "lib/crc32.h"
+#include "lib/file.h"
+#include "lib/json.h"
+#include "lib/picture.h"
+#include "lib/random.h"
+
+#include <glob.h>
+#include <pthread.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "dataset files and safetensors are read in place: a little-endian machine is needed"
+#endif
+
+/* ---- the dataset ---- */
+
+enum { DATASET_HEADER = 64, DATASET_ENTRY = 32 };
+
+typedef struct {
+    MappedFile file;
+    uint64_t first, count;  // its samples are first .. first + count - 1 of the dataset
+    const uint8_t *index;
+    const char *source;  // not NUL-terminated
+    size_t source_bytes;
+} DatasetShard;
+
+typedef struct Dataset {
+    DatasetShard *shards;
+    int shard_count;
+    uint64_t count, fingerprint;
+    uint32_t longest;  // most tokens of a sample
+} Dataset;
+
+/* One sample, pointing into the mapped file. */
+typedef struct {
+    const uint8_t *image;
+    const uint32_t *tokens;
+    uint32_t image_bytes, token_count, crc;
+    const uint8_t *record;
+    size_t record_bytes;
+    const char *path;  // of its file
+    uint64_t number;   // of the record in its file, from 0
+} Sample;
+
+static inline uint64_t dataset_u64(const uint8_t *p) {
+    uint64_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline uint32_t dataset_u32(const uint8_t *p) {
+    uint32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+static inline size_t dataset_padded(uint32_t image_bytes) { return ((size_t)image_bytes + 3) & ~(size_t)3; }
+
+static inline void dataset_close(Dataset *d) {
+    for (int i = 0; i < d->shard_count; i++) file_unmap(&d->shards[i].file);
+    free(d->shards);
+    memset(d, 0, sizeof *d);
+}
+
+static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, Error *err) {
+    const uint8_t *h = s->file.data;
+    const size_t size = s->file.size;
+    const char *path = s->file.path;
+    if (size < DATASET_HEADER || memcmp(h, "TIKZBIN1", 8) != 0)
+        return error_set(err, "cannot read %s: it is not a dataset of tikz.c (it does not begin with TIKZBIN1)",
+                         path);
+    if (dataset_u32(h + 8) != 1 || dataset_u32(h + 12) != DATASET_HEADER)
+        return error_set(
+            err,
+            "cannot read %s: dataset version %u with a header of %u bytes; version 1 with 64 is supported, "
+            "convert the data again",
+            path, dataset_u32(h + 8), dataset_u32(h + 12));
+    if (dataset_u64(h + 56) != size)
+        return error_set(
+            err, "cannot read %s: its header says %llu bytes, the file has %zu; it is cut off or was added to", path,
+            (unsigned long long)dataset_u64(h + 56), size);
+    uint64_t index = dataset_u64(h + 32), source = dataset_u64(h + 40), source_bytes = dataset_u64(h + 48);
+    s->count = dataset_u64(h + 16);
+    *fingerprint = dataset_u64(h + 24);
+    if (s->count == 0 || s->count > UINT32_MAX)
+        return error_set(err, "cannot read %s: it holds %llu samples", path, (unsigned long long)s->count);
+    if (index < DATASET_HEADER || index % 8 != 0 || index > size || s->count > (size - index) / DATASET_ENTRY)
+        return error_set(err, "cannot read %s: the index of %llu samples at byte %llu does not fit into the file",
+                         path, (unsigned long long)s->count, (unsigned long long)index);
+    if (source > size || source_bytes > size - source)
+        return error_set(err, "cannot read %s: the source text at byte %llu does not fit into the file", path,
+                         (unsigned long long)source);
+    for (uint64_t at = 0; at < source_bytes;) {
+        int length = utf8_sequence(h + source + at, (size_t)(source_bytes - at));
+        if (length == 0) return error_set(err, "cannot read %s: the source text is not valid UTF-8", path);
+        at += (uint64_t)length;
+    }
+    s->index = h + index;
+    s->source = (const char *)h + source;
+    s->source_bytes = (size_t)source_bytes;
+    return 0;
+}
+
+static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Error *err) {
+    const uint8_t *e = s->index + number * DATASET_ENTRY;
+    uint64_t offset = dataset_u64(e);
+    uint32_t image_bytes = dataset_u32(e + 8), tokens = dataset_u32(e + 12);
+    const char *path = s->file.path;
+    unsigned long long n = (unsigned long long)number;
+    if (image_bytes == 0 || tokens == 0 || tokens > INT32_MAX)
+        return error_set(err, "cannot read %s: record %llu has %u bytes of picture and %u tokens; both must be there",
+                         path, n, image_bytes, tokens);
+    if (dataset_u32(e + 20) != 0 || dataset_u64(e + 24) != 0)
+        return error_set(err, "cannot read %s: the unused part of index entry %llu is not zero; the file is damaged",
+                         path, n);
+    uint64_t bytes = dataset_padded(image_bytes) + 4 * (uint64_t)tokens;
+    if (offset < DATASET_HEADER || offset % 4 != 0 || offset > s->file.size || bytes > s->file.size - offset)
+        return error_set(
+            err, "cannot read %s: record %llu (%llu bytes at byte %llu) does not fit into the file of %zu bytes",
+            path, n, (unsigned long long)bytes, (unsigned long long)offset, s->file.size);
+    return 0;
+}
+
+static inline int dataset_add(Dataset *d, const char *path, Error *err) {
+    DatasetShard *s = &d->shards[d->shard_count];
+    uint64_t fingerprint = 0;
+    if (file_map(&s->file, path, err) != 0) return -1;
+    d->shard_count++;
+    if (dataset_check_header(s, &fingerprint, err) != 0) return -1;
+    if (d->shard_count == 1) d->fingerprint = fingerprint;
+    if (fingerprint != d->fingerprint)
+        return error_set(err, "%s and %s were made with different tokenizers; convert them with the same one",
+                         d->shards[0].file.path, path);
+    for (uint64_t i = 0; i < s->count; i++) {
+        if (dataset_check_entry(s, i, err) != 0) return -1;
+        uint32_t tokens = dataset_u32(s->index + i * DATASET_ENTRY + 12);
+        if (tokens > d->longest) d->longest = tokens;
+    }
+    s->first = d->count;
+    d->count += s->count;
+    if (d->count > UINT32_MAX) return error_set(err, "cannot read %s: more than 4294967295 samples in all", path);
+    return 0;
+}
+
+/* Opens one file, or all files that a pattern such as train-*.bin matches, in the order of their names. */
+static inline int dataset_open(Dataset *d, const char *glob_pattern, Error *err) {
+    memset(d, 0, sizeof *d);
+    glob_t found;
+    memset(&found, 0, sizeof found);
+    if (file_exists(glob_pattern) || glob(glob_pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0) {
+        globfree(&found);
+        d->shards = (DatasetShard *)xcalloc(1, sizeof *d->shards);
+        int status = dataset_add(d, glob_pattern, err);  // a name that matches nothing is reported as a missing file
+        if (status != 0) dataset_close(d);
+        return status;
+    }
+    d->shards = (DatasetShard *)xcalloc(found.gl_pathc, sizeof *d->shards);
+    int status = 0;
+    for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], err);
+    globfree(&found);
+    if (status != 0) dataset_close(d);
+    return status;
+}
+
+/* Sample i of the dataset, i < d->count. Only the index has been checked: see dataset_check_sample. */
+static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
+    int low = 0, high = d->shard_count - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (d->shards[middle].first <= i)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const DatasetShard *shard = &d->shards[low];
+    Sample s;
+    s.number = i - shard->first;
+    s.path = shard->file.path;
+    const uint8_t *e = shard->index + s.number * DATASET_ENTRY;
+    s.record = shard->file.data + dataset_u64(e);
+    s.image_bytes = dataset_u32(e + 8);
+    s.token_count = dataset_u32(e + 12);
+    s.crc = dataset_u32(e + 16);
+    s.image = s.record;
+    s.tokens = (const uint32_t *)(const void *)(s.record + dataset_padded(s.image_bytes));
+    s.record_bytes = dataset_padded(s.image_bytes) + 4 * (size_t)s.token_count;
+    return s;
+}
+
+/* Reads the whole record: its checksum, and that every id is below vocab (0: below 2^31). */
+static inline int dataset_check_sample(const Sample *s, int vocab, Error *err) {
+    const unsigned long long number = s->number;
+    uint32_t crc = crc32_bytes(0, s->record, s->record_bytes);
+    if (crc != s->crc)
+        return error_set(
+            err, "cannot read %s: record %llu is damaged (CRC-32 %08x, the index says %08x); copy the file again",
+            s->path, number, crc, s->crc);
+    const uint32_t limit = vocab > 0 ? (uint32_t)vocab : 0x80000000u;
+    for (uint32_t i = 0; i < s->token_count; i++)
+        if (s->tokens[i] >= limit)
+            return error_set(
+                err,
+                "cannot use %s: record %llu has token %u at position %u, the model's vocabulary ends at %u; "
+                "the data were made with another tokenizer",
+                s->path, number, s->tokens[i], i, limit - 1);
+    return 0;
+}
+
+/* Checks every record of the dataset. */
+static inline int dataset_check_tokens(const Dataset *d, int vocab, Error *err) {
+    for (uint64_t i = 0; i < d->count; i++) {
+        Sample s = dataset_sample(d, i);
+        if (dataset_check_sample(&s, vocab, err) != 0) return -1;
+    }
+    return 0;
+}
+
+/* ---- the loader ---- */
+
+enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches ahead; batches whose samples are sorted by length together
+
+typedef struct {
+    int batch;
+    int sizes[2];  // sides of the pictures wanted: the student's and, where it differs, the teacher's
+    int size_count;
+    int max_tokens;  // longer samples are left out; 0: no limit
+    uint64_t seed;
+    bool shuffle;        // endless epochs in random order; otherwise one pass in the order of the file
+    bool drop_last;      // leaves out the last, smaller batch of an epoch
+    size_t cache_bytes;  // memory for prepared pictures
+    bool augment;
+    uint64_t first_batch;  // where to begin
+    int vocab;             // ids must be below it; 0: not checked
+} LoaderConfig;
+
+typedef struct {
+    int B, T;            // T: tokens of the longest sample, rounded up to a multiple of 8, at most max_tokens
+    int *ids;            // [B, T], padded with -1
+    uint8_t *pixels[2];  // [B, S, S, 3] for each size
+    uint32_t *samples;   // [B] indices into the dataset
+    int tokens;          // ids that are not padding
+    uint64_t number, epoch;
+    bool first_of_epoch;
+} Batch;
+
+typedef struct Loader {
+    const Dataset *data;
+    LoaderConfig config;
+    uint32_t *kept;  // samples that are not too long
+    size_t kept_count;
+    uint64_t skipped, batches_per_epoch;
+
+    /* The plan of one epoch; only the thread uses these. */
+    uint64_t planned_epoch;
+    uint32_t *order;  // samples
+    size_t *starts;   // batch b is order[starts[b] .. starts[b] + lengths[b])
+    int *lengths;
+    uint8_t **cache;  // per sample: its prepared pictures, one size after another
+    size_t cached_bytes;
+    uint8_t *checked;  // per sample: the record was read without error
+    uint8_t *scratch;  // for augmentation
+
+    pthread_t thread;
+    bool running;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    Batch ring[LOADER_RING];
+    uint64_t written, read;  // batches put into the ring and given to the caller since the start of the thread
+    bool held;               // the caller still uses batch read - 1
+    bool stop, ended, failed;
+    Error error;
+} Loader;
+
+static inline size_t loader_pixels(const Loader *l, int i) {
+    return (size_t)l->config.sizes[i] * (size_t)l->config.sizes[i] * 3;
+}
+
+/* A sort key: length first, then the place in the shuffled order, so that equal lengths keep a defined order. */
+typedef struct {
+    uint32_t length, place, sample;
+} LoaderKey;
+
+static inline int loader_compare(const void *a, const void *b) {
+    const LoaderKey *x = (const LoaderKey *)a, *y = (const LoaderKey *)b;
+    if (x->length != y->length) return x->length < y->length ? -1 : 1;
+    return x->place < y->place ? -1 : x->place > y->place;
+}
+
+/* Sorts the samples order[begin .. begin + n) by length and deals out the batches of this window in random order. */
+static inline void loader_plan_window(Loader *l, Random *random, size_t begin, size_t n, uint64_t first_batch) {
+    LoaderKey *keys = (LoaderKey *)xmalloc(n * sizeof *keys);
+    for (size_t i = 0; i < n; i++) {
+        keys[i].sample = l->order[begin + i];
+        keys[i].place = (uint32_t)i;
+        keys[i].length = dataset_sample(l->data, keys[i].sample).token_count;
+    }
+    qsort(keys, n, sizeof *keys, loader_compare);
+    for (size_t i = 0; i < n; i++) l->order[begin + i] = keys[i].sample;
+    free(keys);
+    const size_t batch = (size_t)l->config.batch, batches = (n + batch - 1) / batch;
+    uint32_t deal[LOADER_WINDOW];
+    for (size_t b = 0; b < batches; b++) deal[b] = (uint32_t)b;
+    random_shuffle(random, deal, batches);
+    for (size_t b = 0; b < batches; b++) {
+        size_t from = deal[b] * batch;
+        l->starts[first_batch + b] = begin + from;
+        l->lengths[first_batch + b] = (int)(n - from < batch ? n - from : batch);
+    }
+}
+
+/* Decides which samples make which batch of an epoch. Samples of like length meet in a batch (little padding), yet
+ * the order is random: all samples are shuffled, windows of 32 batches sorted by length, their batches shuffled
+ * again. */
+static inline void loader_plan(Loader *l, uint64_t epoch) {
+    const size_t batch = (size_t)l->config.batch, n = l->kept_count, window = batch * LOADER_WINDOW;
+    Random random;
+    random_seed3(&random, l->config.seed, epoch, 0x6f72646572u);
+    memcpy(l->order, l->kept, n * sizeof *l->order);
+    if (l->config.shuffle) random_shuffle(&random, l->order, n);
+    const size_t used = l->config.drop_last ? n - n % batch : n;
+    for (size_t begin = 0; begin < used; begin += window) {
+        size_t size = used - begin < window ? used - begin : window;
+        if (l->config.shuffle) loader_plan_window(l, &random, begin, size, begin / batch);
+        for (size_t at = 0; !l->config.shuffle && at < size; at += batch) {
+            l->starts[(begin + at) / batch] = begin + at;
+            l->lengths[(begin + at) / batch] = (int)(size - at < batch ? size - at : batch);
+        }
+    }
+    l->planned_epoch = epoch;
+}
+
+/* ---- augmentation ---- */
+
+typedef struct {
+    float contrast, brightness, noise;
+    bool blur;
+} Augmentation;
+
+/* [1 2 1] / 4 in both directions, in place; the border repeats. */
+static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
+    const int stride = size * 3;
+    memcpy(copy, p, (size_t)size * (size_t)stride);
+    for (int y = 0; y < size; y++) {
+        const uint8_t *row = copy + (size_t)y * (size_t)stride;
+        const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size ? row + stride : row;
+        for (int i = 0; i < stride; i++) {
+            int left = i >= 3 ? i - 3 : i, right = i + 3 < stride ? i + 3 : i;
+            int sum = above[left] + 2 * above[i] + above[right] + 2 * row[left] + 4 * row[i] + 2 * row[right] +
+                      below[left] + 2 * below[i] + below[right];
+            p[(size_t)y * (size_t)stride + (size_t)i] = (uint8_t)((sum + 8) >> 4);
+        }
+    }
+}
+
+/* Small changes under which the same code stays the right answer: contrast and brightness by at most 10 % and 5 %, in
+ * one picture of three a slight blur, and noise of up to 6 levels. The noise is a sum of four uniform bytes, close to
+ * normal and far cheaper (standard deviation of the sum: 147.8). */
+static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentation a, Random *random) {
+    const size_t n = (size_t)size * (size_t)size * 3;
+    if (a.blur) loader_blur(p, copy, size);
+    for (size_t i = 0; i < n;) {
+        uint64_t bits = random_u64(random);
+        for (int half = 0; half < 2 && i < n; half++, i++, bits >>= 32) {
+            int sum = (int)(bits & 255) + (int)(bits >> 8 & 255) + (int)(bits >> 16 & 255) + (int)(bits >> 24 & 255);
+            float x =
+                ((float)p[i] - 127.5f) * a.contrast + 127.5f + a.brightness + a.noise * (float)(sum - 510) / 147.8f;
+            p[i] = (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x + 0.5f);
+        }
+    }
+}
+
+/* The same change for the student's and the teacher's picture; it depends on (seed, epoch, sample) only. */
+static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
+    Random random;
+    random_seed3(&random, l->config.seed, b->epoch, (uint64_t)b->samples[at] | (uint64_t)1 << 40);
+    Augmentation a;
+    a.contrast = 0.9f + 0.2f * (float)random_uniform(&random);
+    a.brightness = 255 * (0.1f * (float)random_uniform(&random) - 0.05f);
+    a.noise = 6 * (float)random_uniform(&random);
+    a.blur = random_below(&random, 3) == 0;
+    for (int i = 0; i < l->config.size_count; i++)
+        loader_augment(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->scratch, l->config.sizes[i], a, &random);
+}
+
+/* ---- making batches (in the thread) ---- */
+
+/* The pictures of sample b->samples[at], from the cache or decoded; the first time also checks the record. */
+static inline int loader_picture(Loader *l, Batch *b, int at, const Sample *s, Error *err) {
+    const uint32_t sample = b->samples[at];
+    size_t bytes = 0, offset = 0;
+    for (int i = 0; i < l->config.size_count; i++) bytes += loader_pixels(l, i);
+    if (!l->checked[sample] && dataset_check_sample(s, l->config.vocab, err) != 0) return -1;
+    l->checked[sample] = 1;
+    if (!l->cache[sample]) {
+        Picture picture;
+        char *name = format_string("of record %llu in %s", (unsigned long long)s->number, s->path);
+        int status = picture_decode(&picture, s->image, s->image_bytes, name, err);
+        free(name);
+        if (status != 0) return -1;
+        bool keep = bytes <= l->config.cache_bytes - l->cached_bytes;
+        if (keep) {
+            l->cache[sample] = (uint8_t *)xmalloc(bytes);
+            l->cached_bytes += bytes;
+        }
+        for (int i = 0; i < l->config.size_count; i++) {
+            uint8_t *to = b->pixels[i] + (size_t)at * loader_pixels(l, i);
+            picture_prepare(to, &picture, l->config.sizes[i]);
+            if (keep) memcpy(l->cache[sample] + offset, to, loader_pixels(l, i));
+            offset += loader_pixels(l, i);
+        }
+        picture_free(&picture);
+    } else {
+        for (int i = 0; i < l->config.size_count; i++) {
+            memcpy(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->cache[sample] + offset, loader_pixels(l, i));
+            offset += loader_pixels(l, i);
+        }
+    }
+    if (l->config.augment) loader_augment_sample(l, b, at);
+    return 0;
+}
+
+static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) {
+    const uint64_t epoch = number / l->batches_per_epoch, within = number % l->batches_per_epoch;
+    if (epoch != l->planned_epoch) loader_plan(l, epoch);
+    b->number = number;
+    b->epoch = epoch;
+    b->first_of_epoch = within == 0;
+    b->B = l->lengths[within];
+    b->tokens = 0;
+    uint32_t longest = 0;
+    for (int i = 0; i < b->B; i++) {
+        b->samples[i] = l->order[l->starts[within] + (size_t)i];
+        uint32_t n = dataset_sample(l->data, b->samples[i]).token_count;
+        b->tokens += (int)n;
+        if (n > longest) longest = n;
+    }
+    b->T = (int)((longest + 7) / 8 * 8);
+    if (b->T > l->config.max_tokens) b->T = l->config.max_tokens;
+    for (int i = 0; i < b->B; i++) {
+        Sample s = dataset_sample(l->data, b->samples[i]);
+        if (loader_picture(l, b, i, &s, err) != 0) return -1;
+        int *ids = b->ids + (size_t)i * (size_t)b->T;
+        for (int t = 0; t < b->T; t++) ids[t] = t < (int)s.token_count ? (int)s.tokens[t] : -1;
+    }
+    return 0;
+}
+
+static inline void *loader_thread(void *argument) {
+    Loader *l = (Loader *)argument;
+    pthread_mutex_lock(&l->mutex);
+    for (uint64_t number = l->config.first_batch;; number++) {
+        while (!l->stop && l->written - l->read + (l->held ? 1 : 0) >= LOADER_RING)
+            pthread_cond_wait(&l->changed, &l->mutex);
+        if (l->stop) break;
+        if (!l->config.shuffle && number >= l->batches_per_epoch) {
+            l->ended = true;
+            break;
+        }
+        Batch *b = &l->ring[l->written % LOADER_RING];
+        Error err;
+        pthread_mutex_unlock(&l->mutex);
+        int status = loader_make(l, b, number, &err);
+        pthread_mutex_lock(&l->mutex);
+        if (status != 0) {
+            l->error = err;
+            l->failed = true;
+            break;
+        }
+        l->written++;
+        pthread_cond_broadcast(&l->changed);
+    }
+    pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->mutex);
+    return NULL;
+}
+
+/* ---- the interface ---- */
+
+static inline void loader_halt(Loader *l) {
+    if (!l->running) return;
+    pthread_mutex_lock(&l->mutex);
+    l->stop = true;
+    pthread_cond_broadcast(&l->changed);
+    pthread_mutex_unlock(&l->mutex);
+    pthread_join(l->thread, NULL);
+    l->running = false;
+}
+
+/* Goes to a batch, counted from the beginning of training: seek(k) gives what k calls of loader_next would have left.
+ * With shuffle off, seek(0) starts the next pass. */
+static inline int loader_seek(Loader *l, uint64_t batch_number, Error *err) {
+    loader_halt(l);
+    l->config.first_batch = batch_number;
+    l->written = l->read = 0;
+    l->held = l->stop = l->ended = l->failed = false;
+    int status = pthread_create(&l->thread, NULL, loader_thread, l);
+    if (status != 0) return error_set(err, "cannot start the thread that loads data: %s", strerror(status));
+    l->running = true;
+    return 0;
+}
+
+/* Stops the thread and frees everything. */
+static inline void loader_stop(Loader *l) {
+    if (!l->data) return;
+    loader_halt(l);
+    for (int i = 0; i < LOADER_RING; i++) {
+        free(l->ring[i].ids);
+        free(l->ring[i].samples);
+        for (int k = 0; k < 2; k++) free(l->ring[i].pixels[k]);
+    }
+    for (uint64_t i = 0; l->cache && i < l->data->count; i++) free(l->cache[i]);
+    free(l->cache);
+    free(l->checked);
+    free(l->scratch);
+    free(l->kept);
+    free(l->order);
+    free(l->starts);
+    free(l->lengths);
+    pthread_mutex_destroy(&l->mutex);
+    pthread_cond_destroy(&l->changed);
+    memset(l, 0, sizeof *l);
+}
+
+static inline void loader_allocate(Loader *l) {
+    const LoaderConfig *c = &l->config;
+    const size_t batch = (size_t)c->batch;
+    size_t largest = 0;
+    for (int i = 0; i < LOADER_RING; i++) {
+        l->ring[i].ids = (int *)xcalloc(batch * (size_t)c->max_tokens, sizeof(int));
+        l->ring[i].samples = (uint32_t *)xcalloc(batch, sizeof(uint32_t));
+        for (int k = 0; k < c->size_count; k++) l->ring[i].pixels[k] = (uint8_t *)xcalloc(batch, loader_pixels(l, k));
+    }
+    for (int k = 0; k < c->size_count; k++)
+        if (loader_pixels(l, k) > largest) largest = loader_pixels(l, k);
+    l->scratch = (uint8_t *)xmalloc(largest);
+    l->cache = (uint8_t **)xcalloc((size_t)l->data->count, sizeof *l->cache);
+    l->checked = (uint8_t *)xcalloc((size_t)l->data->count, 1);
+    l->order = (uint32_t *)xcalloc(l->kept_count, sizeof *l->order);
+    l->starts = (size_t *)xcalloc((size_t)l->batches_per_epoch, sizeof *l->starts);
+    l->lengths = (int *)xcalloc((size_t)l->batches_per_epoch, sizeof *l->lengths);
+}
+
+/* Starts loading. l->skipped tells how many samples are left out because they have more than max_tokens tokens. */
+static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config, Error *err) {
+    memset(l, 0, sizeof *l);
+    if (config.batch < 1 || config.batch > 1 << 20)
+        return error_set(err, "the batch size is %d, 1 to 1048576 was expected", config.batch);
+    if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 picture sizes were expected");
+    for (int i = 0; i < config.size_count; i++)
+        if (config.sizes[i] < 1 || config.sizes[i] > 4096)
+            return error_set(err, "the picture size is %d, 1 to 4096 was expected", config.sizes[i]);
+    if (config.max_tokens <= 0 || config.max_tokens > (int64_t)d->longest)
+        config.max_tokens = (int)((d->longest + 7) / 8 * 8);
+    l->config = config;
+    l->kept = (uint32_t *)xcalloc((size_t)d->count, sizeof *l->kept);
+    for (uint64_t i = 0; i < d->count; i++)
+        if (dataset_sample(d, i).token_count <= (uint32_t)config.max_tokens) l->kept[l->kept_count++] = (uint32_t)i;
+    l->skipped = d->count - l->kept_count;
+    const uint64_t batch = (uint64_t)config.batch;
+    l->batches_per_epoch = config.drop_last ? l->kept_count / batch : (l->kept_count + batch - 1) / batch;
+    if (l->batches_per_epoch == 0) {
+        size_t kept = l->kept_count;
+        free(l->kept);
+        return error_set(err,
+                         "%s: of %llu samples %zu have at most %d tokens, not enough for one batch of %d; raise the "
+                         "number of tokens or use a smaller batch",
+                         d->shards[0].file.path, (unsigned long long)d->count, kept, config.max_tokens, config.batch);
+    }
+    l->data = d;
+    l->planned_epoch = UINT64_MAX;
+    pthread_mutex_init(&l->mutex, NULL);
+    pthread_cond_init(&l->changed, NULL);
+    loader_allocate(l);
+    int status = loader_seek(l, config.first_batch, err);
+    if (status != 0) loader_stop(l);
+    return status;
+}
+
+/* The next batch, valid until the next call. NULL: with a text in err, an error (a damaged record or picture); with
+ * an empty text, the end of the pass (only without shuffle). */
+static inline const Batch *loader_next(Loader *l, Error *err) {
+    const Batch *b = NULL;
+    err->text[0] = '\0';
+    pthread_mutex_lock(&l->mutex);
+    l->held = false;
+    pthread_cond_broadcast(&l->changed);
+    while (l->read == l->written && !l->ended && !l->failed) pthread_cond_wait(&l->changed, &l->mutex);
+    if (l->read < l->written) {
+        b = &l->ring[l->read++ % LOADER_RING];
+        l->held = true;
+    } else if (l->failed) {
+        *err = l->error;
+    }
+    pthread_mutex_unlock(&l->mutex);
+    return b;
+}
+
+#endif

@@ -1,0 +1,535 @@
+/* Command-line options. One table serves parsing, --help, the config file and what a checkpoint records.
+ *
+ *     static int64_t steps = 1000;
+ *     static const Option table[] = {{"steps", 's', OPT_INT, &steps, "N", "optimizer steps", 1, 1e9}};
+ *     options_parse(table, 1, argc, argv, "[options]", NULL);
+ *
+ * GNU style: --name value, --name=value, --flag, --no-flag, -s value, -svalue; `--` ends the options. --help and
+ * --config FILE are built in. A mistake ends the program with status 2. An entry whose name is NULL is a heading in
+ * --help, its text is `help`. */
+#ifndef LIB_OPTIONS_H
+#define LIB_OPTIONS_H
+
+#include "error.h"
+
+#include <math.h>
+
+typedef enum { OPT_FLAG, OPT_INT, OPT_FLOAT, OPT_STRING, OPT_LIST } OptionType;
+
+typedef struct {
+    const char **items;
+    int count;
+} StringList;
+
+typedef struct {
+    const char *name;  // without the dashes
+    char short_name;   // 0: none
+    OptionType type;
+    void *value;           // bool, int64_t, double, const char * or StringList; what it holds is the default
+    const char *argument;  // what --help calls the value: "FILE", "N"
+    const char *help;
+    double min, max;  // inclusive bounds of a number; both 0: none
+} Option;
+
+/* What the parser allocated, kept to the end of the program because option values point to it. */
+static struct {
+    char **strings;
+    int string_count;
+    const Option *given[256];
+    int given_count;
+} options_state;
+
+/* Whether the user set an option, on the command line or in a config file. Asked by table entry or value pointer. */
+static inline bool options_given(const void *entry_or_value) {
+    for (int i = 0; i < options_state.given_count; i++)
+        if (options_state.given[i] == entry_or_value || options_state.given[i]->value == entry_or_value) return true;
+    return false;
+}
+
+static inline const char *options_keep(char *s) {
+    options_state.strings =
+        (char **)xrealloc(options_state.strings, (size_t)(options_state.string_count + 1) * sizeof(char *));
+    options_state.strings[options_state.string_count++] = s;
+    return s;
+}
+
+static inline void string_list_add(StringList *list, const char *item) {
+    list->items = (const char **)xrealloc((void *)list->items, (size_t)(list->count + 1) * sizeof *list->items);
+    list->items[list->count++] = item;
+}
+
+__attribute__((format(printf, 1, 2), noreturn)) static inline void options_die(const char *format, ...) {
+    va_list args;
+    fflush(stdout);
+    fprintf(stderr, "%s: error: ", program_name_text);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fprintf(stderr, " (try --help)\n");
+    exit(2);
+}
+
+/* ---- values ---- */
+
+/* A number's bounds as a sentence's end. */
+static inline const char *options_range(const Option *o, char *out, size_t size) {
+    bool below = o->min > -1e300, above = o->max < 1e300;
+    if (below && above)
+        snprintf(out, size, "from %.10g to %.10g", o->min, o->max);
+    else if (below)
+        snprintf(out, size, "of %.10g or more", o->min);
+    else
+        snprintf(out, size, "of %.10g or less", o->max);
+    return out;
+}
+
+/* `what` names the option in messages: "--steps", or "FILE, line 3: steps". */
+static inline int options_number(const Option *o, const char *text, const char *what, Error *err) {
+    char *end, range[80];
+    errno = 0;
+    double x;
+    long long whole = 0;
+    if (o->type == OPT_INT) {
+        whole = strtoll(text, &end, 10);
+        x = (double)whole;
+    } else {
+        x = strtod(text, &end);
+    }
+    bool overflow = errno == ERANGE && (o->type == OPT_INT || fabs(x) > 1);
+    if (end == text || *end != '\0' || !isfinite(x))
+        return error_set(err, "%s needs %s, not '%s'", what, o->type == OPT_INT ? "a whole number" : "a number",
+                         text);
+    if (overflow) return error_set(err, "%s: %s is too large", what, text);
+    if ((o->min != 0 || o->max != 0) && (x < o->min || x > o->max))
+        return error_set(err, "%s must be a number %s, not %s", what, options_range(o, range, sizeof range), text);
+    if (o->type == OPT_INT)
+        *(int64_t *)o->value = whole;
+    else
+        *(double *)o->value = x;
+    return 0;
+}
+
+static inline int options_boolean(bool *value, const char *text, const char *what, Error *err) {
+    static const char *const yes[] = {"true", "yes", "on", "1"}, *const no[] = {"false", "no", "off", "0"};
+    for (int i = 0; i < 4; i++) {
+        if (strcmp(text, yes[i]) && strcmp(text, no[i])) continue;
+        *value = !strcmp(text, yes[i]);
+        return 0;
+    }
+    return error_set(err, "%s needs true or false, not '%s'", what, text);
+}
+
+/* Sets a value; `fresh`: the first time in this source (command line or config file), so a list starts anew. */
+static inline int options_set(const Option *o, const char *text, const char *what, bool fresh, Error *err) {
+    int status = 0;
+    if (o->type == OPT_FLAG)
+        status = options_boolean((bool *)o->value, text, what, err);
+    else if (o->type == OPT_INT || o->type == OPT_FLOAT)
+        status = options_number(o, text, what, err);
+    else if (o->type == OPT_STRING)
+        *(const char **)o->value = options_keep(xstrdup(text));
+    if (o->type == OPT_LIST) {
+        StringList *list = (StringList *)o->value;
+        if (fresh) {  // the default, or what the config file said, is replaced; it may be a constant, so no free
+            if (options_given(o)) options_keep((char *)(void *)list->items);
+            list->items = NULL;
+            list->count = 0;
+        }
+        string_list_add(list, options_keep(xstrdup(text)));
+    }
+    if (status == 0 && !options_given(o)) {
+        if (options_state.given_count == 256) return error_set(err, "more than 256 different options");
+        options_state.given[options_state.given_count++] = o;
+    }
+    return status;
+}
+
+/* ---- finding ---- */
+
+static inline const Option *options_find(const Option *table, int n, const char *name, size_t length) {
+    for (int i = 0; i < n; i++)
+        if (table[i].name && strlen(table[i].name) == length && !strncmp(table[i].name, name, length))
+            return &table[i];
+    return NULL;
+}
+
+static inline const Option *options_find_short(const Option *table, int n, char c) {
+    for (int i = 0; i < n; i++)
+        if (table[i].name && c && table[i].short_name == c) return &table[i];
+    return NULL;
+}
+
+/* Levenshtein's distance between two names, both cut to 63 characters. */
+static inline int options_distance(const char *a, size_t na, const char *b, size_t nb) {
+    int row[64];
+    if (na > 63) na = 63;
+    if (nb > 63) nb = 63;
+    for (size_t j = 0; j <= nb; j++) row[j] = (int)j;
+    for (size_t i = 1; i <= na; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i;
+        for (size_t j = 1; j <= nb; j++) {
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[nb];
+}
+
+/* "; did you mean --NAME?" when a name is close enough, else "". */
+static inline const char *options_suggestion(const Option *table, int n, const char *name, size_t length, char *out,
+                                             size_t size) {
+    const char *nearest = NULL;
+    int best = length < 4 ? 1 : length < 8 ? 2 : 3;
+    for (int i = 0; i < n; i++) {
+        if (!table[i].name) continue;
+        size_t full = strlen(table[i].name);
+        int distance = options_distance(name, length, table[i].name, full);
+        if (length >= 3 && length < full && !strncmp(name, table[i].name, length)) distance = 1;
+        if (distance > best || (nearest && distance == best)) continue;
+        nearest = table[i].name;
+        best = distance;
+    }
+    snprintf(out, size, "%s%s%s", nearest ? "; did you mean --" : "", nearest ? nearest : "", nearest ? "?" : "");
+    return out;
+}
+
+/* ---- config files ---- */
+
+static inline char *options_trim(char *s) {
+    while (*s == ' ' || *s == '\t' || *s == '\r') s++;
+    size_t n = strlen(s);
+    while (n && (s[n - 1] == ' ' || s[n - 1] == '\t' || s[n - 1] == '\r')) s[--n] = '\0';
+    return s;
+}
+
+/* Takes the value out of the text after '=': a double-quoted string with \" \\ \n, or the text up to a comment. In
+ * place; NULL when a quote does not end or text follows it. */
+static inline char *options_config_value(char *s) {
+    s = options_trim(s);
+    if (*s != '"') {
+        for (char *p = s; *p; p++)
+            if (*p == '#' && (p == s || p[-1] == ' ' || p[-1] == '\t')) {
+                *p = '\0';
+                break;
+            }
+        return options_trim(s);
+    }
+    char *out = ++s, *value = s;
+    for (; *s && *s != '"'; s++) {
+        if (*s == '\\' && s[1])
+            *out++ = *++s == 'n' ? '\n' : *s;
+        else
+            *out++ = *s;
+    }
+    if (*s != '"') return NULL;
+    char *rest = options_trim(s + 1);
+    *out = '\0';
+    return *rest == '\0' || *rest == '#' ? value : NULL;
+}
+
+/* One line; `seen` has a mark per option that this file has set. */
+static inline int options_config_line(const Option *table, int n, char *line, const char *where, bool *seen,
+                                      Error *err) {
+    char suggestion[100], *key = options_trim(line);
+    if (!*key || *key == '#') return 0;
+    char *equals = strchr(key, '=');
+    if (!equals) return error_set(err, "%s: 'key = value' was expected, not '%.100s'", where, key);
+    *equals = '\0';
+    key = options_trim(key);
+    char *value = options_config_value(equals + 1);
+    if (!value) return error_set(err, "%s: the quoted value of %.100s does not end with its line", where, key);
+    const Option *o = options_find(table, n, key, strlen(key));
+    if (!o)
+        return error_set(err, "%s: there is no option '%.100s'%s", where, key,
+                         options_suggestion(table, n, key, strlen(key), suggestion, sizeof suggestion));
+    char *what = format_string("%s: %s", where, key);
+    int status = options_set(o, value, what, !seen[o - table], err);
+    seen[o - table] = true;
+    free(what);
+    return status;
+}
+
+/* Reads a file of `key = value` lines. */
+static inline int options_config(const Option *table, int n, const char *path, Error *err) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return error_set(err, "cannot read the config file %s: %s", path, strerror(errno));
+    bool *seen = (bool *)xcalloc((size_t)n, sizeof *seen);
+    char *line = NULL;
+    size_t capacity = 0;
+    ssize_t length;
+    int status = 0;
+    errno = 0;
+    for (int number = 1; status == 0 && (length = getline(&line, &capacity, f)) >= 0; number++) {
+        char *where = format_string("%s, line %d", path, number);
+        if (strlen(line) != (size_t)length) {
+            status = error_set(err, "%s: there is a NUL character; a text file was expected", where);
+        } else {
+            if (length && line[length - 1] == '\n') line[length - 1] = '\0';
+            status = options_config_line(table, n, line, where, seen, err);
+        }
+        free(where);
+        errno = 0;
+    }
+    if (status == 0 && ferror(f))
+        status = error_set(err, "cannot read the config file %s: %s", path, strerror(errno ? errno : EIO));
+    free(line);
+    free(seen);
+    fclose(f);
+    return status;
+}
+
+/* ---- writing ---- */
+
+static inline void options_write_string(const char *s, FILE *f) {
+    bool plain = *s && *s != '"' && *s != ' ' && *s != '\t' && s[strlen(s) - 1] != ' ' && !strpbrk(s, "#\n\r\t");
+    if (plain) {
+        fputs(s, f);
+        return;
+    }
+    fputc('"', f);
+    for (; *s; s++) {
+        if (*s == '"' || *s == '\\') fputc('\\', f);
+        if (*s == '\n')
+            fputs("\\n", f);
+        else
+            fputc(*s, f);
+    }
+    fputc('"', f);
+}
+
+/* The shortest decimal that reads back as the same double. */
+static inline const char *options_double(double x, char *out, size_t size) {
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(out, size, "%.*g", digits, x);
+        if (strtod(out, NULL) == x) break;
+    }
+    return out;
+}
+
+/* Writes all values in the syntax of a config file; a string that is not set becomes a comment. */
+static inline void options_write(const Option *table, int n, FILE *f) {
+    char number[40];
+    for (int i = 0; i < n; i++) {
+        const Option *o = &table[i];
+        if (!o->name) continue;
+        if (o->type == OPT_LIST) {
+            const StringList *list = (const StringList *)o->value;
+            for (int k = 0; k < list->count; k++) {
+                fprintf(f, "%s = ", o->name);
+                options_write_string(list->items[k], f);
+                fputc('\n', f);
+            }
+            if (list->count == 0) fprintf(f, "# %s =\n", o->name);
+            continue;
+        }
+        const char *s = o->type == OPT_STRING ? *(const char **)o->value : "";
+        fprintf(f, "%s%s =%s", s ? "" : "# ", o->name, s ? " " : "");
+        if (o->type == OPT_FLAG) fputs(*(bool *)o->value ? "true" : "false", f);
+        if (o->type == OPT_INT) fprintf(f, "%lld", (long long)*(int64_t *)o->value);
+        if (o->type == OPT_FLOAT) fputs(options_double(*(double *)o->value, number, sizeof number), f);
+        if (o->type == OPT_STRING && s) options_write_string(s, f);
+        fputc('\n', f);
+    }
+}
+
+/* ---- help ---- */
+
+/* Prints words from column `at`, wrapped at column 100 and indented by `indent`. */
+static inline void options_wrap(const char *text, int at, int indent) {
+    while (*text) {
+        int length = (int)strcspn(text, " ");
+        if (at > indent && at + 1 + length > 100) {
+            printf("\n%*s", indent, "");
+            at = indent;
+        } else if (at > indent) {
+            putchar(' ');
+            at++;
+        }
+        printf("%.*s", length, text);
+        at += length;
+        text += length;
+        while (*text == ' ') text++;
+    }
+    putchar('\n');
+}
+
+static inline void options_help_line(const char *left, const char *text) {
+    const int column = 30;
+    int at = printf("  %s", left);
+    if (at > column - 2) {
+        putchar('\n');
+        at = 0;
+    }
+    printf("%*s", column - at, "");
+    options_wrap(text, column, column);
+}
+
+static inline void options_help_entry(const Option *o, const char *left) {
+    char value[300] = "", number[40];
+    if (o->value && o->type == OPT_FLAG && *(bool *)o->value)
+        snprintf(value, sizeof value, " (default: on; --no-%s turns it off)", o->name);
+    if (o->value && o->type == OPT_INT)
+        snprintf(value, sizeof value, " (default: %lld)", (long long)*(int64_t *)o->value);
+    if (o->value && o->type == OPT_FLOAT)
+        snprintf(value, sizeof value, " (default: %s)", options_double(*(double *)o->value, number, sizeof number));
+    if (o->value && o->type == OPT_STRING && *(const char **)o->value && **(const char **)o->value)
+        snprintf(value, sizeof value, " (default: %.250s)", *(const char **)o->value);
+    if (o->type == OPT_LIST) {
+        const StringList *list = (const StringList *)o->value;
+        size_t at = (size_t)snprintf(value, sizeof value, " (may be given again%s", list->count ? "; default:" : "");
+        for (int i = 0; i < list->count && at < sizeof value; i++)
+            at += (size_t)snprintf(value + at, sizeof value - at, " %s", list->items[i]);
+        if (at < sizeof value) snprintf(value + at, sizeof value - at, ")");
+    }
+    char *text = format_string("%s%s", o->help ? o->help : "", value);
+    options_help_line(left, text);
+    free(text);
+}
+
+static inline void options_help(const Option *table, int n, const char *usage_line) {
+    printf("usage: %s %s\n", program_name_text, usage_line ? usage_line : "[options]");
+    if (n == 0 || table[0].name) printf("\noptions:\n");
+    for (int i = 0; i < n; i++) {
+        const Option *o = &table[i];
+        if (!o->name) {
+            printf("\n%s:\n", o->help);
+            continue;
+        }
+        char left[160], letter[8] = "    ";
+        if (o->short_name) snprintf(letter, sizeof letter, "-%c, ", o->short_name);
+        const char *argument = o->type == OPT_FLAG ? NULL : o->argument ? o->argument : "VALUE";
+        snprintf(left, sizeof left, "%s--%s%s%s", letter, o->name, argument ? " " : "", argument ? argument : "");
+        options_help_entry(o, left);
+    }
+    printf("\n");
+    options_help_line("    --config FILE", "read options from FILE, `key = value` lines; the command line wins");
+    options_help_line("-h, --help", "print this and exit");
+}
+
+/* ---- the command line ---- */
+
+typedef struct {
+    const Option *table;
+    int n, argc, at;
+    char **argv;
+    const char *usage_line;
+    StringList *positional;
+    bool apply;  // the first walk only obeys --help and --config, the second sets values: the command line wins
+    bool *seen;
+} OptionsWalk;
+
+static inline bool options_is_known(const OptionsWalk *w, const char *argument) {
+    if (strncmp(argument, "--", 2) != 0) return false;
+    const char *name = argument + 2;
+    size_t length = strcspn(name, "=");
+    return options_find(w->table, w->n, name, length) || !strcmp(name, "config") || !strcmp(name, "help");
+}
+
+/* The argument after the option at `at`. */
+static inline const char *options_next(OptionsWalk *w, const char *what) {
+    const char *value = w->at + 1 < w->argc ? w->argv[w->at + 1] : NULL;
+    if (!value) options_die("%s needs a value", what);
+    if (options_is_known(w, value))
+        options_die("%s needs a value, but %s follows; write %s=%s if that is the value", what, value, what, value);
+    w->at++;
+    return value;
+}
+
+static inline void options_apply(OptionsWalk *w, const Option *o, const char *value, const char *what) {
+    Error err;
+    if (!w->apply) return;
+    if (options_set(o, value, what, !w->seen[o - w->table], &err) != 0) options_die("%s", err.text);
+    w->seen[o - w->table] = true;
+}
+
+static inline void options_long(OptionsWalk *w, const char *argument) {
+    char what[80], suggestion[100];
+    Error err;
+    const char *name = argument + 2;
+    size_t length = strcspn(name, "=");
+    const char *value = name[length] == '=' ? name + length + 1 : NULL;
+    snprintf(what, sizeof what, "--%.*s", length < 70 ? (int)length : 70, name);
+    const Option *o = options_find(w->table, w->n, name, length);
+    if (!o && !strcmp(name, "help")) {
+        options_help(w->table, w->n, w->usage_line);
+        exit(0);
+    }
+    if (!o && !strcmp(what, "--config")) {
+        if (!value) value = options_next(w, what);
+        if (!w->apply && options_config(w->table, w->n, value, &err) != 0) options_die("%s", err.text);
+        return;
+    }
+    if (!o && length > 3 && !strncmp(name, "no-", 3)) {
+        o = options_find(w->table, w->n, name + 3, length - 3);
+        if (o && o->type != OPT_FLAG) options_die("%s: --%s is not a flag and has no negation", what, o->name);
+        if (o && value) options_die("%s takes no value", what);
+        if (o) {
+            options_apply(w, o, "false", what);
+            return;
+        }
+    }
+    if (!o)
+        options_die("there is no option %s%s", what,
+                    options_suggestion(w->table, w->n, name, length, suggestion, sizeof suggestion));
+    if (!value) value = o->type == OPT_FLAG ? "true" : options_next(w, what);
+    options_apply(w, o, value, what);
+}
+
+/* -x value, -xvalue, or several flags in one: -vx value. */
+static inline void options_short(OptionsWalk *w, const char *argument) {
+    for (const char *p = argument + 1; *p; p++) {
+        char what[4] = {'-', *p, '\0', '\0'};
+        const Option *o = options_find_short(w->table, w->n, *p);
+        if (!o && *p == 'h' && !p[1] && p == argument + 1) {
+            options_help(w->table, w->n, w->usage_line);
+            exit(0);
+        }
+        if (!o) options_die("there is no option %s", what);
+        if (o->type != OPT_FLAG) {
+            options_apply(w, o, p[1] ? p + 1 : options_next(w, what), what);
+            return;
+        }
+        options_apply(w, o, "true", what);
+    }
+}
+
+/* Parses argv into the values of the table. Arguments that are not options go to `positional`; NULL: there may be
+ * none. Ends the program with status 2 on a mistake, and with 0 after --help. Returns 0. */
+static inline int options_parse(const Option *table, int n, int argc, char **argv, const char *usage_line,
+                                StringList *positional) {
+    if (argc > 0) program_name_set(argv[0]);
+    OptionsWalk w;
+    memset(&w, 0, sizeof w);
+    w.table = table;
+    w.n = n;
+    w.argc = argc;
+    w.argv = argv;
+    w.usage_line = usage_line;
+    w.positional = positional;
+    for (int pass = 0; pass < 2; pass++) {
+        bool options_end = false;
+        w.apply = pass == 1;
+        w.seen = (bool *)xcalloc((size_t)n, sizeof *w.seen);
+        for (w.at = 1; w.at < argc; w.at++) {
+            const char *argument = argv[w.at];
+            if (options_end || argument[0] != '-' || argument[1] == '\0') {
+                if (!positional) options_die("there is an argument too many: '%s'", argument);
+                if (w.apply) string_list_add(positional, argument);
+            } else if (!strcmp(argument, "--")) {
+                options_end = true;
+            } else if (argument[1] == '-') {
+                options_long(&w, argument);
+            } else {
+                options_short(&w, argument);
+            }
+        }
+        free(w.seen);
+    }
+    return 0;
+}
+
+#endif

@@ -1,0 +1,381 @@
+/* Pictures: PNG and JPEG in, the S x S RGB bytes a vision encoder looks at out.
+ *
+ * picture_decode: alpha over white, EXIF orientation applied. picture_prepare: trim the white border, pad to a square
+ * with white, resize with Pillow's bicubic. The pixels equal those of Pillow (Image.alpha_composite, ImageChops
+ * .difference + crop, ImageOps.pad, Image.resize); for JPEG, to what two decoders differ. */
+#ifndef LIB_PICTURE_H
+#define LIB_PICTURE_H
+
+#include "error.h"
+
+#include "crc32.h"
+#include "file.h"
+
+#include <math.h>
+
+#define STB_IMAGE_IMPLEMENTATION
+#define STB_IMAGE_STATIC
+#define STBI_ONLY_PNG
+#define STBI_ONLY_JPEG
+#define STBI_NO_STDIO
+#define STBI_NO_LINEAR
+#define STBI_NO_GIF
+#define stbi_set_unpremultiply_on_load_thread stbi__unpremultiply_on_load_thread  // version 2.27 defines it so
+#define STBI_ASSERT(x) ((void)sizeof(x))
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wunused-but-set-variable"
+#pragma GCC diagnostic ignored "-Wsign-compare"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#include <stb/stb_image.h>
+#pragma GCC diagnostic pop
+
+/* Limits that keep a small file from asking for all memory: decoding 100 million pixels takes about 1 GB. */
+enum { PICTURE_MAX_SIDE = 20000, PICTURE_MAX_PIXELS = 100000000 };
+
+typedef struct {
+    int width, height;
+    uint8_t *rgb;  // [height, width, 3]
+} Picture;
+
+static inline void picture_free(Picture *p) {
+    free(p->rgb);
+    memset(p, 0, sizeof *p);
+}
+
+/* ---- decoding ---- */
+
+static inline uint32_t picture_u32(const uint8_t *p) {  // big-endian
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* The decoder does not look at the checksums of a PNG; a flipped bit would silently give another picture. */
+static inline int picture_check_png(const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    for (size_t at = 8; at + 12 <= n;) {
+        size_t length = picture_u32(bytes + at);
+        if (length > n - at - 12) break;
+        if (crc32_bytes(0, bytes + at + 4, length + 4) != picture_u32(bytes + at + 8 + length))
+            return error_set(err, "cannot read the picture %s: the PNG chunk at byte %zu is damaged (wrong CRC)",
+                             name, at);
+        if (!memcmp(bytes + at + 4, "IEND", 4)) return 0;
+        at += 12 + length;
+    }
+    return error_set(err, "cannot read the picture %s: the PNG data end before its last chunk; the file is cut off",
+                     name);
+}
+
+/* A JPEG ends with the marker ff d9; without it the decoder would fill the missing part with grey. */
+static inline int picture_check_jpeg(const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    for (size_t i = n - 1; i >= 2; i--)
+        if (bytes[i] == 0xd9 && bytes[i - 1] == 0xff) return 0;
+    return error_set(err, "cannot read the picture %s: the JPEG data have no end marker; the file is cut off", name);
+}
+
+static inline uint32_t picture_tiff(const uint8_t *p, int size, bool big) {
+    uint32_t value = 0;
+    for (int i = 0; i < size; i++) value |= (uint32_t)p[i] << (8 * (big ? size - 1 - i : i));
+    return value;
+}
+
+/* The tag Orientation (274) in the first directory of a TIFF block; 1 when absent or damaged. */
+static inline int picture_tiff_orientation(const uint8_t *t, size_t n) {
+    if (n < 14 || (memcmp(t, "II*\0", 4) && memcmp(t, "MM\0*", 4))) return 1;
+    bool big = t[0] == 'M';
+    size_t at = picture_tiff(t + 4, 4, big);
+    if (at > n - 2) return 1;
+    uint32_t entries = picture_tiff(t + at, 2, big);
+    for (at += 2; entries > 0 && at + 12 <= n; entries--, at += 12) {
+        if (picture_tiff(t + at, 2, big) != 274) continue;
+        uint32_t value = picture_tiff(t + at + 8, 2, big);
+        bool is_short = picture_tiff(t + at + 2, 2, big) == 3;
+        return is_short && value >= 1 && value <= 8 ? (int)value : 1;
+    }
+    return 1;
+}
+
+/* How a camera says the picture must be turned (EXIF 2.32, 4.6.4): 1 is upright. */
+static inline int picture_orientation(const uint8_t *bytes, size_t n) {
+    for (size_t at = 2; at + 4 <= n && bytes[at] == 0xff && bytes[at + 1] != 0xda;) {
+        size_t length = (size_t)bytes[at + 2] << 8 | bytes[at + 3];
+        if (length < 2 || length > n - at - 2) break;
+        if (bytes[at + 1] == 0xe1 && length >= 8 && !memcmp(bytes + at + 4, "Exif\0\0", 6))
+            return picture_tiff_orientation(bytes + at + 10, length - 8);
+        at += 2 + length;
+    }
+    return 1;
+}
+
+static inline void picture_turn(Picture *p, int orientation) {
+    if (orientation <= 1 || orientation > 8) return;
+    bool swap = orientation >= 5;
+    bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    int width = swap ? p->height : p->width, height = swap ? p->width : p->height;
+    uint8_t *out = (uint8_t *)xmalloc((size_t)width * (size_t)height * 3);
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++) {
+            int from_x = swap ? y : x, from_y = swap ? x : y;
+            if (flip_x) from_x = p->width - 1 - from_x;
+            if (flip_y) from_y = p->height - 1 - from_y;
+            memcpy(out + ((size_t)y * (size_t)width + (size_t)x) * 3,
+                   p->rgb + ((size_t)from_y * (size_t)p->width + (size_t)from_x) * 3, 3);
+        }
+    free(p->rgb);
+    p->rgb = out;
+    p->width = width;
+    p->height = height;
+}
+
+/* RGBA to RGB over white, in place, with the integer arithmetic of Pillow's alpha_composite for an opaque ground:
+ * seven more bits while blending, and a division by 255 made of shifts. */
+static inline void picture_over_white(uint8_t *p, size_t pixels) {
+    for (size_t i = 0; i < pixels; i++) {
+        uint32_t alpha = p[4 * i + 3];
+        for (int c = 0; c < 3; c++) {
+            uint32_t t = (p[4 * i + (size_t)c] * alpha + 255 * (255 - alpha) + 128) << 7;
+            p[3 * i + (size_t)c] = (uint8_t)((((t >> 8) + t) >> 8) >> 7);
+        }
+    }
+}
+
+/* Decodes the n bytes of a PNG or JPEG file; `name` says in messages which picture it is. */
+static inline int picture_decode(Picture *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    memset(p, 0, sizeof *p);
+    bool png = n >= 8 && !memcmp(bytes, "\x89PNG\r\n\x1a\n", 8);
+    bool jpeg = n >= 4 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
+    if (!png && !jpeg) return error_set(err, "cannot read the picture %s: it is neither PNG nor JPEG", name);
+    int width = 0, height = 0, channels;
+    bool header = n <= INT32_MAX;
+    if (header && png) {  // read here: the decoder has a limit of its own and calls what is above it an unknown type
+        header = n >= 33 && !memcmp(bytes + 12, "IHDR", 4) && bytes[16] < 128 && bytes[20] < 128;
+        width = header ? (int)picture_u32(bytes + 16) : 0;
+        height = header ? (int)picture_u32(bytes + 20) : 0;
+    } else if (header) {
+        header = stbi_info_from_memory(bytes, (int)n, &width, &height, &channels) != 0;
+    }
+    if (!header || width < 1 || height < 1)
+        return error_set(err, "cannot read the picture %s: its %s header is damaged", name, png ? "PNG" : "JPEG");
+    if (width > PICTURE_MAX_SIDE || height > PICTURE_MAX_SIDE || (int64_t)width * height > PICTURE_MAX_PIXELS)
+        return error_set(err,
+                         "cannot read the picture %s: it has %d x %d pixels; at most %d a side and %d million in all "
+                         "are supported; make it smaller",
+                         name, width, height, PICTURE_MAX_SIDE, PICTURE_MAX_PIXELS / 1000000);
+    if ((png ? picture_check_png : picture_check_jpeg)(bytes, n, name, err) != 0) return -1;
+    uint8_t *pixels = stbi_load_from_memory(bytes, (int)n, &width, &height, &channels, png ? 4 : 3);
+    if (!pixels)
+        return error_set(err, "cannot read the picture %s: its %s data are damaged (%s)", name, png ? "PNG" : "JPEG",
+                         stbi_failure_reason());
+    if (png) picture_over_white(pixels, (size_t)width * (size_t)height);
+    p->width = width;
+    p->height = height;
+    p->rgb = pixels;
+    if (jpeg) picture_turn(p, picture_orientation(bytes, n));
+    return 0;
+}
+
+static inline int picture_load(Picture *p, const char *path, Error *err) {
+    MappedFile f;
+    memset(p, 0, sizeof *p);
+    if (file_map(&f, path, err) != 0) return -1;
+    int status = picture_decode(p, f.data, f.size, path, err);
+    file_unmap(&f);
+    return status;
+}
+
+/* ---- preparing ---- */
+
+typedef struct {
+    int x, y, width, height;
+} PictureBox;
+
+static inline bool picture_row_white(const uint8_t *row, size_t bytes) {
+    size_t i = 0;
+    for (; i + 64 <= bytes; i += 64) {  // blocks of fixed size become vector code
+        uint8_t all = 0xff;
+        for (int k = 0; k < 64; k++) all &= row[i + (size_t)k];
+        if (all != 0xff) return false;
+    }
+    for (; i < bytes; i++)
+        if (row[i] != 0xff) return false;
+    return true;
+}
+
+/* The smallest box with every pixel that is not exactly white; the whole picture when all are white. */
+static inline PictureBox picture_trim(const Picture *p) {
+    const size_t stride = (size_t)p->width * 3;
+    PictureBox whole = {0, 0, p->width, p->height}, box;
+    int top = 0, bottom = p->height;
+    while (top < bottom && picture_row_white(p->rgb + (size_t)top * stride, stride)) top++;
+    if (top == bottom) return whole;
+    while (picture_row_white(p->rgb + (size_t)(bottom - 1) * stride, stride)) bottom--;
+    size_t left = stride, right = 0;  // in bytes; each row only looks beyond what the rows before it found
+    for (int y = top; y < bottom; y++) {
+        const uint8_t *row = p->rgb + (size_t)y * stride;
+        for (size_t i = 0; i < left; i++)
+            if (row[i] != 0xff) left = i;
+        for (size_t i = stride; i > right; i--)
+            if (row[i - 1] != 0xff) right = i;
+    }
+    box.x = (int)(left / 3);
+    box.y = top;
+    box.width = (int)((right + 2) / 3) - box.x;
+    box.height = bottom - top;
+    return box;
+}
+
+/* A product that the compiler may not fuse with an addition: Pillow's coefficients are rounded after each step. */
+static inline double picture_product(double a, double b) {
+    volatile double product = a * b;
+    return product;
+}
+
+/* Keys' cubic convolution kernel with a = -0.5 ("Cubic Convolution Interpolation for Digital Image Processing", 1981)
+ */
+static inline double picture_bicubic(double x) {
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1) return picture_product(picture_product(picture_product(a + 2, x) - (a + 3), x), x) + 1;
+    if (x < 2) return picture_product(picture_product(picture_product(x - 5, x) + 8, x) - 4, a);
+    return 0;
+}
+
+enum { PICTURE_BITS = 32 - 8 - 2 };  // of the fixed-point weights: a sum of 8-bit values stays below 2^31
+
+/* For every output position: the first input position, how many, and their weights ([out][width]). */
+typedef struct {
+    int *first, *count, width;
+    int32_t *weight;
+} PictureTaps;
+
+static inline void picture_taps_free(PictureTaps *t) {
+    free(t->first);
+    free(t->count);
+    free(t->weight);
+}
+
+/* Weights of `in` samples for `out` samples, antialiased: when reducing, the kernel is as much wider. */
+static inline PictureTaps picture_taps(int in, int out) {
+    const double scale = (double)in / out, stretch = scale < 1 ? 1 : scale, support = 2 * stretch;
+    const double shrink = 1.0 / stretch;
+    PictureTaps t;
+    t.width = (int)ceil(support) * 2 + 1;
+    t.first = (int *)xcalloc((size_t)out, sizeof *t.first);
+    t.count = (int *)xcalloc((size_t)out, sizeof *t.count);
+    t.weight = (int32_t *)xcalloc((size_t)out * (size_t)t.width, sizeof *t.weight);
+    double *w = (double *)xcalloc((size_t)t.width, sizeof *w);
+    for (int o = 0; o < out; o++) {
+        double centre = picture_product(o + 0.5, scale), sum = 0;
+        int first = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
+        if (first < 0) first = 0;
+        if (end > in) end = in;
+        for (int i = 0; i < end - first; i++) {
+            w[i] = picture_bicubic(picture_product(i + first - centre + 0.5, shrink));
+            sum += w[i];
+        }
+        t.first[o] = first;
+        t.count[o] = end - first;
+        for (int i = 0; i < end - first; i++) {
+            double fixed = (sum != 0 ? w[i] / sum : w[i]) * (1 << PICTURE_BITS);
+            t.weight[(size_t)o * (size_t)t.width + (size_t)i] = (int32_t)(fixed < 0 ? fixed - 0.5 : fixed + 0.5);
+        }
+    }
+    free(w);
+    return t;
+}
+
+/* The part of the taps of output o that lies on samples begin..end-1; all others are white padding, whose share goes
+ * into the start value of the sum, so the padded picture never exists in memory. */
+typedef struct {
+    int first, count;  // first: counted from `begin`
+    const int32_t *weight;
+    int32_t start;
+} PictureSum;
+
+static inline PictureSum picture_sum(const PictureTaps *t, int o, int begin, int end) {
+    const int32_t *weight = t->weight + (size_t)o * (size_t)t->width;
+    PictureSum s = {0, 0, weight, 1 << (PICTURE_BITS - 1)};
+    int last = -1;
+    for (int i = 0; i < t->count[o]; i++) {
+        int at = t->first[o] + i;
+        if (at < begin || at >= end) {
+            s.start += 255 * weight[i];
+            continue;
+        }
+        if (last < 0) {
+            s.first = at - begin;
+            s.weight = weight + i;
+        }
+        last = at - begin;
+    }
+    if (last >= 0) s.count = last - s.first + 1;
+    return s;
+}
+
+enum { PICTURE_LANES = 96 };  // values summed side by side: 32 pixels
+
+/* out[k] = clip(start + sum over i of weight[i] * in[i * stride + k]), k < PICTURE_LANES. */
+static inline void picture_weigh(uint8_t *__restrict__ out, const uint8_t *__restrict__ in, size_t stride,
+                                 PictureSum s) {
+    int32_t sum[PICTURE_LANES];
+    for (int k = 0; k < PICTURE_LANES; k++) sum[k] = s.start;
+    in += (size_t)s.first * stride;
+    for (int i = 0; i < s.count; i++, in += stride) {
+        const int32_t w = s.weight[i];
+        for (int k = 0; k < PICTURE_LANES; k++) sum[k] += w * in[k];
+    }
+    for (int k = 0; k < PICTURE_LANES; k++) {
+        int32_t x = sum[k] >> PICTURE_BITS;
+        out[k] = (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x);
+    }
+}
+
+/* Horizontal pass: rows of the box -> out [box.height, size, 3]. 32 rows at a time are turned so that the same column
+ * of all of them lies side by side: then one weight serves 96 values in a row of memory. */
+static inline void picture_pass_x(uint8_t *out, const Picture *p, PictureBox box, const PictureTaps *t, int left,
+                                  int size) {
+    const int rows = PICTURE_LANES / 3;
+    uint8_t *turned = (uint8_t *)xcalloc((size_t)box.width, PICTURE_LANES), column[PICTURE_LANES];
+    for (int y0 = 0; y0 < box.height; y0 += rows) {
+        int n = box.height - y0 < rows ? box.height - y0 : rows;
+        for (int y = 0; y < n; y++) {
+            const uint8_t *from = p->rgb + ((size_t)(box.y + y0 + y) * (size_t)p->width + (size_t)box.x) * 3;
+            uint8_t *to = turned + 3 * y;
+            for (int x = 0; x < box.width; x++, from += 3, to += PICTURE_LANES) {
+                to[0] = from[0];
+                to[1] = from[1];
+                to[2] = from[2];
+            }
+        }
+        for (int o = 0; o < size; o++) {
+            picture_weigh(column, turned, PICTURE_LANES, picture_sum(t, o, left, left + box.width));
+            for (int y = 0; y < n; y++)
+                memcpy(out + ((size_t)(y0 + y) * (size_t)size + (size_t)o) * 3, column + 3 * y, 3);
+        }
+    }
+    free(turned);
+}
+
+/* out: [size, size, 3]. Pillow's order: columns are resized first and rounded to 8 bits, then rows. The picture is
+ * centred as ImageOps.pad does it, an odd rest rounded to even halves. */
+static inline void picture_prepare(uint8_t *out, const Picture *p, int size) {
+    const PictureBox box = picture_trim(p);
+    const int side = box.width > box.height ? box.width : box.height;
+    const int left = (int)nearbyint((side - box.width) * 0.5), top = (int)nearbyint((side - box.height) * 0.5);
+    const size_t stride = (size_t)size * 3;
+    const size_t rest = PICTURE_LANES;  // the last group of lanes of a row may read and write beyond it
+    PictureTaps taps = picture_taps(side, size);
+    uint8_t *rows = (uint8_t *)xcalloc((size_t)box.height * stride + rest, 1);
+    uint8_t *line = (uint8_t *)xmalloc(stride + rest);
+    picture_pass_x(rows, p, box, &taps, left, size);
+    for (int o = 0; o < size; o++) {
+        PictureSum s = picture_sum(&taps, o, top, top + box.height);
+        for (size_t k = 0; k < stride; k += PICTURE_LANES) picture_weigh(line + k, rows + k, stride, s);
+        memcpy(out + (size_t)o * stride, line, stride);
+    }
+    free(line);
+    free(rows);
+    picture_taps_free(&taps);
+}
+
+#endif
