@@ -1,0 +1,278 @@
+/* The distillation objective: what the student is asked to match, its gradient, and how the vocabulary-wide arrays
+ * are kept small.
+ *
+ * For a position with label y, student logits s (V_s values), teacher logits t (V_t), temperature tau,
+ * V = min(V_s, V_t), p = softmax(t[:V]/tau), q = softmax(s[:V]/tau):
+ *
+ *   CE    = -log softmax(s)[y]                                                 over V_s
+ *   soft  = tau^2 D(p, q)                                                      over V
+ *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
+ *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
+ *   hard  = -log softmax(s)[argmax t]                                          over V_s, argmax over V
+ *   embed = 1 - cos(e_s, e_t), per picture: the flattened image tokens; e_s goes through a learned linear map first
+ *           when the widths differ
+ *   loss  = mean over counted positions of (w_ce CE + gate (w_soft soft + w_hard hard)) + w_embed mean of embed
+ *
+ * Gradients. With z = s/tau, dq_i/dz_j = q_i (delta_ij - q_j), and for any D(q) whose partial derivative in q_i is
+ * D_i:  dD/dz_j = q_j (D_j - sum_i q_i D_i). Then d(tau^2 D)/ds = tau dD/dz.
+ *   KL:       D_i = -p_i/q_i            ->  tau (q - p)
+ *   reverse:  D_i = log(q_i/p_i) + 1    ->  tau q (log(q/p) - KL(q||p))
+ *   JSD:      D_i = (1-beta) log(q_i/m_i) + const
+ *                                       ->  tau (1-beta) q (log(q/m) - KL(q||m))
+ *   CE, hard: softmax(s) - onehot
+ *   cos:      d cos/d a = t/(|a||t|) - cos a/|a|^2
+ * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta.)
+ *
+ * Gates, all optional, multiply the soft and hard terms of a position:
+ *   band   1 where the teacher's entropy at tau lies inside [low, high], else 0; not applied when fewer than 45 % of
+ *          the positions of the batch at hand would remain. The mean stays over all counted positions, so that
+ *          gradient accumulation stays exact.
+ *   sure   0.3 where the teacher's argmax is the label with probability at least 0.75
+ *
+ * Memory. Only hidden states of all n positions are kept, never all logits. The driver walks the positions in
+ * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, one read of each
+ * row, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two chunks. */
+#ifndef LOSS_CUH
+#define LOSS_CUH
+
+#include "kernels/ops.h"
+#include "lib/arena.h"
+#include "lib/parameters.h"
+
+typedef struct {
+    float w_ce, w_soft, w_hard, w_embed;
+    float temperature;
+    SoftLoss soft;
+    float jsd_beta;
+    float band_low, band_high;           // nats; the band gate is off when low <= 0 and high is infinite
+    float sure_confidence, sure_factor;  // the sure gate is off when the confidence is > 1
+} ObjectiveConfig;
+
+enum { OBJECTIVE_BAND_FLOOR = 45 };  // per cent of positions the band must leave, or it is not applied
+
+/* Sums over positions (and pictures) of one or more passes; divide by positions (pictures) for means. */
+typedef struct {
+    double ce, soft, hard, embed;  // soft includes tau^2; soft and hard are not gated here
+    double entropy, gate;
+    double right, agree;  // student's argmax equals the label; the teacher's argmax
+    double positions, pictures;
+    double loss;  // the weighted, gated sum that is differentiated, times positions
+} ObjectiveSums;
+
+typedef struct {
+    const Ops *op;
+    ObjectiveConfig config;
+    int Vs, Vt, chunk, max_positions;
+    Arena arena;
+    floatX *student, *teacher;        // [chunk, Vs], [chunk, Vt]
+    int *labels;                      // device [max_positions]
+    RowStats *stats, *host_stats;     // [max_positions]
+    float *row_gate, *host_gate;      // [max_positions]
+    /* embedding loss, when a teacher is there */
+    int pictures, tokens, width, teacher_width;  // per picture: image tokens, their widths
+    Params map;                                  // "embed_map" [Wt, Ws] when the widths differ
+    floatX *mapped, *d_mapped, *d_tokens;        // [B, P, Wt] twice, [B, P, Ws]
+    float *cosines, *host_cosines;               // [B]
+} Objective;
+
+static inline void objective_plan_pass(Objective *o) {
+    size_t rows = (size_t)o->chunk, n = (size_t)o->max_positions, B = (size_t)o->pictures;
+    o->student = arena_x(&o->arena, rows * (size_t)o->Vs);
+    o->teacher = arena_x(&o->arena, rows * (size_t)o->Vt);
+    o->labels = arena_int(&o->arena, n);
+    o->stats = (RowStats *)arena_take(&o->arena, n, sizeof(RowStats));
+    o->row_gate = arena_f32(&o->arena, n);
+    if (o->config.w_embed > 0 && o->Vt) {
+        size_t tokens = B * (size_t)o->tokens;
+        o->mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
+        o->d_mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
+        o->d_tokens = arena_x(&o->arena, tokens * (size_t)o->width);
+    }
+    o->cosines = arena_f32(&o->arena, B);
+}
+
+/* Buffers for up to max_positions positions of up to `pictures` pictures, `chunk` of them (0: 4096) at a time through
+ * the heads. Vt = 0: no teacher. tokens, width, teacher_width describe the image tokens for the embedding loss. */
+static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int Vt, int chunk,
+                           int max_positions, int pictures, int tokens, int width, int teacher_width, uint64_t seed) {
+    memset(o, 0, sizeof *o);
+    o->op = op;
+    o->config = config;
+    o->Vs = Vs;
+    o->Vt = Vt;
+    o->chunk = chunk > 0 ? chunk : 4096;
+    if (o->chunk > max_positions) o->chunk = max_positions;
+    o->max_positions = max_positions;
+    o->pictures = pictures;
+    o->tokens = tokens;
+    o->width = width;
+    o->teacher_width = teacher_width;
+    objective_plan_pass(o);
+    arena_allocate(&o->arena, op, "the objective's chunks");
+    objective_plan_pass(o);
+    o->host_stats = (RowStats *)xcalloc((size_t)max_positions, sizeof(RowStats));
+    o->host_gate = (float *)xcalloc((size_t)max_positions, sizeof(float));
+    o->host_cosines = (float *)xcalloc((size_t)pictures, sizeof(float));
+    params_reserve(&o->map, 1);
+    if (config.w_embed > 0 && Vt && width != teacher_width) {
+        param_add(&o->map, PART_CONNECTOR, "", -1, "embed_map", teacher_width, width, 1 / sqrtf((float)width));
+        params_allocate_values(&o->map, op);
+        params_randomise(&o->map, op, PART_ALL, seed);
+        params_allocate_training(&o->map, op, PART_ALL);
+    }
+}
+
+static inline void objective_close(Objective *o) {
+    params_release(&o->map, o->op);
+    arena_release(&o->arena, o->op);
+    free(o->host_stats);
+    free(o->host_gate);
+    free(o->host_cosines);
+}
+
+static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher, float scale) {
+    ObjectiveRow r;
+    r.w_ce = c->w_ce;
+    r.w_soft = teacher ? c->w_soft : 0;
+    r.w_hard = teacher ? c->w_hard : 0;
+    r.temperature = c->temperature;
+    r.soft = c->soft;
+    r.jsd_beta = c->jsd_beta;
+    r.sure_confidence = c->sure_confidence;
+    r.sure_factor = c->sure_factor;
+    r.scale = scale;
+    return r;
+}
+
+/* Both heads' logits of the chunk starting at row `at` (rows of it), left in o->student and o->teacher. */
+static inline void objective_logits(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
+                             Weight teacher_head, int at, size_t rows) {
+    o->op->linear_forward(o->student, hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL, rows);
+    if (teacher_hidden)
+        o->op->linear_forward(o->teacher, teacher_hidden + (size_t)at * (size_t)teacher_head.cols, teacher_head, NULL,
+                              ACT_NONE, NULL, rows);
+}
+
+/* The band gate needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
+ * device gates, or NULL when every position counts. */
+static inline const float *objective_band(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
+                                   Weight teacher_head, int n) {
+    const ObjectiveConfig *c = &o->config;
+    if (!teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
+    ObjectiveRow row = objective_row(c, true, 1);
+    for (int at = 0; at < n; at += o->chunk) {
+        size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
+        objective_logits(o, hidden, head, teacher_hidden, teacher_head, at, rows);
+        o->op->distill_rows(o->student, o->teacher, o->labels + at, NULL, o->stats + at, row, rows, o->Vs, o->Vt,
+                            false);
+    }
+    o->op->download(o->host_stats, o->stats, (size_t)n * sizeof(RowStats));
+    long kept = 0;
+    for (int i = 0; i < n; i++) {
+        float h = o->host_stats[i].entropy;
+        o->host_gate[i] = h >= c->band_low && h <= c->band_high ? 1.0f : 0.0f;
+        kept += o->host_gate[i] > 0;
+    }
+    if (kept * 100 < (long)n * OBJECTIVE_BAND_FLOOR) return NULL;
+    o->op->upload(o->row_gate, o->host_gate, (size_t)n * sizeof(float));
+    return o->row_gate;
+}
+
+static inline void objective_add(const Objective *o, ObjectiveSums *sums, int n, bool teacher) {
+    const ObjectiveConfig *c = &o->config;
+    double tau2 = (double)c->temperature * (double)c->temperature;
+    for (int i = 0; i < n; i++) {
+        const RowStats *r = &o->host_stats[i];
+        double soft = tau2 * (double)r->soft;
+        sums->ce += (double)r->ce;
+        sums->soft += soft;
+        sums->hard += (double)r->hard;
+        sums->entropy += (double)r->entropy;
+        sums->gate += (double)r->gate;
+        sums->loss += (double)c->w_ce * (double)r->ce;
+        if (teacher) sums->loss += (double)r->gate * ((double)c->w_soft * soft + (double)c->w_hard * (double)r->hard);
+        sums->agree += r->student_top == r->teacher_top;
+    }
+    sums->positions += n;
+}
+
+/* One pass over n positions: hidden states [n, Ws] and [n, Wt] (teacher_hidden NULL: no teacher), host labels [n].
+ * Adds to *sums. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole
+ * batch), and d_head [Vs, Ws], if not NULL, has its own added. */
+static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, const floatX *hidden, Weight head,
+                          const floatX *teacher_hidden, Weight teacher_head, const int *labels, int n, float scale,
+                          ObjectiveSums *sums) {
+    const Ops *op = o->op;
+    op->upload(o->labels, labels, (size_t)n * sizeof(int));
+    const float *gate = objective_band(o, hidden, head, teacher_hidden, teacher_head, n);
+    ObjectiveRow row = objective_row(&o->config, teacher_hidden != NULL, scale);
+    for (int at = 0; at < n; at += o->chunk) {
+        size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
+        objective_logits(o, hidden, head, teacher_hidden, teacher_head, at, rows);
+        op->distill_rows(o->student, teacher_hidden ? o->teacher : NULL, o->labels + at, gate ? gate + at : NULL,
+                         o->stats + at, row, rows, o->Vs, o->Vt, d_hidden != NULL);
+        if (!d_hidden) continue;
+        size_t first = (size_t)at * (size_t)head.cols;
+        op->linear_backward_input(d_hidden + first, o->student, head, rows, false);
+        if (d_head)
+            op->linear_backward_weight(d_head, NULL, o->student, hidden + first, rows, head.rows, head.cols);
+    }
+    op->download(o->host_stats, o->stats, (size_t)n * sizeof(RowStats));
+    objective_add(o, sums, n, teacher_hidden != NULL);
+    for (int i = 0; i < n; i++) sums->right += o->host_stats[i].student_top == labels[i];
+}
+
+/* The embedding loss over B pictures: image tokens e_s [B, P, Ws], e_t [B, P, Wt]. Returns its gradient with respect
+ * to e_s times scale (1 / pictures of the whole batch) times w_embed, or NULL when `gradient` is false or the term is
+ * off; the map's own gradient is added to it. */
+static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B, float scale,
+                                     bool gradient, ObjectiveSums *sums) {
+    if (!(o->config.w_embed > 0) || !teacher) return NULL;
+    const Ops *op = o->op;
+    Param *map = o->map.count ? &o->map.list[0] : NULL;
+    size_t tokens = (size_t)B * (size_t)o->tokens, per_picture = (size_t)o->tokens * (size_t)o->teacher_width;
+    const floatX *e = student;
+    if (map) {
+        op->linear_forward(o->mapped, student, param_weight(map), NULL, ACT_NONE, NULL, tokens);
+        e = o->mapped;
+    }
+    op->cosine(o->cosines, gradient ? o->d_mapped : NULL, e, teacher, B, per_picture, scale * o->config.w_embed);
+    op->download(o->host_cosines, o->cosines, (size_t)B * sizeof(float));
+    for (int b = 0; b < B; b++) sums->embed += 1 - (double)o->host_cosines[b];
+    sums->pictures += B;
+    if (!gradient || !map) return gradient ? o->d_mapped : NULL;
+    op->linear_backward_weight(map->gradient, NULL, o->d_mapped, student, tokens, o->teacher_width, o->width);
+    op->linear_backward_input(o->d_tokens, o->d_mapped, param_weight(map), tokens, false);
+    return o->d_tokens;
+}
+
+/* Mean loss that was differentiated. */
+static inline double objective_mean(const Objective *o, const ObjectiveSums *s) {
+    double loss = s->positions > 0 ? s->loss / s->positions : 0;
+    if (s->pictures > 0) loss += (double)o->config.w_embed * s->embed / s->pictures;
+    return loss;
+}
+
+/* Image2TikZ's schedule at `progress` in [0, 1] of the training: the temperature falls in quarters (1, 0.85, 0.70,
+ * then 0.60 of its base but not below 2), the weight of the soft term stays at its base to 10 %, falls linearly to
+ * 55 % of it by 40 % and to 40 % by 70 %, CE taking the rest; the entropy band opens at 40 %. */
+static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, double progress) {
+    static const float quarters[4] = {1.0f, 0.85f, 0.70f, 0.60f};
+    ObjectiveConfig c = base;
+    int quarter = progress < 0.25 ? 0 : progress < 0.5 ? 1 : progress < 0.75 ? 2 : 3;
+    c.temperature = base.temperature * quarters[quarter];
+    if (quarter == 3 && c.temperature < 2) c.temperature = base.temperature < 2 ? base.temperature : 2;
+    double share = progress < 0.1   ? 1
+                   : progress < 0.4 ? 1 - 0.45 * (progress - 0.1) / 0.3
+                   : progress < 0.7 ? 0.55 - 0.15 * (progress - 0.4) / 0.3
+                                    : 0.40;
+    c.w_soft = base.w_soft * (float)share;
+    c.w_ce = base.w_ce + (base.w_soft - c.w_soft);
+    if (progress < 0.4) {
+        c.band_low = 0;
+        c.band_high = INFINITY;
+    }
+    return c;
+}
+
+#endif
