@@ -1,0 +1,69 @@
+# tikz.c
+#   make                 train_distill, infer, eval
+#   make demo            installs what is missing, builds, distils the starter student, shows a picture and its code
+#   make test            everything that can be tested without a GPU; ends with "N passed, M failed"
+#   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
+#   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
+#   ONEDNN=0             the built-in product instead of oneDNN
+#   CC=clang CXX=clang++ another compiler
+
+PRECISION ?= BF16
+BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter clang%,$(notdir $(CC))),-clang)
+
+WARNINGS := -Wall -Wextra -Werror
+CPPFLAGS += -MMD -MP -D_GNU_SOURCE
+OPTIMISE := -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp -g
+CFLAGS   += -std=c11 $(WARNINGS) $(OPTIMISE)
+CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
+LDLIBS   += -lm -lpthread
+
+ifeq ($(PRECISION),FP32)
+CPPFLAGS += -DPRECISION_FP32
+else ifneq ($(PRECISION),BF16)
+$(error PRECISION is $(PRECISION); expected BF16 or FP32)
+endif
+
+ifeq ($(SANITIZE),thread)
+OPTIMISE += -fsanitize=thread
+else ifdef SANITIZE
+OPTIMISE += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+endif
+
+# Products go through oneDNN when its header is there.
+ifneq ($(ONEDNN),0)
+HASH := \#
+ifneq ($(shell echo '$(HASH)include <oneapi/dnnl/dnnl.h>' | $(CC) -x c -fsyntax-only - 2>/dev/null && echo yes),)
+CPPFLAGS += -DWITH_ONEDNN
+LDLIBS   += -ldnnl
+PRODUCTS := oneDNN
+endif
+endif
+PRODUCTS ?= the built-in product (slower; install libdnnl-dev for oneDNN)
+
+PROGRAMS := train_distill infer eval
+
+all: $(PROGRAMS)
+	@echo "built for the CPU, $(PRECISION), products through $(PRODUCTS)"
+
+# The programs at the root are those of the last build's settings.
+$(PROGRAMS): %: $(BUILD)/%
+	@cp -f $< $@
+
+$(BUILD)/train_distill: train_distill.cu $(BUILD)/cpu.o
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MF $@.d -x c++ $< -x none $(BUILD)/cpu.o -o $@ $(LDLIBS)
+
+$(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(BUILD)/cpu.o
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(BUILD)/cpu.o -o $@ $(LDLIBS)
+
+$(BUILD)/cpu.o: kernels/cpu.c | $(BUILD)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
+
+$(BUILD):
+	@mkdir -p $@
+
+-include $(wildcard $(BUILD)/*.d)
+
+clean:
+	rm -rf build $(PROGRAMS)
+
+.PHONY: all clean demo test

@@ -1,0 +1,381 @@
+/* eval: measures models on a dataset, against its text and, when one is given, against a teacher.
+ *
+ *   for each model: teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
+ *                   then greedy programs of all pictures (exact match with the text). */
+#include "dataloader.h"
+#include "lib/json.h"
+#include "lib/options.h"
+#include "lib/progress.h"
+#include "lib/sampler.h"
+#include "loss.cuh"
+#include "model.h"
+
+#include <omp.h>
+
+static struct {
+    StringList models;
+    const char *teacher, *data, *json, *logits, *texts, *device, *loss;
+    int64_t batch, samples, threads;
+    double temperature, beta;
+    bool greedy;
+} opt = {.data = "dev/starter/test.bin", .device = "auto", .loss = "kl", .batch = 32, .temperature = 2, .beta = 0.5,
+         .greedy = true};
+
+static const Option table[] = {
+    {"model", 'm', OPT_LIST, &opt.models, "FILE", "model to measure", 0, 0},
+    {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "measure divergence from and agreement with this model", 0, 0},
+    {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "dataset", 0, 0},
+    {"samples", 'n', OPT_INT, &opt.samples, "N", "only the first N samples; 0: all", 0, 1e12},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures at a time", 1, 65536},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss", 0.01, 1000},
+    {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
+    {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
+    {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each picture's program and compare it with the text", 0, 0},
+    {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
+    {"logits", 0, OPT_STRING, &opt.logits, "FILE",
+     "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and ids "
+     "int32 [samples, positions], -1 where a text has ended",
+     0, 0},
+    {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex", 0,
+     0},
+    {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
+    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
+};
+enum { OPTIONS = sizeof table / sizeof table[0] };
+
+typedef struct {
+    const char *path;
+    double parameters;
+    ObjectiveSums sums;
+    int64_t samples, exact;
+    double seconds, tokens_written, write_seconds;
+} Report;
+
+static void check(int failed, const Error *err) {
+    if (failed) die("%s", err->text);
+}
+
+static SoftLoss soft_loss(void) {
+    static const char *const names[] = {"kl", "reverse-kl", "jsd"};
+    int i = name_index(opt.loss, names, 3);
+    if (i < 0) options_die("--soft-loss is '%s'; expected kl, reverse-kl or jsd", opt.loss);
+    return (SoftLoss)i;
+}
+
+/* Batches of the first --samples samples in their order, with pictures for the model and, if it wants another size,
+ * the teacher. */
+static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int text) {
+    Error err;
+    LoaderConfig c;
+    memset(&c, 0, sizeof c);
+    c.batch = (int)opt.batch;
+    c.sizes[0] = m->c.vision.image_size;
+    c.sizes[1] = teacher ? teacher->c.vision.image_size : c.sizes[0];
+    c.size_count = c.sizes[0] == c.sizes[1] ? 1 : 2;
+    c.max_tokens = text;
+    c.vocab = m->tokenizer.count;
+    check(loader_start(l, d, c, &err), &err);
+    if (l->skipped)
+        warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
+             (unsigned long long)d->count, text);
+}
+
+/* The next batch, cut so that no more than --samples are seen in all; NULL at the end. */
+static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
+    Error err;
+    err.text[0] = 0;
+    if (opt.samples && seen >= opt.samples) return NULL;
+    const Batch *b = loader_next(l, &err);
+    if (!b && err.text[0]) die("%s", err.text);
+    if (b) *rows = opt.samples && seen + b->B > opt.samples ? (int)(opt.samples - seen) : b->B;
+    return b;
+}
+
+/* ---- teacher-forced ---- */
+
+typedef struct {
+    SafeTensorsWriter writer;
+    float *row;  // [positions, V]
+    int *ids;    // [samples, positions], written after the logits
+    int positions, vocab;
+    int64_t samples;
+} LogitsFile;
+
+static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab) {
+    Error err;
+    SafeTensorSpec specs[2];
+    const char *keys[] = {"format"}, *values[] = {"tikz.c/logits/1"};
+    memset(specs, 0, sizeof specs);
+    snprintf(specs[0].name, sizeof specs[0].name, "logits");
+    specs[0].dtype = DT_F32;
+    specs[0].ndim = 3;
+    snprintf(specs[1].name, sizeof specs[1].name, "ids");
+    specs[1].dtype = DT_I32;
+    specs[1].ndim = 2;
+    for (int i = 0; i < 2; i++) {
+        specs[i].shape[0] = samples;
+        specs[i].shape[1] = positions;
+    }
+    specs[0].shape[2] = vocab;
+    f->positions = positions;
+    f->vocab = vocab;
+    f->samples = 0;
+    f->row = (float *)xcalloc((size_t)positions * (size_t)vocab, sizeof(float));
+    f->ids = (int *)xcalloc((size_t)samples * (size_t)positions, sizeof(int));
+    check(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
+}
+
+/* The logits of the last forward pass over B rows of ids [B, T]. */
+static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int T) {
+    Error err;
+    size_t row = (size_t)f->positions * (size_t)f->vocab;
+    float *device = (float *)m->op->alloc((size_t)f->positions * (size_t)f->vocab * sizeof(float));
+    if (!device) die("cannot allocate the logits of one sample");
+    const floatX *hidden = m->hidden;
+    for (int b = 0; b < B; b++) {
+        int n = 0, *out = f->ids + (size_t)f->samples++ * (size_t)f->positions;
+        for (int t = 0; t < f->positions; t++) {
+            out[t] = t < T ? ids[(size_t)b * (size_t)T + (size_t)t] : -1;
+            n += out[t] >= 0;
+        }
+        memset(f->row, 0, row * sizeof(float));
+        m->op->linear_logits(device, hidden, param_weight(m->head), (size_t)n);
+        m->op->download(f->row, device, (size_t)n * (size_t)f->vocab * sizeof(float));
+        check(safetensors_write_data(&f->writer, f->row, row * sizeof(float), &err), &err);
+        hidden += (size_t)n * (size_t)m->c.lm.width;
+    }
+    m->op->release(device);
+}
+
+static void logits_close(LogitsFile *f) {
+    Error err;
+    size_t bytes = (size_t)f->samples * (size_t)f->positions * sizeof(int);
+    check(safetensors_write_data(&f->writer, f->ids, bytes, &err), &err);
+    check(safetensors_write_end(&f->writer, &err), &err);
+    free(f->row);
+    free(f->ids);
+}
+
+static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, int text) {
+    Objective objective;
+    ObjectiveConfig config;
+    Loader loader;
+    LogitsFile logits;
+    const Batch *batch;
+    int B = 0;
+    double start = seconds_now();
+    memset(&config, 0, sizeof config);
+    config.w_ce = 1;
+    config.temperature = (float)opt.temperature;
+    config.soft = soft_loss();
+    config.jsd_beta = (float)opt.beta;
+    config.band_high = INFINITY;
+    config.sure_confidence = 2;
+    config.w_soft = teacher ? 1 : 0;
+    objective_open(&objective, m->op, config, m->c.lm.vocab, teacher ? teacher->c.lm.vocab : 0, 0,
+                   (int)opt.batch * text, (int)opt.batch, model_image_tokens(m), m->c.lm.width, 0, 0);
+    open_loader(&loader, d, m, teacher, text);
+    int64_t total = (int64_t)(d->count - loader.skipped);
+    if (opt.samples && opt.samples < total) total = opt.samples;
+    if (opt.logits) logits_open(&logits, total, text, m->c.lm.vocab);
+    Progress progress;
+    progress_begin(&progress, "measuring", 0, total);
+    while ((batch = next_batch(&loader, report->samples, &B))) {
+        Weight head;
+        memset(&head, 0, sizeof head);
+        if (teacher) {
+            model_forward(teacher, batch->pixels[loader.config.size_count - 1], batch->ids, B, batch->T);
+            head = param_weight(teacher->head);
+        }
+        model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
+        objective_run(&objective, NULL, NULL, m->hidden, param_weight(m->head), teacher ? teacher->hidden : NULL, head,
+                      m->labels, m->n, 0, &report->sums);
+        if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
+        report->samples += B;
+        progress_update(&progress, report->samples, NULL);
+    }
+    progress_end(&progress);
+    if (opt.logits) logits_close(&logits);
+    loader_stop(&loader);
+    objective_close(&objective);
+    report->seconds = seconds_now() - start;
+}
+
+/* ---- greedy ---- */
+
+static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample, const char *ending) {
+    Error err;
+    AtomicFile file;
+    char *text, *path = format_string("%s/%05lld%s", opt.texts, (long long)sample, ending);
+    size_t bytes;
+    tokenizer_decode(t, ids, n, &text, &bytes);
+    check(atomic_open(&file, path, &err) || atomic_write(&file, text, bytes, &err) || atomic_commit(&file, &err), &err);
+    free(text);
+    free(path);
+}
+
+/* Likeliest tokens of B pictures at once: out [B, room], lengths [B] (without the end token). */
+static void write_greedily(Decoder *d, const uint8_t *pixels, int B, int room, int *out, int *lengths) {
+    Model *m = d->m;
+    const Tokenizer *t = &m->tokenizer;
+    int V = m->c.lm.vocab, writing = B, *next = (int *)xcalloc((size_t)B, sizeof(int));
+    for (int b = 0; b < B; b++) lengths[b] = -1;
+    decoder_start(d, pixels, B, NULL, 0);
+    for (int step = 0; step < room && writing; step++) {
+        for (int b = 0; b < B; b++) {
+            float *logits = d->host_logits + (size_t)b * (size_t)V;
+            logits_forbid(logits, V, t->count, t->flags, t->end, step == 0);
+            next[b] = argmax(logits, V);
+            if (lengths[b] >= 0) continue;
+            if (next[b] == t->end) {
+                lengths[b] = step;
+                writing--;
+            } else {
+                out[(size_t)b * (size_t)room + (size_t)step] = next[b];
+            }
+        }
+        if (writing && step + 1 < room) decoder_step(d, next);
+    }
+    for (int b = 0; b < B; b++)
+        if (lengths[b] < 0) lengths[b] = room;
+    free(next);
+}
+
+static void greedy(Report *report, Model *m, const Dataset *d, int text) {
+    Loader loader;
+    Decoder decoder;
+    const Batch *batch;
+    int B = 0, *out = (int *)xcalloc((size_t)opt.batch * (size_t)text, sizeof(int));
+    int *lengths = (int *)xcalloc((size_t)opt.batch, sizeof(int));
+    int64_t seen = 0;
+    double start = seconds_now();
+    open_loader(&loader, d, m, NULL, text);
+    decoder_open(&decoder, m, (int)opt.batch, text);
+    Progress progress;
+    progress_begin(&progress, "writing", 0, report->samples);
+    while ((batch = next_batch(&loader, seen, &B))) {
+        write_greedily(&decoder, batch->pixels[0], B, text, out, lengths);
+        for (int b = 0; b < B; b++) {
+            const int *ids = batch->ids + (size_t)b * (size_t)batch->T, *mine = out + (size_t)b * (size_t)text;
+            int n = 0;
+            while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
+            report->exact += n == lengths[b] && !memcmp(ids, mine, (size_t)n * sizeof(int));
+            report->tokens_written += lengths[b] + 1;
+            if (opt.texts) {
+                write_text(&m->tokenizer, mine, lengths[b], seen + b, ".tex");
+                write_text(&m->tokenizer, ids, n, seen + b, ".ref.tex");
+            }
+        }
+        seen += B;
+        progress_update(&progress, seen, "%.1f %% exact", 100 * (double)report->exact / (double)seen);
+    }
+    progress_end(&progress);
+    decoder_close(&decoder);
+    loader_stop(&loader);
+    free(out);
+    free(lengths);
+    report->write_seconds = seconds_now() - start;
+}
+
+/* ---- the report ---- */
+
+static void print_reports(const Report *reports, int count, bool teacher) {
+    int width = 5;
+    for (int i = 0; i < count; i++)
+        if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
+    printf("%-*s %10s %8s %9s", width, "model", "parameters", "CE", "accuracy");
+    if (teacher) printf(" %9s %9s", "soft", "agreement");
+    if (opt.greedy) printf(" %7s", "exact");
+    printf("\n");
+    for (int i = 0; i < count; i++) {
+        const Report *r = &reports[i];
+        double n = r->sums.positions;
+        printf("%-*s %9.2fM %8.4f %8.2f%%", width, r->path, r->parameters / 1e6, r->sums.ce / n,
+               100 * r->sums.right / n);
+        if (teacher) printf(" %9.4f %8.2f%%", r->sums.soft / n, 100 * r->sums.agree / n);
+        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->samples);
+        printf("\n");
+    }
+}
+
+static void json_reports(const Report *reports, int count, bool teacher) {
+    Error err;
+    AtomicFile file;
+    JsonWriter w;
+    memset(&w, 0, sizeof w);
+    json_begin_array(&w);
+    for (int i = 0; i < count; i++) {
+        const Report *r = &reports[i];
+        double n = r->sums.positions;
+        json_begin_object(&w);
+        json_key(&w, "model"), json_string(&w, r->path);
+        json_key(&w, "data"), json_string(&w, opt.data);
+        json_key(&w, "parameters"), json_number(&w, r->parameters);
+        json_key(&w, "samples"), json_integer(&w, r->samples);
+        json_key(&w, "tokens"), json_number(&w, n);
+        json_key(&w, "ce"), json_number(&w, r->sums.ce / n);
+        json_key(&w, "accuracy"), json_number(&w, r->sums.right / n);
+        if (teacher) {
+            json_key(&w, "temperature"), json_number(&w, opt.temperature);
+            json_key(&w, "soft"), json_number(&w, r->sums.soft / n);
+            json_key(&w, "agreement"), json_number(&w, r->sums.agree / n);
+        }
+        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->exact / (double)r->samples);
+        json_key(&w, "tokens_per_second"), json_number(&w, n / r->seconds);
+        if (opt.greedy) json_key(&w, "written_per_second"), json_number(&w, r->tokens_written / r->write_seconds);
+        json_end_object(&w);
+    }
+    json_end_array(&w);
+    check(atomic_open(&file, opt.json, &err), &err);
+    if (json_write_line(&w, file.f)) die("cannot write %s: %s", opt.json, strerror(errno));
+    check(atomic_commit(&file, &err), &err);
+    json_writer_free(&w);
+}
+
+static void measure(Report *report, const char *path, Model *teacher, const Dataset *d, const Ops *op) {
+    Error err;
+    static Model model;
+    Model *m = &model;
+    check(model_open(m, op, path, true, &err), &err);
+    if (d->fingerprint != m->tokenizer.fingerprint)
+        die("%s was made with another tokenizer than %s", opt.data, path);
+    if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
+        die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
+    int text = (int)d->longest, room = model_text_room(m);
+    if (teacher && model_text_room(teacher) < room) room = model_text_room(teacher);
+    if (text > room) text = room;
+    model_plan(m, (int)opt.batch, (text + 7) / 8 * 8);
+    if (teacher && !teacher->max_B) model_plan(teacher, (int)opt.batch, (text + 7) / 8 * 8);
+    report->path = path;
+    report->parameters = (double)params_total(&m->params, PART_ALL);
+    forced(report, m, teacher, d, text);
+    if (opt.greedy) greedy(report, m, d, text);
+    model_close(m);
+}
+
+int main(int argc, char **argv) {
+    static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
+    static Model teacher;
+    Dataset data;
+    Error err;
+    options_parse(table, OPTIONS, argc, argv,
+                  "[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.", NULL);
+    if (!opt.models.count)
+        for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
+    if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
+    if (opt.threads) omp_set_num_threads((int)opt.threads);
+    const Ops *op = ops_for_device(opt.device);
+    if (!op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
+    if (opt.texts) check(make_folder(opt.texts, &err), &err);
+    check(dataset_open(&data, opt.data, &err), &err);
+    if (opt.teacher) check(model_open(&teacher, op, opt.teacher, true, &err), &err);
+    Report *reports = (Report *)xcalloc((size_t)opt.models.count, sizeof(Report));
+    for (int i = 0; i < opt.models.count; i++)
+        measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);
+    print_reports(reports, opt.models.count, opt.teacher != NULL);
+    if (opt.json) json_reports(reports, opt.models.count, opt.teacher != NULL);
+    free(reports);
+    if (opt.teacher) model_close(&teacher);
+    dataset_close(&data);
+    return 0;
+}

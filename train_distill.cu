@@ -1,0 +1,634 @@
+/* train_distill: trains a small image-to-code model, alone (--teacher none) or from a large one.
+ *
+ *   load teacher, student, data
+ *   for each batch:  teacher forward, student forward, loss, backward   (per micro-batch)
+ *                    gradient norm, AdamW
+ *   now and then:    evaluate, save
+ *
+ * The formulas are in loss.cuh, the models in model.h and vision.h, the data in dataloader.h. */
+#include "dataloader.h"
+#include "lib/adamw.h"
+#include "lib/json.h"
+#include "lib/machine.h"
+#include "lib/options.h"
+#include "lib/progress.h"
+#include "loss.cuh"
+#include "model.h"
+
+#include <omp.h>
+#include <signal.h>
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * Options */
+
+static struct {
+    const char *teacher, *student, *tokenizer, *vision_from, *data, *val_data, *out, *train, *device;
+    int64_t steps, epochs, batch, accum, seed, warmup, eval_every, eval_batches, patience, chunk, cache, max_tokens;
+    int64_t threads;
+    double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
+    const char *schedule, *loss, *kd_schedule;
+    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, beta, entropy_low, entropy_high, sure, sure_factor;
+    bool resume, overwrite, recompute, augment;
+} opt = {
+    "dev/starter/teacher.safetensors", "small", NULL, NULL, "dev/starter/train.bin", "dev/starter/val.bin", "out",
+    "vision,connector,lm", "auto",
+    0, 10, 64, 1, 1, -1, 0, 0, 0, 0, 1024, 0,
+    0,
+    2e-3, 0.05, 0.1, 0.05, 0.9, 0.98, 1.0,
+    "cosine", "kl", "none",
+    2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.5, 0.0, 1e9, 2.0, 0.3,
+    false, false, false, false,
+};
+
+#define HEADING(text) {NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0}
+static const Option table[] = {
+    HEADING("models"),
+    {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "model to learn from, or none", 0, 0},
+    {"student", 0, OPT_STRING, &opt.student, "FILE|SHAPE",
+     "model to train: a file, or a shape (tiny, small, base, tl-1.1b; small,lm.layers=4 changes a key) drawn at random",
+     0, 0},
+    {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
+     "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
+    {"vision-from", 0, OPT_STRING, &opt.vision_from, "FILE|teacher",
+     "start the student's vision encoder from this model's", 0, 0},
+    {"train", 0, OPT_STRING, &opt.train, "PARTS", "parts to train; the others stay frozen", 0, 0},
+    HEADING("data"),
+    {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "training data", 0, 0},
+    {"val-data", 0, OPT_STRING, &opt.val_data, "FILE", "validation data, or none", 0, 0},
+    {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
+     "leave out samples with more text tokens than this; 0: as many as the models take", 0, 1e9},
+    {"augment", 0, OPT_FLAG, &opt.augment, NULL, "vary brightness, contrast, noise and sharpness of the pictures", 0, 0},
+    {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded pictures", 0, 1e9},
+    HEADING("training"),
+    {"out", 'o', OPT_STRING, &opt.out, "DIR", "folder for the student, checkpoints and the log", 0, 0},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "go on from the checkpoint in --out, with the options of that run", 0,
+     0},
+    {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
+    {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 1e12},
+    {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures in a micro-batch", 1, 65536},
+    {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step", 1, 65536},
+    {"lr", 0, OPT_FLOAT, &opt.lr, "X", "peak learning rate", 0, 10},
+    {"lr-schedule", 0, OPT_STRING, &opt.schedule, "NAME", "cosine, linear, constant or multistep", 0, 0},
+    {"lr-final", 0, OPT_FLOAT, &opt.lr_final, "X", "share of --lr at the end (cosine, linear)", 0, 1},
+    {"lr-gamma", 0, OPT_FLOAT, &opt.lr_gamma, "X", "factor at 50, 75 and 90 % of the steps (multistep)", 0, 1},
+    {"warmup", 0, OPT_INT, &opt.warmup, "N", "steps of linear warm-up; -1: 5 % of the steps, at most 1000", -1, 1e12},
+    {"decay", 0, OPT_FLOAT, &opt.decay, "X", "AdamW's weight decay, on matrices only", 0, 10},
+    {"beta1", 0, OPT_FLOAT, &opt.beta1, "X", "AdamW's first moment", 0, 0.9999999},
+    {"beta2", 0, OPT_FLOAT, &opt.beta2, "X", "AdamW's second moment", 0, 0.9999999},
+    {"clip", 0, OPT_FLOAT, &opt.clip, "X", "largest gradient norm; 0: not clipped", 0, 1e9},
+    {"eval-every", 0, OPT_INT, &opt.eval_every, "N", "steps between evaluations; 0: ten in the run", 0, 1e12},
+    {"eval-batches", 0, OPT_INT, &opt.eval_batches, "N", "validation batches; 0: all", 0, 1e9},
+    {"patience", 0, OPT_INT, &opt.patience, "N", "stop after N evaluations without a better one; 0: never", 0, 1e9},
+    {"seed", 0, OPT_INT, &opt.seed, "N", "of random weights and of the order of the data", 0, 1e15},
+    HEADING("objective"),
+    {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
+    {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
+    {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
+    {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
+    {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
+    {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
+    {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
+    {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME", "none, or image2tikz: temperature, weights and band move",
+     0, 0},
+    {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
+    {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
+    {"sure", 0, OPT_FLOAT, &opt.sure, "P",
+     "scale the distillation where the teacher is right with at least this probability; above 1: never", 0, 2},
+    {"sure-factor", 0, OPT_FLOAT, &opt.sure_factor, "X", "the factor for --sure", 0, 1},
+    {"chunk", 0, OPT_INT, &opt.chunk, "N", "positions whose logits exist at a time; 0: 4096", 0, 1e9},
+    HEADING("machine"),
+    {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
+    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
+    {"recompute", 0, OPT_FLAG, &opt.recompute, NULL, "keep one activation a block and compute the others twice", 0, 0},
+};
+enum { OPTIONS = sizeof table / sizeof table[0] };
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * The run */
+
+typedef struct {
+    const Ops *op;
+    Model student, teacher;
+    bool has_teacher, has_val;
+    int teacher_pixels;      // which of a batch's pictures the teacher looks at: 1 when it wants another size
+    int parts;               // of the student that are trained
+    Dataset data, val;
+    Loader loader;
+    int text;                // most text tokens of a sample
+    ObjectiveConfig config;  // as given; the schedule moves objective.config
+    Objective objective;
+    Params *lists[2];        // what is trained: the student and the objective's map
+    AdamW adamw;
+    LearningRate lr;
+    float *norm_squared;     // device
+    int64_t steps, step, steps_per_epoch;
+    double best;             // validation CE of the best checkpoint
+    int64_t worse;           // evaluations since
+    double peak;             // measured product rate, FLOP/s
+    FILE *log;
+    char *student_path, *best_path, *state_path, *log_path, *options_path;
+} Run;
+
+static volatile sig_atomic_t interrupted = 0;
+
+static void on_interrupt(int signal_number) {
+    interrupted = 1;
+    signal(signal_number, SIG_DFL);  // a second Ctrl-C stops at once
+}
+
+static void check(int failed, const Error *err) {
+    if (failed) die("%s", err->text);
+}
+
+/* The place of an option's value among names; a wrong one is a usage mistake. */
+static int choice(const char *option, const char *text, const char *const *names, int count) {
+    int i = name_index(text, names, count);
+    if (i >= 0) return i;
+    char list[200] = "";
+    for (int k = 0; k < count; k++) {
+        strcat(list, k ? ", " : "");
+        strcat(list, names[k]);
+    }
+    options_die("--%s is '%s'; expected one of %s", option, text, list);
+}
+
+static int parse_parts(const char *text) {
+    static const char *const names[] = {"vision", "connector", "lm"};
+    int parts = 0;
+    char copy[64], *rest = NULL;
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *name = strtok_r(copy, ",", &rest); name; name = strtok_r(NULL, ",", &rest))
+        parts |= 1 << choice("train", name, names, 3);
+    if (!parts) options_die("--train names no part; expected vision, connector, lm or several with commas");
+    return parts;
+}
+
+static ObjectiveConfig parse_objective(void) {
+    static const char *const losses[] = {"kl", "reverse-kl", "jsd"};
+    ObjectiveConfig c;
+    memset(&c, 0, sizeof c);
+    if (options_given(&opt.alpha)) {
+        opt.w_soft = opt.alpha;
+        opt.w_ce = 1 - opt.alpha;
+    }
+    if (!strcmp(opt.teacher, "none") && !options_given(&opt.w_ce)) opt.w_ce = 1;
+    c.w_ce = (float)opt.w_ce;
+    c.w_soft = (float)opt.w_soft;
+    c.w_hard = (float)opt.w_hard;
+    c.w_embed = (float)opt.w_embed;
+    c.temperature = (float)opt.temperature;
+    c.soft = (SoftLoss)choice("soft-loss", opt.loss, losses, 3);
+    c.jsd_beta = (float)opt.beta;
+    c.band_low = (float)opt.entropy_low;
+    c.band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high;
+    c.sure_confidence = (float)opt.sure;
+    c.sure_factor = (float)opt.sure_factor;
+    return c;
+}
+
+/* Copies the vision encoder of another model into the student, tensor by tensor. */
+static void take_vision(Run *r, const char *path) {
+    Error err;
+    SafeTensors st;
+    check(safetensors_open(&st, path, &err), &err);
+    for (int i = 0; i < r->student.params.count; i++) {
+        Param *p = &r->student.params.list[i];
+        if (p->part != PART_VISION) continue;
+        const SafeTensor *t = param_find(p, &st, &err);
+        if (!t) die("--vision-from: %s", err.text);
+        param_copy_from(p, t, r->op);
+    }
+    safetensors_close(&st);
+}
+
+static void open_models(Run *r) {
+    Error err;
+    r->has_teacher = strcmp(opt.teacher, "none") != 0;
+    if (r->has_teacher) check(model_open(&r->teacher, r->op, opt.teacher, true, &err), &err);
+    const char *student = opt.resume ? r->student_path : opt.student;
+    if (opt.resume || file_exists(student)) {
+        check(model_open(&r->student, r->op, student, false, &err), &err);
+    } else {
+        const char *tokenizer = opt.tokenizer      ? opt.tokenizer
+                                : r->has_teacher   ? opt.teacher
+                                                   : "dev/starter/tokenizer.safetensors";
+        check(model_create(&r->student, r->op, student, tokenizer, (uint64_t)opt.seed, &err), &err);
+        if (opt.vision_from)
+            take_vision(r, strcmp(opt.vision_from, "teacher") ? opt.vision_from : opt.teacher);
+    }
+    if (r->has_teacher && tokenizer_same(&r->student.tokenizer, &r->teacher.tokenizer, &err))
+        die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, student, err.text);
+    model_train(&r->student, r->parts, opt.recompute);
+}
+
+static void open_dataset(const Run *r, Dataset *d, const char *pattern) {
+    Error err;
+    check(dataset_open(d, pattern, &err), &err);
+    if (d->fingerprint != r->student.tokenizer.fingerprint)
+        die("%s was made with another tokenizer (fingerprint %016llx) than the student's (%016llx); convert the data "
+            "again with the student's tokenizer",
+            pattern, (unsigned long long)d->fingerprint, (unsigned long long)r->student.tokenizer.fingerprint);
+}
+
+static LoaderConfig loader_config(const Run *r, int batch, bool shuffle) {
+    LoaderConfig c;
+    memset(&c, 0, sizeof c);
+    c.batch = batch;
+    c.sizes[0] = r->student.c.vision.image_size;
+    c.sizes[1] = r->has_teacher ? r->teacher.c.vision.image_size : c.sizes[0];
+    c.size_count = c.sizes[1] == c.sizes[0] ? 1 : 2;
+    c.max_tokens = r->text;
+    c.vocab = r->student.tokenizer.count;
+    c.seed = (uint64_t)opt.seed;
+    c.shuffle = shuffle;
+    c.drop_last = shuffle;
+    c.cache_bytes = (size_t)opt.cache << 20;
+    c.augment = shuffle && opt.augment;
+    return c;
+}
+
+/* Opens the data and works out how long a text and the run may be. */
+static void open_data(Run *r) {
+    open_dataset(r, &r->data, opt.data);
+    r->has_val = opt.val_data && strcmp(opt.val_data, "none");
+    if (r->has_val) open_dataset(r, &r->val, opt.val_data);
+    int longest = (int)(r->has_val && r->val.longest > r->data.longest ? r->val.longest : r->data.longest);
+    int room = model_text_room(&r->student);
+    if (r->has_teacher && model_text_room(&r->teacher) < room) room = model_text_room(&r->teacher);
+    if (opt.max_tokens && opt.max_tokens < room) room = (int)opt.max_tokens;
+    r->text = (longest + 7) / 8 * 8;
+    if (r->text > room) r->text = room;
+}
+
+static void start_loader(Run *r) {
+    Error err;
+    LoaderConfig c = loader_config(r, (int)(opt.batch * opt.accum), true);
+    c.first_batch = (uint64_t)r->step;
+    check(loader_start(&r->loader, &r->data, c, &err), &err);
+    if (r->loader.skipped)
+        warn("%llu of %llu samples have more than %d text tokens and are left out",
+             (unsigned long long)r->loader.skipped, (unsigned long long)r->data.count, r->text);
+    r->steps_per_epoch = (int64_t)r->loader.batches_per_epoch;
+    r->steps = opt.steps ? opt.steps : opt.epochs * r->steps_per_epoch;
+}
+
+static void plan_training(Run *r) {
+    int B = (int)opt.batch;
+    Model *s = &r->student, *t = &r->teacher;
+    model_plan(s, B, r->text);
+    if (r->has_teacher) model_plan(t, B, r->text);
+    int tokens = model_image_tokens(s);
+    if (r->has_teacher && r->config.w_embed > 0 && model_image_tokens(t) != tokens)
+        die("--w-embed needs as many image tokens in the student (%d) as in the teacher (%d)", tokens,
+            model_image_tokens(t));
+    objective_open(&r->objective, r->op, r->config, s->c.lm.vocab, r->has_teacher ? t->c.lm.vocab : 0, (int)opt.chunk,
+                   B * r->text, B, tokens, s->c.lm.width, r->has_teacher ? t->c.lm.width : 0, (uint64_t)opt.seed);
+    r->lists[0] = &s->params;
+    r->lists[1] = &r->objective.map;
+    r->norm_squared = (float *)r->op->alloc(sizeof(float));
+    r->adamw.beta1 = (float)opt.beta1;
+    r->adamw.beta2 = (float)opt.beta2;
+    r->adamw.eps = 1e-8f;
+    r->adamw.decay = (float)opt.decay;
+    r->adamw.max_norm = (float)opt.clip;
+}
+
+static void plan_schedule(Run *r) {
+    static const char *const schedules[] = {"cosine", "linear", "constant", "multistep"};
+    r->lr.kind = (LrSchedule)choice("lr-schedule", opt.schedule, schedules, 4);
+    r->lr.base = opt.lr;
+    r->lr.final_share = opt.lr_final;
+    r->lr.gamma = opt.lr_gamma;
+    r->lr.steps = r->steps;
+    int64_t twentieth = r->steps / 20 < 1000 ? r->steps / 20 : 1000;
+    r->lr.warmup = opt.warmup >= 0 ? opt.warmup : twentieth;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * One pass, one step */
+
+/* Forward of both models and the objective over rows first .. first+B-1 of a batch; with scale > 0 also backward. */
+static void pass(Run *r, const Batch *batch, int first, int B, double scale, double picture_scale,
+                 ObjectiveSums *sums) {
+    Model *s = &r->student, *t = &r->teacher;
+    int T = batch->T;
+    const int *ids = batch->ids + (size_t)first * (size_t)T;
+    size_t S = (size_t)s->c.vision.image_size;
+    const floatX *teacher_hidden = NULL, *teacher_tokens = NULL;
+    Weight teacher_head;
+    memset(&teacher_head, 0, sizeof teacher_head);
+    if (r->has_teacher) {
+        size_t St = (size_t)t->c.vision.image_size;
+        model_forward(t, batch->pixels[r->teacher_pixels] + (size_t)first * St * St * 3, ids, B, T);
+        teacher_hidden = t->hidden;
+        teacher_tokens = t->vision.tokens;
+        teacher_head = param_weight(t->head);
+    }
+    model_forward(s, batch->pixels[0] + (size_t)first * S * S * 3, ids, B, T);
+
+    bool learn = scale > 0;
+    objective_run(&r->objective, learn ? s->d_hidden : NULL, learn ? s->head->gradient : NULL, s->hidden,
+                  param_weight(s->head), teacher_hidden, teacher_head, s->labels, s->n, (float)scale, sums);
+    const floatX *d_tokens =
+        objective_embed(&r->objective, s->vision.tokens, teacher_tokens, B, (float)picture_scale, learn, sums);
+    if (learn) model_backward(s, s->d_hidden, d_tokens);
+}
+
+/* Operations of one training pass: both forward passes and the student's backward pass. */
+static double pass_flops(const Run *r, int B, int T) {
+    const Model *s = &r->student;
+    double forward = model_flops(s, B, T, s->n), encoder = vision_flops(&s->c.vision, B);
+    double flops = forward + 2 * (r->parts & PART_VISION ? forward : forward - encoder);
+    return r->has_teacher ? flops + model_flops(&r->teacher, B, T, s->n) : flops;
+}
+
+typedef struct {
+    ObjectiveSums sums;
+    double norm, lr, loss, flops;
+    int tokens;
+} StepResult;
+
+/* Gradients of a whole batch, in micro-batches of --batch rows, then one update. */
+static StepResult train_step(Run *r, const Batch *batch) {
+    StepResult result;
+    memset(&result, 0, sizeof result);
+    static const char *const kinds[] = {"none", "image2tikz"};
+    if (choice("kd-schedule", opt.kd_schedule, kinds, 2) == 1)
+        r->objective.config = objective_schedule(r->config, (double)r->step / (double)r->steps);
+    for (int i = 0; i < 2; i++) gradients_zero(r->lists[i], r->op);
+    for (int first = 0; first < batch->B; first += (int)opt.batch) {
+        int B = batch->B - first < opt.batch ? batch->B - first : (int)opt.batch;
+        pass(r, batch, first, B, 1.0 / batch->tokens, 1.0 / batch->B, &result.sums);
+        result.flops += pass_flops(r, B, batch->T);
+    }
+    float norm_squared;
+    gradients_norm(r->lists, 2, r->op, r->norm_squared);
+    result.lr = learning_rate(&r->lr, r->step);
+    adamw_step(&r->adamw, r->lists, 2, r->op, (float)result.lr, (int)r->step + 1, r->norm_squared);
+    r->op->download(&norm_squared, r->norm_squared, sizeof norm_squared);
+    result.norm = sqrt((double)norm_squared);
+    result.loss = objective_mean(&r->objective, &result.sums);
+    result.tokens = batch->tokens;
+    return result;
+}
+
+/* Means over the validation data, with the objective as it was given. */
+static ObjectiveSums evaluate(Run *r) {
+    Error err;
+    Loader loader;
+    ObjectiveSums sums;
+    const Batch *batch;
+    memset(&sums, 0, sizeof sums);
+    r->objective.config = r->config;
+    check(loader_start(&loader, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
+    err.text[0] = 0;
+    for (int64_t i = 0; !opt.eval_batches || i < opt.eval_batches; i++) {
+        if (!(batch = loader_next(&loader, &err))) break;
+        pass(r, batch, 0, batch->B, 0, 0, &sums);
+    }
+    if (err.text[0]) die("%s", err.text);
+    loader_stop(&loader);
+    return sums;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * Saving and going on */
+
+static void name_files(Run *r) {
+    r->student_path = format_string("%s/student.safetensors", opt.out);
+    r->best_path = format_string("%s/best.safetensors", opt.out);
+    r->state_path = format_string("%s/state.safetensors", opt.out);
+    r->log_path = format_string("%s/log.jsonl", opt.out);
+    r->options_path = format_string("%s/options.txt", opt.out);
+}
+
+/* The student first: if the state cannot follow, the old state still fits, for it carries all that is trained. */
+static void save(Run *r) {
+    Error err;
+    char step[32], best[40], worse[32];
+    snprintf(step, sizeof step, "%lld", (long long)r->step);
+    snprintf(best, sizeof best, "%.17g", r->best);
+    snprintf(worse, sizeof worse, "%lld", (long long)r->worse);
+    const char *keys[] = {"format", "step", "best", "worse"}, *values[] = {"tikz.c/state/1", step, best, worse};
+    check(model_save(&r->student, r->student_path, &err), &err);
+    check(state_save(r->state_path, r->lists, 2, r->op, keys, values, 4, &err), &err);
+}
+
+static void restore(Run *r) {
+    Error err;
+    SafeTensors st;
+    check(safetensors_open(&st, r->state_path, &err), &err);
+    const char *format = safetensors_metadata(&st, "format"), *step = safetensors_metadata(&st, "step");
+    const char *best = safetensors_metadata(&st, "best"), *worse = safetensors_metadata(&st, "worse");
+    if (!format || strcmp(format, "tikz.c/state/1") || !step || !best || !worse || atoll(step) < 0)
+        die("%s is not a training state of this program", r->state_path);
+    r->step = atoll(step);
+    r->best = strtod(best, NULL);
+    r->worse = atoll(worse);
+    check(state_load(&st, r->lists, 2, r->op, &err), &err);
+    safetensors_close(&st);
+}
+
+/* Opens the log. When resuming, lines of steps after the checkpoint are dropped: those steps run again. */
+static void open_log(Run *r) {
+    char *line = NULL;
+    size_t capacity = 0;
+    FILE *old = opt.resume ? fopen(r->log_path, "r") : NULL;
+    char *kept_path = format_string("%s.new", r->log_path);
+    r->log = fopen(kept_path, "w");
+    if (!r->log) die("cannot write %s: %s", kept_path, strerror(errno));
+    while (old && getline(&line, &capacity, old) > 0) {
+        long long step;
+        if (sscanf(line, "{\"step\":%lld", &step) == 1 && step <= (long long)r->step) fputs(line, r->log);
+    }
+    if (old) fclose(old);
+    if (fflush(r->log) || rename(kept_path, r->log_path)) die("cannot write %s: %s", r->log_path, strerror(errno));
+    free(kept_path);
+    free(line);
+}
+
+static void log_sums(JsonWriter *w, const Run *r, const ObjectiveSums *s) {
+    json_key(w, "ce"), json_number(w, s->ce / s->positions);
+    json_key(w, "accuracy"), json_number(w, s->right / s->positions);
+    if (!r->has_teacher) return;
+    json_key(w, "soft"), json_number(w, s->soft / s->positions);
+    json_key(w, "hard"), json_number(w, s->hard / s->positions);
+    json_key(w, "agreement"), json_number(w, s->agree / s->positions);
+    json_key(w, "entropy"), json_number(w, s->entropy / s->positions);
+    json_key(w, "gate"), json_number(w, s->gate / s->positions);
+    if (s->pictures > 0) json_key(w, "embed"), json_number(w, s->embed / s->pictures);
+}
+
+static void log_line(Run *r, JsonWriter *w) {
+    json_end_object(w);
+    if (json_write_line(w, r->log) || fflush(r->log)) die("cannot write %s: %s", r->log_path, strerror(errno));
+    json_writer_free(w);
+}
+
+static JsonWriter log_begin(const Run *r) {
+    JsonWriter w;
+    memset(&w, 0, sizeof w);
+    json_begin_object(&w);
+    json_key(&w, "step"), json_integer(&w, r->step);
+    return w;
+}
+
+static void log_step(Run *r, const StepResult *x, double seconds) {
+    JsonWriter w = log_begin(r);
+    json_key(&w, "loss"), json_number(&w, x->loss);
+    log_sums(&w, r, &x->sums);
+    json_key(&w, "lr"), json_number(&w, x->lr);
+    json_key(&w, "norm"), json_number(&w, x->norm);
+    json_key(&w, "tokens_per_second"), json_number(&w, x->tokens / seconds);
+    json_key(&w, "peak_share"), json_number(&w, x->flops / seconds / r->peak);
+    log_line(r, &w);
+}
+
+/* Evaluates, keeps the best student, saves. Returns false when patience has run out. */
+static bool evaluate_and_save(Run *r) {
+    if (r->has_val) {
+        ObjectiveSums s = evaluate(r);
+        double ce = s.ce / s.positions;
+        bool better = ce < r->best;
+        JsonWriter w = log_begin(r);
+        json_key(&w, "val");
+        json_begin_object(&w);
+        log_sums(&w, r, &s);
+        json_end_object(&w);
+        log_line(r, &w);
+        progress_note("step %lld: validation ce %.4f, token accuracy %.2f %%", (long long)r->step, ce,
+                      100 * s.right / s.positions);
+        if (r->has_teacher)
+            progress_note("          soft loss %.4f, agreement with the teacher %.2f %%", s.soft / s.positions,
+                          100 * s.agree / s.positions);
+        r->worse = better ? 0 : r->worse + 1;
+        if (better) {
+            Error err;
+            r->best = ce;
+            check(model_save(&r->student, r->best_path, &err), &err);
+        }
+    }
+    save(r);
+    return !opt.patience || r->worse < opt.patience;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * The loop */
+
+static void print_summary(const Run *r) {
+    const Model *s = &r->student;
+    size_t text = r->objective.arena.used;
+    fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", r->op->name,
+            omp_get_max_threads(), r->peak / 1e12);
+    if (r->has_teacher)
+        fprintf(stderr, "teacher %s: %.2f M parameters\n", opt.teacher, (double)params_total(&r->teacher.params, PART_ALL) / 1e6);
+    fprintf(stderr, "student %s: %.2f M parameters (vision %.2f, connector %.2f, lm %.2f), %.2f M trained\n",
+            opt.resume ? r->student_path : opt.student, (double)params_total(&s->params, PART_ALL) / 1e6,
+            (double)params_total(&s->params, PART_VISION) / 1e6, (double)params_total(&s->params, PART_CONNECTOR) / 1e6,
+            (double)params_total(&s->params, PART_LM) / 1e6, (double)params_total(&s->params, r->parts) / 1e6);
+    fprintf(stderr,
+            "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
+            "logits %.1f MB\n",
+            (double)s->params.values.used / 1e6, (double)s->params.gradients.used / 1e6,
+            (double)s->params.state.used / 1e6, (double)s->arena.used / 1e6, (double)r->teacher.arena.used / 1e6,
+            (double)text / 1e6);
+    fprintf(stderr, "data: %llu samples, %lld steps of %lld pictures, %lld steps an epoch\n",
+            (unsigned long long)r->data.count, (long long)r->steps, (long long)(opt.batch * opt.accum),
+            (long long)r->steps_per_epoch);
+}
+
+static void train(Run *r) {
+    Error err;
+    Progress progress;
+    int64_t every = opt.eval_every ? opt.eval_every : (r->steps + 9) / 10;
+    progress_begin(&progress, "train", r->step, r->steps);
+    double before = seconds_now();
+    while (r->step < r->steps) {
+        err.text[0] = 0;
+        const Batch *batch = loader_next(&r->loader, &err);
+        if (!batch) die("%s", err.text);
+        StepResult x = train_step(r, batch);
+        if (!isfinite(x.loss) || !isfinite(x.norm))
+            die("the loss became %g (gradient norm %g) at step %lld; the weights before it are in %s: go on from there "
+                "with --resume and a smaller --lr",
+                x.loss, x.norm, (long long)r->step + 1, opt.out);
+        r->step++;
+        double now = seconds_now(), seconds = now - before;
+        before = now;
+        log_step(r, &x, seconds);
+        progress_update(&progress, r->step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", x.loss, x.tokens / seconds,
+                        100 * x.flops / seconds / r->peak);
+        bool last = r->step == r->steps;
+        if (interrupted) {
+            save(r);
+            progress_end(&progress);
+            fprintf(stderr, "interrupted: saved step %lld in %s; --resume goes on from there\n", (long long)r->step,
+                    opt.out);
+            return;
+        }
+        if (!last && r->step % every) continue;
+        if (!evaluate_and_save(r)) {
+            progress_end(&progress);
+            fprintf(stderr, "stopped early: no better validation for %lld evaluations\n", (long long)r->worse);
+            return;
+        }
+        before = seconds_now();
+    }
+    progress_end(&progress);
+}
+
+static void parse_options(Run *r, int argc, char **argv) {
+    Error err;
+    const char *usage = "[options]\n\nTrains a picture-to-TikZ model, by default from the starter teacher on the starter data.";
+    options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    name_files(r);
+    if (opt.resume) {  // the options of the first run, then again what the command line says
+        check(options_config(table, OPTIONS, r->options_path, &err), &err);
+        options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    }
+    if (opt.threads) omp_set_num_threads((int)opt.threads);
+    r->op = ops_for_device(opt.device);
+    if (!r->op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
+    r->parts = parse_parts(opt.train);
+    r->config = parse_objective();
+    r->best = INFINITY;
+}
+
+/* Takes the output folder for this run. A finished or stopped run there is only touched with --resume. */
+static void claim_folder(Run *r) {
+    Error err;
+    check(make_folder(opt.out, &err), &err);
+    check(folder_lock(opt.out, &err) < 0, &err);
+    if (opt.resume && !file_exists(r->state_path)) die("--resume: there is no checkpoint %s", r->state_path);
+    if (!opt.resume && !opt.overwrite && file_exists(r->student_path))
+        die("%s already holds a trained student; --resume goes on with it, --overwrite starts anew, --out DIR goes "
+            "elsewhere",
+            opt.out);
+    FILE *f = fopen(r->options_path, "w");
+    if (!f) die("cannot write %s: %s", r->options_path, strerror(errno));
+    options_write(table, OPTIONS, f);
+    if (fclose(f)) die("cannot write %s: %s", r->options_path, strerror(errno));
+}
+
+int main(int argc, char **argv) {
+    static Run run;
+    Run *r = &run;
+    parse_options(r, argc, argv);
+    open_models(r);
+    open_data(r);
+    claim_folder(r);
+    plan_training(r);
+    if (opt.resume) restore(r);
+    start_loader(r);
+    plan_schedule(r);
+    r->peak = measure_peak_flops(r->op);
+    open_log(r);
+    print_summary(r);
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+    train(r);
+    printf("%s\n", r->has_val ? r->best_path : r->student_path);
+    return 0;
+}
