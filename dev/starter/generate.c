@@ -1,0 +1,653 @@
+/* generate: random TikZ figures for the starter data, one complete document each.
+ *
+ *   generate [--seed S] [--skip K] [--count N] [--out FOLDER]
+ *
+ * Writes figures K .. K+N-1 of the endless sequence that the seed S determines, as FOLDER/000000.tex and so on,
+ * or to stdout, each followed by a NUL byte, when FOLDER is "-". No figure occurs twice in the sequence, so parts
+ * of one sequence that do not overlap (training, validation, test) share no figure.
+ *
+ * A figure must be recoverable from a picture of 96 x 96 pixels without its position and scale. Hence the rules:
+ *   - Every figure spans the same square: 8 units of 0.5 cm, 12 pixels a unit in the small picture (graphs: 6 units
+ *     between the outermost node centres). Where a figure is lower or narrower, it is centred in the square, so a
+ *     place in the picture is always the same coordinate. Plots have one fixed frame.
+ *   - All coordinates are integers; outlines that do not cross stay MIN_GAP apart, crossings are clear ones.
+ *   - One spelling for each picture: elements are sorted by kind and position, lines run from the smaller point
+ *     (x, then y) to the larger, polygons start at their smallest point and run counterclockwise.
+ *   - Nothing is hidden: only what is not filled may lie around or across something else. */
+#define _POSIX_C_SOURCE 200809L
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define SPAN 8           // width of the square, units of 0.5 cm
+#define MIN_GAP 0.7      // least distance between outlines that do not cross, units (8 pixels of 96)
+#define MAX_ELEMENTS 4   // of a free scene
+#define MAX_NODES 5      // of a graph or block diagram
+#define MAX_EDGES 6
+#define MAX_OUTLINE 24   // segments of an outline; circles are 24-gons in the distance tests
+#define COUNT_OF(a) ((int)(sizeof(a) / sizeof((a)[0])))
+
+/* ---- random numbers (splitmix64, Steele et al. 2014) and text ---- */
+
+static uint64_t random_state;
+
+static uint64_t random_u64(void) {
+    uint64_t z = (random_state += 0x9e3779b97f4a7c15ull);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+static int random_below(int n) { return (int)((random_u64() >> 32) * (uint64_t)n >> 32); }
+static int random_between(int low, int high) { return low + random_below(high - low + 1); }
+static bool chance(int percent) { return random_below(100) < percent; }
+
+/* Index i with probability weights[i] / sum of weights. */
+static int random_weighted(const int *weights, int n) {
+    int total = 0;
+    for (int i = 0; i < n; i++) total += weights[i];
+    int r = random_below(total), i = 0;
+    while (r >= weights[i]) r -= weights[i++];
+    return i;
+}
+
+static void shuffle(int *a, int n) {
+    for (int i = n - 1; i > 0; i--) {
+        int j = random_below(i + 1), t = a[i];
+        a[i] = a[j], a[j] = t;
+    }
+}
+
+typedef struct {
+    char s[4096];
+    size_t n;
+} Text;
+
+static void put(Text *t, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    int n = vsnprintf(t->s + t->n, sizeof t->s - t->n, fmt, args);
+    va_end(args);
+    if (n < 0 || (size_t)n >= sizeof t->s - t->n) {
+        fprintf(stderr, "generate: error: a figure is longer than %zu bytes\n", sizeof t->s);
+        exit(1);
+    }
+    t->n += (size_t)n;
+}
+
+/* ---- geometry ---- */
+
+typedef struct {
+    int x, y;
+} Point;
+
+typedef struct {
+    double x, y;
+} Vector;
+
+typedef struct {
+    Vector a, b;
+} Segment;
+
+static int point_order(Point a, Point b) { return a.x != b.x ? a.x - b.x : a.y - b.y; }
+static Vector vector(Point p) { return (Vector){p.x, p.y}; }
+static Segment segment(Point a, Point b) { return (Segment){vector(a), vector(b)}; }
+static double cross(Vector o, Vector a, Vector b) { return (a.x - o.x) * (b.y - o.y) - (a.y - o.y) * (b.x - o.x); }
+
+static double point_distance(Point a, Point b) { return hypot(a.x - b.x, a.y - b.y); }
+
+static double to_segment(Vector p, Segment s) {
+    double dx = s.b.x - s.a.x, dy = s.b.y - s.a.y;
+    double t = ((p.x - s.a.x) * dx + (p.y - s.a.y) * dy) / (dx * dx + dy * dy);
+    t = fmin(1, fmax(0, t));
+    return hypot(p.x - s.a.x - t * dx, p.y - s.a.y - t * dy);
+}
+
+/* Distance of the point p from the segment a-b. */
+static double segment_distance(Point p, Point a, Point b) { return to_segment(vector(p), segment(a, b)); }
+
+static bool segments_cross(Segment s, Segment t) {
+    return cross(s.a, s.b, t.a) * cross(s.a, s.b, t.b) < 0 && cross(t.a, t.b, s.a) * cross(t.a, t.b, s.b) < 0;
+}
+
+/* Sine of the angle between two segments, 0 .. 1. */
+static double segment_sine(Segment s, Segment t) {
+    double ux = s.b.x - s.a.x, uy = s.b.y - s.a.y, vx = t.b.x - t.a.x, vy = t.b.y - t.a.y;
+    return fabs(ux * vy - uy * vx) / (hypot(ux, uy) * hypot(vx, vy));
+}
+
+/* ---- free scenes: circles, rectangles, polygons, lines and arrows ---- */
+
+static const char *const colours[] = {"red", "blue", "green!60!black", "orange"};
+static const char *const tints[] = {"red!30", "blue!30", "green!30", "orange!30", "gray!30"};
+
+typedef enum { CIRCLE, RECTANGLE, POLYGON, LINE } Kind;
+
+typedef struct {
+    Kind kind;
+    Point p[4];  // circle: centre; rectangle: lower left, upper right; polygon: corners; line: its ends
+    int n, radius;
+    bool closed, filled;
+    char command[80];  // "\draw[red, dashed]"
+} Element;
+
+static Point random_point(int width, int height) {
+    Point p;
+    p.x = random_below(width + 1), p.y = random_below(height + 1);
+    return p;
+}
+
+/* Turns and reverses the corners: smallest first, then counterclockwise. */
+static void make_canonical(Point *p, int n) {
+    Point q[4];
+    int first = 0, step = cross(vector(p[0]), vector(p[1]), vector(p[2])) > 0 ? 1 : n - 1;
+    for (int i = 1; i < n; i++)
+        if (point_order(p[i], p[first]) < 0) first = i;
+    for (int i = 0; i < n; i++) q[i] = p[(first + i * step) % n];
+    memcpy(p, q, (size_t)n * sizeof *p);
+}
+
+/* Counterclockwise and convex, no axis-aligned rectangle, and every corner far enough from the line through its
+ * neighbours to be seen as one. */
+static bool polygon_is_clear(const Point *p, int n) {
+    bool axis_aligned = true;
+    for (int i = 0; i < n; i++) {
+        Vector a = vector(p[i]), b = vector(p[(i + 1) % n]), c = vector(p[(i + 2) % n]);
+        if (cross(a, b, c) < 1.2 * hypot(c.x - a.x, c.y - a.y)) return false;
+        if (point_distance(p[i], p[(i + 1) % n]) < 2) return false;
+        axis_aligned = axis_aligned && (a.x == b.x || a.y == b.y);
+    }
+    return !axis_aligned;
+}
+
+/* Options always come in the order: arrow, colour, line style, fill. */
+static void random_style(Element *e) {
+    static const int closed_weights[] = {30, 25, 15, 20, 10}, line_weights[] = {50, 30, 20, 0, 0};
+    enum { PLAIN, DASHED, THICK, TINTED, SOLID };
+    int style = random_weighted(e->closed ? closed_weights : line_weights, COUNT_OF(line_weights));
+    const char *colour = chance(50) ? colours[random_below(COUNT_OF(colours))] : NULL;
+    char options[64] = "";
+    bool arrow = !e->closed && style != THICK && chance(60);  // thick arrows have tips too large for these figures
+    e->filled = style == TINTED || style == SOLID;
+    if (style == TINTED)
+        snprintf(options, sizeof options, ", fill=%s", tints[random_below(COUNT_OF(tints))]);
+    else
+        snprintf(options, sizeof options, "%s%s%s%s", arrow ? ", -latex" : "", colour ? ", " : "",
+                 colour ? colour : "", style == DASHED ? ", dashed" : style == THICK ? ", ultra thick" : "");
+    const char *command = style == SOLID ? "fill" : "draw";
+    if (options[0])
+        snprintf(e->command, sizeof e->command, "\\%s[%s]", command, options + 2);
+    else
+        snprintf(e->command, sizeof e->command, "\\%s", command);
+    if (!e->closed && !arrow && point_order(e->p[0], e->p[1]) > 0) {
+        Point t = e->p[0];
+        e->p[0] = e->p[1], e->p[1] = t;
+    }
+}
+
+/* An element of the given kind anywhere in a box of width x height units. False: this attempt gave no clear one. */
+static bool random_element(Element *e, Kind kind, int corners, int width, int height) {
+    memset(e, 0, sizeof *e);
+    e->kind = kind;
+    e->closed = kind != LINE;
+    e->n = kind == CIRCLE ? 1 : kind == POLYGON ? corners : 2;
+    for (int i = 0; i < e->n; i++) e->p[i] = random_point(width, height);
+    if (kind == POLYGON) make_canonical(e->p, e->n);
+    double length = point_distance(e->p[0], e->p[e->n - 1]);
+    if (kind == CIRCLE) {
+        e->radius = random_between(1, 4);
+        int x = e->p[0].x, y = e->p[0].y, r = e->radius;
+        if (x < r || x + r > width || y < r || y + r > height) return false;
+    }
+    if (kind == RECTANGLE && (e->p[1].x <= e->p[0].x || e->p[1].y <= e->p[0].y)) return false;
+    if (kind == POLYGON && !polygon_is_clear(e->p, e->n)) return false;
+    if (kind == LINE && length < 3) return false;
+    random_style(e);
+    return kind != LINE || length >= 4 || !strstr(e->command, "dashed");
+}
+
+/* The segments of the element's outline; returns their number. */
+static int outline(const Element *e, Segment *out) {
+    Vector v[MAX_OUTLINE];
+    int n = e->n;
+    if (e->kind == CIRCLE) {
+        n = MAX_OUTLINE;
+        for (int i = 0; i < n; i++) {
+            double angle = 2 * 3.14159265358979 * i / n;
+            v[i].x = e->p[0].x + e->radius * cos(angle), v[i].y = e->p[0].y + e->radius * sin(angle);
+        }
+    } else if (e->kind == RECTANGLE) {
+        n = 4;
+        for (int i = 0; i < n; i++) v[i].x = e->p[i == 1 || i == 2].x, v[i].y = e->p[i >= 2].y;
+    } else {
+        for (int i = 0; i < n; i++) v[i] = vector(e->p[i]);
+    }
+    int segments = e->closed ? n : n - 1;
+    for (int i = 0; i < segments; i++) out[i].a = v[i], out[i].b = v[(i + 1) % n];
+    return segments;
+}
+
+/* Whether the point lies inside a closed outline (even-odd rule). */
+static bool inside(Vector p, const Segment *s, int n) {
+    bool in = false;
+    for (int i = 0; i < n; i++)
+        if ((s[i].a.y > p.y) != (s[i].b.y > p.y) &&
+            p.x < s[i].a.x + (p.y - s[i].a.y) / (s[i].b.y - s[i].a.y) * (s[i].b.x - s[i].a.x))
+            in = !in;
+    return in;
+}
+
+/* Two elements of one scene can be told apart, and neither hides the other. */
+static bool compatible(const Element *e, const Element *f) {
+    Segment s[MAX_OUTLINE], t[MAX_OUTLINE];
+    int n = outline(e, s), m = outline(f, t);
+    bool crossing = false;
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < m; j++) {
+            if (to_segment(s[i].a, t[j]) < MIN_GAP || to_segment(s[i].b, t[j]) < MIN_GAP) return false;
+            if (to_segment(t[j].a, s[i]) < MIN_GAP || to_segment(t[j].b, s[i]) < MIN_GAP) return false;
+            if (!segments_cross(s[i], t[j])) continue;
+            crossing = true;
+            if (segment_sine(s[i], t[j]) < 0.6) return false;
+        }
+    if (crossing)  // clear for a line across an open outline; two closed outlines or round ones would be hard to read
+        return (e->kind == LINE || f->kind == LINE) && !e->filled && !f->filled && e->kind != CIRCLE && f->kind != CIRCLE;
+    if (e->closed && e->filled && inside(t[0].a, s, n)) return false;
+    return !(f->closed && f->filled && inside(s[0].a, t, m));
+}
+
+static int element_order(const void *a, const void *b) {
+    const Element *e = (const Element *)a, *f = (const Element *)b;
+    if (e->kind != f->kind) return (int)e->kind - (int)f->kind;
+    for (int i = 0; i < 4; i++) {
+        int order = point_order(e->p[i], f->p[i]);
+        if (order) return order;
+    }
+    return e->radius - f->radius;
+}
+
+/* Whether the elements reach all four sides of the box. */
+static bool fills_box(const Element *e, int n, int width, int height) {
+    int x0 = width, y0 = height, x1 = 0, y1 = 0;
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < e[i].n; j++) {
+            int x = e[i].p[j].x, y = e[i].p[j].y, r = e[i].radius;
+            if (x - r < x0) x0 = x - r;
+            if (x + r > x1) x1 = x + r;
+            if (y - r < y0) y0 = y - r;
+            if (y + r > y1) y1 = y + r;
+        }
+    return x0 == 0 && y0 == 0 && x1 == width && y1 == height;
+}
+
+static void put_points(Text *t, const Point *p, int n) {
+    for (int i = 0; i < n; i++) put(t, "%s(%d,%d)", i ? " -- " : "", p[i].x, p[i].y);
+}
+
+static void put_element(Text *t, const Element *e) {
+    put(t, "  %s ", e->command);
+    if (e->kind == CIRCLE)
+        put(t, "(%d,%d) circle (%d)", e->p[0].x, e->p[0].y, e->radius);
+    else if (e->kind == RECTANGLE)
+        put(t, "(%d,%d) rectangle (%d,%d)", e->p[0].x, e->p[0].y, e->p[1].x, e->p[1].y);
+    else
+        put_points(t, e->p, e->n);
+    put(t, "%s;\n", e->kind == POLYGON ? " -- cycle" : "");
+}
+
+static bool free_scene(Text *t) {
+    static const int counts[] = {12, 44, 32, 12}, sizes[] = {20, 30, 50};
+    static const int kind_weights[] = {30, 25, 22, 23};
+    Element e[MAX_ELEMENTS];
+    Kind kind[MAX_ELEMENTS];  // chosen once: what fits easily would crowd out the rest if each attempt chose anew
+    int corners[MAX_ELEMENTS], n = 1 + random_weighted(counts, COUNT_OF(counts));
+    for (int i = 0; i < n; i++) {
+        kind[i] = (Kind)random_weighted(kind_weights, COUNT_OF(kind_weights));
+        corners[i] = chance(65) ? 3 : 4;
+    }
+    int width = SPAN, height = 4 + 2 * random_weighted(sizes, COUNT_OF(sizes));
+    if (chance(50)) width = height, height = SPAN;
+    for (int attempt = 0; attempt < 3000; attempt++) {
+        int made = 0;
+        for (int tries = 0; made < n && tries < 60; tries++) {
+            if (!random_element(&e[made], kind[made], corners[made], width, height)) continue;
+            bool ok = true;
+            for (int i = 0; i < made; i++) ok = ok && compatible(&e[i], &e[made]);
+            made += ok;
+        }
+        if (made < n || !fills_box(e, n, width, height)) continue;
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < e[i].n; j++) e[i].p[j].x += (SPAN - width) / 2, e[i].p[j].y += (SPAN - height) / 2;
+        qsort(e, (size_t)n, sizeof e[0], element_order);
+        for (int i = 0; i < n; i++) put_element(t, &e[i]);
+        return true;
+    }
+    return false;
+}
+
+/* ---- graphs and block diagrams: labelled nodes joined by lines or arrows ---- */
+
+typedef struct {
+    int from, to;
+} Edge;
+
+typedef struct {
+    Point at[MAX_NODES];
+    char label[MAX_NODES];
+    const char *fill[MAX_NODES];  // tint or NULL
+    int nodes, edges;
+    Edge edge[MAX_EDGES];
+    bool directed;
+} Graph;
+
+/* Letters that differ clearly at a height of six pixels. */
+static void random_labels(Graph *g) {
+    static const char letters[] = "ABCDXYZ";
+    int order[sizeof letters - 1];
+    for (int i = 0; i < COUNT_OF(order); i++) order[i] = i;
+    shuffle(order, COUNT_OF(order));
+    for (int i = 0; i < g->nodes; i++) g->label[i] = letters[order[i]];
+}
+
+/* All nodes plain, all in one tint, or a single one marked. */
+static void random_fills(Graph *g) {
+    static const int modes[] = {50, 30, 20};
+    int mode = random_weighted(modes, COUNT_OF(modes)), marked = random_below(g->nodes);
+    const char *tint = tints[random_below(COUNT_OF(tints))];
+    for (int i = 0; i < g->nodes; i++) g->fill[i] = mode == 1 || (mode == 2 && i == marked) ? tint : NULL;
+}
+
+static int edge_order(const void *a, const void *b) {
+    const Edge *e = (const Edge *)a, *f = (const Edge *)b;
+    return e->from != f->from ? e->from - f->from : e->to - f->to;
+}
+
+/* Whether a straight edge i-j stays clear of the other nodes and of the edges there are. */
+static bool edge_is_clear(const Graph *g, int i, int j) {
+    for (int k = 0; k < g->nodes; k++)
+        if (k != i && k != j && segment_distance(g->at[k], g->at[i], g->at[j]) < 1.2) return false;
+    for (int k = 0; k < g->edges; k++) {
+        Edge e = g->edge[k];
+        if ((e.from == i && e.to == j) || (e.from == j && e.to == i)) return false;
+        if (segments_cross(segment(g->at[e.from], g->at[e.to]), segment(g->at[i], g->at[j]))) return false;
+    }
+    return true;
+}
+
+/* A random spanning tree of the allowed edges, then some more. False: the nodes could not be connected. */
+static bool random_edges(Graph *g, bool axis_aligned) {
+    int component[MAX_NODES], pairs[MAX_NODES * MAX_NODES], limit = g->nodes == 5 ? 5 : MAX_EDGES;
+    g->edges = 0;
+    for (int i = 0; i < g->nodes; i++) component[i] = i;
+    for (int i = 0; i < g->nodes * g->nodes; i++) pairs[i] = i;
+    shuffle(pairs, g->nodes * g->nodes);
+    for (int pass = 0; pass < 2; pass++)  // 0: edges that join two components; 1: additional ones
+        for (int k = 0; k < g->nodes * g->nodes; k++) {
+            int i = pairs[k] / g->nodes, j = pairs[k] % g->nodes;
+            if (i >= j || g->edges == limit || (pass == 0) != (component[i] != component[j])) continue;
+            if (axis_aligned && g->at[i].x != g->at[j].x && g->at[i].y != g->at[j].y) continue;
+            if (!edge_is_clear(g, i, j) || (pass == 1 && !chance(30))) continue;
+            bool backward = g->directed && chance(axis_aligned ? 25 : 50);
+            g->edge[g->edges].from = backward ? j : i, g->edge[g->edges++].to = backward ? i : j;
+            for (int c = component[j], m = 0; m < g->nodes; m++)
+                if (component[m] == c) component[m] = component[i];
+        }
+    for (int i = 1; i < g->nodes; i++)
+        if (component[i] != component[0]) return false;
+    qsort(g->edge, (size_t)g->edges, sizeof g->edge[0], edge_order);
+    return true;
+}
+
+/* Sorts the nodes by position and writes nodes and edges; node_options: "circle, draw". */
+static void put_graph(Text *t, const Graph *g, const char *node_options, const char *edge_colour) {
+    for (int i = 0; i < g->nodes; i++) {
+        put(t, "  \\node[%s", node_options);
+        if (g->fill[i]) put(t, ", fill=%s", g->fill[i]);
+        put(t, "] (%c) at (%d,%d) {%c};\n", g->label[i], g->at[i].x, g->at[i].y, g->label[i]);
+    }
+    for (int i = 0; i < g->edges; i++) {
+        const char *sep = g->directed && edge_colour ? ", " : "", *arrow = g->directed ? "-latex" : "";
+        if (g->directed || edge_colour)
+            put(t, "  \\draw[%s%s%s]", arrow, sep, edge_colour ? edge_colour : "");
+        else
+            put(t, "  \\draw");
+        put(t, " (%c) -- (%c);\n", g->label[g->edge[i].from], g->label[g->edge[i].to]);
+    }
+}
+
+/* Nodes on a 4 x 4 grid of pitch 2. */
+static bool graph_scene(Text *t) {
+    static const int counts[] = {12, 40, 36, 12};
+    Graph g;
+    int cells[16];
+    memset(&g, 0, sizeof g);
+    g.nodes = 2 + random_weighted(counts, COUNT_OF(counts));
+    g.directed = chance(50);
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        bool taken[16] = {false};
+        for (int i = 0; i < 16; i++) cells[i] = i;
+        shuffle(cells, 16);
+        for (int i = 0; i < g.nodes; i++) taken[cells[i]] = true;
+        for (int i = 0, n = 0; i < 16; i++)
+            if (taken[i]) g.at[n].x = i / 4 * 2, g.at[n++].y = i % 4 * 2;
+        int x0 = 6, y0 = 6, x1 = 0, y1 = 0;
+        for (int i = 0; i < g.nodes; i++) {
+            int x = g.at[i].x, y = g.at[i].y;
+            x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1, y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
+        }
+        if (x1 - x0 < 6 && y1 - y0 < 6) continue;
+        for (int i = 0; i < g.nodes; i++) g.at[i].x += (6 - x0 - x1) / 2, g.at[i].y += (6 - y0 - y1) / 2;
+        if (!random_edges(&g, false)) continue;
+        random_labels(&g);
+        random_fills(&g);
+        put_graph(t, &g, "circle, draw", chance(25) ? colours[random_below(COUNT_OF(colours))] : NULL);
+        return true;
+    }
+    return false;
+}
+
+/* Square blocks of 2 units in three columns and one to three rows, or turned by a right angle. */
+static bool block_scene(Text *t) {
+    static const int row_weights[] = {25, 50, 25}, counts[] = {10, 40, 35, 15};
+    static const int position[3][3] = {{4, 0, 0}, {2, 6, 0}, {1, 4, 7}};  // of 1, 2 and 3 rows
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        Graph g;
+        memset(&g, 0, sizeof g);
+        int lines = 1 + random_weighted(row_weights, 3), used[3] = {0}, cells[9], total = 3 * lines;
+        bool turned = chance(30), taken[9] = {false};
+        g.nodes = 2 + random_weighted(counts, COUNT_OF(counts));
+        g.directed = chance(80);
+        if (g.nodes > total) continue;
+        for (int i = 0; i < total; i++) cells[i] = i;
+        shuffle(cells, total);
+        for (int i = 0; i < g.nodes; i++) taken[cells[i]] = true, used[cells[i] % lines] |= 1 << cells[i] / lines;
+        int columns = 0, ends = 0;
+        for (int i = 0; i < lines; i++) columns |= used[i], ends += used[i] != 0;
+        if ((columns & 5) != 5 || ends < lines) continue;  // first and last column used, no empty row
+        int n = 0;
+        for (int i = 0; i < 9; i++) {  // by x, then y
+            int column = turned ? i % 3 : i / 3, line = turned ? i / 3 : i % 3;
+            if (line >= lines || !taken[column * lines + line]) continue;
+            int along = position[2][column], over = position[lines - 1][line];
+            g.at[n].x = turned ? over : along, g.at[n++].y = turned ? along : over;
+        }
+        if (!random_edges(&g, true)) continue;
+        random_labels(&g);
+        random_fills(&g);
+        put_graph(t, &g, "draw, minimum size=1cm", NULL);
+        return true;
+    }
+    return false;
+}
+
+/* ---- plots ---- */
+
+/* Points of one curve, left to right; every inner point is a visible bend. */
+static int random_curve(Point *p) {
+    int n = random_between(3, 5), x[8];
+    for (;;) {
+        for (int i = 0; i < 8; i++) x[i] = i;
+        shuffle(x, 8);
+        bool taken[8] = {false};
+        for (int i = 0; i < n; i++) taken[x[i]] = true;
+        for (int i = 0, k = 0; i < 8; i++)
+            if (taken[i]) p[k].x = i, p[k++].y = random_between(1, 5);
+        bool ok = p[n - 1].x - p[0].x >= 5;
+        for (int i = 1; i + 1 < n; i++) ok = ok && segment_distance(p[i], p[i - 1], p[i + 1]) >= 0.8;
+        if (ok) return n;
+    }
+}
+
+static bool curves_are_clear(const Point *p, int n, const Point *q, int m) {
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j + 1 < m; j++)
+            if (segment_distance(p[i], q[j], q[j + 1]) < 0.9) return false;
+    return true;
+}
+
+static void put_curves(Text *t) {
+    Point p[5], q[5];
+    int order[COUNT_OF(colours)], n = random_curve(p), m = 0;
+    bool two = chance(45);
+    for (int tries = 0; two && (!m || !curves_are_clear(p, n, q, m) || !curves_are_clear(q, m, p, n) || n + m > 9);) {
+        if (++tries % 1000 == 0) n = random_curve(p);  // some curves leave no room for a second one
+        m = random_curve(q);
+    }
+    for (int i = 0; i < COUNT_OF(order); i++) order[i] = i;
+    shuffle(order, COUNT_OF(order));
+    bool swap = m && point_order(q[0], p[0]) < 0, dashed[2] = {chance(25), chance(25)};
+    for (int i = 0; i < (m ? 2 : 1); i++) {
+        bool second = (i == 1) != swap;
+        put(t, "  \\draw[%s, %sultra thick] ", colours[order[i]], dashed[i] ? "dashed, " : "");
+        put_points(t, second ? q : p, second ? m : n);
+        put(t, ";\n");
+    }
+}
+
+static void put_bars(Text *t) {
+    int pitch = random_between(1, 2), n = random_between(2, pitch == 2 ? 3 : 5);
+    int left = 1 + random_below(7 - (pitch * (n - 1) + 1)), colour = random_below(COUNT_OF(tints));
+    bool mixed = chance(35);
+    for (int i = 0; i < n; i++) {
+        int x = left + pitch * i;
+        if (mixed) colour = random_below(COUNT_OF(tints));
+        put(t, "  \\draw[fill=%s] (%d,0) rectangle (%d,%d);\n", tints[colour], x, x + 1, random_between(1, 5));
+    }
+}
+
+static bool plot_scene(Text *t) {
+    put(t, "  \\draw[->] (0,0) -- (8,0);\n  \\draw[->] (0,0) -- (0,6);\n");
+    if (chance(60))
+        put_curves(t);
+    else
+        put_bars(t);
+    return true;
+}
+
+/* ---- the sequence of figures ---- */
+
+static uint64_t *seen;  // open-addressing set of the hashes of all figures so far; 0 is free
+static size_t seen_size, seen_count;
+
+static bool insert_hash(uint64_t hash) {
+    size_t i = (size_t)hash & (seen_size - 1);
+    for (; seen[i]; i = (i + 1) & (seen_size - 1))
+        if (seen[i] == hash) return false;
+    seen[i] = hash;
+    return true;
+}
+
+/* True the first time this text comes (64-bit FNV-1a stands for the text). */
+static bool is_new(const Text *t) {
+    uint64_t hash = 0xcbf29ce484222325ull;
+    for (size_t i = 0; i < t->n; i++) hash = (hash ^ (unsigned char)t->s[i]) * 0x100000001b3ull;
+    if (seen_count * 2 >= seen_size) {
+        uint64_t *old = seen;
+        size_t old_size = seen_size;
+        seen_size = old_size ? old_size * 2 : 1 << 16;
+        seen = (uint64_t *)calloc(seen_size, sizeof *seen);
+        if (!seen) {
+            fprintf(stderr, "generate: error: out of memory for %zu figures\n", seen_count);
+            exit(1);
+        }
+        for (size_t i = 0; i < old_size; i++)
+            if (old[i]) insert_hash(old[i]);
+        free(old);
+    }
+    bool fresh = insert_hash(hash | 1);
+    seen_count += fresh;
+    return fresh;
+}
+
+static void next_figure(Text *t) {
+    static bool (*const scenes[])(Text *) = {free_scene, graph_scene, plot_scene, block_scene};
+    static const int weights[] = {40, 25, 20, 15};
+    for (;;) {
+        t->n = 0;
+        put(t, "\\documentclass[tikz]{standalone}\n\\begin{document}\n\\begin{tikzpicture}[scale=0.5]\n");
+        if (!scenes[random_weighted(weights, COUNT_OF(weights))](t)) continue;
+        put(t, "\\end{tikzpicture}\n\\end{document}\n");
+        if (is_new(t)) return;
+    }
+}
+
+static void write_figure(const Text *t, const char *folder, long number) {
+    char path[4200];
+    FILE *f = stdout;
+    bool to_stdout = !strcmp(folder, "-");
+    snprintf(path, sizeof path, "%s/%06ld.tex", folder, number);
+    if (!to_stdout && !(f = fopen(path, "wb"))) {
+        fprintf(stderr, "generate: error: cannot write %s: %s\n", path, strerror(errno));
+        exit(1);
+    }
+    size_t bytes = t->n + (to_stdout ? 1 : 0);  // with the NUL that ends the text
+    if (fwrite(t->s, 1, bytes, f) != bytes || (to_stdout ? fflush(f) : fclose(f))) {
+        fprintf(stderr, "generate: error: writing %s failed: %s\n", to_stdout ? "stdout" : path, strerror(errno));
+        exit(1);
+    }
+}
+
+static long number_option(const char *name, const char *value) {
+    char *end;
+    errno = 0;
+    long n = value ? strtol(value, &end, 10) : -1;
+    if (!value || errno || end == value || *end || n < 0 || n > 1000000000) {
+        fprintf(stderr, "generate: error: %s needs a number from 0 to 1000000000, got '%s'\n", name, value ? value : "");
+        exit(2);
+    }
+    return n;
+}
+
+int main(int argc, char **argv) {
+    long seed = 1, skip = 0, count = 100;
+    const char *folder = "-";
+    for (int i = 1; i < argc; i += 2) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (!strcmp(argv[i], "--seed")) seed = number_option(argv[i], value);
+        else if (!strcmp(argv[i], "--skip")) skip = number_option(argv[i], value);
+        else if (!strcmp(argv[i], "--count")) count = number_option(argv[i], value);
+        else if (!strcmp(argv[i], "--out") && value) folder = value;
+        else {
+            fprintf(stderr, "usage: generate [--seed S] [--skip K] [--count N] [--out FOLDER or -]\n");
+            return strcmp(argv[i], "--help") ? 2 : 0;
+        }
+    }
+    if (strcmp(folder, "-") && mkdir(folder, 0777) && errno != EEXIST) {
+        fprintf(stderr, "generate: error: cannot make the folder %s: %s\n", folder, strerror(errno));
+        return 1;
+    }
+    random_state = (uint64_t)seed;
+    Text t;
+    for (long i = 0; i < skip + count; i++) {
+        next_figure(&t);
+        if (i >= skip) write_figure(&t, folder, i);
+    }
+    free(seen);
+    return 0;
+}

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Generates starter figures, renders them with pdflatex and pdftoppm, packs pictures and token ids as a .bin dataset.
+
+    render.py --generator BINARY --tokenizer FILE.safetensors --out OUT.bin [--seed S] [--skip K] [--count N]
+              [--jobs J] [--batch B] [--pairs FOLDER]
+
+Starting TeX costs a hundred times what one figure costs, so B figures become one document, whose class makes a page of
+each picture; a page is the same as the figure's own document would give. The resolution changes every 10 pages: mostly
+70 to 100 dpi (pictures of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least
+92 dpi: below, pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file,
+whatever --jobs.
+With --pairs the figures are also written as FOLDER/000000.tex and .png, for convert_dataset.py.
+"""
+import argparse
+import functools
+import io
+import multiprocessing
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+import tikzc  # noqa: E402
+
+PAGES_PER_RESOLUTION = 10
+BEGIN, END = "\\begin{document}\n", "\\end{document}\n"
+
+
+def parse_ppm(data):
+    """The pictures of pdftoppm's output, binary PPM files one after another, as uint8 arrays (height, width, 3)."""
+    at = 0
+    while at < len(data):
+        magic, width, height, depth = data[at:at + 64].split(maxsplit=4)[:4]
+        if magic != b"P6" or depth != b"255":
+            raise RuntimeError(f"pdftoppm wrote {data[at:at + 20]!r}, expected a PPM picture.")
+        width, height = int(width), int(height)
+        at += len(b"P6\n%d %d\n255\n" % (width, height))
+        yield np.frombuffer(data, np.uint8, width * height * 3, at).reshape(height, width, 3)
+        at += width * height * 3
+
+
+def png_bytes(picture):
+    """The smallest lossless PNG that Pillow can make: with a palette when there are at most 256 colours."""
+    packed = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colours, index = np.unique(packed, return_inverse=True)
+    if len(colours) <= 256:
+        image = Image.fromarray(index.reshape(picture.shape[:2]).astype(np.uint8)).convert("L")
+        image = Image.frombytes("P", image.size, image.tobytes())
+        image.putpalette(b"".join(int(c).to_bytes(3, "big") for c in colours))
+    else:
+        image = Image.fromarray(picture)
+    out = io.BytesIO()
+    image.save(out, "png", optimize=True)
+    return out.getvalue()
+
+
+def is_coarse(text):
+    """Whether the figure may be rendered below 92 dpi: graphs, block diagrams and bar charts have one line width."""
+    return "\\node" in text or "\\draw[->]" in text and "ultra thick" not in text
+
+
+def resolution(generator, coarse):
+    low = 70 if coarse else 92
+    return generator.randint(low, 100) if generator.random() < 0.9 else generator.randint(100, 160)
+
+
+def run(command, folder):
+    result = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+    if result.returncode:
+        log = (result.stderr or result.stdout)[-600:].decode("utf-8", "replace")
+        raise RuntimeError(f"{' '.join(command)} failed with status {result.returncode}: {log}")
+    return result.stdout
+
+
+def render(texts, generator):
+    """PNG bytes of each of the documents, which must share their preamble."""
+    order = sorted(range(len(texts)), key=lambda i: is_coarse(texts[i]))  # pages with equal limits side by side
+    bodies = [texts[i][texts[i].index(BEGIN) + len(BEGIN):texts[i].index(END)] for i in order]
+    fine = sum(not is_coarse(t) for t in texts)
+    starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(texts), PAGES_PER_RESOLUTION), len(texts)]
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        document = texts[0][:texts[0].index(BEGIN)] + BEGIN + "".join(bodies) + END
+        pathlib.Path(folder, "batch.tex").write_text(document)
+        run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "batch.tex"], folder)
+        for first, last in zip(starts[:-1], starts[1:]):
+            dpi = resolution(generator, first >= fine)
+            pages = run(["pdftoppm", "-r", str(dpi), "-f", str(first + 1), "-l", str(last), "batch.pdf"], folder)
+            pictures += [png_bytes(p) for p in parse_ppm(pages)]
+    if len(pictures) != len(texts):
+        raise RuntimeError(f"{len(texts)} figures gave {len(pictures)} pages; expected one page a figure.")
+    return [picture for _, picture in sorted(zip(order, pictures))]
+
+
+def render_batch(seed, batch):
+    number, texts = batch
+    return texts, render(texts, random.Random(seed * 1000003 + number))
+
+
+def generate(args):
+    """Batches (number of the first figure, texts) from the generator's NUL-terminated output."""
+    command = [args.generator, "--seed", str(args.seed), "--skip", str(args.skip), "--count", str(args.count)]
+    texts = [t.decode() for t in run(command, None).split(b"\0")[:-1]]
+    if len(texts) != args.count:
+        raise RuntimeError(f"{args.generator} wrote {len(texts)} figures, expected {args.count}.")
+    for i in range(0, len(texts), args.batch):
+        yield args.skip + i, texts[i:i + args.batch]
+
+
+def pack(args):
+    tokenizer = tikzc.Tokenizer.load(args.tokenizer)
+    source = f"dev/starter: generate --seed {args.seed} --skip {args.skip} --count {args.count}"
+    if args.pairs:
+        pathlib.Path(args.pairs).mkdir(parents=True, exist_ok=True)
+    start, done, image_bytes, tokens, longest = time.time(), 0, 0, 0, 0
+    with multiprocessing.Pool(args.jobs) as pool, tikzc.DatasetWriter(args.out, tokenizer, source) as writer:
+        for texts, pictures in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
+            for text, picture in zip(texts, pictures):
+                ids = tokenizer.encode(text)
+                writer.add(picture, ids)
+                if args.pairs:
+                    stem = pathlib.Path(args.pairs, f"{args.skip + done:06d}")
+                    stem.with_suffix(".tex").write_text(text)
+                    stem.with_suffix(".png").write_bytes(picture)
+                done, image_bytes, tokens = done + 1, image_bytes + len(picture), tokens + len(ids)
+                longest = max(longest, len(ids))
+            if sys.stderr.isatty() or done % (20 * args.batch) == 0:
+                print(f"{done}/{args.count}, {done / (time.time() - start):.0f} figures/s", file=sys.stderr)
+    print(f"{args.out}: {done} samples, {pathlib.Path(args.out).stat().st_size} bytes; a picture has "
+          f"{image_bytes / done:.0f} bytes; tokens: mean {tokens / done:.1f}, max {longest}; "
+          f"{done / (time.time() - start):.0f} figures/s", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", required=True, help="the compiled generate.c")
+    parser.add_argument("--tokenizer", required=True, help="safetensors file with the tokenizer")
+    parser.add_argument("--out", required=True, help=".bin file to write")
+    parser.add_argument("--seed", type=int, default=1, help="which sequence of figures (default 1)")
+    parser.add_argument("--skip", type=int, default=0, help="figures of the sequence to leave out first (default 0)")
+    parser.add_argument("--count", type=int, default=100, help="figures to pack (default 100)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--batch", type=int, default=200, help="figures a TeX run (default 200)")
+    parser.add_argument("--pairs", help="folder to also write .tex and .png files to")
+    args = parser.parse_args()
+    if args.count < 1 or args.batch < 1 or args.jobs < 1:
+        parser.error("--count, --batch and --jobs must be at least 1")
+    try:
+        pack(args)
+    except (OSError, RuntimeError, ValueError, tikzc.FormatError) as e:
+        sys.exit(f"render.py: error: {e}")
+
+
+if __name__ == "__main__":
+    main()

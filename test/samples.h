@@ -1,0 +1,257 @@
+/* Shared by the tests of lib/ and of the data loader: counting checks, a temporary folder, and makers of small valid
+ * files (pictures, tokenizers, datasets). */
+#ifndef TEST_SAMPLES_H
+#define TEST_SAMPLES_H
+
+#include "../lib/error.h"
+
+#include "../lib/crc32.h"
+#include "../lib/file.h"
+#include "../lib/random.h"
+#include "../lib/safetensors.h"
+#include "../lib/tokenizer.h"
+
+#include <ftw.h>
+
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STB_IMAGE_WRITE_STATIC
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#include <stb/stb_image_write.h>
+#pragma GCC diagnostic pop
+
+static int checks_passed, checks_failed;
+
+static inline void check(bool ok, const char *file, int line, const char *what, const char *more) {
+    if (ok) {
+        checks_passed++;
+        return;
+    }
+    checks_failed++;
+    printf("%s:%d: failed: %s%s%s\n", file, line, what, *more ? "; message: " : "", more);
+}
+
+#define CHECK(condition) check(condition, __FILE__, __LINE__, #condition, "")
+#define CHECK_OK(call, err) ((err).text[0] = '\0', check((call) == 0, __FILE__, __LINE__, #call, (err).text))
+/* The call fails and its sentence contains `part`. */
+#define CHECK_ERROR(call, err, part)                                                                                 \
+    ((err).text[0] = '\0', check((call) != 0 && strstr((err).text, part), __FILE__, __LINE__,                        \
+                                 #call " refused with '" part "'", (err).text))
+
+static inline int checks_report(void) {
+    printf("%d passed, %d failed\n", checks_passed, checks_failed);
+    return checks_failed ? 1 : 0;
+}
+
+/* ---- a temporary folder ---- */
+
+static char samples_folder[256];
+
+static inline void samples_begin(void) {
+    const char *base = getenv("TMPDIR");
+    snprintf(samples_folder, sizeof samples_folder, "%s/tikz-test-XXXXXX", base && *base ? base : "/tmp");
+    if (!mkdtemp(samples_folder)) die("cannot make a temporary folder %s: %s", samples_folder, strerror(errno));
+}
+
+static inline int samples_remove(const char *path, const struct stat *s, int kind, struct FTW *w) {
+    (void)s;
+    (void)kind;
+    (void)w;
+    return remove(path);
+}
+
+static inline void samples_end(void) { nftw(samples_folder, samples_remove, 16, FTW_DEPTH | FTW_PHYS); }
+
+/* A path in the temporary folder; up to eight are valid at a time. */
+static inline const char *sample_path(const char *name) {
+    static char paths[8][320];
+    static int next;
+    char *path = paths[next++ % 8];
+    snprintf(path, sizeof paths[0], "%s/%s", samples_folder, name);
+    return path;
+}
+
+static inline void write_bytes(const char *path, const void *data, size_t size) {
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f) != 0) die("cannot write %s", path);
+}
+
+static inline uint8_t *read_bytes(const char *path, size_t *size) {
+    MappedFile f;
+    Error err;
+    if (file_map(&f, path, &err) != 0) die("%s", err.text);
+    uint8_t *copy = (uint8_t *)xmalloc(f.size);
+    memcpy(copy, f.data, f.size);
+    *size = f.size;
+    file_unmap(&f);
+    return copy;
+}
+
+/* ---- pictures ---- */
+
+/* A growing string of bytes. */
+typedef struct {
+    uint8_t *data;
+    size_t size;
+} Bytes;
+
+static inline void bytes_add(Bytes *b, const void *data, size_t size) {
+    b->data = (uint8_t *)xrealloc(b->data, b->size + size + 1);
+    if (size) memcpy(b->data + b->size, data, size);
+    b->size += size;
+}
+
+static inline void bytes_add_stb(void *context, void *data, int size) {
+    bytes_add((Bytes *)context, data, (size_t)size);
+}
+
+/* White ground with a rectangle and a line whose place and colour depend on seed; channels 1 to 4. */
+static inline uint8_t *draw_picture(int width, int height, int channels, uint64_t seed) {
+    Random random;
+    random_seed(&random, seed);
+    uint8_t *p = (uint8_t *)xmalloc((size_t)width * (size_t)height * (size_t)channels);
+    memset(p, 255, (size_t)width * (size_t)height * (size_t)channels);
+    int left = (int)random_below(&random, (uint64_t)(width + 1) / 2),
+        top = (int)random_below(&random, (uint64_t)(height + 1) / 2);
+    uint8_t colour[4];
+    for (int c = 0; c < 4; c++) colour[c] = (uint8_t)random_below(&random, 256);
+    for (int y = top; y < height - top / 2; y++)
+        for (int x = left; x < width - left / 2; x++)
+            for (int c = 0; c < channels; c++)
+                p[((size_t)y * (size_t)width + (size_t)x) * (size_t)channels + (size_t)c] =
+                    (uint8_t)(colour[c] + (x == y ? 128 : x));
+    return p;
+}
+
+static inline Bytes make_png(int width, int height, int channels, uint64_t seed) {
+    Bytes b = {NULL, 0};
+    uint8_t *p = draw_picture(width, height, channels, seed);
+    stbi_write_png_to_func(bytes_add_stb, &b, width, height, channels, p, width * channels);
+    free(p);
+    return b;
+}
+
+/* JPEG files of 20 x 14 pixels in hexadecimal: baseline with EXIF orientation 6, and progressive grey. */
+static const char jpeg_turned[] =
+    "ffd8ffe000104a46494600010100000100010000ffe100224578696600004d4d002a000000080001011200030000000100060000000000"
+    "00ffdb004300140e0f120f0d14121012171514181e32211e1c1c1e3d2c2e243249404c4b47404645505a736250556d5645466488656d77"
+    "7b8182814e608d978c7d96737e817cffdb0043011517171e1a1e3b21213b7c5346537c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c"
+    "7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7c7cffc0001108000e001403012200021101031101ffc40017000003"
+    "010000000000000000000000000000040506ffc40026100001030304010403000000000000000001020311000405121321310614223251"
+    "6191b2ffc4001501010100000000000000000000000000000204ffc4001a110002020300000000000000000000000000010203111221ff"
+    "da000c03010002110311003f00ab96ba7b07b5e84254db932d384a82623e1cfb473d75c088e6904794de284869804704149907f75a0c8e"
+    "319c8edef29c4edcc6820771f63f1482fc56c5475076e12aeb505267f9a2f2555ca9515b2e9728a857fe48d621e4dbe4595a9d29d4156f"
+    "052a4c9130488320f1cc7d9a29129fffd9";
+static const char jpeg_progressive[] =
+    "ffd8ffe000104a46494600010100000100010000ffdb004300140e0f120f0d14121012171514181e32211e1c1c1e3d2c2e243249404c4b"
+    "47404645505a736250556d5645466488656d777b8182814e608d978c7d96737e817cffc2000b08000e001401011100ffc4001700000301"
+    "0000000000000000000000000000030405ffda0008010100000001a91ac99cffc4001a1000020301010000000000000000000000010300"
+    "02140410ffda00080101000105026d8a26abf8c5864cb497e90a3fffc4001e100002010305000000000000000000000000013111122102"
+    "03104162ffda0008010100063f025643e990b855ae09d45bb8b3e4ffc4001d100002010501010000000000000000000001110021315161"
+    "d11071ffda0008010100013f21b72760be620271f2ac86909ea83963904c928dd844ffda0008010100000010abffc4001d100101000202"
+    "030100000000000000000001110021315110416191ffda0008010100013f10d0542b22277d37c71a24de19434d22a8fef8f7a04b0e6767"
+    "cc623888a61b15841a12c523475b9db9ffd9";
+
+static inline Bytes make_jpeg(const char *hex) {
+    Bytes b = {NULL, 0};
+    for (; *hex; hex += 2) {
+        char digits[3] = {hex[0], hex[1], '\0'};
+        uint8_t byte = (uint8_t)strtol(digits, NULL, 16);
+        bytes_add(&b, &byte, 1);
+    }
+    return b;
+}
+
+/* ---- models with a tokenizer ---- */
+
+/* A file with a few tensors and a byte tokenizer of count tokens: token i is the letter 'a' + i % 26, i % 3 + 1
+ * times; the last one is special and the end token. `flavour` changes the bytes of the last but one token. */
+static inline int write_tokenizer_file(const char *path, int count, int flavour, Error *err) {
+    Tokenizer t;
+    memset(&t, 0, sizeof t);
+    int32_t *offsets = (int32_t *)xcalloc((size_t)count + 1, sizeof *offsets);
+    uint8_t *bytes = (uint8_t *)xcalloc((size_t)count, 3), *flags = (uint8_t *)xcalloc((size_t)count, 1);
+    for (int i = 0; i < count; i++) {
+        int length = i % 3 + 1;
+        memset(bytes + offsets[i], 'a' + (i + (i == count - 2 ? flavour : 0)) % 26, (size_t)length);
+        offsets[i + 1] = offsets[i] + length;
+    }
+    flags[count - 1] = TOKEN_SPECIAL;
+    t.count = count;
+    t.bytes = bytes;
+    t.offsets = offsets;
+    t.flags = flags;
+    t.json = (const uint8_t *)"{}";
+    t.json_bytes = 2;
+    t.end = count - 1;
+    snprintf(t.kind, sizeof t.kind, "byte_level_bpe");
+    snprintf(t.end_text, sizeof t.end_text, "%d", t.end);
+    SafeTensorSpec specs[6];
+    memset(specs, 0, sizeof specs);
+    snprintf(specs[0].name, sizeof specs[0].name, "weight");
+    specs[0].dtype = DT_BF16;
+    specs[0].ndim = 2;
+    specs[0].shape[0] = 3;
+    specs[0].shape[1] = 5;
+    int n = 1 + tokenizer_specs(&t, specs + 1);
+    const char *keys[3] = {"format"}, *values[3] = {"tikz.c/1"};
+    tokenizer_metadata(&t, keys + 1, values + 1);
+    SafeTensorsWriter w;
+    uint8_t weight[30] = {0};
+    int status = safetensors_write_begin(&w, path, specs, n, keys, values, 3, err);
+    if (status == 0) status = safetensors_write_data(&w, weight, sizeof weight, err);
+    if (status == 0) status = tokenizer_write(&t, &w, err);
+    if (status == 0) status = safetensors_write_end(&w, err);
+    free(offsets);
+    free(bytes);
+    free(flags);
+    return status;
+}
+
+/* ---- datasets ---- */
+
+static inline void put_u32(uint8_t *p, uint32_t x) { memcpy(p, &x, 4); }
+static inline void put_u64(uint8_t *p, uint64_t x) { memcpy(p, &x, 8); }
+
+/* Builds a dataset file of `count` samples. pictures[i] are the bytes of its pictures, lengths[i] its tokens; the ids
+ * are (seed + i + position) % vocab. */
+static inline Bytes make_dataset(int count, const Bytes *pictures, const int *lengths, int vocab,
+                                 uint64_t fingerprint, int seed) {
+    const char *source = "made by the tests";
+    Bytes b = {NULL, 0}, index = {NULL, 0};
+    uint8_t header[64] = {0}, zeros[8] = {0};
+    bytes_add(&b, header, sizeof header);
+    for (int i = 0; i < count; i++) {
+        uint8_t entry[32] = {0};
+        size_t begin = b.size;
+        bytes_add(&b, pictures[i].data, pictures[i].size);
+        bytes_add(&b, zeros, (4 - pictures[i].size % 4) % 4);
+        for (int t = 0; t < lengths[i]; t++) {
+            uint32_t id = (uint32_t)((seed + i + t) % vocab);
+            bytes_add(&b, &id, 4);
+        }
+        put_u64(entry, begin);
+        put_u32(entry + 8, (uint32_t)pictures[i].size);
+        put_u32(entry + 12, (uint32_t)lengths[i]);
+        put_u32(entry + 16, crc32_bytes(0, b.data + begin, b.size - begin));
+        bytes_add(&index, entry, sizeof entry);
+    }
+    bytes_add(&b, zeros, (8 - b.size % 8) % 8);
+    memcpy(header, "TIKZBIN1", 8);
+    put_u32(header + 8, 1);
+    put_u32(header + 12, 64);
+    put_u64(header + 16, (uint64_t)count);
+    put_u64(header + 24, fingerprint);
+    put_u64(header + 32, b.size);
+    bytes_add(&b, index.data, index.size);
+    put_u64(header + 40, b.size);
+    put_u64(header + 48, strlen(source));
+    bytes_add(&b, source, strlen(source));
+    put_u64(header + 56, b.size);
+    memcpy(b.data, header, sizeof header);
+    free(index.data);
+    return b;
+}
+
+#endif

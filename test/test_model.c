@@ -1,0 +1,676 @@
+/* The model, the objective and the optimizer against PyTorch, and against themselves.
+ *
+ *   test_model [FIXTURES [DEVICE]]      default: test/fixtures cpu
+ *
+ * FIXTURES is the folder that make_fixtures.py writes: pairs of tiny models with what test/reference.py computes from
+ * them in float64. Errors are norms of differences over norms of references, tensor by tensor. Beyond PyTorch:
+ * decoding with the cache equals the teacher-forced pass, micro-batches add up to the batch, recomputation, the
+ * number of threads and frozen parts change no bit, a saved model is the model. Prints what fails, then the line
+ * "N passed, M failed". */
+#include "../lib/error.h"
+
+#include "../lib/adamw.h"
+#include "../loss.cuh"
+#include "../model.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef PRECISION_FP32
+/* SAME is for two ways to compute the same thing here. */
+static const double FORWARD = 1e-5, LOSS = 1e-5, GRADIENT = 1e-4, WEIGHTS = 5e-5, SAME = 1e-5;
+#else
+/* bf16 rounds every activation to 8 bits. The largest gradient errors are those of the first layers, whose signal has
+ * passed through all of them; after AdamW's division by its own size the smallest tensors (biases) show them most. */
+static const double FORWARD = 2e-2, LOSS = 2e-2, GRADIENT = 1e-1, WEIGHTS = 1.5e-1, SAME = 2e-2;
+#endif
+
+static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped"};
+enum { PAIRS = sizeof pair_names / sizeof pair_names[0], CHUNK = 7, SHOWN = 40 };
+
+static int passed, failed;
+
+__attribute__((format(printf, 2, 3))) static void check(bool ok, const char *format, ...) {
+    if (ok) {
+        passed++;
+        return;
+    }
+    if (failed++ == SHOWN) printf("... and more\n");
+    if (failed > SHOWN) return;
+    va_list args;
+    va_start(args, format);
+    printf("FAILED ");
+    vprintf(format, args);
+    printf("\n");
+    va_end(args);
+}
+
+/* ---- comparing ---- */
+
+static double relative_error(const float *a, const float *b, size_t n) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - (double)b[i];
+        difference += d * d;
+        norm += (double)b[i] * (double)b[i];
+    }
+    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+}
+
+static float *host_f32(const Ops *op, const float *x, size_t n) {
+    float *host = (float *)xmalloc(n * sizeof(float));
+    op->download(host, x, n * sizeof(float));
+    return host;
+}
+
+static float *host_x(const Ops *op, const floatX *x, size_t n) {
+    floatX *raw = (floatX *)xmalloc(n * sizeof(floatX));
+    op->download(raw, x, n * sizeof(floatX));
+    float *host = (float *)xmalloc(n * sizeof(float));
+    for (size_t i = 0; i < n; i++) host[i] = from_x(raw[i]);
+    free(raw);
+    return host;
+}
+
+/* ---- one pair of models and what is known about it ---- */
+
+typedef struct {
+    const char *name;
+    const Ops *op;
+    Model student, teacher;
+    SafeTensors expected;
+    const uint8_t *pixels, *teacher_pixels;
+    const int *ids; // [B, T]
+    int B, T, n;    // n positions predict a token
+    int *labels;    // [n]
+} Pair;
+
+static const SafeTensor *expected(const Pair *p, const char *name) {
+    const SafeTensor *t = safetensors_find(&p->expected, name);
+    if (!t) die("%s has no tensor %s; run test/make_fixtures.py", p->expected.file.path, name);
+    return t;
+}
+
+static double number(const Pair *p, const char *key) {
+    const char *text = safetensors_metadata(&p->expected, key);
+    if (!text) die("%s has no metadata %s; run test/make_fixtures.py", p->expected.file.path, key);
+    return strtod(text, NULL);
+}
+
+static double setting_number(const Pair *p, int k, const char *key) {
+    char name[64];
+    snprintf(name, sizeof name, "%d.%s", k, key);
+    return number(p, name);
+}
+
+/* Frees `got`. */
+static void expect(const Pair *p, const char *name, float *got, size_t n, double tolerance) {
+    const SafeTensor *t = expected(p, name);
+    size_t count = t->bytes / sizeof(float);
+    check(count == n, "%s: %s has %zu values, expected %zu", p->name, name, n, count);
+    double error = count == n ? relative_error(got, (const float *)t->data, n) : 0;
+    check(error <= tolerance, "%s: %s differs by %.1e (at most %.0e)", p->name, name, error, tolerance);
+    free(got);
+}
+
+static void open_model(Model *m, const Ops *op, const char *folder, const char *name, const char *role, bool map) {
+    Error err;
+    char *path = format_string("%s/%s.%s.safetensors", folder, name, role);
+    if (model_open(m, op, path, map, &err)) die("%s", err.text);
+    free(path);
+}
+
+static void pair_open(Pair *p, const Ops *op, const char *folder, const char *name, int parts, bool recompute) {
+    Error err;
+    memset(p, 0, sizeof *p);
+    p->name = name;
+    p->op = op;
+    char *path = format_string("%s/%s.expected.safetensors", folder, name);
+    if (safetensors_open(&p->expected, path, &err)) die("%s", err.text);
+    free(path);
+    const SafeTensor *ids = expected(p, "ids");
+    p->B = (int)ids->shape[0];
+    p->T = (int)ids->shape[1];
+    p->ids = (const int *)ids->data;
+    p->pixels = expected(p, "pixels")->data;
+    p->teacher_pixels = expected(p, "teacher.pixels")->data;
+    p->labels = (int *)xcalloc((size_t)(p->B * p->T), sizeof(int));
+    for (int i = 0; i < p->B * p->T; i++)
+        if (p->ids[i] >= 0) p->labels[p->n++] = p->ids[i];
+    open_model(&p->teacher, op, folder, name, "teacher", true);
+    model_plan(&p->teacher, p->B, p->T);
+    open_model(&p->student, op, folder, name, "student", false);
+    if (parts) model_train(&p->student, parts, recompute);
+    model_plan(&p->student, p->B, p->T);
+}
+
+static void pair_close(Pair *p) {
+    model_close(&p->student);
+    model_close(&p->teacher);
+    safetensors_close(&p->expected);
+    free(p->labels);
+}
+
+static ObjectiveConfig setting(const Pair *p, int k) {
+    ObjectiveConfig c;
+    memset(&c, 0, sizeof c);
+    c.w_ce = (float)setting_number(p, k, "w_ce");
+    c.w_soft = (float)setting_number(p, k, "w_soft");
+    c.w_hard = (float)setting_number(p, k, "w_hard");
+    c.w_embed = (float)setting_number(p, k, "w_embed");
+    c.temperature = (float)setting_number(p, k, "temperature");
+    c.jsd_beta = (float)setting_number(p, k, "jsd_beta");
+    c.band_low = (float)setting_number(p, k, "band_low");
+    c.band_high = (float)setting_number(p, k, "band_high");
+    c.sure_confidence = (float)setting_number(p, k, "sure_confidence");
+    c.sure_factor = (float)setting_number(p, k, "sure_factor");
+    char key[32];
+    snprintf(key, sizeof key, "%d.soft", k);
+    const char *soft = safetensors_metadata(&p->expected, key);
+    if (!soft) die("%s has no metadata %s", p->expected.file.path, key);
+    c.soft = !strcmp(soft, "kl") ? SOFT_KL : !strcmp(soft, "jsd") ? SOFT_JSD : SOFT_REVERSE_KL;
+    return c;
+}
+
+static void open_objective(Objective *o, const Pair *p, ObjectiveConfig c, int chunk) {
+    objective_open(o, p->op, c, p->student.c.lm.vocab, p->teacher.c.lm.vocab, chunk, p->B * p->T, p->B,
+                   model_image_tokens(&p->student), p->student.c.lm.width, p->teacher.c.lm.width, 1);
+    if (o->map.count) param_copy_from(&o->map.list[0], expected(p, "embed_map"), p->op);
+}
+
+/* Teacher forward, student forward, objective, backward over rows first .. first+B-1 of the batch. The gradients are
+ * added to those there; the means are over the whole batch. */
+static void learn(Pair *p, Objective *o, int first, int B, ObjectiveSums *sums) {
+    Model *s = &p->student, *t = &p->teacher;
+    const Ops *op = p->op;
+    size_t side = (size_t)s->c.vision.image_size, teacher_side = (size_t)t->c.vision.image_size;
+    const int *ids = p->ids + first * p->T;
+    int labels[1024], n = 0;
+    for (int i = 0; i < B * p->T; i++)
+        if (ids[i] >= 0 && n < 1024) labels[n++] = ids[i];
+    model_forward(t, p->teacher_pixels + (size_t)first * teacher_side * teacher_side * 3, ids, B, p->T);
+    model_forward(s, p->pixels + (size_t)first * side * side * 3, ids, B, p->T);
+    size_t bytes = (size_t)n * (size_t)s->c.lm.width * sizeof(floatX);
+    floatX *d_hidden = s->trained ? (floatX *)op->alloc(bytes) : NULL;
+    objective_run(o, d_hidden, s->head->gradient, s->hidden, param_weight(s->head), t->hidden, param_weight(t->head),
+                  labels, n, 1 / (float)p->n, sums);
+    const floatX *d_tokens =
+        objective_embed(o, s->vision.tokens, t->vision.tokens, B, 1 / (float)p->B, d_hidden != NULL, sums);
+    if (!d_hidden) return;
+    model_backward(s, d_hidden, d_tokens);
+    op->release(d_hidden);
+}
+
+/* ---- the forward pass ---- */
+
+static float *logits_of(const Model *m) {
+    size_t n = (size_t)m->n * (size_t)m->c.lm.vocab;
+    float *device = (float *)m->op->alloc(n * sizeof(float));
+    m->op->linear_logits(device, m->hidden, param_weight(m->head), (size_t)m->n);
+    float *host = host_f32(m->op, device, n);
+    m->op->release(device);
+    return host;
+}
+
+static int argmax(const float *x, int n) {
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+/* The same greedy token as PyTorch wherever its favourite leads by more than what rounding can move. */
+static void check_greedy(const Pair *p, const char *name, const float *logits, int V) {
+    const float *reference = (const float *)expected(p, name)->data;
+    double sum = 0;
+    for (int i = 0; i < p->n * V; i++) sum += (double)reference[i] * (double)reference[i];
+    float margin = (float)(6 * FORWARD * sqrt(sum / (p->n * V)));
+    int wrong = 0, compared = 0;
+    for (int r = 0; r < p->n; r++) {
+        const float *row = reference + r * V;
+        int top = argmax(row, V);
+        bool clear = true;
+        for (int i = 0; i < V; i++) clear = clear && (i == top || row[top] - row[i] > margin);
+        if (!clear) continue;
+        compared++;
+        wrong += argmax(logits + r * V, V) != top;
+    }
+    check(wrong == 0, "%s: %s: %d of %d greedy tokens differ", p->name, name, wrong, compared);
+    check(compared * 2 >= p->n, "%s: %s: only %d of %d greedy tokens are clear", p->name, name, compared, p->n);
+}
+
+static void check_forward(const Pair *p, Model *m, const uint8_t *pixels, const char *prefix) {
+    char name[64];
+    size_t W = (size_t)m->c.lm.width, V = (size_t)m->c.lm.vocab, n = (size_t)p->n;
+    model_forward(m, pixels, p->ids, p->B, p->T);
+    check(m->n == p->n, "%s: %d positions predict a token, expected %d", p->name, m->n, p->n);
+    snprintf(name, sizeof name, "%simage", prefix);
+    size_t tokens = (size_t)p->B * (size_t)model_image_tokens(m) * W;
+    expect(p, name, host_x(p->op, m->vision.tokens, tokens), tokens, FORWARD);
+    snprintf(name, sizeof name, "%shidden", prefix);
+    expect(p, name, host_x(p->op, m->hidden, n * W), n * W, FORWARD);
+    snprintf(name, sizeof name, "%slogits", prefix);
+    float *logits = logits_of(m);
+    check_greedy(p, name, logits, (int)V);
+    expect(p, name, logits, n * V, FORWARD);
+}
+
+/* ---- the objective and the gradients ---- */
+
+static void check_rows(const Pair *p, int k, const Objective *o) {
+    static const char *const names[6] = {"ce", "soft", "hard", "entropy", "confidence", "gate"};
+    char name[64];
+    snprintf(name, sizeof name, "%d.rows", k);
+    const float *reference = (const float *)expected(p, name)->data;
+    float *got = (float *)xmalloc((size_t)p->n * sizeof(float)),
+          *want = (float *)xmalloc((size_t)p->n * sizeof(float));
+    for (int column = 0; column < 6; column++) {
+        for (int i = 0; i < p->n; i++) {
+            const RowStats *r = &o->host_stats[i];
+            float values[6] = {r->ce, r->soft, r->hard, r->entropy, r->confidence, r->gate};
+            got[i] = values[column];
+            want[i] = reference[i * 6 + column];
+        }
+        double error = relative_error(got, want, (size_t)p->n), tolerance = column == 5 ? 1e-6 : LOSS;
+        check(error <= tolerance, "%s: setting %d, %s of the rows differs by %.1e (at most %.0e)", p->name, k,
+              names[column], error, tolerance);
+    }
+    free(got);
+    free(want);
+}
+
+static void check_gradients(const Pair *p, int k, const Params *params) {
+    for (int i = 0; i < params->count; i++) {
+        const Param *x = &params->list[i];
+        char name[160];
+        snprintf(name, sizeof name, "%d.gradient.%s", k, x->name);
+        check(x->gradient != NULL, "%s: %s has no gradient", p->name, x->name);
+        if (x->gradient) expect(p, name, host_f32(p->op, x->gradient, x->n), x->n, GRADIENT);
+    }
+}
+
+/* After learn(): the same loss without gradients, and without the teacher only the cross-entropy. */
+static void check_evaluation(const Pair *p, int k, Objective *o, const ObjectiveSums *sums) {
+    const Model *s = &p->student, *t = &p->teacher;
+    ObjectiveSums again, alone;
+    memset(&again, 0, sizeof again);
+    memset(&alone, 0, sizeof alone);
+    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), t->hidden, param_weight(t->head), p->labels, p->n,
+                  1, &again);
+    objective_embed(o, s->vision.tokens, t->vision.tokens, p->B, 1, false, &again);
+    check(objective_mean(o, &again) == objective_mean(o, sums),
+          "%s: setting %d: the loss without a gradient is %.9g, with one %.9g", p->name, k, objective_mean(o, &again),
+          objective_mean(o, sums));
+    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), NULL, param_weight(t->head), p->labels, p->n, 1,
+                  &alone);
+    double ce = (double)o->config.w_ce * sums->ce / sums->positions;
+    check(fabs(objective_mean(o, &alone) - ce) <= 1e-9 * fabs(ce),
+          "%s: setting %d: the loss without a teacher is %.9g, "
+          "w_ce CE is %.9g",
+          p->name, k, objective_mean(o, &alone), ce);
+}
+
+static void check_setting(Pair *p, int k) {
+    ObjectiveConfig c = setting(p, k);
+    Objective o;
+    ObjectiveSums sums;
+    memset(&sums, 0, sizeof sums);
+    open_objective(&o, p, c, k == 0 ? 0 : CHUNK);
+    gradients_zero(&p->student.params, p->op);
+    learn(p, &o, 0, p->B, &sums);
+    char name[64];
+    snprintf(name, sizeof name, "%d.loss", k);
+    float *loss = (float *)xmalloc(sizeof(float));
+    *loss = (float)objective_mean(&o, &sums);
+    expect(p, name, loss, 1, LOSS);
+    check_rows(p, k, &o);
+    if (c.w_embed > 0) {
+        float *embed = (float *)xmalloc((size_t)p->B * sizeof(float));
+        for (int b = 0; b < p->B; b++) embed[b] = 1 - o.host_cosines[b];
+        snprintf(name, sizeof name, "%d.embed", k);
+        expect(p, name, embed, (size_t)p->B, LOSS);
+    }
+    snprintf(name, sizeof name, "%d.gradient", k);
+    if (!strcmp(safetensors_metadata(&p->expected, name), "true")) {
+        check_gradients(p, k, &p->student.params);
+        check_gradients(p, k, &o.map);
+    }
+    check_evaluation(p, k, &o, &sums);
+    objective_close(&o);
+}
+
+/* ---- the optimizer ---- */
+
+static void check_adamw(Pair *p) {
+    const Ops *op = p->op;
+    AdamW adamw;
+    adamw.beta1 = (float)number(p, "adamw.beta1");
+    adamw.beta2 = (float)number(p, "adamw.beta2");
+    adamw.eps = (float)number(p, "adamw.eps");
+    adamw.decay = (float)number(p, "adamw.decay");
+    adamw.max_norm = (float)number(p, "adamw.max_norm");
+    float lr = (float)number(p, "adamw.lr"), *norm = (float *)op->alloc(sizeof(float));
+    int steps = (int)number(p, "steps");
+    float *losses = (float *)xcalloc((size_t)steps, sizeof(float)),
+          *norms = (float *)xcalloc((size_t)steps, sizeof(float));
+    Objective o;
+    open_objective(&o, p, setting(p, 0), 0);
+    Params *lists[1] = {&p->student.params};
+    for (int step = 0; step < steps; step++) {
+        ObjectiveSums sums;
+        memset(&sums, 0, sizeof sums);
+        gradients_zero(lists[0], op);
+        learn(p, &o, 0, p->B, &sums);
+        gradients_norm(lists, 1, op, norm);
+        adamw_step(&adamw, lists, 1, op, lr, step + 1, norm);
+        float squared;
+        op->download(&squared, norm, sizeof squared);
+        losses[step] = (float)objective_mean(&o, &sums);
+        norms[step] = sqrtf(squared);
+    }
+    expect(p, "adamw.loss", losses, (size_t)steps, LOSS);
+    expect(p, "adamw.norm", norms, (size_t)steps, GRADIENT);
+    for (int i = 0; i < lists[0]->count; i++) {
+        const Param *x = &lists[0]->list[i];
+        char name[160];
+        snprintf(name, sizeof name, "adamw.%s", x->name);
+        expect(p, name, host_f32(op, x->master, x->n), x->n, WEIGHTS);
+        float *master = host_f32(op, x->master, x->n), *value = host_x(op, x->value, x->n);
+        size_t wrong = 0;
+        for (size_t j = 0; j < x->n; j++) wrong += value[j] != from_x(to_x(master[j]));
+        check(wrong == 0, "%s: %zu values of %s are not the rounded masters", p->name, wrong, x->name);
+        free(master);
+        free(value);
+    }
+    objective_close(&o);
+    op->release(norm);
+}
+
+/* ---- decoding with the cache against the teacher-forced pass ---- */
+
+/* Row of the teacher-forced logits that predicts token t of text b. */
+static int predicting_row(const Pair *p, int b, int t) {
+    int row = 0;
+    for (int i = 0; i < b * p->T + t; i++) row += p->ids[i] >= 0;
+    return row;
+}
+
+static double decoder_error(const Pair *p, const Decoder *d, int place, const float *logits, int b, int t) {
+    size_t V = (size_t)p->student.c.lm.vocab;
+    return relative_error(d->host_logits + (size_t)place * V, logits + (size_t)predicting_row(p, b, t) * V, V);
+}
+
+/* One text at a time, its first `prefix` tokens read at once and the others step by step. */
+static void check_prefix(Pair *p, const float *logits, int b, int prefix) {
+    size_t side = (size_t)p->student.c.vision.image_size;
+    const int *ids = p->ids + b * p->T;
+    int length = 0;
+    while (length < p->T && ids[length] >= 0) length++;
+    if (prefix >= length) return;
+    Decoder d;
+    decoder_open(&d, &p->student, 1, p->T);
+    decoder_start(&d, p->pixels + (size_t)b * side * side * 3, 1, ids, prefix);
+    double worst = decoder_error(p, &d, 0, logits, b, prefix);
+    for (int t = prefix; t + 1 < length; t++) {
+        decoder_step(&d, &ids[t]);
+        double error = decoder_error(p, &d, 0, logits, b, t + 1);
+        worst = error > worst ? error : worst;
+    }
+    check(worst <= SAME, "%s: text %d, prefix %d: decoding differs from the whole pass by %.1e", p->name, b, prefix,
+          worst);
+    decoder_close(&d);
+}
+
+/* All texts side by side, without a prefix. */
+static void check_batch_decoding(Pair *p, const float *logits) {
+    Decoder d;
+    decoder_open(&d, &p->student, p->B, p->T);
+    decoder_start(&d, p->pixels, p->B, NULL, 0);
+    double worst = 0;
+    for (int t = 0; t < p->T; t++) {
+        int next[64];
+        for (int b = 0; b < p->B; b++) {
+            int id = p->ids[b * p->T + t];
+            double error = id >= 0 ? decoder_error(p, &d, b, logits, b, t) : 0;
+            worst = error > worst ? error : worst;
+            next[b] = id >= 0 ? id : 0;
+        }
+        if (t + 1 < p->T) decoder_step(&d, next);
+    }
+    check(worst <= SAME, "%s: decoding %d texts together differs from the whole pass by %.1e", p->name, p->B, worst);
+    decoder_close(&d);
+}
+
+static void check_decoding(Pair *p) {
+    model_forward(&p->student, p->pixels, p->ids, p->B, p->T);
+    float *logits = logits_of(&p->student);
+    for (int b = 0; b < p->B; b++)
+        for (int prefix = 0; prefix < p->T; prefix++) check_prefix(p, logits, b, prefix);
+    check_batch_decoding(p, logits);
+    free(logits);
+}
+
+/* ---- the same gradients another way ---- */
+
+/* Gradients of all parameters, one after another, frozen ones left out; the caller frees. */
+static float *gather_gradients(const Params *params, const Ops *op, int parts, size_t *count) {
+    float *all = (float *)xmalloc(params_total(params, PART_ALL) * sizeof(float));
+    *count = 0;
+    for (int i = 0; i < params->count; i++) {
+        const Param *x = &params->list[i];
+        if (!x->gradient || !(x->part & parts)) continue;
+        op->download(all + *count, x->gradient, x->n * sizeof(float));
+        *count += x->n;
+    }
+    return all;
+}
+
+/* Opens the pair anew, learns setting k in one batch or two, and returns the gradients of `parts`. */
+static float *gradients_of(const Ops *op, const char *folder, const char *name, int k, int trained, bool recompute,
+                           int batches, int parts, size_t *count) {
+    Pair p;
+    pair_open(&p, op, folder, name, trained, recompute);
+    Objective o;
+    ObjectiveSums sums;
+    memset(&sums, 0, sizeof sums);
+    open_objective(&o, &p, setting(&p, k), 0);
+    int first = batches == 1 ? p.B : p.B / 2;
+    learn(&p, &o, 0, first, &sums);
+    if (first < p.B) learn(&p, &o, first, p.B - first, &sums);
+    for (int i = 0; i < p.student.params.count; i++) {
+        const Param *x = &p.student.params.list[i];
+        check(((x->part & trained) != 0) == (x->gradient != NULL), "%s: %s %s a gradient", name, x->name,
+              x->gradient ? "is frozen but has" : "is trained but lacks");
+    }
+    float *all = gather_gradients(&p.student.params, op, parts, count);
+    objective_close(&o);
+    pair_close(&p);
+    return all;
+}
+
+static void expect_bits(const char *name, const char *what, float *a, size_t a_count, float *b, size_t b_count) {
+    check(a_count == b_count && a_count > 0 && !memcmp(a, b, a_count * sizeof(float)),
+          "%s: %s gives other gradients (relative difference %.1e)", name, what,
+          a_count == b_count ? relative_error(a, b, a_count) : -1.0);
+    free(a);
+}
+
+static void check_equivalents(const Ops *op, const char *folder, const char *name) {
+    static const int masks[] = {PART_VISION, PART_CONNECTOR, PART_LM, PART_VISION | PART_CONNECTOR,
+                                PART_CONNECTOR | PART_LM};
+    size_t n, count;
+    float *whole = gradients_of(op, folder, name, 0, PART_ALL, false, 1, PART_ALL, &n);
+    float *other = gradients_of(op, folder, name, 0, PART_ALL, true, 1, PART_ALL, &count);
+    expect_bits(name, "--recompute", other, count, whole, n);
+    other = gradients_of(op, folder, name, 0, PART_ALL, false, 2, PART_ALL, &count);
+    double error = relative_error(other, whole, n);
+    check(count == n && error <= SAME, "%s: two micro-batches differ from one batch by %.1e", name, error);
+    free(other);
+    free(whole);
+    for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
+        whole = gradients_of(op, folder, name, 0, PART_ALL, false, 1, masks[i], &n);
+        other = gradients_of(op, folder, name, 0, masks[i], i % 2, 1, masks[i], &count);
+        expect_bits(name, "freezing the other parts", other, count, whole, n);
+        free(whole);
+    }
+}
+
+/* Loss and gradients of a model that is large enough for the kernels to share their work among threads. */
+static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, int threads, size_t *count,
+                                     double *loss) {
+    enum { B = 2, T = 40 };
+    Error err;
+    Model m;
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+#endif
+    if (model_create(&m, op, "tiny", tokenizer_file, 5, &err)) die("%s", err.text);
+    model_train(&m, PART_ALL, false);
+    model_plan(&m, B, T);
+    ObjectiveConfig c;
+    memset(&c, 0, sizeof c);
+    c.w_ce = c.temperature = 1;
+    Objective o;
+    ObjectiveSums sums;
+    memset(&sums, 0, sizeof sums);
+    objective_open(&o, op, c, m.c.lm.vocab, 0, 0, B * T, B, model_image_tokens(&m), m.c.lm.width, 0, 1);
+    size_t side = (size_t)m.c.vision.image_size, pixels_size = B * side * side * 3;
+    uint8_t *pixels = (uint8_t *)xmalloc(pixels_size);
+    int ids[B * T];
+    Random rng;
+    random_seed(&rng, 7);
+    for (size_t i = 0; i < pixels_size; i++) pixels[i] = (uint8_t)random_below(&rng, 256);
+    for (int i = 0; i < B * T; i++) ids[i] = (int)random_below(&rng, (uint64_t)m.tokenizer.count);
+    model_forward(&m, pixels, ids, B, T);
+    floatX *d_hidden = (floatX *)op->alloc((size_t)m.n * (size_t)m.c.lm.width * sizeof(floatX));
+    objective_run(&o, d_hidden, m.head->gradient, m.hidden, param_weight(m.head), NULL, param_weight(m.head), ids,
+                  m.n, 1 / (float)m.n, &sums);
+    model_backward(&m, d_hidden, NULL);
+    *loss = objective_mean(&o, &sums);
+    float *all = gather_gradients(&m.params, op, PART_ALL, count);
+    op->release(d_hidden);
+    free(pixels);
+    objective_close(&o);
+    model_close(&m);
+#ifdef _OPENMP
+    omp_set_num_threads(before);
+#else
+    (void)threads;
+#endif
+    return all;
+}
+
+static void check_threads(const Ops *op, const char *folder) {
+    char *path = format_string("%s/gqa.student.safetensors", folder);
+    size_t one_count, count;
+    double one_loss, loss;
+    float *one = gradients_with_threads(op, path, 1, &one_count, &one_loss);
+    check(isfinite(one_loss) && one_loss > 2 && one_loss < 6, "tiny: the loss of random weights is %g", one_loss);
+    for (int threads = 2; threads <= 3; threads++) {
+        float *other = gradients_with_threads(op, path, threads, &count, &loss);
+        check(loss == one_loss, "tiny: the loss is %.9g with %d threads and %.9g with one", loss, threads, one_loss);
+        expect_bits("tiny", "another number of threads", other, count, one, one_count);
+    }
+    free(one);
+    free(path);
+}
+
+/* ---- files ---- */
+
+static void check_saving(Pair *p) {
+    Error err;
+    char path[] = "/tmp/test_model_XXXXXX";
+    int descriptor = mkstemp(path);
+    if (descriptor < 0) die("cannot make a temporary file in /tmp: %s", strerror(errno));
+    close(descriptor);
+    model_forward(&p->student, p->pixels, p->ids, p->B, p->T);
+    float *before = logits_of(&p->student);
+    size_t n = (size_t)p->n * (size_t)p->student.c.lm.vocab;
+    int status = model_save(&p->student, path, &err);
+    check(status == 0, "%s: %s", p->name, status ? err.text : "");
+    for (int map = 0; map < 2 && status == 0; map++) {
+        Model again;
+        status = model_open(&again, p->op, path, map, &err);
+        check(status == 0, "%s: %s", p->name, status ? err.text : "");
+        if (status) break;
+        model_plan(&again, p->B, p->T);
+        model_forward(&again, p->pixels, p->ids, p->B, p->T);
+        float *after = logits_of(&again);
+        check(!memcmp(before, after, n * sizeof(float)), "%s: a saved model gives other logits", p->name);
+        check(again.tokenizer.count == p->student.tokenizer.count, "%s: the saved tokenizer has another size",
+              p->name);
+        free(after);
+        model_close(&again);
+    }
+    free(before);
+    unlink(path);
+}
+
+/* ---- the schedule of the objective ---- */
+
+/* Image2TikZ's numbers at chosen points: temperature 4, alpha 0.8, band 1 to 2. */
+static void check_schedule(void) {
+    static const struct {
+        double progress;
+        float temperature, soft;
+        bool band;
+    } points[] = {
+        {0.00, 4.0f, 0.80f, false}, {0.10, 4.0f, 0.80f, false},  {0.24, 4.0f, 0.632f, false},
+        {0.25, 3.4f, 0.62f, false}, {0.39, 3.4f, 0.452f, false}, {0.40, 3.4f, 0.44f, true},
+        {0.50, 2.8f, 0.40f, true},  {0.55, 2.8f, 0.38f, true},   {0.70, 2.8f, 0.32f, true},
+        {0.75, 2.4f, 0.32f, true},  {1.00, 2.4f, 0.32f, true},
+    };
+    ObjectiveConfig base;
+    memset(&base, 0, sizeof base);
+    base.temperature = 4;
+    base.w_soft = 0.8f;
+    base.w_ce = 0.2f;
+    base.band_low = 1;
+    base.band_high = 2;
+    for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
+        ObjectiveConfig c = objective_schedule(base, points[i].progress);
+        check(fabsf(c.temperature - points[i].temperature) < 1e-5f && fabsf(c.w_soft - points[i].soft) < 1e-5f &&
+                  fabsf(c.w_ce + c.w_soft - 1) < 1e-5f && (c.band_low > 0 || !isinf(c.band_high)) == points[i].band,
+              "schedule at %.2f: temperature %g, soft %g, CE %g, band %g to %g", points[i].progress,
+              (double)c.temperature, (double)c.w_soft, (double)c.w_ce, (double)c.band_low, (double)c.band_high);
+    }
+    base.temperature = 3;
+    check(objective_schedule(base, 0.9).temperature == 2, "schedule: the temperature does not stop at 2");
+}
+
+/* ---- all of it ---- */
+
+static void test_pair(const Ops *op, const char *folder, const char *name) {
+    Pair p;
+    pair_open(&p, op, folder, name, PART_ALL, false);
+    check_forward(&p, &p.student, p.pixels, "");
+    check_forward(&p, &p.teacher, p.teacher_pixels, "teacher.");
+    for (int k = 0; k < (int)number(&p, "settings"); k++) check_setting(&p, k);
+    check_decoding(&p);
+    check_saving(&p);
+    check_adamw(&p);
+    pair_close(&p);
+    pair_open(&p, op, folder, name, 0, false); // without gradients all blocks share one set of buffers
+    check_forward(&p, &p.student, p.pixels, "");
+    check_decoding(&p);
+    pair_close(&p);
+    check_equivalents(op, folder, name);
+}
+
+int main(int argc, char **argv) {
+    program_name_set(argv[0]);
+    const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
+    const Ops *op = NULL;
+    if (!strcmp(device, "cpu")) op = &cpu_ops;
+#ifdef WITH_CUDA
+    if (!strcmp(device, "cuda")) op = &cuda_ops;
+#endif
+    if (!op) die("unknown device %s, or not in this build", device);
+    check_schedule();
+    check_threads(op, folder);
+    for (int i = 0; i < PAIRS; i++) test_pair(op, folder, pair_names[i]);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed ? 1 : 0;
+}
