@@ -111,8 +111,8 @@ def read_safetensors(path, raw_bf16=False):
         except (KeyError, TypeError, ValueError):
             raise FormatError(f"{path}: tensor '{name}' has an unknown dtype or a malformed entry: {info}.")
         if not 0 <= begin <= end <= size - start or end - begin != count * dtype.itemsize:
-            raise FormatError(f"{path}: tensor '{name}' of shape {list(shape)} and type {kind} does not fit its bytes "
-                              f"{begin} to {end} of {size - start}.")
+            raise FormatError(f"{path}: tensor '{name}' of shape {list(shape)} and type {kind} does not fit its "
+                              f"bytes {begin} to {end} of {size - start}.")
         array = np.frombuffer(data, dtype, count, start + begin).reshape(shape)
         tensors[name] = float_from_bf16(array) if kind == "BF16" and not raw_bf16 else array
     return tensors, metadata
@@ -194,10 +194,12 @@ class Tokenizer:
         tensors, metadata = read_safetensors(path)
         missing = [n for n in ("bytes", "offsets", "flags", "json") if f"tokenizer.{n}" not in tensors]
         if missing or "tokenizer.end" not in metadata:
-            raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{missing[0] if missing else 'end'}' is missing.")
+            name = missing[0] if missing else "end"
+            raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{name}' is missing.")
         blob, offsets = tensors["tokenizer.bytes"].tobytes(), tensors["tokenizer.offsets"]
         flags = tensors["tokenizer.flags"]
-        if len(offsets) != len(flags) + 1 or offsets[0] != 0 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
+        if (len(offsets) != len(flags) + 1 or offsets[0] != 0 or offsets[-1] != len(blob)
+                or (np.diff(offsets) < 0).any()):
             raise FormatError(f"{path}: 'tokenizer.offsets' does not divide the {len(blob)} bytes of the tokens.")
         tokens = [blob[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
         end = int(metadata["tokenizer.end"])
@@ -257,7 +259,8 @@ class DatasetWriter:
     def add(self, image, ids):
         ids = np.asarray(ids, dtype="<u4")
         if ids.size and int(ids.max()) >= self.vocabulary:
-            raise FormatError(f"{self.output.path}: token id {ids.max()} is outside the vocabulary of {self.vocabulary}.")
+            raise FormatError(f"{self.output.path}: token id {ids.max()} is outside the vocabulary of "
+                              f"{self.vocabulary}.")
         record = image + b"\0" * (-len(image) % 4) + ids.tobytes()
         self.index.append(ENTRY.pack(self.offset, len(image), len(ids), zlib.crc32(record), 0, 0))
         self.file.write(record)
@@ -291,10 +294,10 @@ class Dataset:
          file_bytes) = HEADER.unpack_from(self.data)
         if magic != MAGIC or version != 1 or header_bytes != HEADER.size:
             raise FormatError(f"{path}: not a tikz.c dataset of version 1; convert the data again.")
-        if (file_bytes != size or self.index_offset > size or source_offset > size or source_bytes > size - source_offset
-                or self.count > (size - self.index_offset) // ENTRY.size):
-            raise FormatError(f"{path}: the header describes {file_bytes} bytes and {self.count} samples, which does not "
-                              f"fit the file of {size} bytes; the file is cut off or damaged.")
+        if (file_bytes != size or self.index_offset > size or source_offset > size
+                or source_bytes > size - source_offset or self.count > (size - self.index_offset) // ENTRY.size):
+            raise FormatError(f"{path}: the header describes {file_bytes} bytes and {self.count} samples, which does "
+                              f"not fit the file of {size} bytes; the file is cut off or damaged.")
         self.source = self.data[source_offset:source_offset + source_bytes].decode("utf-8", "replace")
 
     def __len__(self):

@@ -42,7 +42,8 @@ def train(texts, vocabulary):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="folder of .tex files, or a file of NUL-terminated texts, or -")
+    parser.add_argument("--texts", required=True,
+                        help="folder of .tex files, or a file of NUL-terminated texts, or -")
     parser.add_argument("--out", required=True, help="safetensors file to write")
     parser.add_argument("--vocabulary", type=int, default=512, help="number of tokens, at least 257 (default 512)")
     args = parser.parse_args()
@@ -50,7 +51,8 @@ def main():
         parser.error("--vocabulary must be at least 257: 256 bytes and the end token")
     texts = read_texts(args.texts)
     if not texts:
-        sys.exit(f"train_tokenizer.py: error: {args.texts} holds no texts; expected .tex files or NUL-terminated texts.")
+        sys.exit(f"train_tokenizer.py: error: {args.texts} holds no texts; expected .tex files or "
+                 f"NUL-terminated texts.")
     tokenizer = train(texts, args.vocabulary)
     lengths = [len(tokenizer.encode(t)) for t in texts[:5000]]
     if any(tokenizer.decode(tokenizer.encode(t)) != t for t in texts[:100]):

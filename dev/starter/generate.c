@@ -14,55 +14,21 @@
  *   - One spelling for each picture: elements are sorted by kind and position, lines run from the smaller point
  *     (x, then y) to the larger, polygons start at their smallest point and run counterclockwise.
  *   - Nothing is hidden: only what is not filled may lie around or across something else. */
-#define _POSIX_C_SOURCE 200809L
+#define _POSIX_C_SOURCE 200809L  // mkdir
 #include <errno.h>
-#include <math.h>
 #include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include "elements.h"
+
 #define SPAN 8           // width of the square, units of 0.5 cm
-#define MIN_GAP 0.7      // least distance between outlines that do not cross, units (8 pixels of 96)
 #define MAX_ELEMENTS 4   // of a free scene
 #define MAX_NODES 5      // of a graph or block diagram
 #define MAX_EDGES 6
-#define MAX_OUTLINE 24   // segments of an outline; circles are 24-gons in the distance tests
 #define COUNT_OF(a) ((int)(sizeof(a) / sizeof((a)[0])))
-
-/* ---- random numbers (splitmix64, Steele et al. 2014) and text ---- */
-
-static uint64_t random_state;
-
-static uint64_t random_u64(void) {
-    uint64_t z = (random_state += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-
-static int random_below(int n) { return (int)((random_u64() >> 32) * (uint64_t)n >> 32); }
-static int random_between(int low, int high) { return low + random_below(high - low + 1); }
-static bool chance(int percent) { return random_below(100) < percent; }
-
-/* Index i with probability weights[i] / sum of weights. */
-static int random_weighted(const int *weights, int n) {
-    int total = 0;
-    for (int i = 0; i < n; i++) total += weights[i];
-    int r = random_below(total), i = 0;
-    while (r >= weights[i]) r -= weights[i++];
-    return i;
-}
-
-static void shuffle(int *a, int n) {
-    for (int i = n - 1; i > 0; i--) {
-        int j = random_below(i + 1), t = a[i];
-        a[i] = a[j], a[j] = t;
-    }
-}
 
 typedef struct {
     char s[4096];
@@ -81,61 +47,10 @@ static void put(Text *t, const char *fmt, ...) {
     t->n += (size_t)n;
 }
 
-/* ---- geometry ---- */
-
-typedef struct {
-    int x, y;
-} Point;
-
-typedef struct {
-    double x, y;
-} Vector;
-
-typedef struct {
-    Vector a, b;
-} Segment;
-
-static int point_order(Point a, Point b) { return a.x != b.x ? a.x - b.x : a.y - b.y; }
-static Vector vector(Point p) { return (Vector){p.x, p.y}; }
-static Segment segment(Point a, Point b) { return (Segment){vector(a), vector(b)}; }
-static double cross(Vector o, Vector a, Vector b) { return (a.x - o.x) * (b.y - o.y) - (a.y - o.y) * (b.x - o.x); }
-
-static double point_distance(Point a, Point b) { return hypot(a.x - b.x, a.y - b.y); }
-
-static double to_segment(Vector p, Segment s) {
-    double dx = s.b.x - s.a.x, dy = s.b.y - s.a.y;
-    double t = ((p.x - s.a.x) * dx + (p.y - s.a.y) * dy) / (dx * dx + dy * dy);
-    t = fmin(1, fmax(0, t));
-    return hypot(p.x - s.a.x - t * dx, p.y - s.a.y - t * dy);
-}
-
-/* Distance of the point p from the segment a-b. */
-static double segment_distance(Point p, Point a, Point b) { return to_segment(vector(p), segment(a, b)); }
-
-static bool segments_cross(Segment s, Segment t) {
-    return cross(s.a, s.b, t.a) * cross(s.a, s.b, t.b) < 0 && cross(t.a, t.b, s.a) * cross(t.a, t.b, s.b) < 0;
-}
-
-/* Sine of the angle between two segments, 0 .. 1. */
-static double segment_sine(Segment s, Segment t) {
-    double ux = s.b.x - s.a.x, uy = s.b.y - s.a.y, vx = t.b.x - t.a.x, vy = t.b.y - t.a.y;
-    return fabs(ux * vy - uy * vx) / (hypot(ux, uy) * hypot(vx, vy));
-}
-
 /* ---- free scenes: circles, rectangles, polygons, lines and arrows ---- */
 
-static const char *const colours[] = {"red", "blue", "green!60!black", "orange"};
-static const char *const tints[] = {"red!30", "blue!30", "green!30", "orange!30", "gray!30"};
-
-typedef enum { CIRCLE, RECTANGLE, POLYGON, LINE } Kind;
-
-typedef struct {
-    Kind kind;
-    Point p[4];  // circle: centre; rectangle: lower left, upper right; polygon: corners; line: its ends
-    int n, radius;
-    bool closed, filled;
-    char command[80];  // "\draw[red, dashed]"
-} Element;
+static const char *const colours[] = {"red", "blue", "green", "magenta"};
+static const char *const tints[] = {"red!30", "blue!30", "green!30", "yellow!30", "gray!50"};
 
 static Point random_point(int width, int height) {
     Point p;
@@ -143,43 +58,21 @@ static Point random_point(int width, int height) {
     return p;
 }
 
-/* Turns and reverses the corners: smallest first, then counterclockwise. */
-static void make_canonical(Point *p, int n) {
-    Point q[4];
-    int first = 0, step = cross(vector(p[0]), vector(p[1]), vector(p[2])) > 0 ? 1 : n - 1;
-    for (int i = 1; i < n; i++)
-        if (point_order(p[i], p[first]) < 0) first = i;
-    for (int i = 0; i < n; i++) q[i] = p[(first + i * step) % n];
-    memcpy(p, q, (size_t)n * sizeof *p);
-}
-
-/* Counterclockwise and convex, no axis-aligned rectangle, and every corner far enough from the line through its
- * neighbours to be seen as one. */
-static bool polygon_is_clear(const Point *p, int n) {
-    bool axis_aligned = true;
-    for (int i = 0; i < n; i++) {
-        Vector a = vector(p[i]), b = vector(p[(i + 1) % n]), c = vector(p[(i + 2) % n]);
-        if (cross(a, b, c) < 1.2 * hypot(c.x - a.x, c.y - a.y)) return false;
-        if (point_distance(p[i], p[(i + 1) % n]) < 2) return false;
-        axis_aligned = axis_aligned && (a.x == b.x || a.y == b.y);
-    }
-    return !axis_aligned;
-}
-
-/* Options always come in the order: arrow, colour, line style, fill. */
+/* Options always come in the order: arrow, colour, dashed, width, fill. */
 static void random_style(Element *e) {
     static const int closed_weights[] = {30, 25, 15, 20, 10}, line_weights[] = {50, 30, 20, 0, 0};
     enum { PLAIN, DASHED, THICK, TINTED, SOLID };
     int style = random_weighted(e->closed ? closed_weights : line_weights, COUNT_OF(line_weights));
     const char *colour = chance(50) ? colours[random_below(COUNT_OF(colours))] : NULL;
     char options[64] = "";
-    bool arrow = !e->closed && style != THICK && chance(60);  // thick arrows have tips too large for these figures
+    bool arrow = !e->closed && style != THICK && chance(60);
+    const char *width = style == THICK ? ", ultra thick" : arrow ? ", thick" : "";  // for a tip that shows
     e->filled = style == TINTED || style == SOLID;
     if (style == TINTED)
         snprintf(options, sizeof options, ", fill=%s", tints[random_below(COUNT_OF(tints))]);
     else
-        snprintf(options, sizeof options, "%s%s%s%s", arrow ? ", -latex" : "", colour ? ", " : "",
-                 colour ? colour : "", style == DASHED ? ", dashed" : style == THICK ? ", ultra thick" : "");
+        snprintf(options, sizeof options, "%s%s%s%s%s", arrow ? ", -latex" : "", colour ? ", " : "",
+                 colour ? colour : "", style == DASHED ? ", dashed" : "", width);
     const char *command = style == SOLID ? "fill" : "draw";
     if (options[0])
         snprintf(e->command, sizeof e->command, "\\%s[%s]", command, options + 2);
@@ -212,80 +105,6 @@ static bool random_element(Element *e, Kind kind, int corners, int width, int he
     return kind != LINE || length >= 4 || !strstr(e->command, "dashed");
 }
 
-/* The segments of the element's outline; returns their number. */
-static int outline(const Element *e, Segment *out) {
-    Vector v[MAX_OUTLINE];
-    int n = e->n;
-    if (e->kind == CIRCLE) {
-        n = MAX_OUTLINE;
-        for (int i = 0; i < n; i++) {
-            double angle = 2 * 3.14159265358979 * i / n;
-            v[i].x = e->p[0].x + e->radius * cos(angle), v[i].y = e->p[0].y + e->radius * sin(angle);
-        }
-    } else if (e->kind == RECTANGLE) {
-        n = 4;
-        for (int i = 0; i < n; i++) v[i].x = e->p[i == 1 || i == 2].x, v[i].y = e->p[i >= 2].y;
-    } else {
-        for (int i = 0; i < n; i++) v[i] = vector(e->p[i]);
-    }
-    int segments = e->closed ? n : n - 1;
-    for (int i = 0; i < segments; i++) out[i].a = v[i], out[i].b = v[(i + 1) % n];
-    return segments;
-}
-
-/* Whether the point lies inside a closed outline (even-odd rule). */
-static bool inside(Vector p, const Segment *s, int n) {
-    bool in = false;
-    for (int i = 0; i < n; i++)
-        if ((s[i].a.y > p.y) != (s[i].b.y > p.y) &&
-            p.x < s[i].a.x + (p.y - s[i].a.y) / (s[i].b.y - s[i].a.y) * (s[i].b.x - s[i].a.x))
-            in = !in;
-    return in;
-}
-
-/* Two elements of one scene can be told apart, and neither hides the other. */
-static bool compatible(const Element *e, const Element *f) {
-    Segment s[MAX_OUTLINE], t[MAX_OUTLINE];
-    int n = outline(e, s), m = outline(f, t);
-    bool crossing = false;
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < m; j++) {
-            if (to_segment(s[i].a, t[j]) < MIN_GAP || to_segment(s[i].b, t[j]) < MIN_GAP) return false;
-            if (to_segment(t[j].a, s[i]) < MIN_GAP || to_segment(t[j].b, s[i]) < MIN_GAP) return false;
-            if (!segments_cross(s[i], t[j])) continue;
-            crossing = true;
-            if (segment_sine(s[i], t[j]) < 0.6) return false;
-        }
-    if (crossing)  // clear for a line across an open outline; two closed outlines or round ones would be hard to read
-        return (e->kind == LINE || f->kind == LINE) && !e->filled && !f->filled && e->kind != CIRCLE && f->kind != CIRCLE;
-    if (e->closed && e->filled && inside(t[0].a, s, n)) return false;
-    return !(f->closed && f->filled && inside(s[0].a, t, m));
-}
-
-static int element_order(const void *a, const void *b) {
-    const Element *e = (const Element *)a, *f = (const Element *)b;
-    if (e->kind != f->kind) return (int)e->kind - (int)f->kind;
-    for (int i = 0; i < 4; i++) {
-        int order = point_order(e->p[i], f->p[i]);
-        if (order) return order;
-    }
-    return e->radius - f->radius;
-}
-
-/* Whether the elements reach all four sides of the box. */
-static bool fills_box(const Element *e, int n, int width, int height) {
-    int x0 = width, y0 = height, x1 = 0, y1 = 0;
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < e[i].n; j++) {
-            int x = e[i].p[j].x, y = e[i].p[j].y, r = e[i].radius;
-            if (x - r < x0) x0 = x - r;
-            if (x + r > x1) x1 = x + r;
-            if (y - r < y0) y0 = y - r;
-            if (y + r > y1) y1 = y + r;
-        }
-    return x0 == 0 && y0 == 0 && x1 == width && y1 == height;
-}
-
 static void put_points(Text *t, const Point *p, int n) {
     for (int i = 0; i < n; i++) put(t, "%s(%d,%d)", i ? " -- " : "", p[i].x, p[i].y);
 }
@@ -301,6 +120,7 @@ static void put_element(Text *t, const Element *e) {
     put(t, "%s;\n", e->kind == POLYGON ? " -- cycle" : "");
 }
 
+/* One to four elements in a box that touches the square on two sides at least. False: they did not fit. */
 static bool free_scene(Text *t) {
     static const int counts[] = {12, 44, 32, 12}, sizes[] = {20, 30, 50};
     static const int kind_weights[] = {30, 25, 22, 23};
@@ -346,9 +166,9 @@ typedef struct {
     bool directed;
 } Graph;
 
-/* Letters that differ clearly at a height of six pixels. */
+/* Letters that differ clearly at a height of six pixels (B and D, for example, would not). */
 static void random_labels(Graph *g) {
-    static const char letters[] = "ABCDXYZ";
+    static const char letters[] = "ABCXYZ";
     int order[sizeof letters - 1];
     for (int i = 0; i < COUNT_OF(order); i++) order[i] = i;
     shuffle(order, COUNT_OF(order));
@@ -404,7 +224,7 @@ static bool random_edges(Graph *g, bool axis_aligned) {
     return true;
 }
 
-/* Sorts the nodes by position and writes nodes and edges; node_options: "circle, draw". */
+/* node_options: what all nodes have, such as "circle, draw"; edge_colour: a colour or NULL. */
 static void put_graph(Text *t, const Graph *g, const char *node_options, const char *edge_colour) {
     for (int i = 0; i < g->nodes; i++) {
         put(t, "  \\node[%s", node_options);
@@ -412,11 +232,12 @@ static void put_graph(Text *t, const Graph *g, const char *node_options, const c
         put(t, "] (%c) at (%d,%d) {%c};\n", g->label[i], g->at[i].x, g->at[i].y, g->label[i]);
     }
     for (int i = 0; i < g->edges; i++) {
-        const char *sep = g->directed && edge_colour ? ", " : "", *arrow = g->directed ? "-latex" : "";
-        if (g->directed || edge_colour)
-            put(t, "  \\draw[%s%s%s]", arrow, sep, edge_colour ? edge_colour : "");
-        else
-            put(t, "  \\draw");
+        const char *colour = edge_colour ? edge_colour : "", *comma = edge_colour ? ", " : "";
+        put(t, "  \\draw");
+        if (g->directed)
+            put(t, "[-latex%s%s, thick]", comma, colour);
+        else if (edge_colour)
+            put(t, "[%s]", colour);
         put(t, " (%c) -- (%c);\n", g->label[g->edge[i].from], g->label[g->edge[i].to]);
     }
 }
@@ -504,6 +325,7 @@ static int random_curve(Point *p) {
     }
 }
 
+/* No point of curve p lies on or near curve q. */
 static bool curves_are_clear(const Point *p, int n, const Point *q, int m) {
     for (int i = 0; i < n; i++)
         for (int j = 0; j + 1 < m; j++)
@@ -511,6 +333,7 @@ static bool curves_are_clear(const Point *p, int n, const Point *q, int m) {
     return true;
 }
 
+/* One curve or two, each in its own colour; the one that starts further left or lower comes first. */
 static void put_curves(Text *t) {
     Point p[5], q[5];
     int order[COUNT_OF(colours)], n = random_curve(p), m = 0;
@@ -530,6 +353,7 @@ static void put_curves(Text *t) {
     }
 }
 
+/* Bars one unit wide, side by side or one unit apart. */
 static void put_bars(Text *t) {
     int pitch = random_between(1, 2), n = random_between(2, pitch == 2 ? 3 : 5);
     int left = 1 + random_below(7 - (pitch * (n - 1) + 1)), colour = random_below(COUNT_OF(tints));
@@ -618,7 +442,8 @@ static long number_option(const char *name, const char *value) {
     errno = 0;
     long n = value ? strtol(value, &end, 10) : -1;
     if (!value || errno || end == value || *end || n < 0 || n > 1000000000) {
-        fprintf(stderr, "generate: error: %s needs a number from 0 to 1000000000, got '%s'\n", name, value ? value : "");
+        fprintf(stderr, "generate: error: %s needs a number from 0 to 1000000000, got '%s'\n", name,
+                value ? value : "");
         exit(2);
     }
     return n;

@@ -4,11 +4,11 @@
     render.py --generator BINARY --tokenizer FILE.safetensors --out OUT.bin [--seed S] [--skip K] [--count N]
               [--jobs J] [--batch B] [--pairs FOLDER]
 
-Starting TeX costs a hundred times what one figure costs, so B figures become one document, whose class makes a page of
-each picture; a page is the same as the figure's own document would give. The resolution changes every 10 pages: mostly
-70 to 100 dpi (pictures of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least
-92 dpi: below, pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file,
-whatever --jobs.
+Starting TeX costs as much as 40 figures, so B figures become one document, whose class makes a page of each picture;
+a page is the same as the figure's own document would give. The resolution changes every 10 pages: mostly 70 to 100
+dpi (pictures of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi:
+below, pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file, whatever
+--jobs.
 With --pairs the figures are also written as FOLDER/000000.tex and .png, for convert_dataset.py.
 """
 import argparse
