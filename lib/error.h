@@ -59,6 +59,14 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const cha
     exit(1);
 }
 
+/* The same sentence from a program that goes on, for example with its next picture. */
+__attribute__((format(printf, 1, 2))) static inline void report_error(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    error_print("error", format, args);
+    va_end(args);
+}
+
 __attribute__((format(printf, 1, 2))) static inline void warn(const char *format, ...) {
     va_list args;
     va_start(args, format);

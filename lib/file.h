@@ -110,10 +110,11 @@ static inline int atomic_open_partial(AtomicFile *a, Error *err) {
 
 static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
     memset(a, 0, sizeof *a);
-    struct stat s;
+    struct stat s, named;
     bool exists = stat(path, &s) == 0;
     if (exists && S_ISDIR(s.st_mode)) return error_set(err, "cannot write %s: it is a folder", path);
-    char *target = exists ? realpath(path, NULL) : NULL;  // a link stays a link: what it points to is replaced
+    bool link = lstat(path, &named) == 0 && S_ISLNK(named.st_mode);
+    char *target = exists && link ? realpath(path, NULL) : NULL;  // a link stays a link: what it points to is replaced
     a->path = xstrdup(target ? target : path);
     free(target);
     int fd;

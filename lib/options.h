@@ -310,7 +310,8 @@ static inline const char *options_double(double x, char *out, size_t size) {
     return out;
 }
 
-/* Writes all values in the syntax of a config file; a string that is not set becomes a comment. */
+/* Writes all values in the syntax of a config file; a string that is not set, or a number that is NAN (which stands
+ * for not set), becomes a comment. */
 static inline void options_write(const Option *table, int n, FILE *f) {
     char number[40];
     for (int i = 0; i < n; i++) {
@@ -327,10 +328,11 @@ static inline void options_write(const Option *table, int n, FILE *f) {
             continue;
         }
         const char *s = o->type == OPT_STRING ? *(const char **)o->value : "";
+        if (o->type == OPT_FLOAT && isnan(*(double *)o->value)) s = NULL;
         fprintf(f, "%s%s =%s", s ? "" : "# ", o->name, s ? " " : "");
         if (o->type == OPT_FLAG) fputs(*(bool *)o->value ? "true" : "false", f);
         if (o->type == OPT_INT) fprintf(f, "%lld", (long long)*(int64_t *)o->value);
-        if (o->type == OPT_FLOAT) fputs(options_double(*(double *)o->value, number, sizeof number), f);
+        if (o->type == OPT_FLOAT && s) fputs(options_double(*(double *)o->value, number, sizeof number), f);
         if (o->type == OPT_STRING && s) options_write_string(s, f);
         fputc('\n', f);
     }
@@ -374,7 +376,7 @@ static inline void options_help_entry(const Option *o, const char *left) {
         snprintf(value, sizeof value, " (default: on; --no-%s turns it off)", o->name);
     if (o->value && o->type == OPT_INT)
         snprintf(value, sizeof value, " (default: %lld)", (long long)*(int64_t *)o->value);
-    if (o->value && o->type == OPT_FLOAT)
+    if (o->value && o->type == OPT_FLOAT && !isnan(*(double *)o->value))
         snprintf(value, sizeof value, " (default: %s)", options_double(*(double *)o->value, number, sizeof number));
     if (o->value && o->type == OPT_STRING && *(const char **)o->value && **(const char **)o->value)
         snprintf(value, sizeof value, " (default: %.250s)", *(const char **)o->value);

@@ -132,7 +132,7 @@ static inline const SafeTensor *param_find(const Param *x, const SafeTensors *st
     }
     bool shape_ok = t->ndim == x->ndim && t->shape[0] == x->rows && (x->ndim == 1 || t->shape[1] == x->cols);
     if (!shape_ok) {
-        error_set(err, "%s: tensor %s has shape [%lld, %lld] but the file's own config says [%d, %d]", st->file.path,
+        error_set(err, "%s: tensor %s has shape [%lld, %lld]; the configuration asks for [%d, %d]", st->file.path,
                   x->name, t->ndim > 0 ? (long long)t->shape[0] : 0, t->ndim > 1 ? (long long)t->shape[1] : 1, x->rows,
                   x->cols);
         return NULL;

@@ -22,6 +22,9 @@
 #define STBI_NO_GIF
 #define stbi_set_unpremultiply_on_load_thread stbi__unpremultiply_on_load_thread  // version 2.27 defines it so
 #define STBI_ASSERT(x) ((void)sizeof(x))
+#define STBI_MALLOC(size) calloc(1, size)  // a damaged JPEG may use tables it never defined: they must be zero
+#define STBI_REALLOC(p, size) realloc(p, size)
+#define STBI_FREE(p) free(p)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -65,8 +68,36 @@ static inline int picture_check_png(const uint8_t *bytes, size_t n, const char *
                      name);
 }
 
-/* A JPEG ends with the marker ff d9; without it the decoder would fill the missing part with grey. */
+/* The tables of a DHT segment whose length field is at `at`: false when one has more than 256 codes. */
+static inline bool picture_huffman_ok(const uint8_t *bytes, size_t n, size_t at) {
+    int left = at + 2 <= n ? (bytes[at] << 8 | bytes[at + 1]) - 2 : 0;
+    for (at += 2; left > 0 && at < n;) {
+        int codes = 0;
+        for (size_t i = at + 1; i <= at + 16 && i < n; i++) codes += bytes[i];
+        if (codes > 256) return false;
+        left -= 17 + codes;
+        at += 17 + (size_t)codes;
+    }
+    return true;
+}
+
+/* What the decoder (stb_image 2.27) does not check itself: a Huffman table of more than 256 codes, which would write
+ * outside its memory, and the end marker ff d9, without which a file that is cut off is filled up with grey. The walk
+ * takes the bytes as the decoder does: segments up to the first scan, then every ff c4. */
 static inline int picture_check_jpeg(const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    bool scan = false, ok = true;
+    for (size_t at = 2; ok && at + 4 <= n;) {
+        if (bytes[at] != 0xff || bytes[at + 1] == 0xff) {
+            at++;
+            continue;
+        }
+        const uint8_t marker = bytes[at + 1];
+        if (marker == 0xc4) ok = picture_huffman_ok(bytes, n, at + 2);
+        if (marker == 0xda) scan = true;
+        at += 2;
+        if (!scan) at += (size_t)bytes[at] << 8 | bytes[at + 1];
+    }
+    if (!ok) return error_set(err, "cannot read the picture %s: a Huffman table of the JPEG data is damaged", name);
     for (size_t i = n - 1; i >= 2; i--)
         if (bytes[i] == 0xd9 && bytes[i - 1] == 0xff) return 0;
     return error_set(err, "cannot read the picture %s: the JPEG data have no end marker; the file is cut off", name);
@@ -139,32 +170,38 @@ static inline void picture_over_white(uint8_t *p, size_t pixels) {
     }
 }
 
+/* The size of a picture from its header. PNG headers are read here, because the decoder has a limit of its own and
+ * calls what is above it an unknown type. */
+static inline bool picture_size(const uint8_t *bytes, size_t n, bool png, int *width, int *height) {
+    int channels;
+    if (n > INT32_MAX) return false;
+    if (!png) return stbi_info_from_memory(bytes, (int)n, width, height, &channels) && *width > 0 && *height > 0;
+    if (n < 33 || memcmp(bytes + 12, "IHDR", 4) || bytes[16] >= 128 || bytes[20] >= 128) return false;
+    *width = (int)picture_u32(bytes + 16);
+    *height = (int)picture_u32(bytes + 20);
+    return *width > 0 && *height > 0;
+}
+
 /* Decodes the n bytes of a PNG or JPEG file; `name` says in messages which picture it is. */
 static inline int picture_decode(Picture *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
     memset(p, 0, sizeof *p);
     bool png = n >= 8 && !memcmp(bytes, "\x89PNG\r\n\x1a\n", 8);
     bool jpeg = n >= 4 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
+    const char *kind = png ? "PNG" : "JPEG";
+    int width = 0, height = 0, channels = 0;
     if (!png && !jpeg) return error_set(err, "cannot read the picture %s: it is neither PNG nor JPEG", name);
-    int width = 0, height = 0, channels;
-    bool header = n <= INT32_MAX;
-    if (header && png) {  // read here: the decoder has a limit of its own and calls what is above it an unknown type
-        header = n >= 33 && !memcmp(bytes + 12, "IHDR", 4) && bytes[16] < 128 && bytes[20] < 128;
-        width = header ? (int)picture_u32(bytes + 16) : 0;
-        height = header ? (int)picture_u32(bytes + 20) : 0;
-    } else if (header) {
-        header = stbi_info_from_memory(bytes, (int)n, &width, &height, &channels) != 0;
-    }
-    if (!header || width < 1 || height < 1)
-        return error_set(err, "cannot read the picture %s: its %s header is damaged", name, png ? "PNG" : "JPEG");
+    if (jpeg && picture_check_jpeg(bytes, n, name, err) != 0) return -1;
+    if (!picture_size(bytes, n, png, &width, &height))
+        return error_set(err, "cannot read the picture %s: its %s header is damaged", name, kind);
     if (width > PICTURE_MAX_SIDE || height > PICTURE_MAX_SIDE || (int64_t)width * height > PICTURE_MAX_PIXELS)
         return error_set(err,
                          "cannot read the picture %s: it has %d x %d pixels; at most %d a side and %d million in all "
                          "are supported; make it smaller",
                          name, width, height, PICTURE_MAX_SIDE, PICTURE_MAX_PIXELS / 1000000);
-    if ((png ? picture_check_png : picture_check_jpeg)(bytes, n, name, err) != 0) return -1;
+    if (png && picture_check_png(bytes, n, name, err) != 0) return -1;
     uint8_t *pixels = stbi_load_from_memory(bytes, (int)n, &width, &height, &channels, png ? 4 : 3);
     if (!pixels)
-        return error_set(err, "cannot read the picture %s: its %s data are damaged (%s)", name, png ? "PNG" : "JPEG",
+        return error_set(err, "cannot read the picture %s: its %s data are damaged (%s)", name, kind,
                          stbi_failure_reason());
     if (png) picture_over_white(pixels, (size_t)width * (size_t)height);
     p->width = width;

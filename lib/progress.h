@@ -16,6 +16,7 @@
 typedef struct {
     const char *title;
     int64_t first, total, done;  // first: what was done before this run, left out of the rate
+    int64_t drawn;               // what `done` was when the last line was printed
     double start, last, every;   // seconds; every: least time between two plain lines (10; may be changed)
     bool terminal, quiet;        // quiet: prints nothing
     char text[256];
@@ -32,6 +33,7 @@ static inline void progress_begin(Progress *p, const char *title, int64_t first,
     memset(p, 0, sizeof *p);
     p->title = title;
     p->first = p->done = first;
+    p->drawn = -1;
     p->total = total;
     p->start = seconds_now();
     p->last = p->start - 1e9;
@@ -55,6 +57,7 @@ static inline const char *progress_duration(double seconds, char *out, size_t si
 
 static inline void progress_draw(Progress *p, double now) {
     char eta[32] = "", line[512];
+    p->drawn = p->done;
     double fraction = p->total > 0 ? (double)p->done / (double)p->total : 0;
     if (fraction > 1) fraction = 1;
     double spent = now - p->start;
@@ -113,7 +116,7 @@ __attribute__((format(printf, 1, 2))) static inline void progress_note(const cha
 /* Draws the last state and leaves the line. */
 static inline void progress_end(Progress *p) {
     if (p->quiet) return;
-    progress_draw(p, seconds_now());
+    if (p->terminal || p->drawn != p->done) progress_draw(p, seconds_now());
     if (p->terminal) fputc('\n', stderr);
     stderr_line_open = false;
 }

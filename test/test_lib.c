@@ -106,63 +106,64 @@ static void test_folders(void) {
 
 /* ---- JSON ---- */
 
+static const char *const good_json[] = {"null",
+                                        " [ ] ",
+                                        "{}",
+                                        "[1,-2.5e3,0,\"a\\u00e9\\n\\ud83d\\ude00\",true,false,null]",
+                                        "{\"a\":{\"b\":[{}]}}",
+                                        "-0.0",
+                                        "1e-300",
+                                        "\"\xc3\xa9\"",
+                                        "9223372036854775807"};
+static const char *const bad_json[] = {"",
+                                       " ",
+                                       "nul",
+                                       "[1,]",
+                                       "{,}",
+                                       "{\"a\"}",
+                                       "{\"a\":1,\"a\":2}",
+                                       "01",
+                                       "1.",
+                                       ".5",
+                                       "+1",
+                                       "1e",
+                                       "1e999",
+                                       "[1 2]",
+                                       "\"\\x\"",
+                                       "\"\\ud800\"",
+                                       "\"\\udc00\"",
+                                       "\"\\ud800\\u0041\"",
+                                       "\"\\u0000\"",
+                                       "\"\n\"",
+                                       "\"\xff\"",
+                                       "\"\xc0\x80\"",
+                                       "\"\xed\xa0\x80\"",
+                                       "\"abc",
+                                       "{}x",
+                                       "[",
+                                       "{\"a\":",
+                                       "'a'",
+                                       "NaN",
+                                       "\"\\u12\"",
+                                       "-",
+                                       "[1}"};
+
 static void test_json_read(void) {
-    static const char *const good[] = {"null",
-                                       " [ ] ",
-                                       "{}",
-                                       "[1,-2.5e3,0,\"a\\u00e9\\n\\ud83d\\ude00\",true,false,null]",
-                                       "{\"a\":{\"b\":[{}]}}",
-                                       "-0.0",
-                                       "1e-300",
-                                       "\"\xc3\xa9\"",
-                                       "9223372036854775807"};
-    static const char *const bad[] = {"",
-                                      " ",
-                                      "nul",
-                                      "[1,]",
-                                      "{,}",
-                                      "{\"a\"}",
-                                      "{\"a\":1,\"a\":2}",
-                                      "01",
-                                      "1.",
-                                      ".5",
-                                      "+1",
-                                      "1e",
-                                      "1e999",
-                                      "[1 2]",
-                                      "\"\\x\"",
-                                      "\"\\ud800\"",
-                                      "\"\\udc00\"",
-                                      "\"\\ud800\\u0041\"",
-                                      "\"\\u0000\"",
-                                      "\"\n\"",
-                                      "\"\xff\"",
-                                      "\"\xc0\x80\"",
-                                      "\"\xed\xa0\x80\"",
-                                      "\"abc",
-                                      "{}x",
-                                      "[",
-                                      "{\"a\":",
-                                      "'a'",
-                                      "NaN",
-                                      "\"\\u12\"",
-                                      "-",
-                                      "[1}"};
     Error err;
     Json j;
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        CHECK_OK(json_parse(&j, good[i], strlen(good[i]), "a test", &err), err);
+    for (size_t i = 0; i < sizeof good_json / sizeof *good_json; i++) {
+        CHECK_OK(json_parse(&j, good_json[i], strlen(good_json[i]), "a test", &err), err);
         json_free(&j);
     }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        CHECK_ERROR(json_parse(&j, bad[i], strlen(bad[i]), "a test", &err), err, "cannot read a test: ");
+    for (size_t i = 0; i < sizeof bad_json / sizeof *bad_json; i++)
+        CHECK_ERROR(json_parse(&j, bad_json[i], strlen(bad_json[i]), "a test", &err), err, "cannot read a test: ");
     char deep[200];
     memset(deep, '[', 100);
     memset(deep + 100, ']', 100);
     CHECK_ERROR(json_parse(&j, deep, 200, "a test", &err), err, "nested");
     CHECK_OK(json_parse(&j, deep + 40, 120, "a test", &err), err);
     json_free(&j);
-    CHECK_OK(json_parse(&j, good[3], strlen(good[3]), "a test", &err), err);
+    CHECK_OK(json_parse(&j, good_json[3], strlen(good_json[3]), "a test", &err), err);
     const JsonValue *v = j.values;
     CHECK(v[0].type == JSON_ARRAY && v[0].count == 7 && v[1].is_integer && v[1].integer == 1);
     CHECK(!v[2].is_integer && v[2].number == -2500 && !strcmp(v[4].string, "a\xc3\xa9\n\xf0\x9f\x98\x80"));

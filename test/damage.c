@@ -1,0 +1,311 @@
+/* damage: makes, damages and reads the files of test_programs.sh. Run without arguments it lists what it can do.
+ *
+ * It writes only what it is told to; a mistake in its own use ends it with status 3. */
+#include "../lib/error.h"
+
+#include "../dataloader.h"
+#include "../lib/safetensors.h"
+#include "../lib/tokenizer.h"
+
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STB_IMAGE_WRITE_STATIC
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+#include <stb/stb_image_write.h>
+#pragma GCC diagnostic pop
+
+typedef struct {
+    uint8_t *data;
+    size_t size;
+} Bytes;
+
+static Error err;
+
+static long number(const char *text) {
+    char *end;
+    long x = strtol(text, &end, 10);
+    if (end == text || *end) {
+        fprintf(stderr, "damage: '%s' is not a number\n", text);
+        exit(3);
+    }
+    return x;
+}
+
+static Bytes read_file(const char *path) {
+    MappedFile f;
+    Bytes b;
+    if (file_map(&f, path, &err)) die("%s", err.text);
+    b.data = (uint8_t *)xmalloc(f.size);
+    b.size = f.size;
+    memcpy(b.data, f.data, f.size);
+    file_unmap(&f);
+    return b;
+}
+
+static void write_file(const char *path, const void *data, size_t size) {
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f)) die("cannot write %s: %s", path, strerror(errno));
+}
+
+static void append(Bytes *b, const void *data, size_t size) {
+    b->data = (uint8_t *)xrealloc(b->data, b->size + size);
+    if (size) memcpy(b->data + b->size, data, size);
+    b->size += size;
+}
+
+/* ---- bytes ---- */
+
+/* flip FILE OUT BIT: one bit turned over; a negative BIT counts from the end. */
+static void flip(char **a) {
+    Bytes b = read_file(a[0]);
+    long bit = number(a[2]);
+    if (bit < 0) bit += (long)b.size * 8;
+    b.data[(size_t)bit / 8] ^= (uint8_t)(1u << (bit % 8));
+    write_file(a[1], b.data, b.size);
+    free(b.data);
+}
+
+/* ---- pictures ---- */
+
+static void append_u32(Bytes *b, uint32_t x) {
+    uint8_t bytes[4] = {(uint8_t)(x >> 24), (uint8_t)(x >> 16), (uint8_t)(x >> 8), (uint8_t)x};
+    append(b, bytes, 4);
+}
+
+static void append_chunk(Bytes *png, const char *type, const void *data, size_t size) {
+    size_t at = png->size + 4;
+    append_u32(png, (uint32_t)size);
+    append(png, type, 4);
+    append(png, data, size);
+    append_u32(png, crc32_bytes(0, png->data + at, size + 4));
+}
+
+/* png OUT WIDTH HEIGHT DEPTH COLOUR VALUE: every byte of the pixels is VALUE, but a tenth in the middle is 255 - VALUE
+ * when DEPTH is 8 or 16 and VALUE is not 255. COLOUR as in the PNG header: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA.
+ * More than 100 million pixels are only claimed: the data stop after the first row. */
+static void png(char **a) {
+    size_t width = (size_t)number(a[1]), height = (size_t)number(a[2]);
+    int depth = (int)number(a[3]), colour = (int)number(a[4]), value = (int)number(a[5]), packed = 0;
+    int channels = colour == 0 ? 1 : colour == 2 ? 3 : colour == 4 ? 2 : 4;
+    size_t row = 1 + (width * (size_t)(depth * channels) + 7) / 8, rows = width * height > 100000000 ? 1 : height;
+    uint8_t *pixels = (uint8_t *)xmalloc(row * rows), header[13] = {0};
+    memset(pixels, value, row * rows);
+    for (size_t y = 0; y < rows; y++) {
+        pixels[y * row] = 0;  // no filter
+        bool middle = depth >= 8 && value != 255 && y >= rows * 9 / 20 && y < rows * 11 / 20;
+        if (middle) memset(pixels + y * row + 1 + row * 9 / 20, 255 - value, row / 10);
+    }
+    for (int i = 0; i < 4; i++) {
+        header[i] = (uint8_t)(width >> (8 * (3 - i)));
+        header[4 + i] = (uint8_t)(height >> (8 * (3 - i)));
+    }
+    header[8] = (uint8_t)depth;
+    header[9] = (uint8_t)colour;
+    Bytes b = {NULL, 0};
+    append(&b, "\x89PNG\r\n\x1a\n", 8);
+    append_chunk(&b, "IHDR", header, sizeof header);
+    uint8_t *data = stbi_zlib_compress(pixels, (int)(row * rows), &packed, 5);
+    append_chunk(&b, "IDAT", data, (size_t)packed);
+    append_chunk(&b, "IEND", NULL, 0);
+    write_file(a[0], b.data, b.size);
+    free(data);
+    free(pixels);
+    free(b.data);
+}
+
+/* ---- datasets ---- */
+
+static void put_u64(uint8_t *p, uint64_t x) { memcpy(p, &x, 8); }
+static void put_u32(uint8_t *p, uint32_t x) { memcpy(p, &x, 4); }
+
+static void open_data(Dataset *d, const char *path) {
+    if (dataset_open(d, path, &err)) die("%s", err.text);
+}
+
+/* part DATA OUT FIRST COUNT: a dataset of some samples of another. */
+static void part(char **a) {
+    Dataset d;
+    Bytes b = {NULL, 0};
+    uint8_t header[DATASET_HEADER] = {0}, zeros[8] = {0};
+    open_data(&d, a[0]);
+    uint64_t first = (uint64_t)number(a[2]), count = (uint64_t)number(a[3]);
+    uint8_t *index = (uint8_t *)xcalloc(count, DATASET_ENTRY);
+    append(&b, header, sizeof header);
+    for (uint64_t i = 0; i < count; i++) {
+        Sample s = dataset_sample(&d, first + i);
+        uint8_t *e = index + i * DATASET_ENTRY;
+        put_u64(e, b.size);
+        put_u32(e + 8, s.image_bytes);
+        put_u32(e + 12, s.token_count);
+        put_u32(e + 16, s.crc);
+        append(&b, s.record, s.record_bytes);
+    }
+    append(&b, zeros, (8 - b.size % 8) % 8);
+    memcpy(header, "TIKZBIN1", 8);
+    put_u32(header + 8, 1);
+    put_u32(header + 12, DATASET_HEADER);
+    put_u64(header + 16, count);
+    put_u64(header + 24, d.fingerprint);
+    put_u64(header + 32, b.size);
+    append(&b, index, count * DATASET_ENTRY);
+    put_u64(header + 40, b.size);
+    put_u64(header + 56, b.size);
+    memcpy(b.data, header, sizeof header);
+    write_file(a[1], b.data, b.size);
+    free(index);
+    free(b.data);
+    dataset_close(&d);
+}
+
+/* picture DATA OUT N: the picture of sample N as it was. */
+static void picture(char **a) {
+    Dataset d;
+    open_data(&d, a[0]);
+    Sample s = dataset_sample(&d, (uint64_t)number(a[2]));
+    write_file(a[1], s.image, s.image_bytes);
+    dataset_close(&d);
+}
+
+/* token DATA OUT N ID: the first token of sample N becomes ID, its checksum is corrected. */
+static void token(char **a) {
+    Dataset d;
+    open_data(&d, a[0]);
+    Sample s = dataset_sample(&d, (uint64_t)number(a[2]));
+    Bytes b = read_file(a[0]);
+    uint8_t *record = b.data + (s.record - d.shards[0].file.data);
+    put_u32(record + dataset_padded(s.image_bytes), (uint32_t)number(a[3]));
+    uint8_t *index = b.data + (d.shards[0].index - d.shards[0].file.data);
+    put_u32(index + s.number * DATASET_ENTRY + 16, crc32_bytes(0, record, s.record_bytes));
+    write_file(a[1], b.data, b.size);
+    free(b.data);
+    dataset_close(&d);
+}
+
+/* ---- safetensors ---- */
+
+static void open_tensors(SafeTensors *st, const char *path) {
+    if (safetensors_open(st, path, &err)) die("%s", err.text);
+}
+
+/* nan FILE OUT TENSOR: every element becomes not-a-number (BF16, F16 and F32 alike: all bits set). */
+static void nan_tensor(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const SafeTensor *t = safetensors_find(&st, a[2]);
+    if (!t) die("%s has no tensor %s", a[0], a[2]);
+    Bytes b = read_file(a[0]);
+    memset(b.data + (t->data - st.file.data), 0xff, t->bytes);
+    write_file(a[1], b.data, b.size);
+    free(b.data);
+    safetensors_close(&st);
+}
+
+/* word FILE OUT: another tokenizer: the last letter of its longest token is changed. */
+static void word(char **a) {
+    SafeTensors st;
+    Tokenizer t;
+    int longest = 0;
+    open_tensors(&st, a[0]);
+    if (tokenizer_load(&t, &st, &err)) die("%s", err.text);
+    for (int i = 0; i < t.count; i++)
+        if (t.offsets[i + 1] - t.offsets[i] > t.offsets[longest + 1] - t.offsets[longest]) longest = i;
+    Bytes b = read_file(a[0]);
+    b.data[(t.bytes - st.file.data) + t.offsets[longest + 1] - 1] ^= 1;
+    write_file(a[1], b.data, b.size);
+    free(b.data);
+    safetensors_close(&st);
+}
+
+/* tensor FILE NAME: "DTYPE d0 d1 ... [first data byte] CRC-32 of the data". */
+static void tensor(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const SafeTensor *t = safetensors_find(&st, a[1]);
+    if (!t) die("%s has no tensor %s", a[0], a[1]);
+    printf("%s", dtype_name(t->dtype));
+    for (int i = 0; i < t->ndim; i++) printf(" %lld", (long long)t->shape[i]);
+    printf(" [%zu] %08x\n", (size_t)(t->data - st.file.data), crc32_bytes(0, t->data, t->bytes));
+    safetensors_close(&st);
+}
+
+/* ce LOGITS: mean cross entropy of the ids in a file that eval --logits wrote, in double precision. */
+static void cross_entropy(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const SafeTensor *l = safetensors_find(&st, "logits"), *ids = safetensors_find(&st, "ids");
+    if (!l || !ids || l->ndim != 3 || ids->ndim != 2) die("%s: logits [N,T,V] and ids [N,T] were expected", a[0]);
+    size_t rows = (size_t)(l->shape[0] * l->shape[1]), V = (size_t)l->shape[2];
+    double sum = 0, count = 0;
+    for (size_t i = 0; i < rows; i++) {
+        const float *x = (const float *)(const void *)l->data + i * V;
+        int id = ((const int *)(const void *)ids->data)[i];
+        double total = 0;
+        if (id < 0) continue;
+        for (size_t k = 0; k < V; k++) total += exp((double)x[k]);
+        sum += log(total) - (double)x[id];
+        count++;
+    }
+    printf("%.6f\n", sum / count);
+    safetensors_close(&st);
+}
+
+/* ---- JSON ---- */
+
+/* json FILE KEY...: the values of the keys, one line of text for each line of the file, which must be an object, or an
+ * array of objects. A key that an object lacks gives -, except the first: lines without it are left out. */
+static void print_json(char **a) {
+    FILE *f = fopen(a[0], "r");
+    char *line = NULL;
+    size_t capacity = 0;
+    ssize_t length;
+    if (!f) die("cannot read %s: %s", a[0], strerror(errno));
+    while ((length = getline(&line, &capacity, f)) > 0) {
+        Json j;
+        if (line[length - 1] != '\n') die("%s: the last line does not end", a[0]);
+        if (json_parse(&j, line, (size_t)length, a[0], &err)) die("%s", err.text);
+        bool array = j.values[0].type == JSON_ARRAY;
+        if (!array && j.values[0].type != JSON_OBJECT) die("%s: a line is neither an object nor an array", a[0]);
+        for (int v = array ? j.values[0].child : 0; v >= 0; v = array ? j.values[v].next : -1) {
+            for (char **key = a + 1; *key; key++) {
+                int k = json_find(&j, v, *key);
+                if (k < 0 && key == a + 1) break;
+                if (k < 0)
+                    printf("- ");
+                else if (j.values[k].type == JSON_STRING)
+                    printf("%s ", j.values[k].string);
+                else if (j.values[k].type == JSON_NUMBER)
+                    printf("%.9g ", j.values[k].number);
+                else
+                    printf("(%d) ", (int)j.values[k].type);
+                if (!key[1]) printf("\n");
+            }
+        }
+        json_free(&j);
+    }
+    free(line);
+    fclose(f);
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name, *arguments;
+        int count;  // least number of arguments
+        void (*run)(char **a);
+    } commands[] = {
+        {"flip", "FILE OUT BIT", 3, flip},         {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
+        {"part", "DATA OUT FIRST COUNT", 4, part}, {"picture", "DATA OUT N", 3, picture},
+        {"token", "DATA OUT N ID", 4, token},      {"nan", "FILE OUT TENSOR", 3, nan_tensor},
+        {"word", "FILE OUT", 2, word},             {"tensor", "FILE NAME", 2, tensor},
+        {"ce", "LOGITS", 1, cross_entropy},        {"json", "FILE KEY...", 2, print_json},
+    };
+    program_name_set(argv[0]);
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (argc < 2 || strcmp(argv[1], commands[i].name) || argc - 2 < commands[i].count) continue;
+        commands[i].run(argv + 2);
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        fprintf(stderr, "damage %s %s\n", commands[i].name, commands[i].arguments);
+    return 3;
+}
