@@ -55,15 +55,41 @@ $(BUILD)/train_distill: train_distill.cu $(BUILD)/cpu.o
 $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(BUILD)/cpu.o
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(BUILD)/cpu.o -o $@ $(LDLIBS)
 
+TESTS := test_kernels test_model test_lib test_dataloader fuzz
+$(addprefix $(BUILD)/,$(TESTS) bench_kernels): $(BUILD)/%: $(BUILD)/cpu.o
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $< -o $@ $(LDLIBS)
+
 $(BUILD)/cpu.o: kernels/cpu.c | $(BUILD)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
 
 $(BUILD):
 	@mkdir -p $@
 
+build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
+
+# Both precisions, the built-in product, and the address and thread sanitizers on what is small enough for them.
+test:
+	@$(MAKE) --no-print-directory build-tests
+	@$(MAKE) --no-print-directory build-tests PRECISION=FP32
+	@$(MAKE) --no-print-directory build-tests SANITIZE=1
+	@$(MAKE) --no-print-directory build/BF16-builtin/test_kernels ONEDNN=0
+	@$(MAKE) --no-print-directory build/BF16-sanitize-thread/test_dataloader SANITIZE=thread
+	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin/test_kernels \
+	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_dataloader \
+	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
+	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
+	    build/BF16-sanitize-thread/test_dataloader 'test/test_programs.sh build/BF16'
+
+# Into a folder of its own, so that nothing of the user's is overwritten.
+demo:
+	@scripts/deps.sh build
+	@$(MAKE) --no-print-directory all
+	./train_distill --out out-demo --overwrite
+	./infer --model out-demo/best.safetensors --show dev/starter/example.png
+
 -include $(wildcard $(BUILD)/*.d)
 
 clean:
 	rm -rf build $(PROGRAMS)
 
-.PHONY: all clean demo test
+.PHONY: all clean demo test build-tests

@@ -373,6 +373,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < opt.models.count; i++)
         measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);
     print_reports(reports, opt.models.count, opt.teacher != NULL);
+    if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
     if (opt.json) json_reports(reports, opt.models.count, opt.teacher != NULL);
     free(reports);
     if (opt.teacher) model_close(&teacher);

@@ -64,10 +64,10 @@ typedef struct {
     ObjectiveConfig config;
     int Vs, Vt, chunk, max_positions;
     Arena arena;
-    floatX *student, *teacher;        // [chunk, Vs], [chunk, Vt]
-    int *labels;                      // device [max_positions]
-    RowStats *stats, *host_stats;     // [max_positions]
-    float *row_gate, *host_gate;      // [max_positions]
+    floatX *student, *teacher;     // [chunk, Vs], [chunk, Vt]
+    int *labels;                   // device [max_positions]
+    RowStats *stats, *host_stats;  // [max_positions]
+    float *row_gate, *host_gate;   // [max_positions]
     /* embedding loss, when a teacher is there */
     int pictures, tokens, width, teacher_width;  // per picture: image tokens, their widths
     Params map;                                  // "embed_map" [Wt, Ws] when the widths differ
@@ -94,7 +94,8 @@ static inline void objective_plan_pass(Objective *o) {
 /* Buffers for up to max_positions positions of up to `pictures` pictures, `chunk` of them (0: 4096) at a time through
  * the heads. Vt = 0: no teacher. tokens, width, teacher_width describe the image tokens for the embedding loss. */
 static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int Vt, int chunk,
-                           int max_positions, int pictures, int tokens, int width, int teacher_width, uint64_t seed) {
+                                  int max_positions, int pictures, int tokens, int width, int teacher_width,
+                                  uint64_t seed) {
     memset(o, 0, sizeof *o);
     o->op = op;
     o->config = config;
@@ -146,7 +147,7 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
 
 /* Both heads' logits of the chunk starting at row `at` (rows of it), left in o->student and o->teacher. */
 static inline void objective_logits(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
-                             Weight teacher_head, int at, size_t rows) {
+                                    Weight teacher_head, int at, size_t rows) {
     o->op->linear_forward(o->student, hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL, rows);
     if (teacher_hidden)
         o->op->linear_forward(o->teacher, teacher_hidden + (size_t)at * (size_t)teacher_head.cols, teacher_head, NULL,
@@ -155,8 +156,8 @@ static inline void objective_logits(Objective *o, const floatX *hidden, Weight h
 
 /* The band gate needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
  * device gates, or NULL when every position counts. */
-static inline const float *objective_band(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
-                                   Weight teacher_head, int n) {
+static inline const float *objective_band(Objective *o, const floatX *hidden, Weight head,
+                                          const floatX *teacher_hidden, Weight teacher_head, int n) {
     const ObjectiveConfig *c = &o->config;
     if (!teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
     ObjectiveRow row = objective_row(c, true, 1);
@@ -200,8 +201,8 @@ static inline void objective_add(const Objective *o, ObjectiveSums *sums, int n,
  * Adds to *sums. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole
  * batch), and d_head [Vs, Ws], if not NULL, has its own added. */
 static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, const floatX *hidden, Weight head,
-                          const floatX *teacher_hidden, Weight teacher_head, const int *labels, int n, float scale,
-                          ObjectiveSums *sums) {
+                                 const floatX *teacher_hidden, Weight teacher_head, const int *labels, int n,
+                                 float scale, ObjectiveSums *sums) {
     const Ops *op = o->op;
     op->upload(o->labels, labels, (size_t)n * sizeof(int));
     const float *gate = objective_band(o, hidden, head, teacher_hidden, teacher_head, n);
@@ -214,8 +215,7 @@ static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, 
         if (!d_hidden) continue;
         size_t first = (size_t)at * (size_t)head.cols;
         op->linear_backward_input(d_hidden + first, o->student, head, rows, false);
-        if (d_head)
-            op->linear_backward_weight(d_head, NULL, o->student, hidden + first, rows, head.rows, head.cols);
+        if (d_head) op->linear_backward_weight(d_head, NULL, o->student, hidden + first, rows, head.rows, head.cols);
     }
     op->download(o->host_stats, o->stats, (size_t)n * sizeof(RowStats));
     objective_add(o, sums, n, teacher_hidden != NULL);
@@ -225,8 +225,8 @@ static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, 
 /* The embedding loss over B pictures: image tokens e_s [B, P, Ws], e_t [B, P, Wt]. Returns its gradient with respect
  * to e_s times scale (1 / pictures of the whole batch) times w_embed, or NULL when `gradient` is false or the term is
  * off; the map's own gradient is added to it. */
-static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B, float scale,
-                                     bool gradient, ObjectiveSums *sums) {
+static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B,
+                                            float scale, bool gradient, ObjectiveSums *sums) {
     if (!(o->config.w_embed > 0) || !teacher) return NULL;
     const Ops *op = o->op;
     Param *map = o->map.count ? &o->map.list[0] : NULL;

@@ -5,9 +5,9 @@
  *   block     x = x + out(attention(rope(qkv(norm1(x)))));  x = x + down(silu(gate(h)) * up(h)), h = norm2(x)
  *   head      logits = rmsnorm(x) headᵀ; position P-1+t predicts text token t
  *
- * The decoder is Llama's: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases (Touvron et al. 2023).
- * The head itself lives in loss.cuh when training: only the hidden states of the positions that predict a text token
- * leave this file.
+ * The decoder is Llama's: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases (Touvron et al.
+ * 2023). The head itself lives in loss.cuh when training: only the hidden states of the positions that predict a text
+ * token leave this file.
  *
  * A model file is one safetensors file: weights under the names declared here and in vision.h, the configuration as
  * flat keys in its metadata (config_fields below), the tokenizer as tensors (lib/tokenizer.h). */
@@ -52,8 +52,10 @@ typedef struct {
     double min, max;
 } ConfigField;
 
-#define VISION_FIELD(key, type, member, min, max) {key, type, offsetof(ModelConfig, vision.member), min, max}
-#define LM_FIELD(key, type, member, min, max) {key, type, offsetof(ModelConfig, lm.member), min, max}
+#define VISION_FIELD(key, type, member, min, max) \
+    { key, type, offsetof(ModelConfig, vision.member), min, max }
+#define LM_FIELD(key, type, member, min, max) \
+    { key, type, offsetof(ModelConfig, lm.member), min, max }
 static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
     VISION_FIELD("vision.patch", FIELD_INT, patch, 1, 64),
@@ -234,7 +236,8 @@ static inline int config_from_shape(ModelConfig *c, const char *shape, int vocab
         c->vision = vision_shape(96, 8, 96, 3, 3);
         c->lm = lm_shape(128, 3, 4, 4, 352, 256);
     } else if (name && !strcmp(name, "base")) {
-        c->vision = vision_shape(96, 8, 192, 5, 6);
+        c->vision = vision_shape(96, 12, 128, 4, 4);  // a patch is one grid cell of the starter's figures
+        c->vision.concat = 1;
         c->lm = lm_shape(192, 4, 6, 3, 512, 256);
     } else if (name && !strcmp(name, "tl-1.1b")) {
         c->vision = vision_shape(384, 14, 1152, 27, 16);
@@ -242,8 +245,8 @@ static inline int config_from_shape(ModelConfig *c, const char *shape, int vocab
         c->vision.mlp = 4304;
         c->lm = lm_shape(2048, 22, 32, 4, 5632, 2048);
     } else {
-        return error_set(err, "unknown model shape \"%.60s\"; expected a model file or one of tiny, small, base, tl-1.1b",
-                         shape);
+        return error_set(
+            err, "unknown model shape \"%.60s\"; expected a model file or one of tiny, small, base, tl-1.1b", shape);
     }
     c->lm.vocab = vocab;
     for (char *item; (item = strtok_r(NULL, ",", &rest));) {
@@ -278,35 +281,35 @@ typedef struct {
 typedef struct {
     ModelConfig c;
     const Ops *op;
-    SafeTensors file;     // open while weights or the tokenizer live in it
+    SafeTensors file;  // open while weights or the tokenizer live in it
     Tokenizer tokenizer;
     Params params;
     Vision vision;
     Param *embed, *norm, *head;  // head == embed when tied
     LmLayer *layer;
-    int trained;          // parts with gradients
+    int trained;  // parts with gradients
     bool recompute;
 
-    Arena arena;          // activations
-    int max_B, max_T;     // what they were planned for: pictures, text tokens
+    Arena arena;       // activations
+    int max_B, max_T;  // what they were planned for: pictures, text tokens
     LmActs *acts;
-    uint8_t *pixels;      // device [max_B, S, S, 3]
-    int *inputs;          // device [B, S]: token ids, -1 at image positions
-    int *index;           // device [n]: rows of the stream that predict a text token
+    uint8_t *pixels;  // device [max_B, S, S, 3]
+    int *inputs;      // device [B, S]: token ids, -1 at image positions
+    int *index;       // device [n]: rows of the stream that predict a text token
     int *host_inputs, *host_index;
-    int *labels;          // host [n]: the tokens to predict, in the order of m->hidden
-    float *rope;          // device [max_positions, D]
-    floatX *branch;       // [N, W] what a block is about to add to the stream; scratch in the backward pass
-    floatX *last;         // [N, W] the stream after the last block
-    floatX *picked;       // [n, W] its rows that predict text
-    floatX *hidden;       // [n, W] their norm: what the head reads
-    float *rstd;          // [n]
-    floatX *d_stream;           // [N, W] gradient of the residual stream
-    floatX *d_wide, *d_narrow;  // [N, max(2F, (H+2K) D)], [N, max(F, H D)]
+    int *labels;                  // host [n]: the tokens to predict, in the order of m->hidden
+    float *rope;                  // device [max_positions, D]
+    floatX *branch;               // [N, W] what a block is about to add to the stream; scratch in the backward pass
+    floatX *last;                 // [N, W] the stream after the last block
+    floatX *picked;               // [n, W] its rows that predict text
+    floatX *hidden;               // [n, W] their norm: what the head reads
+    float *rstd;                  // [n]
+    floatX *d_stream;             // [N, W] gradient of the residual stream
+    floatX *d_wide, *d_narrow;    // [N, max(2F, (H+2K) D)], [N, max(F, H D)]
     floatX *d_hidden, *d_picked;  // [n, W]; d_hidden is for the objective to fill
-    floatX *d_tokens;           // [B, P, W] gradient of the image tokens
+    floatX *d_tokens;             // [B, P, W] gradient of the image tokens
 
-    int B, T, n;          // of the last forward pass: pictures, text tokens, predicted tokens
+    int B, T, n;  // of the last forward pass: pictures, text tokens, predicted tokens
 } Model;
 
 static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
@@ -389,8 +392,8 @@ static inline int model_open(Model *m, const Ops *op, const char *path, bool map
     if (safetensors_open(&m->file, path, err)) return -1;
     int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err);
     if (!bad && m->tokenizer.count > m->c.lm.vocab)
-        bad = error_set(err, "%s: the tokenizer has %d tokens but the embedding only %d rows", path, m->tokenizer.count,
-                        m->c.lm.vocab);
+        bad = error_set(err, "%s: the tokenizer has %d tokens but the embedding only %d rows", path,
+                        m->tokenizer.count, m->c.lm.vocab);
     if (!bad) {
         m->op = op;
         model_declare(m);
@@ -406,11 +409,17 @@ static inline int model_open(Model *m, const Ops *op, const char *path, bool map
 
 /* A new model of the given configuration with random weights. tokenizer_file is any file with tokenizer tensors. */
 static inline int model_create(Model *m, const Ops *op, const char *shape, const char *tokenizer_file, uint64_t seed,
-                        Error *err) {
+                               Error *err) {
     memset(m, 0, sizeof *m);
     if (safetensors_open(&m->file, tokenizer_file, err)) return -1;
     if (tokenizer_load(&m->tokenizer, &m->file, err) ||
         config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, err)) {
+        model_close(m);
+        return -1;
+    }
+    if (m->tokenizer.count > m->c.lm.vocab) {
+        error_set(err, "model shape: lm.vocab %d is too small for the %d tokens of %s", m->c.lm.vocab,
+                  m->tokenizer.count, tokenizer_file);
         model_close(m);
         return -1;
     }
@@ -445,7 +454,8 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
         keys[1 + i] = config_fields[i].key;
         values[1 + i] = text[i];
     }
-    int pairs = 1 + CONFIG_FIELDS + tokenizer_metadata(&m->tokenizer, keys + 1 + CONFIG_FIELDS, values + 1 + CONFIG_FIELDS);
+    int pairs =
+        1 + CONFIG_FIELDS + tokenizer_metadata(&m->tokenizer, keys + 1 + CONFIG_FIELDS, values + 1 + CONFIG_FIELDS);
     SafeTensorsWriter w;
     int bad = safetensors_write_begin(&w, path, specs, n, keys, values, pairs, err);
     for (int i = 0; !bad && i < p->count; i++) {
@@ -576,7 +586,8 @@ static inline void lm_block(Model *m, int l, int B, int S) {
     lm_block_after_attention(m, l, N);
 }
 
-/* Adds the block's branch to the stream and prepares the next block; after the last one leaves the stream in m->last. */
+/* Adds the block's branch to the stream and prepares the next block; after the last one leaves the stream in m->last.
+ */
 static inline void lm_next(Model *m, int l, size_t N) {
     const LmConfig *c = &m->c.lm;
     if (l + 1 < c->layers) {
@@ -707,14 +718,14 @@ static inline double model_flops(const Model *m, int B, int T, int n) {
 
 typedef struct {
     Model *m;
-    int max_B, max_T;           // sequences decoded together; positions the cache holds
+    int max_B, max_T;  // sequences decoded together; positions the cache holds
     Arena arena;
     floatX **kcache, **vcache;  // per layer [max_B, K, max_T, D]
     int *ids, *positions;       // device [max_B]
     float *logits;              // device [max_B, V]
     float *host_logits;         // host [B, V] after every step
     int *host_positions;
-    int B, position;            // position the next token takes, the same in every sequence
+    int B, position;  // position the next token takes, the same in every sequence
 } Decoder;
 
 static inline void decoder_plan_pass(Decoder *d) {

@@ -22,7 +22,7 @@
  * Options */
 
 static struct {
-    const char *teacher, *student, *tokenizer, *vision_from, *data, *val_data, *out, *train, *device;
+    const char *teacher, *student, *tokenizer, *init, *data, *val_data, *out, *train, *device;
     int64_t steps, epochs, batch, accum, seed, warmup, eval_every, eval_batches, patience, chunk, cache, max_tokens;
     int64_t threads;
     double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
@@ -30,13 +30,13 @@ static struct {
     double temperature, alpha, w_ce, w_soft, w_hard, w_embed, beta, entropy_low, entropy_high, sure, sure_factor;
     bool resume, overwrite, recompute, augment;
 } opt = {
-    "dev/starter/teacher.safetensors", "small", NULL, NULL, "dev/starter/train.bin", "dev/starter/val.bin", "out",
+    "dev/starter/teacher.safetensors", "small", NULL, "none", "dev/starter/train.bin", "dev/starter/val.bin", "out",
     "vision,connector,lm", "auto",
     0, 10, 64, 1, 1, -1, 0, 0, 0, 0, 1024, 0,
     0,
     2e-3, 0.05, 0.1, 0.05, 0.9, 0.98, 1.0,
     "cosine", "kl", "none",
-    2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.5, 0.0, 1e9, 2.0, 0.3,
+    2.0, NAN, 0.5, 0.5, 0.0, 0.0, 0.5, 0.0, 1e9, 2.0, 0.3,
     false, false, false, false,
 };
 
@@ -49,8 +49,9 @@ static const Option table[] = {
      0, 0},
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
-    {"vision-from", 0, OPT_STRING, &opt.vision_from, "FILE|teacher",
-     "start the student's vision encoder from this model's", 0, 0},
+    {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
+     "start a new student from this model wherever names and shapes agree, its layers taken evenly; none: at random", 0,
+     0},
     {"train", 0, OPT_STRING, &opt.train, "PARTS", "parts to train; the others stay frozen", 0, 0},
     HEADING("data"),
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "training data", 0, 0},
@@ -118,6 +119,7 @@ typedef struct {
     Loader loader;
     int text;                // most text tokens of a sample
     ObjectiveConfig config;  // as given; the schedule moves objective.config
+    bool moves;              // --kd-schedule image2tikz
     Objective objective;
     Params *lists[2];        // what is trained: the student and the objective's map
     AdamW adamw;
@@ -169,11 +171,16 @@ static ObjectiveConfig parse_objective(void) {
     static const char *const losses[] = {"kl", "reverse-kl", "jsd"};
     ObjectiveConfig c;
     memset(&c, 0, sizeof c);
-    if (options_given(&opt.alpha)) {
+    if (!isnan(opt.alpha)) {
         opt.w_soft = opt.alpha;
         opt.w_ce = 1 - opt.alpha;
+        opt.alpha = NAN;  // what is recorded for --resume are the two weights
     }
-    if (!strcmp(opt.teacher, "none") && !options_given(&opt.w_ce)) opt.w_ce = 1;
+    bool alone = !strcmp(opt.teacher, "none");
+    if (alone && !options_given(&opt.w_ce)) opt.w_ce = 1;
+    if (opt.w_ce <= 0 && (alone || (opt.w_soft <= 0 && opt.w_hard <= 0 && opt.w_embed <= 0)))
+        options_die("every term of the objective has weight 0%s; there is nothing to learn",
+                    alone ? " without a teacher" : "");
     c.w_ce = (float)opt.w_ce;
     c.w_soft = (float)opt.w_soft;
     c.w_hard = (float)opt.w_hard;
@@ -188,19 +195,38 @@ static ObjectiveConfig parse_objective(void) {
     return c;
 }
 
-/* Copies the vision encoder of another model into the student, tensor by tensor. */
-static void take_vision(Run *r, const char *path) {
+/* The name in a model of `from` layers of what the student calls `name`: layer l of n stands for the layer at the same
+ * share of the depth, first for first and last for last (Sanh et al. 2019, "DistilBERT", take every other layer). */
+static void name_in_source(char *out, size_t size, const char *name, const ModelConfig *c, const ModelConfig *from) {
+    int l, at = 0, vision = !strncmp(name, "vision.", 7);
+    int n = vision ? c->vision.layers : c->lm.layers, m = vision ? from->vision.layers : from->lm.layers;
+    if (sscanf(name, vision ? "vision.%d.%n" : "lm.%d.%n", &l, &at) != 1 || !at) {
+        snprintf(out, size, "%s", name);
+        return;
+    }
+    int source = n > 1 ? (l * (m - 1) + (n - 1) / 2) / (n - 1) : 0;
+    snprintf(out, size, "%s.%d.%s", vision ? "vision" : "lm", source, name + at);
+}
+
+/* --init: copies every tensor of another model that has its place in the student. */
+static void start_from(Run *r, const char *path) {
     Error err;
     SafeTensors st;
-    check(safetensors_open(&st, path, &err), &err);
-    for (int i = 0; i < r->student.params.count; i++) {
-        Param *p = &r->student.params.list[i];
-        if (p->part != PART_VISION) continue;
-        const SafeTensor *t = param_find(p, &st, &err);
-        if (!t) die("--vision-from: %s", err.text);
-        param_copy_from(p, t, r->op);
+    ModelConfig from;
+    int taken = 0;
+    check(safetensors_open(&st, path, &err) || config_load(&from, &st, &err), &err);
+    Params *params = &r->student.params;
+    for (int i = 0; i < params->count; i++) {
+        Param source = params->list[i];
+        name_in_source(source.name, sizeof source.name, params->list[i].name, &r->student.c, &from);
+        const SafeTensor *t = param_find(&source, &st, &err);
+        if (!t) continue;
+        param_copy_from(&params->list[i], t, r->op);
+        taken++;
     }
     safetensors_close(&st);
+    if (!taken) die("--init: no tensor of %s has the name and shape of one of the student's", path);
+    progress_note("student: %d of %d tensors start from %s", taken, params->count, path);
 }
 
 static void open_models(Run *r) {
@@ -215,8 +241,7 @@ static void open_models(Run *r) {
                                 : r->has_teacher   ? opt.teacher
                                                    : "dev/starter/tokenizer.safetensors";
         check(model_create(&r->student, r->op, student, tokenizer, (uint64_t)opt.seed, &err), &err);
-        if (opt.vision_from)
-            take_vision(r, strcmp(opt.vision_from, "teacher") ? opt.vision_from : opt.teacher);
+        if (strcmp(opt.init, "none")) start_from(r, strcmp(opt.init, "teacher") ? opt.init : opt.teacher);
     }
     if (r->has_teacher && tokenizer_same(&r->student.tokenizer, &r->teacher.tokenizer, &err))
         die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, student, err.text);
@@ -296,8 +321,6 @@ static void plan_training(Run *r) {
 }
 
 static void plan_schedule(Run *r) {
-    static const char *const schedules[] = {"cosine", "linear", "constant", "multistep"};
-    r->lr.kind = (LrSchedule)choice("lr-schedule", opt.schedule, schedules, 4);
     r->lr.base = opt.lr;
     r->lr.final_share = opt.lr_final;
     r->lr.gamma = opt.lr_gamma;
@@ -354,9 +377,7 @@ typedef struct {
 static StepResult train_step(Run *r, const Batch *batch) {
     StepResult result;
     memset(&result, 0, sizeof result);
-    static const char *const kinds[] = {"none", "image2tikz"};
-    if (choice("kd-schedule", opt.kd_schedule, kinds, 2) == 1)
-        r->objective.config = objective_schedule(r->config, (double)r->step / (double)r->steps);
+    if (r->moves) r->objective.config = objective_schedule(r->config, (double)r->step / (double)r->steps);
     for (int i = 0; i < 2; i++) gradients_zero(r->lists[i], r->op);
     for (int first = 0; first < batch->B; first += (int)opt.batch) {
         int B = batch->B - first < opt.batch ? batch->B - first : (int)opt.batch;
@@ -543,6 +564,11 @@ static void train(Run *r) {
     Error err;
     Progress progress;
     int64_t every = opt.eval_every ? opt.eval_every : (r->steps + 9) / 10;
+    if (r->step >= r->steps) {
+        warn("%s has all of its %lld steps already; --steps or --epochs can raise their number", opt.out,
+             (long long)r->steps);
+        return;
+    }
     progress_begin(&progress, "train", r->step, r->steps);
     double before = seconds_now();
     while (r->step < r->steps) {
@@ -551,48 +577,81 @@ static void train(Run *r) {
         if (!batch) die("%s", err.text);
         StepResult x = train_step(r, batch);
         if (!isfinite(x.loss) || !isfinite(x.norm))
-            die("the loss became %g (gradient norm %g) at step %lld; the weights before it are in %s: go on from there "
-                "with --resume and a smaller --lr",
-                x.loss, x.norm, (long long)r->step + 1, opt.out);
+            die("the loss became %g (gradient norm %g) at step %lld%s%s with a smaller --lr", x.loss, x.norm,
+                (long long)r->step + 1, file_exists(r->state_path) ? "; --resume goes on from the checkpoint in " : "",
+                file_exists(r->state_path) ? opt.out : ", before the first checkpoint; start anew");
         r->step++;
         double now = seconds_now(), seconds = now - before;
         before = now;
         log_step(r, &x, seconds);
         progress_update(&progress, r->step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", x.loss, x.tokens / seconds,
                         100 * x.flops / seconds / r->peak);
-        bool last = r->step == r->steps;
-        if (interrupted) {
-            save(r);
+        bool due = r->step % every == 0 || r->step == r->steps;
+        if (due && !evaluate_and_save(r)) {
+            progress_end(&progress);
+            fprintf(stderr, "stopped early: no better validation for %lld evaluations\n", (long long)r->worse);
+            return;
+        }
+        if (interrupted && r->step < r->steps) {
+            if (!due) save(r);
             progress_end(&progress);
             fprintf(stderr, "interrupted: saved step %lld in %s; --resume goes on from there\n", (long long)r->step,
                     opt.out);
             return;
         }
-        if (!last && r->step % every) continue;
-        if (!evaluate_and_save(r)) {
-            progress_end(&progress);
-            fprintf(stderr, "stopped early: no better validation for %lld evaluations\n", (long long)r->worse);
-            return;
-        }
-        before = seconds_now();
+        if (due) before = seconds_now();
     }
     progress_end(&progress);
 }
 
-static void parse_options(Run *r, int argc, char **argv) {
+/* --resume: the options of the first run, then again what the command line says. */
+static void recall_options(const Run *r, int argc, char **argv, const char *usage) {
     Error err;
+    const char *out = opt.out;
+    if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
+    if (!file_exists(r->state_path))
+        die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", r->state_path);
+    check(options_config(table, OPTIONS, r->options_path, &err), &err);
+    const char *student = opt.student;
+    options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    if (strcmp(opt.student, student))
+        die("--resume goes on with the student in %s, which began as %s; --student %s is another: leave it out, or "
+            "start anew in another --out folder",
+            out, student, opt.student);
+    opt.out = out;  // the folder may have been moved
+    opt.resume = true;
+}
+
+/* A file that is missing, or a shape that is not one, told apart before anything is loaded. */
+static void check_student(const char *student) {
+    Error err;
+    ModelConfig c;
+    size_t length = strlen(student);
+    if (file_exists(student)) return;
+    if (strchr(student, '/') || (length > 12 && !strcmp(student + length - 12, ".safetensors")))
+        die("cannot read the student %s: %s", student, strerror(errno));
+    if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
+}
+
+static void parse_options(Run *r, int argc, char **argv) {
+    static const char *const schedules[] = {"cosine", "linear", "constant", "multistep"};
+    static const char *const moves[] = {"none", "image2tikz"};
     const char *usage = "[options]\n\nTrains a picture-to-TikZ model, by default from the starter teacher on the starter data.";
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     name_files(r);
-    if (opt.resume) {  // the options of the first run, then again what the command line says
-        check(options_config(table, OPTIONS, r->options_path, &err), &err);
-        options_parse(table, OPTIONS, argc, argv, usage, NULL);
-    }
+    if (opt.resume) recall_options(r, argc, argv, usage);
+    if (!opt.resume) check_student(opt.student);
+    if (opt.batch * opt.accum > 1 << 20)
+        options_die("--batch times --accum is %lld; at most 1048576 is supported", (long long)(opt.batch * opt.accum));
+    if (!strcmp(opt.init, "teacher") && !strcmp(opt.teacher, "none"))
+        options_die("--init teacher needs a --teacher");
     if (opt.threads) omp_set_num_threads((int)opt.threads);
     r->op = ops_for_device(opt.device);
     if (!r->op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
     r->parts = parse_parts(opt.train);
     r->config = parse_objective();
+    r->moves = choice("kd-schedule", opt.kd_schedule, moves, 2) == 1;
+    r->lr.kind = (LrSchedule)choice("lr-schedule", opt.schedule, schedules, 4);
     r->best = INFINITY;
 }
 
@@ -601,15 +660,24 @@ static void claim_folder(Run *r) {
     Error err;
     check(make_folder(opt.out, &err), &err);
     check(folder_lock(opt.out, &err) < 0, &err);
-    if (opt.resume && !file_exists(r->state_path)) die("--resume: there is no checkpoint %s", r->state_path);
     if (!opt.resume && !opt.overwrite && file_exists(r->student_path))
         die("%s already holds a trained student; --resume goes on with it, --overwrite starts anew, --out DIR goes "
             "elsewhere",
             opt.out);
-    FILE *f = fopen(r->options_path, "w");
-    if (!f) die("cannot write %s: %s", r->options_path, strerror(errno));
-    options_write(table, OPTIONS, f);
-    if (fclose(f)) die("cannot write %s: %s", r->options_path, strerror(errno));
+}
+
+/* The options of this run, for a --resume. After all that can fail, so that a mistake in one attempt to resume does not
+ * reach the next; with --overwrite the old checkpoint goes now, lest a --resume take it for one of this run. */
+static void record_options(const Run *r) {
+    Error err;
+    AtomicFile file;
+    bool resume = opt.resume;
+    check(atomic_open(&file, r->options_path, &err), &err);
+    opt.resume = opt.overwrite = false;  // the file also serves as --config of another run
+    options_write(table, OPTIONS, file.f);
+    opt.resume = resume;
+    check(atomic_commit(&file, &err), &err);
+    if (!resume) unlink(r->state_path);
 }
 
 int main(int argc, char **argv) {
@@ -623,12 +691,13 @@ int main(int argc, char **argv) {
     if (opt.resume) restore(r);
     start_loader(r);
     plan_schedule(r);
+    record_options(r);
     r->peak = measure_peak_flops(r->op);
     open_log(r);
     print_summary(r);
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
     train(r);
-    printf("%s\n", r->has_val ? r->best_path : r->student_path);
+    printf("%s\n", isfinite(r->best) ? r->best_path : r->student_path);
     return 0;
 }

@@ -19,9 +19,9 @@ typedef struct {
     int width, layers, heads, mlp;
     Activation activation;
     float eps;
-    int concat;   // patch features joined into one image token
-    bool bias;    // the connector has one
-    int out;      // W, the language model's width
+    int concat;  // patch features joined into one image token
+    bool bias;   // the connector has one
+    int out;     // W, the language model's width
 } VisionConfig;
 
 static inline int vision_patches(const VisionConfig *c) {
@@ -37,25 +37,25 @@ typedef struct {
 /* What one block keeps for its backward pass; N = B * P rows. Without a backward pass all blocks share one set;
  * with recomputation all but `input` is shared. */
 typedef struct {
-    floatX *input;                            // [N, C] the residual stream as the block finds it
-    floatX *norm1, *qkv, *att;                // [N, C], [N, 3C], [N, C]
-    float *lse;                               // [B, heads, P]
-    floatX *middle;                           // [N, C] the stream after attention
-    floatX *norm2, *fc1, *gelu;               // [N, C], [N, M] before and after the activation
-    float *mean1, *rstd1, *mean2, *rstd2;     // [N]
+    floatX *input;                         // [N, C] the residual stream as the block finds it
+    floatX *norm1, *qkv, *att;             // [N, C], [N, 3C], [N, C]
+    float *lse;                            // [B, heads, P]
+    floatX *middle;                        // [N, C] the stream after attention
+    floatX *norm2, *fc1, *gelu;            // [N, C], [N, M] before and after the activation
+    float *mean1, *rstd1, *mean2, *rstd2;  // [N]
 } VisionActs;
 
 typedef struct {
     VisionConfig c;
     Param *patch_w, *patch_b, *position, *norm_w, *norm_b, *connector_w, *connector_b;
     VisionLayer *layer;
-    VisionActs *acts;    // [layers]
-    floatX *patches;     // [N, 3 p p]
-    floatX *last;        // [N, C] the stream after the last block
-    floatX *features;    // [N, C] normalised; read as [B * P/concat, concat C] by the connector
-    float *mean, *rstd;  // [N] of the last norm
-    floatX *branch;      // [N, C] what a block is about to add to the stream; scratch in the backward pass
-    floatX *tokens;      // [B, P/concat, W]
+    VisionActs *acts;           // [layers]
+    floatX *patches;            // [N, 3 p p]
+    floatX *last;               // [N, C] the stream after the last block
+    floatX *features;           // [N, C] normalised; read as [B * P/concat, concat C] by the connector
+    float *mean, *rstd;         // [N] of the last norm
+    floatX *branch;             // [N, C] what a block is about to add to the stream; scratch in the backward pass
+    floatX *tokens;             // [B, P/concat, W]
     floatX *d_stream, *d_wide;  // [N, C], [N, max(3C, M)]; only when trained
     bool trains_encoder, trains_connector, recompute;
 } Vision;
@@ -82,15 +82,14 @@ static inline void vision_declare(Vision *v, Params *p) {
         y->norm2_b = param_add(p, PART_VISION, "vision.", l, "norm2.bias", C, 0, 0);
         y->fc1_w = param_add(p, PART_VISION, "vision.", l, "fc1.weight", M, C, in);
         y->fc1_b = param_add(p, PART_VISION, "vision.", l, "fc1.bias", M, 0, 0);
-        y->fc2_w = param_add(p, PART_VISION, "vision.", l, "fc2.weight", C, M,
-                             deep * sqrtf((float)C / (float)M));
+        y->fc2_w = param_add(p, PART_VISION, "vision.", l, "fc2.weight", C, M, deep * sqrtf((float)C / (float)M));
         y->fc2_b = param_add(p, PART_VISION, "vision.", l, "fc2.bias", C, 0, 0);
     }
     v->norm_w = param_add(p, PART_VISION, "vision.", -1, "norm.weight", C, 0, 1);
     v->norm_b = param_add(p, PART_VISION, "vision.", -1, "norm.bias", C, 0, 0);
     int joined = c->concat * C;
-    v->connector_w = param_add(p, PART_CONNECTOR, "connector.", -1, "weight", c->out, joined,
-                               1 / sqrtf(3.0f * (float)joined));
+    v->connector_w =
+        param_add(p, PART_CONNECTOR, "connector.", -1, "weight", c->out, joined, 1 / sqrtf(3.0f * (float)joined));
     if (c->bias) v->connector_b = param_add(p, PART_CONNECTOR, "connector.", -1, "bias", c->out, 0, 0);
 }
 
@@ -246,13 +245,13 @@ static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tok
     int C = c->width, P = vision_patches(c);
     size_t N = (size_t)B * (size_t)P, tokens = (size_t)B * (size_t)vision_tokens(c);
     if (v->trains_connector)
-        op->linear_backward_weight(v->connector_w->gradient, v->connector_b ? v->connector_b->gradient : NULL, d_tokens,
-                                   v->features, tokens, c->out, c->concat * C);
+        op->linear_backward_weight(v->connector_w->gradient, v->connector_b ? v->connector_b->gradient : NULL,
+                                   d_tokens, v->features, tokens, c->out, c->concat * C);
     if (!v->trains_encoder) return;
     op->linear_backward_input(v->branch, d_tokens, param_weight(v->connector_w), tokens, false);
     op->zero(v->d_stream, N * (size_t)C * sizeof(floatX));
-    op->layernorm_backward(v->d_stream, v->norm_w->gradient, v->norm_b->gradient, v->branch, v->last, v->norm_w->value,
-                           v->mean, v->rstd, N, C);
+    op->layernorm_backward(v->d_stream, v->norm_w->gradient, v->norm_b->gradient, v->branch, v->last,
+                           v->norm_w->value, v->mean, v->rstd, N, C);
     for (int l = c->layers - 1; l >= 0; l--) vision_block_backward(v, op, l, B);
     op->position_backward(v->position->gradient, v->d_stream, B, P, C);
     op->linear_backward_weight(v->patch_w->gradient, v->patch_b->gradient, v->d_stream, v->patches, N, C,

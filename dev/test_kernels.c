@@ -16,8 +16,8 @@
 #ifdef PRECISION_FP32
 static const double FORWARD = 1e-5, BACKWARD = 1e-4, ATTENTION = 1e-4;
 #else
-/* A result rounded to bf16 is off by up to 2^-9 = 0.002; attention also rounds what lies between its products. */
-static const double FORWARD = 1e-2, BACKWARD = 1e-2, ATTENTION = 2.5e-2;
+/* A result rounded to bf16 is off by up to 2^-8 = 0.004; attention also rounds what lies between its products. */
+static const double FORWARD = 1e-2, BACKWARD = 1e-2, ATTENTION = 6e-2;
 #endif
 static const double FP32 = 2e-5;  // results that stay in fp32 on every build
 
@@ -144,19 +144,23 @@ static void add_hash(const void *data, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) case_hash = (case_hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
 }
 
-/* |got - want| <= tolerance * (|want| + root mean square of want) for every element */
+/* |got - want| <= tolerance * (|want| + root mean square of want) for every element, and half of that for the root
+ * mean square of the errors */
 static void compare(const char *what, const float *got, const double *want, size_t n, double tolerance) {
     if (!comparing) return;
-    double square = 0, worst = 0;
+    double square = 0, worst = 0, mean = 0;
     size_t at = 0;
     for (size_t i = 0; i < n; i++) square += want[i] * want[i] / (double)n;
     for (size_t i = 0; i < n; i++) {
+        mean += (got[i] - want[i]) * (got[i] - want[i]) / (double)n;
         double error = fabs(got[i] - want[i]) / (fabs(want[i]) + sqrt(square) + 1e-30);
         if (!(error <= worst)) worst = error, at = i;
         if (error != error) break;
     }
     report(worst <= tolerance, "%s[%zu of %zu] is %.9g, expected %.9g (error %.2g, allowed %.2g)", what, at, n,
            n ? got[at] : 0.0, n ? want[at] : 0.0, worst, tolerance);
+    report(n < 16 || sqrt(mean) <= tolerance / 2 * sqrt(square), "%s [%zu] is off by %.2g in the mean, allowed %.2g",
+           what, n, sqrt(mean / (square + 1e-60)), tolerance / 2);
 }
 
 static void check_f(const char *what, const float *d, const double *want, size_t n, double tolerance) {
@@ -675,7 +679,7 @@ static void test_objective(void) {
         ref_objective_gradient(grad + r * Vs, k.s, k.t, k.label, &k.stats, &o, Vs, Vt);
         if (r < 2 && size < 10) check_difference("objective", objective_loss, &k, k.s, grad + r * Vs, Vs);
     }
-    check_x("distill_rows gradient", dev_s, gradient ? grad : s, rows * Vs, BACKWARD / 2);
+    check_x("distill_rows gradient", dev_s, gradient ? grad : s, rows * Vs, BACKWARD);
 }
 
 static void test_objective_extremes(void) {
@@ -693,7 +697,7 @@ static void test_objective_extremes(void) {
     ref_objective(&want, s, t, label, 1, &o, V, V);
     ref_objective_gradient(g, s, t, label, &want, &o, V, V);
     if (comparing) check_stats(&stats, &want, 1e4);
-    check_x("gradient for logits of 1e4", dev_s, g, V, FORWARD);
+    check_x("gradient for logits of 1e4", dev_s, g, V, BACKWARD);
     float bad[] = {NAN, INFINITY};
     floatX one = to_x(bad[below(2)]);
     op->upload(dev_s, &one, sizeof one);

@@ -3,13 +3,20 @@
 #define KERNELS_CPU_INPUT_H
 
 #include "cpu_vector.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 /* ---- memory ---- */
 
 static void *cpu_alloc(size_t bytes) {
     size_t size = (bytes + 63) / 64 * 64;
     if (size < bytes) return NULL;
-    void *p = aligned_alloc(64, size ? size : 64);
+    const size_t huge = 2 << 20;  // large arrays on large pages, where the system gives them
+    void *p = aligned_alloc(size >= huge ? huge : 64, size >= huge ? div_up(size, huge) * huge : size ? size : 64);
+#if defined(MADV_HUGEPAGE)
+    if (p && size >= huge) madvise(p, size / huge * huge, MADV_HUGEPAGE);
+#endif
     if (p) memset(p, 0, size ? size : 64);
     return p;
 }

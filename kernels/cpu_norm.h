@@ -37,7 +37,7 @@ static void norm_forward(floatX *sum, floatX *out, float *mean, float *rstd, con
                          const floatX *weight, const floatX *bias, size_t rows, int C, float eps, bool layer) {
 #pragma omp parallel for schedule(static) if (rows * C > 16384)
     for (size_t r = 0; r < rows; r++) {
-        const floatX *x = norm_add(sum + (b ? r * C : 0), a + r * C, b ? b + r * C : NULL, C);
+        const floatX *x = norm_add(b ? sum + r * C : NULL, a + r * C, b ? b + r * C : NULL, C);
         float mu = layer ? row_sum(x, C) / (float)C : 0.0f;
         float scale = 1.0f / sqrtf(row_sum_of_squares(x, C, mu) / (float)C + eps);
         if (layer) {

@@ -25,13 +25,12 @@ typedef struct {
     int top;
 } Peak;
 
-/* The maximum of x[0 .. n) and the smallest index that has it; (NaN entries are passed over.) */
+/* The maximum of x[0 .. n) and the smallest index that has it; NaN entries are passed over. */
 static Peak row_peak(const floatX *x, size_t n) {
     Peak peak = {-INFINITY, 0};
-    float lane_max[LANES], first[LANES];
+    float lane_max[LANES];
     vf best = vf_set(-INFINITY);
-    vi index, where = {0};
-    for (int i = 0; i < LANES; i++) index[i] = i;
+    vi index = lane_index(), where = {0};
     size_t whole = n / LANES * LANES;
     for (size_t i = 0; i < whole; i += LANES, index += LANES) {
         vf v = vx_load(x + i);
@@ -40,7 +39,6 @@ static Peak row_peak(const floatX *x, size_t n) {
         where = (better & index) | (~better & where);
     }
     vf_store(lane_max, best);
-    (void)first;
     for (int i = 0; i < LANES && whole; i++)
         if (lane_max[i] > peak.largest || (lane_max[i] == peak.largest && where[i] < peak.top)) {
             peak.largest = lane_max[i];
@@ -51,120 +49,144 @@ static Peak row_peak(const floatX *x, size_t n) {
     return peak;
 }
 
-/* What the passes over a row know about it. log p_i = (t_i - t_max) * inverse - log_zt, and so on. */
+/* What the passes over a row know about it: log Q_i = s_i - s_max - log_z, log q_i = (s_i - q_max) / tau - log_zq,
+ * log p_i = (t_i - t_max) / tau - log_zt. */
 typedef struct {
-    float inverse;             // 1 / tau
-    float s_max, log_z;        // of Q: log Q_i = s_i - s_max - log_z
-    float q_max, log_zq;       // of q
-    float t_max, log_zt;       // of p
+    float inverse;  // 1 / tau
+    float s_max, log_z, q_max, log_zq, t_max, log_zt;
     float log_beta, log_rest;  // log beta, log (1 - beta)
+    float centre;              // the mean under q that the gradient of KL(q||p) and JSD subtracts
 } RowState;
 
-static inline vf log_mean(const RowState *r, vf log_p, vf log_q) {  // log (beta p + (1 - beta) q)
+/* Lanes past the end count as 0. */
+static inline vf first_lanes(vf v, size_t m) {
+    return m == LANES ? v : vf_select(lane_index() < (int32_t)m, v, vf_zero());
+}
+
+/* sum of exp(s_i - s_max) from index `begin` on */
+static float row_sum_exp(const floatX *s, size_t begin, size_t end, float largest) {
+    vf sum = vf_zero();
+    FOR_LANES(i, m, begin, end) sum += first_lanes(vf_exp(vx_load_n(s + i, m) - largest), m);
+    return vf_sum(sum);
+}
+
+/* The sums of both rows in one pass: the logarithms of the normalisers, entropy, confidence and, for the two KL
+ * divergences, D itself: KL(p||q) = sum of e_p (a_p - a_q) / z_p - log z_p + log z_q with a = (x - max) / tau,
+ * e = exp a. */
+static inline void row_sums(RowState *r, RowStats *out, const floatX *s, const floatX *t, size_t Vs, size_t V,
+                            SoftLoss kind) {
+    vf z = vf_zero(), z1 = z, zq = z, zp = z, entropy = z, apart = z;
+    FOR_LANES(i, m, 0, V) {
+        vf s1 = vx_load_n(s + i, m), t1 = vx_load_n(t + i, m);
+        vf aq = (s1 - r->q_max) * r->inverse, ap = (t1 - r->t_max) * r->inverse;
+        vf eq = first_lanes(vf_exp(aq), m), ep = first_lanes(vf_exp(ap), m);
+        z += first_lanes(vf_exp(s1 - r->s_max), m);
+        z1 += first_lanes(vf_exp(t1 - r->t_max), m);
+        zq += eq;
+        zp += ep;
+        entropy += ep * ap;
+        if (kind == SOFT_KL) apart += ep * (ap - aq);
+        if (kind == SOFT_REVERSE_KL) apart += eq * (aq - ap);
+    }
+    float total_q = vf_sum(zq), total_p = vf_sum(zp);
+    r->log_z = logf(vf_sum(z) + row_sum_exp(s, V, Vs, r->s_max));
+    r->log_zq = logf(total_q);
+    r->log_zt = logf(total_p);
+    out->confidence = 1.0f / vf_sum(z1);
+    out->entropy = r->log_zt - vf_sum(entropy) / total_p;
+    if (kind == SOFT_KL) out->soft = vf_sum(apart) / total_p - r->log_zt + r->log_zq;
+    if (kind == SOFT_REVERSE_KL) r->centre = out->soft = vf_sum(apart) / total_q - r->log_zq + r->log_zt;
+}
+
+static inline vf log_mixture(const RowState *r, vf log_p, vf log_q) {  // log (beta p + (1 - beta) q)
     vf a = log_p + r->log_beta, b = log_q + r->log_rest;
     vf high = vf_max(a, b), low = vf_min(a, b);
     return high + vf_log(1.0f + vf_exp(low - high));
 }
 
-static float row_log_sum(const floatX *x, size_t n, float largest, float inverse) {
-    float total = 0.0f;
-    vf sum = vf_zero();
-    size_t whole = n / LANES * LANES;
-    for (size_t i = 0; i < whole; i += LANES) sum += vf_exp((vx_load(x + i) - largest) * inverse);
-    total = vf_sum(sum);
-    for (size_t i = whole; i < n; i++) total += vf_exp(vf_set((from_x(x[i]) - largest) * inverse))[0];
-    return logf(total);
-}
-
-/* Lanes past the end are given zero weight. */
-static inline vf lane_mask(vf v, size_t m) {
-    if (m == LANES) return v;
-    vi index;
-    for (int i = 0; i < LANES; i++) index[i] = i;
-    return vf_select(index < (int32_t)m, v, vf_zero());
-}
-
-/* D and the entropy of p; for JSD and KL(q||p), *centre is the mean under q that its gradient subtracts. */
-static inline float row_divergence(const RowState *r, const floatX *s, const floatX *t, size_t V, SoftLoss kind,
-                                   float beta, float *entropy, float *centre) {
-    vf h = vf_zero(), from_p = vf_zero(), from_q = vf_zero();
+/* JSD needs the normalised probabilities: a pass of its own. */
+static float row_jsd(RowState *r, const floatX *s, const floatX *t, size_t V, float beta) {
+    vf from_p = vf_zero(), from_q = vf_zero();
+    r->log_beta = logf(beta);
+    r->log_rest = logf(1.0f - beta);
     FOR_LANES(i, m, 0, V) {
         vf log_p = (vx_load_n(t + i, m) - r->t_max) * r->inverse - r->log_zt;
         vf log_q = (vx_load_n(s + i, m) - r->q_max) * r->inverse - r->log_zq;
-        vf p = lane_mask(vf_exp(log_p), m);
-        h -= lane_mask(p * log_p, m);
-        if (kind == SOFT_KL) {
-            from_p += lane_mask(p * (log_p - log_q), m);
-        } else {
-            vf q = lane_mask(vf_exp(log_q), m);
-            vf log_m = kind == SOFT_JSD ? log_mean(r, log_p, log_q) : log_p;
-            if (kind == SOFT_JSD) from_p += lane_mask(p * (log_p - log_m), m);
-            from_q += lane_mask(q * (log_q - log_m), m);
-        }
+        vf log_m = log_mixture(r, log_p, log_q);
+        from_p += first_lanes(vf_exp(log_p) * (log_p - log_m), m);
+        from_q += first_lanes(vf_exp(log_q) * (log_q - log_m), m);
     }
-    *entropy = vf_sum(h);
-    *centre = vf_sum(from_q);
-    if (kind == SOFT_KL) return vf_sum(from_p);
-    return kind == SOFT_REVERSE_KL ? *centre : beta * vf_sum(from_p) + (1.0f - beta) * *centre;
+    r->centre = vf_sum(from_q);
+    return beta * vf_sum(from_p) + (1.0f - beta) * r->centre;
 }
 
-/* Writes hot * Q + soft * (the bracket of the divergence) - the one-hot parts over s. */
-static inline void row_gradient(const RowState *r, floatX *s, const floatX *t, size_t Vs, size_t V, SoftLoss kind,
-                                float centre, float w_ce, float w_hard, float w_soft, int label, int top) {
-    vi index;
-    for (int i = 0; i < LANES; i++) index[i] = i;
-    FOR_LANES(i, m, 0, Vs) {
-        vf x = vx_load_n(s + i, m);
-        vf g = vf_exp(x - r->s_max - r->log_z) * (w_ce + w_hard);
-        vi id = index + (int32_t)i;
-        g -= (vf)((id == label) & (vi)vf_set(w_ce));
-        if (w_hard != 0.0f) g -= (vf)((id == top) & (vi)vf_set(w_hard));
-        if (i < V && w_soft != 0.0f) {
+/* The weights of a row's gradient, scale and gate included; one-hot positions. */
+typedef struct {
+    float ce, hard, soft;
+    int label, top;
+} RowGradient;
+
+/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the divergence's from the top of this
+ * file; over the first V entries when there is a soft term. */
+static inline __attribute__((always_inline)) void row_gradient(const RowState *r, floatX *s, const floatX *t,
+                                                               size_t begin, size_t end, const RowGradient *w,
+                                                               const SoftLoss kind, const bool soft) {
+    vi id = lane_index() + (int32_t)begin;
+    vf ce = vf_set(w->ce), hard = vf_set(w->hard);
+    for (size_t i = begin; i < end; i += LANES, id += LANES) {
+        size_t m = min_size(LANES, end - i);
+        vf x = vx_load_n(s + i, m), g = vf_exp(x - r->s_max - r->log_z) * (w->ce + w->hard);
+        g -= vf_select(id == w->label, ce, vf_zero()) + vf_select(id == w->top, hard, vf_zero());
+        if (soft) {
             vf log_q = (x - r->q_max) * r->inverse - r->log_zq, q = vf_exp(log_q);
-            vf log_p = (vx_load_n(t + i, min_size(m, V - i)) - r->t_max) * r->inverse - r->log_zt;
-            vf d;
-            if (kind == SOFT_KL)
-                d = q - vf_exp(log_p);
-            else if (kind == SOFT_REVERSE_KL)
-                d = q * (log_q - log_p - centre);
-            else
-                d = q * (log_q - log_mean(r, log_p, log_q) - centre);
-            g += w_soft * lane_mask(d, min_size(LANES, V - i));
+            vf log_p = (vx_load_n(t + i, m) - r->t_max) * r->inverse - r->log_zt;
+            if (kind == SOFT_KL) g += w->soft * (q - vf_exp(log_p));
+            if (kind == SOFT_REVERSE_KL) g += w->soft * q * (log_q - log_p - r->centre);
+            if (kind == SOFT_JSD) g += w->soft * q * (log_q - log_mixture(r, log_p, log_q) - r->centre);
         }
         vx_store_n(s + i, g, m);
     }
 }
 
+static void row_gradient_all(const RowState *r, floatX *s, const floatX *t, size_t Vs, size_t V, const RowGradient *w,
+                             SoftLoss kind) {
+    size_t both = t && w->soft != 0.0f ? V : 0;
+    if (kind == SOFT_KL)
+        row_gradient(r, s, t, 0, both, w, SOFT_KL, true);
+    else if (kind == SOFT_REVERSE_KL)
+        row_gradient(r, s, t, 0, both, w, SOFT_REVERSE_KL, true);
+    else
+        row_gradient(r, s, t, 0, both, w, SOFT_JSD, true);
+    row_gradient(r, s, t, both, Vs, w, kind, false);
+}
+
 static void distill_row(floatX *s, const floatX *t, int label, float row_gate, RowStats *stats, const ObjectiveRow *o,
                         size_t Vs, size_t V, bool gradient) {
+    RowState r = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    RowStats out = {0, 0, 0, 0, 0, 0, 0, -1};
     Peak all = row_peak(s, Vs);
-    RowState r = {0};
-    r.inverse = 1.0f / o->temperature;
     r.s_max = all.largest;
-    r.log_z = row_log_sum(s, Vs, r.s_max, 1.0f);
-    RowStats out = {r.log_z + r.s_max - from_x(s[label]), 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, all.top, -1};
-    float centre = 0.0f, w_soft = 0.0f;
+    out.student_top = all.top;
     if (t) {
-        Peak teacher = row_peak(t, V), student = V < Vs ? row_peak(s, V) : all;
-        r.q_max = student.largest;
+        Peak teacher = row_peak(t, V);
+        r.inverse = 1.0f / o->temperature;
+        r.q_max = V < Vs ? row_peak(s, V).largest : all.largest;
         r.t_max = teacher.largest;
-        r.log_zq = row_log_sum(s, V, r.q_max, r.inverse);
-        r.log_zt = row_log_sum(t, V, r.t_max, r.inverse);
-        r.log_beta = logf(o->jsd_beta);
-        r.log_rest = logf(1.0f - o->jsd_beta);
+        row_sums(&r, &out, s, t, Vs, V, o->soft);
+        if (o->soft == SOFT_JSD) out.soft = row_jsd(&r, s, t, V, o->jsd_beta);
         out.teacher_top = teacher.top;
-        out.confidence = expf(-(o->temperature == 1.0f ? r.log_zt : row_log_sum(t, V, r.t_max, 1.0f)));
-        out.hard = r.log_z + r.s_max - from_x(s[teacher.top]);
+        out.hard = r.log_z + (r.s_max - from_x(s[teacher.top]));
         bool sure = teacher.top == label && out.confidence >= o->sure_confidence;
         out.gate = row_gate * (sure ? o->sure_factor : 1.0f);
-        out.soft = row_divergence(&r, s, t, V, o->soft, o->jsd_beta, &out.entropy, &centre);
-        w_soft = o->scale * out.gate * o->w_soft * o->temperature;
-        if (o->soft == SOFT_JSD) w_soft *= 1.0f - o->jsd_beta;
+    } else {
+        r.log_z = logf(row_sum_exp(s, 0, Vs, r.s_max));
     }
+    out.ce = r.log_z + (r.s_max - from_x(s[label]));
     *stats = out;
-    if (gradient)
-        row_gradient(&r, s, t, Vs, V, o->soft, centre, o->scale * o->w_ce, o->scale * out.gate * o->w_hard, w_soft,
-                     label, out.teacher_top);
+    if (!gradient) return;
+    float soft = o->scale * out.gate * o->w_soft * o->temperature * (o->soft == SOFT_JSD ? 1.0f - o->jsd_beta : 1.0f);
+    RowGradient w = {o->scale * o->w_ce, o->scale * out.gate * o->w_hard, soft, label, out.teacher_top};
+    row_gradient_all(&r, s, t, Vs, V, &w, o->soft);
 }
 
 static void cpu_distill_rows(floatX *student, const floatX *teacher, const int *labels, const float *row_gate,

@@ -52,28 +52,38 @@ static inline void unit_store(unit *p, vf v) { bf16_store_n(p, v, LANES); }
 
 /* n <= 32 elements from index on as bf16, the rest zero */
 static inline vpairs load_32(const Matrix *x, size_t index, size_t n) {
-    vpairs v = {0};
     if (x->dtype == DT_BF16) {
-        if (n == 32)
-            memcpy(&v, (const bf16 *)x->data + index, 64);
-        else
-            memcpy(&v, (const bf16 *)x->data + index, n * 2);
-        return v;
+        __mmask32 mask = n == 32 ? ~0u : (1u << n) - 1;
+        return (vpairs)_mm512_maskz_loadu_epi16(mask, (const bf16 *)x->data + index);
     }
     vf low = vf_load_n((const float *)x->data + index, min_size(n, 16));
     vf high = n > 16 ? vf_load_n((const float *)x->data + index + 16, n - 16) : vf_zero();
     return (vpairs)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
 }
 
-/* Two rows of 16 (bf16 in the low half of each vector) to 16 pairs. */
-static inline vf interleave(vh even, vh odd) {
-    return (vf)(__builtin_convertvector(even, vu) | (__builtin_convertvector(odd, vu) << 16));
+/* The same for n <= 16. */
+static inline vh load_16(const Matrix *x, size_t index, size_t n) {
+    if (x->dtype == DT_F32) return vf_to_bf16(vf_load_n((const float *)x->data + index, n));
+    return vh_load_n((const bf16 *)x->data + index, n);
 }
 
-static inline vh half_of(vpairs v, int which) {
-    vh h;
-    memcpy(&h, (char *)&v + 32 * which, sizeof h);
-    return h;
+/* Two rows of 16 to 16 pairs. */
+static inline vf interleave(vh even, vh odd) {
+    return (vf)(vu_from_vh(even) | vu_from_vh(odd) << 16);
+}
+
+/* Of two rows of 32, the pairs of the first 16 columns and those of the others. */
+#define FIRST_PAIRS                                                                                                    \
+    0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15,   \
+        47
+#define SECOND_PAIRS                                                                                                   \
+    16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, \
+        62, 31, 63
+
+/* B(k, n ..) and B(k + 1, n ..) for 16 columns; k is even */
+static inline void right_store_rows(const Right *b, size_t k, size_t n, vf even, vf odd) {
+    vf pair = interleave(vf_to_bf16(even), vf_to_bf16(odd));
+    memcpy(b->data + (n / 16 * (b->K / 32) + k / 32) * TILE + k % 32 / 2 * 32, &pair, sizeof pair);
 }
 
 static void left_from_rows(unit *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M, size_t K) {
@@ -91,9 +101,8 @@ static void left_from_columns(unit *a, size_t lda, const Matrix *x, size_t row0,
             vf pair[16];
             for (int i = 0; i < 16; i++) {
                 size_t r = k + 2 * i, at = (row0 + r) * x->ld + col0 + m, n = min_size(16, M - m);
-                vpairs zero = {0};
-                vpairs even = r < K ? load_32(x, at, n) : zero, odd = r + 1 < K ? load_32(x, at + x->ld, n) : zero;
-                pair[i] = interleave(half_of(even, 0), half_of(odd, 0));
+                vh zero = {0}, even = r < K ? load_16(x, at, n) : zero, odd = r + 1 < K ? load_16(x, at + x->ld, n) : zero;
+                pair[i] = interleave(even, odd);
             }
             transpose_lanes(pair);
             for (int i = 0; i < 16; i++) memcpy(a + (m + i) * lda + k, &pair[i], 64);
@@ -101,12 +110,12 @@ static void left_from_columns(unit *a, size_t lda, const Matrix *x, size_t row0,
 }
 
 static void right_from_columns(const Right *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
-    for (size_t n = 0; n < N; n += 16)
-        for (size_t k = 0; k < K; k += 32) {
+    for (size_t n = 0; n < b->N; n += 16)
+        for (size_t k = 0; k < b->K; k += 32) {
             vf row[16];
             for (size_t i = 0; i < 16; i++) {
                 row[i] = vf_zero();
-                if (n + i < N) row[i] = (vf)load_32(x, (row0 + n + i) * x->ld + col0 + k, min_size(32, K - k));
+                if (n + i < N && k < K) row[i] = (vf)load_32(x, (row0 + n + i) * x->ld + col0 + k, min_size(32, K - k));
             }
             transpose_lanes(row);
             memcpy(b->data + (n / 16 * (b->K / 32) + k / 32) * TILE, row, sizeof row);
@@ -114,16 +123,20 @@ static void right_from_columns(const Right *b, const Matrix *x, size_t row0, siz
 }
 
 static void right_from_rows(const Right *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
-    for (size_t k = 0; k < b->K; k += 2)
-        for (size_t n = 0; n < N; n += 32) {
-            vpairs even = {0}, odd = {0};
-            size_t at = (row0 + k) * x->ld + col0 + n, count = min_size(32, N - n);
-            if (k < K) even = load_32(x, at, count);
-            if (k + 1 < K) odd = load_32(x, at + x->ld, count);
-            for (int half = 0; half < 2 && n + 16 * half < N; half++) {
-                vf pair = interleave(half_of(even, half), half_of(odd, half));
-                unit *tile = b->data + ((n / 16 + half) * (b->K / 32) + k / 32) * TILE;
-                memcpy(tile + k % 32 / 2 * 32, &pair, sizeof pair);
+    const vpairs zero = {0};
+    size_t next = b->K / 32 * TILE;
+    for (size_t k = 0; k < b->K; k += 32)
+        for (size_t n = 0; n < b->N; n += 32) {
+            unit *tile = b->data + n / 16 * next + k / 32 * TILE;
+            size_t at = (row0 + k) * x->ld + col0 + n, count = n < N ? min_size(32, N - n) : 0;
+            for (size_t i = 0; i < 32; i += 2) {
+                vpairs even = k + i < K ? load_32(x, at + i * x->ld, count) : zero;
+                vpairs odd = k + i + 1 < K ? load_32(x, at + (i + 1) * x->ld, count) : zero;
+                vpairs low = __builtin_shufflevector(even, odd, FIRST_PAIRS);
+                memcpy(tile + i * 16, &low, sizeof low);
+                if (n + 16 == b->N) continue;
+                vpairs high = __builtin_shufflevector(even, odd, SECOND_PAIRS);
+                memcpy(tile + next + i * 16, &high, sizeof high);
             }
         }
 }

@@ -16,6 +16,13 @@ static inline void tile_end(void) {}
 
 static inline void unit_store(unit *p, vf v) { vf_store(p, v); }
 
+/* B(k, n ..) and B(k + 1, n ..) for one vector of columns; k is even */
+static inline void right_store_rows(const Right *b, size_t k, size_t n, vf even, vf odd) {
+    float *p = b->data + n * b->K + k * LANES;
+    vf_store(p, even);
+    if (k + 1 < b->K) vf_store(p + LANES, odd);
+}
+
 static void left_from_rows(unit *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M, size_t K) {
     for (size_t m = 0; m < M; m++)
         FOR_LANES(k, n, 0, K) vf_store_n(a + m * lda + k, matrix_load(x, (row0 + m) * x->ld + col0 + k, n), n);

@@ -14,9 +14,11 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define VECTOR_512
 #define LANES 16
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
+#define VECTOR_256
 #define LANES 8
 #else
 #define LANES 4
@@ -33,11 +35,17 @@ static inline vf vf_set(float x) { return (vf){0} + x; }
 static inline vf vf_zero(void) { return (vf){0}; }
 static inline vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
+static inline vi lane_index(void) {
+    vi index;
+    for (int i = 0; i < LANES; i++) index[i] = i;
+    return index;
+}
+
 /* Where either is NaN the result is b (the rule of x86's instruction). */
 static inline vf vf_max(vf a, vf b) {
-#if defined(__AVX512F__)
+#if defined(VECTOR_512)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX__)
+#elif defined(VECTOR_256)
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return vf_select(a > b, a, b);
@@ -45,9 +53,9 @@ static inline vf vf_max(vf a, vf b) {
 }
 
 static inline vf vf_min(vf a, vf b) {
-#if defined(__AVX512F__)
+#if defined(VECTOR_512)
     return (vf)_mm512_min_ps((__m512)a, (__m512)b);
-#elif defined(__AVX__)
+#elif defined(VECTOR_256)
     return (vf)_mm256_min_ps((__m256)a, (__m256)b);
 #else
     return vf_select(a < b, a, b);
@@ -55,9 +63,9 @@ static inline vf vf_min(vf a, vf b) {
 }
 
 static inline vf vf_sqrt(vf v) {
-#if defined(__AVX512F__)
+#if defined(VECTOR_512)
     return (vf)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX__)
+#elif defined(VECTOR_256)
     return (vf)_mm256_sqrt_ps((__m256)v);
 #else
     for (int i = 0; i < LANES; i++) v[i] = sqrtf(v[i]);
@@ -65,20 +73,28 @@ static inline vf vf_sqrt(vf v) {
 #endif
 }
 
-static inline float vf_sum(vf v) {  // a balanced tree: the same order everywhere
+static inline float vf_sum(vf v) {  // a balanced tree
+#if defined(VECTOR_512)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float x[LANES];
     memcpy(x, &v, sizeof x);
     for (int step = LANES / 2; step > 0; step /= 2)
         for (int i = 0; i < step; i++) x[i] += x[i + step];
     return x[0];
+#endif
 }
 
 static inline float vf_largest(vf v) {
+#if defined(VECTOR_512)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float x[LANES];
     memcpy(x, &v, sizeof x);
     for (int i = 1; i < LANES; i++)
         if (x[i] > x[0]) x[0] = x[i];
     return x[0];
+#endif
 }
 
 /* ---- loads and stores ---- the _n forms touch only the first n <= LANES elements; the other lanes load as 0 */
@@ -93,24 +109,66 @@ static inline void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
 static inline vf vf_load_n(const float *p, size_t n) {
     if (n == LANES) return vf_load(p);
+#if defined(VECTOR_512)
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
     vf v = {0};
     memcpy(&v, p, n * sizeof(float));
     return v;
+#endif
 }
 
 static inline void vf_store_n(float *p, vf v, size_t n) {
     if (n == LANES)
         vf_store(p, v);
     else
+#if defined(VECTOR_512)
+        _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
         memcpy(p, &v, n * sizeof(float));
+#endif
 }
 
-static inline vf vf_from_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+static inline vh vh_load_n(const bf16 *p, size_t n) {
+    vh h = {0};
+    if (n == LANES)
+        memcpy(&h, p, sizeof h);
+    else
+#if defined(VECTOR_512)
+        h = (vh)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+#else
+        memcpy(&h, p, n * sizeof(bf16));
+#endif
+    return h;
+}
+
+static inline void vh_store_n(bf16 *p, vh h, size_t n) {
+    if (n == LANES)
+        memcpy(p, &h, sizeof h);
+    else
+#if defined(VECTOR_512)
+        _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)h);
+#else
+        memcpy(p, &h, n * sizeof(bf16));
+#endif
+}
+
+static inline vu vu_from_vh(vh h) {
+#if defined(VECTOR_512)
+    return (vu)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(VECTOR_256)
+    return (vu)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+    return __builtin_convertvector(h, vu);
+#endif
+}
+
+static inline vf vf_from_bf16(vh h) { return (vf)(vu_from_vh(h) << 16); }
 
 /* Rounds to nearest, ties to even, NaN stays NaN. The instruction of AVX512-BF16 does the same except that fp32
  * subnormals (below 1.2e-38) become zero. */
 static inline vh vf_to_bf16(vf v) {
-#if defined(__AVX512BF16__) && LANES == 16
+#if defined(VECTOR_512) && defined(__AVX512BF16__)
     return (vh)_mm512_cvtneps_pbh((__m512)v);
 #else
     vu u = (vu)v;
@@ -120,26 +178,8 @@ static inline vh vf_to_bf16(vf v) {
 #endif
 }
 
-static inline vf bf16_load(const bf16 *p) {
-    vh h;
-    memcpy(&h, p, sizeof h);
-    return vf_from_bf16(h);
-}
-
-static inline vf bf16_load_n(const bf16 *p, size_t n) {
-    if (n == LANES) return bf16_load(p);
-    vh h = {0};
-    memcpy(&h, p, n * sizeof(bf16));
-    return vf_from_bf16(h);
-}
-
-static inline void bf16_store_n(bf16 *p, vf v, size_t n) {
-    vh h = vf_to_bf16(v);
-    if (n == LANES)
-        memcpy(p, &h, sizeof h);
-    else
-        memcpy(p, &h, n * sizeof(bf16));
-}
+static inline vf bf16_load_n(const bf16 *p, size_t n) { return vf_from_bf16(vh_load_n(p, n)); }
+static inline void bf16_store_n(bf16 *p, vf v, size_t n) { vh_store_n(p, vf_to_bf16(v), n); }
 
 #ifdef PRECISION_FP32
 static inline vf vx_load_n(const floatX *p, size_t n) { return vf_load_n(p, n); }
@@ -182,25 +222,37 @@ static inline void transpose_lanes(vf *x) {
 
 /* ---- functions ---- */
 
-/* e^x to 1e-7 relative: x = n ln 2 + r, a polynomial for e^r on |r| <= ln 2 / 2 (Taylor to r^7), times 2^n.
- * Below -87.3 the result is 0, above 88 it stays at e^88; NaN stays NaN. */
+/* e^x to 2e-7 relative: x = n ln 2 + r, Taylor's polynomial for e^r on |r| <= ln 2 / 2, times 2^n. Below -87.3, where
+ * results would be subnormal (and slow), it is 0; above 88 it stays at e^88; NaN stays NaN. */
 static inline vf vf_exp(vf x) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    vf y = vf_min(vf_set(88.0f), vf_max(vf_set(-88.0f), x));
-    vf t = y * 1.44269504f + magic;
-    vi n = (vi)t - (vi)vf_set(magic);
-    vf whole = t - magic;
-    vf r = y - whole * 0.693359375f;  // ln 2 in two parts, the first exact in few bits
-    r = r + whole * 2.12194440e-4f;
-    vf p = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
-    p = p * r + (1.0f / 120.0f);
+    vf y = vf_min(vf_set(88.0f), x);
+    vf t = y * 1.44269504f + magic, n = t - magic;
+    vf r = y - n * 0.693359375f;  // ln 2 in two parts, the first exact in few bits
+    r = r + n * 2.12194440e-4f;
+    vf p = r * (1.0f / 720.0f) + (1.0f / 120.0f);
     p = p * r + (1.0f / 24.0f);
     p = p * r + (1.0f / 6.0f);
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    vf scale = (vf)((n + 127) << 23);
-    return vf_select(x < -87.3f, vf_zero(), p * scale);
+#if defined(VECTOR_512)
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
+    return (vf)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
+#else
+    vi whole = (vi)t - (vi)vf_set(magic);
+    return vf_select(y < -87.3f, vf_zero(), p * (vf)((whole + 127) << 23));
+#endif
+}
+
+/* 1 / x to 1e-7 relative for 1e-37 < |x| < 1e38: an estimate and a step of Newton's iteration where that is faster. */
+static inline vf vf_reciprocal(vf x) {
+#if defined(VECTOR_512)
+    vf r = (vf)_mm512_rcp14_ps((__m512)x);
+    return r * (2.0f - x * r);
+#else
+    return 1.0f / x;
+#endif
 }
 
 /* log x for normal x > 0 to 1e-7 relative: x = 2^e m with m in [sqrt 1/2, sqrt 2), then the series
@@ -209,7 +261,7 @@ static inline vf vf_log(vf x) {
     vi bits = (vi)x;
     vi e = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 = sqrt 1/2
     vf m = (vf)(bits - (e << 23));
-    vf s = (m - 1.0f) / (m + 1.0f), z = s * s;
+    vf s = (m - 1.0f) * vf_reciprocal(m + 1.0f), z = s * s;
     vf p = z * (2.0f / 9.0f) + (2.0f / 7.0f);
     p = p * z + 0.4f;
     p = p * z + (2.0f / 3.0f);
@@ -217,13 +269,15 @@ static inline vf vf_log(vf x) {
     return log_m + __builtin_convertvector(e, vf) * 0.693147181f;
 }
 
-static inline vf vf_sigmoid(vf x) { return 1.0f / (1.0f + vf_exp(-x)); }
+static inline vf vf_sigmoid(vf x) {  // not below e^-80, far from subnormal numbers
+    return vf_reciprocal(1.0f + vf_exp(vf_min(vf_set(80.0f), -x)));
+}
 
 /* Phi(x), the distribution function of the standard normal, to 1e-7 absolute, and its density: Abramowitz & Stegun,
  * Handbook of Mathematical Functions, 7.1.26, with erfc(z) for z = |x| / sqrt 2. */
 static inline vf vf_normal_cdf(vf x, vf *density) {
     vf z = (vf)((vi)x & 0x7fffffff) * 0.707106781f;
-    vf t = 1.0f / (1.0f + 0.3275911f * z), e = vf_exp(-z * z);
+    vf t = vf_reciprocal(1.0f + 0.3275911f * z), e = vf_exp(-z * z);
     vf p = t * 1.061405429f - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;

@@ -66,14 +66,12 @@ static inline double learning_rate(const LearningRate *s, int64_t step) {
 
 static const char *const state_kinds[3] = {"master", "m", "v"};
 
-static inline float *state_piece(const Param *p, int kind) {
-    return kind == 0 ? p->master : kind == 1 ? p->m : p->v;
-}
+static inline float *state_piece(const Param *p, int kind) { return kind == 0 ? p->master : kind == 1 ? p->m : p->v; }
 
 /* Writes masters and moments of everything trained as NAME.master, NAME.m, NAME.v (fp32), with the given metadata;
  * whole or not at all. */
-static inline int state_save(const char *path, Params *const *lists, int count, const Ops *op, const char *const *keys,
-                      const char *const *values, int metadata_count, Error *err) {
+static inline int state_save(const char *path, Params *const *lists, int count, const Ops *op,
+                             const char *const *keys, const char *const *values, int metadata_count, Error *err) {
     int total = 0, n = 0;
     for (int i = 0; i < count; i++) total += 3 * lists[i]->count;
     SafeTensorSpec *specs = (SafeTensorSpec *)xcalloc((size_t)total + 1, sizeof(SafeTensorSpec));
@@ -114,10 +112,11 @@ static inline int state_load(const SafeTensors *st, Params *const *lists, int co
                 snprintf(name, sizeof name, "%s.%s", p->name, state_kinds[kind]);
                 const SafeTensor *t = safetensors_find(st, name);
                 if (!t || t->dtype != DT_F32 || t->bytes != p->n * sizeof(float))
-                    return error_set(err,
-                                     "%s: the optimizer state %s is missing or does not fit the model; resume with the "
-                                     "--student and --train of the first run, or start anew in another --out folder",
-                                     st->file.path, name);
+                    return error_set(
+                        err,
+                        "%s: the optimizer state %s is missing or does not fit the model; resume with the "
+                        "--student and --train of the first run, or start anew in another --out folder",
+                        st->file.path, name);
                 op->upload(state_piece(p, kind), t->data, t->bytes);
             }
             op->cast_to_x(p->value, p->master, p->n);

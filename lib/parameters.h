@@ -19,12 +19,12 @@ typedef struct {
     int rows, cols;  // shape [rows, cols], or [rows] with cols = 1 when ndim is 1
     size_t n;
     int part;
-    bool decay;      // AdamW's weight decay applies: matrices, not norms, biases or positions
-    float spread;    // standard deviation at random initialisation; 0: zeros, 1 with ndim 1: ones
-    floatX *value;   // [n]
-    float *gradient; // [n]; NULL when the part is frozen
-    float *master;   // [n] fp32 copy that AdamW updates; NULL when frozen
-    float *m, *v;    // [n] AdamW's moments; NULL when frozen
+    bool decay;       // AdamW's weight decay applies: matrices, not norms, biases or positions
+    float spread;     // standard deviation at random initialisation; 0: zeros, 1 with ndim 1: ones
+    floatX *value;    // [n]
+    float *gradient;  // [n]; NULL when the part is frozen
+    float *master;    // [n] fp32 copy that AdamW updates; NULL when frozen
+    float *m, *v;     // [n] AdamW's moments; NULL when frozen
 } Param;
 
 typedef struct {
@@ -40,8 +40,8 @@ static inline void params_reserve(Params *p, int capacity) {
 }
 
 /* Declares a parameter; `layer` < 0 leaves the number out of the name. Pointers stay valid: the list never moves. */
-static inline Param *param_add(Params *p, int part, const char *prefix, int layer, const char *name, int rows, int cols,
-                               float spread) {
+static inline Param *param_add(Params *p, int part, const char *prefix, int layer, const char *name, int rows,
+                               int cols, float spread) {
     if (p->count == p->capacity) die("internal error: more parameters declared than reserved (%d)", p->capacity);
     Param *x = &p->list[p->count++];
     if (layer < 0)
@@ -133,8 +133,8 @@ static inline const SafeTensor *param_find(const Param *x, const SafeTensors *st
     bool shape_ok = t->ndim == x->ndim && t->shape[0] == x->rows && (x->ndim == 1 || t->shape[1] == x->cols);
     if (!shape_ok) {
         error_set(err, "%s: tensor %s has shape [%lld, %lld]; the configuration asks for [%d, %d]", st->file.path,
-                  x->name, t->ndim > 0 ? (long long)t->shape[0] : 0, t->ndim > 1 ? (long long)t->shape[1] : 1, x->rows,
-                  x->cols);
+                  x->name, t->ndim > 0 ? (long long)t->shape[0] : 0, t->ndim > 1 ? (long long)t->shape[1] : 1,
+                  x->rows, x->cols);
         return NULL;
     }
     if (t->dtype != DT_BF16 && t->dtype != DT_F32 && t->dtype != DT_F16) {

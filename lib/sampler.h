@@ -17,7 +17,7 @@ typedef struct {
     struct Candidate {
         float p;
         int id;
-    } *candidates;  // [vocab], scratch
+    } * candidates;  // [vocab], scratch
 } Sampler;
 
 static inline void sampler_open(Sampler *s, int vocab, double temperature, double top_p, int top_k, uint64_t seed) {

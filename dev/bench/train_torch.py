@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""The training step of train_distill in PyTorch, for comparing speeds on equal work.
+
+    train_torch.py --make-data FILE.bin          writes 2048 samples of 95 tokens with 96-pixel pictures
+    train_torch.py --data FILE.bin [--steps N]   trains on them and prints samples/s
+
+The model is `--student small` of train_distill (cross entropy only, batch 64): vision 96 wide, 3 layers, 3 heads; 48
+image tokens; decoder 128 wide, 3 layers, 4 heads, FFN 352. bf16 autocast, AdamW, gradient norm clipped to 1, all
+processor threads. Pictures are decoded before the clock starts, as train_distill's cache does after one epoch.
+"""
+import argparse
+import io
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import tikzc  # noqa: E402
+
+IMAGE_TOKENS, TEXT = 48, 95
+
+
+def make_data(path):
+    """Random ids, and pictures that the loader's trim and resize leave as they are."""
+    from PIL import Image
+    tokenizer = tikzc.Tokenizer.load(ROOT / "dev/starter/tokenizer.safetensors")
+    rng = np.random.RandomState(1)
+    with tikzc.DatasetWriter(path, tokenizer, "dev/bench/train_torch.py: random pictures and ids") as writer:
+        for _ in range(2048):
+            pixels = np.kron(rng.randint(0, 255, (12, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            out = io.BytesIO()
+            Image.fromarray(pixels).save(out, "png")
+            ids = rng.randint(0, 256, TEXT)
+            ids[-1] = tokenizer.end
+            writer.add(out.getvalue(), ids.tolist())
+
+
+def model(torch, vocab):
+    nn, F = torch.nn, torch.nn.functional
+
+    class Attention(nn.Module):
+        def __init__(self, width, heads, bias, rope):
+            super().__init__()
+            self.heads, self.rope = heads, rope
+            self.qkv, self.out = nn.Linear(width, 3 * width, bias=bias), nn.Linear(width, width, bias=bias)
+            if rope:
+                half = width // heads // 2
+                angle = torch.arange(IMAGE_TOKENS + TEXT)[:, None] * 1e4 ** (-torch.arange(half) / half)
+                self.register_buffer("cos", angle.cos())
+                self.register_buffer("sin", angle.sin())
+
+        def rotate(self, x):
+            half, T = x.shape[-1] // 2, x.shape[-2]
+            cos, sin = self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype)
+            a, b = x[..., :half], x[..., half:]
+            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+        def forward(self, x):
+            B, T, W = x.shape
+            q, k, v = self.qkv(x).view(B, T, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
+            if self.rope:
+                q, k = self.rotate(q), self.rotate(k)
+            scores = q @ k.transpose(-1, -2) / (W // self.heads) ** 0.5
+            if self.rope:
+                scores = scores + torch.full((T, T), float("-inf")).triu(1)
+            y = torch.softmax(scores, -1).to(v.dtype) @ v
+            return self.out(y.transpose(1, 2).reshape(B, T, W))
+
+    class VisionBlock(nn.Module):
+        def __init__(self, width, heads):
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.attention = Attention(width, heads, True, False)
+            self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x):
+            x = x + self.attention(self.norm1(x))
+            return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+
+    class RMSNorm(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(width))
+
+        def forward(self, x):
+            return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+    class TextBlock(nn.Module):
+        def __init__(self, width, heads, ffn):
+            super().__init__()
+            self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
+            self.attention = Attention(width, heads, False, True)
+            self.gate_up, self.down = nn.Linear(width, 2 * ffn, bias=False), nn.Linear(ffn, width, bias=False)
+
+        def forward(self, x):
+            x = x + self.attention(self.norm1(x))
+            gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+            return x + self.down(F.silu(gate) * up)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 96, 8, 8)
+            self.position = nn.Parameter(torch.randn(144, 96) * 0.02)
+            self.vision = nn.Sequential(*[VisionBlock(96, 3) for _ in range(3)])
+            self.vision_norm, self.connector = nn.LayerNorm(96), nn.Linear(3 * 96, 128)
+            self.embed = nn.Embedding(vocab, 128)
+            self.blocks = nn.Sequential(*[TextBlock(128, 4, 352) for _ in range(3)])
+            self.norm, self.head = RMSNorm(128), nn.Linear(128, vocab, bias=False)
+
+        def forward(self, pixels, ids):
+            x = self.patch(pixels).flatten(2).transpose(1, 2) + self.position
+            x = self.vision_norm(self.vision(x))
+            image = self.connector(x.reshape(len(x), IMAGE_TOKENS, -1))
+            x = self.blocks(torch.cat([image, self.embed(ids[:, :-1]).to(image.dtype)], 1))
+            logits = self.head(self.norm(x[:, IMAGE_TOKENS - 1:]))
+            return F.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
+
+    return Model()
+
+
+def train(path, steps, batch):
+    import torch
+    from PIL import Image
+    torch.set_num_threads(os.cpu_count())
+    data = tikzc.Dataset(path)
+    samples = [data[i] for i in range(len(data))]
+    pixels = torch.tensor(np.stack([np.asarray(Image.open(io.BytesIO(bytes(s[0]))).convert("RGB")) for s in samples]))
+    pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    ids = torch.tensor(np.stack([np.asarray(s[1]).astype(np.int64) for s in samples]))
+    torch.manual_seed(1)
+    net = model(torch, 608)
+    parameters = sum(p.numel() for p in net.parameters())
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+    times = []
+    for step in range(steps):
+        start = time.perf_counter()
+        rows = torch.arange(step * batch, (step + 1) * batch) % len(ids)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = net(pixels[rows], ids[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+        times.append(time.perf_counter() - start)
+    median = sorted(times[len(times) // 5:])[len(times[len(times) // 5:]) // 2]
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters: "
+          f"{batch / median:.0f} samples/s (median of {len(times)} steps), loss {loss.item():.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--make-data", metavar="FILE")
+    parser.add_argument("--data", metavar="FILE")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=64)
+    args = parser.parse_args()
+    if args.make_data:
+        make_data(args.make_data)
+    elif args.data:
+        train(args.data, args.steps, args.batch)
+    else:
+        parser.error("one of --make-data and --data is needed")
+
+
+if __name__ == "__main__":
+    main()
