@@ -56,7 +56,7 @@ $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(BUILD)/cpu.o
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(BUILD)/cpu.o -o $@ $(LDLIBS)
 
 TESTS := test_kernels test_model test_lib test_dataloader fuzz
-$(addprefix $(BUILD)/,$(TESTS) bench_kernels): $(BUILD)/%: $(BUILD)/cpu.o
+$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(BUILD)/cpu.o
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $< -o $@ $(LDLIBS)
 
 $(BUILD)/cpu.o: kernels/cpu.c | $(BUILD)

@@ -1,0 +1,92 @@
+/* How fast a large model starts and writes.
+ *
+ *     bench_decode --make FILE [SHAPE]    a model file with random weights (default tl-1.1b,lm.vocab=32000; 3 GB)
+ *     bench_decode FILE                   opens it, looks at a grey picture, writes 64 tokens
+ *
+ * Writing one token reads every weight of the decoder once, so the floor is their bytes over the read bandwidth, which
+ * is measured in the same run. */
+#include "../lib/machine.h"
+#include "../lib/progress.h"
+#include "../model.h"
+
+enum { TOKENS = 64 };
+
+static void make(const char *path, const char *shape) {
+    Error err;
+    Model m;
+    if (model_create(&m, &cpu_ops, shape, "dev/starter/tokenizer.safetensors", 1, &err)) die("%s", err.text);
+    if (model_save(&m, path, &err)) die("%s", err.text);
+    printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, PART_ALL) / 1e6);
+    model_close(&m);
+}
+
+/* Seconds from nothing to the result of the first product with a weight of the file. */
+static double open_and_multiply(Model *m, const char *path) {
+    Error err;
+    double start = seconds_now();
+    if (model_open(m, &cpu_ops, path, true, &err)) die("%s", err.text);
+    Weight w = param_weight(m->layer[0].qkv);
+    floatX *x = (floatX *)cpu_ops.alloc((size_t)w.cols * sizeof(floatX));
+    floatX *y = (floatX *)cpu_ops.alloc((size_t)w.rows * sizeof(floatX));
+    if (!x || !y) die("out of memory");
+    cpu_ops.linear_forward(y, x, w, NULL, ACT_NONE, NULL, 1);
+    double seconds = seconds_now() - start;
+    cpu_ops.release(x);
+    cpu_ops.release(y);
+    return seconds;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void measure(const char *path) {
+    Model m;
+    Decoder d;
+    double times[TOKENS], bandwidth = 0;
+    double opened = open_and_multiply(&m, path);
+    size_t pixels = (size_t)m.c.vision.image_size * (size_t)m.c.vision.image_size * 3;
+    uint8_t *grey = (uint8_t *)xmalloc(pixels);
+    memset(grey, 128, pixels);
+    model_plan(&m, 1, 1);
+    decoder_open(&d, &m, 1, TOKENS + 1);
+    double start = seconds_now();
+    decoder_start(&d, grey, 1, NULL, 0);  // also brings the pages of the encoder and decoder into memory
+    double first = seconds_now() - start;
+    start = seconds_now();
+    decoder_start(&d, grey, 1, NULL, 0);
+    double again = seconds_now() - start;
+    for (int i = 0; i < TOKENS; i++) {
+        int id = 100 + i;
+        if (i % 16 == 0) {
+            double b = measure_read_bandwidth();
+            if (b > bandwidth) bandwidth = b;
+        }
+        start = seconds_now();
+        decoder_step(&d, &id);
+        times[i] = seconds_now() - start;
+    }
+    qsort(times, TOKENS, sizeof times[0], compare_doubles);
+    size_t embed = m.head == m.embed ? 0 : m.embed->n;  // one row of it is read, unless it is also the head
+    double bytes = (double)(params_total(&m.params, PART_LM) - embed) * sizeof(floatX), median = times[TOKENS / 2];
+    printf("from nothing to the first product: %.3f s\n", opened);
+    printf("picture to first token: %.2f s, again %.2f s\n", first, again);
+    printf("a token: %.1f ms (median of %d), %.1f tokens/s, %.2f GB of weights at %.1f GB/s\n", 1e3 * median, TOKENS,
+           1 / median, bytes / 1e9, bytes / median / 1e9);
+    printf("read bandwidth %.1f GB/s; share %.0f %%\n", bandwidth / 1e9, 100 * bytes / median / bandwidth);
+    decoder_close(&d);
+    model_close(&m);
+    free(grey);
+}
+
+int main(int argc, char **argv) {
+    program_name_set(argv[0]);
+    if (argc >= 3 && !strcmp(argv[1], "--make"))
+        make(argv[2], argc > 3 ? argv[3] : "tl-1.1b,lm.vocab=32000");
+    else if (argc == 2)
+        measure(argv[1]);
+    else
+        die("usage: bench_decode --make FILE [SHAPE], or bench_decode FILE");
+    return 0;
+}
