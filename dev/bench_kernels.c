@@ -1,5 +1,6 @@
-/* How long the kernels take at the shapes of a small model's training step (batch 64, 144 patches, 48 + 95 tokens) and
- * of decoding with a large model, against the floor: the larger of bytes / measured bandwidth and FLOPs / measured peak.
+/* How long the kernels take at the shapes of a small model's training step (batch 64, 144 patches, 48 + 95 tokens)
+ * and of decoding with a large model, against the floor: the larger of bytes / measured bandwidth and FLOPs /
+ * measured peak.
  *
  *   bench_kernels [PART]      only the kernels whose name contains PART */
 #include "../kernels/ops.h"
@@ -37,14 +38,14 @@ static void print_kernel(const char *name, double flops, double bytes, int count
 }
 
 /* count: how often a training step calls it */
-#define BENCH(count, name, flops, bytes, call)                                                                         \
-    if (begin_kernel(name)) {                                                                                          \
-        double begin_ = 0;                                                                                             \
-        while (again(&begin_)) {                                                                                       \
-            call;                                                                                                      \
-            op->sync();                                                                                                \
-        }                                                                                                              \
-        print_kernel(name, flops, bytes, count);                                                                       \
+#define BENCH(count, name, flops, bytes, call)   \
+    if (begin_kernel(name)) {                    \
+        double begin_ = 0;                       \
+        while (again(&begin_)) {                 \
+            call;                                \
+            op->sync();                          \
+        }                                        \
+        print_kernel(name, flops, bytes, count); \
     }
 
 static floatX *random_x(size_t n) {

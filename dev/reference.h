@@ -94,8 +94,7 @@ static double *ref_turned(const double *qkv, const AttentionShape *s, double dir
     double *x = (double *)malloc(n * sizeof *x);
     memcpy(x, qkv, n * sizeof *x);
     for (int row = 0; row < s->B * s->T; row++)
-        for (int h = 0; h < s->H + s->K; h++)
-            ref_rotate(x + (row * heads + h) * s->D, s, row % s->T, direction);
+        for (int h = 0; h < s->H + s->K; h++) ref_rotate(x + (row * heads + h) * s->D, s, row % s->T, direction);
     return x;
 }
 
@@ -131,8 +130,7 @@ static void ref_attention_forward(double *out, double *lse, const double *qkv, c
                 lse[((size_t)b * s->H + h) * s->T + t] = ref_scores(p, x, s, b, t, h, keys);
                 memset(o, 0, s->D * sizeof *o);
                 for (int j = 0; j < keys; j++)
-                    for (int d = 0; d < s->D; d++)
-                        o[d] += p[j] * x[(((size_t)b * s->T + j) * heads + v) * s->D + d];
+                    for (int d = 0; d < s->D; d++) o[d] += p[j] * x[(((size_t)b * s->T + j) * heads + v) * s->D + d];
             }
     free(x);
     free(p);

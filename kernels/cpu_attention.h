@@ -1,6 +1,6 @@
-/* Attention: softmax(scale q k^T) v, full or causal, grouped queries, with RoPE applied on the way in. A task owns one
- * head of one sequence, its operands packed for the engine of cpu_tile.h. Scores exist for a block of queries only; the
- * backward pass recomputes them from the saved log-sum-exp (FlashAttention: Dao et al. 2022). */
+/* Attention: softmax(scale q k^T) v, full or causal, grouped queries, with RoPE applied on the way in. A task owns
+ * one head of one sequence, its operands packed for the engine of cpu_tile.h. Scores exist for a block of queries
+ * only; the backward pass recomputes them from the saved log-sum-exp (FlashAttention: Dao et al. 2022). */
 #ifndef KERNELS_CPU_ATTENTION_H
 #define KERNELS_CPU_ATTENTION_H
 
@@ -11,10 +11,11 @@ enum { SPAN = 32 };  // queries in the forward pass and keys in the backward pas
 
 static inline const float *rope_row(const AttentionShape *s, size_t t) { return s->rope ? s->rope + t * s->D : NULL; }
 
-/* dst [D] = src turned by the angles of its position; sign -1 turns it back. dst may be src. */
+/* dst [D] = src turned by the angles of its position (a row of AttentionShape's rope); sign -1 turns it back. dst may
+ * be src. */
 static inline void rotate(float *dst, const float *src, const float *rope, size_t D, float sign) {
     size_t half = D / 2;
-    FOR_LANES(i, m, 0, half) {
+    FOR_LANES (i, m, 0, half) {
         vf a = vf_load_n(src + i, m), b = vf_load_n(src + half + i, m);
         vf c = vf_load_n(rope + i, m), s = sign * vf_load_n(rope + half + i, m);
         vf_store_n(dst + i, a * c - b * s, m);
@@ -25,7 +26,7 @@ static inline void rotate(float *dst, const float *src, const float *rope, size_
 /* The same from floatX. */
 static inline void rotate_x(float *dst, const floatX *src, const float *rope, size_t D) {
     size_t half = D / 2;
-    FOR_LANES(i, m, 0, half) {
+    FOR_LANES (i, m, 0, half) {
         vf a = vx_load_n(src + i, m), b = vx_load_n(src + half + i, m);
         vf c = vf_load_n(rope + i, m), s = vf_load_n(rope + half + i, m);
         vf_store_n(dst + i, a * c - b * s, m);
@@ -69,14 +70,16 @@ static size_t attention_forward_layout(AttentionForward *w, char *base, const At
     return (size_t)(at - base);
 }
 
-/* Scores [rows, ld] of the queries t0.. to unnormalised probabilities; the factor 1 / sum of each row goes to inverse,
- * the log-sum-exp to lse. Keys that are not seen, up to ld, get probability 0. */
-static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, size_t rows, const AttentionShape *s) {
+/* Scores [rows, ld] of the queries t0.. to unnormalised probabilities; the factor 1 / sum of each row goes to
+ * inverse, the log-sum-exp to lse. Keys that are not seen, up to ld, get probability 0. */
+static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, size_t rows,
+                         const AttentionShape *s) {
     const vi index = lane_index();
     for (size_t r = 0; r < rows; r++) {
         float *x = w->scores + r * ld;
         unit *p = w->p + r * ld;
-        size_t keys = s->causal ? t0 + r + 1 : (size_t)s->T, whole = keys / LANES * LANES, end = round_up(keys, LANES);
+        size_t keys = s->causal ? t0 + r + 1 : (size_t)s->T, whole = keys / LANES * LANES,
+               end = round_up(keys, LANES);
         vf largest = vf_set(-INFINITY), sum = vf_zero();
         for (size_t j = 0; j < whole; j += LANES) largest = vf_max(largest, vf_load(x + j));
         if (whole < end) {
@@ -94,7 +97,7 @@ static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, 
         w->top[r] = top;
         w->sum[r] = vf_sum(sum);
     }
-    FOR_LANES(r, m, 0, rows) {
+    FOR_LANES (r, m, 0, rows) {
         vf sum = vf_load_n(w->sum + r, m);
         vf_store_n(w->inverse + r, 1.0f / sum, m);
         if (lse) vf_store_n(lse + r, vf_load_n(w->top + r, m) + vf_log(sum), m);
@@ -114,8 +117,8 @@ static void attention_forward_head(AttentionForward *w, floatX *out, float *lse,
         softmax_rows(w, ld, lse ? lse + t0 : NULL, t0, rows, s);
         tile_product(w->o, ldo, w->p, ld, &w->v, 0, 0, rows, D, seen, false);
         for (size_t r = 0; r < rows; r++)
-            FOR_LANES(d, m, 0, D)
-        vx_store_n(out + (t0 + r) * s->H * D + d, vf_load(w->o + r * ldo + d) * w->inverse[r], m);
+            FOR_LANES (d, m, 0, D)
+                vx_store_n(out + (t0 + r) * s->H * D + d, vf_load(w->o + r * ldo + d) * w->inverse[r], m);
     }
     tile_end();
 }
@@ -145,8 +148,8 @@ static void cpu_attention_forward(floatX *out, float *lse, const floatX *qkv, At
  * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
  *   dS = scale P (dP - delta),  dQ = dS K,  dK = dS^T Q,  dV = P^T dO.
  * P and dS are made transposed, keys down and queries across: then they are left operands for dK and dV as they are,
- * and dQ^T = K^T dS^T takes dS^T as its right operand. A task owns a key/value head and walks over its query heads, so
- * that the group's sums have one order. For each block of queries the keys come in spans. */
+ * and dQ^T = K^T dS^T takes dS^T as its right operand. A task owns a key/value head and walks over its query heads,
+ * so that the group's sums have one order. For each block of queries the keys come in spans. */
 
 typedef struct {
     size_t block;                      // queries in a block
@@ -186,8 +189,8 @@ static size_t attention_backward_layout(AttentionBackward *w, char *base, const 
     return (size_t)(at - base);
 }
 
-/* P and dS for keys j, j+1 (rows r, r+1 of the span) and one vector of queries t.., to their three places. masked: keys
- * beyond the last, queries beyond `count` and those before the diagonal get 0. */
+/* P and dS for keys j, j+1 (rows r, r+1 of the span) and one vector of queries t.., to their three places. masked:
+ * keys beyond the last, queries beyond `count` and those before the diagonal get 0. */
 ALWAYS_INLINE void softmax_backward_pair(AttentionBackward *w, size_t j, size_t r, size_t t0, size_t t, size_t count,
                                          vf lse, vf delta, const AttentionShape *s, const bool masked) {
     vf ds[2];
@@ -229,7 +232,7 @@ static void store_head(floatX *dst, size_t stride, float *src, size_t ld, size_t
                        const AttentionShape *s, bool turn) {
     for (size_t r = 0; r < rows; r++) {
         if (turn && s->rope) rotate(src + r * ld, src + r * ld, rope_row(s, t0 + r), s->D, -1.0f);
-        FOR_LANES(d, m, 0, (size_t)s->D) vx_store_n(dst + (t0 + r) * stride + d, vf_load(src + r * ld + d), m);
+        FOR_LANES (d, m, 0, (size_t)s->D) vx_store_n(dst + (t0 + r) * stride + d, vf_load(src + r * ld + d), m);
     }
 }
 
@@ -282,7 +285,7 @@ static void attention_backward_head(AttentionBackward *w, floatX *dq, const floa
     right_from_rows(&w->dout, &grads, 0, 0, T, D);
     for (size_t t = 0; t < T; t++) {
         vf sum = vf_zero();
-        FOR_LANES(d, m, 0, D) sum += vx_load_n(dout + t * s->H * D + d, m) * vx_load_n(out + t * s->H * D + d, m);
+        FOR_LANES (d, m, 0, D) sum += vx_load_n(dout + t * s->H * D + d, m) * vx_load_n(out + t * s->H * D + d, m);
         w->delta[t] = vf_sum(sum) * s->scale;
         w->lse[t] = lse[t];
     }
@@ -321,13 +324,15 @@ static void cpu_attention_backward(floatX *dqkv, const floatX *dout, const float
 
 /* ---- decoding ---- */
 
+/* dst [D] = a query or key, turned where there is RoPE */
 static inline void load_turned(float *dst, const floatX *src, const float *rope, size_t D) {
     if (rope)
         rotate_x(dst, src, rope, D);
     else
-        FOR_LANES(d, m, 0, D) vf_store_n(dst + d, vx_load_n(src + d, m), m);
+        FOR_LANES (d, m, 0, D) vf_store_n(dst + d, vx_load_n(src + d, m), m);
 }
 
+/* Key (turned) and value of head kv at row (b, t) of qkv to `position` of the caches. */
 static void cache_store_row(floatX *kcache, floatX *vcache, const floatX *qkv, const AttentionShape *s, size_t b,
                             size_t kv, size_t t, size_t position, size_t max_T) {
     size_t D = s->D;
@@ -335,7 +340,7 @@ static void cache_store_row(floatX *kcache, floatX *vcache, const floatX *qkv, c
     size_t at = ((b * s->K + kv) * max_T + position) * D;
     float *key = (float *)scratch(SCRATCH_C, round_up(D, LANES) * sizeof(float));
     load_turned(key, row + (s->H + kv) * D, rope_row(s, position), D);
-    FOR_LANES(e, n, 0, D) vx_store_n(kcache + at + e, vf_load_n(key + e, n), n);
+    FOR_LANES (e, n, 0, D) vx_store_n(kcache + at + e, vf_load_n(key + e, n), n);
     memcpy(vcache + at, row + (s->H + s->K + kv) * D, D * sizeof(floatX));
 }
 
@@ -348,14 +353,16 @@ static void cpu_cache_store(floatX *kcache, floatX *vcache, const floatX *qkv, A
     }
 }
 
+/* One query head of one new token against positions 0 .. position of the caches of its key/value head. */
 static void decode_head(floatX *out, const floatX *query, const floatX *keys, const floatX *values, size_t position,
                         const AttentionShape *s) {
-    size_t D = s->D, ld = round_up(D, LANES), n = position + 1, padded = round_up(n, LANES);
-    float *q = (float *)scratch(SCRATCH_A, (2 * ld + padded) * sizeof(float)), *o = q + ld, *x = o + ld;
+    size_t D = s->D, n = position + 1, padded = round_up(n, LANES);
+    float *q = (float *)scratch(SCRATCH_A, (round_up(D, LANES) + padded) * sizeof(float)),
+          *x = q + round_up(D, LANES);
     load_turned(q, query, rope_row(s, position), D);
     for (size_t t = 0; t < n; t++) {
         vf sum = vf_zero();
-        FOR_LANES(d, m, 0, D) sum += vf_load_n(q + d, m) * vx_load_n(keys + t * D + d, m);
+        FOR_LANES (d, m, 0, D) sum += vf_load_n(q + d, m) * vx_load_n(keys + t * D + d, m);
         x[t] = vf_sum(sum) * s->scale;
     }
     float top = x[0];
@@ -368,10 +375,13 @@ static void decode_head(floatX *out, const floatX *query, const floatX *keys, co
         sum += e;
     }
     float inverse = 1.0f / vf_sum(sum);
-    FOR_LANES(e, w, 0, D) {
-        vf total = vf_zero();
-        for (size_t t = 0; t < n; t++) total += x[t] * vx_load_n(values + t * D + e, w);
-        vx_store_n(out + e, total * inverse, w);
+    for (size_t d = 0; d < D; d += 4 * LANES) {  // four sums at a time hide the latency of adding
+        vf total[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        size_t width[4];
+        for (size_t v = 0; v < 4; v++) width[v] = min_size(LANES, D - min_size(D, d + v * LANES));
+        for (size_t t = 0; t < n; t++)
+            for (size_t v = 0; v < 4; v++) total[v] += x[t] * vx_load_n(values + t * D + d + v * LANES, width[v]);
+        for (size_t v = 0; v < 4; v++) vx_store_n(out + d + v * LANES, total[v] * inverse, width[v]);
     }
 }
 

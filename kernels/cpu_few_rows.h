@@ -1,6 +1,6 @@
-/* Products with few rows (decoding): each weight is read once and used for all rows, at memory bandwidth. bf16 weights
- * are taken in pairs, without shuffles: shifting a 32-bit pair left gives its first element as fp32, masking off the low
- * half gives the second. The rows of x wait in scratch in the same order, firsts and seconds apart. */
+/* Products with few rows (decoding): each weight is read once and used for all rows, at memory bandwidth. bf16
+ * weights are taken in pairs, without shuffles: shifting a 32-bit pair left gives its first element as fp32, masking
+ * off the low half gives the second. The rows of x wait in scratch in the same order, firsts and seconds apart. */
 #ifndef KERNELS_CPU_FEW_ROWS_H
 #define KERNELS_CPU_FEW_ROWS_H
 
@@ -9,8 +9,8 @@
 
 enum { FEW_ROWS = 4, FEW_CHANNELS = 4 };
 
-/* x [rows, I] to fp32, in steps of 2 LANES columns, padded with zeros: in a step the even columns and then the odd ones
- * (bf16 weights), or the columns in order (fp32 weights). */
+/* x [rows, I] to fp32, in steps of 2 LANES columns, padded with zeros: in a step the even columns and then the odd
+ * ones (bf16 weights), or the columns in order (fp32 weights). */
 static float *few_rows_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
     size_t ld = div_up(I, 2 * LANES) * 2 * LANES;
     float *f = (float *)scratch(SCRATCH_SHARED, FEW_ROWS * ld * sizeof(float));
@@ -37,9 +37,9 @@ static inline void few_rows_load(vf w[2], const void *row, size_t i, size_t n, c
 }
 
 /* c[r * ldc + j] = <x_r, w_j> for `channels` rows of the weight from `row` on */
-static inline __attribute__((always_inline)) void few_rows_block(float *c, size_t ldc, const float *x, const char *row,
-                                                                 size_t I, const size_t rows, const size_t channels,
-                                                                 const bool is_bf16) {
+static inline __attribute__((always_inline)) void few_rows_block(float *c, size_t ldc, const float *x,
+                                                                 const char *row, size_t I, const size_t rows,
+                                                                 const size_t channels, const bool is_bf16) {
     size_t bytes = I * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, 2 * LANES) * 2 * LANES;
     vf sum[FEW_CHANNELS][FEW_ROWS];
     for (size_t j = 0; j < channels; j++)
@@ -70,14 +70,14 @@ static void few_rows_product(float *c, size_t ldc, const float *x, const Weight 
     size_t step = 0;
     for (size_t j = begin; j < end; j += step, c += step, data += step * w->cols * dtype_size(w->dtype)) {
         step = end - j >= FEW_CHANNELS ? FEW_CHANNELS : 1;
-#define ROWS(n)                                                                                                        \
-    if (rows == n) {                                                                                                   \
-        if (step == 1)                                                                                                 \
-            few_rows_block(c, ldc, x, data, w->cols, n, 1, is_bf16);                                                   \
-        else if (is_bf16)                                                                                              \
-            few_rows_block(c, ldc, x, data, w->cols, n, FEW_CHANNELS, true);                                           \
-        else                                                                                                           \
-            few_rows_block(c, ldc, x, data, w->cols, n, FEW_CHANNELS, false);                                          \
+#define ROWS(n)                                                               \
+    if (rows == n) {                                                          \
+        if (step == 1)                                                        \
+            few_rows_block(c, ldc, x, data, w->cols, n, 1, is_bf16);          \
+        else if (is_bf16)                                                     \
+            few_rows_block(c, ldc, x, data, w->cols, n, FEW_CHANNELS, true);  \
+        else                                                                  \
+            few_rows_block(c, ldc, x, data, w->cols, n, FEW_CHANNELS, false); \
     }
         ROWS(1)
         ROWS(2)

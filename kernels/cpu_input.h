@@ -1,4 +1,5 @@
-/* Memory, and the kernels that bring inputs in: embedding, image patches, position embedding, row gather and scatter. */
+/* Memory, and the kernels that bring inputs in: embedding, image patches, position embedding, row gather and scatter.
+ */
 #ifndef KERNELS_CPU_INPUT_H
 #define KERNELS_CPU_INPUT_H
 
@@ -30,8 +31,7 @@ static void cpu_copy(void *dst, const void *src, size_t bytes) {
 static void cpu_copy_rows(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width,
                           size_t rows) {
 #pragma omp parallel for schedule(static) if (width * rows > 65536)
-    for (size_t r = 0; r < rows; r++)
-        memcpy((char *)dst + r * dst_stride, (const char *)src + r * src_stride, width);
+    for (size_t r = 0; r < rows; r++) memcpy((char *)dst + r * dst_stride, (const char *)src + r * src_stride, width);
 }
 
 static void cpu_zero(void *p, size_t bytes) {
@@ -59,7 +59,7 @@ static void cpu_embedding_backward(float *dtable, const floatX *dout, const int 
         for (size_t r = 0; r < rows; r++) {
             if (ids[r] < 0 || ids[r] >= vocab || ids[r] % TASKS != task) continue;
             float *d = dtable + (size_t)ids[r] * C;
-            FOR_LANES(c, m, 0, (size_t)C) vf_store_n(d + c, vf_load_n(d + c, m) + vx_load_n(dout + r * C + c, m), m);
+            FOR_LANES (c, m, 0, (size_t)C) vf_store_n(d + c, vf_load_n(d + c, m) + vx_load_n(dout + r * C + c, m), m);
         }
 }
 
@@ -87,14 +87,14 @@ static void cpu_position_forward(floatX *x, const floatX *position, int B, int T
     for (size_t r = 0; r < rows; r++) {
         floatX *row = x + r * C;
         const floatX *add = position + r % T * C;
-        FOR_LANES(c, m, 0, (size_t)C) vx_store_n(row + c, vx_load_n(row + c, m) + vx_load_n(add + c, m), m);
+        FOR_LANES (c, m, 0, (size_t)C) vx_store_n(row + c, vx_load_n(row + c, m) + vx_load_n(add + c, m), m);
     }
 }
 
 static void cpu_position_backward(float *dposition, const floatX *dout, int B, int T, int C) {
 #pragma omp parallel for schedule(static) if ((size_t)B * T * C > 16384)
     for (int t = 0; t < T; t++)
-        FOR_LANES(c, m, 0, (size_t)C) {
+        FOR_LANES (c, m, 0, (size_t)C) {
             vf sum = vf_load_n(dposition + (size_t)t * C + c, m);
             for (int b = 0; b < B; b++) sum += vx_load_n(dout + ((size_t)b * T + t) * C + c, m);
             vf_store_n(dposition + (size_t)t * C + c, sum, m);

@@ -1,5 +1,5 @@
-/* LayerNorm and RMSNorm, alone or fused with the residual addition before them: the sum is written once and normalised
- * while it is in cache. A row is read from memory once; the passes over it hit the first-level cache. */
+/* LayerNorm and RMSNorm, alone or fused with the residual addition before them: the sum is written once and
+ * normalised while it is in cache. A row is read from memory once; the passes over it hit the first-level cache. */
 #ifndef KERNELS_CPU_NORM_H
 #define KERNELS_CPU_NORM_H
 
@@ -10,20 +10,20 @@
 /* sum = a + b, rounded; returns the row the norm reads. */
 static inline const floatX *norm_add(floatX *sum, const floatX *a, const floatX *b, int C) {
     if (!b) return a;
-    FOR_LANES(c, m, 0, (size_t)C) vx_store_n(sum + c, vx_load_n(a + c, m) + vx_load_n(b + c, m), m);
+    FOR_LANES (c, m, 0, (size_t)C) vx_store_n(sum + c, vx_load_n(a + c, m) + vx_load_n(b + c, m), m);
     return sum;
 }
 
 static inline float row_sum(const floatX *x, int C) {
     vf sum = vf_zero();
-    FOR_LANES(c, m, 0, (size_t)C) sum += vx_load_n(x + c, m);
+    FOR_LANES (c, m, 0, (size_t)C) sum += vx_load_n(x + c, m);
     return vf_sum(sum);
 }
 
 static inline float row_sum_of_squares(const floatX *x, int C, float mean) {
     vf sum = vf_zero();
     size_t whole = (size_t)C / LANES * LANES;
-    FOR_LANES(c, m, 0, whole) {
+    FOR_LANES (c, m, 0, whole) {
         vf d = vx_load_n(x + c, m) - mean;
         sum += d * d;
     }
@@ -41,13 +41,13 @@ static void norm_forward(floatX *sum, floatX *out, float *mean, float *rstd, con
         float mu = layer ? row_sum(x, C) / (float)C : 0.0f;
         float scale = 1.0f / sqrtf(row_sum_of_squares(x, C, mu) / (float)C + eps);
         if (layer) {
-            FOR_LANES(c, m, 0, (size_t)C) {
+            FOR_LANES (c, m, 0, (size_t)C) {
                 vf y = (vx_load_n(x + c, m) - mu) * scale;
                 vx_store_n(out + r * C + c, y * vx_load_n(weight + c, m) + vx_load_n(bias + c, m), m);
             }
         } else {
-            FOR_LANES(c, m, 0, (size_t)C)
-            vx_store_n(out + r * C + c, vx_load_n(x + c, m) * scale * vx_load_n(weight + c, m), m);
+            FOR_LANES (c, m, 0, (size_t)C)
+                vx_store_n(out + r * C + c, vx_load_n(x + c, m) * scale * vx_load_n(weight + c, m), m);
         }
         if (mean) mean[r] = mu;
         if (rstd) rstd[r] = scale;
@@ -83,10 +83,11 @@ static void cpu_residual_rmsnorm_forward(floatX *sum, floatX *out, float *rstd, 
  * added in order. */
 enum { NORM_PARTS = 32 };
 
-static inline void norm_backward_row(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
-                                     const floatX *weight, float mean, float rstd, int C, bool layer) {
+static inline void norm_backward_row(floatX *dinp, float *dweight, float *dbias, const floatX *dout,
+                                     const floatX *inp, const floatX *weight, float mean, float rstd, int C,
+                                     bool layer) {
     vf sum_g = vf_zero(), sum_gx = vf_zero();
-    FOR_LANES(c, m, 0, (size_t)C) {
+    FOR_LANES (c, m, 0, (size_t)C) {
         vf d = vx_load_n(dout + c, m), g = d * vx_load_n(weight + c, m), x = (vx_load_n(inp + c, m) - mean) * rstd;
         sum_g += g;
         sum_gx += g * x;
@@ -94,7 +95,7 @@ static inline void norm_backward_row(floatX *dinp, float *dweight, float *dbias,
         if (dbias) vf_store_n(dbias + c, vf_load_n(dbias + c, m) + d, m);
     }
     float mean_g = layer ? vf_sum(sum_g) / (float)C : 0.0f, mean_gx = vf_sum(sum_gx) / (float)C;
-    FOR_LANES(c, m, 0, (size_t)C) {
+    FOR_LANES (c, m, 0, (size_t)C) {
         vf g = vx_load_n(dout + c, m) * vx_load_n(weight + c, m), x = (vx_load_n(inp + c, m) - mean) * rstd;
         vx_store_n(dinp + c, vx_load_n(dinp + c, m) + rstd * (g - mean_g - x * mean_gx), m);
     }

@@ -66,7 +66,7 @@ static inline vf first_lanes(vf v, size_t m) {
 /* sum of exp(s_i - s_max) from index `begin` on */
 static float row_sum_exp(const floatX *s, size_t begin, size_t end, float largest) {
     vf sum = vf_zero();
-    FOR_LANES(i, m, begin, end) sum += first_lanes(vf_exp(vx_load_n(s + i, m) - largest), m);
+    FOR_LANES (i, m, begin, end) sum += first_lanes(vf_exp(vx_load_n(s + i, m) - largest), m);
     return vf_sum(sum);
 }
 
@@ -76,7 +76,7 @@ static float row_sum_exp(const floatX *s, size_t begin, size_t end, float larges
 static inline void row_sums(RowState *r, RowStats *out, const floatX *s, const floatX *t, size_t Vs, size_t V,
                             SoftLoss kind) {
     vf z = vf_zero(), z1 = z, zq = z, zp = z, entropy = z, apart = z;
-    FOR_LANES(i, m, 0, V) {
+    FOR_LANES (i, m, 0, V) {
         vf s1 = vx_load_n(s + i, m), t1 = vx_load_n(t + i, m);
         vf aq = (s1 - r->q_max) * r->inverse, ap = (t1 - r->t_max) * r->inverse;
         vf eq = first_lanes(vf_exp(aq), m), ep = first_lanes(vf_exp(ap), m);
@@ -109,7 +109,7 @@ static float row_jsd(RowState *r, const floatX *s, const floatX *t, size_t V, fl
     vf from_p = vf_zero(), from_q = vf_zero();
     r->log_beta = logf(beta);
     r->log_rest = logf(1.0f - beta);
-    FOR_LANES(i, m, 0, V) {
+    FOR_LANES (i, m, 0, V) {
         vf log_p = (vx_load_n(t + i, m) - r->t_max) * r->inverse - r->log_zt;
         vf log_q = (vx_load_n(s + i, m) - r->q_max) * r->inverse - r->log_zq;
         vf log_m = log_mixture(r, log_p, log_q);
@@ -126,8 +126,8 @@ typedef struct {
     int label, top;
 } RowGradient;
 
-/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the divergence's from the top of this
- * file; over the first V entries when there is a soft term. */
+/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the divergence's from the top of
+ * this file; over the first V entries when there is a soft term. */
 static inline __attribute__((always_inline)) void row_gradient(const RowState *r, floatX *s, const floatX *t,
                                                                size_t begin, size_t end, const RowGradient *w,
                                                                const SoftLoss kind, const bool soft) {
@@ -207,7 +207,7 @@ static void cpu_cosine(float *cosine, floatX *da, const floatX *a, const floatX 
         double xy = 0.0, xx = 0.0, yy = 0.0;
         for (size_t i = 0; i < n; i += 1024) {
             vf vxy = vf_zero(), vxx = vf_zero(), vyy = vf_zero();
-            FOR_LANES(j, m, i, min_size(n, i + 1024)) {
+            FOR_LANES (j, m, i, min_size(n, i + 1024)) {
                 vf u = vx_load_n(x + j, m), v = vx_load_n(y + j, m);
                 vxy += u * v;
                 vxx += u * u;
@@ -224,8 +224,8 @@ static void cpu_cosine(float *cosine, floatX *da, const floatX *a, const floatX 
         if (!da) continue;
         float from_t = defined ? (float)(-scale / (norm_x * norm_y)) : 0.0f;
         float from_a = defined ? (float)(scale * c / xx) : 0.0f;
-        FOR_LANES(i, m, 0, n)
-        vx_store_n(da + b * n + i, from_t * vx_load_n(y + i, m) + from_a * vx_load_n(x + i, m), m);
+        FOR_LANES (i, m, 0, n)
+            vx_store_n(da + b * n + i, from_t * vx_load_n(y + i, m) + from_a * vx_load_n(x + i, m), m);
     }
 }
 

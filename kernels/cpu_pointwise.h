@@ -8,10 +8,14 @@
 /* Elements are handed out in blocks of this size; below two blocks one thread does it all. */
 enum { POINTWISE_BLOCK = 16384 };
 
-#define FOR_BLOCKS(begin, end, n)                                                                                      \
-    _Pragma("omp parallel for schedule(static) if ((n) > 2 * POINTWISE_BLOCK)")                                        \
-    for (size_t begin = 0; begin < (n); begin += POINTWISE_BLOCK)                                                      \
+/* for (begin .. end) over blocks of the n elements, in parallel; the count must be called n, because the text of a
+ * pragma is not substituted. */
+// clang-format off
+#define FOR_BLOCKS(begin, end, n)                                                                  \
+    _Pragma("omp parallel for schedule(static) if (n > 2 * POINTWISE_BLOCK)")                      \
+    for (size_t begin = 0; begin < n; begin += POINTWISE_BLOCK)                                    \
         for (size_t end = min_size(n, begin + POINTWISE_BLOCK), once = 1; once; once = 0)
+// clang-format on
 
 /* GELU(x) = x Phi(x). The tanh form (Hendrycks & Gimpel 2016) is x sigmoid(2u) with
  * u = sqrt(2/pi) (x + 0.044715 x^3), because (1 + tanh u) / 2 = sigmoid(2u). */
@@ -33,12 +37,12 @@ static inline vf vf_gelu_derivative(vf x, Activation act) {
 }
 
 static void cpu_gelu_backward(floatX *dinp, const floatX *dout, const floatX *preact, size_t n, Activation act) {
-    FOR_BLOCKS(begin, end, n)
-    FOR_LANES(i, m, begin, end) {
-        vf d = vx_load_n(dout + i, m);
-        if (act != ACT_NONE) d *= vf_gelu_derivative(vx_load_n(preact + i, m), act);
-        vx_store_n(dinp + i, d, m);
-    }
+    FOR_BLOCKS (begin, end, n)
+        FOR_LANES (i, m, begin, end) {
+            vf d = vx_load_n(dout + i, m);
+            if (act != ACT_NONE) d *= vf_gelu_derivative(vx_load_n(preact + i, m), act);
+            vx_store_n(dinp + i, d, m);
+        }
 }
 
 /* SwiGLU (Shazeer 2020): silu(gate) * up with silu(x) = x sigmoid(x). */
@@ -46,7 +50,7 @@ static void cpu_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, 
 #pragma omp parallel for schedule(static) if (rows * F > 16384)
     for (size_t r = 0; r < rows; r++) {
         const floatX *gate = gate_up + r * 2 * F, *up = gate + F;
-        FOR_LANES(i, m, 0, (size_t)F) {
+        FOR_LANES (i, m, 0, (size_t)F) {
             vf g = vx_load_n(gate + i, m);
             vx_store_n(out + r * F + i, g * vf_sigmoid(g) * vx_load_n(up + i, m), m);
         }
@@ -59,7 +63,7 @@ static void cpu_swiglu_backward(floatX *dgate_up, const floatX *dout, const floa
     for (size_t r = 0; r < rows; r++) {
         const floatX *gate = gate_up + r * 2 * F, *up = gate + F;
         floatX *dgate = dgate_up + r * 2 * F, *dup = dgate + F;
-        FOR_LANES(i, m, 0, (size_t)F) {
+        FOR_LANES (i, m, 0, (size_t)F) {
             vf g = vx_load_n(gate + i, m), u = vx_load_n(up + i, m), d = vx_load_n(dout + r * F + i, m);
             vf s = vf_sigmoid(g);
             vx_store_n(dgate + i, d * u * s * (1.0f + g * (1.0f - s)), m);
@@ -69,18 +73,18 @@ static void cpu_swiglu_backward(floatX *dgate_up, const floatX *dout, const floa
 }
 
 static void cpu_residual_forward(floatX *out, const floatX *a, const floatX *b, size_t n) {
-    FOR_BLOCKS(begin, end, n)
-    FOR_LANES(i, m, begin, end) vx_store_n(out + i, vx_load_n(a + i, m) + vx_load_n(b + i, m), m);
+    FOR_BLOCKS (begin, end, n)
+        FOR_LANES (i, m, begin, end) vx_store_n(out + i, vx_load_n(a + i, m) + vx_load_n(b + i, m), m);
 }
 
 static void cpu_cast_to_x(floatX *out, const float *inp, size_t n) {
-    FOR_BLOCKS(begin, end, n)
-    FOR_LANES(i, m, begin, end) vx_store_n(out + i, vf_load_n(inp + i, m), m);
+    FOR_BLOCKS (begin, end, n)
+        FOR_LANES (i, m, begin, end) vx_store_n(out + i, vf_load_n(inp + i, m), m);
 }
 
 static void cpu_cast_from_x(float *out, const floatX *inp, size_t n) {
-    FOR_BLOCKS(begin, end, n)
-    FOR_LANES(i, m, begin, end) vf_store_n(out + i, vx_load_n(inp + i, m), m);
+    FOR_BLOCKS (begin, end, n)
+        FOR_LANES (i, m, begin, end) vf_store_n(out + i, vx_load_n(inp + i, m), m);
 }
 
 #endif

@@ -1,11 +1,17 @@
 /* Products with weights: y = x W^T with bias and activation in its epilogue, dx = dy W, dW += dy^T x. Tasks are
- * panels of the result whose size depends on the shape only; inside a task everything is on the engine of cpu_tile.h. */
+ * panels of the result whose size depends on the shape only. Inside a task the engine of cpu_tile.h works, or oneDNN
+ * where it is built in (WITH_ONEDNN) and the engine is not AMX; of the two on AMX ours measured faster at the shapes
+ * of small models and equal at large ones. */
 #ifndef KERNELS_CPU_PRODUCT_H
 #define KERNELS_CPU_PRODUCT_H
 
 #include "cpu_few_rows.h"
 #include "cpu_pointwise.h"
 #include "cpu_tile.h"
+#if defined(WITH_ONEDNN) && !defined(TILE_AMX)
+#define USE_ONEDNN
+#include "cpu_onednn.h"
+#endif
 
 /* What happens to a finished block of C, while it is in cache. Exactly one of out and sum is set. */
 typedef struct {
@@ -19,8 +25,8 @@ typedef struct {
 
 enum { BLOCK_M = 32, BLOCK_N = 64 };  // C is made in blocks of this size, rows BLOCK_N apart
 
-ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t m0, size_t rows, size_t n0, size_t cols,
-                                 const Activation act, const bool accumulate, const bool full) {
+ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t ldc, size_t m0, size_t rows, size_t n0,
+                                 size_t cols, const Activation act, const bool accumulate, const bool full) {
     enum { VECTORS = BLOCK_N / LANES };
     size_t width[VECTORS];
     vf bias[VECTORS];
@@ -32,7 +38,7 @@ ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t m0, s
     for (size_t r = 0; r < rows; r++) {
         size_t at = (m0 + r) * e->ld + n0;
         for (int v = 0; v < VECTORS && (full || width[v] > 0); v++, at += LANES) {
-            vf x = vf_load(c + r * BLOCK_N + v * LANES) + bias[v];
+            vf x = vf_load(c + r * ldc + v * LANES) + bias[v];
             if (accumulate) x += vx_load_n(e->out + at, width[v]);
             if (e->preact) vx_store_n(e->preact + at, x, width[v]);
             if (act != ACT_NONE) x = vf_gelu(vx_round(x), act);  // of what the backward pass will see
@@ -41,20 +47,23 @@ ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t m0, s
     }
 }
 
-static void epilogue_block(const Epilogue *e, const float *c, size_t m0, size_t rows, size_t n0, size_t cols) {
+/* c: the block's values, rows ldc apart */
+static void epilogue_block(const Epilogue *e, const float *c, size_t ldc, size_t m0, size_t rows, size_t n0,
+                           size_t cols) {
     if (e->sum)
         for (size_t r = 0; r < rows; r++)
-            FOR_LANES(i, m, 0, cols) vf_store_n(e->sum + (m0 + r) * e->ld + n0 + i, vf_load(c + r * BLOCK_N + i), m);
+            FOR_LANES (i, m, 0, cols)
+                vf_store_n(e->sum + (m0 + r) * e->ld + n0 + i, vf_load_n(c + r * ldc + i, m), m);
     else if (e->accumulate)
-        epilogue_rows(e, c, m0, rows, n0, cols, ACT_NONE, true, false);
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, true, false);
     else if (e->act == ACT_NONE && cols == BLOCK_N)
-        epilogue_rows(e, c, m0, rows, n0, cols, ACT_NONE, false, true);
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, false, true);
     else if (e->act == ACT_NONE)
-        epilogue_rows(e, c, m0, rows, n0, cols, ACT_NONE, false, false);
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, false, false);
     else if (e->act == ACT_GELU_TANH)
-        epilogue_rows(e, c, m0, rows, n0, cols, ACT_GELU_TANH, false, false);
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_GELU_TANH, false, false);
     else
-        epilogue_rows(e, c, m0, rows, n0, cols, ACT_GELU_ERF, false, false);
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_GELU_ERF, false, false);
 }
 
 /* Rows m0 .. m0+rows and columns n0 .. n0+cols of C, with the columns of B packed (from its own column 0 on). */
@@ -77,47 +86,77 @@ static void product_panel(const Matrix *a, const Right *b, const Epilogue *e, si
         for (size_t n = 0; n < cols; n += BLOCK_N) {
             size_t width = min_size(BLOCK_N, cols - n);
             tile_product(c, BLOCK_N, left, lda, b, 0, n, height, width, depth, false);
-            epilogue_block(e, c, m0 + m, height, n0 + n, width);
+            epilogue_block(e, c, BLOCK_N, m0 + m, height, n0 + n, width);
         }
     }
     tile_end();
 }
 
-/* C [M, N] = A [M, K] B through the epilogue; w is B^T [N, K] when by_columns, else B [K, N]. A small B is packed
- * once for all; of a large one each task packs the columns it needs, and takes many rows to make that worth it. */
+/* B's columns n0 .. n0+cols; w is B^T [N, K] when by_columns, else B [K, N]. */
+static void pack_right(const Right *b, const Matrix *w, bool by_columns, size_t n0, size_t cols, size_t K) {
+    if (by_columns)
+        right_from_columns(b, w, n0, 0, K, cols);
+    else
+        right_from_rows(b, w, 0, n0, K, cols);
+}
+
+/* The same product as product() in panels that each pack the columns they need. */
+static void product_own_panel(const Matrix *a, const Matrix *w, bool by_columns, const Epilogue *e, size_t m0,
+                              size_t rows, size_t n0, size_t cols, size_t K) {
+    Right b = right_at((unit *)scratch(SCRATCH_B, right_units(K, cols) * sizeof(unit)), K, cols);
+    pack_right(&b, w, by_columns, n0, cols, K);
+    product_panel(a, &b, e, m0, rows, n0, cols, K);
+}
+
+#ifdef USE_ONEDNN
+/* A panel through oneDNN into fp32 in cache, then the epilogue; through our engine where oneDNN refuses. */
+static void product_library_panel(const Matrix *a, const Matrix *w, bool by_columns, const Epilogue *e, size_t m0,
+                                  size_t rows, size_t n0, size_t cols, size_t K) {
+    size_t ldc = round_up(cols, BLOCK_N);
+    float *c = (float *)scratch(SCRATCH_C, rows * ldc * sizeof(float));
+    if (!onednn_product(c, ldc, a, false, m0, 0, w, by_columns, by_columns ? n0 : 0, by_columns ? 0 : n0, rows, cols,
+                        K)) {
+        product_own_panel(a, w, by_columns, e, m0, rows, n0, cols, K);
+        return;
+    }
+    for (size_t n = 0; n < cols; n += BLOCK_N)
+        epilogue_block(e, c + n, ldc, m0, rows, n0 + n, min_size(BLOCK_N, cols - n));
+}
+#endif
+
+/* C [M, N] = A [M, K] B through the epilogue; w as in pack_right. A small B is packed once for all; of a large one
+ * each task packs the columns it needs, and takes many rows to make that worth it. */
 static void product(const Matrix *a, const Matrix *w, bool by_columns, const Epilogue *e, size_t M, size_t N,
                     size_t K) {
-    const size_t cache = 512 * 1024;
+    const size_t cache = 512 * 1024;  // units
     bool shared = right_units(K, N) <= cache;
-    size_t panel_n = shared ? N : max_size(BLOCK_N, cache / 2 / round_up(K, K_STEP) / BLOCK_N * BLOCK_N);
-    size_t panel_m = shared ? 256 : 4096;
-    if (shared && M <= 1024) panel_n = BLOCK_N * 2;
-    size_t rows = div_up(M, panel_m), cols = div_up(N, panel_n);
+    size_t panel_m = shared ? 256 : 4096, panel_n = cache / 2 / round_up(K, K_STEP) / BLOCK_N * BLOCK_N;
+    panel_n = !shared ? max_size(BLOCK_N, panel_n) : M <= 1024 ? 2 * BLOCK_N : N;
+#ifdef USE_ONEDNN
+    shared = false, panel_m = 256, panel_n = 256;
+#endif
+    size_t rows = div_up(M, panel_m), tasks = rows * div_up(N, panel_n);
     unit *whole = (unit *)scratch(SCRATCH_SHARED, shared ? right_units(K, N) * sizeof(unit) : 1);
 #pragma omp parallel if (M * N * K > 100000)
     {
-        if (shared) {
 #pragma omp for schedule(static)
-            for (size_t n = 0; n < N; n += BLOCK_N) {
-                Right part = right_at(whole + right_units(K, n), K, min_size(BLOCK_N, N - n));
-                if (by_columns)
-                    right_from_columns(&part, w, n, 0, K, min_size(BLOCK_N, N - n));
-                else
-                    right_from_rows(&part, w, 0, n, K, min_size(BLOCK_N, N - n));
-            }
+        for (size_t n = 0; n < (shared ? N : 0); n += BLOCK_N) {
+            Right part = right_at(whole + right_units(K, n), K, min_size(BLOCK_N, N - n));
+            pack_right(&part, w, by_columns, n, min_size(BLOCK_N, N - n), K);
         }
 #pragma omp for schedule(dynamic)
-        for (size_t task = 0; task < rows * cols; task++) {
-            size_t m0 = task % rows * panel_m, n0 = task / rows * panel_n, width = min_size(panel_n, N - n0);
-            Right b = right_at(whole + right_units(K, n0), K, width);
-            if (!shared) {
-                b.data = (unit *)scratch(SCRATCH_B, right_units(K, width) * sizeof(unit));
-                if (by_columns)
-                    right_from_columns(&b, w, n0, 0, K, width);
-                else
-                    right_from_rows(&b, w, 0, n0, K, width);
-            }
-            product_panel(a, &b, e, m0, min_size(panel_m, M - m0), n0, width, K);
+        for (size_t task = 0; task < tasks; task++) {
+            size_t m0 = task % rows * panel_m, height = min_size(panel_m, M - m0);
+            size_t n0 = task / rows * panel_n, width = min_size(panel_n, N - n0);
+            Right b = right_at(whole + right_units(K, shared ? n0 : 0), K, width);
+            if (shared) product_panel(a, &b, e, m0, height, n0, width, K);
+#ifdef USE_ONEDNN
+            else
+                product_library_panel(a, w, by_columns, e, m0, height, n0, width, K);
+#else
+            else
+                product_own_panel(a, w, by_columns, e, m0, height, n0, width, K);
+#endif
         }
     }
 }
@@ -141,7 +180,7 @@ static void product_few_rows(const floatX *inp, const Weight *w, const Epilogue 
         size_t begin = task * BLOCK_N, end = min_size(w->rows, begin + BLOCK_N);
         memset(c, 0, sizeof c);
         few_rows_product(c, BLOCK_N, x, w, rows, begin, end);
-        epilogue_block(e, c, 0, rows, begin, end - begin);
+        epilogue_block(e, c, BLOCK_N, 0, rows, begin, end - begin);
     }
 }
 
@@ -172,8 +211,8 @@ static void cpu_linear_backward_input(floatX *dinp, const floatX *dout, Weight w
 
 /* ---- dW += dout^T inp, dbias += column sums of dout ----
  * The narrower of dout and inp is the left operand, because that one must be transposed while it is packed: where inp
- * is narrower, dW^T is made and turned at the end. The rows are cut into parts by shape, so that a small dW has enough
- * tasks; each part is summed apart, and the parts are added in order. */
+ * is narrower, dW^T is made and turned at the end. The rows are cut into parts by shape, so that a small dW has
+ * enough tasks; each part is summed apart, and the parts are added in order. */
 
 enum { CHUNK = 512, PANEL_M = 512, PANEL_N = 256 };
 
@@ -191,7 +230,7 @@ static void column_sums(float *sums, const floatX *x, size_t rows, size_t cols, 
         vf_store(sums + c + 2 * LANES, vf_load(sums + c + 2 * LANES) + s2);
         vf_store(sums + c + 3 * LANES, vf_load(sums + c + 3 * LANES) + s3);
     }
-    FOR_LANES(i, m, c, cols) {
+    FOR_LANES (i, m, c, cols) {
         vf sum = vf_load_n(sums + i, m);
         for (size_t r = 0; r < rows; r++) sum += vx_load_n(x + r * ld + i, m);
         vf_store_n(sums + i, sum, m);
@@ -218,6 +257,25 @@ typedef struct {
     float *sums, *biases;  // [parts, O, I], [parts, O]; biases NULL: not wanted
 } WeightGradient;
 
+/* c [height, ldc] = sum over the rows begin .. end of left's columns m0.. times right's columns n0.. */
+static void weight_panel_sum(float *c, size_t ldc, const Matrix *left, const Matrix *right, size_t m0, size_t height,
+                             size_t n0, size_t width, size_t begin, size_t end) {
+#ifdef USE_ONEDNN
+    if (onednn_product(c, ldc, left, true, begin, m0, right, false, begin, n0, height, width, end - begin)) return;
+#endif
+    unit *a = (unit *)scratch(SCRATCH_A, round_up(height, M_STEP) * CHUNK * sizeof(unit));
+    unit *packed = (unit *)scratch(SCRATCH_B, right_units(CHUNK, width) * sizeof(unit));
+    tile_begin();
+    for (size_t k = begin; k < end; k += CHUNK) {
+        size_t depth = min_size(CHUNK, end - k);
+        Right b = right_at(packed, depth, width);
+        left_from_columns(a, b.K, left, k, m0, height, depth);
+        right_from_rows(&b, right, k, n0, depth, width);
+        tile_product(c, ldc, a, b.K, &b, 0, 0, height, width, depth, k > begin);
+    }
+    tile_end();
+}
+
 /* Of one part: rows m0.. and columns n0.. of C. */
 static void weight_panel(const WeightGradient *g, size_t part, size_t m0, size_t n0) {
     size_t M = g->turned ? g->I : g->O, N = g->turned ? g->O : g->I;
@@ -226,27 +284,17 @@ static void weight_panel(const WeightGradient *g, size_t part, size_t m0, size_t
     Matrix left = activation_matrix(g->turned ? g->inp : g->dout, M);
     Matrix right = activation_matrix(g->turned ? g->dout : g->inp, N);
     float *c = (float *)scratch(SCRATCH_C, round_up(height, M_STEP) * ldc * sizeof(float));
-    unit *a = (unit *)scratch(SCRATCH_A, round_up(height, M_STEP) * CHUNK * sizeof(unit));
-    unit *packed = (unit *)scratch(SCRATCH_B, right_units(CHUNK, width) * sizeof(unit));
-    tile_begin();
-    for (size_t k = begin; k < end; k += CHUNK) {
-        size_t depth = min_size(CHUNK, end - k);
-        Right b = right_at(packed, depth, width);
-        left_from_columns(a, b.K, &left, k, m0, height, depth);
-        right_from_rows(&b, &right, k, n0, depth, width);
-        tile_product(c, ldc, a, b.K, &b, 0, 0, height, width, depth, k > begin);
-        if (g->biases && !g->turned && n0 == 0)
-            column_sums(g->biases + part * g->O + m0, g->dout + k * g->O + m0, depth, height, g->O);
-        if (g->biases && g->turned && m0 == 0)
-            column_sums(g->biases + part * g->O + n0, g->dout + k * g->O + n0, depth, width, g->O);
-    }
-    tile_end();
+    weight_panel_sum(c, ldc, &left, &right, m0, height, n0, width, begin, end);
+    if (g->biases && !g->turned && n0 == 0)
+        column_sums(g->biases + part * g->O + m0, g->dout + begin * g->O + m0, end - begin, height, g->O);
+    if (g->biases && g->turned && m0 == 0)
+        column_sums(g->biases + part * g->O + n0, g->dout + begin * g->O + n0, end - begin, width, g->O);
     float *sum = g->sums + part * g->O * g->I;
     if (g->turned) {
         store_transposed(sum + n0 * g->I + m0, g->I, c, ldc, height, width);
     } else {
         for (size_t m = 0; m < height; m++)
-            FOR_LANES(n, i, 0, width) vf_store_n(sum + (m0 + m) * g->I + n0 + n, vf_load(c + m * ldc + n), i);
+            FOR_LANES (n, i, 0, width) vf_store_n(sum + (m0 + m) * g->I + n0 + n, vf_load(c + m * ldc + n), i);
     }
 }
 
@@ -254,7 +302,8 @@ static void cpu_linear_backward_weight(float *dweight, float *dbias, const float
                                        size_t rows, int O, int I) {
     size_t size = (size_t)O * I, most = min_size(16, max_size(1, (1 << 19) / size));
     WeightGradient g = {dout, inp, O, I, max_size(CHUNK, round_up(div_up(rows, most), 32)), rows, I < O, NULL, NULL};
-    size_t parts = div_up(rows, g.part_rows), ms = div_up(g.turned ? I : O, PANEL_M), ns = div_up(g.turned ? O : I, PANEL_N);
+    size_t parts = div_up(rows, g.part_rows), ms = div_up(g.turned ? I : O, PANEL_M),
+           ns = div_up(g.turned ? O : I, PANEL_N);
     g.sums = (float *)scratch(SCRATCH_SHARED, (parts * (size + O) + 1) * sizeof(float));
     g.biases = dbias ? g.sums + parts * size : NULL;
     if (dbias) memset(g.biases, 0, parts * O * sizeof(float));
@@ -266,8 +315,8 @@ static void cpu_linear_backward_weight(float *dweight, float *dbias, const float
 #pragma omp for schedule(static)
         for (size_t i = 0; i < size; i += 1024)
             for (size_t part = 0; part < parts; part++)
-                FOR_LANES(j, m, i, min_size(size, i + 1024))
-        vf_store_n(dweight + j, vf_load_n(dweight + j, m) + vf_load_n(g.sums + part * size + j, m), m);
+                FOR_LANES (j, m, i, min_size(size, i + 1024))
+                    vf_store_n(dweight + j, vf_load_n(dweight + j, m) + vf_load_n(g.sums + part * size + j, m), m);
     }
     for (size_t part = 0; dbias && part < parts; part++)
         for (int o = 0; o < O; o++) dbias[o] += g.biases[part * O + o];

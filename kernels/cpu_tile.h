@@ -32,8 +32,8 @@ static inline vf matrix_load(const Matrix *x, size_t index, size_t n) {
 
 static inline size_t round_up(size_t n, size_t step) { return div_up(n, step) * step; }
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(VECTOR_512) && defined(__linux__) &&                        \
-    !defined(PRECISION_FP32)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(VECTOR_512) && \
+    defined(__linux__) && !defined(PRECISION_FP32)
 #define TILE_AMX
 #include "cpu_tile_amx.h"
 #else

@@ -68,17 +68,15 @@ static inline vh load_16(const Matrix *x, size_t index, size_t n) {
 }
 
 /* Two rows of 16 to 16 pairs. */
-static inline vf interleave(vh even, vh odd) {
-    return (vf)(vu_from_vh(even) | vu_from_vh(odd) << 16);
-}
+static inline vf interleave(vh even, vh odd) { return (vf)(vu_from_vh(even) | vu_from_vh(odd) << 16); }
 
 /* Of two rows of 32, the pairs of the first 16 columns and those of the others. */
-#define FIRST_PAIRS                                                                                                    \
-    0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15,   \
-        47
-#define SECOND_PAIRS                                                                                                   \
-    16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, \
-        62, 31, 63
+#define FIRST_PAIRS                                                                                               \
+    0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, \
+        15, 47
+#define SECOND_PAIRS                                                                                                \
+    16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, \
+        30, 62, 31, 63
 
 /* B(k, n ..) and B(k + 1, n ..) for 16 columns; k is even */
 static inline void right_store_rows(const Right *b, size_t k, size_t n, vf even, vf odd) {
@@ -101,7 +99,8 @@ static void left_from_columns(unit *a, size_t lda, const Matrix *x, size_t row0,
             vf pair[16];
             for (int i = 0; i < 16; i++) {
                 size_t r = k + 2 * i, at = (row0 + r) * x->ld + col0 + m, n = min_size(16, M - m);
-                vh zero = {0}, even = r < K ? load_16(x, at, n) : zero, odd = r + 1 < K ? load_16(x, at + x->ld, n) : zero;
+                vh zero = {0}, even = r < K ? load_16(x, at, n) : zero,
+                   odd = r + 1 < K ? load_16(x, at + x->ld, n) : zero;
                 pair[i] = interleave(even, odd);
             }
             transpose_lanes(pair);
@@ -115,7 +114,8 @@ static void right_from_columns(const Right *b, const Matrix *x, size_t row0, siz
             vf row[16];
             for (size_t i = 0; i < 16; i++) {
                 row[i] = vf_zero();
-                if (n + i < N && k < K) row[i] = (vf)load_32(x, (row0 + n + i) * x->ld + col0 + k, min_size(32, K - k));
+                if (n + i < N && k < K)
+                    row[i] = (vf)load_32(x, (row0 + n + i) * x->ld + col0 + k, min_size(32, K - k));
             }
             transpose_lanes(row);
             memcpy(b->data + (n / 16 * (b->K / 32) + k / 32) * TILE, row, sizeof row);

@@ -5,7 +5,8 @@
 typedef float unit;
 enum { M_STEP = 1, N_STEP = LANES, K_STEP = 1 };
 
-/* Columns in blocks of one vector, one block after the other: B(k, n) is data[(n / LANES * K + k) * LANES + n % LANES]. */
+/* Columns in blocks of one vector, one block after the other: B(k, n) is data[(n / LANES * K + k) * LANES + n %
+ * LANES]. */
 typedef struct {
     unit *data;
     size_t K, N;
@@ -25,14 +26,14 @@ static inline void right_store_rows(const Right *b, size_t k, size_t n, vf even,
 
 static void left_from_rows(unit *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M, size_t K) {
     for (size_t m = 0; m < M; m++)
-        FOR_LANES(k, n, 0, K) vf_store_n(a + m * lda + k, matrix_load(x, (row0 + m) * x->ld + col0 + k, n), n);
+        FOR_LANES (k, n, 0, K) vf_store_n(a + m * lda + k, matrix_load(x, (row0 + m) * x->ld + col0 + k, n), n);
 }
 
 /* dst[c * ld + r] = x[row0 + r][col0 + c] */
 static void transpose_into(float *dst, size_t ld, const Matrix *x, size_t row0, size_t col0, size_t rows,
                            size_t cols) {
     for (size_t r = 0; r < rows; r += LANES)
-        FOR_LANES(c, n, 0, cols) {
+        FOR_LANES (c, n, 0, cols) {
             vf block[LANES];
             for (size_t i = 0; i < LANES; i++) {
                 block[i] = vf_zero();
@@ -49,8 +50,8 @@ static void left_from_columns(unit *a, size_t lda, const Matrix *x, size_t row0,
 
 static void right_from_rows(const Right *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
     for (size_t k = 0; k < K; k++)
-        FOR_LANES(n, m, 0, N)
-    vf_store(b->data + n * b->K + k * LANES, matrix_load(x, (row0 + k) * x->ld + col0 + n, m));
+        FOR_LANES (n, m, 0, N)
+            vf_store(b->data + n * b->K + k * LANES, matrix_load(x, (row0 + k) * x->ld + col0 + n, m));
 }
 
 static void right_from_columns(const Right *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
@@ -85,12 +86,12 @@ static void tile_product(float *c, size_t ldc, const unit *a, size_t lda, const 
     for (size_t n = 0; n < N; n += 2 * LANES) {
         const float *column = b->data + (n0 + n) * b->K + k0 * LANES;
         size_t m = 0;
-#define BLOCKS(rows)                                                                                                   \
-    for (; m + rows <= M; m += rows) {                                                                                 \
-        if (N - n > LANES)                                                                                             \
-            tile_block(c + m * ldc + n, ldc, a + m * lda, lda, column, b->K * LANES, K, accumulate, rows, 2);                  \
-        else                                                                                                           \
-            tile_block(c + m * ldc + n, ldc, a + m * lda, lda, column, b->K * LANES, K, accumulate, rows, 1);                  \
+#define BLOCKS(rows)                                                                                          \
+    for (; m + rows <= M; m += rows) {                                                                        \
+        if (N - n > LANES)                                                                                    \
+            tile_block(c + m * ldc + n, ldc, a + m * lda, lda, column, b->K * LANES, K, accumulate, rows, 2); \
+        else                                                                                                  \
+            tile_block(c + m * ldc + n, ldc, a + m * lda, lda, column, b->K * LANES, K, accumulate, rows, 1); \
     }
         BLOCKS(ROWS)
         BLOCKS(2)

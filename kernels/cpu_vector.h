@@ -1,7 +1,7 @@
 /* Vectors for the CPU kernels: one native register of fp32 lanes through the vector extensions of GCC and clang,
  * loads and stores of fp32 and bf16 (whole or partial), exp, log and the normal distribution function, and the
- * scratch memory of a thread. Every kernel in this folder is written with these, so a ragged end goes through the same
- * arithmetic as the middle and the bits do not depend on where a loop was cut. */
+ * scratch memory of a thread. Every kernel in this folder is written with these, so a ragged end goes through the
+ * same arithmetic as the middle and the bits do not depend on where a loop was cut. */
 #ifndef KERNELS_CPU_VECTOR_H
 #define KERNELS_CPU_VECTOR_H
 
@@ -31,7 +31,15 @@ typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
 /* ---- arithmetic ---- */
 
-static inline vf vf_set(float x) { return (vf){0} + x; }
+static inline vf vf_set(float x) {
+#if defined(VECTOR_512)
+    return (vf)_mm512_set1_ps(x);
+#elif defined(VECTOR_256)
+    return (vf)_mm256_set1_ps(x);
+#else
+    return (vf){0} + x;
+#endif
+}
 static inline vf vf_zero(void) { return (vf){0}; }
 static inline vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
@@ -194,9 +202,9 @@ static inline vf vx_load(const floatX *p) { return vx_load_n(p, LANES); }
 static inline void vx_store(floatX *p, vf v) { vx_store_n(p, v, LANES); }
 
 /* for (i = begin; i < end; i += LANES) with m = how many elements this step has */
-#define FOR_LANES(i, m, begin, end)                                                                                    \
-    for (size_t i = (begin), i##_end = (end), m; i < i##_end && (m = i##_end - i < LANES ? i##_end - i : LANES, true); \
-         i += LANES)
+#define FOR_LANES(i, m, begin, end)              \
+    for (size_t i = (begin), i##_end = (end), m; \
+         i < i##_end && (m = i##_end - i < LANES ? i##_end - i : LANES, true); i += LANES)
 
 /* x[i][j] <-> x[j][i] for LANES vectors: log2(LANES) rounds of a perfect shuffle of the rows. */
 static inline void transpose_lanes(vf *x) {
@@ -245,7 +253,8 @@ static inline vf vf_exp(vf x) {
 #endif
 }
 
-/* 1 / x to 1e-7 relative for 1e-37 < |x| < 1e38: an estimate and a step of Newton's iteration where that is faster. */
+/* 1 / x to 1e-7 relative for 1e-37 < |x| < 1e38: an estimate and a step of Newton's iteration where that is faster.
+ */
 static inline vf vf_reciprocal(vf x) {
 #if defined(VECTOR_512)
     vf r = (vf)_mm512_rcp14_ps((__m512)x);
@@ -289,9 +298,9 @@ static inline vf vf_normal_cdf(vf x, vf *density) {
 
 /* ---- scratch ---- */
 
-/* Memory that belongs to the calling thread, 64-byte aligned, at least `bytes` large, contents undefined. It grows and
- * is never given back before the thread ends, so a training step allocates nothing. slot: a thread can hold several
- * at once; a second call with the same slot replaces the first. */
+/* Memory that belongs to the calling thread, 64-byte aligned, at least `bytes` large, contents undefined. It grows
+ * and is never given back before the thread ends, so a training step allocates nothing. slot: a thread can hold
+ * several at once; a second call with the same slot replaces the first. */
 enum { SCRATCH_SHARED, SCRATCH_A, SCRATCH_B, SCRATCH_C, SCRATCH_SLOTS };
 
 typedef struct {

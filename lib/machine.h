@@ -1,5 +1,5 @@
-/* What this machine can do, measured: the denominators of every "share of peak" that is printed. Each measurement takes
- * about a tenth of a second. */
+/* What this machine can do, measured: the denominators of every "share of peak" that is printed. Each measurement
+ * takes about a tenth of a second. */
 #ifndef LIB_MACHINE_H
 #define LIB_MACHINE_H
 
@@ -13,10 +13,10 @@ static inline double machine_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Bytes per second at which all threads together read memory (the host's), the best of a few passes over 256 MiB; 0
+/* Bytes per second at which all threads together read memory (the host's), the best of three passes over 128 MiB; 0
  * when there is no room for that. */
 static inline double measure_read_bandwidth(void) {
-    const size_t block = 1 << 15, blocks = 1024;  // of 8-byte words: 256 KiB a block
+    const size_t block = 1 << 15, blocks = 512;  // of 8-byte words: 256 KiB a block
     uint64_t *data = (uint64_t *)malloc(blocks * block * sizeof(uint64_t));
     if (!data) return 0.0;
     double best = 0.0;
@@ -38,16 +38,16 @@ static inline double measure_read_bandwidth(void) {
     return best;
 }
 
-/* Floating-point operations per second of the device's largest ordinary product (linear_forward of 4096 rows, 1024 to
+/* Floating-point operations per second of the device's largest ordinary product (linear_forward of 2048 rows, 1024 to
  * 1024 channels, in floatX), the best of a few runs; 0 when there is no room for that. */
 static inline double measure_peak_flops(const Ops *op) {
-    const size_t rows = 4096, width = 1024;
+    const size_t rows = 2048, width = 1024;
     floatX *x = (floatX *)op->alloc(rows * width * sizeof(floatX));
     floatX *y = (floatX *)op->alloc(rows * width * sizeof(floatX));
     floatX *w = (floatX *)op->alloc(width * width * sizeof(floatX));
     Weight weight = {w, DT_FLOATX, (int)width, (int)width, NULL};
     double best = 0.0, start = machine_seconds();
-    for (int run = 0; x && y && w && (run < 3 || (run < 20 && machine_seconds() - start < 0.1)); run++) {
+    for (int run = 0; x && y && w && (run < 2 || (run < 20 && machine_seconds() - start < 0.1)); run++) {
         double begin = machine_seconds();
         op->linear_forward(y, x, weight, NULL, ACT_NONE, NULL, rows);
         op->sync();

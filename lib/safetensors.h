@@ -206,8 +206,8 @@ static inline int safetensors_open(SafeTensors *st, const char *path, Error *err
     else if (header > SAFETENSORS_MAX_HEADER || header > st->file.size - 8)
         status =
             error_set(err,
-                      "cannot read %s: its header should have %llu bytes, but the file has only %zu (and 100 MB is "
-                      "the limit); it is not a safetensors file or is cut off",
+                      "cannot read %s: it is not a safetensors file, or it is cut off (its first 8 bytes announce a "
+                      "header of %llu bytes; the file has %zu, and 100 MB is the limit)",
                       path, (unsigned long long)header, st->file.size);
     else
         status = json_parse(&j, (const char *)st->file.data + 8, (size_t)header, name, err);
