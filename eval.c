@@ -18,7 +18,12 @@ static struct {
     int64_t batch, samples, threads;
     double temperature, beta;
     bool greedy;
-} opt = {.data = "dev/starter/test.bin", .device = "auto", .loss = "kl", .batch = 32, .temperature = 2, .beta = 0.5,
+} opt = {.data = "dev/starter/test.bin",
+         .device = "auto",
+         .loss = "kl",
+         .batch = 32,
+         .temperature = 2,
+         .beta = 0.5,
          .greedy = true};
 
 static const Option table[] = {
@@ -33,11 +38,12 @@ static const Option table[] = {
     {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each picture's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
     {"logits", 0, OPT_STRING, &opt.logits, "FILE",
-     "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and ids "
+     "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and "
+     "ids "
      "int32 [samples, positions], -1 where a text has ended",
      0, 0},
-    {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex", 0,
-     0},
+    {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
+     0, 0},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
 };
@@ -188,8 +194,8 @@ static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, i
             head = param_weight(teacher->head);
         }
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
-        objective_run(&objective, NULL, NULL, m->hidden, param_weight(m->head), teacher ? teacher->hidden : NULL, head,
-                      m->labels, m->n, 0, &report->sums);
+        objective_run(&objective, NULL, NULL, m->hidden, param_weight(m->head), teacher ? teacher->hidden : NULL,
+                      head, m->labels, m->n, 0, &report->sums);
         if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
         report->samples += B;
         progress_update(&progress, report->samples, NULL);
@@ -209,7 +215,8 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
     char *text, *path = format_string("%s/%05lld%s", opt.texts, (long long)sample, ending);
     size_t bytes;
     tokenizer_decode(t, ids, n, &text, &bytes);
-    check(atomic_open(&file, path, &err) || atomic_write(&file, text, bytes, &err) || atomic_commit(&file, &err), &err);
+    check(atomic_open(&file, path, &err) || atomic_write(&file, text, bytes, &err) || atomic_commit(&file, &err),
+          &err);
     free(text);
     free(path);
 }
@@ -338,7 +345,8 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     Model *m = &model;
     check(model_open(m, op, path, true, &err), &err);
     if (d->fingerprint != m->tokenizer.fingerprint)
-        die("%s was made with another tokenizer than %s", opt.data, path);
+        die("%s was made with another tokenizer than %s; convert the data again with the model's tokenizer", opt.data,
+            path);
     if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
         die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
     int text = (int)d->longest, room = model_text_room(m);

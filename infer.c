@@ -19,8 +19,7 @@ static struct {
 
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
-     "model file (default: the newest of out/best.safetensors and out/student.safetensors, else the starter student)",
-     0, 0},
+     "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
      "write there; with several pictures, or when it is a folder, as NAME.tex in it", 0, 0},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8", 0,
@@ -31,7 +30,8 @@ static const Option table[] = {
     {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N", "longest text; 0: as long as the model can write", 0, 1e9},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
-    {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the picture as the model sees it, in coloured characters on stderr", 0, 0},
+    {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the picture as the model sees it, in coloured characters on stderr",
+     0, 0},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -41,18 +41,13 @@ static bool is_folder(const char *path) {
     return !stat(path, &s) && S_ISDIR(s.st_mode);
 }
 
-/* What was trained last, else what ships. */
+/* What was trained here, the best of it where there is a best, else what ships. */
 static const char *default_model(void) {
-    static const char *const trained[] = {"out/best.safetensors", "out/student.safetensors"};
-    const char *newest = "dev/starter/student.safetensors";
-    struct stat s;
-    time_t when = 0;
-    for (int i = 0; i < 2; i++)
-        if (!stat(trained[i], &s) && s.st_mtime > when) {
-            when = s.st_mtime;
-            newest = trained[i];
-        }
-    return newest;
+    static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
+                                         "dev/starter/student.safetensors"};
+    for (int i = 0; i < 3; i++)
+        if (file_exists(models[i])) return models[i];
+    die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
 }
 
 /* Two pixels a character (the upper half block, its colour and its background), every other pixel of the picture. */
@@ -61,8 +56,8 @@ static void show_picture(const uint8_t *pixels, int size) {
         for (int x = 0; x < size; x += 2) {
             const uint8_t *upper = pixels + ((size_t)y * (size_t)size + (size_t)x) * 3;
             const uint8_t *lower = upper + 2 * (size_t)size * 3;
-            fprintf(stderr, "\033[38;2;%d;%d;%dm\033[48;2;%d;%d;%dm\xe2\x96\x80", upper[0], upper[1], upper[2], lower[0],
-                    lower[1], lower[2]);
+            fprintf(stderr, "\033[38;2;%d;%d;%dm\033[48;2;%d;%d;%dm\xe2\x96\x80", upper[0], upper[1], upper[2],
+                    lower[0], lower[1], lower[2]);
         }
         fputs("\033[0m\n", stderr);
     }
@@ -91,15 +86,14 @@ static int write_program(Decoder *d, Sampler *sampler, const char *path, FILE *o
         const uint8_t *bytes;
         size_t n = tokenizer_piece(t, id, &bytes);
         if (fwrite(bytes, 1, n, out) != n || fflush(out))
-            return error_set(err, "cannot write the program of %s to %s: %s", path, opt.output ? opt.output : "stdout",
-                             strerror(errno));
+            return error_set(err, "cannot write the program of %s to %s: %s", path,
+                             opt.output ? opt.output : "stdout", strerror(errno));
         if (n) line_open = bytes[n - 1] != '\n';
         if (count + 1 < room) decoder_step(d, &id);
     }
     double done = seconds_now();
     if (line_open) fputc('\n', out);
-    if (count == room)
-        warn("%s: stopped after %d tokens without an end; the document is not complete", path, room);
+    if (count == room) warn("%s: stopped after %d tokens without an end; the document is not complete", path, room);
     if (!opt.quiet)
         fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n", path, 1e3 * (looked - start),
                 count, done > looked ? count / (done - looked) : 0);
@@ -113,9 +107,7 @@ static char *output_path(const char *folder, const char *picture) {
     return format_string("%s/%.*s.tex", folder, length, name);
 }
 
-static int compare_names(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
+static int compare_names(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 /* Refuses pictures such as a/x.png and b/x.jpg, of which one program would silently replace the other. */
 static void check_names(const StringList *pictures) {
@@ -149,8 +141,8 @@ int main(int argc, char **argv) {
     Decoder decoder;
     Sampler sampler;
     Error err;
-    options_parse(table, OPTIONS, argc, argv, "[options] PICTURE...\n\nWrites the TikZ program that draws each picture.",
-                  &pictures);
+    options_parse(table, OPTIONS, argc, argv,
+                  "[options] PICTURE...\n\nWrites the TikZ program that draws each picture.", &pictures);
     if (!pictures.count) options_die("no picture given");
     if (opt.threads) omp_set_num_threads((int)opt.threads);
     const Ops *op = ops_for_device(opt.device);

@@ -427,6 +427,7 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     model_declare(m);
     params_allocate_values(&m->params, op);
     params_randomise(&m->params, op, PART_ALL, seed);
+    vision_white_is_zero(&m->vision, op);
     vision_sincos_positions(&m->vision, op);
     model_make_rope(m);
     return 0;

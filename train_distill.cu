@@ -30,35 +30,77 @@ static struct {
     double temperature, alpha, w_ce, w_soft, w_hard, w_embed, beta, entropy_low, entropy_high, sure, sure_factor;
     bool resume, overwrite, recompute, augment;
 } opt = {
-    "dev/starter/teacher.safetensors", "small", NULL, "none", "dev/starter/train.bin", "dev/starter/val.bin", "out",
-    "vision,connector,lm", "auto",
-    0, 10, 64, 1, 1, -1, 0, 0, 0, 0, 1024, 0,
+    "dev/starter/teacher.safetensors",
+    "base,lm.layers=2",
+    NULL,
+    "teacher",
+    "dev/starter/train.bin",
+    "dev/starter/val.bin",
+    "out",
+    "vision,connector,lm",
+    "auto",
     0,
-    2e-3, 0.05, 0.1, 0.05, 0.9, 0.98, 1.0,
-    "cosine", "kl", "none",
-    2.0, NAN, 0.5, 0.5, 0.0, 0.0, 0.5, 0.0, 1e9, 2.0, 0.3,
-    false, false, false, false,
+    10,
+    64,
+    1,
+    1,
+    -1,
+    0,
+    0,
+    0,
+    0,
+    1024,
+    0,
+    0,
+    2e-3,
+    0.05,
+    0.1,
+    0.05,
+    0.9,
+    0.98,
+    1.0,
+    "cosine",
+    "kl",
+    "none",
+    2.0,
+    NAN,
+    0.5,
+    0.5,
+    0.0,
+    0.0,
+    0.5,
+    0.0,
+    1e9,
+    2.0,
+    0.3,
+    false,
+    false,
+    false,
+    false,
 };
 
-#define HEADING(text) {NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0}
+#define HEADING(text) \
+    { NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0 }
 static const Option table[] = {
     HEADING("models"),
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "model to learn from, or none", 0, 0},
     {"student", 0, OPT_STRING, &opt.student, "FILE|SHAPE",
-     "model to train: a file, or a shape (tiny, small, base, tl-1.1b; small,lm.layers=4 changes a key) drawn at random",
+     "model to train: a file, or a shape (tiny, small, base, tl-1.1b; small,lm.layers=4 changes a key) drawn at "
+     "random",
      0, 0},
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree, its layers taken evenly; none: at random", 0,
-     0},
+     "start a new student from this model wherever names and shapes agree, its layers taken evenly; none: at random",
+     0, 0},
     {"train", 0, OPT_STRING, &opt.train, "PARTS", "parts to train; the others stay frozen", 0, 0},
     HEADING("data"),
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "training data", 0, 0},
     {"val-data", 0, OPT_STRING, &opt.val_data, "FILE", "validation data, or none", 0, 0},
     {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
      "leave out samples with more text tokens than this; 0: as many as the models take", 0, 1e9},
-    {"augment", 0, OPT_FLAG, &opt.augment, NULL, "vary brightness, contrast, noise and sharpness of the pictures", 0, 0},
+    {"augment", 0, OPT_FLAG, &opt.augment, NULL, "vary brightness, contrast, noise and sharpness of the pictures", 0,
+     0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded pictures", 0, 1e9},
     HEADING("training"),
     {"out", 'o', OPT_STRING, &opt.out, "DIR", "folder for the student, checkpoints and the log", 0, 0},
@@ -91,8 +133,8 @@ static const Option table[] = {
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
-    {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME", "none, or image2tikz: temperature, weights and band move",
-     0, 0},
+    {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
+     "none, or image2tikz: temperature, weights and band move", 0, 0},
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
     {"sure", 0, OPT_FLOAT, &opt.sure, "P",
@@ -102,7 +144,8 @@ static const Option table[] = {
     HEADING("machine"),
     {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
-    {"recompute", 0, OPT_FLAG, &opt.recompute, NULL, "keep one activation a block and compute the others twice", 0, 0},
+    {"recompute", 0, OPT_FLAG, &opt.recompute, NULL, "keep one activation a block and compute the others twice", 0,
+     0},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 
@@ -113,22 +156,22 @@ typedef struct {
     const Ops *op;
     Model student, teacher;
     bool has_teacher, has_val;
-    int teacher_pixels;      // which of a batch's pictures the teacher looks at: 1 when it wants another size
-    int parts;               // of the student that are trained
+    int teacher_pixels;  // which of a batch's pictures the teacher looks at: 1 when it wants another size
+    int parts;           // of the student that are trained
     Dataset data, val;
     Loader loader;
     int text;                // most text tokens of a sample
     ObjectiveConfig config;  // as given; the schedule moves objective.config
     bool moves;              // --kd-schedule image2tikz
     Objective objective;
-    Params *lists[2];        // what is trained: the student and the objective's map
+    Params *lists[2];  // what is trained: the student and the objective's map
     AdamW adamw;
     LearningRate lr;
-    float *norm_squared;     // device
+    float *norm_squared;  // device
     int64_t steps, step, steps_per_epoch;
-    double best;             // validation CE of the best checkpoint
-    int64_t worse;           // evaluations since
-    double peak;             // measured product rate, FLOP/s
+    double best;    // validation CE of the best checkpoint
+    int64_t worse;  // evaluations since
+    double peak;    // measured product rate, FLOP/s
     FILE *log;
     char *student_path, *best_path, *state_path, *log_path, *options_path;
 } Run;
@@ -195,8 +238,9 @@ static ObjectiveConfig parse_objective(void) {
     return c;
 }
 
-/* The name in a model of `from` layers of what the student calls `name`: layer l of n stands for the layer at the same
- * share of the depth, first for first and last for last (Sanh et al. 2019, "DistilBERT", take every other layer). */
+/* The name in a model of `from` layers of what the student calls `name`: layer l of n stands for the layer at the
+ * same share of the depth, first for first and last for last (Sanh et al. 2019, "DistilBERT", take every other
+ * layer). */
 static void name_in_source(char *out, size_t size, const char *name, const ModelConfig *c, const ModelConfig *from) {
     int l, at = 0, vision = !strncmp(name, "vision.", 7);
     int n = vision ? c->vision.layers : c->lm.layers, m = vision ? from->vision.layers : from->lm.layers;
@@ -225,7 +269,8 @@ static void start_from(Run *r, const char *path) {
         taken++;
     }
     safetensors_close(&st);
-    if (!taken) die("--init: no tensor of %s has the name and shape of one of the student's", path);
+    if (!taken && options_given(&opt.init))
+        die("--init: no tensor of %s has the name and shape of one of the student's", path);
     progress_note("student: %d of %d tensors start from %s", taken, params->count, path);
 }
 
@@ -237,9 +282,9 @@ static void open_models(Run *r) {
     if (opt.resume || file_exists(student)) {
         check(model_open(&r->student, r->op, student, false, &err), &err);
     } else {
-        const char *tokenizer = opt.tokenizer      ? opt.tokenizer
-                                : r->has_teacher   ? opt.teacher
-                                                   : "dev/starter/tokenizer.safetensors";
+        const char *tokenizer = opt.tokenizer    ? opt.tokenizer
+                                : r->has_teacher ? opt.teacher
+                                                 : "dev/starter/tokenizer.safetensors";
         check(model_create(&r->student, r->op, student, tokenizer, (uint64_t)opt.seed, &err), &err);
         if (strcmp(opt.init, "none")) start_from(r, strcmp(opt.init, "teacher") ? opt.init : opt.teacher);
     }
@@ -541,20 +586,23 @@ static bool evaluate_and_save(Run *r) {
 static void print_summary(const Run *r) {
     const Model *s = &r->student;
     size_t text = r->objective.arena.used;
-    fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", r->op->name,
-            omp_get_max_threads(), r->peak / 1e12);
+    fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", r->op->name, omp_get_max_threads(),
+            r->peak / 1e12);
     if (r->has_teacher)
-        fprintf(stderr, "teacher %s: %.2f M parameters\n", opt.teacher, (double)params_total(&r->teacher.params, PART_ALL) / 1e6);
+        fprintf(stderr, "teacher %s: %.2f M parameters\n", opt.teacher,
+                (double)params_total(&r->teacher.params, PART_ALL) / 1e6);
     fprintf(stderr, "student %s: %.2f M parameters (vision %.2f, connector %.2f, lm %.2f), %.2f M trained\n",
             opt.resume ? r->student_path : opt.student, (double)params_total(&s->params, PART_ALL) / 1e6,
-            (double)params_total(&s->params, PART_VISION) / 1e6, (double)params_total(&s->params, PART_CONNECTOR) / 1e6,
-            (double)params_total(&s->params, PART_LM) / 1e6, (double)params_total(&s->params, r->parts) / 1e6);
-    fprintf(stderr,
-            "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
-            "logits %.1f MB\n",
-            (double)s->params.values.used / 1e6, (double)s->params.gradients.used / 1e6,
-            (double)s->params.state.used / 1e6, (double)s->arena.used / 1e6, (double)r->teacher.arena.used / 1e6,
-            (double)text / 1e6);
+            (double)params_total(&s->params, PART_VISION) / 1e6,
+            (double)params_total(&s->params, PART_CONNECTOR) / 1e6, (double)params_total(&s->params, PART_LM) / 1e6,
+            (double)params_total(&s->params, r->parts) / 1e6);
+    fprintf(
+        stderr,
+        "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
+        "logits %.1f MB\n",
+        (double)s->params.values.used / 1e6, (double)s->params.gradients.used / 1e6,
+        (double)s->params.state.used / 1e6, (double)s->arena.used / 1e6, (double)r->teacher.arena.used / 1e6,
+        (double)text / 1e6);
     fprintf(stderr, "data: %llu samples, %lld steps of %lld pictures, %lld steps an epoch\n",
             (unsigned long long)r->data.count, (long long)r->steps, (long long)(opt.batch * opt.accum),
             (long long)r->steps_per_epoch);
@@ -578,7 +626,8 @@ static void train(Run *r) {
         StepResult x = train_step(r, batch);
         if (!isfinite(x.loss) || !isfinite(x.norm))
             die("the loss became %g (gradient norm %g) at step %lld%s%s with a smaller --lr", x.loss, x.norm,
-                (long long)r->step + 1, file_exists(r->state_path) ? "; --resume goes on from the checkpoint in " : "",
+                (long long)r->step + 1,
+                file_exists(r->state_path) ? "; --resume goes on from the checkpoint in " : "",
                 file_exists(r->state_path) ? opt.out : ", before the first checkpoint; start anew");
         r->step++;
         double now = seconds_now(), seconds = now - before;
@@ -610,7 +659,8 @@ static void recall_options(const Run *r, int argc, char **argv, const char *usag
     const char *out = opt.out;
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
     if (!file_exists(r->state_path))
-        die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", r->state_path);
+        die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume",
+            r->state_path);
     check(options_config(table, OPTIONS, r->options_path, &err), &err);
     const char *student = opt.student;
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
@@ -636,15 +686,16 @@ static void check_student(const char *student) {
 static void parse_options(Run *r, int argc, char **argv) {
     static const char *const schedules[] = {"cosine", "linear", "constant", "multistep"};
     static const char *const moves[] = {"none", "image2tikz"};
-    const char *usage = "[options]\n\nTrains a picture-to-TikZ model, by default from the starter teacher on the starter data.";
+    const char *usage =
+        "[options]\n\nTrains a picture-to-TikZ model, by default from the starter teacher on the starter data.";
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     name_files(r);
     if (opt.resume) recall_options(r, argc, argv, usage);
     if (!opt.resume) check_student(opt.student);
     if (opt.batch * opt.accum > 1 << 20)
-        options_die("--batch times --accum is %lld; at most 1048576 is supported", (long long)(opt.batch * opt.accum));
-    if (!strcmp(opt.init, "teacher") && !strcmp(opt.teacher, "none"))
-        options_die("--init teacher needs a --teacher");
+        options_die("--batch times --accum is %lld; at most 1048576 is supported",
+                    (long long)(opt.batch * opt.accum));
+    if (!strcmp(opt.init, "teacher") && !strcmp(opt.teacher, "none")) opt.init = "none";
     if (opt.threads) omp_set_num_threads((int)opt.threads);
     r->op = ops_for_device(opt.device);
     if (!r->op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
@@ -666,8 +717,9 @@ static void claim_folder(Run *r) {
             opt.out);
 }
 
-/* The options of this run, for a --resume. After all that can fail, so that a mistake in one attempt to resume does not
- * reach the next; with --overwrite the old checkpoint goes now, lest a --resume take it for one of this run. */
+/* The options of this run, for a --resume. After all that can fail, so that a mistake in one attempt to resume does
+ * not reach the next; with --overwrite the old checkpoint goes now, lest a --resume take it for one of this run, and
+ * the old best, lest infer does. */
 static void record_options(const Run *r) {
     Error err;
     AtomicFile file;
@@ -677,7 +729,9 @@ static void record_options(const Run *r) {
     options_write(table, OPTIONS, file.f);
     opt.resume = resume;
     check(atomic_commit(&file, &err), &err);
-    if (!resume) unlink(r->state_path);
+    if (resume) return;
+    unlink(r->state_path);
+    unlink(r->best_path);
 }
 
 int main(int argc, char **argv) {

@@ -66,7 +66,7 @@ static inline void vision_declare(Vision *v, Params *p) {
     float in = 1 / sqrtf(3.0f * (float)C), deep = in / sqrtf(2.0f * (float)c->layers);
     v->layer = (VisionLayer *)xcalloc((size_t)c->layers, sizeof(VisionLayer));
     v->acts = (VisionActs *)xcalloc((size_t)c->layers, sizeof(VisionActs));
-    v->patch_w = param_add(p, PART_VISION, "vision.", -1, "patch.weight", C, inputs, 1 / sqrtf(3.0f * (float)inputs));
+    v->patch_w = param_add(p, PART_VISION, "vision.", -1, "patch.weight", C, inputs, 4 / sqrtf(3.0f * (float)inputs));
     v->patch_b = param_add(p, PART_VISION, "vision.", -1, "patch.bias", C, 0, 0);
     v->position = param_add(p, PART_VISION, "vision.", -1, "position", vision_patches(c), C, 0.02f);
     v->position->decay = false;
@@ -91,6 +91,24 @@ static inline void vision_declare(Vision *v, Params *p) {
     v->connector_w =
         param_add(p, PART_CONNECTOR, "connector.", -1, "weight", c->out, joined, 1 / sqrtf(3.0f * (float)joined));
     if (c->bias) v->connector_b = param_add(p, PART_CONNECTOR, "connector.", -1, "bias", c->out, 0, 0);
+}
+
+/* White paper (pixels of 1 after normalisation) starts as zero: the patch biases cancel the weights' sums. Otherwise
+ * the thin grey lines of a small figure are a ripple on a large constant, and learning to see them takes most of the
+ * training. */
+static inline void vision_white_is_zero(const Vision *v, const Ops *op) {
+    int C = v->c.width, inputs = v->patch_w->cols;
+    floatX *weights = (floatX *)xmalloc(v->patch_w->n * sizeof(floatX));
+    floatX *bias = (floatX *)xmalloc((size_t)C * sizeof(floatX));
+    op->download(weights, v->patch_w->value, v->patch_w->n * sizeof(floatX));
+    for (int c = 0; c < C; c++) {
+        float sum = 0;
+        for (int i = 0; i < inputs; i++) sum += from_x(weights[(size_t)c * (size_t)inputs + (size_t)i]);
+        bias[c] = to_x(-sum);
+    }
+    op->upload(v->patch_b->value, bias, (size_t)C * sizeof(floatX));
+    free(weights);
+    free(bias);
 }
 
 /* Position embeddings start as 2-D sines and cosines: from random ones a small encoder needs many epochs to learn

@@ -81,9 +81,9 @@ static void append_chunk(Bytes *png, const char *type, const void *data, size_t 
     append_u32(png, crc32_bytes(0, png->data + at, size + 4));
 }
 
-/* png OUT WIDTH HEIGHT DEPTH COLOUR VALUE: every byte of the pixels is VALUE, but a tenth in the middle is 255 - VALUE
- * when DEPTH is 8 or 16 and VALUE is not 255. COLOUR as in the PNG header: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA.
- * More than 100 million pixels are only claimed: the data stop after the first row. */
+/* png OUT WIDTH HEIGHT DEPTH COLOUR VALUE: every byte of the pixels is VALUE, but a tenth in the middle is 255 -
+ * VALUE when DEPTH is 8 or 16 and VALUE is not 255. COLOUR as in the PNG header: 0 grey, 2 RGB, 4 grey and alpha, 6
+ * RGBA. More than 100 million pixels are only claimed: the data stop after the first row. */
 static void png(char **a) {
     size_t width = (size_t)number(a[1]), height = (size_t)number(a[2]);
     int depth = (int)number(a[3]), colour = (int)number(a[4]), value = (int)number(a[5]), packed = 0;
@@ -252,8 +252,8 @@ static void cross_entropy(char **a) {
 
 /* ---- JSON ---- */
 
-/* json FILE KEY...: the values of the keys, one line of text for each line of the file, which must be an object, or an
- * array of objects. A key that an object lacks gives -, except the first: lines without it are left out. */
+/* json FILE KEY...: the values of the keys, one line of text for each line of the file, which must be an object, or
+ * an array of objects. A key that an object lacks gives -, except the first: lines without it are left out. */
 static void print_json(char **a) {
     FILE *f = fopen(a[0], "r");
     char *line = NULL;
@@ -293,11 +293,16 @@ int main(int argc, char **argv) {
         int count;  // least number of arguments
         void (*run)(char **a);
     } commands[] = {
-        {"flip", "FILE OUT BIT", 3, flip},         {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
-        {"part", "DATA OUT FIRST COUNT", 4, part}, {"picture", "DATA OUT N", 3, picture},
-        {"token", "DATA OUT N ID", 4, token},      {"nan", "FILE OUT TENSOR", 3, nan_tensor},
-        {"word", "FILE OUT", 2, word},             {"tensor", "FILE NAME", 2, tensor},
-        {"ce", "LOGITS", 1, cross_entropy},        {"json", "FILE KEY...", 2, print_json},
+        {"flip", "FILE OUT BIT", 3, flip},
+        {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
+        {"part", "DATA OUT FIRST COUNT", 4, part},
+        {"picture", "DATA OUT N", 3, picture},
+        {"token", "DATA OUT N ID", 4, token},
+        {"nan", "FILE OUT TENSOR", 3, nan_tensor},
+        {"word", "FILE OUT", 2, word},
+        {"tensor", "FILE NAME", 2, tensor},
+        {"ce", "LOGITS", 1, cross_entropy},
+        {"json", "FILE KEY...", 2, print_json},
     };
     program_name_set(argv[0]);
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {

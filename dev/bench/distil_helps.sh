@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Does the teacher help? Trains the starter student with and without it, same start, same data order, same number of
+# steps, for several seeds, and measures each on the validation data.
+#
+#   dev/bench/distil_helps.sh [FOLDER [SEEDS...]]      default: build/distil-helps 1 2 3
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+folder=${1:-build/distil-helps}
+shift || true
+teacher=dev/starter/teacher.safetensors
+mkdir -p "$folder"
+models=()
+for seed in "${@:-1 2 3}"; do
+    for s in $seed; do
+        ./train_distill --seed "$s" --out "$folder/with-$s" --overwrite >&2
+        ./train_distill --seed "$s" --teacher none --init "$teacher" --out "$folder/without-$s" --overwrite >&2
+        models+=(--model "$folder/with-$s/student.safetensors" --model "$folder/without-$s/student.safetensors")
+    done
+done
+./eval --data dev/starter/val.bin --teacher "$teacher" "${models[@]}" --json "$folder/scores.json"

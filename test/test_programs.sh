@@ -1,0 +1,657 @@
+#!/bin/bash
+# End-to-end tests of train_distill, infer and eval: what a user does with them, and what a user does wrong.
+#
+#   test/test_programs.sh build/BF16      the argument is the folder with the programs
+#
+# Prints a check only when it fails, with the command and what it said, and at the end "N passed, M failed".
+# Needs what `make` needs: a compiler for the helper damage.c, bash and coreutils.
+
+programs=$(cd "${1:-build/BF16}" && pwd) || exit 1
+root=$(cd "$(dirname "$0")/.." && pwd)
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-programs-XXXXXX") || exit 1
+trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
+cd "$tmp" || exit 1
+export OMP_WAIT_POLICY=passive LC_ALL=C # threads that wait do not take time from other processes
+train=$programs/train_distill infer=$programs/infer eval=$programs/eval
+damage=$tmp/damage
+passed=0 failed=0
+
+# ---- checks ----
+
+pass() { passed=$((passed + 1)); }
+
+fail() { # WHAT: with the last command and its messages
+    failed=$((failed + 1))
+    echo "failed: $1"
+    echo "    command: ${last[*]//$programs\//}"
+    echo "    status $status, stderr: $(head -c 600 err)"
+}
+
+# check WHAT CONDITION...: a command that must succeed
+check() {
+    local what=$1
+    shift
+    if "$@"; then pass; else fail "$what"; fi
+}
+
+# run COMMAND...: leaves $status and the files out and err
+run() {
+    last=("$@")
+    timeout 120 "$@" >out 2>err </dev/null
+    status=$?
+}
+
+succeeds() { # COMMAND...
+    run "$@"
+    check "ends with status 0" [ $status = 0 ]
+}
+
+# The last command failed as it should: exactly one line "NAME: error: ...", nothing but reports before it.
+one_sentence() { # PART: what the line contains
+    local name=${last[0]##*/}
+    [ "$(grep -c 'error:' err)" = 1 ] && [[ $(tail -n 1 err) == "$name: error: "*"$1"* ]]
+}
+
+refuses() { # STATUS PART COMMAND...
+    local expected=$1 part=$2
+    shift 2
+    run "$@"
+    if [ $status != "$expected" ]; then
+        fail "refused with status $expected"
+    else
+        check "one sentence with '$part'" one_sentence "$part"
+    fi
+}
+
+# A damaged file may be noticed or not, but the program never crashes and never says more than a sentence.
+survives() { # COMMAND...
+    run "$@"
+    case $status in
+    0) pass ;;
+    1) check "one sentence" one_sentence "" ;;
+    *) fail "survives damage" ;;
+    esac
+}
+
+same() { cmp -s "$1" "$2"; }
+differ() { ! cmp -s "$1" "$2"; }
+near() { awk -v a="$1" -v b="$2" -v e="$3" 'BEGIN { exit !(a - b <= e && b - a <= e) }'; } # |a - b| <= e
+below() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
+no_partial() { [ -z "$(find "${1:-.}" -name '*.partial' -o -name '*.new')" ]; } # [FOLDER]
+number_of() { "$damage" json "$1" "$2" | sed -n "$3p" | tr -d ' '; } # FILE KEY LINE
+has_lines() { # FILE N
+    local lines
+    mapfile -t lines <"$1" && [ ${#lines[@]} -ge "$2" ]
+} 2>/dev/null
+wait_for() { # PROCESS COMMAND...: until it succeeds or the process ends, at most 60 s; starts none, to be in time
+    local begin=$SECONDS process=$1
+    shift
+    until "$@"; do
+        [ $((SECONDS - begin)) -lt 60 ] && kill -0 "$process" 2>/dev/null || return 1
+        read -rt 0.002 -u 9
+    done
+}
+
+# ---- what the tests use ----
+
+mkfifo pause && exec 9<>pause
+${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 "$root/test/damage.c" -o "$damage" -lm -lpthread || exit 1
+ln -s "$root/dev" dev
+: >err
+last=(damage)
+status=0
+starter=dev/starter/train.bin
+"$damage" part $starter train.bin 0 64 && "$damage" part $starter val.bin 64 8 || exit 1
+for i in 0 1 2; do "$damage" picture val.bin picture$i.png $i; done
+cp "$root/test/fixtures/pictures/cmyk.jpg" .
+: >empty
+mkdir folder
+echo "this is a text" >text.txt
+shape=tiny,vision.image_size=48,vision.layers=1,vision.width=32,vision.heads=1,vision.mlp=64
+shape=$shape,lm.layers=1,lm.width=32,lm.heads=2,lm.kv_heads=1,lm.head_dim=16,lm.ffn=64
+wide=${shape/lm.width=32/lm.width=48} # other widths, the same number of image tokens
+few=${shape/image_size=48/image_size=24}
+alone=("$train" --data train.bin --val-data none --batch 8 --teacher none)
+taught=("$train" --data train.bin --val-data none --batch 8 --teacher teacher.safetensors --student "$shape")
+
+# ---- training ----
+
+training() {
+    succeeds "${alone[@]}" --student "$wide" --steps 60 --lr 0.01 --val-data val.bin --eval-every 30 --out teacher
+    for f in student best state; do check "$f.safetensors is there" [ -s teacher/$f.safetensors ]; done
+    check "the best student is printed" [ "$(cat out)" = teacher/best.safetensors ]
+    check "no partial files" no_partial
+    check "the log has every field" eval '[ "$("$damage" json teacher/log.jsonl loss step ce accuracy lr norm \
+        tokens_per_second peak_share | grep -cv -e "- ")" = 60 ]'
+    check "the log has 62 lines" [ "$(wc -l <teacher/log.jsonl)" = 62 ]
+    check "the log has two validations" [ "$(grep -c '"val":{' teacher/log.jsonl)" = 2 ]
+    check "the loss falls" below "$(number_of teacher/log.jsonl loss 60)" 3.5
+    cp teacher/student.safetensors teacher.safetensors
+    "$damage" nan teacher.safetensors nan.safetensors lm.embed
+    refuses 1 "already holds a trained student" "${alone[@]}" --student "$shape" --steps 2 --out teacher
+    succeeds "${alone[@]}" --student "$shape" --steps 2 --out teacher --overwrite
+    check "--overwrite starts anew" has_lines teacher/log.jsonl 2
+    succeeds "${taught[@]}" --steps 8 --lr 0.01 --out student
+    check "the log has the teacher's fields" eval '[ "$("$damage" json student/log.jsonl soft hard agreement entropy \
+        gate | grep -cv -e "- ")" = 8 ]'
+    check "the loss falls" below "$(number_of student/log.jsonl loss 8)" "$(number_of student/log.jsonl loss 1)"
+    succeeds "${alone[@]}" --student "$shape" --val-data val.bin --eval-batches 1 --lr 0 --steps 40 --eval-every 2 \
+        --patience 2 --out patient
+    check "--patience stops early" grep -q '^stopped early: no better validation for 2 evaluations' err
+    check "after the third evaluation" [ "$("$damage" json patient/log.jsonl loss | wc -l)" = 6 ]
+    succeeds "$train" --help
+    check "--help names every group" eval '[ "$(grep -c ":$" out)" -ge 5 ]'
+}
+
+# ---- going on bit for bit ----
+
+# The log without speeds.
+log_of() {
+    "$damage" json "$1/log.jsonl" step loss ce accuracy lr norm soft entropy embed
+    grep '"val"' "$1/log.jsonl"
+}
+
+same_run() { # A B
+    same "$1/student.safetensors" "$2/student.safetensors" && same "$1/state.safetensors" "$2/state.safetensors" &&
+        [ "$(log_of "$1")" = "$(log_of "$2")" ]
+}
+
+# interrupted SIGNAL LINES OUT OPTIONS...: stops a run after that many lines of its log. On a busy machine the run may
+# be over before the signal comes: then it is tried again.
+interrupted() {
+    local signal=$1 count=$2 out=$3 process
+    shift 3
+    last=("$@" --out "$out" --overwrite)
+    for _ in 1 2 3 4 5; do
+        rm -f "$out/log.jsonl"
+        "${last[@]}" >out 2>err &
+        process=$!
+        wait_for $process has_lines "$out/log.jsonl" "$count"
+        kill -"$signal" $process 2>/dev/null && break
+        wait $process
+    done
+    wait $process 2>/dev/null
+    status=$?
+}
+
+resume_case() { # NAME OPTIONS...
+    local name=$1
+    shift
+    succeeds "$@" --steps 60 --eval-every 6 --out "$name-a"
+    interrupted INT 8 "$name-b" "$@" --steps 60 --eval-every 6
+    check "an interrupt saves and ends with status 0" [ $status = 0 ]
+    check "an interrupt says so" grep -q '^interrupted: saved step' err
+    succeeds "$train" --resume --out "$name-b"
+    check "$name: resumed after an interrupt, the same bits" same_run "$name-a" "$name-b"
+    interrupted KILL 15 "$name-c" "$@" --steps 60 --eval-every 6
+    succeeds "$train" --resume --out "$name-c"
+    check "$name: resumed after kill -9, the same bits" same_run "$name-a" "$name-c"
+    rm -rf "$name-b" "$name-c"
+}
+
+resuming() {
+    resume_case plain "${alone[@]}" --student "$shape" --augment --w-ce 3
+    resume_case val "${alone[@]}" --student "$shape" --val-data val.bin --patience 50
+    resume_case taught "${taught[@]}" --accum 2 --alpha 0.7 --kd-schedule image2tikz
+    resume_case frozen "${taught[@]}" --train lm
+    resume_case embed "${taught[@]}" --w-embed 0.5 --recompute
+    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --out kept
+    check "--recompute gives the same bits" same_run embed-a kept
+    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --threads 1 --out one
+    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --threads 2 --out two
+    check "1 and 2 threads give the same bits" same_run one two
+    check "the machine's threads give the same bits" same_run one kept
+    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --seed 2 --out seed
+    check "another seed gives another student" differ seed/student.safetensors kept/student.safetensors
+
+    succeeds "${taught[@]}" --steps 1 --lr 0 --out unmoved
+    local t
+    for t in vision.patch.weight connector.weight lm.embed; do
+        "$damage" tensor unmoved/student.safetensors $t >before
+        "$damage" tensor frozen-a/student.safetensors $t >after
+        [ $t = lm.embed ] && check "--train lm trains the decoder" differ before after
+        [ $t = lm.embed ] || check "--train lm leaves $t as it was" same before after
+    done
+    mv one moved
+    succeeds "$train" --resume --out moved --steps 62
+    check "a moved folder goes on in its place" [ "$(number_of moved/log.jsonl step 62)" = 62 -a ! -e one ]
+    succeeds "$train" --resume --out moved --steps 62
+    check "a finished run says so" grep -q 'has all of its 62 steps already' err
+    succeeds "$train" --config moved/options.txt --out again --steps 2
+    check "recorded options serve as --config" \
+        [ "$(number_of again/log.jsonl loss 1)" = "$(number_of two/log.jsonl loss 1)" ]
+}
+
+accumulating() {
+    local a b i
+    succeeds "${taught[@]}" --batch 16 --steps 6 --out whole
+    succeeds "${taught[@]}" --batch 8 --accum 2 --steps 6 --out halves
+    for i in 1 2 3 4 5 6; do
+        a=$(number_of whole/log.jsonl loss $i) b=$(number_of halves/log.jsonl loss $i)
+        check "step $i: --batch 16 ($a) and --batch 8 --accum 2 ($b)" near "$a" "$b" 0.003
+    done
+}
+
+# ---- every option of the objective ----
+
+objective() {
+    succeeds "${taught[@]}" --steps 3 --out objective --overwrite
+    log_of objective >objective.log
+    local options entropy
+    entropy=$("$damage" json objective/log.jsonl entropy | awk 'NR == 1 { print 0.9 * $1 }')
+    for options in "--soft-loss reverse-kl" "--soft-loss jsd" "--soft-loss jsd --jsd-beta 0.1" "--w-hard 1" \
+        "--w-embed 1" "--entropy-low $entropy" "--entropy-low $entropy --entropy-high 99" \
+        "--sure 0.75" "--sure 0.01 --sure-factor 0" "--kd-schedule image2tikz" "--temperature 4" \
+        "--alpha 0.1" "--w-ce 0" "--w-soft 0" "--chunk 7" \
+        "--lr-schedule linear" "--lr-schedule constant" "--lr-schedule multistep" "--warmup 2" "--clip 0" \
+        "--decay 0.5" "--beta1 0.5" "--beta2 0.5" "--augment" "--init teacher" "--max-tokens 60" \
+        "--train connector" "--train vision,lm" "--cache 0" "--epochs 1 --steps 0"; do
+        succeeds "${taught[@]}" --steps 3 $options --out objective --overwrite
+        log_of objective >options.log
+        check "$options: every loss is a number" eval '! grep -q "(" options.log'
+        case $options in
+        --chunk* | --cache* | --sure\ 0.75 | --beta?\ *) ;; # these need not change three steps
+        *) check "$options has an effect" differ options.log objective.log ;;
+        esac
+    done
+    succeeds "${taught[@]}" --steps 3 --student "${shape/image_size=48/image_size=96}" --out objective --overwrite
+    check "pictures of two sizes" has_lines objective/log.jsonl 3
+    succeeds "${alone[@]}" --student "$shape,lm.tied=true,lm.rope_scaling=linear,lm.rope_factor=2" --steps 3 \
+        --out objective --overwrite
+    succeeds "${alone[@]}" --student teacher.safetensors --steps 1 --lr 0 --out objective --overwrite
+    check "a student from a file, learning rate 0: unchanged" same teacher.safetensors objective/student.safetensors
+    succeeds "${taught[@]}" --student "$wide" --init teacher --steps 1 --lr 0 --out objective --overwrite
+    check "--init teacher with the same shape: the teacher" same teacher.safetensors objective/student.safetensors
+}
+
+# ---- infer ----
+
+inferring() {
+    local model=(--model teacher.safetensors --quiet) f
+    succeeds "$infer" "${model[@]}" picture0.png
+    check "the document begins" grep -q '^\\documentclass' out
+    check "--quiet is quiet" eval '! grep -v "stopped after" err'
+    cp out greedy.tex
+    succeeds "$infer" --model teacher.safetensors picture0.png
+    check "the time is told" grep -q 'picture0.png: first token after' err
+    succeeds "$infer" "${model[@]}" picture0.png picture1.png picture2.png
+    check "several pictures are named" [ "$(grep -c '^% picture[012].png$' out)" = 3 ]
+    succeeds "$infer" "${model[@]}" picture0.png -o one.tex
+    check "-o FILE: the same text" same one.tex greedy.tex
+    check "-o FILE: nothing on stdout" [ ! -s out ]
+    succeeds "$infer" "${model[@]}" picture0.png picture1.png -o new/folder
+    check "-o DIR: the same text" same new/folder/picture0.tex greedy.tex
+    check "-o DIR: both texts" [ -s new/folder/picture1.tex ]
+    rm new/folder/picture0.tex
+    succeeds "$infer" "${model[@]}" picture0.png -o new/folder
+    check "-o with a folder that exists takes one picture too" same new/folder/picture0.tex greedy.tex
+    succeeds "$infer" "${model[@]}" picture0.png --max-tokens 3
+    check "--max-tokens warns" grep -q 'warning: picture0.png: stopped after 3 tokens' err
+
+    local sample=("$infer" "${model[@]}" picture0.png --temperature 0.8 --top-p 0.95 --top-k 50)
+    succeeds "${sample[@]}" --seed 5
+    cp out five
+    succeeds "${sample[@]}" --seed 5
+    check "the same seed, the same sample" same out five
+    succeeds "${sample[@]}" --seed 6
+    check "another seed, another sample" differ out five
+    succeeds "$infer" "${model[@]}" picture0.png --temperature 0.01 --top-k 1
+    check "top-k 1 is greedy" same out greedy.tex
+
+    "$damage" png pixel.png 1 1 8 2 90 && "$damage" png white.png 64 48 8 2 255
+    "$damage" png alpha.png 40 60 8 6 120 && "$damage" png deep.png 60 50 16 2 33
+    "$damage" png grey.png 70 30 8 4 10 && "$damage" png bits.png 50 50 1 0 170
+    "$damage" png long.png 9000 3 8 0 7 && "$damage" png high.png 3 9000 8 2 7
+    "$damage" png clear.png 30 30 8 6 0 && "$damage" png huge.png 20000 20000 1 0 170
+    "$damage" png large.png 4000 5000 8 0 99
+    for f in {pixel,white,alpha,deep,grey,bits,long,high,clear,large}.png cmyk.jpg; do
+        succeeds "$infer" "${model[@]}" "$f" --max-tokens 5
+    done
+    refuses 1 "huge.png: it has 20000 x 20000 pixels" "$infer" "${model[@]}" huge.png
+    run "$infer" "${model[@]}" picture0.png missing.png picture1.png -o new/folder
+    check "one bad picture of three: status 1" [ $status = 1 ]
+    check "one bad picture of three: one sentence" one_sentence "missing.png"
+    check "one bad picture of three: no file for it" [ ! -e new/folder/missing.tex ]
+    mkdir -p other && cp picture0.png other/
+    refuses 2 "new/folder/picture0.tex" "$infer" "${model[@]}" picture0.png other/picture0.png -o new/folder
+    [ -w /dev/full ] && refuses 1 "/dev/full" "$infer" "${model[@]}" picture0.png -o /dev/full
+    (cd folder && "$infer" ../picture0.png >out 2>err)
+    check "no model anywhere: one sentence" grep -q '^infer: error: there is no model here: .*--model$' folder/err
+    rm folder/*
+    mkdir -p here/out && cp teacher.safetensors here/out/student.safetensors
+    check "a trained student is found" eval '(cd here && "$infer" --quiet ../picture0.png 2>err) | same - greedy.tex'
+    refuses 1 "nowhere/x.tex" "$infer" "${model[@]}" picture0.png -o nowhere/x.tex
+    refuses 1 "picture0.png" "$infer" "${model[@]}" picture0.png picture1.png -o picture0.png
+    check "no partial files" no_partial
+}
+
+# ---- eval ----
+
+evaluating() {
+    local i
+    succeeds "$eval" --model teacher.safetensors --model student/student.safetensors --teacher teacher.safetensors \
+        --data val.bin --batch 3 --json eval.json --texts texts
+    check "the table has a head and two rows" [ "$(wc -l <out)" = 3 ]
+    check "the table names its columns" grep -q 'parameters .*CE .*accuracy .*soft .*agreement .*exact' out
+    check "a model agrees with itself" grep -q '^teacher.safetensors .* 0.0000 *100.00%' out
+    "$damage" json eval.json model ce accuracy soft agreement exact samples tokens tokens_per_second >json.txt
+    check "--json: an object for each model with every figure" [ "$(grep -cv -e '- ' json.txt)" = 2 ]
+    check "--json: the table's figures" near "$(awk 'NR == 2 { print $3 }' out)" "$(number_of eval.json ce 1)" 0.00006
+    succeeds "$eval" --model teacher.safetensors --data val.bin --batch 3 --no-greedy --logits logits.safetensors
+    local ce T
+    ce=$(awk 'NR == 2 { print $3 }' out) # from logits rounded to the storage type; those in the file are not
+    check "--logits: the table's CE" near "$ce" "$("$damage" ce logits.safetensors)" 0.002
+    T=$("$damage" tensor logits.safetensors ids | cut -d ' ' -f 3)
+    check "--logits: ids [8, T]" eval '[[ $("$damage" tensor logits.safetensors ids) == "I32 8 $T ["* ]]'
+    check "--logits: logits [8, T, V]" eval '[[ $("$damage" tensor logits.safetensors logits) == "F32 8 $T "* ]]'
+    succeeds "$eval" --model teacher.safetensors --data val.bin --batch 1 --texts texts
+    for i in 0 1 2; do # eval stops at the longest text of the data
+        run "$infer" --quiet --model teacher.safetensors picture$i.png --max-tokens "$T"
+        check "--texts and infer write the same ($i)" [ "$(cat out)" = "$(cat texts/0000$i.tex)" ]
+        check "--texts writes the data's text ($i)" grep -q documentclass texts/0000$i.ref.tex
+    done
+    succeeds "$eval" --model teacher.safetensors --data val.bin -n 3 --json eval.json
+    check "-n 3 measures three samples" [ "$(number_of eval.json samples 1)" = 3 ]
+    succeeds "$eval" --model teacher.safetensors --data 'v*l.bin' --soft-loss jsd --batch 64
+    refuses 2 "--logits takes exactly one" "$eval" --model a --model b --data val.bin --logits x
+    refuses 1 "nowhere/x.json" "$eval" --model teacher.safetensors --data val.bin --no-greedy --json nowhere/x.json
+    refuses 1 "val.bin" "$eval" --model teacher.safetensors --data val.bin --texts val.bin
+    if [ -w /dev/full ]; then
+        refuses 1 "/dev/full" "$eval" --model teacher.safetensors --data val.bin --logits /dev/full
+        last=("$eval" --model teacher.safetensors --data val.bin '>/dev/full')
+        "$eval" --model teacher.safetensors --data val.bin --no-greedy >/dev/full 2>err
+        status=$?
+        check "a table that cannot be written is an error" [ $status = 1 ]
+    fi
+    check "no partial files" no_partial
+}
+
+# ---- wrong usage: status 2 ----
+
+usage() {
+    local p
+    for p in "$train" "$infer" "$eval"; do
+        refuses 2 "--nonsense" "$p" --nonsense
+        refuses 2 "--threads" "$p" --threads many
+        refuses 2 "--threads" "$p" --threads 1.5
+        refuses 2 "--threads" "$p" --threads -1
+        refuses 2 "--threads" "$p" --threads
+        [ "$p" != "$infer" ] && refuses 2 "--device" "$p" --device gpu
+        refuses 2 "nowhere.txt" "$p" --config nowhere.txt
+    done
+    refuses 2 "no picture" "$infer"
+    refuses 2 "--device" "$infer" --device gpu picture0.png
+    refuses 2 "stray" "$train" stray
+    refuses 2 "stray" "$eval" stray
+    refuses 2 "did you mean --batch" "$train" --bacth 3
+    local options
+    for options in "--student medium" "--student tiny,lm.layer=2" "--student tiny,lm.layers=0" \
+        "--student tiny,vision.patch=7" "--student tiny,lm.layers" "--train all" "--lr-schedule cosin" \
+        "--soft-loss mse" "--kd-schedule fast" "--lr fast" "--lr 1e9" "--batch 0" "--steps -3" "--alpha 2" \
+        "--temperature 0" "--seed 99999999999999999999" "--jsd-beta nan" "--lr inf"; do
+        refuses 2 "${options%% *}" "${alone[@]}" $options --out wrong
+    done
+    refuses 2 "--batch times --accum" "${alone[@]}" --batch 65536 --accum 65536 --out wrong
+    refuses 2 "weight 0" "${alone[@]}" --w-ce 0 --out wrong
+    refuses 2 "--init teacher needs" "${alone[@]}" --init teacher --out wrong
+    refuses 2 "--overwrite" "${alone[@]}" --resume --overwrite --out wrong
+    refuses 2 "--soft-loss" "$eval" --model teacher.safetensors --data val.bin --soft-loss mse
+    printf 'steps = 3\nbatch = some\n' >bad.txt
+    refuses 2 "bad.txt, line 2" "$train" --config bad.txt
+    printf 'stepz = 3\n' >bad.txt
+    refuses 2 "bad.txt, line 1" "$train" --config bad.txt
+    refuses 2 "teacher.safetensors, line 1" "$train" --config teacher.safetensors
+    check "wrong usage leaves no folder" [ ! -e wrong ]
+}
+
+# ---- bad files ----
+
+# Every program that reads a model, with one that cannot be used.
+bad_model() { # FILE PART
+    refuses 1 "$2" "$infer" --model "$1" picture0.png -o bad.tex
+    refuses 1 "$2" "$eval" --model "$1" --data val.bin
+}
+bad_model_everywhere() { # FILE PART
+    bad_model "$1" "$2"
+    refuses 1 "$2" "$eval" --model teacher.safetensors --teacher "$1" --data val.bin
+    refuses 1 "$2" "${alone[@]}" --student "$1" --out bad
+    refuses 1 "$2" "${alone[@]}" --student "$shape" --tokenizer "$1" --out bad
+    refuses 1 "$2" "${alone[@]}" --student "$shape" --teacher "$1" --out bad
+    refuses 1 "$2" "${alone[@]}" --student "$shape" --init "$1" --out bad
+}
+bad_data() { # FILE PART
+    refuses 1 "$2" "$eval" --model teacher.safetensors --data "$1" --json bad.json
+}
+bad_data_everywhere() { # FILE PART
+    bad_data "$1" "$2"
+    refuses 1 "$2" "${alone[@]}" --student "$shape" --data "$1" --steps 2 --out bad
+    refuses 1 "$2" "${alone[@]}" --student "$shape" --val-data "$1" --steps 2 --out bad
+    rm -rf bad # a damaged record is only found in the first epoch
+}
+
+bad_files() {
+    local f n size
+    for f in missing.safetensors empty text.txt folder picture0.png val.bin; do bad_model_everywhere $f $f; done
+    for f in missing.bin empty text.txt folder picture0.png teacher.safetensors 'no*.bin'; do
+        bad_data_everywhere "$f" "$f"
+    done
+    for f in missing.png empty text.txt folder teacher.safetensors val.bin /dev/null; do
+        refuses 1 $f "$infer" --model teacher.safetensors $f -o bad.tex
+    done
+    size=$(stat -c %s teacher.safetensors)
+    for n in 1 7 8 9 200 3000 $((size / 2)) $((size - 1)); do
+        head -c $n teacher.safetensors >cut.safetensors
+        bad_model cut.safetensors cut.safetensors
+    done
+    bad_model_everywhere cut.safetensors cut.safetensors
+    for n in 63 40 24 12; do # the header's length grows
+        "$damage" flip teacher.safetensors cut.safetensors $n
+        bad_model cut.safetensors cut.safetensors
+    done
+    size=$(stat -c %s val.bin)
+    for n in 1 63 64 100 $((size / 2)) $((size - 1)); do
+        head -c $n val.bin >cut.bin
+        bad_data cut.bin cut.bin
+    done
+    bad_data_everywhere cut.bin cut.bin
+    size=$(stat -c %s picture0.png)
+    for n in 4 8 20 33 60 $((size / 2)) $((size - 1)); do
+        head -c $n picture0.png >cut.png
+        refuses 1 cut.png "$infer" --model teacher.safetensors cut.png -o bad.tex
+    done
+    for n in 2 3 100 300 $(($(stat -c %s cmyk.jpg) - 2)); do
+        head -c $n cmyk.jpg >cut.jpg
+        refuses 1 cut.jpg "$infer" --model teacher.safetensors cut.jpg -o bad.tex
+    done
+    if [ "$(id -u)" != 0 ]; then
+        cp teacher.safetensors closed && chmod 0 closed
+        bad_model_everywhere closed closed
+    fi
+    "$damage" token val.bin token.bin 1 100000
+    bad_data_everywhere token.bin "token.bin: record 1 has token 100000"
+    "$damage" token val.bin token.bin 7 2147483648
+    bad_data_everywhere token.bin "token.bin: record 7"
+    "$damage" word teacher.safetensors word.safetensors
+    refuses 1 "do not share a tokenizer" "${taught[@]}" --tokenizer word.safetensors --out bad
+    refuses 1 "do not share a tokenizer" "$eval" --model teacher.safetensors --teacher word.safetensors --data val.bin
+    refuses 1 "another tokenizer" "${alone[@]}" --student "$shape" --tokenizer word.safetensors --out bad
+    refuses 1 "another tokenizer" "$eval" --model word.safetensors --data val.bin
+    refuses 1 "lm.vocab 10 is too small" "${alone[@]}" --student "$shape,lm.vocab=10" --out bad
+    refuses 1 "not enough for one batch of 100" "${alone[@]}" --student "$shape" --batch 100 --out bad
+    refuses 1 "not enough for one batch" "${alone[@]}" --student "$shape" --max-tokens 2 --out bad
+    refuses 1 "--w-embed needs as many image tokens" "${taught[@]}" --student "$few" --w-embed 1 --out bad
+    for f in bad/options.txt bad/log.jsonl bad/student.safetensors bad.tex bad.json; do
+        check "refused runs leave no $f" [ ! -e $f ]
+    done
+    check "no partial files" no_partial
+}
+
+# One bit anywhere: in the header of a model, in its data, in a dataset, in pictures.
+flipped_bits() {
+    local i bits
+    bits=$(($("$damage" tensor teacher.safetensors lm.embed | sed 's/.*\[\(.*\)\].*/\1/') * 8))
+    for ((i = 3; i < bits; i += bits / 60)); do
+        "$damage" flip teacher.safetensors flip.safetensors $i
+        survives "$infer" --model flip.safetensors --max-tokens 4 picture0.png
+    done
+    for ((i = -5; i > -20000; i -= 1999)); do # the tokenizer lies at the end
+        "$damage" flip teacher.safetensors flip.safetensors $i
+        survives "$infer" --model flip.safetensors --max-tokens 4 picture0.png
+    done
+    survives "$infer" --model nan.safetensors --max-tokens 4 picture0.png
+    survives "$infer" --model nan.safetensors --max-tokens 4 --temperature 1 --top-p 0.9 picture0.png
+    survives "$eval" --model nan.safetensors --data val.bin --json nan.json
+    check "--json stays JSON" [ "$("$damage" json nan.json model)" ]
+    "$damage" part val.bin two.bin 0 2
+    bits=$(($(stat -c %s two.bin) * 8))
+    for ((i = 0; i < 512; i += 17)); do
+        "$damage" flip two.bin flip.bin $i
+        survives "$eval" --model teacher.safetensors --no-greedy --data flip.bin
+    done
+    for ((i = 520; i < bits - 600; i += bits / 30)); do
+        "$damage" flip two.bin flip.bin $i
+        refuses 1 flip.bin "$eval" --model teacher.safetensors --no-greedy --data flip.bin
+    done
+    for ((i = 1; i < 1000; i += 97)); do # the index
+        "$damage" flip two.bin flip.bin -$i
+        survives "$eval" --model teacher.safetensors --no-greedy --data flip.bin
+    done
+    for f in picture0.png cmyk.jpg; do
+        for ((i = 0; i < 8 * $(stat -c %s $f); i += 8 * $(stat -c %s $f) / 40 + 1)); do
+            "$damage" flip $f flip.png $i
+            survives "$infer" --model teacher.safetensors --max-tokens 2 flip.png
+        done
+    done
+}
+
+# ---- folders and checkpoints ----
+
+# The checkpoint in a folder can be opened, and training goes on from it.
+usable() { # OUT
+    rm -rf usable
+    cp -r "$1" usable
+    "$infer" --model usable/student.safetensors --max-tokens 2 picture0.png >out 2>err &&
+        "$train" --resume --out usable --steps 0 --epochs 1 >out 2>err
+}
+
+bad_resume() {
+    refuses 1 "there is no checkpoint nothing/state.safetensors" "$train" --resume --out nothing
+    check "a failed --resume makes no folder" [ ! -e nothing ]
+    succeeds "${alone[@]}" --student "$shape" --steps 4 --out first
+    cp -r first kept-first
+    refuses 1 "--student" "$train" --resume --out first --student "$wide" --steps 6
+    refuses 1 "--student" "$train" --resume --out first --student tiny --steps 6
+    cp -r first smaller
+    succeeds "$train" --resume --out smaller --train lm --steps 6
+    cp -r frozen-a larger
+    refuses 1 "larger/state.safetensors" "$train" --resume --out larger --train vision,connector,lm --steps 64
+    succeeds "$train" --resume --out larger --steps 64
+    local f n
+    for f in student state; do
+        for n in 0 5 1000 $(($(stat -c %s first/$f.safetensors) - 1)); do
+            rm -rf second && cp -r first second
+            head -c $n first/$f.safetensors >second/$f.safetensors
+            refuses 1 "second/$f.safetensors" "$train" --resume --out second --steps 6
+        done
+        for f2 in picture0.png train.bin teacher.safetensors; do
+            rm -rf second && cp -r first second
+            cp $f2 second/$f.safetensors
+            refuses 1 "second/" "$train" --resume --out second --steps 6
+        done
+    done
+    rm -rf second && cp -r first second && rm second/options.txt
+    refuses 1 "second/options.txt" "$train" --resume --out second --steps 6
+    check "a failed --resume changes nothing" eval 'same first/student.safetensors kept-first/student.safetensors &&
+        same first/state.safetensors kept-first/state.safetensors && same first/options.txt kept-first/options.txt'
+    succeeds "$train" --resume --out first --steps 6
+    interrupted INT 3 renewed "${alone[@]}" --student "$shape" --steps 1000 --eval-every 1
+    interrupted KILL 1 renewed "${alone[@]}" --student "$shape" --steps 100000 --eval-every 90000
+    refuses 1 "there is no checkpoint" "$train" --resume --out renewed
+}
+
+diverging() {
+    succeeds "${alone[@]}" --student "$shape" --steps 4 --out diverge
+    cp -r diverge diverge-before
+    refuses 1 "the loss became" "$train" --resume --out diverge --lr 10 --decay 10 --clip 0 --lr-schedule constant \
+        --warmup 0 --steps 300 --eval-every 1000
+    check "the sentence names the checkpoint" grep -q 'from the checkpoint in diverge with a smaller --lr' err
+    check "the earlier checkpoint is unchanged" eval 'same diverge/student.safetensors \
+        diverge-before/student.safetensors && same diverge/state.safetensors diverge-before/state.safetensors'
+    check "the earlier checkpoint is usable" usable diverge-before
+    refuses 1 "before the first checkpoint" "${alone[@]}" --student nan.safetensors --steps 2 --out hopeless
+    check "and leaves no student" [ ! -e hopeless/student.safetensors ]
+}
+
+folders() {
+    refuses 1 "text.txt" "${alone[@]}" --student "$shape" --steps 2 --out text.txt
+    refuses 1 "text.txt" "${alone[@]}" --student "$shape" --steps 2 --out text.txt/below
+    succeeds "${alone[@]}" --student "$shape" --steps 2 --out deep/er/out
+    succeeds "${alone[@]}" --student "$shape" --steps 2 --out "with space"
+    succeeds "$train" --resume --out "with space" --steps 3
+    "${alone[@]}" --student "$shape" --steps 100000 --eval-every 3 --out shared >/dev/null 2>&1 &
+    local process=$!
+    wait_for $process has_lines shared/log.jsonl 8
+    refuses 1 "another run (process $process) is writing into shared" "${alone[@]}" --student "$shape" --steps 2 \
+        --out shared --overwrite
+    refuses 1 "another run" "$train" --resume --out shared
+    kill -TERM $process
+    wait $process
+    check "the first run is not disturbed" usable shared
+    # killed at any moment, with a save in every step, the files are whole
+    local i
+    for i in 1 2 3 4 5 6; do
+        interrupted KILL $((3 * i)) killed "${alone[@]}" --student "$shape" --steps 100000 --eval-every 1
+        check "killed while saving: the checkpoint is usable" usable killed
+    done
+}
+
+full_disk() {
+    succeeds "${alone[@]}" --student "$shape" --steps 4 --out full
+    cp -r full full-before
+    # a limit on the size of files: the student does not fit, or the student fits and the state does not
+    local kilobytes f
+    for kilobytes in 100 400; do
+        last=("$train" --resume --out full --steps 6 "(ulimit -f $kilobytes)")
+        (trap '' XFSZ && ulimit -f $kilobytes && exec "$train" --resume --out full --steps 6) >out 2>err
+        status=$?
+        check "a full disk: status 1" [ $status = 1 ]
+        check "a full disk: one sentence" one_sentence "cannot write full/"
+        check "a full disk: the state is unchanged" same full/state.safetensors full-before/state.safetensors
+        check "a full disk: no partial files" no_partial full
+        check "a full disk: the checkpoint is usable" usable full
+    done
+    succeeds "$train" --resume --out full --steps 6
+    succeeds "$train" --resume --out full-before --steps 6
+    check "going on after a full disk, the same bits" same full/state.safetensors full-before/state.safetensors
+
+    mkdir -p small
+    [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=2m tmpfs small 2>/dev/null || return
+    succeeds "${alone[@]}" --student "$shape" --steps 4 --out small/out
+    cp -r small/out small-before
+    head -c 4000000 /dev/zero >small/filler 2>/dev/null
+    truncate -s -65536 small/filler # room for the options and the log, not for the student
+    run "$train" --resume --out small/out --steps 6
+    check "a full file system: status 1" [ $status = 1 ]
+    check "a full file system: one sentence" one_sentence "cannot write small/out/student.safetensors: No space left"
+    for f in student state; do
+        check "a full file system: $f is unchanged" same small/out/$f.safetensors small-before/$f.safetensors
+    done
+    head -c 4000000 /dev/zero >>small/filler 2>/dev/null
+    run "$infer" --model teacher.safetensors picture0.png -o small/x.tex
+    check "a full file system: no picture's text" [ $status = 1 -a ! -s small/x.tex ]
+    run "$eval" --model teacher.safetensors --data val.bin --no-greedy --logits small/x.safetensors
+    check "a full file system: no logits" [ $status = 1 -a ! -e small/x.safetensors ]
+    check "no partial files" no_partial small
+    rm small/filler
+    succeeds "$train" --resume --out small/out --steps 6
+    umount small
+}
+
+for group in ${GROUPS_TO_RUN:-training resuming accumulating objective inferring evaluating usage bad_files \
+    flipped_bits bad_resume diverging folders full_disk}; do
+    begin=$SECONDS
+    $group
+    [ -n "$VERBOSE" ] && echo "$group: $((SECONDS - begin)) s" >&2
+done
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
