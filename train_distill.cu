@@ -22,62 +22,17 @@
  * Options */
 
 static struct {
-    const char *teacher, *student, *tokenizer, *init, *data, *val_data, *out, *train, *device;
-    int64_t steps, epochs, batch, accum, seed, warmup, eval_every, eval_batches, patience, chunk, cache, max_tokens;
-    int64_t threads;
-    double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
-    const char *schedule, *loss, *kd_schedule;
-    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, beta, entropy_low, entropy_high, sure, sure_factor;
-    bool resume, overwrite, recompute, augment;
-} opt = {
-    "dev/starter/teacher.safetensors",
-    "base,lm.layers=2",
-    NULL,
-    "teacher",
-    "dev/starter/train.bin",
-    "dev/starter/val.bin",
-    "out",
-    "vision,connector,lm",
-    "auto",
-    0,
-    10,
-    64,
-    1,
-    1,
-    -1,
-    0,
-    0,
-    0,
-    0,
-    1024,
-    0,
-    0,
-    2e-3,
-    0.05,
-    0.1,
-    0.05,
-    0.9,
-    0.98,
-    1.0,
-    "cosine",
-    "kl",
-    "none",
-    2.0,
-    NAN,
-    0.5,
-    0.5,
-    0.0,
-    0.0,
-    0.5,
-    0.0,
-    1e9,
-    2.0,
-    0.3,
-    false,
-    false,
-    false,
-    false,
-};
+    const char *teacher = "dev/starter/teacher.safetensors", *student = "base,lm.layers=2", *tokenizer = NULL;
+    const char *init = "teacher", *train = "vision,connector,lm";
+    const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out", *device = "auto";
+    int64_t steps = 0, epochs = 10, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
+    int64_t eval_every = 0, eval_batches = 0, patience = 0, chunk = 0, cache = 512, threads = 0;
+    const char *schedule = "cosine", *loss = "kl", *kd_schedule = "none";
+    double lr = 1e-3, lr_final = 0.05, lr_gamma = 0.1, decay = 0.05, beta1 = 0.9, beta2 = 0.98, clip = 1;
+    double temperature = 2, alpha = NAN, w_ce = 0.5, w_soft = 0.5, w_hard = 0, w_embed = 0, beta = 0.5;
+    double entropy_low = 0, entropy_high = 1e9, sure = 2, sure_factor = 0.3;
+    bool resume = false, overwrite = false, recompute = false, augment = false;
+} opt;
 
 #define HEADING(text) \
     { NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0 }
