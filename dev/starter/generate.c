@@ -25,7 +25,7 @@
 #include "elements.h"
 
 #define SPAN 8           // width of the square, units of 0.5 cm
-#define MAX_ELEMENTS 4   // of a free scene
+#define MAX_ELEMENTS 3   // of a free scene
 #define MAX_NODES 5      // of a graph or block diagram
 #define MAX_EDGES 6
 #define COUNT_OF(a) ((int)(sizeof(a) / sizeof((a)[0])))
@@ -52,9 +52,10 @@ static void put(Text *t, const char *fmt, ...) {
 static const char *const colours[] = {"red", "blue", "green", "magenta"};
 static const char *const tints[] = {"red!30", "blue!30", "green!30", "yellow!30", "gray!50"};
 
+/* On even coordinates: 24 pixels apart in the model's picture. */
 static Point random_point(int width, int height) {
     Point p;
-    p.x = random_below(width + 1), p.y = random_below(height + 1);
+    p.x = 2 * random_below(width / 2 + 1), p.y = 2 * random_below(height / 2 + 1);
     return p;
 }
 
@@ -94,7 +95,7 @@ static bool random_element(Element *e, Kind kind, int corners, int width, int he
     if (kind == POLYGON) make_canonical(e->p, e->n);
     double length = point_distance(e->p[0], e->p[e->n - 1]);
     if (kind == CIRCLE) {
-        e->radius = random_between(1, 4);
+        e->radius = chance(10) ? 4 : random_between(1, 2);
         int x = e->p[0].x, y = e->p[0].y, r = e->radius;
         if (x < r || x + r > width || y < r || y + r > height) return false;
     }
@@ -120,18 +121,18 @@ static void put_element(Text *t, const Element *e) {
     put(t, "%s;\n", e->kind == POLYGON ? " -- cycle" : "");
 }
 
-/* One to four elements in a box that touches the square on two sides at least. False: they did not fit. */
+/* One to three elements in a box that touches the square on two sides at least. False: they did not fit. */
 static bool free_scene(Text *t) {
-    static const int counts[] = {12, 44, 32, 12}, sizes[] = {20, 30, 50};
+    static const int counts[] = {12, 48, 40};
     static const int kind_weights[] = {30, 25, 22, 23};
     Element e[MAX_ELEMENTS];
     Kind kind[MAX_ELEMENTS];  // chosen once: what fits easily would crowd out the rest if each attempt chose anew
     int corners[MAX_ELEMENTS], n = 1 + random_weighted(counts, COUNT_OF(counts));
     for (int i = 0; i < n; i++) {
         kind[i] = (Kind)random_weighted(kind_weights, COUNT_OF(kind_weights));
-        corners[i] = chance(65) ? 3 : 4;
+        corners[i] = chance(75) ? 3 : 4;
     }
-    int width = SPAN, height = 4 + 2 * random_weighted(sizes, COUNT_OF(sizes));
+    int width = SPAN, height = chance(30) ? 4 : SPAN;
     if (chance(50)) width = height, height = SPAN;
     for (int attempt = 0; attempt < 3000; attempt++) {
         int made = 0;
@@ -166,13 +167,9 @@ typedef struct {
     bool directed;
 } Graph;
 
-/* Letters that differ clearly at a height of six pixels (B and D, for example, would not). */
-static void random_labels(Graph *g) {
-    static const char letters[] = "ABCXYZ";
-    int order[sizeof letters - 1];
-    for (int i = 0; i < COUNT_OF(order); i++) order[i] = i;
-    shuffle(order, COUNT_OF(order));
-    for (int i = 0; i < g->nodes; i++) g->label[i] = letters[order[i]];
+/* In the order of the nodes: a letter is six pixels high, and reading it takes far more training than all else. */
+static void put_labels(Graph *g) {
+    for (int i = 0; i < g->nodes; i++) g->label[i] = (char)('A' + i);
 }
 
 /* All nodes plain, all in one tint, or a single one marked. */
@@ -265,7 +262,7 @@ static bool graph_scene(Text *t) {
         if (x1 - x0 < 6 && y1 - y0 < 6) continue;
         for (int i = 0; i < g.nodes; i++) g.at[i].x += (6 - x0 - x1) / 2, g.at[i].y += (6 - y0 - y1) / 2;
         if (!random_edges(&g, false)) continue;
-        random_labels(&g);
+        put_labels(&g);
         random_fills(&g);
         put_graph(t, &g, "circle, draw", chance(25) ? colours[random_below(COUNT_OF(colours))] : NULL);
         return true;
@@ -299,7 +296,7 @@ static bool block_scene(Text *t) {
             g.at[n].x = turned ? over : along, g.at[n++].y = turned ? along : over;
         }
         if (!random_edges(&g, true)) continue;
-        random_labels(&g);
+        put_labels(&g);
         random_fills(&g);
         put_graph(t, &g, "draw, minimum size=1cm", NULL);
         return true;
@@ -309,17 +306,13 @@ static bool block_scene(Text *t) {
 
 /* ---- plots ---- */
 
-/* Points of one curve, left to right; every inner point is a visible bend. */
+/* Points of one curve, left to right, 2 units or more apart; every inner point is a visible bend. */
 static int random_curve(Point *p) {
-    int n = random_between(3, 5), x[8];
     for (;;) {
-        for (int i = 0; i < 8; i++) x[i] = i;
-        shuffle(x, 8);
-        bool taken[8] = {false};
-        for (int i = 0; i < n; i++) taken[x[i]] = true;
-        for (int i = 0, k = 0; i < 8; i++)
-            if (taken[i]) p[k].x = i, p[k++].y = random_between(1, 5);
-        bool ok = p[n - 1].x - p[0].x >= 5;
+        int n = 0, left_out = random_below(8);  // 4 to 7: none
+        for (int i = 0; i < 4; i++)
+            if (i != left_out) p[n].x = 2 * i, p[n++].y = random_between(1, 5);
+        bool ok = true;
         for (int i = 1; i + 1 < n; i++) ok = ok && segment_distance(p[i], p[i - 1], p[i + 1]) >= 0.8;
         if (ok) return n;
     }
@@ -353,13 +346,12 @@ static void put_curves(Text *t) {
     }
 }
 
-/* Bars one unit wide, side by side or one unit apart. */
+/* Two or three bars, one unit wide and one unit apart. */
 static void put_bars(Text *t) {
-    int pitch = random_between(1, 2), n = random_between(2, pitch == 2 ? 3 : 5);
-    int left = 1 + random_below(7 - (pitch * (n - 1) + 1)), colour = random_below(COUNT_OF(tints));
+    int n = random_between(2, 3), colour = random_below(COUNT_OF(tints));
     bool mixed = chance(35);
     for (int i = 0; i < n; i++) {
-        int x = left + pitch * i;
+        int x = 1 + 2 * i;
         if (mixed) colour = random_below(COUNT_OF(tints));
         put(t, "  \\draw[fill=%s] (%d,0) rectangle (%d,%d);\n", tints[colour], x, x + 1, random_between(1, 5));
     }
