@@ -1,6 +1,7 @@
 # tikz.c
 #   make                 train_distill, infer, eval
 #   make demo            installs what is missing, builds, distils the starter student, shows a picture and its code
+#   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
 #   make test            everything that can be tested without a GPU; ends with "N passed, M failed"
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
@@ -53,8 +54,9 @@ all: $(PROGRAMS)
 	@echo "built for the CPU, $(PRECISION), products through $(PRODUCTS)"
 
 # The programs at the root are those of the last build's settings.
-$(PROGRAMS): %: $(BUILD)/%
-	@cp -f $< $@
+$(PROGRAMS): %: $(BUILD)/% FORCE
+	@cmp -s $< $@ || cp -f $< $@
+FORCE:
 
 $(BUILD)/train_distill: train_distill.cu $(BUILD)/cpu.o
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MF $@.d -x c++ $< -x none $(BUILD)/cpu.o -o $@ $(LDLIBS)
@@ -87,6 +89,10 @@ test:
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-thread/test_dataloader 'test/test_programs.sh build/BF16'
 
+# The shipped data, tokenizer, teacher and student, made again; see dev/starter/README.md. Hours.
+starter: train_distill
+	dev/starter/build.sh
+
 # Into a folder of its own, so that nothing of the user's is overwritten.
 demo:
 	@scripts/deps.sh build
@@ -99,4 +105,4 @@ demo:
 clean:
 	rm -rf build $(PROGRAMS)
 
-.PHONY: all clean demo test build-tests
+.PHONY: all clean demo starter test build-tests

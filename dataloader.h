@@ -1,14 +1,25 @@
+// clang-format off
 /* The dataset file, and the loader that turns it into batches.
  *
- * File (little-endian): a header of 64 bytes
- *     char magic[8] = "TIKZBIN1"; u32 version = 1; u32 header_bytes = 64; u64 count; u64 fingerprint (of the
- * tokenizer); u64 index_offset; u64 source_offset; u64 source_bytes; u64 file_bytes an index of count entries of 32
- * bytes u64 offset; u32 image_bytes; u32 token_count; u32 crc32 (of the record); u32 zero; u64 zero and records: the
- * bytes of a PNG or JPEG file, zeros up to a multiple of 4, then token_count u32 ids: the text and the end token, no
- * image tokens. The source is UTF-8 text that says where the data came from.
+ * File (little-endian):
+ *
+ *   header, 64 bytes                       index entry, 32 bytes, one for each record
+ *     0  char magic[8] = "TIKZBIN1"          0  u64 offset of the record, a multiple of 4
+ *     8  u32 version = 1                     8  u32 image_bytes
+ *    12  u32 header_bytes = 64              12  u32 token_count, at most 2^20
+ *    16  u64 count of records               16  u32 crc32 of the record
+ *    24  u64 fingerprint of the tokenizer   20  u32 zero
+ *    32  u64 index_offset                   24  u64 zero
+ *    40  u64 source_offset
+ *    48  u64 source_bytes                 record
+ *    56  u64 file_bytes                     the bytes of a PNG or JPEG file, zeros up to a multiple of 4,
+ *                                           token_count u32 ids: the text and the end token, no image tokens
+ *
+ * The source is UTF-8 text that says where the data came from.
  *
  * Batches are a pure function of (seed, batch number): training resumes by starting at a number. One thread decodes
  * pictures and fills a ring of batches ahead of the caller. */
+// clang-format on
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
@@ -29,7 +40,7 @@
 
 /* ---- the dataset ---- */
 
-enum { DATASET_HEADER = 64, DATASET_ENTRY = 32 };
+enum { DATASET_HEADER = 64, DATASET_ENTRY = 32, DATASET_MOST_TOKENS = 1 << 20 };
 
 typedef struct {
     MappedFile file;
@@ -122,9 +133,11 @@ static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Er
     uint32_t image_bytes = dataset_u32(e + 8), tokens = dataset_u32(e + 12);
     const char *path = s->file.path;
     unsigned long long n = (unsigned long long)number;
-    if (image_bytes == 0 || tokens == 0 || tokens > INT32_MAX)
-        return error_set(err, "cannot read %s: record %llu has %u bytes of picture and %u tokens; both must be there",
-                         path, n, image_bytes, tokens);
+    if (image_bytes == 0 || tokens == 0 || tokens > DATASET_MOST_TOKENS)
+        return error_set(err,
+                         "cannot read %s: record %llu has %u bytes of picture and %u tokens; a picture and 1 to %d "
+                         "tokens were expected",
+                         path, n, image_bytes, tokens, DATASET_MOST_TOKENS);
     if (dataset_u32(e + 20) != 0 || dataset_u64(e + 24) != 0)
         return error_set(err, "cannot read %s: the unused part of index entry %llu is not zero; the file is damaged",
                          path, n);
@@ -216,7 +229,7 @@ static inline int dataset_check_sample(const Sample *s, int vocab, Error *err) {
             return error_set(
                 err,
                 "cannot use %s: record %llu has token %u at position %u, the model's vocabulary ends at %u; "
-                "the data were made with another tokenizer",
+                "the data were made with another tokenizer than the model's or its teacher's",
                 s->path, number, s->tokens[i], i, limit - 1);
     return 0;
 }
@@ -564,8 +577,8 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i] < 1 || config.sizes[i] > 4096)
             return error_set(err, "the picture size is %d, 1 to 4096 was expected", config.sizes[i]);
-    if (config.max_tokens <= 0 || config.max_tokens > (int64_t)d->longest)
-        config.max_tokens = (int)((d->longest + 7) / 8 * 8);
+    const int64_t most = ((int64_t)d->longest + 7) / 8 * 8;
+    if (config.max_tokens <= 0 || config.max_tokens > most) config.max_tokens = (int)most;
     l->config = config;
     l->kept = (uint32_t *)xcalloc((size_t)d->count, sizeof *l->kept);
     for (uint64_t i = 0; i < d->count; i++)

@@ -80,6 +80,7 @@ static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model
     c.size_count = c.sizes[0] == c.sizes[1] ? 1 : 2;
     c.max_tokens = text;
     c.vocab = m->tokenizer.count;
+    if (teacher && teacher->c.lm.vocab < c.vocab) c.vocab = teacher->c.lm.vocab;
     check(loader_start(l, d, c, &err), &err);
     if (l->skipped)
         warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
@@ -350,10 +351,9 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
         die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
     int text = (int)d->longest, room = model_text_room(m);
-    if (teacher && model_text_room(teacher) < room) room = model_text_room(teacher);
+    if (teacher && teacher->max_T < room) room = teacher->max_T;
     if (text > room) text = room;
-    model_plan(m, (int)opt.batch, (text + 7) / 8 * 8);
-    if (teacher && !teacher->max_B) model_plan(teacher, (int)opt.batch, (text + 7) / 8 * 8);
+    model_plan(m, (int)opt.batch, text);
     report->path = path;
     report->parameters = (double)params_total(&m->params, PART_ALL);
     forced(report, m, teacher, d, text);
@@ -371,12 +371,18 @@ int main(int argc, char **argv) {
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
     if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
+    if (opt.texts && opt.models.count != 1) options_die("--texts takes exactly one --model");
+    if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
     if (opt.threads) omp_set_num_threads((int)opt.threads);
     const Ops *op = ops_for_device(opt.device);
     if (!op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
     if (opt.texts) check(make_folder(opt.texts, &err), &err);
     check(dataset_open(&data, opt.data, &err), &err);
-    if (opt.teacher) check(model_open(&teacher, op, opt.teacher, true, &err), &err);
+    if (opt.teacher) {
+        check(model_open(&teacher, op, opt.teacher, true, &err), &err);
+        int room = model_text_room(&teacher), longest = (int)data.longest;
+        model_plan(&teacher, (int)opt.batch, longest < room ? longest : room);
+    }
     Report *reports = (Report *)xcalloc((size_t)opt.models.count, sizeof(Report));
     for (int i = 0; i < opt.models.count; i++)
         measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);

@@ -25,13 +25,13 @@
  *
  * Gates, all optional, multiply the soft and hard terms of a position:
  *   band   1 where the teacher's entropy at tau lies inside [low, high], else 0; not applied when fewer than 45 % of
- *          the positions of the batch at hand would remain. The mean stays over all counted positions, so that
- *          gradient accumulation stays exact.
+ *          the positions of a micro-batch would remain. The mean stays over all counted positions, so that only this
+ *          limit can tell accumulated micro-batches from one large batch.
  *   sure   0.3 where the teacher's argmax is the label with probability at least 0.75
  *
  * Memory. Only hidden states of all n positions are kept, never all logits. The driver walks the positions in
- * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, one read of each
- * row, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two chunks. */
+ * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, each row read
+ * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two chunks. */
 #ifndef LOSS_CUH
 #define LOSS_CUH
 
@@ -118,7 +118,7 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
     if (config.w_embed > 0 && Vt && width != teacher_width) {
         param_add(&o->map, PART_CONNECTOR, "", -1, "embed_map", teacher_width, width, 1 / sqrtf((float)width));
         params_allocate_values(&o->map, op);
-        params_randomise(&o->map, op, PART_ALL, seed);
+        params_randomise(&o->map, op, PART_ALL, seed + 1000);  // not the student's first stream
         params_allocate_training(&o->map, op, PART_ALL);
     }
 }

@@ -240,8 +240,7 @@ static inline int config_from_shape(ModelConfig *c, const char *shape, int vocab
         c->vision.concat = 1;
         c->lm = lm_shape(192, 4, 6, 3, 512, 256);
     } else if (name && !strcmp(name, "tl-1.1b")) {
-        c->vision = vision_shape(384, 14, 1152, 27, 16);
-        c->vision.image_size = 378;  // 27 patches of 14; the 6 left-over pixels of 384 are not seen
+        c->vision = vision_shape(378, 14, 1152, 27, 16);  // the same 27 x 27 patches as 384 pixels give
         c->vision.mlp = 4304;
         c->lm = lm_shape(2048, 22, 32, 4, 5632, 2048);
     } else {
@@ -605,6 +604,8 @@ static inline void lm_next(Model *m, int l, size_t N) {
  * the tokens. */
 static inline void model_layout(Model *m, const int *ids, int B, int T) {
     int P = model_image_tokens(m), S = model_sequence(m, T);
+    if (B > m->max_B || T > m->max_T)
+        die("internal error: a batch of %d x %d tokens for a model planned for %d x %d", B, T, m->max_B, m->max_T);
     m->B = B;
     m->T = T;
     m->n = 0;

@@ -15,6 +15,7 @@
 #include "loss.cuh"
 #include "model.h"
 
+#include <limits.h>
 #include <omp.h>
 #include <signal.h>
 
@@ -62,7 +63,7 @@ static const Option table[] = {
     {"resume", 0, OPT_FLAG, &opt.resume, NULL, "go on from the checkpoint in --out, with the options of that run", 0,
      0},
     {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
-    {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 1e12},
+    {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 2e9},
     {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
     {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures in a micro-batch", 1, 65536},
     {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step", 1, 65536},
@@ -176,6 +177,7 @@ static ObjectiveConfig parse_objective(void) {
     }
     bool alone = !strcmp(opt.teacher, "none");
     if (alone && !options_given(&opt.w_ce)) opt.w_ce = 1;
+    if (alone) opt.w_soft = opt.w_hard = opt.w_embed = 0;
     if (opt.w_ce <= 0 && (alone || (opt.w_soft <= 0 && opt.w_hard <= 0 && opt.w_embed <= 0)))
         options_die("every term of the objective has weight 0%s; there is nothing to learn",
                     alone ? " without a teacher" : "");
@@ -213,14 +215,18 @@ static void start_from(Run *r, const char *path) {
     SafeTensors st;
     ModelConfig from;
     int taken = 0;
-    check(safetensors_open(&st, path, &err) || config_load(&from, &st, &err), &err);
+    Tokenizer tokenizer;
+    check(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) || tokenizer_load(&tokenizer, &st, &err),
+          &err);
+    bool same_tokens = !tokenizer_same(&r->student.tokenizer, &tokenizer, &err);
     Params *params = &r->student.params;
     for (int i = 0; i < params->count; i++) {
-        Param source = params->list[i];
-        name_in_source(source.name, sizeof source.name, params->list[i].name, &r->student.c, &from);
+        Param source = params->list[i], *p = &params->list[i];
+        if (!same_tokens && (p == r->student.embed || p == r->student.head)) continue;
+        name_in_source(source.name, sizeof source.name, p->name, &r->student.c, &from);
         const SafeTensor *t = param_find(&source, &st, &err);
         if (!t) continue;
-        param_copy_from(&params->list[i], t, r->op);
+        param_copy_from(p, t, r->op);
         taken++;
     }
     safetensors_close(&st);
@@ -245,6 +251,7 @@ static void open_models(Run *r) {
     }
     if (r->has_teacher && tokenizer_same(&r->student.tokenizer, &r->teacher.tokenizer, &err))
         die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, student, err.text);
+    r->teacher_pixels = r->has_teacher && r->teacher.c.vision.image_size != r->student.c.vision.image_size;
     model_train(&r->student, r->parts, opt.recompute);
 }
 
@@ -266,10 +273,11 @@ static LoaderConfig loader_config(const Run *r, int batch, bool shuffle) {
     c.size_count = c.sizes[1] == c.sizes[0] ? 1 : 2;
     c.max_tokens = r->text;
     c.vocab = r->student.tokenizer.count;
+    if (r->has_teacher && r->teacher.c.lm.vocab < c.vocab) c.vocab = r->teacher.c.lm.vocab;
     c.seed = (uint64_t)opt.seed;
     c.shuffle = shuffle;
     c.drop_last = shuffle;
-    c.cache_bytes = (size_t)opt.cache << 20;
+    c.cache_bytes = shuffle ? (size_t)opt.cache << 20 : 0;  // an evaluation looks at each picture once
     c.augment = shuffle && opt.augment;
     return c;
 }
@@ -404,6 +412,9 @@ static ObjectiveSums evaluate(Run *r) {
     memset(&sums, 0, sizeof sums);
     r->objective.config = r->config;
     check(loader_start(&loader, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
+    if (loader.skipped && r->best == INFINITY)  // once
+        warn("%llu of %llu validation samples have more than %d text tokens and are left out",
+             (unsigned long long)loader.skipped, (unsigned long long)r->val.count, r->text);
     err.text[0] = 0;
     for (int64_t i = 0; !opt.eval_batches || i < opt.eval_batches; i++) {
         if (!(batch = loader_next(&loader, &err))) break;
@@ -443,11 +454,13 @@ static void restore(Run *r) {
     check(safetensors_open(&st, r->state_path, &err), &err);
     const char *format = safetensors_metadata(&st, "format"), *step = safetensors_metadata(&st, "step");
     const char *best = safetensors_metadata(&st, "best"), *worse = safetensors_metadata(&st, "worse");
-    if (!format || strcmp(format, "tikz.c/state/1") || !step || !best || !worse || atoll(step) < 0)
+    long long at, since;
+    if (!format || strcmp(format, "tikz.c/state/1") || !step || !best || !worse || sscanf(step, "%lld", &at) != 1 ||
+        at < 0 || at > INT_MAX || sscanf(worse, "%lld", &since) != 1)
         die("%s is not a training state of this program", r->state_path);
-    r->step = atoll(step);
+    r->step = at;
     r->best = strtod(best, NULL);
-    r->worse = atoll(worse);
+    r->worse = since;
     check(state_load(&st, r->lists, 2, r->op, &err), &err);
     safetensors_close(&st);
 }
@@ -540,7 +553,6 @@ static bool evaluate_and_save(Run *r) {
 
 static void print_summary(const Run *r) {
     const Model *s = &r->student;
-    size_t text = r->objective.arena.used;
     fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", r->op->name, omp_get_max_threads(),
             r->peak / 1e12);
     if (r->has_teacher)
@@ -557,7 +569,7 @@ static void print_summary(const Run *r) {
         "logits %.1f MB\n",
         (double)s->params.values.used / 1e6, (double)s->params.gradients.used / 1e6,
         (double)s->params.state.used / 1e6, (double)s->arena.used / 1e6, (double)r->teacher.arena.used / 1e6,
-        (double)text / 1e6);
+        (double)r->objective.arena.used / 1e6);
     fprintf(stderr, "data: %llu samples, %lld steps of %lld pictures, %lld steps an epoch\n",
             (unsigned long long)r->data.count, (long long)r->steps, (long long)(opt.batch * opt.accum),
             (long long)r->steps_per_epoch);
@@ -650,12 +662,18 @@ static void parse_options(Run *r, int argc, char **argv) {
     if (opt.batch * opt.accum > 1 << 20)
         options_die("--batch times --accum is %lld; at most 1048576 is supported",
                     (long long)(opt.batch * opt.accum));
-    if (!strcmp(opt.init, "teacher") && !strcmp(opt.teacher, "none")) opt.init = "none";
     if (opt.threads) omp_set_num_threads((int)opt.threads);
     r->op = ops_for_device(opt.device);
     if (!r->op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
     r->parts = parse_parts(opt.train);
     r->config = parse_objective();
+    if (!strcmp(opt.init, "teacher") && !strcmp(opt.teacher, "none")) {
+        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
+        opt.init = "none";
+    }
+    if (r->config.w_embed > 0 && r->parts == PART_LM)
+        options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
+    if (opt.patience && !strcmp(opt.val_data, "none")) options_die("--patience needs --val-data");
     r->moves = choice("kd-schedule", opt.kd_schedule, moves, 2) == 1;
     r->lr.kind = (LrSchedule)choice("lr-schedule", opt.schedule, schedules, 4);
     r->best = INFINITY;
@@ -698,10 +716,10 @@ int main(int argc, char **argv) {
     claim_folder(r);
     plan_training(r);
     if (opt.resume) restore(r);
+    r->peak = measure_peak_flops(r->op);  // before the loader's thread takes a core
     start_loader(r);
     plan_schedule(r);
     record_options(r);
-    r->peak = measure_peak_flops(r->op);
     open_log(r);
     print_summary(r);
     signal(SIGINT, on_interrupt);

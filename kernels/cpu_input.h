@@ -11,8 +11,8 @@
 /* ---- memory ---- */
 
 static void *cpu_alloc(size_t bytes) {
+    if (bytes > PTRDIFF_MAX) return NULL;  // no array is larger, and below it nothing overflows
     size_t size = (bytes + 63) / 64 * 64;
-    if (size < bytes) return NULL;
     const size_t huge = 2 << 20;  // large arrays on large pages, where the system gives them
     void *p = aligned_alloc(size >= huge ? huge : 64, size >= huge ? div_up(size, huge) * huge : size ? size : 64);
 #if defined(MADV_HUGEPAGE)

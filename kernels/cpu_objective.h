@@ -1,18 +1,8 @@
 /* The row kernel of the distillation objective, and the cosine of the embedding term.
  *
- * For one position: student logits s (V_s of them), teacher logits t (V_t), label y, V = min(V_s, V_t),
- * p = softmax(t / tau) and q = softmax(s / tau) over the first V entries, Q = softmax(s) over all V_s.
- *
- *   CE   = -log Q_y                    dCE/ds_i   = Q_i - [i = y]
- *   hard = -log Q_top, top = argmax t  dhard/ds_i = Q_i - [i = top]
- *
- * Any divergence D(p, q) reaches s through q's softmax: with G_i = dD/dq_i,
- *   dD/ds_i = q_i (G_i - sum_j q_j G_j) / tau, and the objective carries tau^2 D (Hinton et al. 2015).
- *   KL(p||q):  G = -p/q             tau^2 dD/ds_i = tau (q_i - p_i)
- *   KL(q||p):  G = log(q/p) + 1     tau^2 dD/ds_i = tau q_i (log(q_i/p_i) - D)
- *   JSD_beta, m = beta p + (1 - beta) q:  the derivatives through m cancel to a constant and
- *              G = (1 - beta) log(q/m)    tau^2 dD/ds_i = tau (1 - beta) q_i (log(q_i/m_i) - KL(q||m))
- * (generalised JSD: Agarwal et al. 2024). Probabilities are only ever handled with their logarithms,
+ * Symbols, formulas and gradients are those at the top of loss.cuh; here q and p are over the first
+ * V = min(V_s, V_t) entries and Q = softmax(s) over all V_s. A row is read from memory once: the further passes over
+ * it find it in the cache. Probabilities are only ever handled with their logarithms,
  * log q_i = (s_i - max) / tau - log Z, so an underflowing q_i costs no information. */
 #ifndef KERNELS_CPU_OBJECTIVE_H
 #define KERNELS_CPU_OBJECTIVE_H
@@ -126,8 +116,8 @@ typedef struct {
     int label, top;
 } RowGradient;
 
-/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the divergence's from the top of
- * this file; over the first V entries when there is a soft term. */
+/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh
+ * without its constant factors tau and (1 - beta); over the first V entries when there is a soft term. */
 static inline __attribute__((always_inline)) void row_gradient(const RowState *r, floatX *s, const floatX *t,
                                                                size_t begin, size_t end, const RowGradient *w,
                                                                const SoftLoss kind, const bool soft) {

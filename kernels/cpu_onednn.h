@@ -47,7 +47,7 @@ static bool onednn_matmul(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const
 
 typedef struct {
     size_t M, N, K, lda, ldb, ldc;
-    int a_turned, b_turned, dtype;
+    size_t a_turned, b_turned, dtype;  // as wide as the others: no padding, so that memcmp compares values only
 } OnednnShape;
 
 enum { ONEDNN_A, ONEDNN_B, ONEDNN_C, ONEDNN_SCRATCH, ONEDNN_MEMORIES };
@@ -101,7 +101,7 @@ static OnednnThread *onednn_thread(void) {
     t = (OnednnThread *)calloc(1, sizeof *t);
     if (!t || dnnl_engine_create(&t->engine, dnnl_cpu, 0) != dnnl_success ||
         dnnl_stream_create(&t->stream, t->engine, dnnl_stream_default_flags) != dnnl_success) {
-        fprintf(stderr, "error: oneDNN does not start on this processor; rebuild without WITH_ONEDNN\n");
+        fprintf(stderr, "error: oneDNN does not start on this processor; rebuild with make clean && make ONEDNN=0\n");
         exit(1);
     }
     pthread_setspecific(onednn_key, t);
@@ -156,9 +156,8 @@ static bool onednn_product(float *c, size_t ldc, const Matrix *a, bool a_turned,
     int threads = omp_get_max_threads();
     omp_set_num_threads(1);  // of this task only: what oneDNN plans with
     OnednnShape shape;
-    memset(&shape, 0, sizeof shape);
     shape.M = M, shape.N = N, shape.K = K, shape.lda = a->ld, shape.ldb = b->ld, shape.ldc = ldc;
-    shape.a_turned = a_turned, shape.b_turned = b_turned, shape.dtype = a->dtype;
+    shape.a_turned = a_turned, shape.b_turned = b_turned, shape.dtype = (size_t)a->dtype;
     OnednnThread *t = onednn_thread();
     OnednnProduct *p = onednn_find(t, &shape);
     bool done = false;

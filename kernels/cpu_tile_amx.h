@@ -29,7 +29,7 @@ static void amx_request(void) {  // the kernel hands the tile registers out to t
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0) return;
     fprintf(stderr, "error: the system refuses the AMX registers this program was built to use; rebuild with "
-                    "-mno-amx-tile added to the compiler's flags\n");
+                    "make clean && make CC=\"cc -mno-amx-tile\"\n");
     exit(1);
 }
 

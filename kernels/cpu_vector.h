@@ -199,7 +199,6 @@ static inline void vx_store_n(floatX *p, vf v, size_t n) { bf16_store_n(p, v, n)
 static inline vf vx_round(vf v) { return vf_from_bf16(vf_to_bf16(v)); }
 #endif
 static inline vf vx_load(const floatX *p) { return vx_load_n(p, LANES); }
-static inline void vx_store(floatX *p, vf v) { vx_store_n(p, v, LANES); }
 
 /* for (i = begin; i < end; i += LANES) with m = how many elements this step has */
 #define FOR_LANES(i, m, begin, end)              \

@@ -161,7 +161,7 @@ typedef struct Ops {
     /* ---- objective ---- formulas in loss.cuh */
     /* student [rows, Vs] logits in; with gradient, d(loss)/d(student) * scale out in the same place. teacher
      * [rows, Vt] or NULL. labels int [rows] in [0, Vs). row_gate fp32 [rows] scales the soft and hard terms of a row
-     * (NULL: 1). One read of each row, one write. */
+     * (NULL: 1). A row is read from memory once (further passes find it in the cache) and written once. */
     void (*distill_rows)(floatX *student, const floatX *teacher, const int *labels, const float *row_gate,
                          RowStats *stats, ObjectiveRow o, size_t rows, int Vs, int Vt, bool gradient);
     /* cosine[b] (fp32 [B]) = <a_b, t_b> / (|a_b| |t_b|), a and t [B, n]; with da not NULL,

@@ -11,11 +11,15 @@ typedef struct {
     size_t used;
 } Arena;
 
-/* The next piece, aligned to 64 bytes; NULL while counting. */
+/* The next piece, aligned to 64 bytes; NULL while counting. A sum beyond size_t stays at its largest value, which
+ * arena_allocate then cannot get. */
 static inline void *arena_take(Arena *a, size_t count, size_t element_size) {
-    size_t bytes = count * element_size;
+    const size_t most = SIZE_MAX - 63;
+    size_t bytes;
     void *piece = a->base ? a->base + a->used : NULL;
-    a->used += (bytes + 63) & ~(size_t)63;
+    if (__builtin_mul_overflow(count, element_size, &bytes) || bytes > most ||
+        __builtin_add_overflow(a->used, (bytes + 63) & ~(size_t)63, &a->used))
+        a->used = most;
     return piece;
 }
 

@@ -145,7 +145,9 @@ static inline int atomic_write(AtomicFile *a, const void *data, size_t size, Err
 /* Flushes, waits until the bytes are on disk, renames, then makes the rename itself durable. */
 static inline int atomic_commit(AtomicFile *a, Error *err) {
     if (!a->f) return error_set(err, "cannot write: the file was closed after an earlier error");
+    bool failed = ferror(a->f) != 0;  // an unchecked fprintf; its reason is lost unless the flush meets it too
     if (fflush(a->f) != 0) return atomic_fail(a, errno, err);
+    if (failed) return atomic_fail(a, EIO, err);
     if (a->temporary && fsync(fileno(a->f)) != 0) return atomic_fail(a, errno, err);
     if (a->temporary && rename(a->temporary, a->path) != 0) return atomic_fail(a, errno, err);
     if (a->temporary) {

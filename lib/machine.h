@@ -4,14 +4,7 @@
 #define LIB_MACHINE_H
 
 #include "../kernels/ops.h"
-#include <stdlib.h>
-#include <time.h>
-
-static inline double machine_seconds(void) {
-    struct timespec t;
-    timespec_get(&t, TIME_UTC);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+#include "clock.h"
 
 /* Bytes per second at which all threads together read memory (the host's), the best of three passes over 128 MiB; 0
  * when there is no room for that. */
@@ -22,7 +15,7 @@ static inline double measure_read_bandwidth(void) {
     double best = 0.0;
     uint64_t total = 0;
     for (int pass = 0; pass < 4; pass++) {
-        double begin = machine_seconds();
+        double begin = seconds_now();
 #pragma omp parallel for schedule(static) reduction(+ : total)
         for (size_t b = 0; b < blocks; b++) {
             uint64_t *words = data + b * block, sum = 0;
@@ -30,7 +23,7 @@ static inline double measure_read_bandwidth(void) {
             for (size_t i = 0; i < block; i++) sum += words[i];
             total += sum;
         }
-        double rate = (double)(blocks * block * sizeof(uint64_t)) / (machine_seconds() - begin);
+        double rate = (double)(blocks * block * sizeof(uint64_t)) / (seconds_now() - begin);
         if (pass > 0 && rate > best) best = rate;
     }
     best += total == 1 ? 1.0 : 0.0;  // the sum is used, so the reads happen
@@ -46,12 +39,12 @@ static inline double measure_peak_flops(const Ops *op) {
     floatX *y = (floatX *)op->alloc(rows * width * sizeof(floatX));
     floatX *w = (floatX *)op->alloc(width * width * sizeof(floatX));
     Weight weight = {w, DT_FLOATX, (int)width, (int)width, NULL};
-    double best = 0.0, start = machine_seconds();
-    for (int run = 0; x && y && w && (run < 2 || (run < 20 && machine_seconds() - start < 0.1)); run++) {
-        double begin = machine_seconds();
+    double best = 0.0, start = seconds_now();
+    for (int run = 0; x && y && w && (run < 2 || (run < 20 && seconds_now() - start < 0.1)); run++) {
+        double begin = seconds_now();
         op->linear_forward(y, x, weight, NULL, ACT_NONE, NULL, rows);
         op->sync();
-        double rate = 2.0 * (double)(rows * width * width) / (machine_seconds() - begin);
+        double rate = 2.0 * (double)(rows * width * width) / (seconds_now() - begin);
         if (rate > best) best = rate;
     }
     if (x) op->release(x);

@@ -500,9 +500,9 @@ static inline void options_short(OptionsWalk *w, const char *argument) {
 }
 
 /* Parses argv into the values of the table. Arguments that are not options go to `positional`; NULL: there may be
- * none. Ends the program with status 2 on a mistake, and with 0 after --help. Returns 0. */
-static inline int options_parse(const Option *table, int n, int argc, char **argv, const char *usage_line,
-                                StringList *positional) {
+ * none. Ends the program with status 2 on a mistake, and with 0 after --help. */
+static inline void options_parse(const Option *table, int n, int argc, char **argv, const char *usage_line,
+                                 StringList *positional) {
     if (argc > 0) program_name_set(argv[0]);
     OptionsWalk w;
     memset(&w, 0, sizeof w);
@@ -531,7 +531,6 @@ static inline int options_parse(const Option *table, int n, int argc, char **arg
         }
         free(w.seen);
     }
-    return 0;
 }
 
 #endif

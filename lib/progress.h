@@ -7,10 +7,10 @@
 #ifndef LIB_PROGRESS_H
 #define LIB_PROGRESS_H
 
+#include "clock.h"
 #include "error.h"
 
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -21,13 +21,6 @@ typedef struct {
     bool terminal, quiet;        // quiet: prints nothing
     char text[256];
 } Progress;
-
-/* Seconds on a clock that never goes back. */
-static inline double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static inline void progress_begin(Progress *p, const char *title, int64_t first, int64_t total) {
     memset(p, 0, sizeof *p);

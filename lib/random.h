@@ -1,5 +1,6 @@
 /* Random numbers: xoshiro256** (Blackman and Vigna, "Scrambled Linear Pseudorandom Number Generators", 2018), seeded
- * with splitmix64. The four words are the whole state, so a checkpoint stores them and goes on with the same bits. */
+ * with splitmix64. Nothing stores a state: what is drawn is a function of seeds and numbers (of a batch, an epoch, a
+ * sample), so that training goes on with the same bits by counting on. */
 #ifndef LIB_RANDOM_H
 #define LIB_RANDOM_H
 

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "random.h"
+#include "tokenizer.h"
 
 #include <math.h>
 
@@ -76,10 +77,10 @@ static inline int sampler_choose(Sampler *s, const float *logits) {
 }
 
 /* What a model may not write: padding rows of the vocabulary, special tokens other than the end (the image token),
- * and the end itself as the first token. */
+ * and the end itself as the first token, whether or not it is flagged as special. */
 static inline void logits_forbid(float *logits, int vocab, int tokens, const uint8_t *flags, int end, bool first) {
     for (int i = 0; i < vocab; i++)
-        if (i >= tokens || ((flags[i] & 1) && (i != end || first))) logits[i] = -INFINITY;
+        if (i >= tokens || (i == end ? first : (flags[i] & TOKEN_SPECIAL) != 0)) logits[i] = -INFINITY;
 }
 
 #endif

@@ -110,9 +110,8 @@ static inline size_t tokenizer_piece(const Tokenizer *t, int id, const uint8_t *
     return (size_t)(t->offsets[id + 1] - t->offsets[id]);
 }
 
-/* The text of n ids as a new NUL-terminated string (the caller frees it) and its length without the NUL. Returns 0.
- */
-static inline int tokenizer_decode(const Tokenizer *t, const int *ids, int n, char **text, size_t *bytes) {
+/* The text of n ids as a new NUL-terminated string (the caller frees it) and its length without the NUL. */
+static inline void tokenizer_decode(const Tokenizer *t, const int *ids, int n, char **text, size_t *bytes) {
     const uint8_t *piece;
     size_t total = 0, at = 0;
     for (int i = 0; i < n; i++) total += tokenizer_piece(t, ids[i], &piece);
@@ -124,7 +123,6 @@ static inline int tokenizer_decode(const Tokenizer *t, const int *ids, int n, ch
     }
     (*text)[at] = '\0';
     if (bytes) *bytes = at;
-    return 0;
 }
 
 /* Whether two tokenizers give the same text for the ids both know; vocabularies may differ in padding at the end. */

@@ -1,42 +1,57 @@
 #!/usr/bin/env bash
 # Installs what the project needs, on Debian or Ubuntu; says what it installs, and does nothing when all is there.
 #
-#   scripts/deps.sh build    compiler, oneDNN, stb           what `make` and `make test` need
-#   scripts/deps.sh tex      pdflatex, pdftoppm              to see what a program draws
-#   scripts/deps.sh python   NumPy, Pillow, PyTorch, venv    to convert data and to rebuild the test fixtures
+#   scripts/deps.sh build      compiler, stb, oneDNN       what `make` and `make test` need; oneDNN is not necessary
+#   scripts/deps.sh tex        pdflatex, pdftoppm          to see what a program draws
+#   scripts/deps.sh python     NumPy, Pillow, venv         to convert data
+#   scripts/deps.sh fixtures   PyTorch                     to rebuild the test fixtures, with those of python
+#   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=()
+packages=() optional=()
 for group in "${@:-build}"; do
     case $group in
-    build) packages+=(build-essential libdnnl-dev libstb-dev) ;;
+    build) packages+=(build-essential libstb-dev) optional+=(libdnnl-dev) ;;
     tex) packages+=(texlive-latex-base texlive-latex-extra texlive-pictures poppler-utils) ;;
-    python) packages+=(python3-numpy python3-pil python3-torch python3-venv) ;;
-    all) exec "$0" build tex python ;;
+    python) packages+=(python3-numpy python3-pil python3-venv) ;;
+    fixtures) packages+=(python3-torch) ;;
+    ci) packages+=(clang libomp-dev) ;;
+    all) exec "$0" build tex python fixtures ci ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, tex, python or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, tex, python, fixtures, ci or all" >&2
         exit 2
         ;;
     esac
 done
 
-missing=()
-for package in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
-done
-[ ${#missing[@]} -eq 0 ] && exit 0
+missing() { # PACKAGE...: those that are not installed
+    local package
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || echo "$package"
+    done
+}
 
-if ! command -v apt-get >/dev/null; then
-    echo "deps.sh: apt-get is not here; install these packages of your system instead: ${missing[*]}" >&2
-    exit 1
-fi
+mapfile -t needed < <(missing "${packages[@]}")
+mapfile -t wanted < <(missing "${optional[@]}")
+[ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && exit 0
+
+cannot() { # WHY: ends, as a failure only when something necessary is missing
+    [ ${#needed[@]} -gt 0 ] && { echo "deps.sh: $1: ${needed[*]}" >&2; exit 1; }
+    echo "deps.sh: ${wanted[*]} is not installed; going on without oneDNN" >&2
+    exit 0
+}
+
+command -v apt-get >/dev/null || cannot "apt-get is not here; install these packages of your system instead"
 sudo=
 if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || { echo "deps.sh: not root and no sudo; install as root: ${missing[*]}" >&2; exit 1; }
+    command -v sudo >/dev/null || cannot "not root and no sudo; install as root"
     sudo=sudo
 fi
-echo "deps.sh: installing ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
-$sudo apt-get update -q >&2
-$sudo apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+install() { $sudo apt-get install -y -q --no-install-recommends "$@" >&2; }
+echo "deps.sh: installing ${needed[*]} ${wanted[*]}" >&2
+$sudo apt-get update -q >&2 || echo "deps.sh: the list of packages could not be renewed" >&2
+[ ${#needed[@]} -eq 0 ] || install "${needed[@]}"
+[ ${#wanted[@]} -eq 0 ] || install "${wanted[@]}" ||
+    echo "deps.sh: ${wanted[*]} cannot be installed; going on without oneDNN" >&2

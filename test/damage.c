@@ -158,6 +158,14 @@ static void part(char **a) {
     dataset_close(&d);
 }
 
+/* longest DATA: the most tokens of a sample. */
+static void longest(char **a) {
+    Dataset d;
+    open_data(&d, a[0]);
+    printf("%u\n", d.longest);
+    dataset_close(&d);
+}
+
 /* picture DATA OUT N: the picture of sample N as it was. */
 static void picture(char **a) {
     Dataset d;
@@ -296,6 +304,7 @@ int main(int argc, char **argv) {
         {"flip", "FILE OUT BIT", 3, flip},
         {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
         {"part", "DATA OUT FIRST COUNT", 4, part},
+        {"longest", "DATA", 1, longest},
         {"picture", "DATA OUT N", 3, picture},
         {"token", "DATA OUT N ID", 4, token},
         {"nan", "FILE OUT TENSOR", 3, nan_tensor},

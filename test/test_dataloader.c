@@ -192,6 +192,38 @@ static void test_in_order(const Dataset *d) {
     loader_stop(&l);
 }
 
+/* The arrays are as wide as max_tokens: a batch is never wider, also where the limit lies between the longest text
+ * and the next multiple of 8. */
+static void test_limit(const Dataset *d) {
+    Loader l;
+    Error err;
+    CHECK(d->longest == 23);
+    for (int most = 22; most <= 25; most++) {
+        LoaderConfig c = config_make(4, true);
+        c.max_tokens = most;
+        CHECK_OK(loader_start(&l, d, c, &err), err);
+        int widest = 0;
+        CHECK(l.config.max_tokens <= most && (l.skipped == 0) == (most >= 23));
+        for (uint64_t i = 0; i < l.batches_per_epoch; i++) {
+            const Batch *b = loader_next(&l, &err);
+            if (b && b->T > widest) widest = b->T;
+        }
+        CHECK(widest == (most < 24 ? most : 24));
+        loader_stop(&l);
+    }
+    Dataset odd = *d;  // as if its longest text had 21 tokens: the limit is one more
+    odd.longest = 21;
+    LoaderConfig c = config_make(4, true);
+    c.max_tokens = 22;
+    CHECK_OK(loader_start(&l, &odd, c, &err), err);
+    CHECK(l.config.max_tokens == 22);
+    for (uint64_t i = 0; i < l.batches_per_epoch; i++) {
+        const Batch *b = loader_next(&l, &err);
+        CHECK(b && b->T <= 22);
+    }
+    loader_stop(&l);
+}
+
 static void test_shuffled(const Dataset *d) {
     Loader l;
     Error err;
@@ -343,6 +375,7 @@ int main(int argc, char **argv) {
     Error err;
     CHECK_OK(dataset_open(&d, sample_path("part-*.bin"), &err), err);
     test_in_order(&d);
+    test_limit(&d);
     test_shuffled(&d);
     test_deterministic(&d);
     test_augment(&d);

@@ -2,10 +2,12 @@
  * another, for test/compare_pictures.py. */
 #include "samples.h"
 
+#include "../lib/arena.h"
 #include "../lib/json.h"
 #include "../lib/options.h"
 #include "../lib/picture.h"
 #include "../lib/progress.h"
+#include "../lib/sampler.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -77,7 +79,11 @@ static void test_atomic_full(void) {
     CHECK_OK(atomic_open(&a, path, &err), err);
     CHECK_ERROR(atomic_write(&a, block, sizeof block, &err), err, "the previous ");
     CHECK(strstr(err.text, "is unchanged") != NULL && !file_exists(sample_path("atomic.partial")));
+    CHECK_OK(atomic_open(&a, path, &err), err);
+    CHECK(fwrite(block, 1, sizeof block, a.f) < sizeof block);  // as a caller's fprintf that is not checked
     setrlimit(RLIMIT_FSIZE, &before);
+    CHECK_ERROR(atomic_commit(&a, &err), err, "is unchanged");
+    CHECK(!file_exists(sample_path("atomic.partial")));
     size_t size;
     free(read_bytes(path, &size));
     CHECK(size == 6);
@@ -527,7 +533,8 @@ static void test_tokenizer(void) {
     const int ids[] = {0, 39, 2, 1000, 1};
     char *text;
     size_t bytes;
-    CHECK(tokenizer_decode(&t, ids, 5, &text, &bytes) == 0 && bytes == 6 && !strcmp(text, "acccbb"));
+    tokenizer_decode(&t, ids, 5, &text, &bytes);
+    CHECK(bytes == 6 && !strcmp(text, "acccbb"));
     free(text);
     CHECK_OK(write_tokenizer_file(sample_path("t40b"), 40, 1, &err), err);
     CHECK_OK(safetensors_open(&b, sample_path("t40b"), &err), err);
@@ -709,6 +716,33 @@ static int prepare_pictures(int count, char **arguments) {
 
 /* ---- the rest ---- */
 
+/* Sizes beyond size_t are not taken modulo it. */
+static void test_arena(void) {
+    Arena a = {NULL, 0};
+    arena_take(&a, 3, 5);
+    arena_take(&a, 65, 1);
+    CHECK(a.used == 64 + 128);
+    const size_t counts[] = {SIZE_MAX / 2, SIZE_MAX / 4 - 1, (size_t)1 << 62, SIZE_MAX};
+    for (int i = 0; i < 4; i++) {
+        a.used = 192;
+        arena_take(&a, counts[i], 4);
+        CHECK(a.used > SIZE_MAX - 4096);
+        arena_take(&a, 100, 1);
+        CHECK(a.used > SIZE_MAX - 4096 && cpu_ops.alloc(a.used) == NULL);
+    }
+}
+
+static void test_forbid(void) {
+    const uint8_t flags[] = {0, TOKEN_SPECIAL, 0, TOKEN_SPECIAL, 0};
+    for (int end = 2; end <= 3; end++)  // flagged as special, or not
+        for (int first = 0; first < 2; first++) {
+            float logits[6] = {0};
+            logits_forbid(logits, 6, 5, flags, end, first != 0);
+            CHECK(logits[0] == 0 && logits[1] < 0 && logits[4] == 0 && logits[5] < 0);
+            CHECK((logits[end] < 0) == (first != 0) && (logits[5 - end] < 0) == (end == 2));
+        }
+}
+
 static void test_misc(void) {
     Error err;
     CHECK(error_set(&err, "%s %d", "a", 1) == -1 && !strcmp(err.text, "a 1") && error_set(NULL, "x") == -1);
@@ -745,6 +779,8 @@ int main(int argc, char **argv) {
     test_picture_refused();
     test_picture_prepare();
     test_picture_turn();
+    test_arena();
+    test_forbid();
     test_misc();
     samples_end();
     return checks_report();

@@ -244,7 +244,7 @@ objective() {
         "--sure 0.75" "--sure 0.01 --sure-factor 0" "--kd-schedule image2tikz" "--temperature 4" \
         "--alpha 0.1" "--w-ce 0" "--w-soft 0" "--chunk 7" \
         "--lr-schedule linear" "--lr-schedule constant" "--lr-schedule multistep" "--warmup 2" "--clip 0" \
-        "--decay 0.5" "--beta1 0.5" "--beta2 0.5" "--augment" "--init teacher" "--max-tokens 60" \
+        "--decay 0.5" "--beta1 0.5" "--beta2 0.5" "--augment" "--init none" "--max-tokens 60" \
         "--train connector" "--train vision,lm" "--cache 0" "--epochs 1 --steps 0"; do
         succeeds "${taught[@]}" --steps 3 $options --out objective --overwrite
         log_of objective >options.log
@@ -256,6 +256,19 @@ objective() {
     done
     succeeds "${taught[@]}" --steps 3 --student "${shape/image_size=48/image_size=96}" --out objective --overwrite
     check "pictures of two sizes" has_lines objective/log.jsonl 3
+    # What a teacher says does not depend on the size of the student's pictures: it looks at its own.
+    local large=${shape/image_size=48/image_size=96} size
+    succeeds "${alone[@]}" --student "$large" --steps 30 --lr 0.01 --out large
+    for size in 48 96; do
+        succeeds "${taught[@]}" --teacher large/student.safetensors --student "${shape/=48/=$size}" --lr 0 --steps 1 \
+            --w-soft 1 --out sees-$size
+    done
+    check "a teacher sees pictures of its own size" near "$(number_of sees-48/log.jsonl entropy 1)" \
+        "$(number_of sees-96/log.jsonl entropy 1)" 1e-6
+    # a limit above the longest text, yet below the multiple of 8 that batches are rounded up to
+    succeeds "${taught[@]}" --max-tokens $(($("$damage" longest train.bin) + 1)) --epochs 1 --out objective \
+        --overwrite
+    check "an odd --max-tokens leaves out nothing" eval '! grep -q "left out" err'
     succeeds "${alone[@]}" --student "$shape,lm.tied=true,lm.rope_scaling=linear,lm.rope_factor=2" --steps 3 \
         --out objective --overwrite
     succeeds "${alone[@]}" --student teacher.safetensors --steps 1 --lr 0 --out objective --overwrite
@@ -330,7 +343,7 @@ inferring() {
 evaluating() {
     local i
     succeeds "$eval" --model teacher.safetensors --model student/student.safetensors --teacher teacher.safetensors \
-        --data val.bin --batch 3 --json eval.json --texts texts
+        --data val.bin --batch 3 --json eval.json
     check "the table has a head and two rows" [ "$(wc -l <out)" = 3 ]
     check "the table names its columns" grep -q 'parameters .*CE .*accuracy .*soft .*agreement .*exact' out
     check "a model agrees with itself" grep -q '^teacher.safetensors .* 0.0000 *100.00%' out
@@ -353,6 +366,13 @@ evaluating() {
     succeeds "$eval" --model teacher.safetensors --data val.bin -n 3 --json eval.json
     check "-n 3 measures three samples" [ "$(number_of eval.json samples 1)" = 3 ]
     succeeds "$eval" --model teacher.safetensors --data 'v*l.bin' --soft-loss jsd --batch 64
+    succeeds "${alone[@]}" --student "$shape,lm.max_positions=60" --steps 2 --out short
+    succeeds "$eval" --model short/student.safetensors --model teacher.safetensors --teacher teacher.safetensors \
+        --data val.bin --no-greedy
+    check "two models with different room for text" [ "$(wc -l <out)" = 3 ]
+    refuses 2 "--texts" "$eval" --model teacher.safetensors --model teacher.safetensors --data val.bin --texts none
+    refuses 2 "--texts" "$eval" --model teacher.safetensors --data val.bin --texts none --no-greedy
+    check "refused options leave no folder" [ ! -e none ]
     refuses 2 "--logits takes exactly one" "$eval" --model a --model b --data val.bin --logits x
     refuses 1 "nowhere/x.json" "$eval" --model teacher.safetensors --data val.bin --no-greedy --json nowhere/x.json
     refuses 1 "val.bin" "$eval" --model teacher.safetensors --data val.bin --texts val.bin

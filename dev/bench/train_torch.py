@@ -21,13 +21,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import tikzc  # noqa: E402
 
+TOKENIZER = ROOT / "dev/starter/tokenizer.safetensors"
 IMAGE_TOKENS, TEXT = 48, 95
 
 
 def make_data(path):
     """Random ids, and pictures that the loader's trim and resize leave as they are."""
     from PIL import Image
-    tokenizer = tikzc.Tokenizer.load(ROOT / "dev/starter/tokenizer.safetensors")
+    tokenizer = tikzc.Tokenizer.load(TOKENIZER)
     rng = np.random.RandomState(1)
     with tikzc.DatasetWriter(path, tokenizer, "dev/bench/train_torch.py: random pictures and ids") as writer:
         for _ in range(2048):
@@ -133,7 +134,8 @@ def train(path, steps, batch):
     pixels = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     ids = torch.tensor(np.stack([np.asarray(s[1]).astype(np.int64) for s in samples]))
     torch.manual_seed(1)
-    net = model(torch, 608)
+    tokens = len(tikzc.Tokenizer.load(TOKENIZER).tokens)
+    net = model(torch, (tokens + 15) // 16 * 16)
     parameters = sum(p.numel() for p in net.parameters())
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
     times = []

@@ -331,7 +331,7 @@ static void put_curves(Text *t) {
     Point p[5], q[5];
     int order[COUNT_OF(colours)], n = random_curve(p), m = 0;
     bool two = chance(45);
-    for (int tries = 0; two && (!m || !curves_are_clear(p, n, q, m) || !curves_are_clear(q, m, p, n) || n + m > 9);) {
+    for (int tries = 0; two && (!m || !curves_are_clear(p, n, q, m) || !curves_are_clear(q, m, p, n));) {
         if (++tries % 1000 == 0) n = random_curve(p);  // some curves leave no room for a second one
         m = random_curve(q);
     }
