@@ -81,13 +81,15 @@ test:
 	@$(MAKE) --no-print-directory build-tests
 	@$(MAKE) --no-print-directory build-tests PRECISION=FP32
 	@$(MAKE) --no-print-directory build-tests SANITIZE=1
-	@$(MAKE) --no-print-directory build/BF16-builtin/test_kernels ONEDNN=0
+	@$(MAKE) --no-print-directory build/BF16-builtin/test_kernels ONEDNN=0 \
+	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
 	@$(MAKE) --no-print-directory build/BF16-sanitize-thread/test_dataloader SANITIZE=thread
 	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin/test_kernels \
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-thread/test_dataloader 'test/test_programs.sh build/BF16'
+	    build/BF16-sanitize-thread/test_dataloader 'test/test_programs.sh build/BF16' \
+	    'test/test_starter.sh build/BF16'
 
 # The shipped data, tokenizer, teacher and student, made again; see dev/starter/README.md. Hours.
 starter: train_distill

@@ -50,7 +50,8 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 install() { $sudo apt-get install -y -q --no-install-recommends "$@" >&2; }
-echo "deps.sh: installing ${needed[*]} ${wanted[*]}" >&2
+both=("${needed[@]}" "${wanted[@]}")
+echo "deps.sh: installing ${both[*]}" >&2
 $sudo apt-get update -q >&2 || echo "deps.sh: the list of packages could not be renewed" >&2
 [ ${#needed[@]} -eq 0 ] || install "${needed[@]}"
 [ ${#wanted[@]} -eq 0 ] || install "${wanted[@]}" ||
