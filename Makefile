@@ -38,7 +38,7 @@ endif
 # header is there, else our own with the compiler's vectors. fp32 has no AMX.
 HASH := \#
 HAS_ONEDNN := $(if $(filter-out 0,$(ONEDNN)),$(shell echo '$(HASH)include <oneapi/dnnl/dnnl.h>' | $(CC) -x c -fsyntax-only - 2>/dev/null && echo yes))
-HAS_AMX    := $(if $(filter BF16,$(PRECISION)),$(shell $(CC) $(OPTIMISE) -dM -E - </dev/null 2>/dev/null | grep -c __AMX_BF16__))
+HAS_AMX    := $(if $(filter BF16,$(PRECISION)),$(shell $(CC) $(OPTIMISE) -dM -E - </dev/null 2>/dev/null | grep -c __AMX_TILE__))
 PRODUCTS   := the built-in product (libdnnl-dev would make it faster)
 ifneq ($(filter 1,$(HAS_AMX)),)
 PRODUCTS := the built-in AMX product

@@ -31,7 +31,8 @@
  *
  * Memory. Only hidden states of all n positions are kept, never all logits. The driver walks the positions in
  * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, each row read
- * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two chunks. */
+ * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two
+ * chunks. */
 #ifndef LOSS_CUH
 #define LOSS_CUH
 
