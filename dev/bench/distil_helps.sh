@@ -17,4 +17,14 @@ for seed in "${@:-1 2 3}"; do
         models+=(--model "$folder/with-$s/student.safetensors" --model "$folder/without-$s/student.safetensors")
     done
 done
-./eval --data dev/starter/val.bin --teacher "$teacher" "${models[@]}" --json "$folder/scores.json"
+for data in val test; do
+    ./eval --data dev/starter/$data.bin --teacher "$teacher" "${models[@]}" --json "$folder/$data.json"
+    python3 - "$folder/$data.json" <<'END'
+import json, statistics, sys
+runs = json.load(open(sys.argv[1]))
+for kind in "with", "without":
+    for key in "ce", "exact":
+        x = [r[key] for r in runs if f"/{kind}-" in r["model"]]
+        print(f"{kind} the teacher: {key} {statistics.mean(x):.4f}, from {min(x):.4f} to {max(x):.4f}")
+END
+done
