@@ -7,10 +7,9 @@
 #include "lib/options.h"
 #include "lib/progress.h"
 #include "lib/sampler.h"
+#include "lib/threads.h"
 #include "loss.cuh"
 #include "model.h"
-
-#include <omp.h>
 
 static struct {
     StringList models;
@@ -366,6 +365,7 @@ int main(int argc, char **argv) {
     static Model teacher;
     Dataset data;
     Error err;
+    threads_wait_politely(argv);
     options_parse(table, OPTIONS, argc, argv,
                   "[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.", NULL);
     if (!opt.models.count)
@@ -373,7 +373,7 @@ int main(int argc, char **argv) {
     if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
     if (opt.texts && opt.models.count != 1) options_die("--texts takes exactly one --model");
     if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
-    if (opt.threads) omp_set_num_threads((int)opt.threads);
+    threads_use((int)opt.threads);
     const Ops *op = ops_for_device(opt.device);
     if (!op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
     if (opt.texts) check(make_folder(opt.texts, &err), &err);

@@ -5,9 +5,9 @@
 #include "lib/picture.h"
 #include "lib/progress.h"
 #include "lib/sampler.h"
+#include "lib/threads.h"
 #include "model.h"
 
-#include <omp.h>
 #include <sys/stat.h>
 
 static struct {
@@ -141,10 +141,11 @@ int main(int argc, char **argv) {
     Decoder decoder;
     Sampler sampler;
     Error err;
+    threads_wait_politely(argv);
     options_parse(table, OPTIONS, argc, argv,
                   "[options] PICTURE...\n\nWrites the TikZ program that draws each picture.", &pictures);
     if (!pictures.count) options_die("no picture given");
-    if (opt.threads) omp_set_num_threads((int)opt.threads);
+    threads_use((int)opt.threads);
     const Ops *op = ops_for_device(opt.device);
     if (!op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
     bool several = pictures.count > 1, folder = opt.output && (several || is_folder(opt.output));

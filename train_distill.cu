@@ -12,11 +12,11 @@
 #include "lib/machine.h"
 #include "lib/options.h"
 #include "lib/progress.h"
+#include "lib/threads.h"
 #include "loss.cuh"
 #include "model.h"
 
 #include <limits.h>
-#include <omp.h>
 #include <signal.h>
 
 /* ---------------------------------------------------------------------------------------------------------------
@@ -662,7 +662,7 @@ static void parse_options(Run *r, int argc, char **argv) {
     if (opt.batch * opt.accum > 1 << 20)
         options_die("--batch times --accum is %lld; at most 1048576 is supported",
                     (long long)(opt.batch * opt.accum));
-    if (opt.threads) omp_set_num_threads((int)opt.threads);
+    threads_use((int)opt.threads);
     r->op = ops_for_device(opt.device);
     if (!r->op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
     r->parts = parse_parts(opt.train);
@@ -710,6 +710,7 @@ static void record_options(const Run *r) {
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
+    threads_wait_politely(argv);
     parse_options(r, argc, argv);
     open_models(r);
     open_data(r);
