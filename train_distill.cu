@@ -26,7 +26,7 @@ static struct {
     const char *teacher = "dev/starter/teacher.safetensors", *student = "base,lm.layers=2", *tokenizer = NULL;
     const char *init = "teacher", *train = "vision,connector,lm";
     const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out", *device = "auto";
-    int64_t steps = 0, epochs = 10, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
+    int64_t steps = 0, epochs = 8, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
     int64_t eval_every = 0, eval_batches = 0, patience = 0, chunk = 0, cache = 512, threads = 0;
     const char *schedule = "cosine", *loss = "kl", *kd_schedule = "none";
     double lr = 1e-3, lr_final = 0.05, lr_gamma = 0.1, decay = 0.05, beta1 = 0.9, beta2 = 0.98, clip = 1;

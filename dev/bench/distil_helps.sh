@@ -12,8 +12,8 @@ mkdir -p "$folder"
 models=()
 for seed in "${@:-1 2 3}"; do
     for s in $seed; do
-        ./train_distill --seed "$s" --out "$folder/with-$s" --overwrite >&2
-        ./train_distill --seed "$s" --teacher none --init "$teacher" --out "$folder/without-$s" --overwrite >&2
+        ./train_distill --epochs 4 --seed "$s" --out "$folder/with-$s" --overwrite >&2
+        ./train_distill --epochs 4 --seed "$s" --teacher none --init "$teacher" --out "$folder/without-$s" --overwrite >&2
         models+=(--model "$folder/with-$s/student.safetensors" --model "$folder/without-$s/student.safetensors")
     done
 done

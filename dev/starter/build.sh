@@ -19,10 +19,10 @@ $render --skip 9000 --count 40000 --out $out/teacher-train.bin
 
 ./train_distill --teacher none --student base --tokenizer $out/tokenizer.safetensors --data $out/teacher-train.bin \
     --val-data $out/val.bin --batch 24 --steps 40000 --lr 1.5e-3 --lr-final 0.01 --cache 6000 --out $out/teacher --overwrite
-cp $out/teacher/best.safetensors $out/teacher.safetensors
+cp $out/teacher/student.safetensors $out/teacher.safetensors
 ./train_distill --teacher $out/teacher.safetensors --data $out/train.bin --val-data $out/val.bin --out $out/student \
     --overwrite
-cp $out/student/best.safetensors $out/student.safetensors
+cp $out/student/student.safetensors $out/student.safetensors
 for f in tokenizer.safetensors teacher.safetensors student.safetensors train.bin val.bin test.bin; do
     cp $out/$f dev/starter/$f
 done
