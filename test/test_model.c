@@ -305,7 +305,7 @@ static void check_evaluation(const Pair *p, int k, Objective *o, const Objective
     objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), NULL, param_weight(t->head), p->labels, p->n, 1,
                   &alone);
     double ce = (double)o->config.w_ce * sums->ce / sums->positions;
-    check(fabs(objective_mean(o, &alone) - ce) <= 1e-9 * fabs(ce),
+    check(fabs(objective_mean(o, &alone) - ce) <= 1e-7 * fabs(ce),  // a row's CE is fp32, and summed in another order
           "%s: setting %d: the loss without a teacher is %.9g, "
           "w_ce CE is %.9g",
           p->name, k, objective_mean(o, &alone), ce);
