@@ -7,7 +7,7 @@
 #include "cpu_vector.h"
 #include "ops.h"
 
-enum { FEW_ROWS = 4, FEW_CHANNELS = 4 };
+enum { FEW_ROWS = 4 };
 
 /* x [rows, I] to fp32, in steps of 2 LANES columns, padded with zeros: in a step the even columns and then the odd
  * ones (bf16 weights), or the columns in order (fp32 weights). */
@@ -36,48 +36,49 @@ static inline void few_rows_load(vf w[2], const void *row, size_t i, size_t n, c
     }
 }
 
-/* c[r * ldc + j] = <x_r, w_j> for `channels` rows of the weight from `row` on */
-static inline __attribute__((always_inline)) void few_rows_block(float *c, size_t ldc, const float *x,
-                                                                 const char *row, size_t I, const size_t rows,
-                                                                 const size_t channels, const bool is_bf16) {
-    size_t bytes = I * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, 2 * LANES) * 2 * LANES;
-    vf sum[FEW_CHANNELS][FEW_ROWS];
-    for (size_t j = 0; j < channels; j++)
-        for (size_t r = 0; r < rows; r++) sum[j][r] = vf_zero();
-    size_t i = 0;
-    for (; i + 2 * LANES <= I; i += 2 * LANES)
-        for (size_t j = 0; j < channels; j++) {
-            vf w[2];
-            few_rows_load(w, row + j * bytes, i, 2 * LANES, is_bf16);
-            for (size_t r = 0; r < rows; r++)
-                sum[j][r] += w[0] * vf_load(x + r * ld + i) + w[1] * vf_load(x + r * ld + i + LANES);
-        }
-    for (size_t j = 0; j < channels; j++) {
-        vf w[2] = {vf_zero(), vf_zero()};
-        if (i < I) few_rows_load(w, row + j * bytes, i, I - i, is_bf16);
-        for (size_t r = 0; r < rows; r++) {
-            if (i < I) sum[j][r] += w[0] * vf_load(x + r * ld + i) + w[1] * vf_load(x + r * ld + i + LANES);
-            c[r * ldc + j] = vf_sum(sum[j][r]);
-        }
+/* sum += x_r * w over the n weights from element i on */
+static inline __attribute__((always_inline)) void few_rows_step(vf sum[FEW_ROWS][2], const float *x, size_t ld,
+                                                                const char *w, size_t i, size_t n, const size_t rows,
+                                                                const bool is_bf16) {
+    vf pair[2];
+    few_rows_load(pair, w, i, n, is_bf16);
+    for (size_t r = 0; r < rows; r++) {
+        sum[r][0] += pair[0] * vf_load(x + r * ld + i);
+        sum[r][1] += pair[1] * vf_load(x + r * ld + i + LANES);
     }
+}
+
+/* c[r * ldc] = <x_r, w> for the weights w [I] of one output channel. Lines are asked for ahead of time, because the
+ * processor's own prefetching stops at every page. */
+static inline __attribute__((always_inline)) void few_rows_channel(float *c, size_t ldc, const float *x,
+                                                                   const char *w, size_t I, const size_t rows,
+                                                                   const bool is_bf16) {
+    enum { STEP = 2 * LANES, LINE = 64, AHEAD = 2048 };  // elements, bytes, bytes
+    const size_t bytes = STEP * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, STEP) * STEP;
+    vf sum[FEW_ROWS][2];
+    size_t i = 0;
+    for (size_t r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vf_zero();
+    for (const char *ahead = w + AHEAD; i + STEP <= I; i += STEP, ahead += bytes) {
+        for (size_t line = 0; line < bytes; line += LINE) __builtin_prefetch(ahead + line);
+        few_rows_step(sum, x, ld, w, i, STEP, rows, is_bf16);
+    }
+    if (i < I) few_rows_step(sum, x, ld, w, i, I - i, rows, is_bf16);
+    for (size_t r = 0; r < rows; r++) c[r * ldc] = vf_sum(sum[r][0] + sum[r][1]);
 }
 
 /* c [rows, ldc] = the products of x (from few_rows_input) with the output channels begin .. end */
 static void few_rows_product(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
                              size_t end) {
-    const char *data = (const char *)w->data + begin * w->cols * dtype_size(w->dtype);
     const bool is_bf16 = w->dtype == DT_BF16;
-    size_t step = 0;
-    for (size_t j = begin; j < end; j += step, c += step, data += step * w->cols * dtype_size(w->dtype)) {
-        step = end - j >= FEW_CHANNELS ? FEW_CHANNELS : 1;
-#define ROWS(n)                                                               \
-    if (rows == n) {                                                          \
-        if (step == 1)                                                        \
-            few_rows_block(c, ldc, x, data, w->cols, n, 1, is_bf16);          \
-        else if (is_bf16)                                                     \
-            few_rows_block(c, ldc, x, data, w->cols, n, FEW_CHANNELS, true);  \
-        else                                                                  \
-            few_rows_block(c, ldc, x, data, w->cols, n, FEW_CHANNELS, false); \
+    size_t bytes = w->cols * dtype_size(w->dtype);
+    const char *data = (const char *)w->data + begin * bytes;
+    for (size_t j = begin; j < end; j++, c++, data += bytes) {
+#define ROWS(n)                                                   \
+    if (rows == n) {                                              \
+        if (is_bf16)                                              \
+            few_rows_channel(c, ldc, x, data, w->cols, n, true);  \
+        else                                                      \
+            few_rows_channel(c, ldc, x, data, w->cols, n, false); \
     }
         ROWS(1)
         ROWS(2)

@@ -10,6 +10,13 @@
 
 /* ---- memory ---- */
 
+static void cpu_zero(void *p, size_t bytes) {
+    const size_t block = 1 << 18;
+#pragma omp parallel for schedule(static) if (bytes > 4 * block)
+    for (size_t i = 0; i < div_up(bytes, block); i++)
+        memset((char *)p + i * block, 0, min_size(block, bytes - i * block));
+}
+
 static void *cpu_alloc(size_t bytes) {
     if (bytes > PTRDIFF_MAX) return NULL;  // no array is larger, and below it nothing overflows
     size_t size = (bytes + 63) / 64 * 64;
@@ -18,27 +25,23 @@ static void *cpu_alloc(size_t bytes) {
 #if defined(MADV_HUGEPAGE)
     if (p && size >= huge) madvise(p, size / huge * huge, MADV_HUGEPAGE);
 #endif
-    if (p) memset(p, 0, size ? size : 64);
+    if (p) cpu_zero(p, size ? size : 64);
     return p;
 }
 
 static void cpu_release(void *p) { free(p); }
 
 static void cpu_copy(void *dst, const void *src, size_t bytes) {
-    if (bytes) memcpy(dst, src, bytes);
+    const size_t block = 1 << 18;
+#pragma omp parallel for schedule(static) if (bytes > 4 * block)
+    for (size_t i = 0; i < div_up(bytes, block); i++)
+        memcpy((char *)dst + i * block, (const char *)src + i * block, min_size(block, bytes - i * block));
 }
 
 static void cpu_copy_rows(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width,
                           size_t rows) {
 #pragma omp parallel for schedule(static) if (width * rows > 65536)
     for (size_t r = 0; r < rows; r++) memcpy((char *)dst + r * dst_stride, (const char *)src + r * src_stride, width);
-}
-
-static void cpu_zero(void *p, size_t bytes) {
-    const size_t block = 1 << 18;
-#pragma omp parallel for schedule(static) if (bytes > 4 * block)
-    for (size_t i = 0; i < div_up(bytes, block); i++)
-        memset((char *)p + i * block, 0, min_size(block, bytes - i * block));
 }
 
 static void cpu_sync(void) {}
