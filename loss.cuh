@@ -254,10 +254,13 @@ static inline double objective_mean(const Objective *o, const ObjectiveSums *s) 
     return loss;
 }
 
-/* Image2TikZ's schedule at `progress` in [0, 1] of the training: the temperature falls in quarters (1, 0.85, 0.70,
- * then 0.60 of its base but not below 2), the weight of the soft term stays at its base to 10 %, falls linearly to
- * 55 % of it by 40 % and to 40 % by 70 %, CE taking the rest; the entropy band opens at 40 %. */
-static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, double progress) {
+/* How the objective moves while it trains. */
+typedef enum { SCHEDULE_NONE, SCHEDULE_ANNEAL, SCHEDULE_IMAGE2TIKZ } KdSchedule;
+
+/* Image2TikZ's: the temperature falls in quarters (1, 0.85, 0.70, then 0.60 of its base but not below 2), the weight of
+ * the soft term stays at its base to 10 %, falls linearly to 55 % of it by 40 % and to 40 % by 70 %, CE taking the rest;
+ * the entropy band opens at 40 %. */
+static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double progress) {
     static const float quarters[4] = {1.0f, 0.85f, 0.70f, 0.60f};
     ObjectiveConfig c = base;
     int quarter = progress < 0.25 ? 0 : progress < 0.5 ? 1 : progress < 0.75 ? 2 : 3;
@@ -274,6 +277,22 @@ static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, double pr
         c.band_high = INFINITY;
     }
     return c;
+}
+
+/* The objective at `progress` in [0, 1] of the training.
+ *
+ * Annealing (after Jafari et al. 2021, "Annealing Knowledge Distillation"): the temperature goes linearly from its base
+ * to 1 at 90 % and stays. A high temperature makes the student learn where it doubts: tau^2 (q - p) at tau = 4 is many
+ * times the gradient at 1 where q is neither 0 nor 1. But at its minimum the student's distribution is right at tau, not
+ * at 1, where it writes: so it ends there. */
+static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, KdSchedule schedule, double progress) {
+    const double annealed = 0.9;
+    if (schedule == SCHEDULE_IMAGE2TIKZ) return schedule_image2tikz(base, progress);
+    if (schedule == SCHEDULE_ANNEAL) {
+        double share = progress < annealed ? progress / annealed : 1;
+        base.temperature += (float)share * (1 - base.temperature);
+    }
+    return base;
 }
 
 #endif

@@ -28,9 +28,9 @@ static struct {
     const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out", *device = "auto";
     int64_t steps = 0, epochs = 8, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
     int64_t eval_every = 0, eval_batches = 0, patience = 0, chunk = 0, cache = 512, threads = 0;
-    const char *schedule = "cosine", *loss = "kl", *kd_schedule = "none";
+    const char *schedule = "cosine", *loss = "kl", *kd_schedule = "anneal";
     double lr = 1e-3, lr_final = 0.05, lr_gamma = 0.1, decay = 0.05, beta1 = 0.9, beta2 = 0.98, clip = 1;
-    double temperature = 2, alpha = NAN, w_ce = 0.5, w_soft = 0.5, w_hard = 0, w_embed = 0, beta = 0.5;
+    double temperature = 4, alpha = NAN, w_ce = 0.2, w_soft = 0.8, w_hard = 0, w_embed = 0, beta = 0.5;
     double entropy_low = 0, entropy_high = 1e9, sure = 2, sure_factor = 0.3;
     bool resume = false, overwrite = false, recompute = false, augment = false;
 } opt;
@@ -90,7 +90,8 @@ static const Option table[] = {
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
     {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
-     "none, or image2tikz: temperature, weights and band move", 0, 0},
+     "none; anneal: the temperature falls to 1 in 90 % of the steps; image2tikz: temperature, weights and band move",
+     0, 0},
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
     {"sure", 0, OPT_FLOAT, &opt.sure, "P",
@@ -118,7 +119,7 @@ typedef struct {
     Loader loader;
     int text;                // most text tokens of a sample
     ObjectiveConfig config;  // as given; the schedule moves objective.config
-    bool moves;              // --kd-schedule image2tikz
+    KdSchedule schedule;     // how it moves
     Objective objective;
     Params *lists[2];  // what is trained: the student and the objective's map
     AdamW adamw;
@@ -385,7 +386,7 @@ typedef struct {
 static StepResult train_step(Run *r, const Batch *batch) {
     StepResult result;
     memset(&result, 0, sizeof result);
-    if (r->moves) r->objective.config = objective_schedule(r->config, (double)r->step / (double)r->steps);
+    r->objective.config = objective_schedule(r->config, r->schedule, (double)r->step / (double)r->steps);
     for (int i = 0; i < 2; i++) gradients_zero(r->lists[i], r->op);
     for (int first = 0; first < batch->B; first += (int)opt.batch) {
         int B = batch->B - first < opt.batch ? batch->B - first : (int)opt.batch;
@@ -652,7 +653,7 @@ static void check_student(const char *student) {
 
 static void parse_options(Run *r, int argc, char **argv) {
     static const char *const schedules[] = {"cosine", "linear", "constant", "multistep"};
-    static const char *const moves[] = {"none", "image2tikz"};
+    static const char *const moves[] = {"none", "anneal", "image2tikz"};
     const char *usage =
         "[options]\n\nTrains a picture-to-TikZ model, by default from the starter teacher on the starter data.";
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
@@ -674,7 +675,7 @@ static void parse_options(Run *r, int argc, char **argv) {
     if (r->config.w_embed > 0 && r->parts == PART_LM)
         options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
     if (opt.patience && !strcmp(opt.val_data, "none")) options_die("--patience needs --val-data");
-    r->moves = choice("kd-schedule", opt.kd_schedule, moves, 2) == 1;
+    r->schedule = (KdSchedule)choice("kd-schedule", opt.kd_schedule, moves, 3);
     r->lr.kind = (LrSchedule)choice("lr-schedule", opt.schedule, schedules, 4);
     r->best = INFINITY;
 }

@@ -630,14 +630,22 @@ static void check_schedule(void) {
     base.band_low = 1;
     base.band_high = 2;
     for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
-        ObjectiveConfig c = objective_schedule(base, points[i].progress);
+        ObjectiveConfig c = objective_schedule(base, SCHEDULE_IMAGE2TIKZ, points[i].progress);
         check(fabsf(c.temperature - points[i].temperature) < 1e-5f && fabsf(c.w_soft - points[i].soft) < 1e-5f &&
                   fabsf(c.w_ce + c.w_soft - 1) < 1e-5f && (c.band_low > 0 || !isinf(c.band_high)) == points[i].band,
               "schedule at %.2f: temperature %g, soft %g, CE %g, band %g to %g", points[i].progress,
               (double)c.temperature, (double)c.w_soft, (double)c.w_ce, (double)c.band_low, (double)c.band_high);
     }
     base.temperature = 3;
-    check(objective_schedule(base, 0.9).temperature == 2, "schedule: the temperature does not stop at 2");
+    check(objective_schedule(base, SCHEDULE_IMAGE2TIKZ, 0.9).temperature == 2, "schedule: the temperature does not stop at 2");
+    base.temperature = 4;
+    check(objective_schedule(base, SCHEDULE_NONE, 0.9).temperature == 4, "schedule: none moves the temperature");
+    for (int i = 0; i <= 10; i++) {
+        ObjectiveConfig c = objective_schedule(base, SCHEDULE_ANNEAL, 0.1 * i);
+        float expected = i < 9 ? 4 - 3 * (float)i / 9 : 1;
+        check(fabsf(c.temperature - expected) < 1e-5f && c.w_soft == base.w_soft,
+              "annealing at %.1f: temperature %g, expected %g", 0.1 * i, (double)c.temperature, (double)expected);
+    }
 }
 
 /* ---- all of it ---- */
