@@ -1,110 +1,337 @@
 #!/usr/bin/env python3
 """Converts a data set to the flat binary format of tikz.c (described in tikzc.py).
 
-    convert_dataset.py --pairs FOLDER --tokenizer FILE.safetensors --out OUT.bin [--max-tokens N] [--source TEXT]
+    convert_dataset.py --parquet data/ --split train --model teacher.safetensors --out train.bin --shards 8
+    convert_dataset.py --im2latex im2latex-100k --split validate --tokenizer tokenizer.safetensors --out val.bin
+    convert_dataset.py --pairs my-figures --tokenizer tokenizer.safetensors --out my.bin --val-out my-val.bin
 
---pairs takes a folder of name.png (or .jpg, .jpeg) and name.tex files, subfolders included, in the order of their
-names. The pictures are copied as they are; the code becomes token ids and the end token. Pairs that cannot be used
-are left out, and counted by reason at the end. The tokenizer comes from any safetensors file that carries one: a
-model or tokenizer.safetensors.
+Sources: parquet files with pictures and code (DaTikZ and other sets of the Hub), im2latex-100K's layout, a folder of
+name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model: samples that do not fit
+into its positions are left out) or from any other safetensors file that carries one (--tokenizer).
+
+PNG and JPEG pictures are stored as they are, where the reader takes them; all others again as PNG. The code is not
+changed. Samples that cannot be used are left out, counted by reason at the end and listed by --report.
+
+The same arguments give the same bytes, whatever --jobs. Until everything is done, finished pieces are kept in the
+folder OUT.parts: after an interruption of any kind the same command goes on from there.
 """
 import argparse
 import collections
-import pathlib
+import contextlib
+import hashlib
+import json
+import os
+import re
+import signal
 import sys
 
+import sources
 import tikzc
+from parts import Folder, Job, Output, plan, run_here, run_parallel
+from progress import Progress
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+PART_BYTES = 64 << 20  # of the source, converted at a time by one process and kept when interrupted
+ENCODING_VERSION = 1   # to be raised when the same arguments give other bytes than before
 
 
-class Report:
-    """Counts what was kept and what was dropped and why, with one example each."""
+# ---- the result ----
+
+class Summary:
+    """Sums up the reports of the parts. Lists of dropped samples stay in their files until they are written out."""
 
     def __init__(self):
-        self.kept, self.tokens, self.longest = 0, 0, 0
-        self.dropped, self.example = collections.Counter(), {}
+        self.total, self.notes = collections.Counter(), collections.Counter()
+        self.dropped, self.example, self.longest = collections.Counter(), {}, 0
 
-    def drop(self, reason, name):
-        self.dropped[reason] += 1
-        self.example.setdefault(reason, name)
+    def add(self, report):
+        self.total.update({key: report[key] for key in ("train", "val", "tokens")})
+        self.longest = max(self.longest, report["longest"])
+        self.notes.update(report["notes"])
+        for *place, reason, detail in report["dropped"]:
+            self.dropped[reason] += 1
+            self.example.setdefault(reason, f"{sources.Place(*place)}{': ' if detail else ''}{detail}")
 
-    def keep(self, ids):
-        self.kept, self.tokens, self.longest = self.kept + 1, self.tokens + len(ids), max(self.longest, len(ids))
+    @property
+    def kept(self):
+        return self.total["train"] + self.total["val"]
 
-    def __str__(self):
-        lines = [f"{self.kept} samples; tokens: mean {self.tokens / max(1, self.kept):.1f}, max {self.longest}"]
-        for reason, n in self.dropped.most_common():
-            lines.append(f"dropped {n}: {reason} (first: {self.example[reason]})")
-        return "\n".join(lines)
+    def lines(self):
+        validation = f", of these {self.total['val']} for validation" if self.total["val"] else ""
+        yield (f"{self.kept} samples{validation}; tokens: mean {self.total['tokens'] / max(1, self.kept):.1f}, "
+               f"max {self.longest}")
+        for note, n in sorted(self.notes.items(), key=lambda item: (-item[1], item[0])):
+            yield f"{n} sample{'s' if n > 1 else ''}: {note}"
+        for reason, n in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
+            yield f"dropped {n}: {reason} (first: {self.example[reason]})"
 
-
-def read_pairs(folder, report):
-    """(name, picture bytes, text) for each name that has both files; the rest goes to the report."""
-    root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise tikzc.FormatError(f"{folder}: not a folder; --pairs needs one with name.png and name.tex files.")
-    pictures, texts = {}, set()
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).with_suffix("").as_posix()
-        if path.suffix.lower() in SUFFIXES:
-            pictures.setdefault(name, path)
-        elif path.suffix == ".tex":
-            texts.add(name)
-    if not pictures or not texts:
-        raise tikzc.FormatError(f"{folder}: found {len(pictures)} pictures and {len(texts)} .tex files; expected "
-                                f"pairs such as a.png and a.tex.")
-    for name in sorted(pictures.keys() | texts):
-        if name not in texts:
-            report.drop("a picture without its .tex file", name)
-        elif name not in pictures:
-            report.drop("a .tex file without its picture", name)
-        else:
-            try:
-                yield name, pictures[name].read_bytes(), (root / f"{name}.tex").read_text("utf-8")
-            except UnicodeDecodeError:
-                report.drop("the .tex file is not UTF-8", name)
+    def write(self, path, reports):
+        """{"kept", "validation", "notes", "dropped": {reason: n}, "samples": [{"file", "row"|"line", ...}]}"""
+        head = {"kept": self.kept, "validation": self.total["val"], "notes": self.notes, "dropped": self.dropped}
+        with tikzc.AtomicFile(path) as f:
+            f.write(json.dumps(head)[:-1].encode() + b', "samples": [')
+            separator = b"\n"
+            for report in reports:
+                for file, label, number, reason, detail in report["dropped"]:
+                    place = {"file": file, **({label: number} if label else {})}
+                    f.write(separator + json.dumps({**place, "reason": reason, "detail": detail}).encode())
+                    separator = b",\n"
+            f.write(b"\n]}\n")
 
 
-def convert(samples, report, tokenizer, out, source, max_tokens):
-    """Writes samples (name, picture bytes, text), as they come, to the dataset `out`."""
-    with tikzc.DatasetWriter(out, tokenizer, source) as writer:
-        for name, picture, text in samples:
-            if not picture.startswith(SIGNATURES):
-                report.drop("the picture is neither PNG nor JPEG", name)
-                continue
-            if not text.strip():
-                report.drop("the text is empty", name)
-                continue
-            ids = tokenizer.encode(text)
-            if max_tokens and len(ids) > max_tokens:
-                report.drop(f"more than {max_tokens} tokens", name)
-                continue
-            writer.add(picture, ids)
-            report.keep(ids)
-        if not report.kept:
-            raise tikzc.FormatError(f"No sample could be used, so {out} was not written.\n{report}")
+def shard_paths(out, shards):
+    if shards == 0:
+        return [out]
+    stem, suffix = os.path.splitext(out)
+    return [f"{stem}-{i:05d}-of-{shards:05d}{suffix}" for i in range(shards)]
+
+
+def plan_outputs(args, parts, shards):
+    """The outputs, in the order in which they can be finished; the validation data last."""
+    outputs = []
+    for shard, path in enumerate(shard_paths(args.out, shards)):
+        mine = [i for i, part in enumerate(parts) if part.shard == shard]
+        outputs.append(Output(path, "train.bin", mine[0], mine[-1] + 1))
+    return outputs + ([Output(args.val_out, "val.bin", 0, len(parts))] if args.val_out else [])
+
+
+def earlier_outputs(args, shards):
+    """Files that an earlier conversion to the same names left: all shards, because a pattern would find them too."""
+    stem, suffix = map(re.escape, os.path.splitext(os.path.basename(args.out)))
+    pattern = re.compile(rf"{stem}-\d+-of-\d+{suffix}" if shards else rf"{stem}{suffix}")
+    folder = os.path.dirname(args.out) or "."
+    names = [os.path.join(folder, name) for name in os.listdir(folder) if pattern.fullmatch(name)]
+    return names + [path for path in [args.val_out] if path and os.path.exists(path)]
+
+
+def open_folder(args, manifest, shards):
+    """Folder, ready to be written to: no other files are in the way."""
+    folder = Folder(args.out + ".parts", manifest, args.overwrite)
+    earlier = [] if folder.begun else earlier_outputs(args, shards)
+    if earlier and not args.overwrite:
+        folder.remove()
+        raise tikzc.FormatError(f"{earlier[0]} exists already; remove it, give --overwrite or another --out.")
+    for path in earlier:
+        os.unlink(path)
+    folder.begin()
+    return folder
+
+
+# ---- the conversion ----
+
+def convert_all(job, folder, outputs, jobs):
+    """Makes the parts and the outputs that are not there yet."""
+    left = [i for i in range(len(job.parts)) if not folder.has_part(i)]
+    ready = set(range(len(job.parts))) - set(left)
+    pending = [output for output in outputs if not folder.is_done(output)]
+    if ready:
+        print(f"{folder.path}: going on, {len(ready)} of {len(job.parts)} parts are done", file=sys.stderr)
+
+    def join():
+        while pending and ready.issuperset(range(pending[0].first, pending[0].last)):
+            folder.finish(pending.pop(0), job)
+    with Progress("convert", job.source.rows, sum(job.parts[i].rows for i in ready)) as bar:
+        join()
+        jobs = min(jobs, len(left))
+        with contextlib.closing(run_parallel(job, left, bar, jobs) if jobs > 1 else run_here(job, left, bar)) as done:
+            for number in done:
+                ready.add(number)
+                join()
+
+
+def convert(args):
+    """The whole conversion; returns the Summary."""
+    source = make_source(args)
+    tokenizer, max_tokens, limit_name, fingerprint = load_tokenizer(args)
+    blocks = source.blocks()
+    if not blocks:
+        raise tikzc.FormatError(f"The source ({source.name}) has no rows.")
+    shards = args.shards or 0
+    if args.shard_size:
+        shards = max(1, -(-sum(b.weight for b in blocks) // args.shard_size))
+    parts = plan(blocks, max(1, shards), PART_BYTES)
+    share = args.val_share if args.val_out else 0
+    manifest = {"version": ENCODING_VERSION, "source": source.identity, "columns": getattr(source, "columns", None),
+                "text for the header": args.source or source.name, "--shards": shards,
+                "--val-out": args.val_out and os.path.basename(args.val_out), "--val-share": share,
+                "--seed": args.seed, "--max-side": args.max_side, "token limit": f"{max_tokens}{limit_name}",
+                "tokenizer": fingerprint, "parts": len(parts), "Pillow": pillow_version()}
+    folder = open_folder(args, manifest, shards)
+    job = Job(source, parts, folder.path, tokenizer, int(fingerprint.split()[0], 16), args.source or source.name,
+              max_tokens, limit_name, args.max_side, share, args.seed)
+    outputs = plan_outputs(args, parts, shards)
+    try:
+        convert_all(job, folder, outputs, args.jobs)
+    except BaseException:
+        if not any(map(folder.has_part, range(len(parts)))):
+            folder.remove()  # there is nothing to go on from
+        raise
+    summary = Summary()
+    for i in range(len(parts)):
+        summary.add(folder.part(i))
+    if args.report:
+        summary.write(args.report, map(folder.part, range(len(parts))))
+    folder.remove()
+    if not summary.kept:
+        lines = "\n".join(summary.lines())
+        raise tikzc.FormatError(f"No sample could be used, so {args.out} was not written.\n{lines}")
+    for output in outputs:
+        if not os.path.exists(output.path):
+            print(f"{output.path} was not written: no sample is left for it", file=sys.stderr)
+    return summary
+
+
+def pillow_version():
+    import PIL
+    return PIL.__version__
+
+
+def need(package):
+    """Says what to install, before any work is done."""
+    try:
+        __import__(package)
+    except ImportError:
+        name = "Pillow" if package == "PIL" else package
+        raise tikzc.FormatError(f"The package {name} is missing; install it with `pip install -r "
+                                f"scripts/requirements.txt`.")
+
+
+def make_source(args):
+    need("PIL")
+    need("tokenizers")
+    if args.parquet:
+        return sources.Parquet(args.parquet, args.image_column, args.code_column, args.split)
+    if args.im2latex:
+        return sources.Im2latex(args.im2latex, args.split, args.formulas, args.list, args.images)
+    return sources.Pairs(args.pairs)
+
+
+def load_tokenizer(args):
+    """(tokenizer, most tokens of a sample, why, what must not change about the tokenizer)"""
+    most, why = tikzc.MOST_TOKENS, ""
+    if args.model:
+        _, metadata = tikzc.read_header(args.model)
+        try:
+            side, patch, concat, positions = (int(metadata[key]) for key in (
+                "vision.image_size", "vision.patch", "connector.concat", "lm.max_positions"))
+            image = (side // patch)**2 // concat
+        except (KeyError, ValueError, ZeroDivisionError) as e:
+            raise tikzc.FormatError(f"{args.model}: not a model of tikz.c; its metadata give no sizes ({e!r}).")
+        most, why = positions - image, f" ({positions} positions of the model less {image} of the picture)"
+        if most < 1:
+            raise tikzc.FormatError(f"{args.model}: {positions} positions leave no room for text after {image} of "
+                                    f"the picture.")
+    if args.max_tokens and args.max_tokens < most:
+        most, why = args.max_tokens, ""
+    tokenizer = tikzc.Tokenizer.load(args.model or args.tokenizer)
+    try:
+        tokenizer.encode("")
+    except Exception as e:  # the package raises nothing more specific
+        raise tikzc.FormatError(f"{args.model or args.tokenizer}: the package tokenizers cannot use its "
+                                f"tokenizer.json ({e}).")
+    digest = hashlib.sha256(tokenizer.json_text.encode()).hexdigest()[:16]
+    begin = getattr(tokenizer, "begin", None)
+    return tokenizer, most, why, f"{tokenizer.fingerprint():016x} {digest} {'' if begin is None else begin}".strip()
+
+
+# ---- the command line ----
+
+def size(text):
+    """A number of bytes: 500M, 2G, 1000000."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.upper())
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500M or 2G")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def whole(least):
+    def parse(text):
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least}")
+        return int(text)
+    return parse
+
+
+def share(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1")
+    return value
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_argument_group("source").add_mutually_exclusive_group(required=True)
+    source.add_argument("--parquet", nargs="+", metavar="PATH", help="parquet files, folders of them, patterns")
+    source.add_argument("--im2latex", metavar="FOLDER", help="folder in the layout of im2latex-100K")
+    source.add_argument("--pairs", metavar="FOLDER", help="folder of name.png (or .jpg, .webp, ...) + name.tex")
+    add = parser.add_argument_group("reading").add_argument
+    add("--split", metavar="NAME", help="part of the data set (default: im2latex: train; parquet: all)")
+    add("--image-column", metavar="NAME", help="parquet: column of pictures (default: image)")
+    add("--code-column", metavar="NAME",
+        help=f"parquet: column of code (default: the first there is of {', '.join(sources.CODE_COLUMNS)})")
+    add("--formulas", metavar="FILE", help=f"im2latex: list of formulas (default: {sources.FORMULAS[0]})")
+    add("--list", metavar="FILE", help="im2latex: list of the split (default: im2latex_SPLIT.lst)")
+    add("--images", metavar="FOLDER", help=f"im2latex: folder of pictures (default: {sources.IMAGES[0]})")
+    tokens = parser.add_argument_group("tokens").add_mutually_exclusive_group(required=True)
+    tokens.add_argument("--model", metavar="FILE", help="model whose tokenizer to use and whose positions to keep to")
+    tokens.add_argument("--tokenizer", metavar="FILE", help="any safetensors file that carries a tokenizer")
+    add = parser.add_argument_group("choosing").add_argument
+    add("--max-tokens", type=whole(1), metavar="N",
+        help="leave out samples with more tokens, end token included (default: the model's positions)")
+    add("--max-side", type=whole(1), default=0, metavar="PIXELS",
+        help="scale larger pictures down to this (default: no; above 20000 a picture is left out)")
+    output = parser.add_argument_group("output")
+    add = output.add_argument
+    add("--out", required=True, metavar="FILE", help=".bin file to write; with shards FILE-00000-of-00004.bin")
+    shards = output.add_mutually_exclusive_group()
+    shards.add_argument("--shards", type=whole(1), metavar="N", help="number of files (default: one, named as --out)")
+    shards.add_argument("--shard-size", type=size, metavar="SIZE", help="files of about this size: 500M, 2G")
+    add("--val-out", metavar="FILE", help="set samples aside for validation, in this file")
+    add("--val-share", type=share, default=0.01, metavar="X",
+        help="how many, chosen by the code's hash (default 0.01)")
+    add("--seed", type=whole(0), default=0, metavar="N", help="changes which (default 0)")
+    add("--source", metavar="TEXT", help="where the data come from, for the header (default: from the names)")
+    add("--report", metavar="FILE", help="list all samples left out, as JSON")
+    add("--overwrite", action="store_true",
+        help="start anew; remove what earlier conversions left under these names")
+    add("--jobs", type=whole(1), default=len(os.sched_getaffinity(0)), metavar="N",
+        help="processes (default: all cores)")
+    return parser
+
+
+def check_options(parser, args):
+    if args.val_out and os.path.abspath(args.val_out) == os.path.abspath(args.out):
+        parser.error("--val-out and --out must not be the same file")
+    for name in ("image_column", "code_column"):
+        if getattr(args, name) and not args.parquet:
+            parser.error(f"--{name.replace('_', '-')} goes with --parquet")
+    for name in ("formulas", "list", "images"):
+        if getattr(args, name) and not args.im2latex:
+            parser.error(f"--{name} goes with --im2latex")
+    if args.split and args.pairs:
+        parser.error("--split goes with --parquet or --im2latex")
+    for path in (args.out, args.val_out, args.report):
+        if path and not os.path.isdir(os.path.dirname(path) or "."):
+            parser.error(f"the folder of {path} does not exist")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", required=True, metavar="FOLDER", help="folder of name.png|jpg + name.tex")
-    parser.add_argument("--tokenizer", required=True, metavar="FILE",
-                        help="safetensors file that carries a tokenizer")
-    parser.add_argument("--out", required=True, metavar="FILE", help=".bin file to write")
-    parser.add_argument("--max-tokens", type=int, default=0, metavar="N",
-                        help="leave out samples with more tokens, end token included (default: keep all)")
-    parser.add_argument("--source", metavar="TEXT", help="where the data come from (default: the folder's name)")
+    parser = make_parser()
     args = parser.parse_args()
-    report = Report()
+    check_options(parser, args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        tokenizer = tikzc.Tokenizer.load(args.tokenizer)
-        source = args.source or f"pairs from the folder {pathlib.Path(args.pairs).resolve().name}"
-        convert(read_pairs(args.pairs, report), report, tokenizer, args.out, source, args.max_tokens)
-    except (OSError, tikzc.FormatError) as e:
+        summary = convert(args)
+    except tikzc.FormatError as e:
         sys.exit(f"convert_dataset.py: error: {e}")
-    print(f"{args.out}: {report}", file=sys.stderr)
+    except OSError as e:
+        sys.exit(f"convert_dataset.py: error: {'' if e.filename else f'writing {args.out}: '}{e}")
+    except KeyboardInterrupt:
+        sys.exit("convert_dataset.py: interrupted; the same command goes on from here")
+    print(f"{args.out}:", "\n".join(summary.lines()), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,683 @@
+#!/usr/bin/env python3
+"""Tests of scripts/convert_dataset.py: every source and picture format, bad input, hostile pictures, memory,
+interruptions.
+
+    test/test_convert.py BUILD_DIR       BUILD_DIR: with test_lib and eval, the C side that reads the result
+
+Needs the packages of scripts/requirements.txt.
+"""
+import contextlib
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest.mock
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tokenizers
+from PIL import Image, ImageOps
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "test")]
+import compare_pictures  # noqa: E402
+import convert_dataset  # noqa: E402
+import parts  # noqa: E402
+import pictures  # noqa: E402
+import tikzc  # noqa: E402
+
+SCRIPT = ROOT / "scripts" / "convert_dataset.py"
+TOKENIZER = ROOT / "dev" / "starter" / "tokenizer.safetensors"
+MODEL = ROOT / "dev" / "starter" / "student.safetensors"
+ROOM = 256 - 64  # positions of the model less those of the picture
+
+
+class Counter:
+    passed = failed = 0
+
+
+def check(condition, what, found=""):
+    Counter.passed, Counter.failed = Counter.passed + bool(condition), Counter.failed + (not condition)
+    if not condition:
+        print(f"failed: {what}{': ' if found != '' else ''}{found}")
+
+
+# ---- running ----
+
+def arguments(*options, out, tokenizer=True):
+    return [str(o) for o in (*options, *(["--tokenizer", TOKENIZER] if tokenizer else []), "--out", out)]
+
+
+def convert(*options, out, tokenizer=True, jobs=1):
+    """In this process; the messages. Fails as the program would: SystemExit with the sentence."""
+    messages = io.StringIO()
+    argv = ["convert_dataset.py", *arguments(*options, out=out, tokenizer=tokenizer), "--jobs", str(jobs)]
+    with unittest.mock.patch.object(sys, "argv", argv), contextlib.redirect_stderr(messages):
+        convert_dataset.main()
+    return messages.getvalue()
+
+
+def refused(part, *options, out, tokenizer=True):
+    """The conversion ends with one sentence that contains `part`, and leaves nothing."""
+    before = snapshot(out)
+    try:
+        messages = convert(*options, out=out, tokenizer=tokenizer)
+        check(False, f"refused with '{part}'", messages)
+    except SystemExit as e:
+        check(part in str(e.code) and str(e.code).startswith("convert_dataset.py: error: "), f"'{part}' in", e.code)
+    check(snapshot(out) == before, f"'{part}': nothing is left behind", snapshot(out) - before)
+
+
+def snapshot(out):
+    """Names and sizes of the files and folders beside out."""
+    folder = pathlib.Path(out).parent
+    return {(p.name, p.stat().st_size if p.is_file() else -1) for p in folder.iterdir() if p.name.startswith("out")}
+
+
+def script(*options, stderr=subprocess.PIPE):
+    return subprocess.Popen([sys.executable, str(SCRIPT), *map(str, options)], stderr=stderr, text=True)
+
+
+def read(path):
+    data = tikzc.Dataset(path)
+    return [(image, ids.tolist()) for image, ids in (data[i] for i in range(len(data)))]
+
+
+def same_files(a, b):
+    return pathlib.Path(a).read_bytes() == pathlib.Path(b).read_bytes()
+
+
+# ---- making sources ----
+
+def texts(count):
+    """TikZ programs of the starter data."""
+    data, tokenizer = tikzc.Dataset(ROOT / "dev" / "starter" / "train.bin"), tikzc.Tokenizer.load(TOKENIZER)
+    return [tokenizer.decode(data[i][1]) for i in range(count)]
+
+
+def encoded(texts):
+    """What the texts must become: the package `tokenizers` on the tokenizer's own JSON, and the end token."""
+    tensors, metadata = tikzc.read_safetensors(TOKENIZER)
+    encoder = tokenizers.Tokenizer.from_str(tikzc.with_plain_merges(tensors["tokenizer.json"].tobytes().decode()))
+    return [encoder.encode(text, add_special_tokens=False).ids + [int(metadata["tokenizer.end"])] for text in texts]
+
+
+def saved(image, format, **options):
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def make_picture(i):
+    """(bytes of a picture of the i-th kind, whether it must be stored as it is)"""
+    size = (40 + i % 37, 30 + i % 23)
+    rgb, rgba = compare_pictures.drawing("RGB", size, i), compare_pictures.drawing("RGBA", size, i)
+    return [lambda: (saved(rgb, "PNG"), True), lambda: (saved(rgba, "PNG"), True),
+            lambda: (saved(rgb, "JPEG", quality=90), True), lambda: (saved(rgb, "JPEG", progressive=True), True),
+            lambda: (saved(rgb.convert("L"), "PNG"), True), lambda: (saved(rgb.convert("P"), "PNG"), True),
+            lambda: (saved(rgb.convert("1"), "PNG"), True), lambda: (saved(rgba, "WEBP", lossless=True), False),
+            lambda: (saved(rgb, "GIF"), False), lambda: (saved(rgb, "BMP"), False),
+            lambda: (saved(rgba, "TIFF", compression="tiff_lzw"), False),
+            lambda: (saved(rgb.convert("CMYK"), "JPEG"), True)][i % 12]()
+
+
+def over_white(image):
+    image = ImageOps.exif_transpose(image).convert("RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+
+
+def same_picture(a, b):
+    a, b = (over_white(Image.open(io.BytesIO(x))) for x in (a, b))
+    return a.shape == b.shape and (a == b).all()
+
+
+def write_parquet(path, samples, group=None, kind="struct", **options):
+    """samples: [(picture or None, code or None)]; the columns of DaTikZ v2 and v3."""
+    images, codes = [s[0] for s in samples], [s[1] for s in samples]
+    if kind == "struct":
+        images = pa.array([None if i is None else {"bytes": i, "path": None} for i in images],
+                          pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    else:
+        images = pa.array(images, pa.large_binary())
+    if any(isinstance(c, bytes) for c in codes):  # a string column with bytes that are not UTF-8
+        codes = pa.array([c.encode() if isinstance(c, str) else c for c in codes], pa.binary()).view(pa.string())
+    else:
+        codes = pa.array(codes, pa.string() if kind == "struct" else pa.large_string())
+    blank = pa.array(["a figure"] * len(samples))
+    table = pa.table({"caption": blank, "code": codes, "image": images, "pdf": blank.cast(pa.binary()), "uri": blank})
+    pq.write_table(table, path, row_group_size=group or len(samples), **options)
+
+
+def samples(count):
+    return [(*make_picture(i), text) for i, text in enumerate(texts(count))]
+
+
+# ---- tests ----
+
+def test_parquet(folder, build):
+    """Content, any number of jobs and shards, DaTikZ's two shapes of an image column, the C side."""
+    made = samples(300)
+    (folder / "data").mkdir()
+    rows = [(picture, text) for picture, _, text in made]
+    write_parquet(folder / "data" / "train-00000-of-00003.parquet", rows[:100], 7)
+    write_parquet(folder / "data" / "train-00001-of-00003.parquet", rows[100:101])
+    write_parquet(folder / "data" / "train-00002-of-00003.parquet", rows[101:], 50, "binary", compression="gzip")
+    messages = convert("--parquet", folder / "data", "--model", MODEL, out=folder / "one.bin", tokenizer=False)
+    check("300 samples" in messages and "dropped" not in messages, "all rows are kept", messages)
+    check("25 samples: the picture is stored again as PNG, not WEBP" in messages, "what was stored again", messages)
+    got, ids = read(folder / "one.bin"), encoded([text for *_, text in made])
+    check([i for _, i in got] == ids, "the ids are those of tokenizers")
+    for (picture, as_is, _), (stored, _) in zip(made, got):
+        check(stored == picture if as_is else stored.startswith(pictures.PNG_SIGNATURE) and
+              same_picture(stored, picture), "the picture is the source's")
+    convert("--parquet", folder / "data", "--model", MODEL, out=folder / "two.bin", tokenizer=False, jobs=3)
+    check(same_files(folder / "one.bin", folder / "two.bin"), "3 jobs write the same bytes as 1")
+    for jobs in (1, 3):
+        pattern = folder / "data" / "train-*.parquet"
+        convert("--parquet", pattern, "--shards", 4, out=folder / f"s{jobs}.bin", jobs=jobs)
+    shards = [sorted(folder.glob(f"s{jobs}-*-of-00004.bin")) for jobs in (1, 3)]
+    check(all(len(s) == 4 for s in shards) and all(map(same_files, *shards)), "4 shards, the same for 1 and 3 jobs")
+    counts = [len(tikzc.Dataset(s)) for s in shards[0]]
+    check(sum(counts) == 300 and min(counts) > 30, "shards of about equal size", counts)
+    check([x for s in shards[0] for x in read(s)] == got, "the shards together are the one file")
+    convert("--parquet", folder / "data", "--shard-size", "40K", out=folder / "k.bin")
+    check(len(list(folder.glob("k-*.bin"))) in range(3, 40), "--shard-size makes several shards")
+    command = [build / "eval", "--model", MODEL, "--data", folder / "s3-*.bin", "--json", folder / "e.json"]
+    run = subprocess.run(command, env={**os.environ, "OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True)
+    scores = json.loads((folder / "e.json").read_text()) if run.returncode == 0 else {}
+    check(run.returncode == 0 and "300" in json.dumps(scores), "eval reads the shards", run.stderr[-300:])
+
+
+def test_validation(folder):
+    made = samples(120)
+    write_parquet(folder / "a.parquet", [(p, t) for p, _, t in made], 10)
+    write_parquet(folder / "b.parquet", [(p, t) for p, _, t in reversed(made)], 10)
+    split = []
+    for name in "ab":
+        convert("--parquet", folder / f"{name}.parquet", "--val-out", folder / f"{name}-val.bin", "--val-share",
+                "0.25", out=folder / f"{name}.bin", jobs=2)
+        split.append([sorted(read(folder / f"{name}{kind}.bin"), key=str) for kind in ("", "-val")])
+    check(split[0] == split[1], "what is validation data depends on the code only")
+    check(15 < len(split[0][1]) < 50 and len(split[0][0]) + len(split[0][1]) == 120, "about the share asked for",
+          len(split[0][1]))
+
+
+def test_im2latex(folder):
+    root = folder / "im2latex"
+    (root / "formula_images").mkdir(parents=True)
+    formulas = [rb"\alpha + \beta", rb"x \rightarrow y", b"a\rb", "\u00e9 = 1".encode("utf-8"), b"\xe9 = 2", b"",
+                b"last"]
+    (root / "im2latex_formulas.lst").write_bytes(b"\n".join(formulas) + b"\n")
+    for i in range(7):
+        (root / "formula_images" / f"pic{i}.png").write_bytes(make_picture(12 * i)[0])
+    lines = ["0 pic0 basic", "6 pic6 basic", "2 pic2 basic", "3 pic3 basic", "4 pic4 basic", "5 pic5 basic",
+             "7 pic1 basic", "x pic1 basic", "1", "1 ../../../etc/passwd basic", "1 gone basic", ""]
+    (root / "im2latex_train.lst").write_text("\n".join(lines) + "\n")
+    messages = convert("--im2latex", root, "--report", folder / "r.json", out=folder / "f.bin")
+    got = read(folder / "f.bin")
+    expected = encoded([formulas[0].decode(), "last", "a\rb", "\u00e9 = 1", "\u00e9 = 2"])
+    check([ids for _, ids in got] == expected, "formulas by their number; UTF-8, else Latin-1", messages)
+    check([p for p, _ in got] == [make_picture(12 * i)[0] for i in (0, 6, 2, 3, 4)], "pictures by their name")
+    check("1 sample: the formula is not UTF-8, it was read as Latin-1" in messages, "says what was Latin-1", messages)
+    report = json.loads((folder / "r.json").read_text())
+    found = {(s["line"], s["reason"]) for s in report["samples"]}
+    malformed, listing = "the line is malformed", "im2latex_train.lst"
+    expected = {(6, "the code is empty"), (7, "the line names a formula beyond the list"), (8, malformed),
+                (9, malformed), (10, malformed), (11, "the picture is missing"), (12, malformed)}
+    check(found == expected, "bad lines", found)
+    check(all(os.path.basename(s["file"]) == listing for s in report["samples"]), "each names the list")
+    check("(first: " in messages and f"{listing}, line 7: 7 of 7" in messages, "an example for each reason", messages)
+    (root / "val_filter.lst").write_text("pic3.png 0\npic1.png 1\n")  # the layout of im2markup's scripts
+    convert("--im2latex", root, "--split", "val", out=folder / "g.bin", jobs=2)
+    check([ids for _, ids in read(folder / "g.bin")] == encoded([f.decode() for f in formulas[:2]]), "filtered lists")
+    refused("there is no im2latex_test.lst or ", "--im2latex", root, "--split", "test", out=folder / "out.bin")
+    refused("there is no nothing.lst; name it with --formulas", "--im2latex", root, "--formulas", "nothing.lst",
+            out=folder / "out.bin")
+
+
+def test_pairs(folder):
+    root = folder / "pairs"
+    (root / "sub").mkdir(parents=True)
+    for name, i in (("a", 0), ("sub/b", 2), ("c", 7), ("lonely", 0)):
+        (root / name).with_suffix({0: ".png", 2: ".jpg", 7: ".webp"}[i]).write_bytes(make_picture(i)[0])
+    for name in ("a", "sub/b", "c", "orphan"):
+        (root / f"{name}.tex").write_text(rf"\draw ({name});")
+    (root / "c.tex").write_text("trailing \n\n")
+    messages = convert("--pairs", root, out=folder / "p.bin")
+    got = read(folder / "p.bin")
+    check([ids for _, ids in got] == encoded([r"\draw (a);", "trailing \n\n", r"\draw (sub/b);"]),
+          "pairs in the order of their names, the code unchanged", messages)
+    check(got[2][0] == make_picture(2)[0], "subfolders and JPEG")
+    for reason, name in (("a picture without its .tex file", "lonely.png"),
+                         ("a .tex file without its picture", "orphan.tex")):
+        check(f"{reason} (first: " in messages and f"{name})" in messages, reason, messages)
+
+
+def test_begin(folder):
+    """A begin token of the tokenizer stands first, once."""
+    plain = tikzc.Tokenizer.load(TOKENIZER)
+    job = parts.Job(None, [], "", plain, 0, "", 100, "", 0, 0, 0)
+    ids = parts.encode(job, "x = 1")
+    plain.begin = 5
+    check(parts.encode(job, "x = 1") == [5] + ids, "the begin token is first", parts.encode(job, "x = 1"))
+    plain.encode = lambda text: [5] + ids
+    check(parts.encode(job, "x = 1") == [5] + ids, "the begin token is there once", parts.encode(job, "x = 1"))
+
+
+def test_bad_rows(folder):
+    """One row of each kind; the good ones between them stay."""
+    good = make_picture(0)[0]
+    huge = bytearray(good)
+    huge[16:24] = struct.pack(">II", 60000, 60000)
+    rows = [(good, "good"), (None, "x"), (b"", "x"), (good, None), (good, b"caf\xe9 \x80"), (good, ""),
+            (good, " \n\t"), (good, "a</s>b"), (good, "x " * 400), (b"plain text", "x"), (good[:200], "x"),
+            (fix_crc(huge), "x"), (flipped(good), "x"), (saved(Image.new("F", (3, 3)), "TIFF"), "x"),
+            (make_picture(2)[0][:300], "x"), (good, "good too")]
+    write_parquet(folder / "bad.parquet", rows, 5)
+    messages = convert("--parquet", folder / "bad.parquet", "--model", MODEL, "--report", folder / "bad.json",
+                       out=folder / "bad.bin", tokenizer=False)
+    check([ids for _, ids in read(folder / "bad.bin")] == encoded(["good", "good too"]), "the good rows are kept")
+    report = json.loads((folder / "bad.json").read_text())
+    damaged = "the picture is damaged"
+    expected = [(1, "the row has no picture"), (2, "the row has no picture"), (3, "the row has no code"),
+                (4, "the code is not UTF-8"), (5, "the code is empty"), (6, "the code is empty"),
+                (7, "the code contains a special token of the tokenizer"),
+                (8, f"more than {ROOM} tokens (256 positions of the model less 64 of the picture)"),
+                (9, "the picture has an unknown format"), (10, damaged),
+                (11, "the picture has more than 20000 pixels a side or 100 million in all"), (12, damaged),
+                (13, "the picture has a pixel format that is not supported"), (14, damaged)]
+    found = [(s["row"], s["reason"]) for s in report["samples"]]
+    check(found == expected, "each bad row with its reason", [f for f in found if f not in expected])
+    check(report["kept"] == 2 and sum(report["dropped"].values()) == 14, "the report counts", report["dropped"])
+    check("dropped 3: the picture is damaged (first: " in messages and "bad.parquet, row 10: the PNG data end" in
+          messages, "counted, with an example", messages)
+
+
+def fix_crc(png):
+    """The PNG with the right checksum in every chunk."""
+    png, at = bytearray(png), 8
+    while at + 12 <= len(png):
+        (length,) = struct.unpack_from(">I", png, at)
+        if length > len(png) - at - 12:
+            break
+        struct.pack_into(">I", png, at + 8 + length, zlib.crc32(png[at + 4:at + 8 + length]))
+        at += 12 + length
+    return bytes(png)
+
+
+def flipped(data):
+    data = bytearray(data)
+    data[len(data) // 2] ^= 4
+    return bytes(data)
+
+
+def test_refused(folder):
+    """What spoils the whole conversion: one sentence, nothing left behind."""
+    out = folder / "out.bin"
+    write_parquet(folder / "fine.parquet", [(make_picture(i)[0], f"text {i}") for i in range(4)])
+    fine = ["--parquet", folder / "fine.parquet"]
+    pq.write_table(pa.table({"picture": [b"x"], "tex": ["y"], "number": [1]}), folder / "columns.parquet")
+    other = ["--parquet", folder / "columns.parquet"]
+    refused("no column 'image' for the image; the columns are picture, tex, number", *other, out=out)
+    refused("no column 'code'", *other, "--image-column", "picture", out=out)
+    refused("column 'number' has type int64; expected binary", *other, "--image-column", "number", out=out)
+    refused("column 'number' has type int64; expected a string", *other, "--image-column", "picture", "--code-column",
+            "number", out=out)
+    (folder / "text.parquet").write_text("not parquet")
+    refused("text.parquet: not a parquet file", "--parquet", folder / "text.parquet", out=out)
+    data = (folder / "fine.parquet").read_bytes()
+    (folder / "cut.parquet").write_bytes(data[:-100])
+    refused("cut.parquet: not a parquet file", "--parquet", folder / "cut.parquet", out=out)
+    (folder / "zero.parquet").write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2:])
+    refused("zero.parquet: row group 0 is damaged", "--parquet", folder / "zero.parquet", out=out)
+    refused("there are no parquet files", "--parquet", folder / "none-*.parquet", out=out)
+    write_parquet(folder / "empty.parquet", [(b"x", "y")])
+    pq.write_table(pq.read_table(folder / "empty.parquet").slice(0, 0), folder / "empty.parquet")
+    refused("has no rows", "--parquet", folder / "empty.parquet", out=out)
+    (folder / "splits").mkdir()
+    for split in ("train", "test"):
+        shutil.copy(folder / "fine.parquet", folder / "splits" / f"{split}-00000-of-00001.parquet")
+    refused("different splits (test, train); choose one", "--parquet", folder / "splits", out=out)
+    refused("no parquet files of the split 'dev'", "--parquet", folder / "splits", "--split", "dev", out=out)
+    refused("ask for fewer", *fine, "--shards", 9, out=out)
+    refused("not a folder", "--pairs", folder / "nothing", out=out)
+    refused("found 0 pictures", "--pairs", folder / "splits", out=out)
+    refused("no tokenizer inside", *fine, "--tokenizer", ROOT / "test/fixtures/gqa.expected.safetensors", out=out,
+            tokenizer=False)
+    refused("not a model of tikz.c", *fine, "--model", TOKENIZER, out=out, tokenizer=False)
+    refused("No sample could be used", *fine, "--max-tokens", 1, out=out)
+    with unittest.mock.patch.dict(sys.modules, {"pyarrow": None, "pyarrow.parquet": None}):
+        refused("needs the package pyarrow; install it with `pip install -r", *fine, out=out)
+    with unittest.mock.patch.dict(sys.modules, {"tokenizers": None}):
+        refused("The package tokenizers is missing; install it with `pip install -r", *fine, out=out)
+    check("4 samples" in convert("--parquet", folder / "splits", "--split", "test", out=out), "one split of two")
+    refused("out.bin exists already", *fine, out=out)
+    convert(*fine, "--max-tokens", 8, "--overwrite", out=out)
+    check(len(read(out)) == 4, "--overwrite")
+    for options in (["--shards", "0"], ["--val-share", "2"], ["--shard-size", "x"], ["--val-out", str(out)]):
+        with unittest.mock.patch.object(sys, "stderr", io.StringIO()):
+            try:
+                convert(*fine, *options, out=out)
+                check(False, f"{options} are refused")
+            except SystemExit as e:
+                check(e.code == 2, f"{options} end with status 2", e.code)
+
+
+def hostile(folder):
+    """Pictures that would cost far more memory than they have bytes. {name: bytes}"""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def png(width, height, data, extra=b""):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        return pictures.PNG_SIGNATURE + header + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+    def zeros(size):
+        deflate = zlib.compressobj(9)
+        return b"".join(deflate.compress(bytes(1 << 20)) for _ in range(size >> 20)) + deflate.flush()
+    bomb, honest = zeros(1 << 29), zlib.compress(bytes(10 * 31))
+    lossy, webp = Image.new("RGB", (8, 8)), bytearray(saved(Image.new("RGB", (8, 8)), "WEBP", lossless=True))
+    webp[21:25] = struct.pack("<I", 0x3FFF | 0x3FFF << 14)  # 16384 x 16384
+    jpeg = bytearray(saved(lossy, "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5:frame + 9] = struct.pack(">HH", 65000, 65000)
+    scans = saved(lossy, "JPEG", progressive=True)
+    last = scans.rindex(b"\xff\xda")
+    gif = bytearray(saved(lossy.convert("P"), "GIF"))
+    frame = gif.index(b",", 13 + 3 * 2 ** ((gif[10] & 7) + 1))
+    gif[frame + 5:frame + 9] = struct.pack("<HH", 60000, 60000)  # a frame larger than its screen
+    tiff = struct.pack("<2sHIH", b"II", 42, 8, 10)
+    for tag, value in ((256, 10), (257, 10), (258, 8), (259, 8), (262, 1), (277, 1), (322, 22000), (323, 22000),
+                       (324, 200), (325, len(bomb))):
+        tiff += struct.pack("<HHII", tag, 4, 1, value)
+    return {"header.png": png(60000, 60000, honest), "bomb.png": png(10, 10, bomb),
+            "short.png": png(9000, 9000, honest), "flat.webp": bytes(webp),
+            "text.png": png(10, 10, honest, chunk(b"zTXt", b"a\0\0" + bomb)),
+            "header.jpg": bytes(jpeg), "frame.gif": bytes(gif),
+            "scans.jpg": scans[:-2] + scans[last:-2] * 600 + scans[-2:],
+            "tile.tif": tiff.ljust(200, b"\0") + bomb,
+            "chunks.png": png(10, 10, honest, chunk(b"PLTE", b"") * 300000),
+            "header.bmp": saved(lossy, "BMP").replace(struct.pack("<ii", 8, 8), struct.pack("<ii", 50000, 50000))}
+
+
+def test_hostile(folder, build):
+    root = folder / "hostile"
+    root.mkdir()
+    for name, data in hostile(folder).items():
+        (root / name).write_bytes(data)
+    for i, name in enumerate(sorted(p.name for p in root.iterdir())):  # one stem may have several suffixes
+        (root / name).rename(root / f"{i}-{name}")
+        (root / f"{i}-{name}").with_suffix(".tex").write_text(name)
+    started = time.monotonic()
+    status, messages, memory = measured("--pairs", root, "--tokenizer", TOKENIZER, "--out", folder / "h.bin",
+                                        "--jobs", 1)
+    check(status == 0 and memory < 200 << 20, "hostile pictures cost little memory", f"{memory >> 20} MB, {messages}")
+    check(time.monotonic() - started < 20, "hostile pictures cost little time")
+    kept = {tikzc.Tokenizer.load(TOKENIZER).decode(ids) for _, ids in read(folder / "h.bin")}
+    check(kept == {"bomb.png", "text.png"}, "only the small ones are kept", kept)
+    stored = [image for image, _ in read(folder / "h.bin")]
+    check(min(map(len, stored)) < 500, "what follows the pixels is gone", list(map(len, stored)))
+    readable(build, folder, stored, "hostile pictures that are kept")
+
+
+def peak(pid):
+    """Most resident bytes so far of a process and its children, each for itself."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    own = [int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")]
+    return max([*own, *map(peak, children)], default=0)
+
+
+def measured(*options):
+    """(status, messages, peak resident bytes of the largest process). ru_maxrss will not do: it is inherited."""
+    with tempfile.TemporaryFile("w+") as messages:
+        process, most = script(*options, stderr=messages), 0
+        while process.poll() is None:
+            most = max(most, peak(process.pid))
+            time.sleep(0.01)
+        messages.seek(0)
+        return process.returncode, messages.read(), most
+
+
+def readable(build, folder, stored, what):
+    """All pictures are taken by the C reader."""
+    names = []
+    for i, data in enumerate(stored):
+        names.append(folder / f"stored{i}")
+        names[-1].write_bytes(data)
+    run = subprocess.run([build / "test_lib", "--prepare", "8", folder / "prepared", *names], capture_output=True,
+                         text=True)
+    check(run.returncode == 0, f"the C reader takes {what}", run.stderr[-300:])
+    for name in names:
+        name.unlink()
+
+
+def damage(random_, png, kind):
+    """kind 0: changes the inflated data; 1: inserts a chunk; 2, 3: changes bytes and corrects the checksums;
+    4: changes bytes."""
+    head, content, tail = inflate(png)
+    if kind == 0:
+        for _ in range(random_.randint(1, 3)):
+            content[random_.randrange(len(content))] = random_.randrange(8)
+        content = content[:len(content) - random_.choice((0, 0, 0, 1))]
+    if kind <= 1:
+        chunk = random_.choice((b"tRNS", b"tRNS", b"PLTE", b"IHDR", b"IEND", b"eXIf", b"ABCD", b"abCD"))
+        chunk = bytes([0, 0, 0, n := random_.choice((0, 2, 3, 6, 30))]) + chunk + random_.randbytes(n) + bytes(4)
+        before = random_.random() < 0.7
+        content = zlib.compress(content)
+        return fix_crc(head + chunk * (kind and before) + struct.pack(">I", len(content)) + b"IDAT" + content +
+                       bytes(4) + chunk * (kind and not before) + tail)
+    for _ in range(random_.randint(1, 3)):
+        png[random_.randrange(8, len(png))] = random_.randrange(256)
+    return fix_crc(png) if kind < 4 else png
+
+
+def inflate(png):
+    """(the PNG up to its data, the inflated data, the rest)"""
+    first, last = png.index(b"IDAT") - 4, png.index(b"IEND") - 4
+    return bytes(png[:first]), bytearray(zlib.decompress(b"".join(
+        content for kind, content in pictures.png_chunks(bytes(png)) if kind == b"IDAT"))), bytes(png[last:])
+
+
+def test_damaged_png(folder, build):
+    """Of PNG that are damaged at random, in the file or in the inflated data: what is kept, the C reader takes."""
+    random_, stored, made = random.Random(7), [], []
+    for path, _ in compare_pictures.make_pictures(folder):
+        if path.suffix == ".png" and path.stat().st_size < 20000:
+            made.append(path.read_bytes())
+    for i in range(2500):
+        data = damage(random_, bytearray(random_.choice(made)), i % 5)
+        try:
+            stored.append(pictures.prepare(bytes(data))[0])
+        except pictures.PictureError:
+            pass
+    check(len(stored) > 50, "some survive", len(stored))
+    readable(build, folder, stored, "what is kept of damaged PNG")
+
+
+def test_damaged_jpeg(folder, build):
+    """The same for JPEG: changed bytes, and cut off anywhere."""
+    random_, stored = random.Random(8), []
+    made = [data for size in ((40, 25), (17, 33)) for progressive in (False, True)
+            for _, data in compare_pictures.make_jpegs(size, 1, progressive=progressive)]
+    for i in range(1500):
+        data = random_.choice(made).copy()
+        for _ in range(random_.randint(0, 3)):
+            data[random_.randrange(len(data))] = random_.choice((0, 0xFF, 0xD9, 0xDA, random_.randrange(256)))
+        if i % 3 == 0:
+            del data[random_.randrange(3, len(data)):]
+        try:
+            stored.append(pictures.prepare(bytes(data))[0])
+        except pictures.PictureError:
+            pass
+    check(200 < len(stored) < 1300, "some survive", len(stored))
+    readable(build, folder, stored, "what is kept of damaged JPEG")
+
+
+def test_scaling(folder, build):
+    image = compare_pictures.drawing("RGBA", (900, 300), 3)
+    stored, note = pictures.prepare(saved(image, "PNG"), 300)
+    check(Image.open(io.BytesIO(stored)).size == (300, 100) and "scaled down to 300 pixels" in note, "scaled", note)
+    expected = Image.fromarray(over_white(image)).resize((300, 100), Image.Resampling.BICUBIC)
+    check((over_white(Image.open(io.BytesIO(stored))) == np.asarray(expected)).all(), "scaled over white")
+    data = saved(image, "PNG")
+    check(pictures.prepare(data, 900) == (data, None), "a picture within --max-side stays as it is")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(compare_pictures.drawing("RGB", (50, 20), 1), "PNG", exif=exif)
+    stored, _ = pictures.prepare(turned)
+    check(Image.open(io.BytesIO(stored)).size == (20, 50), "a PNG that must be turned is stored upright")
+    beyond = Image.frombytes("P", (4, 1), bytes([0, 1, 2, 3]))
+    beyond.putpalette([255, 0, 0, 0, 255, 0])
+    stored, note = pictures.prepare(saved(beyond, "PNG", bits=4))
+    check(note is None or "beyond its palette" in note, "colours beyond the palette", note)
+    readable(build, folder, [stored], "a short palette")
+
+
+def test_memory(folder):
+    """300 MB in one row group: less than 200 MB resident, for the single process and for each of two."""
+    rng = np.random.default_rng(1)
+    some = [saved(Image.fromarray(rng.integers(0, 256, (100, 100, 3), dtype=np.uint8)), "PNG", compress_level=0)
+            for _ in range(20)]
+    path = folder / "large.parquet"
+    schema = pa.schema([("image", pa.struct([("bytes", pa.binary())])), ("code", pa.string())])
+    table = pa.table([pa.array([{"bytes": some[i % 20]} for i in range(10000)], schema[0].type),
+                      pa.array([f"text {i}" for i in range(10000)])], schema=schema)
+    pq.write_table(table, path, row_group_size=10000, compression="none", use_dictionary=False)
+    del table
+    check(path.stat().st_size > 290e6, "the source is large enough", path.stat().st_size)
+    options = ["--parquet", path, "--tokenizer", TOKENIZER, "--out", folder / "large.bin"]
+    for jobs in (1, 2):
+        status, messages, memory = measured(*options, "--jobs", jobs, "--overwrite")
+        check(status == 0 and memory < 200 << 20, f"{jobs} processes: each below 200 MB",
+              f"{memory >> 20} MB {messages[-300:]}")
+        print(f"memory: {memory >> 20} MB resident at most, {jobs} processes, source of "
+              f"{path.stat().st_size >> 20} MB", file=sys.stderr)
+    check(len(tikzc.Dataset(folder / "large.bin")) == 10000, "all rows are there")
+    (folder / "large.bin").unlink()
+    path.unlink()
+
+
+def test_interruptions(folder):
+    """kill -9 at random moments, then the same command again: the same bytes. Ctrl-C and a changed argument, too."""
+    made = samples(120) * 40
+    write_parquet(folder / "many.parquet", [(p, f"{t}% {i}") for i, (p, _, t) in enumerate(made)], 40)
+    base = ["--parquet", folder / "many.parquet", "--model", MODEL, "--shards", 3, "--val-out"]
+    whole, cut = folder / "whole", folder / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    started = time.monotonic()
+    process = script(*base, whole / "v.bin", "--out", whole / "t.bin", "--jobs", 2)
+    messages, took = process.communicate()[1], time.monotonic() - started
+    check(process.returncode == 0 and len(list(whole.iterdir())) == 4, "uninterrupted", messages)
+    command = [*base, cut / "v.bin", "--out", cut / "t.bin", "--jobs", 2]
+    random_, kills, resumed = random.Random(11), 0, 0
+    for attempt in range(30):
+        process = script(*command)
+        pattern, more = ("t.bin.parts/part-*.json", random_.randint(1, 3)) if attempt else ("t-*.bin", 1)
+        if wait_for_files(process, cut, pattern, more, random_.uniform(0, 0.2) if attempt else 0):
+            process.send_signal(signal.SIGINT if attempt == 2 else signal.SIGKILL)
+            kills += 1
+        messages = process.communicate()[1]
+        resumed += "going on" in messages
+        if process.returncode == 0:
+            break
+        check(attempt != 2 or process.returncode == 1 and "the same command goes on" in messages, "Ctrl-C", messages)
+        check(all(same_files(p, whole / p.name) for p in cut.glob("*.bin")), "no file under its name is half written")
+    check(process.returncode == 0 and kills >= 4 and resumed >= 4, "killed and gone on",
+          f"{kills} kills, {resumed} resumed, {messages}")
+    check(sorted(p.name for p in cut.iterdir()) == sorted(p.name for p in whole.iterdir()) and
+          all(same_files(p, whole / p.name) for p in cut.iterdir()), "interrupted and not: the same files")
+    print(f"interruptions: {kills} kills, {resumed} went on, uninterrupted {took:.1f} s", file=sys.stderr)
+
+
+def wait_for_files(process, folder, pattern, more, delay):
+    """Until there are so many more files, and a moment longer; False when the process ends before."""
+    wanted = len(list(folder.glob(pattern))) + more
+    while process.poll() is None:
+        if len(list(folder.glob(pattern))) >= wanted:
+            time.sleep(delay)
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def interrupted(*options, out):
+    """Leaves a conversion that was interrupted after its first part."""
+    calls = []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+    original = parts.convert_part
+    with unittest.mock.patch.object(parts, "convert_part", stop):
+        try:
+            convert(*options, out=out)
+        except SystemExit as e:
+            check("interrupted" in str(e.code), "interrupted", e.code)
+
+
+def test_going_on(folder):
+    """Resuming refuses what is not the same; two at once are refused; Ctrl-C in a single process."""
+    write_parquet(folder / "few.parquet", [(p, t) for p, _, t in samples(60)], 10)
+    source, out = ["--parquet", folder / "few.parquet"], folder / "out.bin"
+    convert(*source, out=folder / "reference.bin")
+    interrupted(*source, out=out)
+    check((folder / "out.bin.parts" / "part-000000.json").exists() and not out.exists(), "the first part is kept")
+    refused('had token limit "1048576", this one has "100"; go on', *source, "--max-tokens", 100, out=out)
+    refused("had --shards 0, this one has 2", *source, "--shards", 2, out=out)
+    shutil.copy(folder / "few.parquet", folder / "few-copy.parquet")
+    write_parquet(folder / "few.parquet", [(p, t) for p, _, t in samples(60)], 20)
+    refused('the interrupted conversion had source ["few.parquet"', *source, out=out)
+    shutil.copy2(folder / "few-copy.parquet", folder / "few.parquet")
+    lock = parts.Folder(str(out) + ".parts", json.loads((folder / "out.bin.parts/manifest.json").read_text()),
+                                  False)
+    refused("another conversion is writing there", *source, out=out)
+    lock.lock.close()
+    (folder / "out.bin.parts" / "part-000001.train.bin").write_bytes(b"left by a kill before the part was done")
+    (folder / "out.bin.parts" / "part-000001.json.123.tmp").write_bytes(b"half")
+    manifest = folder / "out.bin.parts" / "manifest.json"
+    state = json.loads(manifest.read_text())
+    state["source"][0][2] = (folder / "few.parquet").stat().st_mtime_ns  # the copy is younger than the original
+    manifest.write_text(json.dumps(state))
+    messages = convert(*source, out=out)
+    check("going on, 1 of" in messages and same_files(out, folder / "reference.bin"), "gone on: the same", messages)
+    check(not (folder / "out.bin.parts").exists(), "the folder of parts is gone")
+    interrupted(*source, out=folder / "out2.bin")
+    (folder / "out2.bin.parts" / "manifest.json").write_text("{")
+    refused("its manifest.json is damaged", *source, out=folder / "out2.bin")
+    convert(*source, "--overwrite", out=folder / "out2.bin")
+    check(same_files(folder / "out2.bin", folder / "reference.bin"), "--overwrite starts anew")
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    build = pathlib.Path(sys.argv[1]).resolve()
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_begin, test_bad_rows, test_refused,
+                 test_scaling, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on, test_interruptions, test_memory):
+        with tempfile.TemporaryDirectory() as name:
+            names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
+            test(*[pathlib.Path(name) if n == "folder" else build for n in names])
+            print(f"{test.__name__}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+    print(f"{Counter.passed} passed, {Counter.failed} failed")
+    sys.exit(1 if Counter.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
