@@ -1,7 +1,8 @@
 /* The SigLIP-style vision encoder and the connector: picture -> image tokens of the language model's width.
  *
- *   pixels u8 [B, S, S, 3] -> patches [B, P, 3 p p] -> x [B, P, C] + position -> `layers` pre-norm blocks
- *     -> LayerNorm -> `concat` neighbours joined [B, P/concat, concat C] -> linear -> image tokens [B, P/concat, W]
+ *   pixels u8 [B, S, S, 3] -> patches [B, P, 3 p p], P = floor(S/p)² -> x [B, P, C] + position
+ *     -> `layers` pre-norm blocks -> LayerNorm -> `concat` neighbours joined [B, P/concat, concat C]
+ *     -> linear -> image tokens [B, P/concat, W]
  *
  *   block:  x = x + proj(attention(qkv(norm1(x))));  x = x + fc2(gelu(fc1(norm2(x))))
  *
@@ -15,7 +16,7 @@
 #include "lib/parameters.h"
 
 typedef struct {
-    int image_size, patch;  // S, p in pixels; S is a multiple of p
+    int image_size, patch;  // S, p in pixels; of S, the last S mod p rows and columns are not looked at
     int width, layers, heads, mlp;
     Activation activation;
     float eps;

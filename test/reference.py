@@ -72,10 +72,11 @@ def attention(q, k, v, causal):
 
 
 def patchify(pixels, patch, dtype):
-    """u8 [B, S, S, 3] -> [B, P, 3 * patch * patch], features ordered (channel, y, x), normalised to -1 .. 1."""
+    """u8 [B, S, S, 3] -> [B, P, 3 * patch * patch], features ordered (channel, y, x), normalised to -1 .. 1. Pixels
+    beyond the last whole patch are left out."""
     B, S, _, _ = pixels.shape
     side = S // patch
-    x = (pixels.to(dtype) / 255 - 0.5) / 0.5
+    x = (pixels[:, : side * patch, : side * patch].to(dtype) / 255 - 0.5) / 0.5
     x = x.reshape(B, side, patch, side, patch, 3).permute(0, 1, 3, 5, 2, 4)  # B, row, column, channel, y, x
     return x.reshape(B, side * side, 3 * patch * patch)
 

@@ -1,0 +1,353 @@
+#!/usr/bin/env python3
+"""Turns a model from a local folder in the Hugging Face Hub's layout into one tikz.c file, with its configuration and
+tokenizer inside.
+
+    convert_hf.py DETIKZIFY_V2 OUT.safetensors
+    convert_hf.py DETIKZIFY_V1 --vision SIGLIP OUT.safetensors
+    convert_hf.py LLAMA --vision SIGLIP OUT.safetensors        a new pair, with an untrained connector
+
+Weights pass through a few megabytes at a time, whatever the size of the model. The same sources and options give the
+same bytes.
+"""
+import argparse
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import hub
+import tikzc
+from progress import Progress
+from tikzc import FormatError
+from weights import FLOATS, folder_tensors, pieces
+
+DETIKZIFY_POSITIONS = 2048      # DeTikZify's models see no more, picture and text together
+KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+
+
+@dataclass
+class Source:
+    """A folder's tensors, and what is to become of them."""
+    folder: Path
+    tensors: dict
+    entries: list = field(default_factory=list)
+    left_out: set = field(default_factory=set)      # names known not to be needed
+
+
+@dataclass
+class Model:
+    config: dict
+    sources: list
+    fresh: list                 # entries drawn at random
+    image: object = None        # id of the token at the picture's positions, None: choose one
+    end: object = None          # ids that end a text, as config.json has them
+
+
+# ---- the three kinds of checkpoints ----
+
+def read_tower(folder):
+    """A SigLIP folder -> (vision configuration, naming, prefix, Source)."""
+    folder = Path(folder)
+    source = Source(folder, folder_tensors(folder))
+    config = hub.read_json(folder / "config.json", needed=not (folder / "open_clip_config.json").exists())
+    if config is None:
+        s = hub.Section(hub.read_json(folder / "open_clip_config.json"), str(folder / "open_clip_config.json"))
+        tower = s.section("model_cfg").section("vision_cfg")
+        config = {"architecture": tower.get("timm_model_name", str)}
+    s = hub.Section(config, str(folder / "config.json"))
+    if "architecture" in config:
+        prefix = "visual.trunk." if "visual.trunk.pos_embed" in source.tensors else ""
+        return hub.timm_config(s), "timm", prefix, source
+    kind = s.get("model_type", str, "(missing)")
+    if kind not in ("siglip", "siglip_vision_model"):
+        raise FormatError(f"{s.where}: model_type {kind} is not supported as a vision tower; expected siglip or "
+                          f"siglip_vision_model, or a folder of timm's with an architecture.")
+    return hub.vision_config(s.section("vision_config") if kind == "siglip" else s, hub.SIGLIP), "hf", \
+        "vision_model.", source
+
+
+def add_tower(model, folder, keep_layer=None):
+    """Reads the tower of a folder of its own; keep_layer: whose features are used, -1: the last layer's."""
+    vision, naming, prefix, source = read_tower(folder)
+    everything = {part for e in hub.vision_entries(vision, naming, prefix) for part, _ in e.parts}
+    if keep_layer is not None:
+        depth = vision["vision.layers"]
+        vision["vision.layers"] = max(-depth, min(keep_layer, depth - 1)) % depth + 1
+    model.config |= vision
+    source.entries = list(hub.vision_entries(vision, naming, prefix))
+    source.left_out = everything - {part for e in source.entries for part, _ in e.parts}
+    model.sources.insert(0, source)
+
+
+def read_v1(s, folder, options):
+    config = s.values
+    tower = options.vision or (folder / "vision" if (folder / "vision").is_dir() else None)
+    if tower is None:
+        raise FormatError(f"{s.where}: a DeTikZify v1 model, whose vision tower ({config.get('vision_tower')}) lies "
+                          f"elsewhere; name its folder with --vision.")
+    model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder))], [])
+    add_tower(model, tower, s.get("feature_layer", int, -1))
+    model.config |= {"connector.concat": s.size("concat_patches", 3), "connector.bias": True}
+    known = hub.timm_architecture(str(config.get("vision_tower")))
+    if known and known["vision.activation"] != model.config["vision.activation"]:
+        note(f"the activation is {known['vision.activation']}, as in timm's {config['vision_tower']}, which the "
+             f"model was trained with")
+        model.config["vision.activation"] = known["vision.activation"]
+    add_lm(model, hub.V1, with_connector=True)
+    model.image = config.get("patch_token_id")
+    return model
+
+
+def read_v2(s, folder, options):
+    if options.vision:
+        raise FormatError(f"{s.where}: a DeTikZify v2 model brings its own vision tower; leave out --vision.")
+    text = s.section("text_config")
+    if text.get("model_type", str, "llama") != "llama":
+        raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected llama.")
+    if (folder / "adapter").exists():
+        note(f"{folder / 'adapter'}: left out; it is for captions, and pictures do not need it")
+    text.values["tie_word_embeddings"] = s.get("tie_word_embeddings", bool, False)
+    source = Source(folder, folder_tensors(folder))
+    vision = hub.vision_config(s.section("vision_config"), hub.DETIKZIFY)
+    model = Model(hub.lm_config(text, positions(folder, options)) | vision, [source], [])
+    model.config |= {"connector.concat": s.size("concat_factor", 3), "connector.bias": False}
+    source.entries = list(hub.vision_entries(model.config, "hf", hub.V2["vision"]))
+    add_lm(model, hub.V2, with_connector=True)
+    model.image = s.get("image_token_id", int, 128005)
+    return model
+
+
+def read_pair(s, folder, options):
+    if not options.vision:
+        raise FormatError(f"{s.where}: a language model alone; name a SigLIP folder to go with it with --vision.")
+    model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder))], [])
+    add_tower(model, options.vision)
+    model.config |= {"connector.concat": options.concat, "connector.bias": options.connector_bias}
+    model.fresh = list(hub.connector_entries(model.config, "connector"))
+    add_lm(model, {"lm": "model.", "head": "lm_head.weight"}, with_connector=False)
+    return model
+
+
+def add_lm(model, names, with_connector):
+    source = model.sources[-1]
+    if with_connector:
+        source.entries += hub.connector_entries(model.config, names["connector"])
+    source.entries += hub.lm_entries(model.config, names["lm"], names["head"])
+    if model.config["lm.tied"]:
+        source.left_out.add(names["head"])
+
+
+def read_model(options):
+    folder = Path(options.source)
+    s = hub.Section(hub.read_json(folder / "config.json"), str(folder / "config.json"))
+    kind = s.get("model_type", str, "(missing)")
+    if kind == "detikzify" and "text_config" in s.values:
+        model, text = read_v2(s, folder, options), s.section("text_config").values
+    elif "mm_hidden_size" in s.values or (kind == "detikzify" and "use_mm_proj" in s.values):
+        model, text = read_v1(s, folder, options), s.values
+    elif kind in ("llama", "mistral"):
+        model, text = read_pair(s, folder, options), s.values
+    else:
+        raise FormatError(f"{s.where}: model_type {kind} (architectures: {s.values.get('architectures')}) is not "
+                          f"supported; expected a detikzify model, or llama with --vision.")
+    generation = hub.read_json(folder / "generation_config.json", needed=False) or {}
+    model.end = generation.get("eos_token_id", text.get("eos_token_id"))
+    hub.check_config(model.config, str(folder))
+    return model
+
+
+def positions(folder, options):
+    """How many positions to keep: what a tokenizer gives as its longest text, and no more than DeTikZify's."""
+    settings = hub.read_json(tokenizer_folder(folder, options) / "tokenizer_config.json", needed=False) or {}
+    longest = settings.get("model_max_length")
+    return options.positions or min(longest if isinstance(longest, int) else 1 << 30, DETIKZIFY_POSITIONS)
+
+
+# ---- the tokenizer ----
+
+def tokenizer_folder(folder, options):
+    return Path(options.tokenizer or folder)
+
+
+def read_tokenizer(model, folder, options):
+    """-> (Tokenizer, metadata about its origin)"""
+    folder = tokenizer_folder(folder, options)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise FormatError(f"{path}: no such file; transformers' AutoTokenizer makes one of tokenizer.model "
+                          f"(save_pretrained), and --tokenizer names another folder.")
+    parsed, text = hub.read_json(path), path.read_text("utf-8")
+    names = hub.token_names(text, path)
+    settings = hub.read_json(folder / "tokenizer_config.json", needed=False) or {}
+    end = options.end_token or end_token(names, settings, model.end, path)
+    text = cut_added_tokens(parsed, text, model.config["lm.vocab"], path)
+    try:
+        tokenizer = tikzc.Tokenizer.from_json(text, end_token=end)
+    except FormatError as e:
+        raise FormatError(f"{path}: {e}")
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise FormatError(f"{path}: not a tokenizer.json as the package tokenizers writes it ({e!r}).")
+    rows = model.config["lm.vocab"]
+    if len(tokenizer.tokens) > rows:
+        raise FormatError(f"{path}: the tokenizer has {len(tokenizer.tokens)} tokens, but the embedding of "
+                          f"{options.source} has {rows} rows; they do not belong together.")
+    image = hub.image_token(tokenizer) if model.image is None else model.image
+    if model.image is not None and not (isinstance(image, int) and 0 <= image < rows):
+        raise FormatError(f"{options.source}: the image token is {image}, but the embedding has {rows} rows.")
+    if model.image is not None and model.image < len(tokenizer.tokens):
+        tokenizer.special[model.image] = True       # special tokens are never written
+    metadata = {"hub.tokenizer_config": hub.compact(hub.tokenizer_settings(settings, tokenizer, image))}
+    if image is not None:
+        metadata["hub.image_token"] = str(image)
+    return tokenizer, metadata
+
+
+def cut_added_tokens(parsed, text, rows, path):
+    """Added tokens beyond the embedding (a padding token, mostly) cannot be written or read by the model: they go."""
+    added = parsed.get("added_tokens") or []
+    beyond = [token for token in added if token["id"] >= rows]
+    vocabulary = parsed["model"]["vocab"]
+    if not beyond or max(vocabulary.values(), default=0) >= rows:
+        return text
+    names = ", ".join(str(token["content"]) for token in beyond)
+    note(f"{path}: left out {names}, beyond the {rows} rows of the embedding")
+    parsed["added_tokens"] = [token for token in added if token["id"] < rows]
+    return hub.compact(parsed)
+
+
+def end_token(names, settings, ids, path):
+    """The text of the end token: the tokenizer's own, which must be one that the model's configuration knows."""
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    text = hub.token_text(settings.get("eos_token"))
+    if text is None:
+        if not ids:
+            raise FormatError(f"{path}: neither tokenizer_config.json nor config.json says which token ends a text; "
+                              f"name it with --end-token.")
+        text = names.get(ids[0])
+    number = next((i for i, name in names.items() if name == text), None)
+    if number is None:
+        raise FormatError(f"{path}: the end token {text or ids[0]} is not in the tokenizer; the files do not belong "
+                          f"together, or name it with --end-token.")
+    if ids and number not in ids:
+        raise FormatError(f"{path}: the tokenizer ends a text with {text} ({number}), the model's configuration with "
+                          f"{ids}; the files do not belong together, or name the token with --end-token.")
+    return text
+
+
+# ---- checking and writing ----
+
+def check_source(source):
+    """That every tensor is there, with its shape and a type, and that none is left over."""
+    wanted = {part: shape for e in source.entries for part, shape in e.parts}
+    missing = [name for name in wanted if name not in source.tensors]
+    if missing:
+        raise FormatError(f"{source.folder}: {some(missing)} missing.")
+    for name, shape in wanted.items():
+        stored = source.tensors[name]
+        if tuple(stored.shape) != shape:
+            raise FormatError(f"{stored.path}: tensor {name} has shape {list(stored.shape)}, config.json asks for "
+                              f"{list(shape)}.")
+        if stored.kind not in FLOATS:
+            raise FormatError(f"{stored.path}: tensor {name} is of type {stored.kind}, expected BF16, F16 or F32.")
+    left = [name for name in source.tensors if name not in wanted and name not in source.left_out
+            and not any(pattern.fullmatch(name) for pattern in hub.UNUSED)]
+    if left:
+        raise FormatError(f"{source.folder}: {some(left)} unknown; the model has no place for what they do.")
+
+
+def some(names):
+    many = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{'tensor' if len(names) == 1 else 'tensors'} {', '.join(names[:5])}{many} " \
+           f"{'is' if len(names) == 1 else 'are'}"
+
+
+def fresh_values(e, seed):
+    """A connector that has not been trained: what a new model here starts from (vision.h), the bias 0."""
+    if len(e.shape) == 1:
+        return np.zeros(e.shape, np.float32)
+    return (np.random.RandomState(seed).standard_normal(e.shape) / math.sqrt(3 * e.shape[1])).astype(np.float32)
+
+
+def write(path, model, tokenizer, metadata, kind, seed):
+    arrays = {name: np.ascontiguousarray(array) for name, array in tokenizer.tensors().items()}
+    kinds = {"int32": "I32", "uint8": "U8", "float32": "F32"}
+    places = {e.name: (e, source.tensors) for source in model.sources for e in source.entries}
+    places |= {e.name: (e, None) for e in model.fresh}
+    names = [name for part in ("vision.", "connector.", "lm.") for name in places if name.startswith(part)]
+    specs = [(name, kind, places[name][0].shape) for name in names]
+    specs += [(name, kinds[array.dtype.name], array.shape) for name, array in arrays.items()]
+    metadata = {"format": tikzc.FORMAT} | hub.config_text(model.config) | tokenizer.metadata() | metadata
+    with tikzc.SafetensorsWriter(path, specs, metadata) as w, \
+            Progress("converting, MB", w.bytes_left // 10**6) as bar:
+        total = w.bytes_left
+        for name in w.order:
+            for data in values_of(*places[name], kind, seed) if name in places else [arrays[name].tobytes()]:
+                w.write(data)
+                bar.update((total - w.bytes_left) // 10**6)
+
+
+def values_of(e, tensors, kind, seed):
+    """The bytes of one tensor of the file, in pieces."""
+    if tensors is None:
+        values = fresh_values(e, seed)
+        yield {"BF16": tikzc.bf16_from_float, "F32": np.float32, "F16": np.float16}[kind](values).tobytes()
+    else:
+        for part, _ in e.parts:
+            yield from pieces(tensors[part], kind)
+
+
+def note(sentence):
+    print(f"convert_hf: {sentence}", file=sys.stderr)
+
+
+def convert(options):
+    model = read_model(options)
+    for source in model.sources:
+        check_source(source)
+    tokenizer, metadata = read_tokenizer(model, Path(options.source), options)
+    for source in model.sources:
+        if any(Path(stored.path).resolve() == Path(options.out).resolve() for stored in source.tensors.values()):
+            raise FormatError(f"{options.out}: is one of the files to convert; name another file.")
+    embed = next(e for e in model.sources[-1].entries if e.name == "lm.embed")
+    kind = KINDS.get(options.dtype) or model.sources[-1].tensors[embed.parts[0][0]].kind
+    write(options.out, model, tokenizer, metadata, kind, options.seed)
+    c, count = model.config, sum(math.prod(e.shape) for source in model.sources for e in source.entries)
+    print(f"{options.out}: {count / 1e6:.2f} M parameters in {kind}, {hub.patches(c) // c['connector.concat']} image "
+          f"tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
+          + (", the connector is untrained" if model.fresh else ""))
+
+
+def parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="folder of the model, or of the language model")
+    parser.add_argument("out", metavar="OUT", help="the tikz.c file")
+    parser.add_argument("--vision", metavar="DIR", help="folder of the SigLIP tower, timm's or Hugging Face's")
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json (default: SRC)")
+    parser.add_argument("--end-token", metavar="TEXT", help="the token that ends a text (default: the tokenizer's)")
+    parser.add_argument("--dtype", choices=["auto", *KINDS], default="auto",
+                        help="type of all weights (default: that of the language model's embedding; DeTikZify v1 "
+                        "brings its tower to the language model's type, too)")
+    parser.add_argument("--positions", type=int, metavar="N",
+                        help=f"most positions, picture and text (default: the model's, the tokenizer's or "
+                        f"{DETIKZIFY_POSITIONS}, whichever is least)")
+    parser.add_argument("--concat", type=int, default=3, metavar="N",
+                        help="of a new pair: patches joined into one image token (default 3)")
+    parser.add_argument("--connector-bias", action="store_true", help="of a new pair: the connector has a bias")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of a new pair's connector (default 1)")
+    return parser
+
+
+def main():
+    options = parser().parse_args()
+    try:
+        convert(options)
+    except (FormatError, OSError) as e:
+        sys.exit(f"convert_hf: {e}")
+    except KeyboardInterrupt:
+        sys.exit("convert_hf: interrupted; nothing was written.")
+
+
+if __name__ == "__main__":
+    main()

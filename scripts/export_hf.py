@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Turns a tikz.c file into a folder in the Hugging Face Hub's layout.
+
+    export_hf.py MODEL.safetensors OUT_DIR
+
+A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and transformers'
+own LlamaForCausalLM and SiglipVisionModel load its parts. One with a bias becomes a DeTikZify v1 checkpoint, with the
+vision tower in OUT_DIR/vision in timm's naming; DeTikZify's v1 code fetches towers by name, so it finds only timm's.
+Converting the folder again gives the same file, bit for bit.
+"""
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import hub
+import tikzc
+from progress import Progress
+from tikzc import FormatError
+from weights import FLOATS, Stored, pieces
+
+TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Export:
+    """An opened tikz.c file: configuration, tokenizer, places of its tensors."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.header, metadata = tikzc.read_header(path)
+        self.config = hub.config_read(metadata, path)
+        self.tokenizer = tikzc.Tokenizer.load(path)
+        self.names = hub.token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
+        if self.tokenizer.end not in self.names:
+            raise FormatError(f"{path}: the end token {self.tokenizer.end} is not in its tokenizer.json.")
+        image = metadata.get("hub.image_token", hub.image_token(self.tokenizer))
+        if image is None or not str(image).isdecimal() or int(image) >= self.config["lm.vocab"]:
+            raise FormatError(f"{path}: its tokenizer has no token that could stand for the picture (a special one "
+                              f"besides the end token); the Hub's layout needs one.")
+        self.image = int(image)
+        stored = metadata.get("hub.tokenizer_config")
+        try:
+            given = json.loads(stored) if stored else {}
+        except ValueError:
+            raise FormatError(f"{path}: the metadata hub.tokenizer_config is not JSON.")
+        self.settings = hub.tokenizer_settings(given, self.tokenizer, self.image)
+        self.kind = self.place("lm.embed", None)[0]
+
+    def place(self, name, shape):
+        if name not in self.header:
+            raise FormatError(f"{self.path}: tensor {name} is missing.")
+        kind, found, offset = self.header[name]
+        if kind not in FLOATS or (shape and tuple(found) != shape):
+            raise FormatError(f"{self.path}: tensor {name} is {kind} {list(found)}, the configuration asks for "
+                              f"floating point {list(shape or ())}.")
+        return kind, found, offset
+
+    def parts(self, entries):
+        """Hub tensors, cut out of the file's: {name: Stored}"""
+        tensors = {}
+        for e in entries:
+            kind, _, offset = self.place(e.name, e.shape)
+            for name, shape in e.parts:
+                tensors[name] = Stored(self.path, kind, shape, offset)
+                offset += math.prod(shape) * np.dtype(FLOATS[kind]).itemsize
+        return tensors
+
+    def token_id(self, key):
+        """The id of one of tokenizer_config.json's special tokens, or None."""
+        text = hub.token_text(self.settings.get(key))
+        return next((i for i, name in self.names.items() if name == text), None)
+
+
+# ---- configurations ----
+
+def siglip_config(c):
+    return {"hidden_size": c["vision.width"], "intermediate_size": c["vision.mlp"],
+            "num_hidden_layers": c["vision.layers"], "num_attention_heads": c["vision.heads"], "num_channels": 3,
+            "image_size": c["vision.image_size"], "patch_size": c["vision.patch"], "layer_norm_eps": c["vision.eps"],
+            "hidden_act": "gelu" if c["vision.activation"] == "gelu" else "gelu_pytorch_tanh",
+            "attention_dropout": 0.0, "vision_use_head": False}
+
+
+def llama_config(x):
+    c, kind = x.config, x.config["lm.rope_scaling"]
+    longest, scaling = c["lm.max_positions"], None
+    if kind != "none":
+        scaling = {"rope_type": kind, "factor": c["lm.rope_factor"]}
+    if kind == "llama3":
+        scaling |= {"low_freq_factor": c["lm.rope_low"], "high_freq_factor": c["lm.rope_high"],
+                    "original_max_position_embeddings": c["lm.rope_original"]}
+        longest = max(longest, int(c["lm.rope_original"] * c["lm.rope_factor"]))
+    ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
+    return {"vocab_size": c["lm.vocab"], "hidden_size": c["lm.width"], "intermediate_size": c["lm.ffn"],
+            "num_hidden_layers": c["lm.layers"], "num_attention_heads": c["lm.heads"],
+            "num_key_value_heads": c["lm.kv_heads"], "head_dim": c["lm.head_dim"], "hidden_act": "silu",
+            "max_position_embeddings": longest, "rms_norm_eps": c["lm.eps"], "rope_theta": c["lm.rope_theta"],
+            "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+            "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.tokenizer.end, **ids}
+
+
+def v2_config(x):
+    c, text = x.config, llama_config(x)
+    return {"architectures": ["DetikzifyForConditionalGeneration"], "model_type": "detikzify",
+            "image_token_id": x.image, "concat_factor": c["connector.concat"], "pad_token_id": text["pad_token_id"],
+            "tie_word_embeddings": c["lm.tied"], "torch_dtype": TORCH[x.kind],
+            "text_config": {"model_type": "llama", **text},
+            "vision_config": {"model_type": "detikzify", **siglip_config(c)}}
+
+
+def v1_config(x):
+    c = x.config
+    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **llama_config(x),
+            "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": tower_name(c),
+            "mm_hidden_size": c["connector.concat"] * c["vision.width"], "concat_patches": c["connector.concat"],
+            "num_patches": hub.patches(c) // c["connector.concat"], "feature_layer": c["vision.layers"] - 1,
+            "patch_token_id": x.image}
+
+
+def tower_name(c):
+    """timm's name of a tower of these shapes; it may have more layers than are used."""
+    names = [f"vit_{family}_patch{c['vision.patch']}_siglip_{c['vision.image_size']}" for family in hub.TIMM_FAMILIES]
+    for name in names:
+        known = hub.timm_architecture(name)
+        if (all(known[key] == c[key] for key in known if key not in ("vision.layers", "vision.eps"))
+                and known["vision.layers"] >= c["vision.layers"]):
+            return f"{name}.webli"
+    return "local-dir:vision"
+
+
+def timm_config(c):
+    """timm's config.json: an architecture of its own, and what differs from it; the pooling head was not kept."""
+    name = tower_name(c).split(".")[0]
+    name = "vit_base_patch16_siglip_224" if ":" in name else name
+    side = c["vision.image_size"]
+    args = {"img_size": side, "patch_size": c["vision.patch"], "embed_dim": c["vision.width"],
+            "depth": c["vision.layers"], "num_heads": c["vision.heads"],
+            "mlp_ratio": mlp_ratio(c["vision.mlp"], c["vision.width"]), "act_layer": c["vision.activation"],
+            "class_token": False, "global_pool": ""}
+    return {"architecture": name, "num_classes": 0, "num_features": c["vision.width"], "global_pool": "",
+            "model_args": args,
+            "pretrained_cfg": {"input_size": [3, side, side], "fixed_input_size": True, "interpolation": "bicubic",
+                               "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 0,
+                               "first_conv": "patch_embed.proj", "classifier": "head"}}
+
+
+def mlp_ratio(mlp, width):
+    """timm computes int(width * ratio); the division may fall just below the whole number."""
+    ratio = mlp / width
+    return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
+
+
+# ---- writing ----
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def write_weights(path, tensors):
+    specs = [(name, stored.kind, stored.shape) for name, stored in tensors.items()]
+    with tikzc.SafetensorsWriter(path, specs, {"format": "pt"}) as w, \
+            Progress(f"writing {path.name}, MB", w.bytes_left // 10**6) as bar:
+        total = w.bytes_left
+        for name in w.order:
+            for data in pieces(tensors[name], tensors[name].kind):
+                w.write(data)
+                bar.update((total - w.bytes_left) // 10**6)
+
+
+def write_tokenizer(x, folder):
+    (folder / "tokenizer.json").write_text(x.tokenizer.json_text, "utf-8", newline="")
+    write_json(folder / "tokenizer_config.json", {**x.settings, "model_max_length": x.config["lm.max_positions"]})
+    ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
+    write_json(folder / "generation_config.json", {"eos_token_id": x.tokenizer.end,
+                                                   **{key: i for key, i in ids.items() if i is not None}})
+
+
+def write_processor(x, folder):
+    c, side = x.config, x.config["vision.image_size"]
+    write_json(folder / "preprocessor_config.json", {
+        "image_processor_type": "SiglipImageProcessor", "processor_class": "DetikzifyProcessor", "do_resize": True,
+        "size": {"height": side, "width": side}, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True})
+    write_json(folder / "processor_config.json", {
+        "processor_class": "DetikzifyProcessor", "image_token": x.names.get(x.image),
+        "image_seq_len": hub.patches(c) // c["connector.concat"], "model_expects_text": False})
+
+
+def write_folder(x, folder):
+    c = x.config
+    if c["connector.bias"]:
+        (folder / "vision").mkdir()
+        write_json(folder / "vision" / "config.json", timm_config(c))
+        write_weights(folder / "vision" / "model.safetensors", x.parts(hub.vision_entries(c, "timm", "")))
+        names, entries = hub.V1, []
+        write_json(folder / "config.json", v1_config(x))
+    else:
+        names, entries = hub.V2, [*hub.vision_entries(c, "hf", hub.V2["vision"])]
+        write_json(folder / "config.json", v2_config(x))
+        write_processor(x, folder)
+    entries += [*hub.connector_entries(c, names["connector"]), *hub.lm_entries(c, names["lm"], names["head"])]
+    write_weights(folder / "model.safetensors", x.parts(entries))
+    write_tokenizer(x, folder)
+
+
+def export(source, out):
+    """The folder appears under its name when it is complete."""
+    x, out = Export(source), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        write_folder(x, temporary)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{out}: a DeTikZify {'v1' if x.config['connector.bias'] else 'v2'} checkpoint, {TORCH[x.kind]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="IN", help="the tikz.c file")
+    parser.add_argument("out", metavar="OUT_DIR", help="the folder to make")
+    options = parser.parse_args()
+    try:
+        export(options.source, options.out)
+    except (FormatError, OSError) as e:
+        sys.exit(f"export_hf: {e}")
+    except KeyboardInterrupt:
+        sys.exit("export_hf: interrupted; nothing was written.")
+
+
+if __name__ == "__main__":
+    main()
