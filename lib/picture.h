@@ -1,8 +1,8 @@
 /* Pictures: PNG and JPEG in, the S x S RGB bytes a vision encoder looks at out.
  *
  * picture_decode: alpha over white, EXIF orientation applied. picture_prepare: trim the white border, pad to a square
- * with white, resize with Pillow's bicubic. The pixels equal those of Pillow (Image.alpha_composite, ImageChops
- * .difference + crop, ImageOps.pad, Image.resize); for JPEG, to what two decoders differ. */
+ * with white, resize with Pillow's bicubic. The pixels equal those of Pillow (Image.open, Image.alpha_composite,
+ * ImageChops.difference + crop, ImageOps.pad, Image.resize). */
 #ifndef LIB_PICTURE_H
 #define LIB_PICTURE_H
 
@@ -10,19 +10,19 @@
 
 #include "crc32.h"
 #include "file.h"
+#include "jpeg.h"
 
 #include <math.h>
 
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_PNG
-#define STBI_ONLY_JPEG
 #define STBI_NO_STDIO
 #define STBI_NO_LINEAR
 #define STBI_NO_GIF
 #define stbi_set_unpremultiply_on_load_thread stbi__unpremultiply_on_load_thread  // version 2.27 defines it so
 #define STBI_ASSERT(x) ((void)sizeof(x))
-#define STBI_MALLOC(size) calloc(1, size)  // a damaged JPEG may use tables it never defined: they must be zero
+#define STBI_MALLOC(size) calloc(1, size)  // what a damaged file leaves unset is the same every time
 #define STBI_REALLOC(p, size) realloc(p, size)
 #define STBI_FREE(p) free(p)
 #pragma GCC diagnostic push
@@ -66,41 +66,6 @@ static inline int picture_check_png(const uint8_t *bytes, size_t n, const char *
     }
     return error_set(err, "cannot read the picture %s: the PNG data end before its last chunk; the file is cut off",
                      name);
-}
-
-/* The tables of a DHT segment whose length field is at `at`: false when one has more than 256 codes. */
-static inline bool picture_huffman_ok(const uint8_t *bytes, size_t n, size_t at) {
-    int left = at + 2 <= n ? (bytes[at] << 8 | bytes[at + 1]) - 2 : 0;
-    for (at += 2; left > 0 && at < n;) {
-        int codes = 0;
-        for (size_t i = at + 1; i <= at + 16 && i < n; i++) codes += bytes[i];
-        if (codes > 256) return false;
-        left -= 17 + codes;
-        at += 17 + (size_t)codes;
-    }
-    return true;
-}
-
-/* What the decoder (stb_image 2.27) does not check itself: a Huffman table of more than 256 codes, which would write
- * outside its memory, and the end marker ff d9, without which a file that is cut off is filled up with grey. The walk
- * takes the bytes as the decoder does: segments up to the first scan, then every ff c4. */
-static inline int picture_check_jpeg(const uint8_t *bytes, size_t n, const char *name, Error *err) {
-    bool scan = false, ok = true;
-    for (size_t at = 2; ok && at + 4 <= n;) {
-        if (bytes[at] != 0xff || bytes[at + 1] == 0xff) {
-            at++;
-            continue;
-        }
-        const uint8_t marker = bytes[at + 1];
-        if (marker == 0xc4) ok = picture_huffman_ok(bytes, n, at + 2);
-        if (marker == 0xda) scan = true;
-        at += 2;
-        if (!scan) at += (size_t)bytes[at] << 8 | bytes[at + 1];
-    }
-    if (!ok) return error_set(err, "cannot read the picture %s: a Huffman table of the JPEG data is damaged", name);
-    for (size_t i = n - 1; i >= 2; i--)
-        if (bytes[i] == 0xd9 && bytes[i - 1] == 0xff) return 0;
-    return error_set(err, "cannot read the picture %s: the JPEG data have no end marker; the file is cut off", name);
 }
 
 static inline uint32_t picture_tiff(const uint8_t *p, int size, bool big) {
@@ -170,45 +135,57 @@ static inline void picture_over_white(uint8_t *p, size_t pixels) {
     }
 }
 
-/* The size of a picture from its header. PNG headers are read here, because the decoder has a limit of its own and
- * calls what is above it an unknown type. */
-static inline bool picture_size(const uint8_t *bytes, size_t n, bool png, int *width, int *height) {
+/* The limits hold for what the header says, before anything of that size is allocated. */
+static inline int picture_check_size(uint32_t width, uint32_t height, const char *name, Error *err) {
+    if (width <= PICTURE_MAX_SIDE && height <= PICTURE_MAX_SIDE && (uint64_t)width * height <= PICTURE_MAX_PIXELS)
+        return 0;
+    return error_set(err,
+                     "cannot read the picture %s: it has %u x %u pixels; at most %d a side and %d million in all are "
+                     "supported; make it smaller",
+                     name, width, height, PICTURE_MAX_SIDE, PICTURE_MAX_PIXELS / 1000000);
+}
+
+/* The header is read here, because the decoder has a limit of its own and calls what is above it an unknown type. */
+static inline int picture_decode_png(Picture *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
     int channels;
-    if (n > INT32_MAX) return false;
-    if (!png) return stbi_info_from_memory(bytes, (int)n, width, height, &channels) && *width > 0 && *height > 0;
-    if (n < 33 || memcmp(bytes + 12, "IHDR", 4) || bytes[16] >= 128 || bytes[20] >= 128) return false;
-    *width = (int)picture_u32(bytes + 16);
-    *height = (int)picture_u32(bytes + 20);
-    return *width > 0 && *height > 0;
+    const bool header = n >= 33 && n <= INT32_MAX && !memcmp(bytes + 12, "IHDR", 4);
+    const uint32_t width = header ? picture_u32(bytes + 16) : 0, height = header ? picture_u32(bytes + 20) : 0;
+    if (width < 1 || width > INT32_MAX || height < 1 || height > INT32_MAX)
+        return error_set(err, "cannot read the picture %s: its PNG header is damaged", name);
+    if (picture_check_size(width, height, name, err) != 0) return -1;
+    if (picture_check_png(bytes, n, name, err) != 0) return -1;
+    p->rgb = stbi_load_from_memory(bytes, (int)n, &p->width, &p->height, &channels, 4);
+    if (!p->rgb)
+        return error_set(err, "cannot read the picture %s: its PNG data are damaged (%s)", name,
+                         stbi_failure_reason());
+    picture_over_white(p->rgb, (size_t)p->width * (size_t)p->height);
+    return 0;
+}
+
+static inline int picture_decode_jpeg(Picture *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    JpegReader r;
+    int status = 0;
+    if (jpeg_reader_open(&r, bytes, n) != 0) status = error_set(err, "cannot read the picture %s: %s", name, r.why);
+    if (status == 0) status = picture_check_size((uint32_t)r.width, (uint32_t)r.height, name, err);
+    if (status == 0 && jpeg_reader_decode(&r) != 0)
+        status = error_set(err, "cannot read the picture %s: %s", name, r.why);
+    if (status == 0) {
+        p->width = r.width;
+        p->height = r.height;
+        p->rgb = r.rgb;
+        r.rgb = NULL;
+        picture_turn(p, picture_orientation(bytes, n));
+    }
+    jpeg_reader_close(&r);
+    return status;
 }
 
 /* Decodes the n bytes of a PNG or JPEG file; `name` says in messages which picture it is. */
 static inline int picture_decode(Picture *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
     memset(p, 0, sizeof *p);
-    bool png = n >= 8 && !memcmp(bytes, "\x89PNG\r\n\x1a\n", 8);
-    bool jpeg = n >= 4 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
-    const char *kind = png ? "PNG" : "JPEG";
-    int width = 0, height = 0, channels = 0;
-    if (!png && !jpeg) return error_set(err, "cannot read the picture %s: it is neither PNG nor JPEG", name);
-    if (jpeg && picture_check_jpeg(bytes, n, name, err) != 0) return -1;
-    if (!picture_size(bytes, n, png, &width, &height))
-        return error_set(err, "cannot read the picture %s: its %s header is damaged", name, kind);
-    if (width > PICTURE_MAX_SIDE || height > PICTURE_MAX_SIDE || (int64_t)width * height > PICTURE_MAX_PIXELS)
-        return error_set(err,
-                         "cannot read the picture %s: it has %d x %d pixels; at most %d a side and %d million in all "
-                         "are supported; make it smaller",
-                         name, width, height, PICTURE_MAX_SIDE, PICTURE_MAX_PIXELS / 1000000);
-    if (png && picture_check_png(bytes, n, name, err) != 0) return -1;
-    uint8_t *pixels = stbi_load_from_memory(bytes, (int)n, &width, &height, &channels, png ? 4 : 3);
-    if (!pixels)
-        return error_set(err, "cannot read the picture %s: its %s data are damaged (%s)", name, kind,
-                         stbi_failure_reason());
-    if (png) picture_over_white(pixels, (size_t)width * (size_t)height);
-    p->width = width;
-    p->height = height;
-    p->rgb = pixels;
-    if (jpeg) picture_turn(p, picture_orientation(bytes, n));
-    return 0;
+    if (n >= 8 && !memcmp(bytes, "\x89PNG\r\n\x1a\n", 8)) return picture_decode_png(p, bytes, n, name, err);
+    if (n >= 4 && !memcmp(bytes, "\xff\xd8\xff", 3)) return picture_decode_jpeg(p, bytes, n, name, err);
+    return error_set(err, "cannot read the picture %s: it is neither PNG nor JPEG", name);
 }
 
 static inline int picture_load(Picture *p, const char *path, Error *err) {

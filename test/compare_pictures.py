@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Compares lib/picture.h with Pillow on pictures of every kind.
+"""Compares lib/picture.h with Pillow, and with transformers' SiglipImageProcessor, on pictures of every kind.
 
     test/compare_pictures.py TEST_LIB        TEST_LIB: the binary built from test/test_lib.c
 
-PNG pictures must be equal in every pixel. Two JPEG decoders differ by rounding: there the mean difference must stay
-below 1 level and no pixel may differ by more than 16. Needs Pillow and NumPy.
+PNG pictures must be equal in every pixel, JPEG pictures within 1 level of 255: equal where Pillow carries the same
+version of libjpeg. Needs Pillow and NumPy; where transformers is installed, the last steps (resize, rescale,
+normalise) are its own, else Pillow's bicubic and the formula.
 """
+import io
 import subprocess
 import sys
 import tempfile
@@ -50,6 +52,42 @@ def write_png16(path, values):
             file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
 
 
+def jpeg(image, **options):
+    out = io.BytesIO()
+    image.save(out, "JPEG", **options)
+    return bytearray(out.getvalue())
+
+
+def resampled(data, factors, components=(0,)):
+    """The JPEG data with other sampling factors (T.81, B.2.2), high nibble across, of these components."""
+    frame = max(data.find(b"\xff\xc0\0"), data.find(b"\xff\xc2\0"))  # none of the tables below has these bytes
+    for component in components:
+        data[frame + 11 + 3 * component] = factors
+    return data
+
+
+def make_jpegs(size, seed, **options):
+    """[(name, bytes)]: noise in every colour space and subsampling. Pillow does not write all of them; those are made
+    from what it writes by changing the headers, which changes the picture but leaves as many blocks as before."""
+    colour, cmyk = noise("RGB", size, seed), Image.frombytes("CMYK", size, noise("RGBA", size, seed).tobytes())
+    options["quality"] = 85
+    inks = jpeg(cmyk, **options)  # with an Adobe marker that says CMYK
+    ycck = inks.copy()
+    ycck[inks.index(b"Adobe") + 11] = 2
+    adobe_rgb = jpeg(colour, subsampling=0, **options)
+    adobe_rgb[2:20] = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"  # instead of the JFIF marker, which means YCbCr
+    made = {"grey": jpeg(noise("L", size, seed), **options), "rgb": adobe_rgb, "cmyk": inks, "ycck": ycck,
+            "ycck420": resampled(ycck.copy(), 0x22, (0, 3))}
+    for name, subsampling in (("444", 0), ("422", 1), ("420", 2)):
+        made[name] = jpeg(colour, subsampling=subsampling, **options)
+    made["411"] = resampled(made["420"].copy(), 0x41)
+    tall = jpeg(colour.transpose(Image.Transpose.TRANSPOSE), subsampling=1, **options)
+    made["440"] = resampled(tall, 0x12)
+    sides = made["440"].index(b"\0\x11\x08") + 3
+    tall[sides:sides + 4] = tall[sides + 2:sides + 4] + tall[sides:sides + 2]
+    return list(made.items())
+
+
 def make_pictures(folder):
     """Returns [(path, the picture as Pillow sees it or None to open the file)]."""
     made = []
@@ -85,6 +123,11 @@ def make_pictures(folder):
         add(f"photo{i}.jpg", drawing("RGB", (150, 110), 400 + i), quality=90, **options)
     add("grey.jpg", drawing("L", (77, 111), 410), quality=90)
     add("cmyk.jpg", drawing("RGB", (77, 111), 411).convert("CMYK"), quality=90)
+    for i, shape in enumerate([(96, 96), (96, 71), (45, 96), (31, 31), (17, 31), (5, 3), (384, 45)]):
+        for progressive in (False, True):
+            for kind, data in make_jpegs(shape, 430 + i, progressive=progressive):
+                made.append((folder / f"{kind}-{i}-{'progressive' if progressive else 'baseline'}.jpg", None))
+                made[-1][0].write_bytes(data)
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -92,19 +135,51 @@ def make_pictures(folder):
     return made
 
 
-def reference(image, size):
+def square(image):
+    """Alpha over white, turned upright, the white border cut off, padded to a square with white."""
     image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
     image = image.crop(box) if box else image
     side = max(image.size)
-    return np.asarray(ImageOps.pad(image, (side, side), color="white").resize((size, size), Image.Resampling.BICUBIC))
+    return ImageOps.pad(image, (side, side), color="white")
+
+
+def siglip():
+    """SiglipImageProcessor of transformers, with its defaults; None without that package."""
+    try:
+        from transformers import SiglipImageProcessor
+    except ImportError:
+        return None
+    return SiglipImageProcessor()
+
+
+def reference(image, size, processor):
+    """What the encoder must see, float32 [size, size, 3]: resized, to 0..1, (x - 0.5) / 0.5."""
+    if processor:  # the layout is said, because a picture of 1 or 3 pixels a side would be taken for [C, H, W]
+        pixels = processor(square(image), size={"height": size, "width": size}, input_data_format="channels_last")
+        return np.asarray(pixels["pixel_values"][0], np.float32).transpose(1, 2, 0)
+    return encoder_input(np.asarray(square(image).resize((size, size), Image.Resampling.BICUBIC)))
+
+
+def encoder_input(pixels):
+    return (pixels.astype(np.float32) / 255 - 0.5) / 0.5
+
+
+def compare(path, mine, expected):
+    """Whether they are near enough; says why not. Differences are in levels of 0..255."""
+    difference = np.abs(encoder_input(mine) - expected) * 127.5
+    good = difference.max() < (1.01 if path.suffix == ".jpg" else 1e-3)
+    if not good:
+        print(f"failed: {path.name} at {mine.shape[0]}: differs by up to {difference.max():.3f}, "
+              f"mean {difference.mean():.4f}, in {(difference > 0.5).mean():.1%} of the values")
+    return good, difference.max(), difference.mean()
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    passed = failed = 0
+    results, processor = [], siglip()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = make_pictures(folder)
@@ -113,15 +188,16 @@ def main():
             subprocess.run([sys.argv[1], "--prepare", str(size), str(out)] + [str(p) for p, _ in made], check=True)
             ours = np.fromfile(out, dtype=np.uint8).reshape(len(made), size, size, 3)
             for (path, image), mine in zip(made, ours):
-                difference = np.abs(mine.astype(int) - reference(image or Image.open(path), size))
-                jpeg = path.suffix == ".jpg"
-                good = difference.mean() < 1 and difference.max() <= 16 if jpeg else not difference.any()
-                passed, failed = passed + good, failed + (not good)
-                if not good:
-                    print(f"failed: {path.name} at {size}: differs by up to {difference.max()}, "
-                          f"mean {difference.mean():.3f}, in {(difference > 0).mean():.1%} of the values")
-    print(f"{passed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
+                expected = reference(image or Image.open(path), size, processor)
+                results.append((path.suffix, *compare(path, mine, expected)))
+    for suffix in (".png", ".jpg"):
+        of_kind = [r for r in results if r[0] == suffix]
+        print(f"{len(of_kind) // len(SIZES)} {suffix[1:]} pictures at {', '.join(map(str, SIZES))} against "
+              f"{'SiglipImageProcessor' if processor else 'Pillow'}: differ by at most "
+              f"{max(r[2] for r in of_kind):.4f} levels of 255, on average {np.mean([r[3] for r in of_kind]):.4f}")
+    passed = sum(bool(r[1]) for r in results)
+    print(f"{passed} passed, {len(results) - passed} failed")
+    sys.exit(passed < len(results))
 
 
 if __name__ == "__main__":
