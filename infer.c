@@ -6,12 +6,13 @@
 #include "lib/progress.h"
 #include "lib/sampler.h"
 #include "lib/threads.h"
+#include "lib/tokenizer_encode.h"
 #include "model.h"
 
 #include <sys/stat.h>
 
 static struct {
-    const char *model, *output, *device;
+    const char *model, *output, *device, *prefix;
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads;
     bool quiet, show;
@@ -22,13 +23,17 @@ static const Option table[] = {
      "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
      "write there; with several pictures, or when it is a folder, as NAME.tex in it", 0, 0},
+    {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
+     0, 0},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8", 0,
      100},
     {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
     {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
     {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling", 0, 1e15},
-    {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N", "longest text; 0: as long as the model can write", 0, 1e9},
-    {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
+    {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
+     "longest text, with the prefix; 0: as long as the model can write", 0, 1e9},
+    {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
+     0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
     {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the picture as the model sees it, in coloured characters on stderr",
      0, 0},
@@ -63,40 +68,91 @@ static void show_picture(const uint8_t *pixels, int size) {
     }
 }
 
+/* What stands before the first token that the model chooses: the token that begins every text, if the model has one,
+ * and the prefix. Refused: a prefix that would not come back as it is when its tokens are written. */
+static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, Error *err) {
+    if (t->begin >= 0) token_ids_add(prefix, t->begin);
+    if (!opt.prefix) return 0;
+    Encoder encoder;
+    Error why;
+    char *name = format_string("the tokenizer.json inside %s", model), *text = NULL;
+    int special = -1, before = prefix->count;
+    int bad =
+        encoder_open(&encoder, t, name, &why) || encoder_run(&encoder, opt.prefix, strlen(opt.prefix), prefix, &why);
+    if (bad) error_set(err, "cannot use the --prefix: %s", why.text);
+    for (int i = before; !bad && special < 0 && i < prefix->count; i++)
+        if ((t->flags[prefix->ids[i]] & TOKEN_SPECIAL) || prefix->ids[i] == t->end) special = prefix->ids[i];
+    if (!bad) tokenizer_decode(t, prefix->ids, prefix->count, &text, NULL);
+    if (special >= 0)
+        bad = error_set(err, "cannot use the --prefix: it contains '%.*s', which is a special token of the model",
+                        (int)(t->offsets[special + 1] - t->offsets[special]), t->bytes + t->offsets[special]);
+    else if (!bad && strcmp(text, opt.prefix) != 0)
+        bad =
+            error_set(err, "cannot use the --prefix: the tokenizer does not keep it; it would become '%.200s'", text);
+    free(text);
+    free(name);
+    encoder_close(&encoder);
+    return bad;
+}
+
+/* What is certain of the text so far goes to `out` at once, so that one can read along. */
+static int write_text(FILE *out, const char *text, size_t n, char *last, const char *path, Error *err) {
+    if (n) *last = text[n - 1];
+    if (fwrite(text, 1, n, out) == n && !fflush(out)) return 0;
+    return error_set(err, "cannot write the program of %s to %s: %s", path, opt.output ? opt.output : "stdout",
+                     strerror(errno));
+}
+
+/* Chooses tokens until the end token or until the text has `room`; *count: tokens in the text, with the prefix. */
+static int write_tokens(Decoder *d, Sampler *sampler, const TokenIds *prefix, int room, int *count, double *looked,
+                        const char *path, FILE *out, Error *err) {
+    const Tokenizer *t = &d->m->tokenizer;
+    TokenDecoder text;
+    const char *bytes;
+    char last = '\n';
+    int bad = 0, id = -1;
+    token_decoder_begin(&text, t);
+    for (*count = 0; !bad && *count < room; ++*count) {
+        if (*count < prefix->count) {
+            id = prefix->ids[*count];
+        } else {
+            bool empty = *count == (t->begin >= 0);
+            if (*count > prefix->count) decoder_step(d, &id);
+            logits_forbid(d->host_logits, d->m->c.lm.vocab, t->count, t->flags, t->end, empty);
+            id = sampler_choose(sampler, d->host_logits);
+            if (*count == prefix->count) *looked = seconds_now();
+            if (id == t->end) break;
+        }
+        size_t n = token_decoder_next(&text, id, &bytes);
+        bad = write_text(out, bytes, n, &last, path, err);
+    }
+    size_t n = token_decoder_end(&text, &bytes);
+    if (!bad) bad = write_text(out, bytes, n, &last, path, err);
+    if (!bad && last != '\n') fputc('\n', out);
+    token_decoder_free(&text);
+    return bad;
+}
+
 /* Writes the program of one picture to `out` as the tokens come. */
-static int write_program(Decoder *d, Sampler *sampler, const char *path, FILE *out, Error *err) {
-    Model *m = d->m;
-    const Tokenizer *t = &m->tokenizer;
-    int size = m->c.vision.image_size, room = d->max_T - model_image_tokens(m), count = 0;
-    double start = seconds_now(), looked = 0;
-    bool line_open = false;
+static int write_program(Decoder *d, Sampler *sampler, const TokenIds *prefix, const char *path, FILE *out,
+                         Error *err) {
+    int size = d->m->c.vision.image_size, room = d->max_T - model_image_tokens(d->m), count = 0;
+    double start = seconds_now(), looked = start;
     Picture picture;
     if (picture_load(&picture, path, err)) return -1;
     uint8_t *pixels = (uint8_t *)xmalloc((size_t)size * (size_t)size * 3);
     picture_prepare(pixels, &picture, size);
     picture_free(&picture);
     if (opt.show) show_picture(pixels, size);
-    decoder_start(d, pixels, 1, NULL, 0);
+    decoder_start(d, pixels, 1, prefix->ids, prefix->count);
     free(pixels);
-    for (; count < room; count++) {
-        logits_forbid(d->host_logits, m->c.lm.vocab, t->count, t->flags, t->end, count == 0);
-        int id = sampler_choose(sampler, d->host_logits);
-        if (count == 0) looked = seconds_now();
-        if (id == t->end) break;
-        const uint8_t *bytes;
-        size_t n = tokenizer_piece(t, id, &bytes);
-        if (fwrite(bytes, 1, n, out) != n || fflush(out))
-            return error_set(err, "cannot write the program of %s to %s: %s", path,
-                             opt.output ? opt.output : "stdout", strerror(errno));
-        if (n) line_open = bytes[n - 1] != '\n';
-        if (count + 1 < room) decoder_step(d, &id);
-    }
+    if (write_tokens(d, sampler, prefix, room, &count, &looked, path, out, err)) return -1;
     double done = seconds_now();
-    if (line_open) fputc('\n', out);
+    int chosen = count - prefix->count;
     if (count == room) warn("%s: stopped after %d tokens without an end; the document is not complete", path, room);
     if (!opt.quiet)
         fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n", path, 1e3 * (looked - start),
-                count, done > looked ? count / (done - looked) : 0);
+                chosen, done > looked ? chosen / (done - looked) : 0);
     return 0;
 }
 
@@ -121,15 +177,16 @@ static void check_names(const StringList *pictures) {
 }
 
 /* One picture to the place that -o names; the file appears under its name only when it is complete. */
-static int infer_one(Decoder *d, Sampler *sampler, const char *path, bool several, bool folder, Error *err) {
+static int infer_one(Decoder *d, Sampler *sampler, const TokenIds *prefix, const char *path, bool several,
+                     bool folder, Error *err) {
     if (!opt.output) {
         if (several) printf("%% %s\n", path);
-        return write_program(d, sampler, path, stdout, err);
+        return write_program(d, sampler, prefix, path, stdout, err);
     }
     char *name = folder ? output_path(opt.output, path) : xstrdup(opt.output);
     AtomicFile file;
     int bad = atomic_open(&file, name, err);
-    if (!bad && (bad = write_program(d, sampler, path, file.f, err))) atomic_abandon(&file);
+    if (!bad && (bad = write_program(d, sampler, prefix, path, file.f, err))) atomic_abandon(&file);
     if (!bad) bad = atomic_commit(&file, err);
     free(name);
     return bad;
@@ -137,6 +194,7 @@ static int infer_one(Decoder *d, Sampler *sampler, const char *path, bool severa
 
 int main(int argc, char **argv) {
     StringList pictures = {NULL, 0};
+    TokenIds prefix = {NULL, 0, 0};
     static Model model;
     Decoder decoder;
     Sampler sampler;
@@ -146,23 +204,28 @@ int main(int argc, char **argv) {
                   "[options] PICTURE...\n\nWrites the TikZ program that draws each picture.", &pictures);
     if (!pictures.count) options_die("no picture given");
     threads_use((int)opt.threads);
-    const Ops *op = ops_for_device(opt.device);
-    if (!op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
+    const Ops *op = ops_open(opt.device, &err);
+    if (!op) options_die("--device: %s", err.text);
     bool several = pictures.count > 1, folder = opt.output && (several || is_folder(opt.output));
     if (folder) check_names(&pictures);
     if (folder && make_folder(opt.output, &err)) die("%s", err.text);
-    if (model_open(&model, op, opt.model ? opt.model : default_model(), true, &err)) die("%s", err.text);
+    const char *path = opt.model ? opt.model : default_model();
+    if (model_open(&model, op, path, true, &err)) die("%s", err.text);
     int room = model_text_room(&model);
     if (opt.max_tokens && opt.max_tokens < room) room = (int)opt.max_tokens;
-    model_plan(&model, 1, 1);
+    if (read_prefix(&prefix, &model.tokenizer, path, &err)) die("%s", err.text);
+    if (prefix.count >= room)
+        die("the --prefix leaves no room: it has %d tokens, and the text may have %d", prefix.count, room);
+    model_plan(&model, 1, prefix.count + 1);
     decoder_open(&decoder, &model, 1, room);
     sampler_open(&sampler, model.c.lm.vocab, opt.temperature, opt.top_p, (int)opt.top_k, (uint64_t)opt.seed);
     int failed = 0;
     for (int i = 0; i < pictures.count; i++)
-        if (infer_one(&decoder, &sampler, pictures.items[i], several, folder, &err)) {
+        if (infer_one(&decoder, &sampler, &prefix, pictures.items[i], several, folder, &err)) {
             report_error("%s", err.text);
             failed = 1;
         }
+    free(prefix.ids);
     sampler_close(&sampler);
     decoder_close(&decoder);
     model_close(&model);

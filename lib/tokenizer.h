@@ -1,9 +1,15 @@
 /* The tokenizer that travels inside a model file: the bytes of every token, for turning ids into text. Making ids out
- * of text happens once, in Python, when a dataset is converted.
+ * of text happens once, in Python, when a dataset is converted; lib/tokenizer_encode.h does it for infer --prefix.
  *
  * Tensors: tokenizer.bytes U8 [total] (all tokens one after another), tokenizer.offsets I32 [V+1], tokenizer.flags
- * U8 [V] (bit 0: special, never printed), tokenizer.json U8 [n] (optional; for Python). Metadata: tokenizer.kind,
- * tokenizer.end (the id of the end token). */
+ * U8 [V] (bit 0: special, never printed; bit 1: one byte of a byte fallback), tokenizer.json U8 [n] (optional; as
+ * Hugging Face's `tokenizers` writes it). Metadata: tokenizer.kind, tokenizer.end (the id of the end token), and
+ * where there is one: tokenizer.begin (the id of the token before every text), tokenizer.strip (how many spaces at
+ * the beginning of a text are not printed).
+ *
+ * Kinds. byte_level_bpe (GPT-2, DeepSeek, Llama 3): tokens are bytes, a character may lie across several of them.
+ * byte_fallback_bpe (SentencePiece as in Llama 2): tokens are text, except that characters without a token are spelt
+ * with tokens of one byte each. */
 #ifndef LIB_TOKENIZER_H
 #define LIB_TOKENIZER_H
 
@@ -11,7 +17,7 @@
 
 #include "safetensors.h"
 
-enum { TOKEN_SPECIAL = 1 };
+enum { TOKEN_SPECIAL = 1, TOKEN_BYTE = 2 };
 
 typedef struct {
     int count;
@@ -19,11 +25,14 @@ typedef struct {
     const int32_t *offsets;  // token i is bytes[offsets[i] .. offsets[i+1])
     const uint8_t *flags;
     int end;
+    int begin;             // -1: none
+    int strip;             // spaces to drop at the beginning of a text
+    bool fallback;         // byte_fallback_bpe
     uint64_t fingerprint;  // FNV-1a, 64 bits, over per token: length (4 bytes, little-endian), bytes, flags
     const uint8_t *json;   // NULL when the file has none
     size_t json_bytes;
     char kind[32];
-    char end_text[16];  // `end` in decimal, as it stands in the metadata
+    char end_text[16], begin_text[16], strip_text[16];  // in decimal, as in the metadata; empty: not there
 } Tokenizer;
 
 /* A tensor of the given type with one dimension; NULL with a sentence in err. */
@@ -51,19 +60,55 @@ static inline uint64_t tokenizer_hash(const Tokenizer *t) {
     return h;
 }
 
+/* A number from 0 to `limit` - 1 in the metadata, and its text; absent is fine unless it is needed. */
+static inline int tokenizer_number(const SafeTensors *st, const char *key, int limit, bool needed, int *number,
+                                   char text[16], Error *err) {
+    const char *value = safetensors_metadata(st, key);
+    if (!value && !needed) return 0;
+    char *rest = NULL;
+    long n = value && *value >= '0' && *value <= '9' ? strtol(value, &rest, 10) : -1;
+    if (n < 0 || n >= limit || *rest != '\0')
+        return error_set(err, "%s: the metadata %s is '%.20s', a number from 0 to %d was expected", st->file.path,
+                         key, value ? value : "(missing)", limit - 1);
+    *number = (int)n;
+    snprintf(text, 16, "%d", (int)n);
+    return 0;
+}
+
 static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, Error *err) {
     const char *path = st->file.path, *kind = safetensors_metadata(st, "tokenizer.kind");
-    const char *end_text = safetensors_metadata(st, "tokenizer.end");
-    if (!kind || !*kind || strlen(kind) >= sizeof t->kind)
-        return error_set(err, "%s: the metadata tokenizer.kind is missing or longer than 31 bytes", path);
-    strcpy(t->kind, kind);
-    char *rest = NULL;
-    long end = end_text && *end_text >= '0' && *end_text <= '9' ? strtol(end_text, &rest, 10) : -1;
-    if (end < 0 || end >= t->count || *rest != '\0')
-        return error_set(err, "%s: the metadata tokenizer.end is '%.20s', a token id from 0 to %d was expected", path,
-                         end_text ? end_text : "(missing)", t->count - 1);
-    t->end = (int)end;
-    snprintf(t->end_text, sizeof t->end_text, "%d", t->end);
+    if (!kind || (strcmp(kind, "byte_level_bpe") != 0 && strcmp(kind, "byte_fallback_bpe") != 0))
+        return error_set(err,
+                         "%s: the metadata tokenizer.kind is '%.40s', byte_level_bpe or byte_fallback_bpe was "
+                         "expected",
+                         path, kind ? kind : "(missing)");
+    snprintf(t->kind, sizeof t->kind, "%s", kind);
+    t->fallback = !strcmp(kind, "byte_fallback_bpe");
+    t->begin = -1;
+    return tokenizer_number(st, "tokenizer.end", t->count, true, &t->end, t->end_text, err) ||
+           tokenizer_number(st, "tokenizer.begin", t->count, false, &t->begin, t->begin_text, err) ||
+           tokenizer_number(st, "tokenizer.strip", 1000, false, &t->strip, t->strip_text, err);
+}
+
+/* What byte fallback relies on: a byte is one byte, everything else is text. */
+static inline int tokenizer_check_fallback(const Tokenizer *t, const char *path, Error *err) {
+    for (int i = 0; i < t->count; i++) {
+        const uint8_t *s = t->bytes + t->offsets[i];
+        size_t n = (size_t)(t->offsets[i + 1] - t->offsets[i]), at = 0;
+        if (t->flags[i] & TOKEN_BYTE) {
+            if (n != 1)
+                return error_set(err, "%s: token %d is marked as one byte of tokenizer.bytes but has %zu", path, i,
+                                 n);
+            continue;
+        }
+        while (at < n) {
+            int length = utf8_sequence(s + at, n - at);
+            if (!length)
+                return error_set(err, "%s: token %d in tokenizer.bytes is not valid UTF-8 at its byte %zu", path, i,
+                                 at);
+            at += (size_t)length;
+        }
+    }
     return 0;
 }
 
@@ -97,6 +142,7 @@ static inline int tokenizer_load(Tokenizer *t, const SafeTensors *st, Error *err
         t->json_bytes = json->bytes;
     }
     if (tokenizer_metadata_read(t, st, err) != 0) return -1;
+    if (t->fallback && tokenizer_check_fallback(t, path, err) != 0) return -1;
     t->fingerprint = tokenizer_hash(t);
     return 0;
 }
@@ -110,19 +156,168 @@ static inline size_t tokenizer_piece(const Tokenizer *t, int id, const uint8_t *
     return (size_t)(t->offsets[id + 1] - t->offsets[id]);
 }
 
-/* The text of n ids as a new NUL-terminated string (the caller frees it) and its length without the NUL. */
-static inline void tokenizer_decode(const Tokenizer *t, const int *ids, int n, char **text, size_t *bytes) {
-    const uint8_t *piece;
-    size_t total = 0, at = 0;
-    for (int i = 0; i < n; i++) total += tokenizer_piece(t, ids[i], &piece);
-    *text = (char *)xmalloc(total + 1);
-    for (int i = 0; i < n; i++) {
-        size_t length = tokenizer_piece(t, ids[i], &piece);
-        if (length) memcpy(*text + at, piece, length);
+/* ---- text from ids as they come ---- */
+
+typedef struct {
+    char *data;
+    size_t count, capacity;
+} TokenText;
+
+/* Gives the bytes of every token as soon as it is certain what they are; what comes out is always whole characters of
+ * UTF-8, and all of it together is what decode(ids, skip_special_tokens=True) of `tokenizers` gives. Held back are:
+ * byte_level_bpe: the first bytes of a character (at most 3). Bytes that are no character become U+FFFD, one for each
+ * longest beginning of a valid sequence (Unicode 15, section 3.9, "maximal subpart"; Rust's from_utf8_lossy).
+ * byte_fallback_bpe: a run of byte tokens, until another token ends it. A run is text only when all of it is valid;
+ * else every byte of it becomes U+FFFD (the decoder ByteFallback of `tokenizers`), at once when that is certain. */
+typedef struct {
+    const Tokenizer *t;
+    TokenText text, held;
+    size_t whole;  // bytes of `held` that are whole characters
+    bool broken;   // the run of byte tokens is not valid
+    int strip;     // spaces still to drop
+} TokenDecoder;
+
+typedef enum { UTF8_WHOLE, UTF8_UNFINISHED, UTF8_WRONG } Utf8State;
+
+/* Looks at the character that begins at s, where n > 0 bytes are known. *length: its bytes, or those of the longest
+ * beginning of a character there (at least 1). */
+static inline Utf8State utf8_scan(const uint8_t *s, size_t n, size_t *length) {
+    uint8_t c = s[0], low = 0x80, high = 0xbf;  // the range of the second byte
+    if (c == 0xe0) low = 0xa0;
+    if (c == 0xf0) low = 0x90;
+    if (c == 0xed) high = 0x9f;
+    if (c == 0xf4) high = 0x8f;
+    size_t needed = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
+    *length = 1;
+    if (needed == 0) return UTF8_WRONG;
+    for (; *length < needed; ++*length, low = 0x80, high = 0xbf) {
+        if (*length >= n) return UTF8_UNFINISHED;
+        if (s[*length] < low || s[*length] > high) return UTF8_WRONG;
+    }
+    return UTF8_WHOLE;
+}
+
+static inline void token_text_add(TokenText *to, const void *bytes, size_t n) {
+    if (to->capacity - to->count <= n) {
+        to->capacity = 2 * (to->count + n) + 64;
+        to->data = (char *)xrealloc(to->data, to->capacity);
+    }
+    if (n) memcpy(to->data + to->count, bytes, n);
+    to->count += n;
+    to->data[to->count] = '\0';
+}
+
+static inline void token_decoder_begin(TokenDecoder *d, const Tokenizer *t) {
+    memset(d, 0, sizeof *d);
+    d->t = t;
+    d->strip = t->strip;
+    token_text_add(&d->text, NULL, 0);
+    token_text_add(&d->held, NULL, 0);
+}
+
+static inline void token_decoder_free(TokenDecoder *d) {
+    free(d->text.data);
+    free(d->held.data);
+    memset(d, 0, sizeof *d);
+}
+
+static inline void token_decoder_emit(TokenDecoder *d, const char *bytes, size_t n) {
+    for (; n > 0 && d->strip > 0; bytes++, n--, d->strip--) {
+        if (*bytes == ' ') continue;
+        d->strip = 0;
+        break;
+    }
+    token_text_add(&d->text, bytes, n);
+}
+
+static inline void token_decoder_replace(TokenDecoder *d, size_t times) {  // U+FFFD, the replacement character
+    while (times-- > 0) token_decoder_emit(d, "\xef\xbf\xbd", 3);
+}
+
+/* Emits the characters at the beginning of `held` and keeps what is unfinished. */
+static inline void token_decoder_characters(TokenDecoder *d) {
+    size_t at = 0, length;
+    while (at < d->held.count) {
+        Utf8State state = utf8_scan((const uint8_t *)d->held.data + at, d->held.count - at, &length);
+        if (state == UTF8_UNFINISHED) break;
+        if (state == UTF8_WHOLE)
+            token_decoder_emit(d, d->held.data + at, length);
+        else
+            token_decoder_replace(d, 1);
         at += length;
     }
-    (*text)[at] = '\0';
-    if (bytes) *bytes = at;
+    memmove(d->held.data, d->held.data + at, d->held.count - at);
+    d->held.count -= at;
+}
+
+static inline void token_decoder_byte(TokenDecoder *d, uint8_t byte) {
+    size_t length;
+    token_text_add(&d->held, &byte, 1);
+    if (!d->broken) {
+        Utf8State state = utf8_scan((const uint8_t *)d->held.data + d->whole, d->held.count - d->whole, &length);
+        if (state == UTF8_WHOLE) d->whole = d->held.count;
+        d->broken = state == UTF8_WRONG;
+    }
+    if (!d->broken) return;
+    token_decoder_replace(d, d->held.count);
+    d->held.count = 0;
+}
+
+/* The end of a run of byte tokens, or of a text. */
+static inline void token_decoder_flush(TokenDecoder *d) {
+    if (!d->t->fallback)
+        token_decoder_replace(d, d->held.count > 0);  // the beginning of one character
+    else if (d->whole == d->held.count)
+        token_decoder_emit(d, d->held.data, d->held.count);
+    else
+        token_decoder_replace(d, d->held.count);
+    d->held.count = d->whole = 0;
+    d->broken = false;
+}
+
+static inline void token_decoder_add(TokenDecoder *d, int id) {
+    const Tokenizer *t = d->t;
+    const uint8_t *piece;
+    size_t n = tokenizer_piece(t, id, &piece);
+    if (id < 0 || id >= t->count || (t->flags[id] & TOKEN_SPECIAL)) return;
+    if (!t->fallback) {
+        token_text_add(&d->held, piece, n);
+        token_decoder_characters(d);
+    } else if (t->flags[id] & TOKEN_BYTE) {
+        token_decoder_byte(d, piece[0]);
+    } else {
+        token_decoder_flush(d);
+        token_decoder_emit(d, (const char *)piece, n);
+    }
+}
+
+/* The bytes that became certain with this id: how many, and where they are until the next call. */
+static inline size_t token_decoder_next(TokenDecoder *d, int id, const char **text) {
+    d->text.count = 0;
+    token_decoder_add(d, id);
+    *text = d->text.data;
+    return d->text.count;
+}
+
+/* The bytes that were still held back; the decoder is then ready for another text. */
+static inline size_t token_decoder_end(TokenDecoder *d, const char **text) {
+    d->text.count = 0;
+    token_decoder_flush(d);
+    d->strip = d->t->strip;
+    *text = d->text.data;
+    return d->text.count;
+}
+
+/* The text of n ids as a new NUL-terminated string (the caller frees it) and its length without the NUL. */
+static inline void tokenizer_decode(const Tokenizer *t, const int *ids, int n, char **text, size_t *bytes) {
+    TokenDecoder d;
+    token_decoder_begin(&d, t);
+    for (int i = 0; i < n; i++) token_decoder_add(&d, ids[i]);
+    token_decoder_flush(&d);
+    *text = d.text.data;
+    (*text)[d.text.count] = '\0';
+    if (bytes) *bytes = d.text.count;
+    free(d.held.data);
 }
 
 /* Whether two tokenizers give the same text for the ids both know; vocabularies may differ in padding at the end. */
@@ -139,6 +334,9 @@ static inline int tokenizer_same(const Tokenizer *a, const Tokenizer *b, Error *
     }
     if (a->end != b->end)
         return error_set(err, "the two tokenizers end a text with different tokens: %d and %d", a->end, b->end);
+    if (a->begin != b->begin)
+        return error_set(err, "the two tokenizers begin a text with different tokens: %d and %d (-1: none)", a->begin,
+                         b->begin);
     return 0;
 }
 
@@ -161,13 +359,17 @@ static inline int tokenizer_specs(const Tokenizer *t, SafeTensorSpec specs[4]) {
     return t->json ? 4 : 3;
 }
 
-/* Fills 2 pairs of metadata, valid as long as t, and returns 2. */
-static inline int tokenizer_metadata(const Tokenizer *t, const char *keys[2], const char *values[2]) {
-    keys[0] = "tokenizer.kind";
-    values[0] = t->kind;
-    keys[1] = "tokenizer.end";
-    values[1] = t->end_text;
-    return 2;
+/* Fills 2 to 4 pairs of metadata, valid as long as t, and returns their number. */
+static inline int tokenizer_metadata(const Tokenizer *t, const char **keys, const char **values) {
+    const char *const names[] = {"tokenizer.kind", "tokenizer.end", "tokenizer.begin", "tokenizer.strip"};
+    const char *const texts[] = {t->kind, t->end_text, t->begin_text, t->strip_text};
+    int n = 0;
+    for (int i = 0; i < 4; i++) {
+        if (!*texts[i]) continue;
+        keys[n] = names[i];
+        values[n++] = texts[i];
+    }
+    return n;
 }
 
 static inline int tokenizer_write(const Tokenizer *t, SafeTensorsWriter *w, Error *err) {

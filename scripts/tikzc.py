@@ -7,17 +7,22 @@ Models, checkpoints: safetensors
     u64 n, then n bytes of JSON, then the data of all tensors, contiguous.
 The JSON is {"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets": [begin, end]}}, with offsets
 from the start of the data. We write: "format" = "tikz.c/1" in the metadata; the JSON padded with spaces so that the
-data start at a multiple of 64 bytes; tensors sorted by element size, largest first, then by name, so that each one is
-aligned to its element size.
+data start at a multiple of 64 bytes; tensors sorted by element size, largest first, so that each one is aligned to
+its element size.
 
 Tokenizer, inside a safetensors file (a model, or a file of its own)
 --------------------------------------------------------------------
     tokenizer.bytes    U8 [total]  the byte strings of all tokens, one after another, as they appear in the text
-                                   (the printable stand-ins of byte-level BPE already undone)
+                                   (the printable stand-ins of byte-level BPE and the metaspace already undone)
     tokenizer.offsets  I32 [V+1]   token i is bytes[offsets[i] : offsets[i+1]]
-    tokenizer.flags    U8 [V]      bit 0: special, never printed
-    tokenizer.json     U8 [n]      tokenizer.json of the package `tokenizers`, UTF-8, for Python
-    metadata: "tokenizer.kind" = "byte_level_bpe", "tokenizer.end" = id of the end token, decimal
+    tokenizer.flags    U8 [V]      bit 0: special, never printed; bit 1: one byte of a byte fallback
+    tokenizer.json     U8 [n]      tokenizer.json of the package `tokenizers`, UTF-8, for encoding
+    metadata: "tokenizer.kind" = "byte_level_bpe" or "byte_fallback_bpe", "tokenizer.end" = id of the end token,
+              decimal; optional: "tokenizer.begin" = id of the token before every text, "tokenizer.strip" = number of
+              spaces at the beginning of a text that are not printed
+Kinds: in byte_level_bpe a text is the bytes of its tokens, and what is not valid UTF-8 is printed as U+FFFD. In
+byte_fallback_bpe tokens are text; a run of tokens with bit 1 is text when all of it is valid UTF-8, else one U+FFFD
+for each byte (lib/tokenizer.h has both in full).
 The fingerprint of a tokenizer is the 64-bit FNV-1a hash of, for each token in the order of ids: its length as u32,
 its bytes, its flags byte.
 
@@ -34,8 +39,10 @@ Datasets: .bin
 The parts lie in this order. Files are written under a temporary name and renamed when they are whole.
 """
 import json
+import math
 import mmap
 import os
+import re
 import struct
 import zlib
 
@@ -52,10 +59,11 @@ class FormatError(Exception):
 
 
 class AtomicFile:
-    """A binary file that appears under its name only when all of it is written."""
+    """A binary file that appears under its name only when all of it is written. Until then it has the name
+    `temporary`, which must be in the same file system; default: a name beside it."""
 
-    def __init__(self, path):
-        self.path, self.temporary = str(path), f"{path}.{os.getpid()}.tmp"
+    def __init__(self, path, temporary=None):
+        self.path, self.temporary = str(path), str(temporary or f"{path}.{os.getpid()}.tmp")
         self.file = open(self.temporary, "wb")
 
     def __enter__(self):
@@ -86,19 +94,19 @@ def float_from_bf16(bits):
     return (np.asarray(bits, dtype=np.uint32) << 16).view(np.float32)
 
 
-def read_safetensors(path, raw_bf16=False):
-    """Returns ({name: array}, metadata). Arrays are read-only views of the mapped file, except that BF16 becomes
-    float32 unless raw_bf16 (then uint16 bits)."""
+def read_header(path):
+    """Returns ({name: (kind, shape, first byte in the file)}, metadata) of a safetensors file, checked against its
+    size; the tensors themselves are not read."""
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size < 8:
             raise FormatError(f"{path}: expected a safetensors file, found {size} bytes, too short for its header.")
-        data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    (header_bytes,) = struct.unpack_from("<Q", data, 0)
-    if header_bytes > size - 8:
-        raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}.")
+        (header_bytes,) = struct.unpack("<Q", f.read(8))
+        if header_bytes > size - 8:
+            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}.")
+        text = f.read(header_bytes)
     try:
-        header = json.loads(data[8:8 + header_bytes])
+        header = json.loads(text)
         metadata = header.pop("__metadata__", {})
     except (ValueError, AttributeError) as e:
         raise FormatError(f"{path}: the safetensors header is not a JSON object ({e}).")
@@ -106,16 +114,64 @@ def read_safetensors(path, raw_bf16=False):
     for name, info in header.items():
         try:
             kind, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-            dtype = np.dtype(DTYPES[kind])
-            count = int(np.prod(shape, dtype=np.int64))
+            needed = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
+            fits = 0 <= begin <= end <= size - start and min(shape, default=0) >= 0 and end - begin == needed
         except (KeyError, TypeError, ValueError):
             raise FormatError(f"{path}: tensor '{name}' has an unknown dtype or a malformed entry: {info}.")
-        if not 0 <= begin <= end <= size - start or end - begin != count * dtype.itemsize:
+        if not fits:
             raise FormatError(f"{path}: tensor '{name}' of shape {list(shape)} and type {kind} does not fit its "
                               f"bytes {begin} to {end} of {size - start}.")
-        array = np.frombuffer(data, dtype, count, start + begin).reshape(shape)
+        tensors[name] = (kind, shape, start + begin)
+    return tensors, metadata
+
+
+def read_safetensors(path, raw_bf16=False):
+    """Returns ({name: array}, metadata). Arrays are read-only views of the mapped file, except that BF16 becomes
+    float32 unless raw_bf16 (then uint16 bits)."""
+    header, metadata = read_header(path)
+    with open(path, "rb") as f:
+        data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors = {}
+    for name, (kind, shape, offset) in header.items():
+        array = np.frombuffer(data, DTYPES[kind], math.prod(shape), offset).reshape(shape)
         tensors[name] = float_from_bf16(array) if kind == "BF16" and not raw_bf16 else array
     return tensors, metadata
+
+
+class SafetensorsWriter:
+    """Writes a file tensor by tensor, so that it need not fit into memory:
+
+        with SafetensorsWriter(path, [(name, kind, shape), ...], metadata) as w:
+            for name in w.order: w.write(bytes, in as many pieces as you like)
+
+    The tensors lie by falling element size, which aligns each one, and otherwise in the order given."""
+
+    def __init__(self, path, specs, metadata):
+        sizes = {name: np.dtype(DTYPES[kind]).itemsize for name, kind, _ in specs}
+        specs = sorted(specs, key=lambda spec: -sizes[spec[0]])
+        self.order, self.bytes_left = [name for name, _, _ in specs], 0
+        header = {"__metadata__": metadata}
+        for name, kind, shape in specs:
+            end = self.bytes_left + sizes[name] * math.prod(shape)
+            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [self.bytes_left, end]}
+            self.bytes_left = end
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
+        self.output = AtomicFile(path)
+        self.output.file.write(struct.pack("<Q", len(text)) + text)
+
+    def write(self, data):
+        self.bytes_left -= self.output.file.write(data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        if kind is None and self.bytes_left:
+            kind, value = FormatError, FormatError(f"{self.output.path}: {self.bytes_left} bytes were not written.")
+            self.output.__exit__(kind, value, trace)
+            raise value
+        self.output.__exit__(kind, value, trace)
 
 
 def write_safetensors(path, tensors, metadata=None, dtypes=None):
@@ -123,7 +179,7 @@ def write_safetensors(path, tensors, metadata=None, dtypes=None):
     Other types follow the arrays'. "format" is added to the metadata, whose values must be strings."""
     names_of = {np.dtype(v): k for k, v in DTYPES.items() if k != "BF16"}
     stored = {}
-    for name, array in tensors.items():
+    for name, array in sorted(tensors.items()):
         array = np.asarray(array)
         kind = (dtypes or {}).get(name) or names_of.get(array.dtype)
         if kind is None:
@@ -131,19 +187,10 @@ def write_safetensors(path, tensors, metadata=None, dtypes=None):
         if kind == "BF16":
             array = array if array.dtype == np.uint16 else bf16_from_float(array)
         stored[name] = (kind, np.ascontiguousarray(array, dtype=DTYPES[kind]).reshape(array.shape))
-    order = sorted(stored, key=lambda name: (-stored[name][1].itemsize, name))
-    header, offset = {"__metadata__": {"format": FORMAT, **(metadata or {})}}, 0
-    for name in order:
-        kind, array = stored[name]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
-    with AtomicFile(path) as f:
-        f.write(struct.pack("<Q", len(text)))
-        f.write(text)
-        for name in order:
-            f.write(stored[name][1].tobytes())
+    specs = [(name, kind, array.shape) for name, (kind, array) in stored.items()]
+    with SafetensorsWriter(path, specs, {"format": FORMAT, **(metadata or {})}) as w:
+        for name in w.order:
+            w.write(stored[name][1].tobytes())
 
 
 # ---- tokenizers ----
@@ -156,74 +203,194 @@ def byte_of_stand_in():
     return {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
 
 
+def with_plain_merges(json_text):
+    """tokenizer.json with the merges of BPE written "a b", which every version of `tokenizers` reads; 0.20 and later
+    write ["a", "b"], which earlier ones do not."""
+    parsed = json.loads(json_text)
+    merges = parsed["model"].get("merges") or []
+    if not all(isinstance(m, list) and " " not in m[0] + m[1] for m in merges):
+        return json_text
+    parsed["model"]["merges"] = [" ".join(m) for m in merges]
+    return json.dumps(parsed, ensure_ascii=False)
+
+
+BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")  # what the decoder ByteFallback takes for a byte
+
+
+def refuse_decoder(what):
+    raise FormatError(f"The tokenizer's decoder {what}; a ByteLevel decoder, or a sequence of Replace, ByteFallback, "
+                      f"Fuse and Strip as Llama's was expected.")
+
+
+def decoder_steps(decoder):
+    """The decoders of a Sequence, one after another."""
+    if not isinstance(decoder, dict):
+        refuse_decoder("is missing")
+    if decoder.get("type") != "Sequence":
+        return [decoder]
+    return [step for part in decoder.get("decoders", []) for step in decoder_steps(part)]
+
+
+def read_decoder(decoder):
+    """Returns (kind, [(text, replacement)], whether <0x00> to <0xFF> are bytes, spaces to strip)."""
+    steps = decoder_steps(decoder)
+    names = [step.get("type") for step in steps]
+    if names == ["ByteLevel"]:
+        return "byte_level_bpe", [], False, 0
+    replacements = []
+    while names[:1] == ["Replace"]:
+        step = steps.pop(0)
+        names.pop(0)
+        pattern = step.get("pattern", {}).get("String")
+        if not pattern:
+            refuse_decoder("replaces a regular expression")
+        replacements.append((pattern, step["content"]))
+    known = [name for name in ("ByteFallback", "Fuse", "Strip") if name in names]
+    if names != known or not names and not replacements or "Strip" in names and "Fuse" not in names:
+        refuse_decoder(f"has the steps {', '.join(str(step.get('type')) for step in decoder_steps(decoder))}")
+    strip = steps[-1] if "Strip" in names else {"content": " ", "start": 0, "stop": 0}
+    if strip.get("content") != " " or strip.get("stop") != 0 or not 0 <= strip.get("start", -1) < 1000:
+        refuse_decoder(f"strips something other than spaces at the beginning ({strip})")
+    return "byte_fallback_bpe", replacements, "ByteFallback" in names, strip["start"]
+
+
+def read_added_tokens(parsed):
+    """{id: added token} with the ids that the package `tokenizers` gives them."""
+    vocabulary, ids, highest = parsed["model"]["vocab"], {}, -1
+    for token in parsed.get("added_tokens") or []:
+        text = token["content"]
+        if not text or text in ids:
+            continue
+        beyond = highest + 1 if ids and (highest >= len(vocabulary) or not vocabulary) else len(vocabulary)
+        ids[text] = vocabulary.get(text, beyond)
+        highest = max(highest, ids[text])
+        if token["id"] != ids[text]:
+            raise FormatError(f"The tokenizer's added token '{text}' has the id {token['id']}, but `tokenizers` "
+                              f"gives it {ids[text]}: an id before it is missing.")
+    return {ids[token["content"]]: token for token in parsed.get("added_tokens") or [] if token["content"]}
+
+
+def read_vocabulary(parsed):
+    """{id: text} of a BPE model, checked."""
+    model = parsed.get("model") or {}
+    kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
+    if kind != "BPE":
+        raise FormatError(f"The tokenizer is of the kind {kind}; only BPE is supported.")
+    if model.get("dropout"):
+        raise FormatError("The tokenizer drops merges at random (model.dropout), so that a text has no fixed ids; "
+                          "set it to null.")
+    texts = {i: text for text, i in model["vocab"].items()}
+    if len(texts) != len(model["vocab"]):
+        text = next(text for text, i in model["vocab"].items() if texts[i] != text)
+        raise FormatError(f"The tokenizer's tokens '{text}' and '{texts[model['vocab'][text]]}' have the same id.")
+    return texts
+
+
 class Tokenizer:
     """Token strings, flags and the end token; encodes text when the package `tokenizers` is there."""
 
-    def __init__(self, tokens, special, end, json_text):
-        self.tokens = tokens        # list of bytes
-        self.special = special      # list of bool
+    def __init__(self, tokens, special, end, json_text, kind="byte_level_bpe", byte_tokens=(), begin=None, strip=0):
+        self.tokens = tokens                   # list of bytes
+        self.special = special                 # list of bool
         self.end = end
         self.json_text = json_text
+        self.kind = kind
+        self.byte_tokens = set(byte_tokens)    # ids of tokens that are one byte of a byte fallback
+        self.begin = begin                     # id of the token before every text, or None
+        self.strip = strip                     # spaces at the beginning of a text that are not printed
         self._encoder = None
 
     @classmethod
-    def from_json(cls, json_text, end_token="</s>", size=None):
-        """From the text of a byte-level tokenizer.json. size: number of ids (default: as many as the file names)."""
-        parsed = json.loads(json_text)
-        alphabet = byte_of_stand_in()
-        vocabulary = parsed["model"]["vocab"]
-        added = {t["id"]: t for t in parsed.get("added_tokens", [])}
-        count = 1 + max([*vocabulary.values(), *added])
+    def from_json(cls, json_text, end_token="</s>", size=None, begin_token=None):
+        """From the text of a tokenizer.json: BPE with a byte-level or a byte fallback decoder; other kinds raise
+        FormatError. size: number of ids (default: as many as the file names)."""
+        try:
+            parsed = json.loads(json_text)
+        except ValueError as e:
+            raise FormatError(f"The tokenizer is not JSON ({e}).")
+        texts = read_vocabulary(parsed)
+        kind, replacements, has_bytes, strip = read_decoder(parsed.get("decoder"))
+        added = read_added_tokens(parsed)
+        texts.update({i: token["content"] for i, token in added.items()})
+        ids = {text: i for i, text in texts.items()}
+        count = 1 + max(texts)
         size = size or count
         if count > size:
             raise FormatError(f"The tokenizer has ids up to {count - 1}, expected fewer than {size}.")
+        for text in filter(None, (end_token, begin_token)):
+            if text not in ids:
+                raise FormatError(f"The tokenizer has no token '{text}' to begin or end a text with.")
+        alphabet, byte_tokens = byte_of_stand_in(), set()
         tokens, special = [b""] * size, [True] * size     # ids without a token are never printed
-        for text, i in vocabulary.items():
-            if i not in added:
-                tokens[i], special[i] = bytes(alphabet[c] for c in text), False
-        for i, token in added.items():
-            tokens[i], special[i] = token["content"].encode(), bool(token["special"])
-        ends = [i for i, token in added.items() if token["content"] == end_token]
-        if not ends:
-            raise FormatError(f"The tokenizer has no added token '{end_token}' to end a text with.")
-        return cls(tokens, special, ends[0], json_text)
+        for i, text in texts.items():
+            special[i] = i in added and bool(added[i]["special"])
+            for pattern, replacement in replacements:
+                text = text.replace(pattern, replacement)
+            if has_bytes and BYTE_TOKEN.fullmatch(text):
+                tokens[i] = bytes([int(text[3:5], 16)])
+                byte_tokens.add(i)
+            elif kind == "byte_level_bpe" and all(c in alphabet for c in text):
+                tokens[i] = bytes(alphabet[c] for c in text)
+            else:
+                tokens[i] = text.encode()
+        begin = ids[begin_token] if begin_token else None
+        return cls(tokens, special, ids[end_token], json_text, kind, byte_tokens, begin, strip)
 
     @classmethod
     def load(cls, path):
         """From a safetensors file that carries a tokenizer."""
-        tensors, metadata = read_safetensors(path)
+        tensors, metadata = read_safetensors(path, raw_bf16=True)  # views: the rest of a large model is not read
         missing = [n for n in ("bytes", "offsets", "flags", "json") if f"tokenizer.{n}" not in tensors]
-        if missing or "tokenizer.end" not in metadata:
-            name = missing[0] if missing else "end"
-            raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{name}' is missing.")
+        missing += [n for n in ("end", "kind") if f"tokenizer.{n}" not in metadata]
+        if missing:
+            raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{missing[0]}' is missing.")
         blob, offsets = tensors["tokenizer.bytes"].tobytes(), tensors["tokenizer.offsets"]
         flags = tensors["tokenizer.flags"]
         if (len(offsets) != len(flags) + 1 or offsets[0] != 0 or offsets[-1] != len(blob)
                 or (np.diff(offsets) < 0).any()):
             raise FormatError(f"{path}: 'tokenizer.offsets' does not divide the {len(blob)} bytes of the tokens.")
         tokens = [blob[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
-        end = int(metadata["tokenizer.end"])
-        if not 0 <= end < len(tokens):
-            raise FormatError(f"{path}: the end token {end} is outside the vocabulary of {len(tokens)}.")
-        return cls(tokens, [bool(f & 1) for f in flags], end, tensors["tokenizer.json"].tobytes().decode())
+        kind = metadata["tokenizer.kind"]
+        if kind not in ("byte_level_bpe", "byte_fallback_bpe"):
+            raise FormatError(f"{path}: the tokenizer is of the kind '{kind}'; expected byte_level_bpe or "
+                              f"byte_fallback_bpe.")
+        numbers = {"end": None, "begin": None, "strip": 0}
+        for name, limit in (("end", len(tokens)), ("begin", len(tokens)), ("strip", 1000)):
+            text = metadata.get(f"tokenizer.{name}")
+            if text is not None and not (text.isascii() and text.isdigit() and int(text) < limit):
+                raise FormatError(f"{path}: 'tokenizer.{name}' is '{text}'; expected a number from 0 to {limit - 1}.")
+            numbers[name] = numbers[name] if text is None else int(text)
+        return cls(tokens, [bool(f & 1) for f in flags], numbers["end"], tensors["tokenizer.json"].tobytes().decode(),
+                   kind, np.flatnonzero(flags & 2).tolist(), numbers["begin"], numbers["strip"])
+
+    def flags(self):
+        """uint8 [V]; see the head of this file."""
+        flags = np.array(self.special, np.uint8)
+        flags[list(self.byte_tokens)] |= 2
+        return flags
 
     def tensors(self):
         offsets = np.cumsum([0] + [len(t) for t in self.tokens]).astype(np.int32)
         return {"tokenizer.bytes": np.frombuffer(b"".join(self.tokens), np.uint8),
                 "tokenizer.offsets": offsets,
-                "tokenizer.flags": np.array(self.special, np.uint8),
+                "tokenizer.flags": self.flags(),
                 "tokenizer.json": np.frombuffer(self.json_text.encode(), np.uint8)}
 
     def metadata(self):
-        return {"tokenizer.kind": "byte_level_bpe", "tokenizer.end": str(self.end)}
+        metadata = {"tokenizer.kind": self.kind, "tokenizer.end": str(self.end)}
+        if self.begin is not None:
+            metadata["tokenizer.begin"] = str(self.begin)
+        if self.strip:
+            metadata["tokenizer.strip"] = str(self.strip)
+        return metadata
 
     def save(self, path):
         write_safetensors(path, self.tensors(), self.metadata())
 
     def fingerprint(self):
         h = 0xCBF29CE484222325
-        for token, special in zip(self.tokens, self.special):
-            for b in struct.pack("<I", len(token)) + token + bytes([special]):
+        for token, flags in zip(self.tokens, self.flags().tolist()):
+            for b in struct.pack("<I", len(token)) + token + bytes([flags]):
                 h = (h ^ b) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
         return h
 
@@ -231,11 +398,28 @@ class Tokenizer:
         """Ids of the text and of the end token."""
         if self._encoder is None:
             import tokenizers
-            self._encoder = tokenizers.Tokenizer.from_str(self.json_text)
+            self._encoder = tokenizers.Tokenizer.from_str(with_plain_merges(self.json_text))
+            self._encoder.no_truncation()   # some files carry what their last user set
+            self._encoder.no_padding()
         return self._encoder.encode(text, add_special_tokens=False).ids + [self.end]
 
     def decode(self, ids):
-        return b"".join(self.tokens[i] for i in ids if not self.special[i]).decode("utf-8", "replace")
+        """The text of ids, without special tokens: as `tokenizers` and lib/tokenizer.h."""
+        parts, run = [], b""
+        for i in (*ids, None):
+            if i is not None and (i >= len(self.tokens) or self.special[i]):
+                continue
+            if i in self.byte_tokens:
+                run += self.tokens[i]
+                continue
+            try:
+                parts.append(run.decode().encode())
+            except UnicodeDecodeError:
+                parts.append("\ufffd".encode() * len(run))
+            run = b""
+            parts.append(b"" if i is None else self.tokens[i])
+        text = b"".join(parts).decode("utf-8", "replace")
+        return text[min(self.strip, len(text) - len(text.lstrip(" "))):]
 
 
 # ---- datasets ----
@@ -243,26 +427,38 @@ class Tokenizer:
 HEADER = struct.Struct("<8sIIQQQQQQ")
 ENTRY = struct.Struct("<QIIIIQ")
 MAGIC = b"TIKZBIN1"
+MOST_TOKENS = 1 << 20  # of a sample, in the reader
 
 
 class DatasetWriter:
-    """with DatasetWriter(path, tokenizer, source) as w: w.add(image_bytes, ids)"""
+    """with DatasetWriter(path, tokenizer, source) as w: w.add(image_bytes, ids)
 
-    def __init__(self, path, tokenizer, source):
-        self.output = AtomicFile(path)
+    fingerprint: the tokenizer's, where it is known already (computing it takes a second for a large vocabulary).
+    temporary: see AtomicFile."""
+
+    def __init__(self, path, tokenizer, source, fingerprint=None, temporary=None):
+        self.output = AtomicFile(path, temporary)
         self.file = self.output.file
-        self.vocabulary, self.fingerprint = len(tokenizer.tokens), tokenizer.fingerprint()
-        self.source = " ".join(source.split()).encode()
-        self.index, self.offset = [], HEADER.size
+        self.vocabulary = len(tokenizer.tokens)
+        self.fingerprint = tokenizer.fingerprint() if fingerprint is None else fingerprint
+        self.source = " ".join(source.split()).encode("utf-8", "replace")
+        self.index, self.offset = bytearray(), HEADER.size
         self.file.write(b"\0" * HEADER.size)
+
+    @property
+    def count(self):
+        return len(self.index) // ENTRY.size
 
     def add(self, image, ids):
         ids = np.asarray(ids, dtype="<u4")
-        if ids.size and int(ids.max()) >= self.vocabulary:
+        if not image or not 1 <= len(ids) <= MOST_TOKENS:
+            raise FormatError(f"{self.output.path}: sample {self.count} has {len(image)} bytes of picture and "
+                              f"{len(ids)} tokens; expected a picture and 1 to {MOST_TOKENS} tokens.")
+        if int(ids.max()) >= self.vocabulary:
             raise FormatError(f"{self.output.path}: token id {ids.max()} is outside the vocabulary of "
                               f"{self.vocabulary}.")
         record = image + b"\0" * (-len(image) % 4) + ids.tobytes()
-        self.index.append(ENTRY.pack(self.offset, len(image), len(ids), zlib.crc32(record), 0, 0))
+        self.index += ENTRY.pack(self.offset, len(image), len(ids), zlib.crc32(record), 0, 0)
         self.file.write(record)
         self.offset += len(record)
 
@@ -273,10 +469,10 @@ class DatasetWriter:
         if kind is None:
             padding = -(self.offset + len(self.source)) % 8
             index_offset = self.offset + len(self.source) + padding
-            self.file.write(self.source + b"\0" * padding + b"".join(self.index))
+            self.file.write(self.source + b"\0" * padding + self.index)
             self.file.seek(0)
-            self.file.write(HEADER.pack(MAGIC, 1, HEADER.size, len(self.index), self.fingerprint, index_offset,
-                                        self.offset, len(self.source), index_offset + ENTRY.size * len(self.index)))
+            self.file.write(HEADER.pack(MAGIC, 1, HEADER.size, self.count, self.fingerprint, index_offset,
+                                        self.offset, len(self.source), index_offset + len(self.index)))
         self.output.__exit__(kind, value, trace)
 
 
@@ -302,6 +498,9 @@ class Dataset:
 
     def __len__(self):
         return self.count
+
+    def close(self):
+        self.data.close()
 
     def __getitem__(self, i):
         if not 0 <= i < self.count:

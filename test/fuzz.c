@@ -1,6 +1,6 @@
-/* Mutation fuzzing of every parser of files: safetensors with a tokenizer, datasets, PNG, JPEG, JSON and config
- * files. Each valid sample is changed thousands of times, the same way in every run; each result must be read, or
- * refused with a sentence. Run it under the address and undefined-behaviour sanitizers.
+/* Mutation fuzzing of every parser of files: safetensors with a tokenizer and its tokenizer.json, datasets, PNG,
+ * JPEG, JSON and config files. Each valid sample is changed thousands of times, the same way in every run; each
+ * result must be read, or refused with a sentence. Run it under the address and undefined-behaviour sanitizers.
  *
  *     fuzz [ROUNDS [SEED]]     ROUNDS mutations of each sample (default 3000) */
 #include "samples.h"
@@ -8,6 +8,7 @@
 #include "../dataloader.h"
 #include "../lib/json.h"
 #include "../lib/options.h"
+#include "../lib/tokenizer_encode.h"
 
 typedef int (*Target)(const char *path, const uint8_t *bytes, size_t size, Error *err);
 
@@ -36,6 +37,77 @@ static int read_model(const char *path, const uint8_t *bytes, size_t size, Error
         touch(piece, n);
     }
     safetensors_close(&st);
+    return status;
+}
+
+static int encode_texts(const Tokenizer *t, Error *err) {
+    static const char *const texts[] = {"", "a", "ab a\nb  12's <p> </s> <s>", "aba c \xc3\xa9"};
+    Encoder e;
+    int status = encoder_open(&e, t, "fuzzed", err);
+    for (int i = 0; status == 0 && i < 4; i++) {
+        TokenIds ids = {NULL, 0, 0};
+        int refused = encoder_run(&e, texts[i], strlen(texts[i]), &ids, err);
+        for (int k = 0; k < ids.count; k++)
+            if (ids.ids[k] < 0 || ids.ids[k] >= t->count) die("%s gives the id %d", texts[i], ids.ids[k]);
+        if (refused && i < 3) status = -1;
+        free(ids.ids);
+    }
+    encoder_close(&e);
+    return status;
+}
+
+/* Everything that infer does with the tokenizer of a file. */
+static int read_tokenizer(const char *path, const uint8_t *bytes, size_t size, Error *err) {
+    (void)bytes;
+    (void)size;
+    SafeTensors st;
+    Tokenizer t;
+    if (safetensors_open(&st, path, err) != 0) return -1;
+    int status = tokenizer_load(&t, &st, err);
+    if (status == 0) {
+        char *text;
+        size_t length;
+        int ids[64];
+        for (int i = 0; i < 64; i++) ids[i] = i * 7 % 17;
+        tokenizer_decode(&t, ids, 64, &text, &length);
+        for (size_t i = 0; i < length;) {
+            int n = utf8_sequence((const uint8_t *)text + i, length - i);
+            if (!n) die("%s: a decoded text is not valid UTF-8", path);
+            i += (size_t)n;
+        }
+        free(text);
+        status = encode_texts(&t, err);
+    }
+    safetensors_close(&st);
+    return status;
+}
+
+/* tokenizer.json alone, so that every mutation hits it. */
+static int read_tokenizer_json(const char *path, const uint8_t *bytes, size_t size, Error *err) {
+    (void)path;
+    Tokenizer t;
+    memset(&t, 0, sizeof t);
+    t.count = 11;
+    t.json = bytes;
+    t.json_bytes = size;
+    return encode_texts(&t, err);
+}
+
+static int read_regex(const char *path, const uint8_t *bytes, size_t size, Error *err) {
+    (void)path;
+    static const char text[] = "I'LL see 1234  \\node[a] \r\n\n {x}'s\t";
+    Regex *r = (Regex *)xcalloc(1, sizeof *r);
+    char *pattern = (char *)xcalloc(size + 1, 1);
+    memcpy(pattern, bytes, size);
+    int status = regex_parse(r, pattern, err);
+    RegexSearch search = {r, text, strlen(text), 100000};
+    size_t at = 0, begin, end;
+    while (status == 0 && regex_find(&search, at, &begin, &end)) {
+        if (begin < at || end <= begin || end > search.n) die("'%s' matches from %zu to %zu", pattern, begin, end);
+        at = end;
+    }
+    free(pattern);
+    free(r);
     return status;
 }
 
@@ -146,18 +218,10 @@ static void mutate(Bytes *b, Random *r) {
         uint64_t value = odd[random_below(r, sizeof odd / sizeof *odd)];
         size_t width = (size_t)1 << random_below(r, 4);
         switch (random_below(r, 7)) {
-        case 0:
-            b->data[at] ^= (uint8_t)(1u << random_below(r, 8));
-            break;
-        case 1:
-            b->data[at] = (uint8_t)random_u64(r);
-            break;
-        case 2:
-            memcpy(b->data + at, &value, width < b->size - at ? width : b->size - at);
-            break;
-        case 3:
-            b->data[at] = (uint8_t) "0123456789-.,:{}[]\"\\eE #=\n"[random_below(r, 27)];
-            break;
+        case 0: b->data[at] ^= (uint8_t)(1u << random_below(r, 8)); break;
+        case 1: b->data[at] = (uint8_t)random_u64(r); break;
+        case 2: memcpy(b->data + at, &value, width < b->size - at ? width : b->size - at); break;
+        case 3: b->data[at] = (uint8_t) "0123456789-.,:{}[]\"\\eE #=\n"[random_below(r, 27)]; break;
         case 4:
             memmove(b->data + at, b->data + at + span, b->size - at - span);
             b->size -= span;
@@ -217,6 +281,19 @@ int main(int argc, char **argv) {
     CHECK_OK(write_tokenizer_file(sample_path("model"), 40, 0, &err), err);
     model.data = read_bytes(sample_path("model"), &model.size);
     fuzz("safetensors, tokenizer", read_model, &model, true, rounds, seed);
+    for (int fallback = 0; fallback < 2; fallback++) {
+        Bytes bpe = {NULL, 0};
+        CHECK_OK(write_bpe_file(sample_path("bpe"), fallback, &err), err);
+        bpe.data = read_bytes(sample_path("bpe"), &bpe.size);
+        fuzz(fallback ? "byte fallback BPE" : "byte-level BPE", read_tokenizer, &bpe, true, rounds, seed);
+        free(bpe.data);
+        fuzz_text("tokenizer.json", read_tokenizer_json, fallback ? fallback_json : byte_level_json, false,
+                  3 * rounds, seed);
+    }
+    fuzz_text("regular expression", read_regex,
+              "(?i:'s|'ve)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}]+[\\r\\n]*|(?<=[(,])[0-9]|"
+              "\\s+(?!\\S)|\\s+$|\xe4\xb8\x80-?[!-/:-~\xef\xbc\x81-\xef\xbc\x8f]",
+              false, 3 * rounds, seed);
     for (int i = 0; i < 3; i++) pictures[i] = make_png(9, 7, i + 2, (uint64_t)i);
     pictures[3] = make_jpeg(jpeg_turned);
     pictures[4] = make_jpeg(jpeg_progressive);

@@ -35,8 +35,8 @@ static inline void check(bool ok, const char *file, int line, const char *what, 
 #define CHECK(condition) check(condition, __FILE__, __LINE__, #condition, "")
 #define CHECK_OK(call, err) ((err).text[0] = '\0', check((call) == 0, __FILE__, __LINE__, #call, (err).text))
 /* The call fails and its sentence contains `part`. */
-#define CHECK_ERROR(call, err, part)                                                                                 \
-    ((err).text[0] = '\0', check((call) != 0 && strstr((err).text, part), __FILE__, __LINE__,                        \
+#define CHECK_ERROR(call, err, part)                                                          \
+    ((err).text[0] = '\0', check((call) != 0 && strstr((err).text, part), __FILE__, __LINE__, \
                                  #call " refused with '" part "'", (err).text))
 
 static inline int checks_report(void) {
@@ -165,6 +165,27 @@ static inline Bytes make_jpeg(const char *hex) {
 
 /* ---- models with a tokenizer ---- */
 
+/* Writes a tokenizer and a small tensor as a file. */
+static inline int write_tokenizer(const char *path, const Tokenizer *t, Error *err) {
+    SafeTensorSpec specs[6];
+    memset(specs, 0, sizeof specs);
+    snprintf(specs[0].name, sizeof specs[0].name, "weight");
+    specs[0].dtype = DT_BF16;
+    specs[0].ndim = 2;
+    specs[0].shape[0] = 3;
+    specs[0].shape[1] = 5;
+    int n = 1 + tokenizer_specs(t, specs + 1);
+    const char *keys[5] = {"format"}, *values[5] = {"tikz.c/1"};
+    int pairs = 1 + tokenizer_metadata(t, keys + 1, values + 1);
+    SafeTensorsWriter w;
+    uint8_t weight[30] = {0};
+    int status = safetensors_write_begin(&w, path, specs, n, keys, values, pairs, err);
+    if (status == 0) status = safetensors_write_data(&w, weight, sizeof weight, err);
+    if (status == 0) status = tokenizer_write(t, &w, err);
+    if (status == 0) status = safetensors_write_end(&w, err);
+    return status;
+}
+
 /* A file with a few tensors and a byte tokenizer of count tokens: token i is the letter 'a' + i % 26, i % 3 + 1
  * times; the last one is special and the end token. `flavour` changes the bytes of the last but one token. */
 static inline int write_tokenizer_file(const char *path, int count, int flavour, Error *err) {
@@ -187,26 +208,56 @@ static inline int write_tokenizer_file(const char *path, int count, int flavour,
     t.end = count - 1;
     snprintf(t.kind, sizeof t.kind, "byte_level_bpe");
     snprintf(t.end_text, sizeof t.end_text, "%d", t.end);
-    SafeTensorSpec specs[6];
-    memset(specs, 0, sizeof specs);
-    snprintf(specs[0].name, sizeof specs[0].name, "weight");
-    specs[0].dtype = DT_BF16;
-    specs[0].ndim = 2;
-    specs[0].shape[0] = 3;
-    specs[0].shape[1] = 5;
-    int n = 1 + tokenizer_specs(&t, specs + 1);
-    const char *keys[3] = {"format"}, *values[3] = {"tikz.c/1"};
-    tokenizer_metadata(&t, keys + 1, values + 1);
-    SafeTensorsWriter w;
-    uint8_t weight[30] = {0};
-    int status = safetensors_write_begin(&w, path, specs, n, keys, values, 3, err);
-    if (status == 0) status = safetensors_write_data(&w, weight, sizeof weight, err);
-    if (status == 0) status = tokenizer_write(&t, &w, err);
-    if (status == 0) status = safetensors_write_end(&w, err);
+    int status = write_tokenizer(path, &t, err);
     free(offsets);
     free(bytes);
     free(flags);
     return status;
+}
+
+/* tokenizer.json of a small BPE with everything that lib/tokenizer_encode.h reads, and its tokens. */
+static const char fallback_json[] =
+    "{\"added_tokens\":[{\"id\":0,\"content\":\"<s>\",\"special\":true,\"normalized\":true},"
+    "{\"id\":10,\"content\":\"<p>\",\"special\":false,\"lstrip\":true,\"rstrip\":true,\"single_word\":true,"
+    "\"normalized\":false}],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":"
+    "\"\\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},"
+    "\"pre_tokenizer\":null,\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,"
+    "\"byte_fallback\":true,\"vocab\":{\"<s>\":0,\"<unk>\":1,\"<0x0A>\":2,\"<0xC3>\":3,\"<0xA9>\":4,\"\\u2581\":5,"
+    "\"a\":6,\"b\":7,\"\\u2581a\":8,\"ab\":9},\"merges\":[\"\\u2581 a\",[\"a\",\"b\"]]}}";
+static const char *const fallback_tokens[] = {"<s>", "<unk>", "\n", "\xc3", "\xa9", " ", "a", "b", " a", "ab", "<p>"};
+static const char byte_level_json[] =
+    "{\"added_tokens\":[{\"id\":0,\"content\":\"</s>\",\"special\":true,\"normalized\":false}],"
+    "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
+    "\"(?i:'s|'t)|[^\\\\s\\\\p{L}]?\\\\p{L}+(?!\\\\S)|\\\\s{1,3}$|[^a-c]\"},\"behavior\":\"Isolated\","
+    "\"invert\":false},{\"type\":\"Digits\",\"individual_digits\":true},{\"type\":\"ByteLevel\","
+    "\"add_prefix_space\":false,\"use_regex\":true}]},\"model\":{\"type\":\"BPE\",\"ignore_merges\":true,"
+    "\"vocab\":{\"a\":1,\"b\":2,\"\\u0120\":3,\"\\u0120a\":4,\"ab\":5,\"\\u00c3\":6,\"\\u00a9\":7,\"aba\":8},"
+    "\"merges\":[\"\\u0120 a\",\"a b\"]}}";
+static const char *const byte_level_tokens[] = {"</s>", "a", "b", " ", " a", "ab", "\xc3", "\xa9", "aba"};
+
+static inline int write_bpe_file(const char *path, bool fallback, Error *err) {
+    Tokenizer t;
+    uint8_t bytes[256], flags[16] = {TOKEN_SPECIAL};
+    int32_t offsets[17] = {0};
+    const char *const *tokens = fallback ? fallback_tokens : byte_level_tokens;
+    memset(&t, 0, sizeof t);
+    t.count = fallback ? 11 : 9;
+    for (int i = 0; i < t.count; i++) {
+        size_t n = strlen(tokens[i]);
+        memcpy(bytes + offsets[i], tokens[i], n);
+        offsets[i + 1] = offsets[i] + (int32_t)n;
+        if (fallback && i >= 2 && i <= 4) flags[i] = TOKEN_BYTE;
+    }
+    t.bytes = bytes;
+    t.offsets = offsets;
+    t.flags = flags;
+    t.json = (const uint8_t *)(fallback ? fallback_json : byte_level_json);
+    t.json_bytes = strlen((const char *)t.json);
+    snprintf(t.kind, sizeof t.kind, fallback ? "byte_fallback_bpe" : "byte_level_bpe");
+    snprintf(t.end_text, sizeof t.end_text, "0");
+    if (fallback) snprintf(t.begin_text, sizeof t.begin_text, "1");
+    if (fallback) snprintf(t.strip_text, sizeof t.strip_text, "1");
+    return write_tokenizer(path, &t, err);
 }
 
 /* ---- datasets ---- */

@@ -670,7 +670,8 @@ def main():
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
     for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_begin, test_bad_rows, test_refused,
-                 test_scaling, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on, test_interruptions, test_memory):
+                 test_scaling, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on, test_interruptions,
+                 test_memory):
         with tempfile.TemporaryDirectory() as name:
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
             test(*[pathlib.Path(name) if n == "folder" else build for n in names])

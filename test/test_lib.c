@@ -1,5 +1,5 @@
-/* Tests of lib/. Also `test_lib --prepare SIZE OUT IMG...`: writes the prepared pixels of the pictures one after
- * another, for test/compare_pictures.py. */
+/* Tests of lib/, without the tokenizer. Also `test_lib --prepare SIZE OUT IMG...`: writes the prepared pixels of the
+ * pictures one after another, for test/compare_pictures.py. */
 #include "samples.h"
 
 #include "../lib/arena.h"
@@ -516,109 +516,6 @@ static void test_options_write(void) {
     }
 }
 
-/* ---- the tokenizer ---- */
-
-static void test_tokenizer(void) {
-    Error err;
-    SafeTensors a, b;
-    Tokenizer t, u;
-    CHECK_OK(write_tokenizer_file(sample_path("t40"), 40, 0, &err), err);
-    CHECK_OK(safetensors_open(&a, sample_path("t40"), &err), err);
-    CHECK_OK(tokenizer_load(&t, &a, &err), err);
-    CHECK(t.count == 40 && t.end == 39 && !strcmp(t.kind, "byte_level_bpe") && t.json_bytes == 2);
-    const uint8_t *piece;
-    CHECK(tokenizer_piece(&t, 4, &piece) == 2 && !memcmp(piece, "ee", 2));
-    CHECK(tokenizer_piece(&t, 39, &piece) == 0 && tokenizer_piece(&t, -1, &piece) == 0);
-    CHECK(tokenizer_piece(&t, 40, &piece) == 0);
-    const int ids[] = {0, 39, 2, 1000, 1};
-    char *text;
-    size_t bytes;
-    tokenizer_decode(&t, ids, 5, &text, &bytes);
-    CHECK(bytes == 6 && !strcmp(text, "acccbb"));
-    free(text);
-    CHECK_OK(write_tokenizer_file(sample_path("t40b"), 40, 1, &err), err);
-    CHECK_OK(safetensors_open(&b, sample_path("t40b"), &err), err);
-    CHECK_OK(tokenizer_load(&u, &b, &err), err);
-    CHECK(t.fingerprint != u.fingerprint);
-    CHECK_OK(tokenizer_same(&t, &t, &err), err);
-    CHECK_ERROR(tokenizer_same(&t, &u, &err), err, "differ first at token 38");
-    safetensors_close(&b);
-    CHECK_OK(write_tokenizer_file(sample_path("t41"), 41, 0, &err), err);
-    CHECK_OK(safetensors_open(&b, sample_path("t41"), &err), err);
-    CHECK_OK(tokenizer_load(&u, &b, &err), err);
-    CHECK_ERROR(tokenizer_same(&t, &u, &err), err, "differ first at token 39");  // special in one only
-    u.count = 39;
-    CHECK_ERROR(tokenizer_same(&t, &u, &err), err, "end a text with different tokens: 39 and 40");
-    safetensors_close(&b);
-    safetensors_close(&a);
-}
-
-/* FNV-1a by hand for two tokens "a" and "" (special): guards the format, which Python computes too. */
-static void test_tokenizer_fingerprint(void) {
-    const int32_t offsets[] = {0, 1, 1};
-    const uint8_t flags[] = {0, 1}, stream[] = {1, 0, 0, 0, 'a', 0, 0, 0, 0, 0, 1};
-    Tokenizer t;
-    memset(&t, 0, sizeof t);
-    t.count = 2;
-    t.bytes = (const uint8_t *)"a";
-    t.offsets = offsets;
-    t.flags = flags;
-    uint64_t h = 14695981039346656037u;
-    for (size_t i = 0; i < sizeof stream; i++) h = (h ^ stream[i]) * 1099511628211u;
-    CHECK(tokenizer_hash(&t) == h);
-}
-
-static void test_tokenizer_refused(void) {
-    static const struct {
-        const char *metadata, *part;
-        int32_t offsets[3];
-        int flags;
-    } cases[] = {
-        {"\"tokenizer.kind\":\"b\",\"tokenizer.end\":\"1\"", "falls from 4 to 3", {0, 4, 3}, 2},
-        {"\"tokenizer.kind\":\"b\",\"tokenizer.end\":\"1\"", "runs from 1", {1, 2, 3}, 2},
-        {"\"tokenizer.kind\":\"b\",\"tokenizer.end\":\"1\"", "0 to 3 was expected", {0, 2, 4}, 2},
-        {"\"tokenizer.kind\":\"b\",\"tokenizer.end\":\"1\"", "one more was expected", {0, 2, 3}, 3},
-        {"\"tokenizer.kind\":\"b\",\"tokenizer.end\":\"2\"", "tokenizer.end is '2'", {0, 2, 3}, 2},
-        {"\"tokenizer.kind\":\"b\",\"tokenizer.end\":\"x\"", "tokenizer.end is 'x'", {0, 2, 3}, 2},
-        {"\"tokenizer.kind\":\"b\"", "(missing)", {0, 2, 3}, 2},
-        {"\"tokenizer.end\":\"1\"", "tokenizer.kind is missing", {0, 2, 3}, 2},
-    };
-    Error err;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char *header =
-            format_string("{\"__metadata__\":{%s},"
-                          "\"tokenizer.offsets\":{\"dtype\":\"I32\",\"shape\":[3],\"data_offsets\":[0,12]},"
-                          "\"tokenizer.bytes\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[12,15]},"
-                          "\"tokenizer.flags\":{\"dtype\":\"U8\",\"shape\":[%d],\"data_offsets\":[15,%d]}}",
-                          cases[i].metadata, cases[i].flags, 15 + cases[i].flags);
-        Bytes b = {NULL, 0};
-        uint8_t length[8], spaces[8];
-        size_t padding = (8 - strlen(header) % 8) % 8;
-        memset(spaces, ' ', 8);
-        put_u64(length, strlen(header) + padding);
-        bytes_add(&b, length, 8);
-        bytes_add(&b, header, strlen(header));
-        bytes_add(&b, spaces, padding);
-        bytes_add(&b, cases[i].offsets, 12);
-        bytes_add(&b, "abc\0\0\0", 3 + (size_t)cases[i].flags);
-        write_bytes(sample_path("bad.tokenizer"), b.data, b.size);
-        SafeTensors st;
-        Tokenizer t;
-        CHECK_OK(safetensors_open(&st, sample_path("bad.tokenizer"), &err), err);
-        err.text[0] = '\0';
-        check(tokenizer_load(&t, &st, &err) != 0 && strstr(err.text, cases[i].part), __FILE__, __LINE__,
-              cases[i].part, err.text);
-        safetensors_close(&st);
-        free(b.data);
-        free(header);
-    }
-    SafeTensors st;
-    Tokenizer t;
-    CHECK_OK(open_header("{}", 0, &st, &err), err);
-    CHECK_ERROR(tokenizer_load(&t, &st, &err), err, "carries no tokenizer");
-    safetensors_close(&st);
-}
-
 /* ---- pictures ---- */
 
 static void test_crc(void) {
@@ -658,6 +555,51 @@ static void test_picture_refused(void) {
     free(png.data);
     free(jpeg.data);
     free(grey.data);
+}
+
+/* The place of the last segment with this marker. */
+static size_t jpeg_segment(const Bytes *jpeg, uint8_t marker) {
+    size_t at = jpeg->size - 2;
+    while (at > 0 && (jpeg->data[at] != 0xff || jpeg->data[at + 1] != marker)) at--;
+    CHECK(at > 0);
+    return at;
+}
+
+static void test_jpeg_refused(void) {
+    Error err;
+    Picture p;
+    Bytes colour = make_jpeg(jpeg_turned), grey = make_jpeg(jpeg_progressive), scans = {NULL, 0};
+    uint8_t *frame = colour.data + jpeg_segment(&colour, 0xc0);
+    const uint8_t size[] = {frame[5], frame[6], frame[7], frame[8]};
+    static const uint8_t huge[][4] = {{0x4e, 0x21, 0, 1}, {0, 1, 0xff, 0x00}, {0x27, 0x11, 0x27, 0x10}};
+    for (int i = 0; i < 3; i++) {  // 1 x 20001, 65280 x 1, 10000 x 10001
+        memcpy(frame + 5, huge[i], 4);
+        CHECK_ERROR(picture_decode(&p, colour.data, colour.size, "huge.jpg", &err), err, "make it smaller");
+    }
+    memcpy(frame + 5, size, 4);
+    frame[1] = 0xc3;
+    CHECK_ERROR(picture_decode(&p, colour.data, colour.size, "a.jpg", &err), err, "kind that libjpeg does not read");
+    frame[1] = 0xc0;
+    for (size_t n = 4; n + 2 < colour.size; n += 7)
+        CHECK_ERROR(picture_decode(&p, colour.data, n, "a.jpg", &err), err, "cut off");
+    for (size_t n = 4; n + 2 < grey.size; n += 7)
+        CHECK_ERROR(picture_decode(&p, grey.data, n, "b.jpg", &err), err, "cut off");
+    const size_t last = jpeg_segment(&grey, 0xda);
+    bytes_add(&scans, grey.data, last);
+    for (int i = 0; i <= JPEG_MAX_SCANS; i++) bytes_add(&scans, grey.data + last, grey.size - 2 - last);
+    bytes_add(&scans, "\xff\xd9", 2);
+    CHECK_ERROR(picture_decode(&p, scans.data, scans.size, "b.jpg", &err), err, "more than 500 scans");
+    uint8_t *scan = colour.data + jpeg_segment(&colour, 0xda), *end = colour.data + colour.size;
+    scan[3] = 10;  // two components: shorter headers of the scan and the frame
+    scan[4] = 2;
+    memmove(scan + 9, scan + 11, (size_t)(end - scan) - 11);
+    frame[3] = 14;
+    frame[9] = 2;
+    memmove(frame + 16, frame + 19, (size_t)(end - frame) - 19);
+    CHECK_ERROR(picture_decode(&p, colour.data, colour.size - 5, "a.jpg", &err), err, "have 2 components");
+    free(colour.data);
+    free(grey.data);
+    free(scans.data);
 }
 
 /* All-white and one-pixel pictures, and a box off the centre, checked by hand. */
@@ -772,11 +714,9 @@ int main(int argc, char **argv) {
     test_options();
     test_options_config();
     test_options_write();
-    test_tokenizer();
-    test_tokenizer_fingerprint();
-    test_tokenizer_refused();
     test_crc();
     test_picture_refused();
+    test_jpeg_refused();
     test_picture_prepare();
     test_picture_turn();
     test_arena();

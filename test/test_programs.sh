@@ -338,6 +338,32 @@ inferring() {
     check "no partial files" no_partial
 }
 
+# ---- infer --prefix ----
+
+prefixing() {
+    local model=(--model teacher.safetensors --quiet) n begin
+    succeeds "$infer" "${model[@]}" picture0.png
+    cp out greedy.tex
+    for n in 1 2 3; do # tokens end with lines, so the text up to there is what the model read when it went on
+        begin=$(head -n $n greedy.tex && echo .)
+        succeeds "$infer" "${model[@]}" picture0.png --prefix "${begin%.}"
+        check "after its own first $n lines it goes on as before" same out greedy.tex
+    done
+    succeeds "$infer" "${model[@]}" picture0.png --prefix ""
+    check "an empty prefix is none" same out greedy.tex
+    begin='\documentclass{article} % a "b" 12.5'
+    succeeds "$infer" "${model[@]}" picture0.png picture1.png --prefix "$begin" -o begun
+    check "every document begins with the prefix" [ "$(grep -lF "$begin" begun/picture[01].tex | wc -l)" = 2 ]
+    succeeds "$infer" --model teacher.safetensors picture0.png --prefix "$begin" --max-tokens 60
+    check "the prefix counts for --max-tokens, not for the speed" grep -Eq ' [1-5]?[0-9] tokens at' err
+    refuses 1 "leaves no room: it has " "$infer" "${model[@]}" picture0.png --prefix "$begin" --max-tokens 5 -o bad.tex
+    refuses 1 "leaves no room: it has " "$infer" "${model[@]}" picture0.png --prefix "$(yes '\draw' | head -c 9999)"
+    refuses 1 "'</s>', which is a special token" "$infer" "${model[@]}" picture0.png --prefix 'a</s>b' -o bad.tex
+    refuses 1 "only ASCII" "$infer" "${model[@]}" picture0.png --prefix $'na\xc3\xafve' -o bad.tex
+    refuses 1 "not valid UTF-8 at byte 1" "$infer" "${model[@]}" picture0.png --prefix $'a\xff' -o bad.tex
+    check "no partial files" no_partial
+}
+
 # ---- eval ----
 
 evaluating() {
@@ -667,7 +693,7 @@ full_disk() {
     umount small
 }
 
-for group in ${GROUPS_TO_RUN:-training resuming accumulating objective inferring evaluating usage bad_files \
+for group in ${GROUPS_TO_RUN:-training resuming accumulating objective inferring prefixing evaluating usage bad_files \
     flipped_bits bad_resume diverging folders full_disk}; do
     begin=$SECONDS
     $group
