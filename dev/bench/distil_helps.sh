@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Does the teacher help? Trains the starter student with and without it, same start, same data order, same number of
-# steps, for several seeds, and measures each on the validation data.
+# steps, for several seeds, and measures each on the validation and the test data.
 #
 #   dev/bench/distil_helps.sh [FOLDER [SEEDS...]]      default: build/distil-helps 1 2 3
 set -euo pipefail
@@ -12,8 +12,8 @@ mkdir -p "$folder"
 models=()
 for seed in "${@:-1 2 3}"; do
     for s in $seed; do
-        ./train_distill --epochs 4 --seed "$s" --out "$folder/with-$s" --overwrite >&2
-        ./train_distill --epochs 4 --seed "$s" --teacher none --init "$teacher" --out "$folder/without-$s" --overwrite >&2
+        ./train_distill --seed "$s" --out "$folder/with-$s" --overwrite >&2
+        ./train_distill --seed "$s" --teacher none --init "$teacher" --out "$folder/without-$s" --overwrite >&2
         models+=(--model "$folder/with-$s/student.safetensors" --model "$folder/without-$s/student.safetensors")
     done
 done
