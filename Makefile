@@ -6,11 +6,15 @@
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
 #   ONEDNN=0             the built-in product instead of oneDNN
+#   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
+#   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulation)
 #   CC=clang CXX=clang++ another compiler
 
 PRECISION ?= BF16
 ONEDNN    ?= 1
-BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter clang%,$(notdir $(CC))),-clang)
+NVCC      ?= nvcc
+CUDA      ?= 1
+BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
 CPPFLAGS += -MMD -MP -D_GNU_SOURCE
@@ -20,7 +24,7 @@ export GOMP_SPINCOUNT ?= 20000
 OPTIMISE := -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp -g
 CFLAGS   += -std=c11 $(WARNINGS) $(OPTIMISE)
 CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
-LDLIBS   += -lm -lpthread
+LDLIBS   += -ljpeg -lm -lpthread
 
 ifeq ($(PRECISION),FP32)
 CPPFLAGS += -DPRECISION_FP32
@@ -48,48 +52,98 @@ CPPFLAGS += -DWITH_ONEDNN
 LDLIBS   += -ldnnl
 endif
 
+# CUDA: the compiler's own folder has the headers and libraries that belong to it. A sanitizer cannot look into a GPU.
+OBJECTS   := $(BUILD)/cpu.o
+DEVICES   := the CPU only
+CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC) 2>/dev/null)))))
+ifeq ($(CUDA),emulated)
+DEVICES  := the CPU and an emulated GPU
+CPPFLAGS += -DWITH_CUDA -DCUDA_EMULATION
+OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulation.o cublaslt.o)
+LDLIBS   += -lstdc++
+else ifneq ($(wildcard $(CUDA_HOME)/include/cublasLt.h),)
+DEVICES  := the CPU and NVIDIA GPUs
+CUDA_LIB := $(firstword $(dir $(wildcard $(addprefix $(CUDA_HOME)/,lib64/libcudart_static.a lib/libcudart_static.a targets/*/lib/libcudart_static.a))))
+CPPFLAGS += -DWITH_CUDA
+OBJECTS  += $(BUILD)/cuda.o
+LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart_static -ldl -lrt -lstdc++
+endif
+
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for the CPU, $(PRECISION), products through $(PRODUCTS)"
+	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS)"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
 	@cmp -s $< $@ || cp -f $< $@
 FORCE:
 
-$(BUILD)/train_distill: train_distill.cu $(BUILD)/cpu.o
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MF $@.d -x c++ $< -x none $(BUILD)/cpu.o -o $@ $(LDLIBS)
+$(BUILD)/train_distill: train_distill.cu $(OBJECTS)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MF $@.d -x c++ $< -x none $(OBJECTS) -o $@ $(LDLIBS)
 
-$(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(BUILD)/cpu.o
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(BUILD)/cpu.o -o $@ $(LDLIBS)
+$(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDLIBS)
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz
-$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(BUILD)/cpu.o
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $< -o $@ $(LDLIBS)
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer
+$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDLIBS)
 
 $(BUILD)/cpu.o: kernels/cpu.c | $(BUILD)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
+
+ifeq ($(CUDA),emulated)
+# What is emulated compiles slowly and runs in small pieces: little optimisation, little debugging information and the
+# checks that a GPU's memory needs are faster in all. Memory is read in vectors whatever its type, as a GPU does.
+EMULATED_CHECKS := address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero
+EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulation -O1 -g1 -fno-strict-aliasing -Wno-unknown-pragmas \
+    $(patsubst -fsanitize=address%,-fsanitize=$(EMULATED_CHECKS),$(filter-out -O3 -g,$(CXXFLAGS)))
+$(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
+	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
+
+$(BUILD)/emulation.o $(BUILD)/cublaslt.o: $(BUILD)/%.o: dev/emulation/%.cpp | $(BUILD)
+	$(EMULATE) -O2 -MF $(BUILD)/$*.d -c $< -o $@
+
+$(BUILD)/test_emulation: dev/test_emulation.cu $(BUILD)/emulation.o
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o -o $@ $(LDLIBS)
+else
+# For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
+CUDA_ARCHITECTURES ?= 80 90
+NVCCFLAGS += -std=c++17 -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
+    $(if $(filter native,$(CUDA_ARCHITECTURES)),-arch=native,$(foreach a,$(CUDA_ARCHITECTURES),-gencode \
+    arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES)),code=compute_$(lastword \
+    $(CUDA_ARCHITECTURES)))
+$(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
+endif
 
 $(BUILD):
 	@mkdir -p $@
 
 build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
-# Both precisions, the built-in product, and the address and thread sanitizers on what is small enough for them.
+# Both precisions, the built-in product, the address and thread sanitizers on what is small enough for them, and the CUDA
+# kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
 test:
 	@$(MAKE) --no-print-directory build-tests
 	@$(MAKE) --no-print-directory build-tests PRECISION=FP32
 	@$(MAKE) --no-print-directory build-tests SANITIZE=1
-	@$(MAKE) --no-print-directory build/BF16-builtin/test_kernels ONEDNN=0 \
+	@$(MAKE) --no-print-directory build/BF16-builtin-cpu/test_kernels ONEDNN=0 CUDA=0 \
 	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
 	@$(MAKE) --no-print-directory build/BF16-sanitize-thread/test_dataloader SANITIZE=thread
-	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin/test_kernels \
-	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_dataloader \
+	@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
+	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulation test_kernels)
+	@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
+	    $(addprefix build/FP32-emulated/,test_kernels test_model train_distill infer)
+	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin-cpu/test_kernels \
+	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
-	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-thread/test_dataloader 'test/test_programs.sh build/BF16' \
-	    'test/test_starter.sh build/BF16'
+	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
+	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
+	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulation \
+	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
+	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \
+	    'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
 
 # The shipped data, tokenizer, teacher and student, made again; see dev/starter/README.md. Hours.
 starter: train_distill
@@ -104,7 +158,8 @@ demo:
 
 -include $(wildcard $(BUILD)/*.d)
 
+# Not what scripts/deps.sh downloaded: build/venv and build/cuda.
 clean:
-	rm -rf build $(PROGRAMS)
+	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
 .PHONY: all clean demo starter test build-tests

@@ -43,7 +43,8 @@ static const Option table[] = {
      0, 0},
     {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
      0, 0},
-    {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
+    {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
+     0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -178,8 +179,9 @@ static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, i
     config.band_high = INFINITY;
     config.sure_confidence = 2;
     config.w_soft = teacher ? 1 : 0;
-    objective_open(&objective, m->op, config, m->c.lm.vocab, teacher ? teacher->c.lm.vocab : 0, 0,
-                   (int)opt.batch * text, (int)opt.batch, model_image_tokens(m), m->c.lm.width, 0, 0);
+    objective_open(&objective, m->op, config, m->c.lm.vocab, m->c.lm.width, teacher ? teacher->op : NULL,
+                   param_weight(teacher ? teacher->head : m->head), 0, (int)opt.batch * text, (int)opt.batch,
+                   model_image_tokens(m), 0);
     open_loader(&loader, d, m, teacher, text);
     int64_t total = (int64_t)(d->count - loader.skipped);
     if (opt.samples && opt.samples < total) total = opt.samples;
@@ -187,19 +189,15 @@ static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, i
     Progress progress;
     progress_begin(&progress, "measuring", 0, total);
     while ((batch = next_batch(&loader, report->samples, &B))) {
-        Weight head;
-        memset(&head, 0, sizeof head);
-        if (teacher) {
-            model_forward(teacher, batch->pixels[loader.config.size_count - 1], batch->ids, B, batch->T);
-            head = param_weight(teacher->head);
-        }
+        if (teacher) model_forward(teacher, batch->pixels[loader.config.size_count - 1], batch->ids, B, batch->T);
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
         objective_run(&objective, NULL, NULL, m->hidden, param_weight(m->head), teacher ? teacher->hidden : NULL,
-                      head, m->labels, m->n, 0, &report->sums);
+                      m->labels, m->n, 0);
         if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
         report->samples += B;
         progress_update(&progress, report->samples, NULL);
     }
+    report->sums = objective_collect(&objective);
     progress_end(&progress);
     if (opt.logits) logits_close(&logits);
     loader_stop(&loader);
@@ -374,8 +372,8 @@ int main(int argc, char **argv) {
     if (opt.texts && opt.models.count != 1) options_die("--texts takes exactly one --model");
     if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
     threads_use((int)opt.threads);
-    const Ops *op = ops_for_device(opt.device);
-    if (!op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
+    const Ops *op = ops_open(opt.device, &err);
+    if (!op) options_die("--device: %s", err.text);
     if (opt.texts) check(make_folder(opt.texts, &err), &err);
     check(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {

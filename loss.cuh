@@ -32,7 +32,11 @@
  * Memory. Only hidden states of all n positions are kept, never all logits. The driver walks the positions in
  * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, each row read
  * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two
- * chunks. */
+ * chunks.
+ *
+ * Devices. Everything here runs on the student's device. A teacher on another one sends its hidden states and image
+ * tokens, which are narrow, and once its head; its logits, which are wide, come into being here. The statistics of a
+ * pass stay on the device until objective_collect asks for them, so that the host need not wait inside a step. */
 #ifndef LOSS_CUH
 #define LOSS_CUH
 
@@ -49,7 +53,11 @@ typedef struct {
     float sure_confidence, sure_factor;  // the sure gate is off when the confidence is > 1
 } ObjectiveConfig;
 
-enum { OBJECTIVE_BAND_FLOOR = 45 };  // per cent of positions the band must leave, or it is not applied
+enum {
+    OBJECTIVE_BAND_FLOOR = 45,  // per cent of positions the band must leave, or it is not applied
+    OBJECTIVE_ROWS = 65536,     // positions whose statistics wait on the device, at least
+    OBJECTIVE_PICTURES = 4096   // pictures whose cosines do
+};
 
 /* Sums over positions (and pictures) of one or more passes; divide by positions (pictures) for means. */
 typedef struct {
@@ -62,18 +70,28 @@ typedef struct {
 
 typedef struct {
     const Ops *op;
-    ObjectiveConfig config;
+    ObjectiveConfig config;  // changes only when nothing waits for objective_collect
     int Vs, Vt, chunk, max_positions;
     Arena arena;
-    floatX *student, *teacher;     // [chunk, Vs], [chunk, Vt]
-    int *labels;                   // device [max_positions]
-    RowStats *stats, *host_stats;  // [max_positions]
-    float *row_gate, *host_gate;   // [max_positions]
+    floatX *student, *teacher;  // [chunk, Vs], [chunk, Vt]
+    int *labels;                // device [max_positions]
+    float *row_gate;            // [max_positions]
+    /* the teacher */
+    const Ops *teacher_op;  // its device; NULL without a teacher
+    Weight teacher_head;    // on our device
+    void *near_head;        // copies of what lies on another device, else NULL: the head,
+    floatX *near_hidden;    // [max_positions, Wt]
+    floatX *near_tokens;    // [B, P, Wt]
     /* embedding loss, when a teacher is there */
     int pictures, tokens, width, teacher_width;  // per picture: image tokens, their widths
     Params map;                                  // "embed_map" [Wt, Ws] when the widths differ
     floatX *mapped, *d_mapped, *d_tokens;        // [B, P, Wt] twice, [B, P, Ws]
-    float *cosines, *host_cosines;               // [B]
+    /* what waits for objective_collect: rows and pictures so far, room for more */
+    int rows, rows_room, cosine_count, cosine_room;
+    RowStats *stats, *host_stats;   // [rows_room]
+    int *host_labels;               // [rows_room]
+    float *cosines, *host_cosines;  // [cosine_room]
+    ObjectiveSums sums;             // of what is no longer waiting
 } Objective;
 
 static inline void objective_plan_pass(Objective *o) {
@@ -81,43 +99,60 @@ static inline void objective_plan_pass(Objective *o) {
     o->student = arena_x(&o->arena, rows * (size_t)o->Vs);
     o->teacher = arena_x(&o->arena, rows * (size_t)o->Vt);
     o->labels = arena_int(&o->arena, n);
-    o->stats = (RowStats *)arena_take(&o->arena, n, sizeof(RowStats));
+    o->stats = (RowStats *)arena_take(&o->arena, (size_t)o->rows_room, sizeof(RowStats));
     o->row_gate = arena_f32(&o->arena, n);
-    if (o->config.w_embed > 0 && o->Vt) {
-        size_t tokens = B * (size_t)o->tokens;
+    bool far = o->teacher_op && o->teacher_op != o->op, embed = o->config.w_embed > 0 && o->Vt;
+    size_t tokens = B * (size_t)o->tokens;
+    if (far) {
+        o->near_head =
+            arena_take(&o->arena, (size_t)o->Vt * (size_t)o->teacher_width, dtype_size(o->teacher_head.dtype));
+        o->near_hidden = arena_x(&o->arena, n * (size_t)o->teacher_width);
+    }
+    if (far && embed) o->near_tokens = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
+    if (embed) {
         o->mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
         o->d_mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
         o->d_tokens = arena_x(&o->arena, tokens * (size_t)o->width);
     }
-    o->cosines = arena_f32(&o->arena, B);
+    o->cosines = arena_f32(&o->arena, (size_t)o->cosine_room);
 }
 
-/* Buffers for up to max_positions positions of up to `pictures` pictures, `chunk` of them (0: 4096) at a time through
- * the heads. Vt = 0: no teacher. tokens, width, teacher_width describe the image tokens for the embedding loss. */
-static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int Vt, int chunk,
-                                  int max_positions, int pictures, int tokens, int width, int teacher_width,
-                                  uint64_t seed) {
+/* Buffers for up to max_positions positions of up to `pictures` pictures in a pass, `chunk` of them (0: 4096) at a
+ * time through the heads. The student's head is [Vs, width]. teacher_op and teacher_head: the teacher's device and
+ * its head there; NULL without a teacher. tokens: image tokens of a picture, for the embedding loss. */
+static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int width,
+                                  const Ops *teacher_op, Weight teacher_head, int chunk, int max_positions,
+                                  int pictures, int tokens, uint64_t seed) {
     memset(o, 0, sizeof *o);
     o->op = op;
     o->config = config;
     o->Vs = Vs;
-    o->Vt = Vt;
+    o->teacher_op = teacher_op;
+    o->teacher_head = teacher_head;
+    o->Vt = teacher_op ? teacher_head.rows : 0;
+    o->teacher_width = teacher_op ? teacher_head.cols : 0;
     o->chunk = chunk > 0 ? chunk : 4096;
     if (o->chunk > max_positions) o->chunk = max_positions;
     o->max_positions = max_positions;
+    o->rows_room = max_positions > OBJECTIVE_ROWS ? max_positions : OBJECTIVE_ROWS;
+    o->cosine_room = pictures > OBJECTIVE_PICTURES ? pictures : OBJECTIVE_PICTURES;
     o->pictures = pictures;
     o->tokens = tokens;
     o->width = width;
-    o->teacher_width = teacher_width;
     objective_plan_pass(o);
     arena_allocate(&o->arena, op, "the objective's chunks");
     objective_plan_pass(o);
-    o->host_stats = (RowStats *)xcalloc((size_t)max_positions, sizeof(RowStats));
-    o->host_gate = (float *)xcalloc((size_t)max_positions, sizeof(float));
-    o->host_cosines = (float *)xcalloc((size_t)pictures, sizeof(float));
+    if (o->near_head) {
+        size_t bytes = (size_t)o->Vt * (size_t)o->teacher_width * dtype_size(teacher_head.dtype);
+        op->copy_from(o->near_head, teacher_op, teacher_head.data, bytes);
+        o->teacher_head.data = o->near_head;
+    }
+    o->host_stats = (RowStats *)xcalloc((size_t)o->rows_room, sizeof(RowStats));
+    o->host_labels = (int *)xcalloc((size_t)o->rows_room, sizeof(int));
+    o->host_cosines = (float *)xcalloc((size_t)o->cosine_room, sizeof(float));
     params_reserve(&o->map, 1);
-    if (config.w_embed > 0 && Vt && width != teacher_width) {
-        param_add(&o->map, PART_CONNECTOR, "", -1, "embed_map", teacher_width, width, 1 / sqrtf((float)width));
+    if (config.w_embed > 0 && o->Vt && width != o->teacher_width) {
+        param_add(&o->map, PART_CONNECTOR, "", -1, "embed_map", o->teacher_width, width, 1 / sqrtf((float)width));
         params_allocate_values(&o->map, op);
         params_randomise(&o->map, op, PART_ALL, seed + 1000);  // not the student's first stream
         params_allocate_training(&o->map, op, PART_ALL);
@@ -128,7 +163,7 @@ static inline void objective_close(Objective *o) {
     params_release(&o->map, o->op);
     arena_release(&o->arena, o->op);
     free(o->host_stats);
-    free(o->host_gate);
+    free(o->host_labels);
     free(o->host_cosines);
 }
 
@@ -146,44 +181,13 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
     return r;
 }
 
-/* Both heads' logits of the chunk starting at row `at` (rows of it), left in o->student and o->teacher. */
-static inline void objective_logits(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
-                                    Weight teacher_head, int at, size_t rows) {
-    o->op->linear_forward(o->student, hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL, rows);
-    if (teacher_hidden)
-        o->op->linear_forward(o->teacher, teacher_hidden + (size_t)at * (size_t)teacher_head.cols, teacher_head, NULL,
-                              ACT_NONE, NULL, rows);
-}
+/* ---- statistics ---- */
 
-/* The band gate needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
- * device gates, or NULL when every position counts. */
-static inline const float *objective_band(Objective *o, const floatX *hidden, Weight head,
-                                          const floatX *teacher_hidden, Weight teacher_head, int n) {
+static inline void objective_add(Objective *o) {
     const ObjectiveConfig *c = &o->config;
-    if (!teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
-    ObjectiveRow row = objective_row(c, true, 1);
-    for (int at = 0; at < n; at += o->chunk) {
-        size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
-        objective_logits(o, hidden, head, teacher_hidden, teacher_head, at, rows);
-        o->op->distill_rows(o->student, o->teacher, o->labels + at, NULL, o->stats + at, row, rows, o->Vs, o->Vt,
-                            false);
-    }
-    o->op->download(o->host_stats, o->stats, (size_t)n * sizeof(RowStats));
-    long kept = 0;
-    for (int i = 0; i < n; i++) {
-        float h = o->host_stats[i].entropy;
-        o->host_gate[i] = h >= c->band_low && h <= c->band_high ? 1.0f : 0.0f;
-        kept += o->host_gate[i] > 0;
-    }
-    if (kept * 100 < (long)n * OBJECTIVE_BAND_FLOOR) return NULL;
-    o->op->upload(o->row_gate, o->host_gate, (size_t)n * sizeof(float));
-    return o->row_gate;
-}
-
-static inline void objective_add(const Objective *o, ObjectiveSums *sums, int n, bool teacher) {
-    const ObjectiveConfig *c = &o->config;
+    ObjectiveSums *sums = &o->sums;
     double tau2 = (double)c->temperature * (double)c->temperature;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < o->rows; i++) {
         const RowStats *r = &o->host_stats[i];
         double soft = tau2 * (double)r->soft;
         sums->ce += (double)r->ce;
@@ -192,55 +196,112 @@ static inline void objective_add(const Objective *o, ObjectiveSums *sums, int n,
         sums->entropy += (double)r->entropy;
         sums->gate += (double)r->gate;
         sums->loss += (double)c->w_ce * (double)r->ce;
-        if (teacher) sums->loss += (double)r->gate * ((double)c->w_soft * soft + (double)c->w_hard * (double)r->hard);
+        if (r->teacher_top >= 0)
+            sums->loss += (double)r->gate * ((double)c->w_soft * soft + (double)c->w_hard * (double)r->hard);
         sums->agree += r->student_top == r->teacher_top;
+        sums->right += r->student_top == o->host_labels[i];
     }
-    sums->positions += n;
+    for (int i = 0; i < o->cosine_count; i++) sums->embed += 1 - (double)o->host_cosines[i];
+    sums->positions += o->rows;
+    sums->pictures += o->cosine_count;
 }
 
-/* One pass over n positions: hidden states [n, Ws] and [n, Wt] (teacher_hidden NULL: no teacher), host labels [n].
- * Adds to *sums. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole
- * batch), and d_head [Vs, Ws], if not NULL, has its own added. */
+/* Waits for the device and adds up what is there. */
+static inline void objective_drain(Objective *o) {
+    if (o->rows) o->op->download(o->host_stats, o->stats, (size_t)o->rows * sizeof(RowStats));
+    if (o->cosine_count) o->op->download(o->host_cosines, o->cosines, (size_t)o->cosine_count * sizeof(float));
+    objective_add(o);
+    o->rows = o->cosine_count = 0;
+}
+
+/* The sums over all passes since the last call. Waits for the device. */
+static inline ObjectiveSums objective_collect(Objective *o) {
+    objective_drain(o);
+    ObjectiveSums sums = o->sums;
+    memset(&o->sums, 0, sizeof o->sums);
+    return sums;
+}
+
+/* ---- passes ---- */
+
+/* What the teacher's device has computed, on ours. */
+static inline const floatX *objective_bring(Objective *o, floatX *near, const floatX *from, size_t n) {
+    if (!from || o->teacher_op == o->op) return from;
+    o->op->copy_from(near, o->teacher_op, from, n * sizeof(floatX));
+    return near;
+}
+
+/* Both heads' logits of the chunk starting at row `at` (rows of it), left in o->student and o->teacher. */
+static inline void objective_logits(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
+                                    int at, size_t rows) {
+    Weight teacher_head = o->teacher_head;
+    o->op->linear_forward(o->student, hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL, rows);
+    if (teacher_hidden)
+        o->op->linear_forward(o->teacher, teacher_hidden + (size_t)at * (size_t)teacher_head.cols, teacher_head, NULL,
+                              ACT_NONE, NULL, rows);
+}
+
+/* The band gate needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
+ * device gates, or NULL when the gate is off. */
+static inline const float *objective_band(Objective *o, RowStats *stats, const floatX *hidden, Weight head,
+                                          const floatX *teacher_hidden, int n) {
+    const ObjectiveConfig *c = &o->config;
+    if (!teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
+    ObjectiveRow row = objective_row(c, true, 1);
+    for (int at = 0; at < n; at += o->chunk) {
+        size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
+        objective_logits(o, hidden, head, teacher_hidden, at, rows);
+        o->op->distill_rows(o->student, o->teacher, o->labels + at, NULL, stats + at, row, rows, o->Vs, o->Vt, false);
+    }
+    o->op->entropy_band(o->row_gate, stats, (size_t)n, c->band_low, c->band_high, OBJECTIVE_BAND_FLOOR);
+    return o->row_gate;
+}
+
+/* One pass over n positions: hidden states [n, Ws], those of the teacher [n, Wt] on its device (NULL: without it),
+ * host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole
+ * batch), and d_head [Vs, Ws], if not NULL, has its own added. objective_collect gives the statistics. */
 static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, const floatX *hidden, Weight head,
-                                 const floatX *teacher_hidden, Weight teacher_head, const int *labels, int n,
-                                 float scale, ObjectiveSums *sums) {
+                                 const floatX *teacher_hidden, const int *labels, int n, float scale) {
     const Ops *op = o->op;
+    if (n > o->rows_room - o->rows) objective_drain(o);
+    RowStats *stats = o->stats + o->rows;
+    memcpy(o->host_labels + o->rows, labels, (size_t)n * sizeof(int));
+    o->rows += n;
     op->upload(o->labels, labels, (size_t)n * sizeof(int));
-    const float *gate = objective_band(o, hidden, head, teacher_hidden, teacher_head, n);
+    teacher_hidden = objective_bring(o, o->near_hidden, teacher_hidden, (size_t)n * (size_t)o->teacher_width);
+    const float *gate = objective_band(o, stats, hidden, head, teacher_hidden, n);
     ObjectiveRow row = objective_row(&o->config, teacher_hidden != NULL, scale);
     for (int at = 0; at < n; at += o->chunk) {
         size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
-        objective_logits(o, hidden, head, teacher_hidden, teacher_head, at, rows);
+        objective_logits(o, hidden, head, teacher_hidden, at, rows);
         op->distill_rows(o->student, teacher_hidden ? o->teacher : NULL, o->labels + at, gate ? gate + at : NULL,
-                         o->stats + at, row, rows, o->Vs, o->Vt, d_hidden != NULL);
+                         stats + at, row, rows, o->Vs, o->Vt, d_hidden != NULL);
         if (!d_hidden) continue;
         size_t first = (size_t)at * (size_t)head.cols;
         op->linear_backward_input(d_hidden + first, o->student, head, rows, false);
         if (d_head) op->linear_backward_weight(d_head, NULL, o->student, hidden + first, rows, head.rows, head.cols);
     }
-    op->download(o->host_stats, o->stats, (size_t)n * sizeof(RowStats));
-    objective_add(o, sums, n, teacher_hidden != NULL);
-    for (int i = 0; i < n; i++) sums->right += o->host_stats[i].student_top == labels[i];
 }
 
-/* The embedding loss over B pictures: image tokens e_s [B, P, Ws], e_t [B, P, Wt]. Returns its gradient with respect
- * to e_s times scale (1 / pictures of the whole batch) times w_embed, or NULL when `gradient` is false or the term is
- * off; the map's own gradient is added to it. */
+/* The embedding loss over B pictures: image tokens e_s [B, P, Ws], e_t [B, P, Wt] on the teacher's device. Returns
+ * its gradient with respect to e_s times scale (1 / pictures of the whole batch) times w_embed, or NULL when
+ * `gradient` is false or the term is off; the map's own gradient is added to it. */
 static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B,
-                                            float scale, bool gradient, ObjectiveSums *sums) {
+                                            float scale, bool gradient) {
     if (!(o->config.w_embed > 0) || !teacher) return NULL;
     const Ops *op = o->op;
     Param *map = o->map.count ? &o->map.list[0] : NULL;
     size_t tokens = (size_t)B * (size_t)o->tokens, per_picture = (size_t)o->tokens * (size_t)o->teacher_width;
     const floatX *e = student;
+    teacher = objective_bring(o, o->near_tokens, teacher, (size_t)B * per_picture);
     if (map) {
         op->linear_forward(o->mapped, student, param_weight(map), NULL, ACT_NONE, NULL, tokens);
         e = o->mapped;
     }
-    op->cosine(o->cosines, gradient ? o->d_mapped : NULL, e, teacher, B, per_picture, scale * o->config.w_embed);
-    op->download(o->host_cosines, o->cosines, (size_t)B * sizeof(float));
-    for (int b = 0; b < B; b++) sums->embed += 1 - (double)o->host_cosines[b];
-    sums->pictures += B;
+    if (B > o->cosine_room - o->cosine_count) objective_drain(o);
+    op->cosine(o->cosines + o->cosine_count, gradient ? o->d_mapped : NULL, e, teacher, B, per_picture,
+               scale * o->config.w_embed);
+    o->cosine_count += B;
     if (!gradient || !map) return gradient ? o->d_mapped : NULL;
     op->linear_backward_weight(map->gradient, NULL, o->d_mapped, student, tokens, o->teacher_width, o->width);
     op->linear_backward_input(o->d_tokens, o->d_mapped, param_weight(map), tokens, false);
@@ -257,9 +318,9 @@ static inline double objective_mean(const Objective *o, const ObjectiveSums *s) 
 /* How the objective moves while it trains. */
 typedef enum { SCHEDULE_NONE, SCHEDULE_ANNEAL, SCHEDULE_IMAGE2TIKZ } KdSchedule;
 
-/* Image2TikZ's: the temperature falls in quarters (1, 0.85, 0.70, then 0.60 of its base but not below 2), the weight of
- * the soft term stays at its base to 10 %, falls linearly to 55 % of it by 40 % and to 40 % by 70 %, CE taking the rest;
- * the entropy band opens at 40 %. */
+/* Image2TikZ's: the temperature falls in quarters (1, 0.85, 0.70, then 0.60 of its base but not below 2), the weight
+ * of the soft term stays at its base to 10 %, falls linearly to 55 % of it by 40 % and to 40 % by 70 %, CE taking the
+ * rest; the entropy band opens at 40 %. */
 static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double progress) {
     static const float quarters[4] = {1.0f, 0.85f, 0.70f, 0.60f};
     ObjectiveConfig c = base;
@@ -281,10 +342,10 @@ static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double p
 
 /* The objective at `progress` in [0, 1] of the training.
  *
- * Annealing (after Jafari et al. 2021, "Annealing Knowledge Distillation"): the temperature goes linearly from its base
- * to 1 at 90 % and stays. A high temperature makes the student learn where it doubts: tau^2 (q - p) at tau = 4 is many
- * times the gradient at 1 where q is neither 0 nor 1. But at its minimum the student's distribution is right at tau, not
- * at 1, where it writes: so it ends there. */
+ * Annealing (after Jafari et al. 2021, "Annealing Knowledge Distillation"): the temperature goes linearly from its
+ * base to 1 at 90 % and stays. A high temperature makes the student learn where it doubts: tau^2 (q - p) at tau = 4
+ * is many times the gradient at 1 where q is neither 0 nor 1. But at its minimum the student's distribution is right
+ * at tau, not at 1, where it writes: so it ends there. */
 static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, KdSchedule schedule, double progress) {
     const double annealed = 0.9;
     if (schedule == SCHEDULE_IMAGE2TIKZ) return schedule_image2tikz(base, progress);

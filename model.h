@@ -10,7 +10,8 @@
  * token leave this file.
  *
  * A model file is one safetensors file: weights under the names declared here and in vision.h, the configuration as
- * flat keys in its metadata (config_fields below), the tokenizer as tensors (lib/tokenizer.h). */
+ * flat keys in its metadata (config_fields below), the tokenizer as tensors (lib/tokenizer.h). Metadata hub.*, about
+ * the tokenizer's origin, is kept for scripts/export_hf.py. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -148,8 +149,9 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     VisionConfig *v = &c->vision;
     LmConfig *l = &c->lm;
     v->out = l->width;
-    if (v->image_size % v->patch)
-        return error_set(err, "%s: image_size %d is not a multiple of patch %d", where, v->image_size, v->patch);
+    if (v->image_size < v->patch)
+        return error_set(err, "%s: vision.image_size %d is smaller than vision.patch %d", where, v->image_size,
+                         v->patch);
     if (v->width % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->width, v->heads);
     if (vision_patches(v) % v->concat)
@@ -240,8 +242,9 @@ static inline int config_from_shape(ModelConfig *c, const char *shape, int vocab
         c->vision.concat = 1;
         c->lm = lm_shape(192, 4, 6, 3, 512, 256);
     } else if (name && !strcmp(name, "tl-1.1b")) {
-        c->vision = vision_shape(378, 14, 1152, 27, 16);  // the same 27 x 27 patches as 384 pixels give
+        c->vision = vision_shape(384, 14, 1152, 27, 16);
         c->vision.mlp = 4304;
+        c->vision.activation = ACT_GELU_ERF;
         c->lm = lm_shape(2048, 22, 32, 4, 5632, 2048);
     } else {
         return error_set(
@@ -437,7 +440,9 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
     const Params *p = &m->params;
     int n = 0;
     SafeTensorSpec *specs = (SafeTensorSpec *)xcalloc((size_t)p->count + 4, sizeof(SafeTensorSpec));
-    const char *keys[CONFIG_FIELDS + 3], *values[CONFIG_FIELDS + 3];
+    size_t room = CONFIG_FIELDS + 3 + (size_t)m->file.metadata_count;
+    const char **keys = (const char **)xcalloc(room, sizeof *keys);
+    const char **values = (const char **)xcalloc(room, sizeof *values);
     char text[CONFIG_FIELDS][32];
     for (; n < p->count; n++) {
         snprintf(specs[n].name, sizeof specs[n].name, "%s", p->list[n].name);
@@ -456,6 +461,11 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
     }
     int pairs =
         1 + CONFIG_FIELDS + tokenizer_metadata(&m->tokenizer, keys + 1 + CONFIG_FIELDS, values + 1 + CONFIG_FIELDS);
+    for (int i = 0; i < m->file.metadata_count; i++) {  // what scripts/export_hf.py needs of the tokenizer's origin
+        if (strncmp(m->file.keys[i], "hub.", 4)) continue;
+        keys[pairs] = m->file.keys[i];
+        values[pairs++] = m->file.values[i];
+    }
     SafeTensorsWriter w;
     int bad = safetensors_write_begin(&w, path, specs, n, keys, values, pairs, err);
     for (int i = 0; !bad && i < p->count; i++) {
@@ -468,6 +478,8 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
     if (!bad) bad = tokenizer_write(&m->tokenizer, &w, err);
     if (!bad) bad = safetensors_write_end(&w, err);
     free(specs);
+    free(keys);
+    free(values);
     return bad;
 }
 
@@ -756,6 +768,7 @@ static inline void decoder_open(Decoder *d, Model *m, int B, int max_text) {
     decoder_plan_pass(d);
     d->host_logits = (float *)xmalloc((size_t)B * (size_t)m->c.lm.vocab * sizeof(float));
     d->host_positions = (int *)xmalloc((size_t)B * sizeof(int));
+    params_settle(&m->params, m->op, PART_LM);
 }
 
 static inline void decoder_close(Decoder *d) {

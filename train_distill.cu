@@ -25,7 +25,8 @@
 static struct {
     const char *teacher = "dev/starter/teacher.safetensors", *student = "base,lm.layers=2", *tokenizer = NULL;
     const char *init = "teacher", *train = "vision,connector,lm";
-    const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out", *device = "auto";
+    const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out";
+    const char *device = "auto", *teacher_device = NULL, *student_device = NULL;
     int64_t steps = 0, epochs = 8, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
     int64_t eval_every = 0, eval_batches = 0, patience = 0, chunk = 0, cache = 512, threads = 0;
     const char *schedule = "cosine", *loss = "kl", *kd_schedule = "anneal";
@@ -99,7 +100,10 @@ static const Option table[] = {
     {"sure-factor", 0, OPT_FLOAT, &opt.sure_factor, "X", "the factor for --sure", 0, 1},
     {"chunk", 0, OPT_INT, &opt.chunk, "N", "positions whose logits exist at a time; 0: 4096", 0, 1e9},
     HEADING("machine"),
-    {"device", 0, OPT_STRING, &opt.device, "NAME", "auto or cpu", 0, 0},
+    {"device", 0, OPT_STRING, &opt.device, "NAME",
+     "where both models run: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers", 0, 0},
+    {"teacher-device", 0, OPT_STRING, &opt.teacher_device, "NAME", "where the teacher runs, if elsewhere", 0, 0},
+    {"student-device", 0, OPT_STRING, &opt.student_device, "NAME", "where the student runs, if elsewhere", 0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
     {"recompute", 0, OPT_FLAG, &opt.recompute, NULL, "keep one activation a block and compute the others twice", 0,
      0},
@@ -110,7 +114,7 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
  * The run */
 
 typedef struct {
-    const Ops *op;
+    const Ops *op, *teacher_op;  // the student's device, the teacher's
     Model student, teacher;
     bool has_teacher, has_val;
     int teacher_pixels;  // which of a batch's pictures the teacher looks at: 1 when it wants another size
@@ -128,7 +132,7 @@ typedef struct {
     int64_t steps, step, steps_per_epoch;
     double best;    // validation CE of the best checkpoint
     int64_t worse;  // evaluations since
-    double peak;    // measured product rate, FLOP/s
+    double peak;    // measured product rate of the device, or of both, FLOP/s
     FILE *log;
     char *student_path, *best_path, *state_path, *log_path, *options_path;
 } Run;
@@ -239,7 +243,7 @@ static void start_from(Run *r, const char *path) {
 static void open_models(Run *r) {
     Error err;
     r->has_teacher = strcmp(opt.teacher, "none") != 0;
-    if (r->has_teacher) check(model_open(&r->teacher, r->op, opt.teacher, true, &err), &err);
+    if (r->has_teacher) check(model_open(&r->teacher, r->teacher_op, opt.teacher, true, &err), &err);
     const char *student = opt.resume ? r->student_path : opt.student;
     if (opt.resume || file_exists(student)) {
         check(model_open(&r->student, r->op, student, false, &err), &err);
@@ -317,8 +321,9 @@ static void plan_training(Run *r) {
     if (r->has_teacher && r->config.w_embed > 0 && model_image_tokens(t) != tokens)
         die("--w-embed needs as many image tokens in the student (%d) as in the teacher (%d)", tokens,
             model_image_tokens(t));
-    objective_open(&r->objective, r->op, r->config, s->c.lm.vocab, r->has_teacher ? t->c.lm.vocab : 0, (int)opt.chunk,
-                   B * r->text, B, tokens, s->c.lm.width, r->has_teacher ? t->c.lm.width : 0, (uint64_t)opt.seed);
+    Weight teacher_head = param_weight(r->has_teacher ? t->head : s->head);
+    objective_open(&r->objective, r->op, r->config, s->c.lm.vocab, s->c.lm.width, r->has_teacher ? t->op : NULL,
+                   teacher_head, (int)opt.chunk, B * r->text, B, tokens, (uint64_t)opt.seed);
     r->lists[0] = &s->params;
     r->lists[1] = &r->objective.map;
     r->norm_squared = (float *)r->op->alloc(sizeof(float));
@@ -342,29 +347,25 @@ static void plan_schedule(Run *r) {
  * One pass, one step */
 
 /* Forward of both models and the objective over rows first .. first+B-1 of a batch; with scale > 0 also backward. */
-static void pass(Run *r, const Batch *batch, int first, int B, double scale, double picture_scale,
-                 ObjectiveSums *sums) {
+static void pass(Run *r, const Batch *batch, int first, int B, double scale, double picture_scale) {
     Model *s = &r->student, *t = &r->teacher;
     int T = batch->T;
     const int *ids = batch->ids + (size_t)first * (size_t)T;
     size_t S = (size_t)s->c.vision.image_size;
     const floatX *teacher_hidden = NULL, *teacher_tokens = NULL;
-    Weight teacher_head;
-    memset(&teacher_head, 0, sizeof teacher_head);
     if (r->has_teacher) {
         size_t St = (size_t)t->c.vision.image_size;
         model_forward(t, batch->pixels[r->teacher_pixels] + (size_t)first * St * St * 3, ids, B, T);
         teacher_hidden = t->hidden;
         teacher_tokens = t->vision.tokens;
-        teacher_head = param_weight(t->head);
     }
     model_forward(s, batch->pixels[0] + (size_t)first * S * S * 3, ids, B, T);
 
     bool learn = scale > 0;
     objective_run(&r->objective, learn ? s->d_hidden : NULL, learn ? s->head->gradient : NULL, s->hidden,
-                  param_weight(s->head), teacher_hidden, teacher_head, s->labels, s->n, (float)scale, sums);
+                  param_weight(s->head), teacher_hidden, s->labels, s->n, (float)scale);
     const floatX *d_tokens =
-        objective_embed(&r->objective, s->vision.tokens, teacher_tokens, B, (float)picture_scale, learn, sums);
+        objective_embed(&r->objective, s->vision.tokens, teacher_tokens, B, (float)picture_scale, learn);
     if (learn) model_backward(s, s->d_hidden, d_tokens);
 }
 
@@ -390,13 +391,14 @@ static StepResult train_step(Run *r, const Batch *batch) {
     for (int i = 0; i < 2; i++) gradients_zero(r->lists[i], r->op);
     for (int first = 0; first < batch->B; first += (int)opt.batch) {
         int B = batch->B - first < opt.batch ? batch->B - first : (int)opt.batch;
-        pass(r, batch, first, B, 1.0 / batch->tokens, 1.0 / batch->B, &result.sums);
+        pass(r, batch, first, B, 1.0 / batch->tokens, 1.0 / batch->B);
         result.flops += pass_flops(r, B, batch->T);
     }
     float norm_squared;
     gradients_norm(r->lists, 2, r->op, r->norm_squared);
     result.lr = learning_rate(&r->lr, r->step);
     adamw_step(&r->adamw, r->lists, 2, r->op, (float)result.lr, (int)r->step + 1, r->norm_squared);
+    result.sums = objective_collect(&r->objective);  // here the host waits for the device, not before
     r->op->download(&norm_squared, r->norm_squared, sizeof norm_squared);
     result.norm = sqrt((double)norm_squared);
     result.loss = objective_mean(&r->objective, &result.sums);
@@ -408,9 +410,7 @@ static StepResult train_step(Run *r, const Batch *batch) {
 static ObjectiveSums evaluate(Run *r) {
     Error err;
     Loader loader;
-    ObjectiveSums sums;
     const Batch *batch;
-    memset(&sums, 0, sizeof sums);
     r->objective.config = r->config;
     check(loader_start(&loader, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
     if (loader.skipped && r->best == INFINITY)  // once
@@ -419,11 +419,11 @@ static ObjectiveSums evaluate(Run *r) {
     err.text[0] = 0;
     for (int64_t i = 0; !opt.eval_batches || i < opt.eval_batches; i++) {
         if (!(batch = loader_next(&loader, &err))) break;
-        pass(r, batch, 0, batch->B, 0, 0, &sums);
+        pass(r, batch, 0, batch->B, 0, 0);
     }
     if (err.text[0]) die("%s", err.text);
     loader_stop(&loader);
-    return sums;
+    return objective_collect(&r->objective);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------
@@ -557,8 +557,8 @@ static void print_summary(const Run *r) {
     fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", r->op->name, omp_get_max_threads(),
             r->peak / 1e12);
     if (r->has_teacher)
-        fprintf(stderr, "teacher %s: %.2f M parameters\n", opt.teacher,
-                (double)params_total(&r->teacher.params, PART_ALL) / 1e6);
+        fprintf(stderr, "teacher %s: %.2f M parameters, on %s\n", opt.teacher,
+                (double)params_total(&r->teacher.params, PART_ALL) / 1e6, r->teacher_op->name);
     fprintf(stderr, "student %s: %.2f M parameters (vision %.2f, connector %.2f, lm %.2f), %.2f M trained\n",
             opt.resume ? r->student_path : opt.student, (double)params_total(&s->params, PART_ALL) / 1e6,
             (double)params_total(&s->params, PART_VISION) / 1e6,
@@ -651,6 +651,14 @@ static void check_student(const char *student) {
     if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
 }
 
+/* The device that --student-device or --teacher-device names, --device where that is not given. */
+static const Ops *open_device(const char *option, const char *name) {
+    Error err;
+    const Ops *op = ops_open(name ? name : opt.device, &err);
+    if (!op) options_die("--%s: %s", name ? option : "device", err.text);
+    return op;
+}
+
 static void parse_options(Run *r, int argc, char **argv) {
     static const char *const schedules[] = {"cosine", "linear", "constant", "multistep"};
     static const char *const moves[] = {"none", "anneal", "image2tikz"};
@@ -664,8 +672,8 @@ static void parse_options(Run *r, int argc, char **argv) {
         options_die("--batch times --accum is %lld; at most 1048576 is supported",
                     (long long)(opt.batch * opt.accum));
     threads_use((int)opt.threads);
-    r->op = ops_for_device(opt.device);
-    if (!r->op) options_die("--device is '%s'; this build knows auto and cpu", opt.device);
+    r->op = open_device("student-device", opt.student_device);
+    r->teacher_op = open_device("teacher-device", opt.teacher_device);
     r->parts = parse_parts(opt.train);
     r->config = parse_objective();
     if (!strcmp(opt.init, "teacher") && !strcmp(opt.teacher, "none")) {
@@ -719,6 +727,7 @@ int main(int argc, char **argv) {
     plan_training(r);
     if (opt.resume) restore(r);
     r->peak = measure_peak_flops(r->op);  // before the loader's thread takes a core
+    if (r->has_teacher && r->teacher_op != r->op) r->peak += measure_peak_flops(r->teacher_op);
     start_loader(r);
     plan_schedule(r);
     record_options(r);

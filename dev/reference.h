@@ -119,19 +119,25 @@ static double ref_scores(double *p, const double *x, const AttentionShape *s, in
     return top + log(sum);
 }
 
-static void ref_attention_forward(double *out, double *lse, const double *qkv, const AttentionShape *s) {
+/* out [D] of query (b, t, h) of turned qkv x; returns the log-sum-exp. p: memory for T values */
+static double ref_attention_row(double *out, double *p, const double *x, const AttentionShape *s, int b, int t,
+                                int h) {
     size_t heads = s->H + 2 * s->K;
+    int keys = s->causal ? t + 1 : s->T, v = s->H + s->K + h / (s->H / s->K);
+    double lse = ref_scores(p, x, s, b, t, h, keys);
+    memset(out, 0, s->D * sizeof *out);
+    for (int j = 0; j < keys; j++)
+        for (int d = 0; d < s->D; d++) out[d] += p[j] * x[(((size_t)b * s->T + j) * heads + v) * s->D + d];
+    return lse;
+}
+
+static void ref_attention_forward(double *out, double *lse, const double *qkv, const AttentionShape *s) {
     double *x = ref_turned(qkv, s, 1), *p = (double *)malloc(s->T * sizeof *p);
     for (int b = 0; b < s->B; b++)
         for (int h = 0; h < s->H; h++)
-            for (int t = 0; t < s->T; t++) {
-                int keys = s->causal ? t + 1 : s->T, v = s->H + s->K + h / (s->H / s->K);
-                double *o = out + (((size_t)b * s->T + t) * s->H + h) * s->D;
-                lse[((size_t)b * s->H + h) * s->T + t] = ref_scores(p, x, s, b, t, h, keys);
-                memset(o, 0, s->D * sizeof *o);
-                for (int j = 0; j < keys; j++)
-                    for (int d = 0; d < s->D; d++) o[d] += p[j] * x[(((size_t)b * s->T + j) * heads + v) * s->D + d];
-            }
+            for (int t = 0; t < s->T; t++)
+                lse[((size_t)b * s->H + h) * s->T + t] =
+                    ref_attention_row(out + (((size_t)b * s->T + t) * s->H + h) * s->D, p, x, s, b, t, h);
     free(x);
     free(p);
 }

@@ -4,6 +4,7 @@
 #define KERNELS_CPU_INPUT_H
 
 #include "cpu_vector.h"
+#include "ops.h"
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -37,6 +38,8 @@ static void cpu_copy(void *dst, const void *src, size_t bytes) {
     for (size_t i = 0; i < div_up(bytes, block); i++)
         memcpy((char *)dst + i * block, (const char *)src + i * block, min_size(block, bytes - i * block));
 }
+
+static void cpu_copy_from(void *dst, const Ops *from, const void *src, size_t bytes) { from->download(dst, src, bytes); }
 
 static void cpu_copy_rows(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width,
                           size_t rows) {

@@ -1,5 +1,5 @@
 /* What a device can do. Models and programs are written once against this table; each device fills it
- * (kernels/cpu.c; kernels/cuda.cu later). The table is also the test plan: dev/test_kernels.c checks every
+ * (kernels/cpu.c, kernels/cuda.cu). The table is also the test plan: dev/test_kernels.c checks every
  * entry on every device against a plain fp32 reference.
  *
  * Conventions
@@ -16,6 +16,7 @@
 #define KERNELS_OPS_H
 
 #include "../lib/dtype.h"
+#include "../lib/error.h"
 #include <stdbool.h>
 
 #ifdef __cplusplus
@@ -70,15 +71,19 @@ typedef struct {
 } RowStats;
 
 typedef struct Ops {
-    const char *name;
+    const char *name;  // as the --device option has it: cpu, cuda:0, ...
+    int device;        // N of cuda:N; 0 for the CPU
 
-    /* ---- memory ---- */
+    /* ---- memory ---- a device runs what it is asked for in that order, but need not be done when a call returns */
     bool host_memory;               // device pointers can be read by the host (the CPU)
     void *(*alloc)(size_t bytes);   // 64-byte aligned, zeroed; NULL when it does not fit
     void (*release)(void *p);
-    void (*upload)(void *dst, const void *host_src, size_t bytes);
+    void (*upload)(void *dst, const void *host_src, size_t bytes);    // host_src may change as soon as it returns
     void (*download)(void *host_dst, const void *src, size_t bytes);  // waits for the device
-    void (*copy)(void *dst, const void *src, size_t bytes);           // device to device
+    void (*copy)(void *dst, const void *src, size_t bytes);           // within the device
+    /* dst = src, which is memory of the device `from`, and has the value that the calls made there so far give it.
+     * Later calls there wait until it has been read. */
+    void (*copy_from)(void *dst, const struct Ops *from, const void *src, size_t bytes);
     /* rows times: dst row r at dst + r*dst_stride gets `width` bytes of src + r*src_stride (strides in bytes) */
     void (*copy_rows)(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width, size_t rows);
     void (*zero)(void *p, size_t bytes);
@@ -89,8 +94,9 @@ typedef struct Ops {
     void (*embedding_forward)(floatX *out, const int *ids, const floatX *table, size_t rows, int C);
     /* dtable[ids[r], :] += dout[r, :]; rows with ids[r] < 0 are skipped */
     void (*embedding_backward)(float *dtable, const floatX *dout, const int *ids, size_t rows, int C, int vocab);
-    /* pixels u8 [B, S, S, 3] -> out [B * (S/patch)^2, 3*patch*patch], features ordered (channel, y, x) as a
-     * convolution's weights are, normalised to (x/255 - 0.5) / 0.5 */
+    /* pixels u8 [B, S, S, 3] -> out [B * floor(S/patch)^2, 3*patch*patch], features ordered (channel, y, x) as a
+     * convolution's weights are, normalised to (x/255 - 0.5) / 0.5. As in a convolution without padding, the last
+     * S mod patch rows and columns of pixels are left out */
     void (*patchify)(floatX *out, const uint8_t *pixels, int B, int S, int patch);
     /* x[b, t, :] += position[t, :] */
     void (*position_forward)(floatX *x, const floatX *position, int B, int T, int C);
@@ -164,6 +170,9 @@ typedef struct Ops {
      * (NULL: 1). A row is read from memory once (further passes find it in the cache) and written once. */
     void (*distill_rows)(floatX *student, const floatX *teacher, const int *labels, const float *row_gate,
                          RowStats *stats, ObjectiveRow o, size_t rows, int Vs, int Vt, bool gradient);
+    /* row_gate[r] (fp32 [rows]) = 1 where low <= stats[r].entropy <= high, else 0; but 1 everywhere when less than
+     * `percent` of the rows lie inside */
+    void (*entropy_band)(float *row_gate, const RowStats *stats, size_t rows, float low, float high, int percent);
     /* cosine[b] (fp32 [B]) = <a_b, t_b> / (|a_b| |t_b|), a and t [B, n]; with da not NULL,
      * da [B, n] = -scale * d cosine[b] / d a_b (the gradient of scale * (1 - cosine)) */
     void (*cosine)(float *cosine, floatX *da, const floatX *a, const floatX *t, int B, size_t n, float scale);
@@ -181,13 +190,32 @@ typedef struct Ops {
 } Ops;
 
 extern const Ops cpu_ops;
+
+/* The table of GPU `device`, whose memory and streams are made at the first call; tables of different GPUs work side by
+ * side in one thread. NULL with a sentence in *err: no such GPU, a driver that is too old, ... */
 #ifdef WITH_CUDA
-extern const Ops cuda_ops;
+const Ops *cuda_ops_open(int device, Error *err);
 #endif
 
-/* The device of a --device option: "auto" or "cpu". NULL when this build does not have it. */
-static inline const Ops *ops_for_device(const char *name) {
-    return !strcmp(name, "auto") || !strcmp(name, "cpu") ? &cpu_ops : NULL;
+/* The table that a --device option names: cpu; cuda:N, or cuda for the first GPU; auto for that if one answers, else the
+ * CPU. NULL with a sentence in *err. */
+static inline const Ops *ops_open(const char *name, Error *err) {
+    int number = 0, end = 0;
+    bool any = !strcmp(name, "auto");
+    if (!strcmp(name, "cpu")) return &cpu_ops;
+    if (!any && strcmp(name, "cuda") && (sscanf(name, "cuda:%4d%n", &number, &end) != 1 || name[end] || number < 0)) {
+        error_set(err, "there is no device '%.40s'; expected auto, cpu, cuda or cuda:N", name);
+        return NULL;
+    }
+#ifdef WITH_CUDA
+    const Ops *op = cuda_ops_open(number, err);
+    return op || !any ? op : &cpu_ops;
+#else
+    if (any) return &cpu_ops;
+    error_set(err, "device %.40s: this program was built without CUDA; build it again where nvcc is, or use --device cpu",
+              name);
+    return NULL;
+#endif
 }
 
 #ifdef __cplusplus

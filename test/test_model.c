@@ -174,14 +174,15 @@ static ObjectiveConfig setting(const Pair *p, int k) {
 }
 
 static void open_objective(Objective *o, const Pair *p, ObjectiveConfig c, int chunk) {
-    objective_open(o, p->op, c, p->student.c.lm.vocab, p->teacher.c.lm.vocab, chunk, p->B * p->T, p->B,
-                   model_image_tokens(&p->student), p->student.c.lm.width, p->teacher.c.lm.width, 1);
+    const Model *s = &p->student, *t = &p->teacher;
+    objective_open(o, p->op, c, s->c.lm.vocab, s->c.lm.width, t->op, param_weight(t->head), chunk, p->B * p->T, p->B,
+                   model_image_tokens(s), 1);
     if (o->map.count) param_copy_from(&o->map.list[0], expected(p, "embed_map"), p->op);
 }
 
 /* Teacher forward, student forward, objective, backward over rows first .. first+B-1 of the batch. The gradients are
  * added to those there; the means are over the whole batch. */
-static void learn(Pair *p, Objective *o, int first, int B, ObjectiveSums *sums) {
+static void learn(Pair *p, Objective *o, int first, int B) {
     Model *s = &p->student, *t = &p->teacher;
     const Ops *op = p->op;
     size_t side = (size_t)s->c.vision.image_size, teacher_side = (size_t)t->c.vision.image_size;
@@ -193,10 +194,10 @@ static void learn(Pair *p, Objective *o, int first, int B, ObjectiveSums *sums) 
     model_forward(s, p->pixels + (size_t)first * side * side * 3, ids, B, p->T);
     size_t bytes = (size_t)n * (size_t)s->c.lm.width * sizeof(floatX);
     floatX *d_hidden = s->trained ? (floatX *)op->alloc(bytes) : NULL;
-    objective_run(o, d_hidden, s->head->gradient, s->hidden, param_weight(s->head), t->hidden, param_weight(t->head),
-                  labels, n, 1 / (float)p->n, sums);
+    objective_run(o, d_hidden, s->head->gradient, s->hidden, param_weight(s->head), t->hidden, labels, n,
+                  1 / (float)p->n);
     const floatX *d_tokens =
-        objective_embed(o, s->vision.tokens, t->vision.tokens, B, 1 / (float)p->B, d_hidden != NULL, sums);
+        objective_embed(o, s->vision.tokens, t->vision.tokens, B, 1 / (float)p->B, d_hidden != NULL);
     if (!d_hidden) return;
     model_backward(s, d_hidden, d_tokens);
     op->release(d_hidden);
@@ -293,17 +294,14 @@ static void check_gradients(const Pair *p, int k, const Params *params) {
 /* After learn(): the same loss without gradients, and without the teacher only the cross-entropy. */
 static void check_evaluation(const Pair *p, int k, Objective *o, const ObjectiveSums *sums) {
     const Model *s = &p->student, *t = &p->teacher;
-    ObjectiveSums again, alone;
-    memset(&again, 0, sizeof again);
-    memset(&alone, 0, sizeof alone);
-    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), t->hidden, param_weight(t->head), p->labels, p->n,
-                  1, &again);
-    objective_embed(o, s->vision.tokens, t->vision.tokens, p->B, 1, false, &again);
+    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), t->hidden, p->labels, p->n, 1);
+    objective_embed(o, s->vision.tokens, t->vision.tokens, p->B, 1, false);
+    ObjectiveSums again = objective_collect(o);
     check(objective_mean(o, &again) == objective_mean(o, sums),
           "%s: setting %d: the loss without a gradient is %.9g, with one %.9g", p->name, k, objective_mean(o, &again),
           objective_mean(o, sums));
-    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), NULL, param_weight(t->head), p->labels, p->n, 1,
-                  &alone);
+    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), NULL, p->labels, p->n, 1);
+    ObjectiveSums alone = objective_collect(o);
     double ce = (double)o->config.w_ce * sums->ce / sums->positions;
     check(fabs(objective_mean(o, &alone) - ce) <= 1e-7 * fabs(ce),  // a row's CE is fp32, and summed in another order
           "%s: setting %d: the loss without a teacher is %.9g, "
@@ -314,11 +312,10 @@ static void check_evaluation(const Pair *p, int k, Objective *o, const Objective
 static void check_setting(Pair *p, int k) {
     ObjectiveConfig c = setting(p, k);
     Objective o;
-    ObjectiveSums sums;
-    memset(&sums, 0, sizeof sums);
     open_objective(&o, p, c, k == 0 ? 0 : CHUNK);
     gradients_zero(&p->student.params, p->op);
-    learn(p, &o, 0, p->B, &sums);
+    learn(p, &o, 0, p->B);
+    ObjectiveSums sums = objective_collect(&o);
     char name[64];
     snprintf(name, sizeof name, "%d.loss", k);
     float *loss = (float *)xmalloc(sizeof(float));
@@ -358,10 +355,9 @@ static void check_adamw(Pair *p) {
     open_objective(&o, p, setting(p, 0), 0);
     Params *lists[1] = {&p->student.params};
     for (int step = 0; step < steps; step++) {
-        ObjectiveSums sums;
-        memset(&sums, 0, sizeof sums);
         gradients_zero(lists[0], op);
-        learn(p, &o, 0, p->B, &sums);
+        learn(p, &o, 0, p->B);
+        ObjectiveSums sums = objective_collect(&o);
         gradients_norm(lists, 1, op, norm);
         adamw_step(&adamw, lists, 1, op, lr, step + 1, norm);
         float squared;
@@ -472,12 +468,10 @@ static float *gradients_of(const Ops *op, const char *folder, const char *name, 
     Pair p;
     pair_open(&p, op, folder, name, trained, recompute);
     Objective o;
-    ObjectiveSums sums;
-    memset(&sums, 0, sizeof sums);
     open_objective(&o, &p, setting(&p, k), 0);
     int first = batches == 1 ? p.B : p.B / 2;
-    learn(&p, &o, 0, first, &sums);
-    if (first < p.B) learn(&p, &o, first, p.B - first, &sums);
+    learn(&p, &o, 0, first);
+    if (first < p.B) learn(&p, &o, first, p.B - first);
     for (int i = 0; i < p.student.params.count; i++) {
         const Param *x = &p.student.params.list[i];
         check(((x->part & trained) != 0) == (x->gradient != NULL), "%s: %s %s a gradient", name, x->name,
@@ -533,9 +527,8 @@ static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, 
     memset(&c, 0, sizeof c);
     c.w_ce = c.temperature = 1;
     Objective o;
-    ObjectiveSums sums;
-    memset(&sums, 0, sizeof sums);
-    objective_open(&o, op, c, m.c.lm.vocab, 0, 0, B * T, B, model_image_tokens(&m), m.c.lm.width, 0, 1);
+    objective_open(&o, op, c, m.c.lm.vocab, m.c.lm.width, NULL, param_weight(m.head), 0, B * T, B,
+                   model_image_tokens(&m), 1);
     size_t side = (size_t)m.c.vision.image_size, pixels_size = B * side * side * 3;
     uint8_t *pixels = (uint8_t *)xmalloc(pixels_size);
     int ids[B * T];
@@ -545,9 +538,9 @@ static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, 
     for (int i = 0; i < B * T; i++) ids[i] = (int)random_below(&rng, (uint64_t)m.tokenizer.count);
     model_forward(&m, pixels, ids, B, T);
     floatX *d_hidden = (floatX *)op->alloc((size_t)m.n * (size_t)m.c.lm.width * sizeof(floatX));
-    objective_run(&o, d_hidden, m.head->gradient, m.hidden, param_weight(m.head), NULL, param_weight(m.head), ids,
-                  m.n, 1 / (float)m.n, &sums);
+    objective_run(&o, d_hidden, m.head->gradient, m.hidden, param_weight(m.head), NULL, ids, m.n, 1 / (float)m.n);
     model_backward(&m, d_hidden, NULL);
+    ObjectiveSums sums = objective_collect(&o);
     *loss = objective_mean(&o, &sums);
     float *all = gather_gradients(&m.params, op, PART_ALL, count);
     op->release(d_hidden);
@@ -670,12 +663,9 @@ static void test_pair(const Ops *op, const char *folder, const char *name) {
 int main(int argc, char **argv) {
     program_name_set(argv[0]);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
-    const Ops *op = NULL;
-    if (!strcmp(device, "cpu")) op = &cpu_ops;
-#ifdef WITH_CUDA
-    if (!strcmp(device, "cuda")) op = &cuda_ops;
-#endif
-    if (!op) die("unknown device %s, or not in this build", device);
+    Error err;
+    const Ops *op = ops_open(device, &err);
+    if (!op) die("%s", err.text);
     check_schedule();
     check_threads(op, folder);
     for (int i = 0; i < PAIRS; i++) test_pair(op, folder, pair_names[i]);

@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""Times PyTorch (and through torch.compile Triton, and Transformers) on the work that bench_kernels and bench_decode
+timed, on the same GPU.
+
+    peers.py --kernels kernels.json --out peers.json [--seconds 100]
+    peers.py --decode --out decode-peer.json
+
+kernels.json is what `bench_kernels --json` wrote. For every operation with a counterpart, one line goes to the output:
+the operation as there, the fastest peer's name and its milliseconds. Where a peer does less (SDPA has no RoPE) its
+name says so.
+"""
+import argparse
+import json
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+
+def timed(call, device):
+    """Milliseconds of a call: the best of several rounds of as many calls as fill some milliseconds."""
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def round_of(calls):
+        wait()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        wait()
+        return (time.perf_counter() - start) / calls
+
+    call()
+    calls = max(1, min(200, int(3e-3 / max(round_of(1), 1e-7))))
+    return 1e3 * min(round_of(calls) for _ in range(5))
+
+
+class Peers:
+    """One method per operation of kernels/ops.h: shape -> {peer's name: function to time}."""
+
+    def __init__(self, device, dtype, compiled):
+        self.device, self.dtype = device, dtype
+        self.compile = torch.compile if compiled else None
+
+    def random(self, *shape, grad=False, dtype=None):
+        return torch.randn(*shape, device=self.device, dtype=dtype or self.dtype).requires_grad_(grad)
+
+    def both(self, function, *tensors):
+        """The function as it is, and compiled."""
+        calls = {"torch": lambda: function(*tensors)}
+        if self.compile:
+            fast = self.compile(function)
+            calls["torch.compile"] = lambda: fast(*tensors)
+        return calls
+
+    def gradient(self, function, wanted, dout, *tensors):
+        """The backward pass alone, of the function and of the compiled one."""
+        calls = {}
+        for name, f in (("torch", function), ("torch.compile", self.compile and self.compile(function))):
+            if f:
+                out = f(*tensors)
+                calls[name] = lambda out=out: torch.autograd.grad(out, wanted, dout, retain_graph=True)
+        return calls
+
+    def linear_forward(self, rows, I, O, act):
+        x, w, b = self.random(rows, I), self.random(O, I), self.random(O)
+        if rows == 1:
+            return self.one_row(x, I, O)
+        if act == 0:
+            return {"torch": lambda: F.linear(x, w, b)}
+        return self.both(lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"), x, w, b)
+
+    linear_logits = linear_forward
+
+    def one_row(self, x, I, O):
+        """Copies of the weight take turns, so that none is in the cache."""
+        copies = [self.random(O, I) for _ in range(4 + int(256e6 / (2 * I * O)) if I * O > 50000 else 4)]
+        turn = iter(range(1 << 60))
+        return {"torch": lambda: F.linear(x, copies[next(turn) % len(copies)])}
+
+    def linear_backward_input(self, rows, I, O, act):
+        d, w = self.random(rows, O), self.random(O, I)
+        return {"torch": lambda: d @ w}
+
+    def linear_backward_weight(self, rows, I, O, act):
+        d, x = self.random(rows, O), self.random(rows, I)
+        dw = torch.zeros(O, I, device=self.device)
+        db = torch.zeros(O, device=self.device)
+        return {"torch": lambda: (dw.add_(d.t() @ x), db.add_(d.sum(0)))}
+
+    def heads(self, B, T, H, K, D, grad):
+        return [self.random(B, n, T, D, grad=grad) for n in (H, K, K)]
+
+    def sdpa(self, q, k, v, causal):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+    def attention_forward(self, B, T, H, K, D, causal):
+        q, k, v = self.heads(B, T, H, K, D, False)
+        return {"SDPA, no RoPE": lambda: self.sdpa(q, k, v, bool(causal))}
+
+    def attention_backward(self, B, T, H, K, D, causal):
+        q, k, v = self.heads(B, T, H, K, D, True)
+        out = self.sdpa(q, k, v, bool(causal))
+        dout = torch.randn_like(out)
+        return {"SDPA, no RoPE": lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)}
+
+    def attention_decode(self, B, H, K, D, positions):
+        q = self.random(B, H, 1, D)
+        k, v = self.random(B, K, positions, D), self.random(B, K, positions, D)
+        return {"SDPA, no RoPE": lambda: self.sdpa(q, k, v, False)}
+
+    def layernorm_forward(self, rows, C):
+        x, w = self.random(rows, C), self.random(C)
+        return self.both(lambda x, w: F.layer_norm(x, (C,), w, w), x, w)
+
+    def residual_layernorm_forward(self, rows, C):
+        def f(a, b, w):
+            s = a + b
+            return s, F.layer_norm(s, (C,), w, w)
+        return self.both(f, self.random(rows, C), self.random(rows, C), self.random(C))
+
+    def layernorm_backward(self, rows, C):
+        x, w, b = self.random(rows, C, grad=True), self.random(C, grad=True), self.random(C, grad=True)
+        return self.gradient(lambda x, w, b: F.layer_norm(x, (C,), w, b), (x, w, b), self.random(rows, C), x, w, b)
+
+    def rmsnorm_forward(self, rows, C):
+        return self.both(lambda x, w: F.rms_norm(x, (C,), w), self.random(rows, C), self.random(C))
+
+    def residual_rmsnorm_forward(self, rows, C):
+        def f(a, b, w):
+            s = a + b
+            return s, F.rms_norm(s, (C,), w)
+        return self.both(f, self.random(rows, C), self.random(rows, C), self.random(C))
+
+    def rmsnorm_backward(self, rows, C):
+        x, w = self.random(rows, C, grad=True), self.random(C, grad=True)
+        return self.gradient(lambda x, w: F.rms_norm(x, (C,), w), (x, w), self.random(rows, C), x, w)
+
+    def gelu_backward(self, n):
+        d, x = self.random(n), self.random(n)
+        return {"torch": lambda: torch.ops.aten.gelu_backward(d, x, approximate="tanh")}
+
+    def swiglu(self, x):
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def swiglu_forward(self, rows, F):
+        return self.both(self.swiglu, self.random(rows, 2 * F))
+
+    def swiglu_backward(self, rows, F):
+        x = self.random(rows, 2 * F, grad=True)
+        return self.gradient(self.swiglu, (x,), self.random(rows, F), x)
+
+    def residual_forward(self, n):
+        a, b, out = self.random(n), self.random(n), self.random(n)
+        return {"torch": lambda: torch.add(a, b, out=out)}
+
+    def embedding_forward(self, rows, C, V):
+        ids, table = torch.arange(rows, device=self.device) % V, self.random(V, C)
+        return {"torch": lambda: F.embedding(ids, table)}
+
+    def embedding_backward(self, rows, C, V):
+        ids, d = torch.arange(rows, device=self.device) % V, self.random(rows, C)
+        return {"torch": lambda: torch.ops.aten.embedding_dense_backward(d, ids, V, -1, False)}
+
+    def gather_rows(self, rows, total, C):
+        x, index = self.random(total, C), torch.arange(rows, device=self.device)
+        return {"torch": lambda: torch.index_select(x, 0, index)}
+
+    def distill_rows(self, rows, V, what):
+        """Loss and gradient with respect to the student's logits."""
+        student, teacher = self.random(rows, V, grad=True), self.random(rows, V)
+        labels = torch.arange(rows, device=self.device) % V
+        if "without" in what or "JSD" in what:
+            return {}
+        tau = 3.0 if "tau 3" in what else 2.0
+
+        def loss(s, t, y):
+            ce = F.cross_entropy(s.float(), y)
+            if "cross entropy" in what:
+                return ce
+            log_q, log_p = F.log_softmax(s.float() / tau, -1), F.log_softmax(t.float() / tau, -1)
+            return 0.5 * ce + 0.5 * tau * tau * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+        calls = {}
+        for name, f in (("torch", loss), ("torch.compile", self.compile and self.compile(loss))):
+            if f:
+                calls[name] = lambda f=f: torch.autograd.grad(f(student, teacher, labels), student)
+        return calls
+
+    def cosine(self, B, n):
+        a, t = self.random(B, n, grad=True), self.random(B, n)
+
+        def loss(a, t):
+            return (1 - F.cosine_similarity(a.float(), t.float(), dim=-1)).sum()
+        return {"torch": lambda: torch.autograd.grad(loss(a, t), a)}
+
+    def squared_norm(self, n):
+        x = self.random(n, dtype=torch.float32)
+        return {"torch": lambda: torch.linalg.vector_norm(x)}
+
+    def adamw(self, n):
+        p = self.random(n, dtype=torch.float32, grad=True)
+        p.grad = torch.randn_like(p)
+        step = torch.optim.AdamW([p], lr=1e-3, fused=self.device == "cuda").step
+        return {"fused AdamW, no bf16 copy": step}
+
+    def cast_to_x(self, n):
+        x, out = self.random(n, dtype=torch.float32), self.random(n)
+        return {"torch": lambda: out.copy_(x)}
+
+    def cast_from_x(self, n):
+        x, out = self.random(n), self.random(n, dtype=torch.float32)
+        return {"torch": lambda: out.copy_(x)}
+
+
+# The peers that say most come first: there may not be time for all.
+FIRST = ("distill_rows", "attention_forward", "attention_backward", "rmsnorm_backward", "residual_rmsnorm_forward",
+         "swiglu_forward", "adamw", "attention_decode", "linear_forward")
+
+
+def urgency(entry):
+    return FIRST.index(entry["op"]) if entry["op"] in FIRST else len(FIRST)
+
+
+def measure(peers, entry, stop):
+    """The fastest peer of one operation, or None."""
+    method = getattr(peers, entry["op"], None)
+    if method is None:
+        return None
+    shape = {key: int(value) for key, value in (pair.split("=") for pair in entry["shape"].split())}
+    if entry["op"] == "distill_rows":
+        shape["what"] = entry["what"]
+    best = None
+    for name, call in method(**shape).items():
+        if time.monotonic() > stop:
+            break
+        ms = timed(call, peers.device)
+        if best is None or ms < best["ms"]:
+            best = {"op": entry["op"], "what": entry["what"], "shape": entry["shape"], "peer": name, "ms": ms}
+    return best
+
+
+def kernels(args):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with open(args.kernels) as file:
+        machine, *entries = [json.loads(line) for line in file]
+    dtype = torch.bfloat16 if machine["dtype"] == "BF16" else torch.float32
+    peers = Peers(device, dtype, device == "cuda" and not args.no_compile)
+    stop = time.monotonic() + args.seconds
+    done = 0
+    with open(args.out, "w") as out:
+        for entry in sorted(entries, key=urgency):
+            if time.monotonic() > stop:
+                break
+            try:
+                best = measure(peers, entry, stop)
+            except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError) as error:
+                print(f"no peer for {entry['op']} {entry['what']}: {str(error).splitlines()[0]}", file=sys.stderr)
+                continue
+            finally:
+                if device == "cuda":
+                    torch.cuda.empty_cache()
+            if best:
+                out.write(json.dumps(best) + "\n")
+                out.flush()
+                done += 1
+    print(f"PyTorch {torch.__version__} on {device}: {done} of {len(entries)} operations timed")
+
+
+def decode(args):
+    """Milliseconds a token of Transformers' Llama with TinyLlama's shape, after 243 positions."""
+    import transformers
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 512}
+    large = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+             "num_key_value_heads": 4, "vocab_size": 32000}
+    config = transformers.LlamaConfig(**(large if device == "cuda" else small))
+    with torch.device(device):
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    times = []
+    with torch.no_grad():
+        out = model(input_ids=torch.zeros(1, 243, dtype=torch.long, device=device), use_cache=True)
+        for i in range(64):
+            start = time.perf_counter()
+            token = torch.full((1, 1), 100 + i, device=device)
+            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            out.logits[0, -1].float().cpu()
+            times.append(1e3 * (time.perf_counter() - start))
+    result = {"peer": f"Transformers {transformers.__version__}", "ms": sorted(times)[len(times) // 2]}
+    with open(args.out, "w") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kernels", metavar="FILE")
+    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--out", metavar="FILE", required=True)
+    parser.add_argument("--seconds", type=float, default=100)
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    if args.decode:
+        decode(args)
+    elif args.kernels:
+        kernels(args)
+    else:
+        parser.error("one of --kernels and --decode is needed")
+
+
+if __name__ == "__main__":
+    main()

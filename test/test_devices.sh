@@ -1,0 +1,99 @@
+#!/bin/bash
+# The programs on a second device, against the CPU: training, distilling and decoding must come out the same, on one GPU
+# and on two. Written for the emulated GPU (`make CUDA=emulated`), whose number and memory are set from outside.
+#
+#   test/test_devices.sh build/FP32-emulated        the folder with the programs, built with PRECISION=FP32
+#
+# Prints a check only when it fails, and at the end "N passed, M failed".
+
+programs=$(cd "${1:-build/FP32-emulated}" && pwd) || exit 1
+cd "$(dirname "$0")/.." || exit 1
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-devices-XXXXXX") || exit 1
+trap 'rm -rf "$tmp"' EXIT
+export OMP_WAIT_POLICY=passive LC_ALL=C
+passed=0 failed=0
+
+check() { # WHAT CONDITION...
+    local what=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "failed: $what; the last messages: $(head -c 600 "$tmp/err")"
+    fi
+}
+
+# train NAME OPTIONS...: a short distillation into $tmp/NAME with every term of the objective
+train() {
+    local name=$1
+    shift
+    timeout 200 "$programs/train_distill" --student tiny,vision.patch=12,connector.concat=1,lm.kv_heads=1 --init none \
+        --batch 2 --accum 2 --max-tokens 60 --val-data none --w-embed 0.1 --w-hard 0.1 --alpha 0.5 --entropy-low 0.2 \
+        --entropy-high 5 --warmup 0 --lr-schedule constant --kd-schedule none --out "$tmp/$name" "$@" \
+        >"$tmp/out" 2>"$tmp/err" </dev/null
+}
+
+# What a run logged, without how fast it was.
+numbers() { sed -E 's/,"(tokens_per_second|peak_share)":[^,}]*//g' "$tmp/$1/log.jsonl"; }
+
+# Two runs logged the same numbers but for 1e-5 of each.
+agree() {
+    paste -d '\n' <(numbers "$1") <(numbers "$2") | tr -c '0-9.eE+\n-' ' ' | awk '
+        NR % 2 { for (i = 1; i <= NF; i++) first[i] = $i; n = NF; next }
+        { if (NF != n || n < 10) exit bad = 1
+          for (i = 1; i <= NF; i++) { d = $i - first[i]; if (d * d > 1e-10 * $i * $i + 1e-16) exit bad = 1 } }
+        END { exit bad || NR < 6 }'
+}
+
+same_run() { cmp -s "$tmp/$1/student.safetensors" "$tmp/$2/student.safetensors" && diff -q <(numbers "$1") <(numbers "$2") >/dev/null; }
+
+# refuses STATUS PART COMMAND...: one sentence that contains PART
+refuses() {
+    local expected=$1 part=$2
+    shift 2
+    timeout 100 "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    local status=$?
+    check "status $expected and one sentence with '$part' (status $status)" \
+        [ "$status" = "$expected" -a "$(grep -c 'error:' "$tmp/err")" = 1 -a -n "$(grep -F -- "$part" "$tmp/err")" ]
+}
+
+# ---- training ----
+
+train cpu --device cpu --steps 3
+check "distils on the CPU" [ -s "$tmp/cpu/log.jsonl" ]
+train gpu --device cuda --steps 3
+check "distils on the GPU to the CPU's numbers" agree cpu gpu
+EMULATION_SEED=9 train again --device cuda:0 --steps 3
+check "the same bits whatever the order of the GPU's threads" same_run gpu again
+EMULATION_DEVICES=2 train two --student-device cuda:1 --teacher-device cuda:0 --steps 3
+check "the same bits with the teacher on another GPU" same_run gpu two
+train mixed --student-device cpu --teacher-device cuda --steps 3
+check "the CPU's numbers with the teacher on the GPU" agree cpu mixed
+train resumed --device cuda --steps 2 && train resumed --resume --steps 3
+check "resumed on the GPU, the same bits" same_run gpu resumed
+
+# ---- decoding ----
+
+for device in cpu cuda; do
+    timeout 100 "$programs/infer" --device $device -q dev/starter/example.png >"$tmp/text.$device" 2>"$tmp/err"
+done
+check "writes a program" [ -s "$tmp/text.cpu" ]
+check "the GPU writes what the CPU writes" cmp -s "$tmp/text.cpu" "$tmp/text.cuda"
+
+# ---- what goes wrong ----
+
+picture=dev/starter/example.png
+refuses 2 "there is no device cuda:3; this machine has 1 GPU" "$programs/infer" --device cuda:3 $picture
+refuses 2 "there is no device 'gpu'; expected auto, cpu, cuda or cuda:N" "$programs/infer" --device gpu $picture
+EMULATION_DEVICES=0 refuses 2 "no NVIDIA GPU" "$programs/infer" --device cuda $picture
+EMULATION_DEVICES=0 timeout 100 "$programs/infer" --device auto -q $picture >"$tmp/text.auto" 2>"$tmp/err"
+check "auto takes the CPU where no GPU answers" cmp -s "$tmp/text.cpu" "$tmp/text.auto"
+EMULATION_MEMORY=90000000 refuses 1 "on device cuda:0 for activations; it holds parameters" \
+    "$programs/train_distill" --device cuda --val-data none --out "$tmp/large"
+EMULATION_MEMORY=30000000 refuses 1 "memory is full" "$programs/train_distill" --device cuda --val-data none \
+    --out "$tmp/large"
+check "a run that did not fit leaves no student" [ ! -e "$tmp/large/student.safetensors" ]
+
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
