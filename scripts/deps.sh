@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
 # Installs what the project needs, on Debian or Ubuntu; says what it installs, and does nothing when all is there.
 #
-#   scripts/deps.sh build      compiler, stb, oneDNN       what `make` and `make test` need; oneDNN is not necessary
+#   scripts/deps.sh build      C, libjpeg, stb, oneDNN     what `make` and `make test` need; oneDNN is not necessary
 #   scripts/deps.sh tex        pdflatex, pdftoppm          to see what a program draws
-#   scripts/deps.sh python     NumPy, Pillow, venv         to convert data
-#   scripts/deps.sh fixtures   PyTorch                     to rebuild the test fixtures, with those of python
+#   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
+#   scripts/deps.sh fixtures   PyTorch, transformers       what the tests compare with, added to build/venv
+#   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=() optional=()
+packages=() optional=() toolkit= requirements=()
 for group in "${@:-build}"; do
     case $group in
-    build) packages+=(build-essential libstb-dev) optional+=(libdnnl-dev) ;;
+    build) packages+=(build-essential libstb-dev libjpeg-dev) optional+=(libdnnl-dev) ;;
     tex) packages+=(texlive-latex-base texlive-latex-extra texlive-pictures poppler-utils) ;;
-    python) packages+=(python3-numpy python3-pil python3-venv) ;;
-    fixtures) packages+=(python3-torch) ;;
+    python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
+    fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
+    cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
     ci) packages+=(clang libomp-dev) ;;
-    all) exec "$0" build tex python fixtures ci ;;
+    all) exec "$0" build tex python fixtures cuda ci ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, tex, python, fixtures, ci or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, tex, python, fixtures, cuda, ci or all" >&2
         exit 2
         ;;
     esac
@@ -34,12 +36,29 @@ missing() { # PACKAGE...: those that are not installed
 
 mapfile -t needed < <(missing "${packages[@]}")
 mapfile -t wanted < <(missing "${optional[@]}")
-[ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && exit 0
+
+virtual_environment() { # REQUIREMENTS...: build/venv has what these files pin; on top of the system's Python packages
+    local wanted=() file
+    for file in "$@"; do wanted+=(-r "$file"); done
+    [ "$(cat build/venv/requirements 2>/dev/null)" = "$(cat "$@")" ] && return
+    echo "deps.sh: putting the packages of $* into build/venv" >&2
+    mkdir -p build
+    /usr/bin/python3 -m venv --system-site-packages build/venv && build/venv/bin/pip install -q "${wanted[@]}" >&2 &&
+        cat "$@" >build/venv/requirements
+}
+
+finish() { # what is not a package of the system; exits
+    cd "$(dirname "$0")/.."
+    [ -z "$toolkit" ] || scripts/cuda_toolkit.sh >/dev/null || exit 1
+    [ ${#requirements[@]} -eq 0 ] || virtual_environment "${requirements[@]}" || exit 1
+    exit 0
+}
+[ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && finish
 
 cannot() { # WHY: ends, as a failure only when something necessary is missing
     [ ${#needed[@]} -gt 0 ] && { echo "deps.sh: $1: ${needed[*]}" >&2; exit 1; }
     echo "deps.sh: ${wanted[*]} is not installed; going on without oneDNN" >&2
-    exit 0
+    finish
 }
 
 command -v apt-get >/dev/null || cannot "apt-get is not here; install these packages of your system instead"
@@ -56,3 +75,4 @@ $sudo apt-get update -q >&2 || echo "deps.sh: the list of packages could not be 
 [ ${#needed[@]} -eq 0 ] || install "${needed[@]}"
 [ ${#wanted[@]} -eq 0 ] || install "${wanted[@]}" ||
     echo "deps.sh: ${wanted[*]} cannot be installed; going on without oneDNN" >&2
+finish
