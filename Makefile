@@ -66,7 +66,7 @@ DEVICES  := the CPU and NVIDIA GPUs
 CUDA_LIB := $(firstword $(dir $(wildcard $(addprefix $(CUDA_HOME)/,lib64/libcudart_static.a lib/libcudart_static.a targets/*/lib/libcudart_static.a))))
 CPPFLAGS += -DWITH_CUDA
 OBJECTS  += $(BUILD)/cuda.o
-LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart_static -ldl -lrt -lstdc++
+LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
 endif
 
 PROGRAMS := train_distill infer eval

@@ -6,9 +6,9 @@
  *
  * A case draws a shape and its data from a seed, runs the operation into outputs that were poisoned with NaN and sit
  * between guard zones, and compares. The backward references are themselves compared with central finite differences.
- * Each case runs three times, with 1, 2 and 3 threads and on an emulated GPU with its threads in three orders, and every
- * output must be the same bit for bit. Under AddressSanitizer nothing outside of a buffer may even be read. One line per
- * failing check, then `N passed, M failed`; the exit status is 1 if any failed. */
+ * Each case runs three times, with 1, 2 and 3 threads and on an emulated GPU with its threads in three orders, and
+ * every output must be the same bit for bit. Under AddressSanitizer nothing outside of a buffer may even be read. One
+ * line per failing check, then `N passed, M failed`; the exit status is 1 if any failed. */
 #include "reference.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -287,7 +287,7 @@ static void test_large_copies(void) {
     for (size_t i = 0; i < n; i++) h[i] = (unsigned char)(i * 2654435761u >> 24);
     op->upload(x, h, n);
     op->upload(y, h + 1, n - 1);  // the next ones do not disturb the first
-    h[n / 2] ^= 1;  // what is uploaded has been read
+    h[n / 2] ^= 1;                // what is uploaded has been read
     op->copy(y, x, n);
     op->download(g, y, n);
     g[n / 2] ^= 1;
@@ -494,7 +494,8 @@ static void test_linear_forward(void) {
     check_f("linear_logits", logits, want, rows * O, rounds ? FORWARD : FP32);
     for (size_t i = 0; i < rows * O && biased; i++) want[i] += bias[i % O];
     if (keep) check_x("linear_forward preact", preact, want, rows * O, FORWARD);
-    /* The activation passes on the rounding of what it is given, which is as large as that is, not as the result is. */
+    /* The activation passes on the rounding of what it is given, which is as large as that is, not as the result is.
+     */
     double given = ref_dot(want, want, (int)(rows * O));
     for (size_t i = 0; i < rows * O; i++) want[i] = ref_activation(want[i], act);
     double left = ref_dot(want, want, (int)(rows * O));
@@ -644,8 +645,8 @@ static double *columns_of(const double *x, size_t rows, size_t C, size_t begin, 
     return part;
 }
 
-/* The gradients of queries, keys and values apart: those of keys and values are sums over a group of heads, so they and
- * their errors are larger than the rest. */
+/* The gradients of queries, keys and values apart: those of keys and values are sums over a group of heads, so they
+ * and their errors are larger than the rest. */
 static void check_dqkv(const floatX *dqkv, const double *want, const AttentionShape *s) {
     static const char *const names[] = {"attention_backward dq", "attention_backward dk", "attention_backward dv"};
     size_t rows = (size_t)s->B * s->T, C = (size_t)(s->H + 2 * s->K) * s->D;
@@ -706,8 +707,8 @@ static void store_positions(floatX *keys, floatX *values, const double *qkv, Att
 }
 
 /* A cache filled by cache_store for the first positions and by attention_decode for some more gives what
- * attention_forward gives for the last one of every sequence; a sequence ends `behind` positions before the one before
- * it. */
+ * attention_forward gives for the last one of every sequence; a sequence ends `behind` positions before the one
+ * before it. */
 static void test_decode(void) {
     bool is_long = !below(4);
     int T = 1 + below(is_long ? 900 : 150), max_T = T + below(is_long ? 9000 : 9), steps = 1 + below(12);
@@ -715,7 +716,8 @@ static void test_decode(void) {
     s.causal = true;
     int behind = below(2) ? 0 : (T - 1) / s.B, start = T - (s.B - 1) * behind - steps;
     if (start < 0) steps += start, start = 0;
-    size_t heads = s.H + 2 * s.K, row = heads * s.D, n = (size_t)s.B * T * row, cache = (size_t)s.B * s.K * max_T * s.D;
+    size_t heads = s.H + 2 * s.K, row = heads * s.D, n = (size_t)s.B * T * row,
+           cache = (size_t)s.B * s.K * max_T * s.D;
     double *qkv = draw(n, 1), *want = zeros((size_t)s.B * s.H * s.D), *token = zeros(s.B * row), *p = zeros(T);
     floatX *keys = out_x(cache), *values = out_x(cache), *out = out_x((size_t)s.B * s.H * s.D);
     put_x(qkv, n);

@@ -1,10 +1,10 @@
 /* Attention: softmax(scale q k^T) v, full or causal, grouped queries, RoPE applied on the way in, without an array of
- * T x T scores (FlashAttention: Dao et al. 2022). A block owns a tile of rows (queries, or keys in one of the backward
- * kernels) of one head and walks over tiles of the other kind. Its 256 threads are a square of 16 x 16: thread
- * (y, x) owns ROWS rows from y * ROWS on, the columns x + 16 j of a tile of scores, and the columns 2 x + 32 j (in
- * pairs) of a result. So the threads of a row are 16 neighbours in one warp, and what belongs to a row (its maximum,
- * its sum, its probabilities) never leaves the warp. All the arithmetic is in two tile products, tile_scores and
- * tile_weigh: fp32 from shared memory into registers. */
+ * T x T scores (FlashAttention: Dao et al. 2022). A block owns a tile of rows (queries, or keys in one of the
+ * backward kernels) of one head and walks over tiles of the other kind. Its 256 threads are a square of 16 x 16:
+ * thread (y, x) owns ROWS rows from y * ROWS on, the columns x + 16 j of a tile of scores, and the columns 2 x + 32 j
+ * (in pairs) of a result. So the threads of a row are 16 neighbours in one warp, and what belongs to a row (its
+ * maximum, its sum, its probabilities) never leaves the warp. All the arithmetic is in two tile products, tile_scores
+ * and tile_weigh: fp32 from shared memory into registers. */
 #ifndef KERNELS_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_ATTENTION_CUH
 
@@ -36,7 +36,8 @@ static AttentionPlan attention_plan(AttentionShape s, int width) {
 /* Elements c .. c+WIDTH of row [D], turned by the angles of its position (a row of AttentionShape's rope, or NULL);
  * direction -1 turns back. An element's partner is half a row away. */
 template <int WIDTH, typename T>
-static __device__ __forceinline__ Floats<WIDTH> load_turned(const T *row, const float *rope, int c, int D, float direction) {
+static __device__ __forceinline__ Floats<WIDTH> load_turned(const T *row, const float *rope, int c, int D,
+                                                            float direction) {
     const int half = D / 2;
     Floats<WIDTH> v = load<WIDTH>(row + c);
     if (!rope) return v;
@@ -57,8 +58,8 @@ static __device__ __forceinline__ const float *rope_at(const AttentionShape &s, 
 /* tile [rows, ld] = rows t0.. of a head, `stride` elements apart in x, turned where `turn`; zero beyond row T and, up
  * to a multiple of 4, beyond column D. */
 template <int WIDTH>
-static __device__ __forceinline__ void load_tile(float *tile, int rows, const floatX *x, size_t stride, int t0, bool turn,
-                                          const AttentionPlan &p) {
+static __device__ __forceinline__ void load_tile(float *tile, int rows, const floatX *x, size_t stride, int t0,
+                                                 bool turn, const AttentionPlan &p) {
     const int D = p.s.D, lane = threadIdx.x & ((1 << p.lanes_log) - 1);
     for (int row = threadIdx.x >> p.lanes_log; row < rows; row += ATTENTION_THREADS >> p.lanes_log)
         for (int c = lane * WIDTH; c < ((D + 3) & ~3); c += WIDTH << p.lanes_log) {
@@ -73,8 +74,8 @@ static __device__ __forceinline__ void load_tile(float *tile, int rows, const fl
  * tile goes through shared memory, so that rows are written whole; `stage` is one whose rows this warp alone used. */
 template <int WIDTH, int ROWS, int PAIRS>
 static __device__ __forceinline__ void store_tile(floatX *y, size_t stride, float2 (&o)[ROWS][PAIRS],
-                                           const float (&factor)[ROWS], float *stage, int t0, bool turn,
-                                           const AttentionPlan &p) {
+                                                  const float (&factor)[ROWS], float *stage, int t0, bool turn,
+                                                  const AttentionPlan &p) {
     const int D = p.s.D, x = threadIdx.x % SIDE, first = threadIdx.x / SIDE * ROWS;
     __syncwarp();
 #pragma unroll
@@ -100,7 +101,7 @@ static __device__ __forceinline__ void store_tile(floatX *y, size_t stride, floa
  * ROWS + COLS loads of 16 bytes. */
 template <int ROWS, int COLS>
 static __device__ __forceinline__ void tile_scores(float (&s)[ROWS][COLS], const float *a, const float *b,
-                                            const AttentionPlan &p) {
+                                                   const AttentionPlan &p) {
     a += threadIdx.x / SIDE * ROWS * p.ld;
     b += threadIdx.x % SIDE * p.ld;
 #pragma unroll
@@ -129,8 +130,8 @@ static __device__ __forceinline__ void tile_scores(float (&s)[ROWS][COLS], const
 /* o[i] += sum over the rows r of b of weight(row i, r) * b[r]. The weights [16 ROWS, 16 COLS] arrive in registers as
  * tile_scores leaves scores, and cross to the row's other threads through `weights` in shared memory. */
 template <int ROWS, int COLS, int PAIRS>
-static __device__ __forceinline__ void tile_weigh(float2 (&o)[ROWS][PAIRS], const float (&w)[ROWS][COLS], float *weights,
-                                           const float *b, const AttentionPlan &p) {
+static __device__ __forceinline__ void tile_weigh(float2 (&o)[ROWS][PAIRS], const float (&w)[ROWS][COLS],
+                                                  float *weights, const float *b, const AttentionPlan &p) {
     const int ldw = SIDE * COLS + 4, x = threadIdx.x % SIDE, last = ((p.s.D + 3) & ~3) - 2;
     weights += threadIdx.x / SIDE * ROWS * ldw;
     __syncwarp();
@@ -189,7 +190,8 @@ static __device__ __forceinline__ float row_sum(float x) {
  * only. */
 template <int ROWS, int COLS, int PAIRS>
 static __device__ __forceinline__ void softmax_step(float (&s)[ROWS][COLS], float (&top)[ROWS], float (&sum)[ROWS],
-                                             float2 (&o)[ROWS][PAIRS], int query, int key, const AttentionShape &shape) {
+                                                    float2 (&o)[ROWS][PAIRS], int query, int key,
+                                                    const AttentionShape &shape) {
     const float scale = shape.scale * LOG2E;
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
@@ -273,23 +275,24 @@ static void launch_attention_forward(floatX *out, float *lse, const floatX *qkv,
 
 /* Calls launch<ROWS, COLS, PAIRS, WIDTH> with the tile for the head size: 32 PAIRS columns hold it, and a thread's
  * 2 ROWS PAIRS results stay in registers. */
-#define ATTENTION_TILES(launch, cols, width, D, ...)   \
-    do {                                               \
-        if ((D) <= 64)                                 \
-            launch<4, cols, 2, width>(__VA_ARGS__);    \
-        else if ((D) <= 96)                            \
-            launch<4, cols, 3, width>(__VA_ARGS__);    \
-        else if ((D) <= 128)                           \
-            launch<4, cols, 4, width>(__VA_ARGS__);    \
-        else if ((D) <= 256)                           \
-            launch<2, 2, 8, width>(__VA_ARGS__);       \
-        else                                           \
-            launch<1, 1, 16, width>(__VA_ARGS__);      \
+#define ATTENTION_TILES(launch, cols, width, D, ...) \
+    do {                                             \
+        if ((D) <= 64)                               \
+            launch<4, cols, 2, width>(__VA_ARGS__);  \
+        else if ((D) <= 96)                          \
+            launch<4, cols, 3, width>(__VA_ARGS__);  \
+        else if ((D) <= 128)                         \
+            launch<4, cols, 4, width>(__VA_ARGS__);  \
+        else if ((D) <= 256)                         \
+            launch<2, 2, 8, width>(__VA_ARGS__);     \
+        else                                         \
+            launch<1, 1, 16, width>(__VA_ARGS__);    \
     } while (0)
 
 static void attention_check(const AttentionShape *s) {
     if (s->D > 512)
-        die("attention on a GPU needs heads of at most 512 channels, these have %d; choose more heads, or --device cpu",
+        die("attention on a GPU needs heads of at most 512 channels, these have %d; choose more heads, or --device "
+            "cpu",
             s->D);
 }
 
@@ -305,9 +308,9 @@ static void cuda_attention_forward(floatX *out, float *lse, const floatX *qkv, A
 /* ---- backward ----
  * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
  *   dS = P (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO.
- * One kernel owns queries and sums over keys (dQ), the other owns keys and sums over the queries of all heads of their
- * group (dK, dV): each recomputes P from the saved log-sum-exp, and no sum is shared between blocks, so the order of
- * every sum is fixed. */
+ * One kernel owns queries and sums over keys (dQ), the other owns keys and sums over the queries of all heads of
+ * their group (dK, dV): each recomputes P from the saved log-sum-exp, and no sum is shared between blocks, so the
+ * order of every sum is fixed. */
 
 /* delta [B, H, T] from dout and out [B, T, H, D]: a warp takes 32 / 2^lanes_log rows. Reads both once. */
 template <int WIDTH>
@@ -328,7 +331,8 @@ static __global__ void attention_delta_kernel(float *delta, const floatX *dout, 
 }
 
 /* Scores to probabilities, given the rows' log-sum-exp in powers of two; 0 where the query does not see the key. */
-static __device__ __forceinline__ float probability(float score, float lse, int query, int key, const AttentionShape &s) {
+static __device__ __forceinline__ float probability(float score, float lse, int query, int key,
+                                                    const AttentionShape &s) {
     return sees(s, query, key) ? exp2f(score * (s.scale * LOG2E) - lse) : 0.0f;
 }
 
@@ -372,8 +376,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 ? 1 : 2)
         for (int i = 0; i < ROWS; i++)
 #pragma unroll
             for (int j = 0; j < COLS; j++)
-                ds[i][j] = (ds[i][j] - row_delta[i]) *
-                           probability(prob[i][j], row_lse[i], t0 + y + i, j0 + x + SIDE * j, s);
+                ds[i][j] =
+                    (ds[i][j] - row_delta[i]) * probability(prob[i][j], row_lse[i], t0 + y + i, j0 + x + SIDE * j, s);
         tile_weigh<ROWS, COLS>(dq, ds, w, k, p);
     }
     float scale[ROWS];
@@ -445,8 +449,8 @@ static void launch_attention_backward(floatX *dqkv, const floatX *dout, const fl
            delta, dout, out, p);
     LAUNCH((attention_backward_queries_kernel<ROWS, COLS, PAIRS, WIDTH>), queries, ATTENTION_THREADS, bytes, dqkv,
            dout, lse, delta, qkv, p);
-    LAUNCH((attention_backward_keys_kernel<ROWS, COLS, PAIRS, WIDTH>), keys, ATTENTION_THREADS, bytes, dqkv, dout, lse,
-           delta, qkv, p);
+    LAUNCH((attention_backward_keys_kernel<ROWS, COLS, PAIRS, WIDTH>), keys, ATTENTION_THREADS, bytes, dqkv, dout,
+           lse, delta, qkv, p);
 }
 
 static void cuda_attention_backward(floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
@@ -464,8 +468,8 @@ static void cuda_attention_backward(floatX *dqkv, const floatX *dout, const floa
 
 /* Key and value of head kv at row (b, t) of qkv to position `start + t`; a warp takes one. */
 template <int WIDTH>
-static __global__ void cache_store_kernel(floatX *kcache, floatX *vcache, const floatX *qkv, AttentionShape s, int start,
-                                   int max_T) {
+static __global__ void cache_store_kernel(floatX *kcache, floatX *vcache, const floatX *qkv, AttentionShape s,
+                                          int start, int max_T) {
     const size_t item = ((size_t)blockIdx.x * ATTENTION_THREADS + threadIdx.x) / 32, D = s.D;
     if (item >= (size_t)s.B * s.T * s.K) return;
     const size_t kv = item % s.K, row = item / s.K, b = row / s.T, position = start + row % s.T;
@@ -488,10 +492,10 @@ static void cuda_cache_store(floatX *kcache, floatX *vcache, const floatX *qkv, 
 }
 
 /* ---- decoding ----
- * The positions are cut into chunks, so that one sequence fills the GPU. A block reads the keys and values of one chunk
- * of one key/value head once, for up to HEADS query heads of its group, and leaves for each the largest score, the sum
- * of the probabilities relative to it, and the values weighted by them; a second kernel joins the chunks in order.
- * Chunks depend on the cache's size only, so a result does not depend on what else is decoded. */
+ * The positions are cut into chunks, so that one sequence fills the GPU. A block reads the keys and values of one
+ * chunk of one key/value head once, for up to HEADS query heads of its group, and leaves for each the largest score,
+ * the sum of the probabilities relative to it, and the values weighted by them; a second kernel joins the chunks in
+ * order. Chunks depend on the cache's size only, so a result does not depend on what else is decoded. */
 
 enum { DECODE_THREADS = 128, DECODE_WARPS = DECODE_THREADS / 32, DECODE_ROWS = 4 };
 
@@ -509,8 +513,8 @@ typedef struct {
 /* Stores the new token's key and value; query heads first .. first + HEADS of head kv's group, turned, scaled to
  * powers of two, to q [HEADS, D]; zero beyond the group. */
 template <int HEADS>
-static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX *value, const floatX *row, int kv, int first,
-                                            int position, bool newest, const AttentionShape &s) {
+static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX *value, const floatX *row, int kv,
+                                                   int first, int position, bool newest, const AttentionShape &s) {
     const int D = s.D, group = s.H / s.K;
     const float *rope = rope_at(s, position);
     for (int i = (int)threadIdx.x; i < HEADS * D; i += DECODE_THREADS) {
@@ -525,8 +529,8 @@ static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX
     }
 }
 
-/* Groups of 2^lanes_log lanes take rows in turn, DECODE_ROWS at a time so that as many loads are under way: the row of
- * this thread's u-th load after `base`. */
+/* Groups of 2^lanes_log lanes take rows in turn, DECODE_ROWS at a time so that as many loads are under way: the row
+ * of this thread's u-th load after `base`. */
 static __device__ __forceinline__ int decode_row(int base, int u, const DecodePlan &p) {
     return base + ((u * DECODE_THREADS + (int)threadIdx.x) >> p.lanes_log);
 }
@@ -534,7 +538,7 @@ static __device__ __forceinline__ int decode_row(int base, int u, const DecodePl
 /* scores [HEADS, chunk] = the products of q [HEADS, D] with `rows` keys. */
 template <int HEADS, int WIDTH>
 static __device__ __forceinline__ void decode_scores(float *scores, const float *q, const floatX *keys, int rows,
-                                              const DecodePlan &p) {
+                                                     const DecodePlan &p) {
     const int D = p.s.D, lanes = 1 << p.lanes_log, lane = (int)threadIdx.x & (lanes - 1);
     for (int base = 0; base < rows; base += DECODE_ROWS * DECODE_THREADS >> p.lanes_log) {
         float sum[DECODE_ROWS][HEADS] = {};
@@ -566,7 +570,7 @@ static __device__ __forceinline__ void decode_scores(float *scores, const float 
 /* Scores [HEADS, chunk] to probabilities relative to the largest of each head; a warp takes a head. */
 template <int HEADS>
 static __device__ __forceinline__ void decode_softmax(float *scores, DecodePart *parts, int rows, int heads,
-                                               const DecodePlan &p) {
+                                                      const DecodePlan &p) {
     const int lane = (int)threadIdx.x % 32;
     for (int h = (int)threadIdx.x / 32; h < HEADS; h += DECODE_WARPS) {
         float *x = scores + h * p.chunk, top = -INFINITY, sum = 0.0f;
@@ -580,8 +584,8 @@ static __device__ __forceinline__ void decode_softmax(float *scores, DecodePart 
 
 /* This thread's part of the weighted values: columns c .. c+WIDTH over the rows it takes in turn. */
 template <int HEADS, int WIDTH>
-static __device__ __forceinline__ void decode_values(Floats<WIDTH> (&o)[HEADS], const float *weights, const floatX *values,
-                                              int rows, const DecodePlan &p) {
+static __device__ __forceinline__ void decode_values(Floats<WIDTH> (&o)[HEADS], const float *weights,
+                                                     const floatX *values, int rows, const DecodePlan &p) {
     for (int base = 0; base < rows; base += DECODE_ROWS * DECODE_THREADS >> p.lanes_log) {
         Floats<WIDTH> value[DECODE_ROWS];
 #pragma unroll
@@ -603,8 +607,8 @@ static __device__ __forceinline__ void decode_values(Floats<WIDTH> (&o)[HEADS], 
 /* Columns c0 .. c0 + width of the weighted values of all heads, summed over the block's groups of lanes: first within
  * a warp, then over the warps in order, through `sums` [DECODE_WARPS, HEADS, width]. */
 template <int HEADS, int WIDTH>
-static __device__ __forceinline__ void decode_join(float *out, Floats<WIDTH> (&o)[HEADS], float *sums, int c0, int heads,
-                                            const DecodePlan &p) {
+static __device__ __forceinline__ void decode_join(float *out, Floats<WIDTH> (&o)[HEADS], float *sums, int c0,
+                                                   int heads, const DecodePlan &p) {
     const int lanes = 1 << p.lanes_log, width = WIDTH << p.lanes_log, D = p.s.D;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 #pragma unroll
@@ -638,7 +642,8 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     DYNAMIC_SHARED(float, q);
     const AttentionShape &s = p.s;
     const int D = s.D, group = s.H / s.K, blocks = (group + HEADS - 1) / HEADS;
-    const int kv = (int)blockIdx.y / blocks, first = (int)blockIdx.y % blocks * HEADS, heads = min(HEADS, group - first);
+    const int kv = (int)blockIdx.y / blocks, first = (int)blockIdx.y % blocks * HEADS,
+              heads = min(HEADS, group - first);
     const int b = (int)blockIdx.z, position = positions[b], begin = (int)blockIdx.x * p.chunk;
     const int rows = min(p.chunk, position + 1 - begin), width = WIDTH << p.lanes_log;
     if (rows <= 0) return;
@@ -661,8 +666,8 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
 }
 
 /* out [B, H*D]: the chunks of one query head joined, a block for each head. */
-static __global__ void attention_join_kernel(floatX *out, const DecodePart *parts, const float *o, const int *positions,
-                                      DecodePlan p) {
+static __global__ void attention_join_kernel(floatX *out, const DecodePart *parts, const float *o,
+                                             const int *positions, DecodePlan p) {
     const int row = (int)blockIdx.x, D = p.s.D, live = positions[row / p.s.H] / p.chunk + 1;
     parts += (size_t)row * p.chunks;
     o += (size_t)row * p.chunks * D;
@@ -693,16 +698,16 @@ static void launch_attention_decode(floatX *out, floatX *kcache, floatX *vcache,
 }
 
 /* Calls launch<HEADS, WIDTH>; eight heads of more than 128 channels would not fit into 48 KB of shared memory. */
-#define DECODE_HEADS(launch, width, group, D, ...)     \
-    do {                                               \
-        if ((group) == 1)                              \
-            launch<1, width>(__VA_ARGS__);             \
-        else if ((group) == 2)                         \
-            launch<2, width>(__VA_ARGS__);             \
-        else if ((group) <= 4 || (D) > 128)            \
-            launch<4, width>(__VA_ARGS__);             \
-        else                                           \
-            launch<8, width>(__VA_ARGS__);             \
+#define DECODE_HEADS(launch, width, group, D, ...) \
+    do {                                           \
+        if ((group) == 1)                          \
+            launch<1, width>(__VA_ARGS__);         \
+        else if ((group) == 2)                     \
+            launch<2, width>(__VA_ARGS__);         \
+        else if ((group) <= 4 || (D) > 128)        \
+            launch<4, width>(__VA_ARGS__);         \
+        else                                       \
+            launch<8, width>(__VA_ARGS__);         \
     } while (0)
 
 /* Chunks of 64 positions, so that a short cache has several; longer ones once there are 64 of them. */
@@ -713,8 +718,8 @@ static DecodePlan decode_plan(AttentionShape s, int max_T, int width) {
     return p;
 }
 
-static void cuda_attention_decode(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
-                                  AttentionShape s, int max_T) {
+static void cuda_attention_decode(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv,
+                                  const int *positions, AttentionShape s, int max_T) {
     if (s.B == 0) return;
     attention_check(&s);
     if (attention_vectors(s, kcache, vcache, qkv))

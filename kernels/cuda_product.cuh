@@ -1,15 +1,15 @@
 /* Products with weights: y = x W^T with bias and activation in its epilogue, dx = dy W, dW += dy^T x. cuBLASLt does
- * them, in bf16 or fp32 with fp32 sums; a kernel of our own does what cuBLASLt does not take (weights of another type,
- * rows that are not aligned) and what is too small to matter; another one does products of few rows (decoding), which
- * are bound by the reading of the weight.
+ * them, in bf16 or fp32 with fp32 sums; a kernel of our own does what cuBLASLt does not take (weights of another
+ * type, rows that are not aligned) and what is too small to matter; another one does products of few rows (decoding),
+ * which are bound by the reading of the weight.
  *
- * Everything is row-major. cuBLASLt thinks in columns: a row-major [M, N] is to it the transposed matrix [N, M], so it
- * is asked for C^T = right^T left^T. */
+ * Everything is row-major. cuBLASLt thinks in columns: a row-major [M, N] is to it the transposed matrix [N, M], so
+ * it is asked for C^T = right^T left^T. */
 #ifndef KERNELS_CUDA_PRODUCT_CUH
 #define KERNELS_CUDA_PRODUCT_CUH
 
 #include "cuda_common.cuh"
-#include <cublasLt.h>
+#include "cuda_cublaslt.cuh"
 
 /* C [M, N] = left [M, K] right [K, N]. Exactly one of out and sum is set. */
 typedef struct {
@@ -77,7 +77,7 @@ static inline void cublas_check(cublasStatus_t status, const char *file, int lin
     if (status != CUBLAS_STATUS_SUCCESS)
         die("the matrix library cuBLASLt failed on device cuda:%d: %s (%s:%d); check that the driver fits the CUDA "
             "libraries, or use --device cpu",
-            cuda_device->number, cublasLtGetStatusString(status), file, line);
+            cuda_device->number, cublaslt()->GetStatusString(status), file, line);
 }
 
 #define CUBLAS_CHECK(call) cublas_check(call, __FILE__, __LINE__)
@@ -144,7 +144,7 @@ static LtKey lt_key(const Product *p) {
 
 static void lt_set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribute, const void *value,
                    size_t bytes) {
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(operation, attribute, value, bytes));
+    CUBLAS_CHECK(cublaslt()->MatmulDescSetAttribute(operation, attribute, value, bytes));
 }
 
 /* The pointers of the epilogue, which change from call to call. */
@@ -159,18 +159,18 @@ static void lt_describe(LtPlan *plan, const Product *p) {
     int32_t type = lt_type(false);
     int64_t ld = p->N;
     uint64_t M = (uint64_t)p->M, N = (uint64_t)p->N, K = (uint64_t)p->K;
-    CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS_CHECK(cublaslt()->MatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &turn_a, sizeof turn_a);
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &turn_b, sizeof turn_b);
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (p->bias) lt_set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
     if (p->preact) lt_set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld);
     lt_set_pointers(plan->operation, p);
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan->a, lt_type(false), p->right_turned ? K : N, p->right_turned ? N : K,
-                                            p->right_turned ? p->K : p->N));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan->b, lt_type(false), p->left_turned ? M : K, p->left_turned ? K : M,
-                                            p->left_turned ? p->M : p->K));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan->d, lt_type(p->sum != NULL), N, M, p->N));
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->a, lt_type(false), p->right_turned ? K : N,
+                                                p->right_turned ? N : K, p->right_turned ? p->K : p->N));
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->b, lt_type(false), p->left_turned ? M : K,
+                                                p->left_turned ? K : M, p->left_turned ? p->M : p->K));
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->d, lt_type(p->sum != NULL), N, M, p->N));
 }
 
 /* Asks for an algorithm. Of those that split K only the ones that add the parts in a fixed order and in fp32. */
@@ -192,15 +192,15 @@ static void lt_choose(LtPlan *plan, cublasLtHandle_t handle) {
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t result;
     int count = 0;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
+    CUBLAS_CHECK(cublaslt()->MatmulPreferenceCreate(&preference));
     for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++)
-        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, wishes[i].attribute, wishes[i].value,
-                                                          wishes[i].bytes));
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan->operation, plan->a, plan->b, plan->d, plan->d,
-                                                           preference, 1, &result, &count);
+        CUBLAS_CHECK(cublaslt()->MatmulPreferenceSetAttribute(preference, wishes[i].attribute, wishes[i].value,
+                                                              wishes[i].bytes));
+    cublasStatus_t status = cublaslt()->MatmulAlgoGetHeuristic(handle, plan->operation, plan->a, plan->b, plan->d,
+                                                               plan->d, preference, 1, &result, &count);
     plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
     if (plan->works) plan->algorithm = result.algo;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
+    CUBLAS_CHECK(cublaslt()->MatmulPreferenceDestroy(preference));
 }
 
 /* The plan for a product, made at its first call. */
@@ -211,10 +211,10 @@ static LtPlan *lt_plan(LtDevice *device, const Product *p) {
     LtPlan *plan = &device->plans[(hash ^ hash >> 32) % LT_PLANS];
     if (plan->made && memcmp(&plan->key, &key, sizeof key) == 0) return plan;
     if (plan->made) {
-        CUBLAS_CHECK(cublasLtMatmulDescDestroy(plan->operation));
-        CUBLAS_CHECK(cublasLtMatrixLayoutDestroy(plan->a));
-        CUBLAS_CHECK(cublasLtMatrixLayoutDestroy(plan->b));
-        CUBLAS_CHECK(cublasLtMatrixLayoutDestroy(plan->d));
+        CUBLAS_CHECK(cublaslt()->MatmulDescDestroy(plan->operation));
+        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->a));
+        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->b));
+        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->d));
     }
     plan->key = key;
     plan->made = true;
@@ -226,15 +226,15 @@ static LtPlan *lt_plan(LtDevice *device, const Product *p) {
 /* False where cuBLASLt has no algorithm for it. */
 static bool lt_product(const Product *p) {
     LtDevice *device = &lt_devices[cuda_device - cuda_devices];
-    if (!device->handle) CUBLAS_CHECK(cublasLtCreate(&device->handle));
+    if (!device->handle) CUBLAS_CHECK(cublaslt()->Create(&device->handle));
     LtPlan *plan = lt_plan(device, p);
     if (!plan->works) return false;
     const float alpha = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     void *c = p->sum ? (void *)p->sum : (void *)p->out;
     lt_set_pointers(plan->operation, p);
-    CUBLAS_CHECK(cublasLtMatmul(device->handle, plan->operation, &alpha, p->right, plan->a, p->left, plan->b, &beta, c,
-                                plan->d, c, plan->d, &plan->algorithm, cuda_scratch(LT_WORKSPACE), LT_WORKSPACE,
-                                cuda_stream()));
+    CUBLAS_CHECK(cublaslt()->Matmul(device->handle, plan->operation, &alpha, p->right, plan->a, p->left, plan->b,
+                                    &beta, c, plan->d, c, plan->d, &plan->algorithm, cuda_scratch(LT_WORKSPACE),
+                                    LT_WORKSPACE, cuda_stream()));
     return true;
 }
 
@@ -389,8 +389,7 @@ enum { SUM_THREADS = 256, SUM_ROWS = SUM_THREADS / 32, SUM_PART = 256 };
 
 /* parts [gridDim.y, C]: the sums of x [rows, C] over SUM_PART rows each. A warp takes every eighth row, a lane WIDTH
  * columns; the warps' sums are added in order. Reads x once. */
-template <int WIDTH>
-static __global__ void column_sum_kernel(float *parts, const floatX *x, size_t rows, int C) {
+template <int WIDTH> static __global__ void column_sum_kernel(float *parts, const floatX *x, size_t rows, int C) {
     __shared__ __align__(16) float sums[SUM_ROWS][32 * WIDTH];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, c0 = (int)blockIdx.x * 32 * WIDTH;
     const int c = c0 + lane * WIDTH;
@@ -426,8 +425,8 @@ static void cuda_column_sums(float *sums, const floatX *x, size_t rows, int C) {
     const unsigned n = cuda_blocks(rows, SUM_PART);
     float *parts = (float *)cuda_scratch((size_t)n * C * sizeof(float));
     if (vectors_fit((size_t)C, VECTOR, x))
-        LAUNCH(column_sum_kernel<VECTOR>, dim3(cuda_blocks((size_t)C, 32 * VECTOR), n), SUM_THREADS, 0, parts, x, rows,
-               C);
+        LAUNCH(column_sum_kernel<VECTOR>, dim3(cuda_blocks((size_t)C, 32 * VECTOR), n), SUM_THREADS, 0, parts, x,
+               rows, C);
     else
         LAUNCH(column_sum_kernel<1>, dim3(cuda_blocks((size_t)C, 32), n), SUM_THREADS, 0, parts, x, rows, C);
     LAUNCH(add_parts_kernel, cuda_blocks((size_t)C, SUM_THREADS), SUM_THREADS, 0, sums, parts, (int)n, C);

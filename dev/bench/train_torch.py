@@ -7,7 +7,8 @@
 
 The model is `--student small` of train_distill (cross entropy only, batch 64): vision 96 wide, 3 layers, 3 heads; 48
 image tokens; decoder 128 wide, 3 layers, 4 heads, FFN 352. bf16 autocast, AdamW, gradient norm clipped to 1; all
-processor threads or a GPU (there with fused attention and a fused AdamW). Pictures are decoded before the clock starts, as train_distill's cache does after one epoch.
+processor threads or a GPU (there with fused attention and a fused AdamW). Pictures are decoded before the clock
+starts, as train_distill's cache does after one epoch.
 """
 import argparse
 import io

@@ -7,6 +7,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #define WITH_ASAN
 #elif defined(__has_feature)
@@ -86,7 +89,7 @@ static void arrived() {
 #endif
 }
 
-static void switch_to(Fiber *to) {
+__attribute__((noinline)) static void switch_to(Fiber *to) {
     Fiber *from = machine->running;
     machine->running = to;
 #ifdef WITH_ASAN
@@ -99,6 +102,8 @@ static void switch_to(Fiber *to) {
 #endif
     arrived();
 }
+
+__attribute__((noinline)) static Fiber *fiber_here() { return machine->running; }
 
 static void fiber_main();
 
@@ -237,10 +242,9 @@ static void wait() {
     switch_to(to);
 }
 
-/* Runs threads that have not begun, one after another, and hands over to one that waited when that is chosen. */
-static void fiber_main() {
-    Fiber *self = machine->running;
-    arrived();
+/* Runs threads that have not begun, one after another; returns the fiber to go on with when one that waited is chosen
+ * or none is left. */
+__attribute__((noinline)) static Fiber *run_threads(Fiber *self) {
     for (;;) {
         machine->launch->run(machine->launch->context);
         current->state = Thread::RETURNED;
@@ -248,11 +252,18 @@ static void fiber_main() {
         Thread *next = choose();
         current = next;
         if (next && !next->fiber) continue;
-        Fiber *to = next ? next->fiber : &machine->main;
         self->next = machine->idle;
         machine->idle = self;
-        switch_to(to);
+        return next ? next->fiber : &machine->main;
     }
+}
+
+/* An idle fiber may wake up on another thread of the processor, so nothing thread-local is touched here, where a
+ * compiler could have kept its address. */
+static void fiber_main() {
+    Fiber *self = fiber_here();
+    arrived();
+    for (;;) switch_to(run_threads(self));
 }
 
 void barrier(Place place) {
@@ -354,8 +365,17 @@ static void run_block(Machine *m, const Launch &l, uint64_t number) {
     free(shared);
 }
 
+/* OpenMP ends and begins threads as their number changes; what belongs to one goes to the next with its number. */
 static Machine *machine_here() {
-    if (!machine) machine = (Machine *)calloc(1, sizeof *machine);
+    static Machine *machines[1024];
+#ifdef _OPENMP
+    int number = omp_get_thread_num();
+#else
+    int number = 0;
+#endif
+    if (number < 0 || number >= 1024) _exit(1);
+    if (!machines[number]) machines[number] = (Machine *)calloc(1, sizeof *machine);
+    machine = machines[number];
     if (!machine) _exit(1);
     return machine;
 }
