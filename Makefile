@@ -122,18 +122,20 @@ $(BUILD):
 
 build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
+JOBS ?= $(shell nproc)
+
 # Both precisions, the built-in product, the address and thread sanitizers on what is small enough for them, and the CUDA
 # kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
 test:
-	@$(MAKE) --no-print-directory build-tests
-	@$(MAKE) --no-print-directory build-tests PRECISION=FP32
-	@$(MAKE) --no-print-directory build-tests SANITIZE=1
-	@$(MAKE) --no-print-directory build/BF16-builtin-cpu/test_kernels ONEDNN=0 CUDA=0 \
+	@$(MAKE) -j$(JOBS) --no-print-directory build-tests
+	@$(MAKE) -j$(JOBS) --no-print-directory build-tests PRECISION=FP32
+	@$(MAKE) -j$(JOBS) --no-print-directory build-tests SANITIZE=1
+	@$(MAKE) -j$(JOBS) --no-print-directory build/BF16-builtin-cpu/test_kernels ONEDNN=0 CUDA=0 \
 	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
-	@$(MAKE) --no-print-directory build/BF16-sanitize-thread/test_dataloader SANITIZE=thread
-	@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
+	@$(MAKE) -j$(JOBS) --no-print-directory build/BF16-sanitize-thread/test_dataloader SANITIZE=thread
+	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulation test_kernels)
-	@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
+	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated PRECISION=FP32 \
 	    $(addprefix build/FP32-emulated/,test_kernels test_model train_distill infer)
 	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin-cpu/test_kernels \
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \

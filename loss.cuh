@@ -343,11 +343,11 @@ static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double p
 /* The objective at `progress` in [0, 1] of the training.
  *
  * Annealing (after Jafari et al. 2021, "Annealing Knowledge Distillation"): the temperature goes linearly from its
- * base to 1 at 90 % and stays. A high temperature makes the student learn where it doubts: tau^2 (q - p) at tau = 4
+ * base to 1 at 80 % and stays. A high temperature makes the student learn where it doubts: tau^2 (q - p) at tau = 4
  * is many times the gradient at 1 where q is neither 0 nor 1. But at its minimum the student's distribution is right
  * at tau, not at 1, where it writes: so it ends there. */
 static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, KdSchedule schedule, double progress) {
-    const double annealed = 0.9;
+    const double annealed = 0.8;
     if (schedule == SCHEDULE_IMAGE2TIKZ) return schedule_image2tikz(base, progress);
     if (schedule == SCHEDULE_ANNEAL) {
         double share = progress < annealed ? progress / annealed : 1;

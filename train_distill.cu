@@ -91,7 +91,7 @@ static const Option table[] = {
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
     {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
-     "none; anneal: the temperature falls to 1 in 90 % of the steps; image2tikz: temperature, weights and band move",
+     "none; anneal: the temperature falls to 1 in 80 % of the steps; image2tikz: temperature, weights and band move",
      0, 0},
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},

@@ -156,7 +156,8 @@ static __global__ void misaligned(int *out) {
 
 static __global__ void nothing(int *) {}
 
-/* Runs the launch in a child; its stderr must have all the words, and its status not be 0. */
+/* Runs the launch in a child; its stderr must have all the words, and its status not be 0. One block: OpenMP has no
+ * threads after a fork. */
 template <typename Kernel>
 static void must_fail(const char *what, const char *name, Kernel kernel, unsigned threads, size_t shared,
                       const char *word, const char *word2, const char *word3) {
@@ -169,7 +170,7 @@ static void must_fail(const char *what, const char *name, Kernel kernel, unsigne
     if (child == 0) {
         dup2(pipe_ends[1], 2);
         int *out = put(zeros, THREADS);
-        emulation::launch_call(name, 2, threads, shared, (const void *)kernel, [&] { kernel(out); });
+        emulation::launch_call(name, 1, threads, shared, (const void *)kernel, [&] { kernel(out); });
         _exit(0);
     }
     close(pipe_ends[1]);

@@ -406,7 +406,9 @@ static void norm_forward_check(NormCase *k, bool residual, bool alias, bool save
     else
         op->rmsnorm_forward(out, rstd, dev_a, weight, k->rows, k->C, 1e-5f);
     if (residual) check_x("residual sum", sum, k->x, n, 1e-7);
-    check_x(k->layer ? "layernorm_forward" : "rmsnorm_forward", out, k->out, n, FORWARD);
+    double spread = 0;  // a mean is rounded, and where a row's values are almost equal, rstd makes much of that
+    for (size_t r = 0; r < k->rows && k->layer; r++) spread = fmax(spread, fabs(k->mean[r]) * k->rstd[r]);
+    check_x(k->layer ? "layernorm_forward" : "rmsnorm_forward", out, k->out, n, FORWARD + 0x1p-22 * spread);
     if (save && k->layer) check_f("mean", mean, k->mean, k->rows, FP32);
     if (save) check_f("rstd", rstd, k->rstd, k->rows, FP32);
 }

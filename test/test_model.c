@@ -635,7 +635,7 @@ static void check_schedule(void) {
     check(objective_schedule(base, SCHEDULE_NONE, 0.9).temperature == 4, "schedule: none moves the temperature");
     for (int i = 0; i <= 10; i++) {
         ObjectiveConfig c = objective_schedule(base, SCHEDULE_ANNEAL, 0.1 * i);
-        float expected = i < 9 ? 4 - 3 * (float)i / 9 : 1;
+        float expected = i < 8 ? 4 - 3 * (float)i / 8 : 1;
         check(fabsf(c.temperature - expected) < 1e-5f && c.w_soft == base.w_soft,
               "annealing at %.1f: temperature %g, expected %g", 0.1 * i, (double)c.temperature, (double)expected);
     }
