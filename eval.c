@@ -341,7 +341,7 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     Error err;
     static Model model;
     Model *m = &model;
-    check(model_open(m, op, path, true, &err), &err);
+    check(model_open(m, op, path, &err), &err);
     if (d->fingerprint != m->tokenizer.fingerprint)
         die("%s was made with another tokenizer than %s; convert the data again with the model's tokenizer", opt.data,
             path);
@@ -377,7 +377,7 @@ int main(int argc, char **argv) {
     if (opt.texts) check(make_folder(opt.texts, &err), &err);
     check(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {
-        check(model_open(&teacher, op, opt.teacher, true, &err), &err);
+        check(model_open(&teacher, op, opt.teacher, &err), &err);
         int room = model_text_room(&teacher), longest = (int)data.longest;
         model_plan(&teacher, (int)opt.batch, longest < room ? longest : room);
     }

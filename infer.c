@@ -210,7 +210,7 @@ int main(int argc, char **argv) {
     if (folder) check_names(&pictures);
     if (folder && make_folder(opt.output, &err)) die("%s", err.text);
     const char *path = opt.model ? opt.model : default_model();
-    if (model_open(&model, op, path, true, &err)) die("%s", err.text);
+    if (model_open(&model, op, path, &err)) die("%s", err.text);
     int room = model_text_room(&model);
     if (opt.max_tokens && opt.max_tokens < room) room = (int)opt.max_tokens;
     if (read_prefix(&prefix, &model.tokenizer, path, &err)) die("%s", err.text);

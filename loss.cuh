@@ -155,7 +155,6 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
         param_add(&o->map, PART_CONNECTOR, "", -1, "embed_map", o->teacher_width, width, 1 / sqrtf((float)width));
         params_allocate_values(&o->map, op);
         params_randomise(&o->map, op, PART_ALL, seed + 1000);  // not the student's first stream
-        params_allocate_training(&o->map, op, PART_ALL);
     }
 }
 

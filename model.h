@@ -387,9 +387,9 @@ static inline void model_close(Model *m) {
     memset(m, 0, sizeof *m);
 }
 
-/* Opens a model file. map: weights are used where they lie in the file (inference and teachers); otherwise they are
- * copied so that they can be trained. The file stays open for the tokenizer. */
-static inline int model_open(Model *m, const Ops *op, const char *path, bool map, Error *err) {
+/* Opens a model file. Weights are used where they lie in the file, if that is possible (params_load); the file stays
+ * open for them and for the tokenizer. */
+static inline int model_open(Model *m, const Ops *op, const char *path, Error *err) {
     memset(m, 0, sizeof *m);
     if (safetensors_open(&m->file, path, err)) return -1;
     int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err);
@@ -399,7 +399,7 @@ static inline int model_open(Model *m, const Ops *op, const char *path, bool map
     if (!bad) {
         m->op = op;
         model_declare(m);
-        bad = params_load(&m->params, &m->file, op, map, err);
+        bad = params_load(&m->params, &m->file, op, err);
     }
     if (bad) {
         model_close(m);
@@ -549,14 +549,14 @@ static inline void model_plan(Model *m, int B, int T) {
     m->labels = (int *)xmalloc((size_t)B * (size_t)T * sizeof(int));
 }
 
-/* Gives the parts in the mask gradients and optimizer state; the others stay frozen. Before model_plan. */
+/* The parts in the mask are trained, the others stay frozen. Before model_plan; their gradients come from
+ * optimizer_open (lib/adamw.h). */
 static inline void model_train(Model *m, int parts, bool recompute) {
     m->trained = parts;
     m->recompute = recompute;
     m->vision.trains_encoder = (parts & PART_VISION) != 0;
     m->vision.trains_connector = (parts & PART_CONNECTOR) != 0;
     m->vision.recompute = recompute;
-    params_allocate_training(&m->params, m->op, parts);
 }
 
 /* ---------------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@
  *
  * The formulas are in loss.cuh, the models in model.h and vision.h, the data in dataloader.h. */
 #include "dataloader.h"
-#include "lib/adamw.h"
 #include "lib/json.h"
 #include "lib/machine.h"
 #include "lib/options.h"
 #include "lib/progress.h"
+#include "lib/state.h"
 #include "lib/threads.h"
 #include "loss.cuh"
 #include "model.h"
@@ -125,10 +125,8 @@ typedef struct {
     ObjectiveConfig config;  // as given; the schedule moves objective.config
     KdSchedule schedule;     // how it moves
     Objective objective;
-    Params *lists[2];  // what is trained: the student and the objective's map
-    AdamW adamw;
+    Optimizer optimizer;
     LearningRate lr;
-    float *norm_squared;  // device
     int64_t steps, step, steps_per_epoch;
     double best;    // validation CE of the best checkpoint
     int64_t worse;  // evaluations since
@@ -243,10 +241,10 @@ static void start_from(Run *r, const char *path) {
 static void open_models(Run *r) {
     Error err;
     r->has_teacher = strcmp(opt.teacher, "none") != 0;
-    if (r->has_teacher) check(model_open(&r->teacher, r->teacher_op, opt.teacher, true, &err), &err);
+    if (r->has_teacher) check(model_open(&r->teacher, r->teacher_op, opt.teacher, &err), &err);
     const char *student = opt.resume ? r->student_path : opt.student;
     if (opt.resume || file_exists(student)) {
-        check(model_open(&r->student, r->op, student, false, &err), &err);
+        check(model_open(&r->student, r->op, student, &err), &err);
     } else {
         const char *tokenizer = opt.tokenizer    ? opt.tokenizer
                                 : r->has_teacher ? opt.teacher
@@ -312,6 +310,19 @@ static void start_loader(Run *r) {
     r->steps = opt.steps ? opt.steps : opt.epochs * r->steps_per_epoch;
 }
 
+/* Of the student and the objective's map. */
+static void plan_optimizer(Run *r) {
+    AdamW adamw;
+    Params *lists[2] = {&r->student.params, &r->objective.map};
+    int parts[2] = {r->parts, PART_ALL};
+    adamw.beta1 = (float)opt.beta1;
+    adamw.beta2 = (float)opt.beta2;
+    adamw.eps = 1e-8f;
+    adamw.decay = (float)opt.decay;
+    adamw.max_norm = (float)opt.clip;
+    optimizer_open(&r->optimizer, r->op, adamw, lists, parts, 2, 0, 1, false);
+}
+
 static void plan_training(Run *r) {
     int B = (int)opt.batch;
     Model *s = &r->student, *t = &r->teacher;
@@ -324,14 +335,7 @@ static void plan_training(Run *r) {
     Weight teacher_head = param_weight(r->has_teacher ? t->head : s->head);
     objective_open(&r->objective, r->op, r->config, s->c.lm.vocab, s->c.lm.width, r->has_teacher ? t->op : NULL,
                    teacher_head, (int)opt.chunk, B * r->text, B, tokens, (uint64_t)opt.seed);
-    r->lists[0] = &s->params;
-    r->lists[1] = &r->objective.map;
-    r->norm_squared = (float *)r->op->alloc(sizeof(float));
-    r->adamw.beta1 = (float)opt.beta1;
-    r->adamw.beta2 = (float)opt.beta2;
-    r->adamw.eps = 1e-8f;
-    r->adamw.decay = (float)opt.decay;
-    r->adamw.max_norm = (float)opt.clip;
+    plan_optimizer(r);
 }
 
 static void plan_schedule(Run *r) {
@@ -388,18 +392,18 @@ static StepResult train_step(Run *r, const Batch *batch) {
     StepResult result;
     memset(&result, 0, sizeof result);
     r->objective.config = objective_schedule(r->config, r->schedule, (double)r->step / (double)r->steps);
-    for (int i = 0; i < 2; i++) gradients_zero(r->lists[i], r->op);
+    optimizer_zero_gradients(&r->optimizer);
     for (int first = 0; first < batch->B; first += (int)opt.batch) {
         int B = batch->B - first < opt.batch ? batch->B - first : (int)opt.batch;
         pass(r, batch, first, B, 1.0 / batch->tokens, 1.0 / batch->B);
         result.flops += pass_flops(r, B, batch->T);
     }
     float norm_squared;
-    gradients_norm(r->lists, 2, r->op, r->norm_squared);
+    optimizer_norm(&r->optimizer);
     result.lr = learning_rate(&r->lr, r->step);
-    adamw_step(&r->adamw, r->lists, 2, r->op, (float)result.lr, (int)r->step + 1, r->norm_squared);
+    optimizer_step(&r->optimizer, (float)result.lr, (int)r->step + 1);
     result.sums = objective_collect(&r->objective);  // here the host waits for the device, not before
-    r->op->download(&norm_squared, r->norm_squared, sizeof norm_squared);
+    r->op->download(&norm_squared, r->optimizer.norm_squared, sizeof norm_squared);
     result.norm = sqrt((double)norm_squared);
     result.loss = objective_mean(&r->objective, &result.sums);
     result.tokens = batch->tokens;
@@ -446,7 +450,7 @@ static void save(Run *r) {
     snprintf(worse, sizeof worse, "%lld", (long long)r->worse);
     const char *keys[] = {"format", "step", "best", "worse"}, *values[] = {"tikz.c/state/1", step, best, worse};
     check(model_save(&r->student, r->student_path, &err), &err);
-    check(state_save(r->state_path, r->lists, 2, r->op, keys, values, 4, &err), &err);
+    check(state_save(r->state_path, &r->optimizer, keys, values, 4, &err), &err);
 }
 
 static void restore(Run *r) {
@@ -462,7 +466,7 @@ static void restore(Run *r) {
     r->step = at;
     r->best = strtod(best, NULL);
     r->worse = since;
-    check(state_load(&st, r->lists, 2, r->op, &err), &err);
+    check(state_load(&st, 1, &r->optimizer, &err), &err);
     safetensors_close(&st);
 }
 
@@ -568,8 +572,8 @@ static void print_summary(const Run *r) {
         stderr,
         "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
         "logits %.1f MB\n",
-        (double)s->params.values.used / 1e6, (double)s->params.gradients.used / 1e6,
-        (double)s->params.state.used / 1e6, (double)s->arena.used / 1e6, (double)r->teacher.arena.used / 1e6,
+        (double)(s->params.values.used + r->optimizer.value_memory.used) / 1e6,
+        (double)r->optimizer.gradient_memory.used / 1e6, (double)r->optimizer.state_memory.used / 1e6, (double)s->arena.used / 1e6, (double)r->teacher.arena.used / 1e6,
         (double)r->objective.arena.used / 1e6);
     fprintf(stderr, "data: %llu samples, %lld steps of %lld pictures, %lld steps an epoch\n",
             (unsigned long long)r->data.count, (long long)r->steps, (long long)(opt.batch * opt.accum),

@@ -25,7 +25,7 @@ static void make(const char *path, const char *shape) {
 static double open_and_multiply(Model *m, const Ops *op, const char *path) {
     Error err;
     double start = seconds_now();
-    if (model_open(m, op, path, true, &err)) die("%s", err.text);
+    if (model_open(m, op, path, &err)) die("%s", err.text);
     Weight w = param_weight(m->layer[0].qkv);
     floatX *x = (floatX *)op->alloc((size_t)w.cols * sizeof(floatX));
     floatX *y = (floatX *)op->alloc((size_t)w.rows * sizeof(floatX));

@@ -1,7 +1,8 @@
-/* The named parameters of a model and what training keeps beside them: gradients, fp32 masters, AdamW's moments.
+/* The named parameters of a model.
  *
  * A model declares its parameters once (name, shape, part, initial spread); after that they are either mapped from
- * a file and used in place, copied from a file, or drawn at random. */
+ * a file and used in place, copied from a file, or drawn at random. What is trained then moves to the optimizer's flat
+ * arrays (lib/adamw.h). */
 #ifndef LIB_PARAMETERS_H
 #define LIB_PARAMETERS_H
 
@@ -24,15 +25,14 @@ typedef struct {
     bool decay;       // AdamW's weight decay applies: matrices, not norms, biases or positions
     float spread;     // standard deviation at random initialisation; 0: zeros, 1 with ndim 1: ones
     floatX *value;    // [n]
-    float *gradient;  // [n]; NULL when the part is frozen
-    float *master;    // [n] fp32 copy that AdamW updates; NULL when frozen
-    float *m, *v;     // [n] AdamW's moments; NULL when frozen
+    float *gradient;  // [n]; NULL when frozen
+    size_t at;        // where it begins in the optimizer's flat arrays; when trained
 } Param;
 
 typedef struct {
     Param *list;
     int count, capacity;
-    Arena values, gradients, state;
+    Arena values;
     void *settled;  // the values that params_settle moved; NULL when none
 } Params;
 
@@ -88,25 +88,25 @@ static inline void params_allocate_values(Params *p, const Ops *op) {
     params_plan_values(p);
 }
 
-static inline void params_plan_training(Params *p, int parts) {
-    for (int i = 0; i < p->count; i++) {
-        Param *x = &p->list[i];
-        if (!(x->part & parts)) continue;
-        x->gradient = arena_f32(&p->gradients, x->n);
-        x->master = arena_f32(&p->state, x->n);
-        x->m = arena_f32(&p->state, x->n);
-        x->v = arena_f32(&p->state, x->n);
-    }
-}
-
-/* Gradients, masters (taken from the values) and zero moments for the parts that are trained. */
-static inline void params_allocate_training(Params *p, const Ops *op, int parts) {
-    params_plan_training(p, parts);
-    arena_allocate(&p->gradients, op, "gradients");
-    arena_allocate(&p->state, op, "optimizer state");
-    params_plan_training(p, parts);
+/* Keeps memory for the values of the parts that are not in the mask only; the others have moved elsewhere. */
+static inline void params_leave(Params *p, const Ops *op, int gone) {
+    Arena kept = {NULL, 0};
+    if (!p->values.base) return;
     for (int i = 0; i < p->count; i++)
-        if (p->list[i].master) op->cast_from_x(p->list[i].master, p->list[i].value, p->list[i].n);
+        if (!(p->list[i].part & gone)) arena_x(&kept, p->list[i].n);
+    if (kept.used) {
+        arena_allocate(&kept, op, "frozen parameters");
+        for (int i = 0; i < p->count; i++) {
+            Param *x = &p->list[i];
+            if (x->part & gone) continue;
+            floatX *to = arena_x(&kept, x->n);
+            op->copy(to, x->value, x->n * sizeof(floatX));
+            x->value = to;
+        }
+    }
+    op->sync();
+    arena_release(&p->values, op);
+    p->values = kept;
 }
 
 /* Draws every parameter of the given parts. One random stream per parameter, so that changing one shape leaves the
@@ -165,10 +165,10 @@ static inline void param_copy_from(const Param *x, const SafeTensor *t, const Op
     free(host);
 }
 
-/* Takes the values from a file. In place (no copy, no memory: the pages load when first read) when `map` is set,
- * the device shares the host's memory and every tensor is stored as floatX; the file must then stay open. */
-static inline int params_load(Params *p, const SafeTensors *st, const Ops *op, bool map, Error *err) {
-    bool in_place = map && op->host_memory;
+/* Takes the values from a file. In place (no copy, no memory: the pages load when first read) when the device shares
+ * the host's memory and every tensor is stored as floatX; the file must then stay open. */
+static inline int params_load(Params *p, const SafeTensors *st, const Ops *op, Error *err) {
+    bool in_place = op->host_memory;
     for (int i = 0; i < p->count; i++) {
         const SafeTensor *t = param_find(&p->list[i], st, err);
         if (!t) return -1;
@@ -209,8 +209,6 @@ static inline void params_settle(Params *p, const Ops *op, int parts) {
 static inline void params_release(Params *p, const Ops *op) {
     if (p->settled) op->release(p->settled);
     arena_release(&p->values, op);
-    arena_release(&p->gradients, op);
-    arena_release(&p->state, op);
     free(p->list);
     memset(p, 0, sizeof *p);
 }

@@ -79,6 +79,7 @@ typedef struct {
     const char *name;
     const Ops *op;
     Model student, teacher;
+    Optimizer optimizer;  // of the student, when it is trained
     SafeTensors expected;
     const uint8_t *pixels, *teacher_pixels;
     const int *ids; // [B, T]
@@ -114,11 +115,18 @@ static void expect(const Pair *p, const char *name, float *got, size_t n, double
     free(got);
 }
 
-static void open_model(Model *m, const Ops *op, const char *folder, const char *name, const char *role, bool map) {
+static void open_model(Model *m, const Ops *op, const char *folder, const char *name, const char *role) {
     Error err;
     char *path = format_string("%s/%s.%s.safetensors", folder, name, role);
-    if (model_open(m, op, path, map, &err)) die("%s", err.text);
+    if (model_open(m, op, path, &err)) die("%s", err.text);
     free(path);
+}
+
+/* Gradients and optimizer state for the given parts of one list, with settings to be filled in. */
+static void open_optimizer(Optimizer *o, const Ops *op, Params *params, int parts) {
+    AdamW adamw;
+    memset(&adamw, 0, sizeof adamw);
+    optimizer_open(o, op, adamw, &params, &parts, 1, 0, 1, false);
 }
 
 static void pair_open(Pair *p, const Ops *op, const char *folder, const char *name, int parts, bool recompute) {
@@ -138,14 +146,18 @@ static void pair_open(Pair *p, const Ops *op, const char *folder, const char *na
     p->labels = (int *)xcalloc((size_t)(p->B * p->T), sizeof(int));
     for (int i = 0; i < p->B * p->T; i++)
         if (p->ids[i] >= 0) p->labels[p->n++] = p->ids[i];
-    open_model(&p->teacher, op, folder, name, "teacher", true);
+    open_model(&p->teacher, op, folder, name, "teacher");
     model_plan(&p->teacher, p->B, p->T);
-    open_model(&p->student, op, folder, name, "student", false);
-    if (parts) model_train(&p->student, parts, recompute);
+    open_model(&p->student, op, folder, name, "student");
+    if (parts) {
+        model_train(&p->student, parts, recompute);
+        open_optimizer(&p->optimizer, op, &p->student.params, parts);
+    }
     model_plan(&p->student, p->B, p->T);
 }
 
 static void pair_close(Pair *p) {
+    if (p->optimizer.op) optimizer_close(&p->optimizer);
     model_close(&p->student);
     model_close(&p->teacher);
     safetensors_close(&p->expected);
@@ -313,7 +325,9 @@ static void check_setting(Pair *p, int k) {
     ObjectiveConfig c = setting(p, k);
     Objective o;
     open_objective(&o, p, c, k == 0 ? 0 : CHUNK);
-    gradients_zero(&p->student.params, p->op);
+    Optimizer map;
+    if (o.map.count) open_optimizer(&map, p->op, &o.map, PART_ALL);
+    optimizer_zero_gradients(&p->optimizer);
     learn(p, &o, 0, p->B);
     ObjectiveSums sums = objective_collect(&o);
     char name[64];
@@ -334,6 +348,7 @@ static void check_setting(Pair *p, int k) {
         check_gradients(p, k, &o.map);
     }
     check_evaluation(p, k, &o, &sums);
+    if (o.map.count) optimizer_close(&map);
     objective_close(&o);
 }
 
@@ -341,38 +356,38 @@ static void check_setting(Pair *p, int k) {
 
 static void check_adamw(Pair *p) {
     const Ops *op = p->op;
-    AdamW adamw;
-    adamw.beta1 = (float)number(p, "adamw.beta1");
-    adamw.beta2 = (float)number(p, "adamw.beta2");
-    adamw.eps = (float)number(p, "adamw.eps");
-    adamw.decay = (float)number(p, "adamw.decay");
-    adamw.max_norm = (float)number(p, "adamw.max_norm");
-    float lr = (float)number(p, "adamw.lr"), *norm = (float *)op->alloc(sizeof(float));
+    Optimizer *optimizer = &p->optimizer;
+    optimizer->adamw.beta1 = (float)number(p, "adamw.beta1");
+    optimizer->adamw.beta2 = (float)number(p, "adamw.beta2");
+    optimizer->adamw.eps = (float)number(p, "adamw.eps");
+    optimizer->adamw.decay = (float)number(p, "adamw.decay");
+    optimizer->adamw.max_norm = (float)number(p, "adamw.max_norm");
+    float lr = (float)number(p, "adamw.lr");
     int steps = (int)number(p, "steps");
     float *losses = (float *)xcalloc((size_t)steps, sizeof(float)),
           *norms = (float *)xcalloc((size_t)steps, sizeof(float));
     Objective o;
     open_objective(&o, p, setting(p, 0), 0);
-    Params *lists[1] = {&p->student.params};
     for (int step = 0; step < steps; step++) {
-        gradients_zero(lists[0], op);
+        optimizer_zero_gradients(optimizer);
         learn(p, &o, 0, p->B);
         ObjectiveSums sums = objective_collect(&o);
-        gradients_norm(lists, 1, op, norm);
-        adamw_step(&adamw, lists, 1, op, lr, step + 1, norm);
+        optimizer_norm(optimizer);
+        optimizer_step(optimizer, lr, step + 1);
         float squared;
-        op->download(&squared, norm, sizeof squared);
+        op->download(&squared, optimizer->norm_squared, sizeof squared);
         losses[step] = (float)objective_mean(&o, &sums);
         norms[step] = sqrtf(squared);
     }
     expect(p, "adamw.loss", losses, (size_t)steps, LOSS);
     expect(p, "adamw.norm", norms, (size_t)steps, GRADIENT);
-    for (int i = 0; i < lists[0]->count; i++) {
-        const Param *x = &lists[0]->list[i];
+    for (int i = 0; i < optimizer->count; i++) {
+        const Param *x = optimizer->list[i];
+        const float *trained = optimizer->master + x->at;
         char name[160];
         snprintf(name, sizeof name, "adamw.%s", x->name);
-        expect(p, name, host_f32(op, x->master, x->n), x->n, WEIGHTS);
-        float *master = host_f32(op, x->master, x->n), *value = host_x(op, x->value, x->n);
+        expect(p, name, host_f32(op, trained, x->n), x->n, WEIGHTS);
+        float *master = host_f32(op, trained, x->n), *value = host_x(op, x->value, x->n);
         size_t wrong = 0;
         for (size_t j = 0; j < x->n; j++) wrong += value[j] != from_x(to_x(master[j]));
         check(wrong == 0, "%s: %zu values of %s are not the rounded masters", p->name, wrong, x->name);
@@ -380,7 +395,6 @@ static void check_adamw(Pair *p) {
         free(value);
     }
     objective_close(&o);
-    op->release(norm);
 }
 
 /* ---- decoding with the cache against the teacher-forced pass ---- */
@@ -522,6 +536,8 @@ static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, 
 #endif
     if (model_create(&m, op, "tiny", tokenizer_file, 5, &err)) die("%s", err.text);
     model_train(&m, PART_ALL, false);
+    Optimizer optimizer;
+    open_optimizer(&optimizer, op, &m.params, PART_ALL);
     model_plan(&m, B, T);
     ObjectiveConfig c;
     memset(&c, 0, sizeof c);
@@ -546,6 +562,7 @@ static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, 
     op->release(d_hidden);
     free(pixels);
     objective_close(&o);
+    optimizer_close(&optimizer);
     model_close(&m);
 #ifdef _OPENMP
     omp_set_num_threads(before);
@@ -583,11 +600,11 @@ static void check_saving(Pair *p) {
     size_t n = (size_t)p->n * (size_t)p->student.c.lm.vocab;
     int status = model_save(&p->student, path, &err);
     check(status == 0, "%s: %s", p->name, status ? err.text : "");
-    for (int map = 0; map < 2 && status == 0; map++) {
+    if (status == 0) {
         Model again;
-        status = model_open(&again, p->op, path, map, &err);
+        status = model_open(&again, p->op, path, &err);
         check(status == 0, "%s: %s", p->name, status ? err.text : "");
-        if (status) break;
+        if (status) die("%s", err.text);
         model_plan(&again, p->B, p->T);
         model_forward(&again, p->pixels, p->ids, p->B, p->T);
         float *after = logits_of(&again);
