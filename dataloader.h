@@ -259,14 +259,20 @@ typedef struct {
     bool augment;
     uint64_t first_batch;  // where to begin
     int vocab;             // ids must be below it; 0: not checked
+    int hold;              // batches given to the caller that stay valid, at most 2; 0: 1
+    /* When several processes share a batch: its rows are dealt out in items of item_rows, numbered through all
+     * batches, and a batch here has only the items whose number modulo `parts` is `part`. parts 0: all. */
+    int item_rows, part, parts;
 } LoaderConfig;
 
 typedef struct {
-    int B, T;            // T: tokens of the longest sample, rounded up to a multiple of 8, at most max_tokens
+    int B, T;            // T: tokens of the longest sample, rounded up to a multiple of 8, at most max_tokens. Where
+                         // processes share the batch, B counts the rows of this one, T is of all
+    int rows;            // of the whole batch
     int *ids;            // [B, T], padded with -1
     uint8_t *pixels[2];  // [B, S, S, 3] for each size
     uint32_t *samples;   // [B] indices into the dataset
-    int tokens;          // ids that are not padding
+    int tokens;          // ids of the whole batch that are not padding
     uint64_t number, epoch;
     bool first_of_epoch;
 } Batch;
@@ -294,7 +300,7 @@ typedef struct Loader {
     pthread_cond_t changed;
     Batch ring[LOADER_RING];
     uint64_t written, read;  // batches put into the ring and given to the caller since the start of the thread
-    bool held;               // the caller still uses batch read - 1
+    int held;                // the caller still uses so many of those before `read`
     bool stop, ended, failed;
     Error error;
 } Loader;
@@ -447,18 +453,28 @@ static inline int loader_picture(Loader *l, Batch *b, int at, const Sample *s, E
     return 0;
 }
 
+/* Items of a batch, and the number of the one that a row belongs to. */
+static inline uint64_t loader_items(const LoaderConfig *c) {
+    return (uint64_t)((c->batch + c->item_rows - 1) / c->item_rows);
+}
+
+static inline bool loader_wants(const LoaderConfig *c, uint64_t number, int row) {
+    if (!c->parts) return true;
+    return (number * loader_items(c) + (uint64_t)(row / c->item_rows)) % (uint64_t)c->parts == (uint64_t)c->part;
+}
+
 static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) {
     const uint64_t epoch = number / l->batches_per_epoch, within = number % l->batches_per_epoch;
     if (epoch != l->planned_epoch) loader_plan(l, epoch);
     b->number = number;
     b->epoch = epoch;
     b->first_of_epoch = within == 0;
-    b->B = l->lengths[within];
-    b->tokens = 0;
+    b->rows = l->lengths[within];
+    b->B = b->tokens = 0;
     uint32_t longest = 0;
-    for (int i = 0; i < b->B; i++) {
-        b->samples[i] = l->order[l->starts[within] + (size_t)i];
-        uint32_t n = dataset_sample(l->data, b->samples[i]).token_count;
+    for (int i = 0; i < b->rows; i++) {
+        uint32_t sample = l->order[l->starts[within] + (size_t)i], n = dataset_sample(l->data, sample).token_count;
+        if (loader_wants(&l->config, number, i)) b->samples[b->B++] = sample;
         b->tokens += (int)n;
         if (n > longest) longest = n;
     }
@@ -477,7 +493,7 @@ static inline void *loader_thread(void *argument) {
     Loader *l = (Loader *)argument;
     pthread_mutex_lock(&l->mutex);
     for (uint64_t number = l->config.first_batch;; number++) {
-        while (!l->stop && l->written - l->read + (l->held ? 1 : 0) >= LOADER_RING)
+        while (!l->stop && l->written - l->read + (uint64_t)l->held >= LOADER_RING)
             pthread_cond_wait(&l->changed, &l->mutex);
         if (l->stop) break;
         if (!l->config.shuffle && number >= l->batches_per_epoch) {
@@ -520,7 +536,8 @@ static inline int loader_seek(Loader *l, uint64_t batch_number, Error *err) {
     loader_halt(l);
     l->config.first_batch = batch_number;
     l->written = l->read = 0;
-    l->held = l->stop = l->ended = l->failed = false;
+    l->held = 0;
+    l->stop = l->ended = l->failed = false;
     int status = pthread_create(&l->thread, NULL, loader_thread, l);
     if (status != 0) return error_set(err, "cannot start the thread that loads data: %s", strerror(status));
     l->running = true;
@@ -551,7 +568,9 @@ static inline void loader_stop(Loader *l) {
 
 static inline void loader_allocate(Loader *l) {
     const LoaderConfig *c = &l->config;
-    const size_t batch = (size_t)c->batch;
+    size_t batch = (size_t)c->batch, rows;
+    if (c->parts && (rows = (loader_items(c) + (uint64_t)c->parts - 1) / (uint64_t)c->parts * (uint64_t)c->item_rows) < batch)
+        batch = rows;
     size_t largest = 0;
     for (int i = 0; i < LOADER_RING; i++) {
         l->ring[i].ids = (int *)xcalloc(batch * (size_t)c->max_tokens, sizeof(int));
@@ -573,6 +592,11 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     memset(l, 0, sizeof *l);
     if (config.batch < 1 || config.batch > 1 << 20)
         return error_set(err, "the batch size is %d, 1 to 1048576 was expected", config.batch);
+    if (!config.hold) config.hold = 1;
+    if (config.hold < 0 || config.hold > 2 ||
+        (config.parts && (config.parts < 0 || config.part < 0 || config.part >= config.parts || config.item_rows < 1)))
+        return error_set(err, "internal error: batches held %d, part %d of %d in items of %d", config.hold,
+                         config.part, config.parts, config.item_rows);
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 picture sizes were expected");
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i] < 1 || config.sizes[i] > 4096)
@@ -604,18 +628,18 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     return status;
 }
 
-/* The next batch, valid until the next call. NULL: with a text in err, an error (a damaged record or picture); with
+/* The next batch, valid until the next call (or, with config.hold 2, the one after that). NULL: with a text in err, an error (a damaged record or picture); with
  * an empty text, the end of the pass (only without shuffle). */
 static inline const Batch *loader_next(Loader *l, Error *err) {
     const Batch *b = NULL;
     err->text[0] = '\0';
     pthread_mutex_lock(&l->mutex);
-    l->held = false;
+    if (l->held == l->config.hold) l->held--;
     pthread_cond_broadcast(&l->changed);
     while (l->read == l->written && !l->ended && !l->failed) pthread_cond_wait(&l->changed, &l->mutex);
     if (l->read < l->written) {
         b = &l->ring[l->read++ % LOADER_RING];
-        l->held = true;
+        l->held++;
     } else if (l->failed) {
         *err = l->error;
     }

@@ -291,6 +291,59 @@ static void test_deterministic(const Dataset *d) {
     loader_stop(&l);
 }
 
+/* Processes that share the batches get, together, what one gets alone: items of two rows in turn. The batch before is
+ * still there when the next one has come. */
+static void test_dealt_out(const Dataset *d) {
+    enum { N = 12, PARTS = 3, ITEM = 2, BATCH = 8 };
+    Loader whole, shared[PARTS];
+    Error err;
+    LoaderConfig c = config_make(BATCH, true);
+    c.augment = c.drop_last = true;
+    CHECK_OK(loader_start(&whole, d, c, &err), err);
+    c.parts = PARTS;
+    c.item_rows = ITEM;
+    c.hold = 2;
+    for (c.part = 0; c.part < PARTS; c.part++) CHECK_OK(loader_start(&shared[c.part], d, c, &err), err);
+    for (int number = 0, item = 0; number < N; number++) {
+        const Batch *w = loader_next(&whole, &err), *s[PARTS];
+        int rows[PARTS] = {0};
+        for (int p = 0; p < PARTS; p++) s[p] = loader_next(&shared[p], &err);
+        for (int row = 0; row < w->B; row += ITEM, item++) {
+            const Batch *b = s[item % PARTS];
+            int at = rows[item % PARTS];
+            rows[item % PARTS] += ITEM;
+            CHECK(b->T == w->T && b->tokens == w->tokens && b->rows == w->B && at + ITEM <= b->B);
+            CHECK(!memcmp(b->samples + at, w->samples + row, ITEM * sizeof(uint32_t)));
+            CHECK(!memcmp(b->ids + at * b->T, w->ids + row * w->T, sizeof(int) * (size_t)(ITEM * w->T)));
+            for (int k = 0; k < 2; k++) {
+                size_t picture = loader_pixels(&whole, k);
+                CHECK(!memcmp(b->pixels[k] + (size_t)at * picture, w->pixels[k] + (size_t)row * picture,
+                              ITEM * picture));
+            }
+        }
+        for (int p = 0; p < PARTS; p++) CHECK(rows[p] == s[p]->B);
+    }
+    loader_stop(&whole);
+    for (int p = 0; p < PARTS; p++) loader_stop(&shared[p]);
+}
+
+static void test_held(const Dataset *d) {
+    Loader l;
+    Error err;
+    LoaderConfig c = config_make(3, true);
+    c.hold = 2;
+    CHECK_OK(loader_start(&l, d, c, &err), err);
+    const Batch *before = loader_next(&l, &err);
+    for (int i = 0; i < 20; i++) {
+        uint64_t hash = batch_hash(before);
+        const Batch *next = loader_next(&l, &err);
+        usleep(2000);  // the thread fills what it may
+        CHECK(next != before && batch_hash(before) == hash);
+        before = next;
+    }
+    loader_stop(&l);
+}
+
 /* Augmentation changes the pixels a little, and differently in the next epoch. */
 static void test_augment(const Dataset *d) {
     Loader plain, changed;
@@ -378,6 +431,8 @@ int main(int argc, char **argv) {
     test_limit(&d);
     test_shuffled(&d);
     test_deterministic(&d);
+    test_dealt_out(&d);
+    test_held(&d);
     test_augment(&d);
     dataset_close(&d);
     test_errors();
