@@ -6,12 +6,14 @@
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
 #   ONEDNN=0             the built-in product instead of oneDNN
+#   MPI=0                without MPI (mpirun); training on several machines goes by sockets then
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
 #   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulation)
 #   CC=clang CXX=clang++ another compiler
 
 PRECISION ?= BF16
 ONEDNN    ?= 1
+MPI       ?= 1
 NVCC      ?= nvcc
 CUDA      ?= 1
 BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
@@ -58,21 +60,30 @@ DEVICES   := the CPU only
 CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC) 2>/dev/null)))))
 ifeq ($(CUDA),emulated)
 DEVICES  := the CPU and an emulated GPU
-CPPFLAGS += -DWITH_CUDA -DCUDA_EMULATION
-OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulation.o cublaslt.o)
+CPPFLAGS += -DWITH_CUDA -DWITH_NCCL -DCUDA_EMULATION
+OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulation.o streams.o cublaslt.o nccl.o)
 LDLIBS   += -lstdc++
 else ifneq ($(wildcard $(CUDA_HOME)/include/cublasLt.h),)
 DEVICES  := the CPU and NVIDIA GPUs
 CUDA_LIB := $(firstword $(dir $(wildcard $(addprefix $(CUDA_HOME)/,lib64/libcudart_static.a lib/libcudart_static.a targets/*/lib/libcudart_static.a))))
-CPPFLAGS += -DWITH_CUDA
+CPPFLAGS += -DWITH_CUDA $(if $(wildcard $(CUDA_HOME)/include/nccl.h),-DWITH_NCCL)
 OBJECTS  += $(BUILD)/cuda.o
 LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
+endif
+
+# Between processes: MPI where Open MPI's compiler says how, for the programs that train; sockets are always there.
+MPI_COMPILE := $(if $(filter-out 0,$(MPI)),$(shell mpicc --showme:compile 2>/dev/null))
+BETWEEN     := sockets
+ifneq ($(MPI_COMPILE),)
+BETWEEN := MPI or sockets
+$(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_COMPILE)
+$(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
 endif
 
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS)"
+	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS), $(BETWEEN) between processes"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -85,7 +96,7 @@ $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
 $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDLIBS)
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm scale
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDLIBS)
 
@@ -101,11 +112,11 @@ EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulation -O1 -g1 -fno-strict-aliasing -Wno-
 $(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
 	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
 
-$(BUILD)/emulation.o $(BUILD)/cublaslt.o: $(BUILD)/%.o: dev/emulation/%.cpp | $(BUILD)
+$(addprefix $(BUILD)/,emulation.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: dev/emulation/%.cpp | $(BUILD)
 	$(EMULATE) -O2 -MF $(BUILD)/$*.d -c $< -o $@
 
-$(BUILD)/test_emulation: dev/test_emulation.cu $(BUILD)/emulation.o
-	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o -o $@ $(LDLIBS)
+$(BUILD)/test_emulation: dev/test_emulation.cu $(BUILD)/emulation.o $(BUILD)/streams.o
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o $(BUILD)/streams.o -o $@ $(LDLIBS)
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
 CUDA_ARCHITECTURES ?= 80 90
@@ -119,6 +130,9 @@ endif
 
 $(BUILD):
 	@mkdir -p $@
+
+# Step times on other machines (dev/scale.md).
+scale: $(BUILD)/scale
 
 build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
@@ -141,7 +155,7 @@ test:
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
-	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
+	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz 'build/BF16-sanitize-1/scale --check' \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulation \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \
@@ -164,4 +178,4 @@ demo:
 clean:
 	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: all clean demo starter test build-tests
+.PHONY: scale all clean demo starter test build-tests

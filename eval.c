@@ -3,13 +3,12 @@
  *   for each model: teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
  *                   then greedy programs of all pictures (exact match with the text). */
 #include "dataloader.h"
+#include "decode.h"
 #include "lib/json.h"
 #include "lib/options.h"
 #include "lib/progress.h"
-#include "lib/sampler.h"
 #include "lib/threads.h"
 #include "loss.cuh"
-#include "model.h"
 
 static struct {
     StringList models;
@@ -30,7 +29,7 @@ static const Option table[] = {
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "measure divergence from and agreement with this model", 0, 0},
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "dataset", 0, 0},
     {"samples", 'n', OPT_INT, &opt.samples, "N", "only the first N samples; 0: all", 0, 1e12},
-    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures at a time", 1, 65536},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures at a time", 1, 1024},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss", 0.01, 1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
@@ -219,39 +218,31 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
     free(path);
 }
 
-/* Likeliest tokens of B pictures at once: out [B, room], lengths [B] (without the end token). */
-static void write_greedily(Decoder *d, const uint8_t *pixels, int B, int room, int *out, int *lengths) {
-    Model *m = d->m;
-    const Tokenizer *t = &m->tokenizer;
-    int V = m->c.lm.vocab, writing = B, *next = (int *)xcalloc((size_t)B, sizeof(int));
-    for (int b = 0; b < B; b++) lengths[b] = -1;
-    decoder_start(d, pixels, B, NULL, 0);
-    for (int step = 0; step < room && writing; step++) {
-        for (int b = 0; b < B; b++) {
-            float *logits = d->host_logits + (size_t)b * (size_t)V;
-            logits_forbid(logits, V, t->count, t->flags, t->end, step == 0);
-            next[b] = argmax(logits, V);
-            if (lengths[b] >= 0) continue;
-            if (next[b] == t->end) {
-                lengths[b] = step;
-                writing--;
-            } else {
-                out[(size_t)b * (size_t)room + (size_t)step] = next[b];
-            }
-        }
-        if (writing && step + 1 < room) decoder_step(d, next);
-    }
-    for (int b = 0; b < B; b++)
-        if (lengths[b] < 0) lengths[b] = room;
-    free(next);
+/* The texts of a batch: ids [B, room], lengths [B] without the end token. */
+typedef struct {
+    int *ids, *lengths, *numbers;
+    int room, end;
+} Texts;
+
+static bool read_token(void *context, int b, int id) {
+    Texts *t = (Texts *)context;
+    if (id == t->end) return false;
+    t->ids[(size_t)b * (size_t)t->room + (size_t)t->lengths[b]++] = id;
+    return true;
+}
+
+static Texts texts_for(int B, int room, int end) {
+    Texts t = {(int *)xcalloc((size_t)B * (size_t)room, sizeof(int)), (int *)xcalloc((size_t)B, sizeof(int)),
+               (int *)xcalloc((size_t)B, sizeof(int)), room, end};
+    return t;
 }
 
 static void greedy(Report *report, Model *m, const Dataset *d, int text) {
     Loader loader;
     Decoder decoder;
     const Batch *batch;
-    int B = 0, *out = (int *)xcalloc((size_t)opt.batch * (size_t)text, sizeof(int));
-    int *lengths = (int *)xcalloc((size_t)opt.batch, sizeof(int));
+    Texts texts = texts_for((int)opt.batch, text, m->tokenizer.end);
+    int B = 0, *lengths = texts.lengths;
     int64_t seen = 0;
     double start = seconds_now();
     open_loader(&loader, d, m, NULL, text);
@@ -259,9 +250,11 @@ static void greedy(Report *report, Model *m, const Dataset *d, int text) {
     Progress progress;
     progress_begin(&progress, "writing", 0, report->samples);
     while ((batch = next_batch(&loader, seen, &B))) {
-        write_greedily(&decoder, batch->pixels[0], B, text, out, lengths);
+        memset(lengths, 0, (size_t)B * sizeof(int));
+        decoder_start(&decoder, batch->pixels[0], B, NULL, 0);
+        decoder_write(&decoder, texts.numbers, text, read_token, &texts);
         for (int b = 0; b < B; b++) {
-            const int *ids = batch->ids + (size_t)b * (size_t)batch->T, *mine = out + (size_t)b * (size_t)text;
+            const int *ids = batch->ids + (size_t)b * (size_t)batch->T, *mine = texts.ids + (size_t)b * (size_t)text;
             int n = 0;
             while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
             report->exact += n == lengths[b] && !memcmp(ids, mine, (size_t)n * sizeof(int));
@@ -277,8 +270,9 @@ static void greedy(Report *report, Model *m, const Dataset *d, int text) {
     progress_end(&progress);
     decoder_close(&decoder);
     loader_stop(&loader);
-    free(out);
-    free(lengths);
+    free(texts.ids);
+    free(texts.lengths);
+    free(texts.numbers);
     report->write_seconds = seconds_now() - start;
 }
 

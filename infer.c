@@ -1,20 +1,19 @@
 /* infer: looks at pictures and writes the TikZ program of each.
  *
- *   load the model; for each picture: prepare it, look at it, write tokens until the end token. */
+ *   load the model; for each batch of pictures: prepare them, look at them, write tokens until each has its end. */
+#include "decode.h"
 #include "lib/options.h"
 #include "lib/picture.h"
 #include "lib/progress.h"
-#include "lib/sampler.h"
 #include "lib/threads.h"
 #include "lib/tokenizer_encode.h"
-#include "model.h"
 
 #include <sys/stat.h>
 
 static struct {
     const char *model, *output, *device, *prefix;
     double temperature, top_p;
-    int64_t top_k, seed, max_tokens, threads;
+    int64_t top_k, seed, max_tokens, threads, batch;
     bool quiet, show;
 } opt = {.device = "auto", .top_p = 1, .seed = 1};
 
@@ -29,9 +28,11 @@ static const Option table[] = {
      100},
     {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
     {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
-    {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling", 0, 1e15},
+    {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling, in which the first picture, the second, ... differ", 0, 1e15},
     {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
      "longest text, with the prefix; 0: as long as the model can write", 0, 1e9},
+    {"batch", 'b', OPT_INT, &opt.batch, "N",
+     "pictures written together; 0: 8, on a GPU 64, or as many as there is memory for", 0, 1024},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
@@ -95,65 +96,61 @@ static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, 
     return bad;
 }
 
-/* What is certain of the text so far goes to `out` at once, so that one can read along. */
-static int write_text(FILE *out, const char *text, size_t n, char *last, const char *path, Error *err) {
-    if (n) *last = text[n - 1];
-    if (fwrite(text, 1, n, out) == n && !fflush(out)) return 0;
-    return error_set(err, "cannot write the program of %s to %s: %s", path, opt.output ? opt.output : "stdout",
-                     strerror(errno));
-}
-
-/* Chooses tokens until the end token or until the text has `room`; *count: tokens in the text, with the prefix. */
-static int write_tokens(Decoder *d, Sampler *sampler, const TokenIds *prefix, int room, int *count, double *looked,
-                        const char *path, FILE *out, Error *err) {
-    const Tokenizer *t = &d->m->tokenizer;
+/* A program that is being written. */
+typedef struct {
+    const char *path;  // of the picture
+    FILE *out;
+    AtomicFile file;  // with -o
+    char *buffer;     // what waits until all is there
+    size_t buffered;
     TokenDecoder text;
-    const char *bytes;
-    char last = '\n';
-    int bad = 0, id = -1;
-    token_decoder_begin(&text, t);
-    for (*count = 0; !bad && *count < room; ++*count) {
-        if (*count < prefix->count) {
-            id = prefix->ids[*count];
-        } else {
-            bool empty = *count == (t->begin >= 0);
-            if (*count > prefix->count) decoder_step(d, &id);
-            logits_forbid(d->host_logits, d->m->c.lm.vocab, t->count, t->flags, t->end, empty);
-            id = sampler_choose(sampler, d->host_logits);
-            if (*count == prefix->count) *looked = seconds_now();
-            if (id == t->end) break;
-        }
-        size_t n = token_decoder_next(&text, id, &bytes);
-        bad = write_text(out, bytes, n, &last, path, err);
-    }
-    size_t n = token_decoder_end(&text, &bytes);
-    if (!bad) bad = write_text(out, bytes, n, &last, path, err);
-    if (!bad && last != '\n') fputc('\n', out);
-    token_decoder_free(&text);
-    return bad;
+    char last;  // byte
+    int count;  // tokens, with the prefix
+    bool ended, failed;
+} Text;
+
+typedef struct {
+    Text *texts;     // [--batch]
+    int *text;       // [--batch]: which of them each of the decoder's is
+    int *numbers;    // [--batch]
+    uint8_t *pixels;  // [--batch, S, S, 3]
+    const Tokenizer *tokenizer;
+    bool to_folder, several;
+    double looked;  // when the first token had been chosen; 0: not yet
+} Writer;
+
+static int text_fail(Text *t, const Error *err) {
+    report_error("%s", err->text);
+    t->failed = true;
+    return -1;
 }
 
-/* Writes the program of one picture to `out` as the tokens come. */
-static int write_program(Decoder *d, Sampler *sampler, const TokenIds *prefix, const char *path, FILE *out,
-                         Error *err) {
-    int size = d->m->c.vision.image_size, room = d->max_T - model_image_tokens(d->m), count = 0;
-    double start = seconds_now(), looked = start;
-    Picture picture;
-    if (picture_load(&picture, path, err)) return -1;
-    uint8_t *pixels = (uint8_t *)xmalloc((size_t)size * (size_t)size * 3);
-    picture_prepare(pixels, &picture, size);
-    picture_free(&picture);
-    if (opt.show) show_picture(pixels, size);
-    decoder_start(d, pixels, 1, prefix->ids, prefix->count);
-    free(pixels);
-    if (write_tokens(d, sampler, prefix, room, &count, &looked, path, out, err)) return -1;
-    double done = seconds_now();
-    int chosen = count - prefix->count;
-    if (count == room) warn("%s: stopped after %d tokens without an end; the document is not complete", path, room);
-    if (!opt.quiet)
-        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n", path, 1e3 * (looked - start),
-                chosen, done > looked ? chosen / (done - looked) : 0);
-    return 0;
+/* What is certain of the text so far goes out at once, so that one can read along. */
+static int write_bytes(Text *t, const char *bytes, size_t n) {
+    Error err;
+    if (n) t->last = bytes[n - 1];
+    if (fwrite(bytes, 1, n, t->out) == n && !fflush(t->out)) return 0;
+    error_set(&err, "cannot write the program of %s to %s: %s", t->path, opt.output ? opt.output : "stdout",
+              strerror(errno));
+    return text_fail(t, &err);
+}
+
+static int write_token(Text *t, int id) {
+    const char *bytes;
+    size_t n = token_decoder_next(&t->text, id, &bytes);
+    t->count++;
+    return write_bytes(t, bytes, n);
+}
+
+static bool read_token(void *context, int b, int id) {
+    Writer *w = (Writer *)context;
+    Text *t = &w->texts[w->text[b]];
+    if (w->looked == 0) w->looked = seconds_now();
+    if (id == w->tokenizer->end) {
+        t->ended = true;
+        return false;
+    }
+    return write_token(t, id) == 0;
 }
 
 /* FOLDER/NAME.tex for FOLDER2/NAME.png */
@@ -176,20 +173,137 @@ static void check_names(const StringList *pictures) {
     free(names);
 }
 
-/* One picture to the place that -o names; the file appears under its name only when it is complete. */
-static int infer_one(Decoder *d, Sampler *sampler, const TokenIds *prefix, const char *path, bool several,
-                     bool folder, Error *err) {
-    if (!opt.output) {
-        if (several) printf("%% %s\n", path);
-        return write_program(d, sampler, prefix, path, stdout, err);
-    }
-    char *name = folder ? output_path(opt.output, path) : xstrdup(opt.output);
-    AtomicFile file;
-    int bad = atomic_open(&file, name, err);
-    if (!bad && (bad = write_program(d, sampler, prefix, path, file.f, err))) atomic_abandon(&file);
-    if (!bad) bad = atomic_commit(&file, err);
+/* FILE, or NAME.tex in the folder, for one picture. */
+static int open_output(Text *t, const Writer *w) {
+    Error err;
+    char *name = w->to_folder ? output_path(opt.output, t->path) : xstrdup(opt.output);
+    int bad = atomic_open(&t->file, name, &err);
     free(name);
-    return bad;
+    t->out = bad ? NULL : t->file.f;
+    return bad ? text_fail(t, &err) : 0;
+}
+
+/* Where the program of a picture goes: what is written alone to its place at once (with -o a file, which appears
+ * under its name only when it is complete), else to a buffer, until it is complete. */
+static int text_open(Text *t, const Writer *w, const char *path, bool alone) {
+    memset(t, 0, sizeof *t);
+    t->path = path;
+    t->last = '\n';
+    token_decoder_begin(&t->text, w->tokenizer);
+    if (alone && opt.output) return open_output(t, w);
+    t->out = alone ? stdout : open_memstream(&t->buffer, &t->buffered);
+    if (!t->out) die("out of memory");
+    return 0;
+}
+
+/* Its last bytes, and the way to its place. */
+static void text_close(Text *t, const Writer *w, bool alone) {
+    Error err;
+    const char *bytes;
+    if (!t->failed) {
+        size_t n = token_decoder_end(&t->text, &bytes);
+        if (!write_bytes(t, bytes, n) && t->last != '\n') write_bytes(t, "\n", 1);
+    }
+    if (!alone) {
+        fclose(t->out);
+        t->out = stdout;
+        if (!t->failed && (!opt.output || !open_output(t, w))) write_bytes(t, t->buffer, t->buffered);
+        free(t->buffer);
+    }
+    if (opt.output && t->failed)
+        atomic_abandon(&t->file);
+    else if (opt.output && atomic_commit(&t->file, &err))
+        text_fail(t, &err);
+    token_decoder_free(&t->text);
+}
+
+/* Reads and prepares a picture. */
+static int prepare(Text *t, uint8_t *pixels, const char *path, int size) {
+    Error err;
+    Picture picture;
+    if (picture_load(&picture, path, &err)) return text_fail(t, &err);
+    picture_prepare(pixels, &picture, size);
+    picture_free(&picture);
+    if (opt.show) show_picture(pixels, size);
+    return 0;
+}
+
+/* The texts of pictures that could be read begin with the prefix, and where several come one after another on stdout
+ * with the picture's name. */
+static void write_beginning(Text *t, const Writer *w, const TokenIds *prefix) {
+    if (w->several && !opt.output) fprintf(t->out, "%% %s\n", t->path);
+    for (int k = 0; k < prefix->count && !t->failed; k++) write_token(t, prefix->ids[k]);
+}
+
+/* How long it took, and what is not complete. */
+static void tell(const Writer *w, int n, int B, int prefix, int room, double start, double done) {
+    int tokens = 0;
+    for (int i = 0; i < n; i++) {
+        const Text *t = &w->texts[i];
+        if (t->failed) continue;
+        tokens += t->count - prefix;
+        if (!t->ended)
+            warn("%s: stopped after %d tokens without an end; the document is not complete", t->path, room);
+    }
+    double rate = done > w->looked ? tokens / (done - w->looked) : 0;
+    if (opt.quiet || w->looked == 0) return;
+    if (B == 1)
+        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n", w->texts[w->text[0]].path,
+                1e3 * (w->looked - start), tokens, rate);
+    else
+        fprintf(stderr, "%d pictures: first tokens after %.0f ms, %d tokens at %.0f tokens/s\n", B,
+                1e3 * (w->looked - start), tokens, rate);
+}
+
+/* Writes the programs of n pictures, of which the first one is number `first` on the command line; whether all
+ * came out. */
+static bool write_batch(Writer *w, Decoder *d, const TokenIds *prefix, const char **paths, int n, int first) {
+    const int size = d->m->c.vision.image_size, room = d->max_T - model_image_tokens(d->m);
+    const size_t pixels = (size_t)size * (size_t)size * 3;
+    const bool alone = n == 1;
+    double start = seconds_now();
+    int B = 0, failed = 0;
+    w->looked = 0;
+    for (int i = 0; i < n; i++) {
+        Text *t = &w->texts[i];
+        if (text_open(t, w, paths[i], alone) || prepare(t, w->pixels + (size_t)B * pixels, paths[i], size)) continue;
+        write_beginning(t, w, prefix);
+        w->text[B] = i;
+        w->numbers[B++] = first + i;
+    }
+    if (B) {
+        decoder_start(d, w->pixels, B, prefix->ids, prefix->count);
+        decoder_write(d, w->numbers, room - prefix->count, read_token, w);
+    }
+    double done = seconds_now();
+    for (int i = 0; i < n; i++) text_close(&w->texts[i], w, alone);
+    for (int i = 0; i < n; i++) failed += w->texts[i].failed;
+    tell(w, n, B, prefix->count, room, start, done);
+    return !failed;
+}
+
+/* How many pictures are written together. */
+static int batch_size(Model *m, int pictures, int T, int room) {
+    int most = opt.batch ? (int)opt.batch : m->op->host_memory ? 8 : 64, B = pictures < most ? pictures : most;
+    return opt.batch ? B : decoder_fit(m, B, T, room);
+}
+
+static void writer_open(Writer *w, const Model *m, int batch, bool several, bool to_folder) {
+    const size_t B = (size_t)batch, size = (size_t)m->c.vision.image_size;
+    w->texts = (Text *)xcalloc(B, sizeof(Text));
+    w->text = (int *)xcalloc(B, sizeof(int));
+    w->numbers = (int *)xcalloc(B, sizeof(int));
+    w->pixels = (uint8_t *)xmalloc(B * size * size * 3);
+    w->tokenizer = &m->tokenizer;
+    w->several = several;
+    w->to_folder = to_folder;
+}
+
+static void writer_close(Writer *w) {
+    free(w->texts);
+    free(w->text);
+    free(w->numbers);
+    free(w->pixels);
 }
 
 int main(int argc, char **argv) {
@@ -197,7 +311,7 @@ int main(int argc, char **argv) {
     TokenIds prefix = {NULL, 0, 0};
     static Model model;
     Decoder decoder;
-    Sampler sampler;
+    Writer writer;
     Error err;
     threads_wait_politely(argv);
     options_parse(table, OPTIONS, argc, argv,
@@ -206,9 +320,9 @@ int main(int argc, char **argv) {
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
-    bool several = pictures.count > 1, folder = opt.output && (several || is_folder(opt.output));
-    if (folder) check_names(&pictures);
-    if (folder && make_folder(opt.output, &err)) die("%s", err.text);
+    bool several = pictures.count > 1, to_folder = opt.output && (several || is_folder(opt.output));
+    if (to_folder) check_names(&pictures);
+    if (to_folder && make_folder(opt.output, &err)) die("%s", err.text);
     const char *path = opt.model ? opt.model : default_model();
     if (model_open(&model, op, path, &err)) die("%s", err.text);
     int room = model_text_room(&model);
@@ -216,17 +330,19 @@ int main(int argc, char **argv) {
     if (read_prefix(&prefix, &model.tokenizer, path, &err)) die("%s", err.text);
     if (prefix.count >= room)
         die("the --prefix leaves no room: it has %d tokens, and the text may have %d", prefix.count, room);
-    model_plan(&model, 1, prefix.count + 1);
-    decoder_open(&decoder, &model, 1, room);
-    sampler_open(&sampler, model.c.lm.vocab, opt.temperature, opt.top_p, (int)opt.top_k, (uint64_t)opt.seed);
-    int failed = 0;
-    for (int i = 0; i < pictures.count; i++)
-        if (infer_one(&decoder, &sampler, &prefix, pictures.items[i], several, folder, &err)) {
-            report_error("%s", err.text);
-            failed = 1;
-        }
+    int batch = batch_size(&model, pictures.count, prefix.count + 1, room);
+    model_plan(&model, batch, prefix.count + 1);
+    decoder_open(&decoder, &model, batch, room);
+    decoder_sample(&decoder, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k, (uint64_t)opt.seed,
+                   model.tokenizer.begin >= 0);
+    writer_open(&writer, &model, batch, several, to_folder);
+    bool failed = false;
+    for (int i = 0; i < pictures.count; i += batch) {
+        int n = pictures.count - i < batch ? pictures.count - i : batch;
+        if (!write_batch(&writer, &decoder, &prefix, pictures.items + i, n, i)) failed = true;
+    }
+    writer_close(&writer);
     free(prefix.ids);
-    sampler_close(&sampler);
     decoder_close(&decoder);
     model_close(&model);
     return failed;

@@ -31,8 +31,15 @@
  *
  * Memory. Only hidden states of all n positions are kept, never all logits. The driver walks the positions in
  * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, each row read
- * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: two
- * chunks.
+ * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: the
+ * logits of a chunk, of two on a GPU.
+ *
+ * Time. The products make the most of it: 8 n V d FLOPs with a teacher as wide as the student (two heads forward, dh
+ * and dW), against 6 bytes of logits per position and entry in the row kernel. A GPU has two lanes: the row kernel of
+ * a chunk, which waits for memory, runs in one beside the products of the chunks before and after it, which do not,
+ * in the other. dW is added to in the product's own epilogue (fp32, beta = 1): 8 V d bytes a chunk, no pass of its
+ * own; a chunk of r rows multiplies for 2 r V d FLOPs meanwhile, so r should be above a thousand.
+ * Never writing the logits, as Cut Cross-Entropy does, costs more here: dev/learn/README.md has the figures.
  *
  * Devices. Everything here runs on the student's device. A teacher on another one sends its hidden states and image
  * tokens, which are narrow, and once its head; its logits, which are wide, come into being here. The statistics of a
@@ -56,7 +63,9 @@ typedef struct {
 enum {
     OBJECTIVE_BAND_FLOOR = 45,  // per cent of positions the band must leave, or it is not applied
     OBJECTIVE_ROWS = 65536,     // positions whose statistics wait on the device, at least
-    OBJECTIVE_PICTURES = 4096   // pictures whose cosines do
+    OBJECTIVE_PICTURES = 4096,  // pictures whose cosines do
+    OBJECTIVE_CHUNK = 4096,     // positions in a chunk, where the device does not tell how much memory is free
+    OBJECTIVE_MEGABYTES = 512   // of logits, at most, where it does
 };
 
 /* Sums over positions (and pictures) of one or more passes; divide by positions (pictures) for means. */
@@ -73,9 +82,10 @@ typedef struct {
     ObjectiveConfig config;  // changes only when nothing waits for objective_collect
     int Vs, Vt, chunk, max_positions;
     Arena arena;
-    floatX *student, *teacher;  // [chunk, Vs], [chunk, Vt]
-    int *labels;                // device [max_positions]
-    float *row_gate;            // [max_positions]
+    const Ops *beside;                // where the row kernels run: the device's other lane, or op
+    floatX *student[2], *teacher[2];  // [chunk, Vs], [chunk, Vt], of chunks in turn; where there is one lane only [0]
+    int *labels;                      // device [max_positions]
+    float *row_gate;                  // [max_positions]
     /* the teacher */
     const Ops *teacher_op;  // its device; NULL without a teacher
     Weight teacher_head;    // on our device
@@ -94,20 +104,24 @@ typedef struct {
     ObjectiveSums sums;             // of what is no longer waiting
 } Objective;
 
+/* How many chunks have their logits at a time. */
+static inline int objective_turns(const Objective *o) { return o->beside == o->op ? 1 : 2; }
+
 static inline void objective_plan_pass(Objective *o) {
     size_t rows = (size_t)o->chunk, n = (size_t)o->max_positions, B = (size_t)o->pictures;
-    o->student = arena_x(&o->arena, rows * (size_t)o->Vs);
-    o->teacher = arena_x(&o->arena, rows * (size_t)o->Vt);
+    for (int i = 0; i < objective_turns(o); i++) {
+        o->student[i] = arena_x(&o->arena, rows * (size_t)o->Vs);
+        o->teacher[i] = arena_x(&o->arena, rows * (size_t)o->Vt);
+    }
     o->labels = arena_int(&o->arena, n);
     o->stats = (RowStats *)arena_take(&o->arena, (size_t)o->rows_room, sizeof(RowStats));
     o->row_gate = arena_f32(&o->arena, n);
     bool far = o->teacher_op && o->teacher_op != o->op, embed = o->config.w_embed > 0 && o->Vt;
     size_t tokens = B * (size_t)o->tokens;
-    if (far) {
+    if (far && !ops_share_memory(o->teacher_op, o->op))
         o->near_head =
             arena_take(&o->arena, (size_t)o->Vt * (size_t)o->teacher_width, dtype_size(o->teacher_head.dtype));
-        o->near_hidden = arena_x(&o->arena, n * (size_t)o->teacher_width);
-    }
+    if (far) o->near_hidden = arena_x(&o->arena, n * (size_t)o->teacher_width);
     if (far && embed) o->near_tokens = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
     if (embed) {
         o->mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
@@ -117,9 +131,22 @@ static inline void objective_plan_pass(Objective *o) {
     o->cosines = arena_f32(&o->arena, (size_t)o->cosine_room);
 }
 
-/* Buffers for up to max_positions positions of up to `pictures` pictures in a pass, `chunk` of them (0: 4096) at a
- * time through the heads. The student's head is [Vs, width]. teacher_op and teacher_head: the teacher's device and
- * its head there; NULL without a teacher. tokens: image tokens of a picture, for the embedding loss. */
+/* Positions in a chunk, where nobody asks for a number: as many as a quarter of the free memory holds the logits of,
+ * but not for more than 512 MB (so with 2 GB free it is always the same number, and with it the bits of the head's
+ * gradient); whole tiles of the products. */
+static inline int objective_chunk(const Objective *o) {
+    const size_t tile = 256, free_bytes = o->op->memory_free();
+    size_t position = (size_t)objective_turns(o) * (size_t)(o->Vs + o->Vt) * sizeof(floatX),
+           most = OBJECTIVE_MEGABYTES;
+    if (!free_bytes) return OBJECTIVE_CHUNK;
+    most = (free_bytes / 4 < most << 20 ? free_bytes / 4 : most << 20) / position / tile * tile;
+    return most < tile ? (int)tile : most > (size_t)o->max_positions ? o->max_positions : (int)most;
+}
+
+/* Buffers for up to max_positions positions of up to `pictures` pictures in a pass, `chunk` of them (0: by the memory
+ * that is free) at a time through the heads. The student's head is [Vs, width]. teacher_op and teacher_head: the
+ * teacher's device and its head there; NULL without a teacher. tokens: image tokens of a picture, for the embedding
+ * loss. */
 static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int width,
                                   const Ops *teacher_op, Weight teacher_head, int chunk, int max_positions,
                                   int pictures, int tokens, uint64_t seed) {
@@ -131,9 +158,13 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
     o->teacher_head = teacher_head;
     o->Vt = teacher_op ? teacher_head.rows : 0;
     o->teacher_width = teacher_op ? teacher_head.cols : 0;
-    o->chunk = chunk > 0 ? chunk : 4096;
-    if (o->chunk > max_positions) o->chunk = max_positions;
     o->max_positions = max_positions;
+    o->beside = ops_open_lane(op);
+    o->chunk = chunk > 0 ? chunk : objective_chunk(o);
+    if (o->chunk >= max_positions) {  // one chunk, nothing to run beside it
+        o->chunk = max_positions;
+        o->beside = op;
+    }
     o->rows_room = max_positions > OBJECTIVE_ROWS ? max_positions : OBJECTIVE_ROWS;
     o->cosine_room = pictures > OBJECTIVE_PICTURES ? pictures : OBJECTIVE_PICTURES;
     o->pictures = pictures;
@@ -146,6 +177,8 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
         size_t bytes = (size_t)o->Vt * (size_t)o->teacher_width * dtype_size(teacher_head.dtype);
         op->copy_from(o->near_head, teacher_op, teacher_head.data, bytes);
         o->teacher_head.data = o->near_head;
+    } else if (teacher_op) {
+        teacher_op->sync();  // the head may have come through the other lane
     }
     o->host_stats = (RowStats *)xcalloc((size_t)o->rows_room, sizeof(RowStats));
     o->host_labels = (int *)xcalloc((size_t)o->rows_room, sizeof(int));
@@ -230,56 +263,91 @@ static inline const floatX *objective_bring(Objective *o, floatX *near, const fl
     return near;
 }
 
-/* Both heads' logits of the chunk starting at row `at` (rows of it), left in o->student and o->teacher. */
-static inline void objective_logits(Objective *o, const floatX *hidden, Weight head, const floatX *teacher_hidden,
-                                    int at, size_t rows) {
-    Weight teacher_head = o->teacher_head;
-    o->op->linear_forward(o->student, hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL, rows);
-    if (teacher_hidden)
-        o->op->linear_forward(o->teacher, teacher_hidden + (size_t)at * (size_t)teacher_head.cols, teacher_head, NULL,
-                              ACT_NONE, NULL, rows);
+/* One pass: its arguments, and the rows of a chunk, at .. at + rows. */
+typedef struct {
+    const floatX *hidden, *teacher_hidden;
+    Weight head;
+    floatX *d_hidden;
+    float *d_head;
+    int n;
+} ObjectivePass;
+
+static inline size_t objective_rows(const Objective *o, const ObjectivePass *p, int at) {
+    return (size_t)(p->n - at < o->chunk ? p->n - at : o->chunk);
+}
+
+static inline int objective_turn(const Objective *o, int at) { return at / o->chunk % objective_turns(o); }
+
+/* Both heads' logits of the chunk starting at row `at`. */
+static inline void objective_logits(Objective *o, const ObjectivePass *p, int at) {
+    Weight head = p->head, teacher_head = o->teacher_head;
+    size_t rows = objective_rows(o, p, at);
+    int turn = objective_turn(o, at);
+    o->op->linear_forward(o->student[turn], p->hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL,
+                          rows);
+    if (p->teacher_hidden)
+        o->op->linear_forward(o->teacher[turn], p->teacher_hidden + (size_t)at * (size_t)teacher_head.cols,
+                              teacher_head, NULL, ACT_NONE, NULL, rows);
+}
+
+/* What the chunk's gradients, which lie where the student's logits were, give the hidden states and the head. */
+static inline void objective_backward(Objective *o, const ObjectivePass *p, int at) {
+    size_t rows = objective_rows(o, p, at), first = (size_t)at * (size_t)p->head.cols;
+    const floatX *d_logits = o->student[objective_turn(o, at)];
+    if (!p->d_hidden) return;
+    o->op->linear_backward_input(p->d_hidden + first, d_logits, p->head, rows, false);
+    if (p->d_head)
+        o->op->linear_backward_weight(p->d_head, NULL, d_logits, p->hidden + first, rows, p->head.rows, p->head.cols);
 }
 
 /* The band gate needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
  * device gates, or NULL when the gate is off. */
-static inline const float *objective_band(Objective *o, RowStats *stats, const floatX *hidden, Weight head,
-                                          const floatX *teacher_hidden, int n) {
+static inline const float *objective_band(Objective *o, const ObjectivePass *p, RowStats *stats) {
     const ObjectiveConfig *c = &o->config;
-    if (!teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
+    if (!p->teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
     ObjectiveRow row = objective_row(c, true, 1);
-    for (int at = 0; at < n; at += o->chunk) {
-        size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
-        objective_logits(o, hidden, head, teacher_hidden, at, rows);
-        o->op->distill_rows(o->student, o->teacher, o->labels + at, NULL, stats + at, row, rows, o->Vs, o->Vt, false);
+    for (int at = 0; at < p->n; at += o->chunk) {
+        int turn = objective_turn(o, at);
+        objective_logits(o, p, at);
+        o->op->distill_rows(o->student[turn], o->teacher[turn], o->labels + at, NULL, stats + at, row,
+                            objective_rows(o, p, at), o->Vs, o->Vt, false);
     }
-    o->op->entropy_band(o->row_gate, stats, (size_t)n, c->band_low, c->band_high, OBJECTIVE_BAND_FLOOR);
+    o->op->entropy_band(o->row_gate, stats, (size_t)p->n, c->band_low, c->band_high, OBJECTIVE_BAND_FLOOR);
     return o->row_gate;
 }
 
 /* One pass over n positions: hidden states [n, Ws], those of the teacher [n, Wt] on its device (NULL: without it),
  * host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole
- * batch), and d_head [Vs, Ws], if not NULL, has its own added. objective_collect gives the statistics. */
+ * batch), and d_head [Vs, Ws], if not NULL, has its own added. objective_collect gives the statistics.
+ *
+ * With two lanes the products go back from a chunk (`behind` rows ago) while the row kernel is at the next one, and
+ * forward for the one after. Where there is one lane, each chunk is finished before the next begins. */
 static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, const floatX *hidden, Weight head,
                                  const floatX *teacher_hidden, const int *labels, int n, float scale) {
-    const Ops *op = o->op;
+    const Ops *op = o->op, *beside = o->beside;
+    const int behind = beside == op ? 0 : o->chunk;
     if (n > o->rows_room - o->rows) objective_drain(o);
     RowStats *stats = o->stats + o->rows;
     memcpy(o->host_labels + o->rows, labels, (size_t)n * sizeof(int));
     o->rows += n;
     op->upload(o->labels, labels, (size_t)n * sizeof(int));
     teacher_hidden = objective_bring(o, o->near_hidden, teacher_hidden, (size_t)n * (size_t)o->teacher_width);
-    const float *gate = objective_band(o, stats, hidden, head, teacher_hidden, n);
+    ObjectivePass pass = {hidden, teacher_hidden, head, d_hidden, d_head, n};
+    const float *gate = objective_band(o, &pass, stats);
     ObjectiveRow row = objective_row(&o->config, teacher_hidden != NULL, scale);
-    for (int at = 0; at < n; at += o->chunk) {
-        size_t rows = (size_t)(n - at < o->chunk ? n - at : o->chunk);
-        objective_logits(o, hidden, head, teacher_hidden, at, rows);
-        op->distill_rows(o->student, teacher_hidden ? o->teacher : NULL, o->labels + at, gate ? gate + at : NULL,
-                         stats + at, row, rows, o->Vs, o->Vt, d_hidden != NULL);
-        if (!d_hidden) continue;
-        size_t first = (size_t)at * (size_t)head.cols;
-        op->linear_backward_input(d_hidden + first, o->student, head, rows, false);
-        if (d_head) op->linear_backward_weight(d_head, NULL, o->student, hidden + first, rows, head.rows, head.cols);
+    int at = 0;
+    for (; at < n; at += o->chunk) {
+        int turn = objective_turn(o, at);
+        objective_logits(o, &pass, at);
+        op->after(beside);  // the last chunk's rows
+        beside->after(op);  // this one's logits
+        beside->distill_rows(o->student[turn], teacher_hidden ? o->teacher[turn] : NULL, o->labels + at,
+                             gate ? gate + at : NULL, stats + at, row, objective_rows(o, &pass, at), o->Vs, o->Vt,
+                             d_hidden != NULL);
+        if (at >= behind) objective_backward(o, &pass, at - behind);
     }
+    op->after(beside);
+    if (behind && at) objective_backward(o, &pass, at - behind);
 }
 
 /* The embedding loss over B pictures: image tokens e_s [B, P, Ws], e_t [B, P, Wt] on the teacher's device. Returns

@@ -1,4 +1,4 @@
-/* The whole vision-language model: configuration, parameters, forward, backward, and decoding with a cache.
+/* The whole vision-language model: configuration, parameters, forward and backward passes.
  *
  *   sequence  [P image tokens][text tokens ... end]          positions count from 0 at the first image token
  *   stream    x [B, S, W]: image tokens from vision.h, then token embeddings
@@ -270,7 +270,8 @@ typedef struct {
     Param *norm1, *qkv, *out, *norm2, *gate_up, *down;
 } LmLayer;
 
-/* What one block keeps for its backward pass; N = B * S rows. Shared between blocks as VisionActs are. */
+/* What one block leaves for its backward pass; N = B * S rows. Shared between blocks as VisionActs are. In the table at
+ * Recompute (vision.h): Q = (H + 2 K) D, A = H D. */
 typedef struct {
     floatX *input;              // [N, W] the residual stream as the block finds it
     floatX *norm1, *qkv, *att;  // [N, W], [N, (H+2K) D], [N, H D]
@@ -290,7 +291,8 @@ typedef struct {
     Param *embed, *norm, *head;  // head == embed when tied
     LmLayer *layer;
     int trained;  // parts with gradients
-    bool recompute;
+    Recompute recompute;
+    GradientHook hook;  // of model_backward; with micro-batches to be set for the last of them only
 
     Arena arena;       // activations
     int max_B, max_T;  // what they were planned for: pictures, text tokens
@@ -373,6 +375,7 @@ static inline void model_make_rope(Model *m) {
 
 static inline void model_close(Model *m) {
     if (m->op) {
+        m->op->forget(m);
         params_release(&m->params, m->op);
         arena_release(&m->arena, m->op);
         if (m->rope) m->op->release(m->rope);
@@ -486,20 +489,27 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
 /* ---------------------------------------------------------------------------------------------------------------
  * Planning */
 
-static inline void lm_plan_acts(const Model *m, LmActs *a, Arena *arena, size_t N) {
+static inline void lm_plan_acts(Model *m, int l, size_t N) {
     const LmConfig *c = &m->c.lm;
+    LmActs *a = &m->acts[l];
+    Arena *arena = &m->arena;
     size_t W = (size_t)c->width, D = (size_t)c->head_dim, H = (size_t)c->heads, K = (size_t)c->kv_heads;
-    a->input = arena_x(arena, N * W);
-    a->norm1 = arena_x(arena, N * W);
-    a->qkv = arena_x(arena, N * (H + 2 * K) * D);
-    a->att = arena_x(arena, N * H * D);
-    a->lse = arena_f32(arena, N * H);
-    a->middle = arena_x(arena, N * W);
-    a->norm2 = arena_x(arena, N * W);
-    a->gate_up = arena_x(arena, N * 2 * (size_t)c->ffn);
-    a->swiglu = arena_x(arena, N * (size_t)c->ffn);
-    a->rstd1 = arena_f32(arena, N);
-    a->rstd2 = arena_f32(arena, N);
+    if (l > 0) *a = m->acts[0];
+    if (l == 0 || m->trained) a->input = arena_x(arena, N * W);
+    if (l == 0 || ((m->trained & PART_LM) && m->recompute == RECOMPUTE_NONE)) {
+        a->norm1 = arena_x(arena, N * W);
+        a->norm2 = arena_x(arena, N * W);
+        a->swiglu = arena_x(arena, N * (size_t)c->ffn);
+    }
+    if (l == 0 || (m->trained && m->recompute != RECOMPUTE_BLOCKS)) {
+        a->qkv = arena_x(arena, N * (H + 2 * K) * D);
+        a->att = arena_x(arena, N * H * D);
+        a->lse = arena_f32(arena, N * H);
+        a->middle = arena_x(arena, N * W);
+        a->gate_up = arena_x(arena, N * 2 * (size_t)c->ffn);
+        a->rstd1 = arena_f32(arena, N);
+        a->rstd2 = arena_f32(arena, N);
+    }
 }
 
 static inline void model_plan_pass(Model *m) {
@@ -509,17 +519,9 @@ static inline void model_plan_pass(Model *m) {
     size_t n = B * (size_t)m->max_T, S = (size_t)m->c.vision.image_size;
     size_t heads = (size_t)(c->heads * c->head_dim), qkv = (size_t)((c->heads + 2 * c->kv_heads) * c->head_dim);
     size_t wide = 2 * (size_t)c->ffn;
-    bool trains = (m->trained & PART_ALL) != 0;
     vision_plan(&m->vision, arena, m->max_B);
-    for (int l = 0; l < c->layers; l++) {
-        if (l == 0 || (trains && !m->recompute)) {
-            lm_plan_acts(m, &m->acts[l], arena, N);
-        } else {
-            m->acts[l] = m->acts[0];
-            if (trains) m->acts[l].input = arena_x(arena, N * W);
-        }
-    }
-    m->pixels = (uint8_t *)arena_take(arena, B * S * S * 3, 1);
+    for (int l = 0; l < c->layers; l++) lm_plan_acts(m, l, N);
+    if (!m->vision.source) m->pixels = (uint8_t *)arena_take(arena, B * S * S * 3, 1);
     m->inputs = arena_int(arena, N);
     m->index = arena_int(arena, n);
     m->branch = arena_x(arena, N * W);
@@ -527,7 +529,7 @@ static inline void model_plan_pass(Model *m) {
     m->picked = arena_x(arena, n * W);
     m->hidden = arena_x(arena, n * W);
     m->rstd = arena_f32(arena, n);
-    if (trains) {
+    if (m->trained) {
         m->d_stream = arena_x(arena, N * W);
         m->d_wide = arena_x(arena, N * (wide > qkv ? wide : qkv));
         m->d_narrow = arena_x(arena, N * (heads > (size_t)c->ffn ? heads : (size_t)c->ffn));
@@ -551,12 +553,45 @@ static inline void model_plan(Model *m, int B, int T) {
 
 /* The parts in the mask are trained, the others stay frozen. Before model_plan; their gradients come from
  * optimizer_open (lib/adamw.h). */
-static inline void model_train(Model *m, int parts, bool recompute) {
+static inline void model_train(Model *m, int parts, Recompute recompute) {
     m->trained = parts;
     m->recompute = recompute;
     m->vision.trains_encoder = (parts & PART_VISION) != 0;
     m->vision.trains_connector = (parts & PART_CONNECTOR) != 0;
     m->vision.recompute = recompute;
+}
+
+/* Whether two parameters have the same values, bit for bit. */
+static inline bool param_same(const Param *a, const Ops *a_op, const Param *b, const Ops *b_op) {
+    size_t bytes = a->n * sizeof(floatX);
+    void *a_copy = a_op->host_memory ? NULL : xmalloc(bytes), *b_copy = b_op->host_memory ? NULL : xmalloc(bytes);
+    if (a_copy) a_op->download(a_copy, a->value, bytes);
+    if (b_copy) b_op->download(b_copy, b->value, bytes);
+    bool same = !memcmp(a_copy ? a_copy : a->value, b_copy ? b_copy : b->value, bytes);
+    free(a_copy);
+    free(b_copy);
+    return same;
+}
+
+/* Lets the teacher's encoder look at the pictures for the student too, when the student's is frozen and the same in
+ * shape and weights; returns whether it is. After model_train, before model_plan. From then on the student's forward
+ * passes begin with the features of the teacher's last one, which must have been over the same pictures; the results
+ * are those the student's encoder would have had on the teacher's kind of device. Where both models share a device's
+ * table the features are read in place: the teacher goes on to other pictures only after the student's backward
+ * pass. */
+static inline bool model_share_encoder(Model *student, const Model *teacher) {
+    const VisionConfig *a = &student->c.vision, *b = &teacher->c.vision;
+    if (student->trained & PART_VISION || a->image_size != b->image_size || a->patch != b->patch ||
+        a->width != b->width || a->layers != b->layers || a->heads != b->heads || a->mlp != b->mlp ||
+        a->activation != b->activation || a->eps != b->eps)
+        return false;
+    for (int i = 0; i < student->params.count; i++) {  // the encoders' parameters are the first ones, in the same order
+        const Param *p = &student->params.list[i], *q = &teacher->params.list[i];
+        if (p->part == PART_VISION && !param_same(p, student->op, q, teacher->op)) return false;
+    }
+    student->vision.source = &teacher->vision;
+    student->vision.source_op = teacher->op == student->op ? NULL : teacher->op;
+    return true;
 }
 
 /* ---------------------------------------------------------------------------------------------------------------
@@ -575,8 +610,8 @@ static inline AttentionShape lm_attention(const Model *m, int B, int T) {
     return s;
 }
 
-/* From attention's output a->att to the block's second addition to the stream, in m->branch. */
-static inline void lm_block_after_attention(Model *m, int l, size_t N) {
+/* From attention's output a->att to what the block's last product reads, a->swiglu. */
+static inline void lm_block_to_swiglu(Model *m, int l, size_t N) {
     const Ops *op = m->op;
     const LmConfig *c = &m->c.lm;
     const LmLayer *y = &m->layer[l];
@@ -586,16 +621,26 @@ static inline void lm_block_after_attention(Model *m, int l, size_t N) {
                                  c->eps);
     op->linear_forward(a->gate_up, a->norm2, param_weight(y->gate_up), NULL, ACT_NONE, NULL, N);
     op->swiglu_forward(a->swiglu, a->gate_up, N, c->ffn);
-    op->linear_forward(m->branch, a->swiglu, param_weight(y->down), NULL, ACT_NONE, NULL, N);
+}
+
+/* From a->att to the block's second addition to the stream, in m->branch. */
+static inline void lm_block_after_attention(Model *m, int l, size_t N) {
+    lm_block_to_swiglu(m, l, N);
+    m->op->linear_forward(m->branch, m->acts[l].swiglu, param_weight(m->layer[l].down), NULL, ACT_NONE, NULL, N);
+}
+
+/* From a->norm1 to a->att. */
+static inline void lm_block_attention(Model *m, int l, int B, int S) {
+    LmActs *a = &m->acts[l];
+    m->op->linear_forward(a->qkv, a->norm1, param_weight(m->layer[l].qkv), NULL, ACT_NONE, NULL,
+                          (size_t)B * (size_t)S);
+    m->op->attention_forward(a->att, a->lse, a->qkv, lm_attention(m, B, S));
 }
 
 /* From a->norm1 to m->branch. */
 static inline void lm_block(Model *m, int l, int B, int S) {
-    LmActs *a = &m->acts[l];
-    size_t N = (size_t)B * (size_t)S;
-    m->op->linear_forward(a->qkv, a->norm1, param_weight(m->layer[l].qkv), NULL, ACT_NONE, NULL, N);
-    m->op->attention_forward(a->att, a->lse, a->qkv, lm_attention(m, B, S));
-    lm_block_after_attention(m, l, N);
+    lm_block_attention(m, l, B, S);
+    lm_block_after_attention(m, l, (size_t)B * (size_t)S);
 }
 
 /* Adds the block's branch to the stream and prepares the next block; after the last one leaves the stream in m->last.
@@ -636,10 +681,16 @@ static inline void model_layout(Model *m, const int *ids, int B, int T) {
     m->op->upload(m->index, m->host_index, (size_t)m->n * sizeof(int));
 }
 
+/* Host pixels u8 [B, S, S, 3] to the device, unless another model's encoder looks at them. */
+static inline void model_take_pixels(Model *m, const uint8_t *pixels, int B) {
+    size_t S = (size_t)m->c.vision.image_size;
+    m->vision.B = B;
+    if (!m->vision.source) m->op->upload(m->pixels, pixels, (size_t)B * S * S * 3);
+}
+
 /* Image tokens of host pixels u8 [B, S, S, 3], left in m->vision.tokens [B, P, W]. */
 static inline void model_look(Model *m, const uint8_t *pixels, int B) {
-    size_t S = (size_t)m->c.vision.image_size;
-    m->op->upload(m->pixels, pixels, (size_t)B * S * S * 3);
+    model_take_pixels(m, pixels, B);
     vision_forward(&m->vision, m->op, m->pixels, B);
 }
 
@@ -653,17 +704,30 @@ static inline void lm_start(Model *m, int B, int S) {
     m->op->rmsnorm_forward(a->norm1, a->rstd1, a->input, m->layer[0].norm1->value, N, c->width, c->eps);
 }
 
+/* Names of a pass's calls for Ops.replay: they are the same for the same B and T, for every array of a model lies where
+ * it lies. How many positions count differs from batch to batch, so what depends on that is not in them. */
+enum { RECORDED_FORWARD, RECORDED_BACKWARD, RECORDED_BACKWARD_TOKENS, RECORDED_KINDS };
+
+static inline uint64_t model_recording(int kind, int B, int T) {
+    return ((uint64_t)B << 32 | (uint64_t)T) * RECORDED_KINDS + (uint64_t)kind;
+}
+
 /* One pass over host pixels [B, S, S, 3] and host ids [B, T] (-1: padding, at the end of a row). Leaves the hidden
  * states of the m->n positions that predict a token in m->hidden [n, W], in the order of the ids. */
 static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids, int B, int T) {
     const LmConfig *c = &m->c.lm;
     int S = model_sequence(m, T);
     model_layout(m, ids, B, T);
-    model_look(m, pixels, B);
-    lm_start(m, B, S);
-    for (int l = 0; l < c->layers; l++) {
-        lm_block(m, l, B, S);
-        lm_next(m, l, (size_t)B * (size_t)S);
+    model_take_pixels(m, pixels, B);
+    if (m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);  // copies from another device
+    if (!m->op->replay(m, model_recording(RECORDED_FORWARD, B, T))) {
+        if (!m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);
+        lm_start(m, B, S);
+        for (int l = 0; l < c->layers; l++) {
+            lm_block(m, l, B, S);
+            lm_next(m, l, (size_t)B * (size_t)S);
+        }
+        m->op->record_end();
     }
     m->op->gather_rows(m->picked, m->last, m->index, (size_t)m->n, c->width);
     m->op->rmsnorm_forward(m->hidden, m->rstd, m->picked, m->norm->value, (size_t)m->n, c->width, c->eps);
@@ -671,6 +735,26 @@ static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids
 
 /* ---------------------------------------------------------------------------------------------------------------
  * Backward */
+
+/* Computes again what block l has not kept, without what only the gradients of frozen weights would read. Of the last
+ * block that is still there. */
+static inline void lm_block_again(Model *m, int l, int B, int S) {
+    const Ops *op = m->op;
+    const LmConfig *c = &m->c.lm;
+    const LmLayer *y = &m->layer[l];
+    LmActs *a = &m->acts[l];
+    size_t N = (size_t)B * (size_t)S;
+    bool blocks = m->recompute == RECOMPUTE_BLOCKS;
+    if (l + 1 == c->layers || !(blocks || (m->recompute == RECOMPUTE_ACTIVATIONS && (m->trained & PART_LM)))) return;
+    op->rmsnorm_forward(a->norm1, a->rstd1, a->input, y->norm1->value, N, c->width, c->eps);
+    if (blocks) {
+        lm_block_attention(m, l, B, S);
+        lm_block_to_swiglu(m, l, N);
+        return;
+    }
+    op->rmsnorm_forward(a->norm2, a->rstd2, a->middle, y->norm2->value, N, c->width, c->eps);
+    op->swiglu_forward(a->swiglu, a->gate_up, N, c->ffn);
+}
 
 static inline void lm_block_backward(Model *m, int l, int B, int S) {
     const Ops *op = m->op;
@@ -680,10 +764,7 @@ static inline void lm_block_backward(Model *m, int l, int B, int S) {
     int W = c->width, F = c->ffn, heads = c->heads * c->head_dim, qkv = (c->heads + 2 * c->kv_heads) * c->head_dim;
     size_t N = (size_t)B * (size_t)S;
     bool trains = (m->trained & PART_LM) != 0;
-    if (m->recompute) {
-        op->rmsnorm_forward(a->norm1, a->rstd1, a->input, y->norm1->value, N, W, c->eps);
-        lm_block(m, l, B, S);
-    }
+    lm_block_again(m, l, B, S);
     if (trains) op->linear_backward_weight(y->down->gradient, NULL, m->d_stream, a->swiglu, N, W, F);
     op->linear_backward_input(m->d_narrow, m->d_stream, param_weight(y->down), N, false);
     op->swiglu_backward(m->d_wide, m->d_narrow, a->gate_up, N, F);
@@ -698,145 +779,53 @@ static inline void lm_block_backward(Model *m, int l, int B, int S) {
     op->rmsnorm_backward(m->d_stream, y->norm1->gradient, m->branch, a->input, y->norm1->value, a->rstd1, N, W);
 }
 
-/* Adds the gradients of everything that is trained. d_hidden [n, W]: the loss's gradient at m->hidden of the last
- * forward pass. d_image_tokens [B, P, W], or NULL: what else depends on the image tokens (the embedding loss). */
-static inline void model_backward(Model *m, const floatX *d_hidden, const floatX *d_image_tokens) {
+/* From the gradient of the stream after the last block to those of everything below. */
+static inline void model_backward_blocks(Model *m, const floatX *d_image_tokens) {
     const Ops *op = m->op;
     const LmConfig *c = &m->c.lm;
     int B = m->B, S = model_sequence(m, m->T), W = c->width;
-    size_t N = (size_t)B * (size_t)S, n = (size_t)m->n, row = (size_t)W * sizeof(floatX);
+    size_t N = (size_t)B * (size_t)S, row = (size_t)W * sizeof(floatX);
     size_t P = (size_t)model_image_tokens(m), tokens = (size_t)B * P * (size_t)W;
-    op->zero(m->d_picked, n * row);
-    op->rmsnorm_backward(m->d_picked, m->norm->gradient, d_hidden, m->picked, m->norm->value, m->rstd, n, W);
-    op->scatter_rows(m->d_stream, m->d_picked, m->index, n, N, W);
-    for (int l = c->layers - 1; l >= 0; l--) lm_block_backward(m, l, B, S);
+    for (int l = c->layers - 1; l >= 0; l--) {
+        lm_block_backward(m, l, B, S);
+        gradients_ready(&m->hook, m->layer[l].norm1);
+    }
     if (m->trained & PART_LM) op->embedding_backward(m->embed->gradient, m->d_stream, m->inputs, N, W, c->vocab);
+    gradients_ready(&m->hook, m->embed);
     if (!(m->trained & (PART_VISION | PART_CONNECTOR))) return;
     op->copy_rows(m->d_tokens, P * row, m->d_stream, (size_t)S * row, P * row, (size_t)B);
     if (d_image_tokens) op->residual_forward(m->d_tokens, m->d_tokens, d_image_tokens, tokens);
-    vision_backward(&m->vision, op, m->d_tokens, B);
+    vision_backward(&m->vision, op, m->d_tokens, B, &m->hook);
 }
 
-/* Operations of one forward pass (multiply-add = 2): the encoder, the decoder and the head on n positions. A backward
- * pass takes twice as many, without the encoder's when that is frozen. */
+/* Adds the gradients of everything that is trained. d_hidden [n, W]: the loss's gradient at m->hidden of the last
+ * forward pass. d_image_tokens [B, P, W], or NULL: what else depends on the image tokens (the embedding loss); always
+ * the same array. */
+static inline void model_backward(Model *m, const floatX *d_hidden, const floatX *d_image_tokens) {
+    const Ops *op = m->op;
+    int W = m->c.lm.width, kind = d_image_tokens ? RECORDED_BACKWARD_TOKENS : RECORDED_BACKWARD;
+    size_t N = (size_t)m->B * (size_t)model_sequence(m, m->T), n = (size_t)m->n;
+    op->zero(m->d_picked, n * (size_t)W * sizeof(floatX));
+    op->rmsnorm_backward(m->d_picked, m->norm->gradient, d_hidden, m->picked, m->norm->value, m->rstd, n, W);
+    gradients_ready(&m->hook, m->norm);
+    op->scatter_rows(m->d_stream, m->d_picked, m->index, n, N, W);
+    if (m->hook.ready) {  // the hook sends gradients on their way, which no recording can
+        model_backward_blocks(m, d_image_tokens);
+    } else if (!op->replay(m, model_recording(kind, m->B, m->T))) {
+        model_backward_blocks(m, d_image_tokens);
+        op->record_end();
+    }
+}
+
+/* Operations of one forward pass (multiply-add = 2): the encoder, if it looks itself, the connector, the decoder and
+ * the head on n positions. A backward pass takes twice as many, without the encoder's when that is frozen. */
 static inline double model_flops(const Model *m, int B, int T, int n) {
     const LmConfig *c = &m->c.lm;
     double S = model_sequence(m, T), W = c->width, heads = (double)c->heads * c->head_dim;
     double weights = W * (c->heads + 2 * c->kv_heads) * c->head_dim + heads * W + 3 * W * c->ffn;
     double per_position = c->layers * (2 * weights + 2 * S * heads);  // causal: half of 4 S heads
-    return vision_flops(&m->c.vision, B) + B * S * per_position + 2.0 * n * W * c->vocab;
-}
-
-/* ---------------------------------------------------------------------------------------------------------------
- * Decoding with a key-value cache */
-
-typedef struct {
-    Model *m;
-    int max_B, max_T;  // sequences decoded together; positions the cache holds
-    Arena arena;
-    floatX **kcache, **vcache;  // per layer [max_B, K, max_T, D]
-    int *ids, *positions;       // device [max_B]
-    float *logits;              // device [max_B, V]
-    float *host_logits;         // host [B, V] after every step
-    int *host_positions;
-    int B, position;  // position the next token takes, the same in every sequence
-} Decoder;
-
-static inline void decoder_plan_pass(Decoder *d) {
-    const LmConfig *c = &d->m->c.lm;
-    size_t cache = (size_t)d->max_B * (size_t)c->kv_heads * (size_t)d->max_T * (size_t)c->head_dim;
-    for (int l = 0; l < c->layers; l++) {
-        d->kcache[l] = arena_x(&d->arena, cache);
-        d->vcache[l] = arena_x(&d->arena, cache);
-    }
-    d->ids = arena_int(&d->arena, (size_t)d->max_B);
-    d->positions = arena_int(&d->arena, (size_t)d->max_B);
-    d->logits = arena_f32(&d->arena, (size_t)d->max_B * (size_t)c->vocab);
-}
-
-/* For up to B pictures at a time and max_text tokens each; the model must be planned for B pictures and at least the
- * prefix it will be given plus one token. */
-static inline void decoder_open(Decoder *d, Model *m, int B, int max_text) {
-    memset(d, 0, sizeof *d);
-    d->m = m;
-    d->max_B = B;
-    d->max_T = model_image_tokens(m) + max_text;
-    d->kcache = (floatX **)xcalloc((size_t)m->c.lm.layers, sizeof(floatX *));
-    d->vcache = (floatX **)xcalloc((size_t)m->c.lm.layers, sizeof(floatX *));
-    decoder_plan_pass(d);
-    arena_allocate(&d->arena, m->op, "the key-value cache");
-    decoder_plan_pass(d);
-    d->host_logits = (float *)xmalloc((size_t)B * (size_t)m->c.lm.vocab * sizeof(float));
-    d->host_positions = (int *)xmalloc((size_t)B * sizeof(int));
-    params_settle(&m->params, m->op, PART_LM);
-}
-
-static inline void decoder_close(Decoder *d) {
-    arena_release(&d->arena, d->m->op);
-    free(d->kcache);
-    free(d->vcache);
-    free(d->host_logits);
-    free(d->host_positions);
-}
-
-/* Logits of the rows of the stream (m->picked holds the last position of every sequence). */
-static inline void decoder_read_logits(Decoder *d) {
-    Model *m = d->m;
-    const LmConfig *c = &m->c.lm;
-    size_t B = (size_t)d->B;
-    m->op->rmsnorm_forward(m->hidden, NULL, m->picked, m->norm->value, B, c->width, c->eps);
-    m->op->linear_logits(d->logits, m->hidden, param_weight(m->head), B);
-    m->op->download(d->host_logits, d->logits, B * (size_t)c->vocab * sizeof(float));
-}
-
-/* Looks at B pictures (host u8 [B, S, S, 3]) and reads `prefix` (the same for all). host_logits then holds the
- * distribution of the next token, [B, V]. */
-static inline void decoder_start(Decoder *d, const uint8_t *pixels, int B, const int *prefix, int prefix_count) {
-    Model *m = d->m;
-    const LmConfig *c = &m->c.lm;
-    int S = model_image_tokens(m) + prefix_count, T = prefix_count + 1;
-    int *ids = (int *)xmalloc((size_t)B * (size_t)T * sizeof(int));
-    for (int b = 0; b < B; b++)
-        for (int t = 0; t < T; t++) ids[b * T + t] = t < prefix_count ? prefix[t] : 0;
-    model_layout(m, ids, B, T);
-    free(ids);
-    model_look(m, pixels, B);
-    lm_start(m, B, S);
-    for (int l = 0; l < c->layers; l++) {
-        lm_block(m, l, B, S);
-        m->op->cache_store(d->kcache[l], d->vcache[l], m->acts[l].qkv, lm_attention(m, B, S), 0, d->max_T);
-        lm_next(m, l, (size_t)B * (size_t)S);
-    }
-    d->B = B;
-    d->position = S;
-    size_t row = (size_t)c->width * sizeof(floatX), last = (size_t)(S - 1) * row;
-    m->op->copy_rows(m->picked, row, (const char *)m->last + last, (size_t)S * row, row, (size_t)B);
-    decoder_read_logits(d);
-}
-
-/* Appends one token to every sequence (host ids [B]) and computes the next distributions. */
-static inline void decoder_step(Decoder *d, const int *ids) {
-    Model *m = d->m;
-    const Ops *op = m->op;
-    const LmConfig *c = &m->c.lm;
-    size_t B = (size_t)d->B;
-    LmActs *a = &m->acts[0];
-    for (int b = 0; b < d->B; b++) d->host_positions[b] = d->position;
-    op->upload(d->ids, ids, B * sizeof(int));
-    op->upload(d->positions, d->host_positions, B * sizeof(int));
-    op->embedding_forward(a->input, d->ids, m->embed->value, B, c->width);
-    op->rmsnorm_forward(a->norm1, NULL, a->input, m->layer[0].norm1->value, B, c->width, c->eps);
-    for (int l = 0; l < c->layers; l++) {
-        a = &m->acts[l];
-        op->linear_forward(a->qkv, a->norm1, param_weight(m->layer[l].qkv), NULL, ACT_NONE, NULL, B);
-        op->attention_decode(a->att, d->kcache[l], d->vcache[l], a->qkv, d->positions, lm_attention(m, d->B, 1),
-                             d->max_T);
-        lm_block_after_attention(m, l, B);
-        lm_next(m, l, B);
-    }
-    op->copy(m->picked, m->last, B * (size_t)c->width * sizeof(floatX));
-    d->position++;
-    decoder_read_logits(d);
+    double connector = 2.0 * vision_patches(&m->c.vision) * m->c.vision.width * W;
+    return vision_flops(&m->vision, B) + B * (connector + S * per_position) + 2.0 * n * W * c->vocab;
 }
 
 #endif

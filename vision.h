@@ -35,8 +35,32 @@ typedef struct {
     Param *norm1_w, *norm1_b, *qkv_w, *qkv_b, *proj_w, *proj_b, *norm2_w, *norm2_b, *fc1_w, *fc1_b, *fc2_w, *fc2_b;
 } VisionLayer;
 
-/* What one block keeps for its backward pass; N = B * P rows. Without a backward pass all blocks share one set;
- * with recomputation all but `input` is shared. */
+/* What a block does not keep for its backward pass but computes again there, with the same bits: nothing; what costs
+ * no product (norms' outputs, activation functions'); all but its input (Chen et al. 2016, "Training Deep Nets with
+ * Sublinear Memory Cost"). Bytes a position and block in bf16, for the encoder (C, M, H heads) and the decoder (widths
+ * of LmActs), with the numbers of shape tl-1.1b:
+ *
+ *   none         2 (8 C + 2 M) + 4 H + 16   35728     2 (4 W + Q + A + 3 F) + 4 H + 8   59528
+ *   activations  2 (6 C + M) + 4 H + 16     22512     2 (2 W + Q + A + 2 F) + 4 H + 8   40072
+ *   blocks       2 C                         2304     2 W                                4096
+ *
+ * Beside that one set of what is not kept is shared by all blocks. A decoder that is frozen keeps no more than with
+ * `activations`: what its block leaves out then only the gradients of weights would read. */
+typedef enum { RECOMPUTE_NONE, RECOMPUTE_ACTIVATIONS, RECOMPUTE_BLOCKS } Recompute;
+
+/* Whom a backward pass tells, if anyone, that the gradients of p and of everything declared after it are final: the
+ * device has been asked for all that adds to them. */
+typedef struct {
+    void (*ready)(void *context, const Param *p);
+    void *context;
+} GradientHook;
+
+static inline void gradients_ready(const GradientHook *hook, const Param *p) {
+    if (hook->ready && p->gradient) hook->ready(hook->context, p);
+}
+
+/* What one block leaves for its backward pass; N = B * P rows. What it need not keep (Recompute; without a backward
+ * pass nothing) it shares with all others. */
 typedef struct {
     floatX *input;                         // [N, C] the residual stream as the block finds it
     floatX *norm1, *qkv, *att;             // [N, C], [N, 3C], [N, C]
@@ -46,7 +70,7 @@ typedef struct {
     float *mean1, *rstd1, *mean2, *rstd2;  // [N]
 } VisionActs;
 
-typedef struct {
+typedef struct Vision {
     VisionConfig c;
     Param *patch_w, *patch_b, *position, *norm_w, *norm_b, *connector_w, *connector_b;
     VisionLayer *layer;
@@ -58,7 +82,11 @@ typedef struct {
     floatX *branch;             // [N, C] what a block is about to add to the stream; scratch in the backward pass
     floatX *tokens;             // [B, P/concat, W]
     floatX *d_stream, *d_wide;  // [N, C], [N, max(3C, M)]; only when trained
-    bool trains_encoder, trains_connector, recompute;
+    bool trains_encoder, trains_connector;
+    Recompute recompute;
+    const struct Vision *source;  // the encoder that looks at the pictures for this one (model_share_encoder), or NULL
+    const Ops *source_op;         // its device, if that is another one
+    int B;                        // pictures of the last forward pass
 } Vision;
 
 static inline void vision_declare(Vision *v, Params *p) {
@@ -132,44 +160,43 @@ static inline void vision_sincos_positions(const Vision *v, const Ops *op) {
     free(host);
 }
 
-static inline void vision_plan_acts(const Vision *v, VisionActs *a, Arena *arena, int B, bool shared_input) {
+static inline void vision_plan_acts(Vision *v, int l, Arena *arena, size_t N) {
     const VisionConfig *c = &v->c;
-    size_t N = (size_t)B * (size_t)vision_patches(c), C = (size_t)c->width, M = (size_t)c->mlp;
-    if (!shared_input) a->input = arena_x(arena, N * C);
-    a->norm1 = arena_x(arena, N * C);
-    a->qkv = arena_x(arena, N * 3 * C);
-    a->att = arena_x(arena, N * C);
-    a->lse = arena_f32(arena, N * (size_t)c->heads);
-    a->middle = arena_x(arena, N * C);
-    a->norm2 = arena_x(arena, N * C);
-    a->fc1 = arena_x(arena, N * M);
-    a->gelu = arena_x(arena, N * M);
-    a->mean1 = arena_f32(arena, N);
-    a->rstd1 = arena_f32(arena, N);
-    a->mean2 = arena_f32(arena, N);
-    a->rstd2 = arena_f32(arena, N);
+    VisionActs *a = &v->acts[l];
+    size_t C = (size_t)c->width, M = (size_t)c->mlp;
+    if (l > 0) *a = v->acts[0];
+    if (l == 0 || v->trains_encoder) a->input = arena_x(arena, N * C);
+    if (l == 0 || (v->trains_encoder && v->recompute == RECOMPUTE_NONE)) {
+        a->norm1 = arena_x(arena, N * C);
+        a->norm2 = arena_x(arena, N * C);
+        a->gelu = arena_x(arena, N * M);
+    }
+    if (l == 0 || (v->trains_encoder && v->recompute != RECOMPUTE_BLOCKS)) {
+        a->qkv = arena_x(arena, N * 3 * C);
+        a->att = arena_x(arena, N * C);
+        a->lse = arena_f32(arena, N * (size_t)c->heads);
+        a->middle = arena_x(arena, N * C);
+        a->fc1 = v->trains_encoder ? arena_x(arena, N * M) : NULL;
+        a->mean1 = arena_f32(arena, N);
+        a->rstd1 = arena_f32(arena, N);
+        a->mean2 = arena_f32(arena, N);
+        a->rstd2 = arena_f32(arena, N);
+    }
 }
 
 /* Hands out the activation buffers for batches of up to B pictures. */
 static inline void vision_plan(Vision *v, Arena *arena, int B) {
     const VisionConfig *c = &v->c;
     size_t N = (size_t)B * (size_t)vision_patches(c), C = (size_t)c->width, M = (size_t)c->mlp;
-    bool keep = v->trains_encoder && !v->recompute;
-    for (int l = 0; l < c->layers; l++) {
-        if (l == 0 || keep) {
-            vision_plan_acts(v, &v->acts[l], arena, B, false);
-        } else {
-            v->acts[l] = v->acts[0];
-            if (v->trains_encoder) v->acts[l].input = arena_x(arena, N * C);
-        }
-    }
+    v->tokens = arena_x(arena, (size_t)B * (size_t)vision_tokens(c) * (size_t)c->out);
+    if (!v->source || v->source_op) v->features = arena_x(arena, N * C);
+    if (v->source) return;
+    for (int l = 0; l < c->layers; l++) vision_plan_acts(v, l, arena, N);
     v->patches = arena_x(arena, N * 3 * (size_t)c->patch * (size_t)c->patch);
     v->last = arena_x(arena, N * C);
-    v->features = arena_x(arena, N * C);
     v->mean = arena_f32(arena, N);
     v->rstd = arena_f32(arena, N);
     v->branch = arena_x(arena, N * C);
-    v->tokens = arena_x(arena, (size_t)B * (size_t)vision_tokens(c) * (size_t)c->out);
     if (v->trains_encoder) {
         v->d_stream = arena_x(arena, N * C);
         v->d_wide = arena_x(arena, N * (3 * C > M ? 3 * C : M));
@@ -188,7 +215,7 @@ static inline AttentionShape vision_attention(const VisionConfig *c, int B) {
     return s;
 }
 
-/* From a->norm1 to v->branch, the block's second addition to the stream a->middle. */
+/* From a->norm1 to a->gelu: all of a block but its last product. */
 static inline void vision_block(Vision *v, const Ops *op, int l, int B) {
     const VisionConfig *c = &v->c;
     const VisionLayer *y = &v->layer[l];
@@ -200,11 +227,10 @@ static inline void vision_block(Vision *v, const Ops *op, int l, int B) {
     op->residual_layernorm_forward(a->middle, a->norm2, a->mean2, a->rstd2, a->input, v->branch, y->norm2_w->value,
                                    y->norm2_b->value, N, c->width, c->eps);
     op->linear_forward(a->gelu, a->norm2, param_weight(y->fc1_w), y->fc1_b->value, c->activation, a->fc1, N);
-    op->linear_forward(v->branch, a->gelu, param_weight(y->fc2_w), y->fc2_b->value, ACT_NONE, NULL, N);
 }
 
-/* pixels: device u8 [B, S, S, 3]. Leaves the image tokens in v->tokens. */
-static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixels, int B) {
+/* From pixels to v->features. */
+static inline void vision_encode(Vision *v, const Ops *op, const uint8_t *pixels, int B) {
     const VisionConfig *c = &v->c;
     int C = c->width, P = vision_patches(c);
     size_t N = (size_t)B * (size_t)P;
@@ -215,7 +241,9 @@ static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixel
     op->layernorm_forward(first->norm1, first->mean1, first->rstd1, first->input, v->layer[0].norm1_w->value,
                           v->layer[0].norm1_b->value, N, C, c->eps);
     for (int l = 0; l < c->layers; l++) {
+        const VisionLayer *y = &v->layer[l];
         vision_block(v, op, l, B);
+        op->linear_forward(v->branch, v->acts[l].gelu, param_weight(y->fc2_w), y->fc2_b->value, ACT_NONE, NULL, N);
         if (l + 1 < c->layers) {
             VisionActs *next = &v->acts[l + 1];
             op->residual_layernorm_forward(next->input, next->norm1, next->mean1, next->rstd1, v->acts[l].middle,
@@ -225,9 +253,48 @@ static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixel
     }
     op->residual_layernorm_forward(v->last, v->features, v->mean, v->rstd, v->acts[c->layers - 1].middle, v->branch,
                                    v->norm_w->value, v->norm_b->value, N, C, c->eps);
+}
+
+/* The features that v->source made of the same pictures. */
+static inline void vision_take_features(Vision *v, const Ops *op, int B) {
+    const Vision *source = v->source;
+    size_t n = (size_t)B * (size_t)vision_patches(&v->c) * (size_t)v->c.width;
+    if (source->B != B) die("internal error: the shared encoder looked at %d pictures, not at %d", source->B, B);
+    if (v->source_op)
+        op->copy_from(v->features, v->source_op, source->features, n * sizeof(floatX));
+    else
+        v->features = source->features;
+}
+
+/* pixels: device u8 [B, S, S, 3], not read where another encoder looks. Leaves the image tokens in v->tokens. */
+static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixels, int B) {
+    const VisionConfig *c = &v->c;
+    v->B = B;
+    if (v->source)
+        vision_take_features(v, op, B);
+    else
+        vision_encode(v, op, pixels, B);
     op->linear_forward(v->tokens, v->features, param_weight(v->connector_w),
                        v->connector_b ? v->connector_b->value : NULL, ACT_NONE, NULL,
                        (size_t)B * (size_t)vision_tokens(c));
+}
+
+/* Computes again what block l has not kept. Of the last block that is still there. */
+static inline void vision_block_again(Vision *v, const Ops *op, int l, int B) {
+    const VisionConfig *c = &v->c;
+    const VisionLayer *y = &v->layer[l];
+    VisionActs *a = &v->acts[l];
+    size_t N = (size_t)B * (size_t)vision_patches(c);
+    if (v->recompute == RECOMPUTE_NONE || l + 1 == c->layers) return;
+    op->layernorm_forward(a->norm1, a->mean1, a->rstd1, a->input, y->norm1_w->value, y->norm1_b->value, N, c->width,
+                          c->eps);
+    if (v->recompute == RECOMPUTE_BLOCKS) {
+        vision_block(v, op, l, B);
+        return;
+    }
+    op->layernorm_forward(a->norm2, a->mean2, a->rstd2, a->middle, y->norm2_w->value, y->norm2_b->value, N, c->width,
+                          c->eps);
+    op->gelu_forward(a->gelu, a->fc1, N * (size_t)c->mlp, c->activation);
 }
 
 /* d_stream comes in as the gradient of the block's output and leaves as that of its input. */
@@ -237,11 +304,7 @@ static inline void vision_block_backward(Vision *v, const Ops *op, int l, int B)
     VisionActs *a = &v->acts[l];
     int C = c->width, M = c->mlp;
     size_t N = (size_t)B * (size_t)vision_patches(c);
-    if (v->recompute) {
-        op->layernorm_forward(a->norm1, a->mean1, a->rstd1, a->input, y->norm1_w->value, y->norm1_b->value, N, C,
-                              c->eps);
-        vision_block(v, op, l, B);
-    }
+    vision_block_again(v, op, l, B);
     op->linear_backward_weight(y->fc2_w->gradient, y->fc2_b->gradient, v->d_stream, a->gelu, N, C, M);
     op->linear_backward_input(v->d_wide, v->d_stream, param_weight(y->fc2_w), N, false);
     op->gelu_backward(v->d_wide, v->d_wide, a->fc1, N * (size_t)M, c->activation);
@@ -259,29 +322,37 @@ static inline void vision_block_backward(Vision *v, const Ops *op, int l, int B)
 }
 
 /* d_tokens [B, P/concat, W]: the gradient of the image tokens. */
-static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tokens, int B) {
+static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tokens, int B,
+                                   const GradientHook *hook) {
     const VisionConfig *c = &v->c;
     int C = c->width, P = vision_patches(c);
     size_t N = (size_t)B * (size_t)P, tokens = (size_t)B * (size_t)vision_tokens(c);
     if (v->trains_connector)
         op->linear_backward_weight(v->connector_w->gradient, v->connector_b ? v->connector_b->gradient : NULL,
                                    d_tokens, v->features, tokens, c->out, c->concat * C);
+    gradients_ready(hook, v->connector_w);
     if (!v->trains_encoder) return;
     op->linear_backward_input(v->branch, d_tokens, param_weight(v->connector_w), tokens, false);
     op->zero(v->d_stream, N * (size_t)C * sizeof(floatX));
     op->layernorm_backward(v->d_stream, v->norm_w->gradient, v->norm_b->gradient, v->branch, v->last,
                            v->norm_w->value, v->mean, v->rstd, N, C);
-    for (int l = c->layers - 1; l >= 0; l--) vision_block_backward(v, op, l, B);
+    for (int l = c->layers - 1; l >= 0; l--) {
+        vision_block_backward(v, op, l, B);
+        gradients_ready(hook, v->layer[l].norm1_w);
+    }
     op->position_backward(v->position->gradient, v->d_stream, B, P, C);
     op->linear_backward_weight(v->patch_w->gradient, v->patch_b->gradient, v->d_stream, v->patches, N, C,
                                3 * c->patch * c->patch);
+    gradients_ready(hook, v->patch_w);
 }
 
-/* Operations of one encoder pass over B pictures (multiply-add = 2), products and attention. */
-static inline double vision_flops(const VisionConfig *c, int B) {
+/* Operations of one encoder pass over B pictures (multiply-add = 2), products and attention, without the connector; 0
+ * where another encoder looks. */
+static inline double vision_flops(const Vision *v, int B) {
+    const VisionConfig *c = &v->c;
     double P = vision_patches(c), C = c->width, M = c->mlp;
     double per_patch = 2 * 3.0 * c->patch * c->patch * C + c->layers * (8 * C * C + 4 * C * M + 4 * P * C);
-    return B * (P * per_patch + 2 * P * C * c->out);
+    return v->source ? 0 : B * P * per_patch;
 }
 
 static inline void vision_free(Vision *v) {

@@ -24,9 +24,15 @@ fail() {
     echo "FAIL $*"
 }
 
+# NCCL's side of the kernels, as in the Makefile, where its header is
+with_nccl=
+if [ -e "$(dirname "$(realpath "$nvcc")")/../include/nccl.h" ]; then with_nccl=-DWITH_NCCL; else
+    echo "left out: kernels/cuda_nccl.cuh (this CUDA toolkit has no nccl.h)"
+fi
+
 compile() { # PRECISION ARCHITECTURE: one object, what ptxas says into a log, and the exit status beside it
     local name=$out/$1/$2
-    "$nvcc" -std=c++17 -O3 -arch="$2" -DPRECISION_"$1" -DWITH_CUDA -D_GNU_SOURCE -Werror all-warnings \
+    "$nvcc" -std=c++17 -O3 -arch="$2" -DPRECISION_"$1" -DWITH_CUDA $with_nccl -D_GNU_SOURCE -Werror all-warnings \
         -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v -c kernels/cuda.cu -o "$name.o" \
         >"$name.txt" 2>&1
     echo $? >"$name.status"

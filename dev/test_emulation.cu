@@ -156,11 +156,28 @@ static __global__ void misaligned(int *out) {
 
 static __global__ void nothing(int *) {}
 
-/* Runs the launch in a child; its stderr must have all the words, and its status not be 0. One block: OpenMP has no
+/* On device 1, with the stream of device 0. */
+static void launch_elsewhere(int *out) {
+    cudaStream_t stream;
+    setenv("EMULATION_DEVICES", "2", 1);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaSetDevice(1));
+    EMULATION_LAUNCH(nothing, 1, 32, 0, stream, out);
+}
+
+/* Shared memory that device 0 allows to the kernel is not allowed by device 1. */
+static void launch_with_much_shared(int *out) {
+    setenv("EMULATION_DEVICES", "2", 1);
+    CUDA_CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10));
+    EMULATION_LAUNCH(nothing, 1, 32, 64 << 10, NULL, out);
+    CUDA_CHECK(cudaSetDevice(1));
+    EMULATION_LAUNCH(nothing, 1, 32, 64 << 10, NULL, out);
+}
+
+/* Runs `launches` in a child; its stderr must have all the words, and its status not be 0. One block: OpenMP has no
  * threads after a fork. */
-template <typename Kernel>
-static void must_fail(const char *what, const char *name, Kernel kernel, unsigned threads, size_t shared,
-                      const char *word, const char *word2, const char *word3) {
+static void must_fail(const char *what, std::function<void(int *)> launches, const char *word, const char *word2,
+                      const char *word3) {
     int pipe_ends[2], status = 0, zeros[THREADS] = {0};
     char text[1 << 15];
     size_t length = 0;
@@ -169,8 +186,8 @@ static void must_fail(const char *what, const char *name, Kernel kernel, unsigne
     pid_t child = fork();
     if (child == 0) {
         dup2(pipe_ends[1], 2);
-        int *out = put(zeros, THREADS);
-        emulation::launch_call(name, 1, threads, shared, (const void *)kernel, [&] { kernel(out); });
+        launches(put(zeros, THREADS));
+        emulation::device_wait();
         _exit(0);
     }
     close(pipe_ends[1]);
@@ -183,7 +200,9 @@ static void must_fail(const char *what, const char *name, Kernel kernel, unsigne
     if (!told) printf("  it said: %.600s\n", text);
 }
 
-#define MUST_FAIL(what, kernel, threads, shared, ...) must_fail(what, #kernel, kernel, threads, shared, __VA_ARGS__)
+#define MUST_FAIL(what, kernel, threads, shared, ...) \
+    must_fail(                                        \
+        what, [](int *out) { EMULATION_LAUNCH(kernel, 1, threads, shared, NULL, out); }, __VA_ARGS__)
 
 static void test_mistakes() {
     MUST_FAIL("a thread returns before a barrier", returns_before_barrier, THREADS, 0,
@@ -196,6 +215,9 @@ static void test_mistakes() {
               "without its own lane");
     MUST_FAIL("too much shared memory", nothing, 32, 64 << 10, "nothing", "65536 shared bytes",
               "than the kernel is allowed");
+    must_fail("too much shared memory on another device", launch_with_much_shared, "nothing", "65536 shared bytes",
+              "than the kernel is allowed");
+    must_fail("a stream of another device", launch_elsewhere, "nothing", "belongs to another device", "");
     MUST_FAIL("too many threads", nothing, 1025, 0, "nothing", "block (1025, 1, 1)", "1 to 1024 threads");
     if (!with_asan) return;
     const char *asan = "AddressSanitizer";
@@ -215,15 +237,113 @@ static __global__ void read_shared(float *out) {
     held[3] = 1;
 }
 
+template <int N> static __global__ void read_static_shared(float *out) {
+    __shared__ float held[N];
+    out[blockIdx.x] = held[3];
+    held[3] = 1;
+}
+
 static void test_memory() {
     float got[3] = {0, 0, 0}, *out = put(got, 3), *fresh;
     LAUNCH(read_shared, 3, 1, 16, out);
     take(got, out, 3);
     check(isnan(got[0]) && isnan(got[1]) && isnan(got[2]), "shared memory begins as NaN in every block");
+    out = put(got, 3);
+    LAUNCH(read_static_shared<8>, 3, 1, 0, out);
+    take(got, out, 3);
+    check(with_asan || (isnan(got[0]) && isnan(got[1]) && isnan(got[2])), "static shared memory begins as NaN too");
     CUDA_CHECK(cudaMalloc(&fresh, sizeof(float)));
     take(got, fresh, 1);
     check(isnan(got[0]), "fresh device memory is NaN");
     check(cudaMalloc(&fresh, (size_t)1 << 50) == cudaErrorMemoryAllocation, "too much memory is an error");
+}
+
+/* ---- streams ---- */
+
+static __global__ void add_kernel(int *out, const int *a, int b) { out[threadIdx.x] = a[threadIdx.x] + b; }
+
+/* b = a + 1 on one stream, c = b + 1 on another, with or without the event between. */
+static int chained(bool ordered) {
+    int host[32] = {0}, *a = put(host, 32), *b = put(host, 32), *c = put(host, 32);
+    cudaStream_t first, second;
+    cudaEvent_t made;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&made, cudaEventDisableTiming));
+    EMULATION_LAUNCH(add_kernel, 1, 32, 0, first, b, a, 1);
+    CUDA_CHECK(cudaEventRecord(made, first));
+    if (ordered) CUDA_CHECK(cudaStreamWaitEvent(second, made, 0));
+    EMULATION_LAUNCH(add_kernel, 1, 32, 0, second, c, b, 1);
+    CUDA_CHECK(cudaStreamSynchronize(second));
+    take(host, c, 32);
+    CUDA_CHECK(cudaFree(a)), CUDA_CHECK(cudaFree(b));
+    CUDA_CHECK(cudaStreamDestroy(first)), CUDA_CHECK(cudaStreamDestroy(second)), CUDA_CHECK(cudaEventDestroy(made));
+    return host[31];
+}
+
+/* Two uploads through the same pinned memory, which the host fills again after it waited, or at once. */
+static int pinned_twice(bool waits) {
+    int sums[2] = {0, 0}, *held, *device = put(sums, 2);
+    cudaStream_t stream;
+    CUDA_CHECK(cudaMallocHost(&held, sizeof(int)));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    for (int i = 0; i < 2; i++) {
+        *held = 1 + i;
+        CUDA_CHECK(cudaMemcpyAsync(device + i, held, sizeof(int), cudaMemcpyHostToDevice, stream));
+        if (waits) CUDA_CHECK(cudaStreamSynchronize(stream));
+    }
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    take(sums, device, 2);
+    CUDA_CHECK(cudaFreeHost(held)), CUDA_CHECK(cudaStreamDestroy(stream));
+    return 10 * sums[0] + sums[1];
+}
+
+/* What a stream captures is done when the graph is launched, with what is in memory then. */
+static void test_graph() {
+    int host[32] = {0}, *a = put(host, 32);
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+    EMULATION_LAUNCH(add_kernel, 1, 32, 0, stream, a, a, 3);
+    check(cudaStreamSynchronize(stream) == cudaErrorStreamCaptureUnsupported,
+          "a stream that captures is not waited for");
+    check(cudaMemcpyAsync(a, host, 4, cudaMemcpyHostToDevice, stream) == cudaErrorStreamCaptureUnsupported,
+          "a graph holds no pageable memory");
+    CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    for (int i = 0; i < 4; i++) CUDA_CHECK(cudaGraphLaunch(exec, stream));
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    take(host, a, 32);
+    check(host[5] == 12, "a graph that is launched four times adds four times");
+    CUDA_CHECK(cudaGraphExecDestroy(exec)), CUDA_CHECK(cudaStreamDestroy(stream));
+}
+
+static void test_streams() {
+    int good[2] = {0, 0}, bad[2] = {0, 0};
+    enum { TIMES = 40 };
+    for (int i = 0; i < TIMES; i++) {
+        emulation::set_seed((uint64_t)i);
+        good[0] += chained(true) == 2, good[1] += pinned_twice(true) == 12;
+        bad[0] += chained(false) != 2, bad[1] += pinned_twice(false) != 12;
+    }
+    check(good[0] == TIMES, "a stream waits for another's event");
+    check(bad[0] > 0, "a missing event shows");
+    check(good[1] == TIMES, "pinned memory that has been read can be filled again");
+    check(bad[1] > 0, "pinned memory that is filled too early shows");
+    test_graph();
+    setenv("EMULATION_DEVICES", "2", 1);
+    cudaEvent_t event;
+    cudaStream_t stream;
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    CUDA_CHECK(cudaSetDevice(1));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    check(cudaEventRecord(event, stream) != cudaSuccess, "an event of another device");
+    CUDA_CHECK(cudaSetDevice(0));
+    CUDA_CHECK(cudaStreamDestroy(stream)), CUDA_CHECK(cudaEventDestroy(event));
+    check(cudaSetDevice(2) == cudaErrorInvalidDevice, "a device that is not there");
 }
 
 /* ---- intrinsics ---- */
@@ -371,6 +491,7 @@ static void test_mma() {
 int main() {
     cuda_device = &cuda_devices[0];
     test_order();
+    test_streams();
     test_mistakes();
     test_memory();
     test_warp();

@@ -9,6 +9,7 @@
 #include "cpu_optimizer.h"
 #include "cpu_pointwise.h"
 #include "cpu_product.h"
+#include "cpu_sample.h"
 #include "ops.h"
 
 const Ops cpu_ops = {
@@ -16,6 +17,7 @@ const Ops cpu_ops = {
     .host_memory = true,
     .alloc = cpu_alloc,
     .release = cpu_release,
+    .memory_free = cpu_memory_free,
     .upload = cpu_copy,
     .download = cpu_copy,
     .copy = cpu_copy,
@@ -23,6 +25,12 @@ const Ops cpu_ops = {
     .copy_rows = cpu_copy_rows,
     .zero = cpu_zero,
     .sync = cpu_sync,
+    .after = cpu_after,
+    .send = cpu_send,
+    .receive = cpu_receive,
+    .replay = cpu_replay,
+    .record_end = cpu_record_end,
+    .forget = cpu_forget,
     .embedding_forward = cpu_embedding_forward,
     .embedding_backward = cpu_embedding_backward,
     .patchify = cpu_patchify,
@@ -41,6 +49,7 @@ const Ops cpu_ops = {
     .linear_logits = cpu_linear_logits,
     .linear_backward_input = cpu_linear_backward_input,
     .linear_backward_weight = cpu_linear_backward_weight,
+    .gelu_forward = cpu_gelu_forward,
     .gelu_backward = cpu_gelu_backward,
     .swiglu_forward = cpu_swiglu_forward,
     .swiglu_backward = cpu_swiglu_backward,
@@ -48,6 +57,7 @@ const Ops cpu_ops = {
     .attention_backward = cpu_attention_backward,
     .cache_store = cpu_cache_store,
     .attention_decode = cpu_attention_decode,
+    .sample = cpu_sample,
     .distill_rows = cpu_distill_rows,
     .entropy_band = cpu_entropy_band,
     .cosine = cpu_cosine,

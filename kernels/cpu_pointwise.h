@@ -36,6 +36,14 @@ static inline vf vf_gelu_derivative(vf x, Activation act) {
     return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
 }
 
+static void cpu_gelu_forward(floatX *out, const floatX *preact, size_t n, Activation act) {
+    FOR_BLOCKS (begin, end, n)
+        FOR_LANES (i, m, begin, end) {
+            vf x = vx_load_n(preact + i, m);
+            vx_store_n(out + i, act == ACT_NONE ? x : vf_gelu(x, act), m);
+        }
+}
+
 static void cpu_gelu_backward(floatX *dinp, const floatX *dout, const floatX *preact, size_t n, Activation act) {
     FOR_BLOCKS (begin, end, n)
         FOR_LANES (i, m, begin, end) {

@@ -296,8 +296,7 @@ static void attention_check(const AttentionShape *s) {
             s->D);
 }
 
-static void cuda_attention_forward(floatX *out, float *lse, const floatX *qkv, AttentionShape s) {
-    if (s.B == 0 || s.T == 0) return;
+static void attention_forward_general(floatX *out, float *lse, const floatX *qkv, const AttentionShape &s) {
     attention_check(&s);
     if (attention_vectors(s, out, qkv))
         ATTENTION_TILES(launch_attention_forward, 4, VECTOR, s.D, out, lse, qkv, attention_plan(s, VECTOR));
@@ -453,9 +452,8 @@ static void launch_attention_backward(floatX *dqkv, const floatX *dout, const fl
            lse, delta, qkv, p);
 }
 
-static void cuda_attention_backward(floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
-                                    const floatX *qkv, AttentionShape s) {
-    if (s.B == 0 || s.T == 0) return;
+static void attention_backward_general(floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
+                                       const floatX *qkv, const AttentionShape &s) {
     attention_check(&s);
     if (attention_vectors(s, dqkv, dout, out, qkv))
         ATTENTION_TILES(launch_attention_backward, 2, VECTOR, s.D, dqkv, dout, out, lse, qkv,

@@ -26,6 +26,9 @@ static inline void cuda_check(cudaError_t e, const char *file, int line) {
             "--device cpu",
             driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     if (e == cudaErrorNoDevice) die("no NVIDIA GPU answers; use --device cpu");
+    if (e == cudaErrorNoKernelImageForDevice)
+        die("this program was built for other GPUs than this one; build it here with make CUDA_ARCHITECTURES=native, or "
+            "use --device cpu");
     if (e == cudaErrorMemoryAllocation)
         die("the GPU's memory is full (seen at %s:%d); a smaller --batch or model needs less, and in training also a "
             "smaller --chunk, or --recompute",
@@ -39,7 +42,14 @@ static inline void cuda_check(cudaError_t e, const char *file, int line) {
 
 /* ---- the device in use ---- */
 
-enum { CUDA_MAX_DEVICES = 16, CUDA_SLOTS = 4, CUDA_SLOT_BYTES = 8 << 20 };
+/* A lane is a stream of a GPU with what belongs to it; a CudaDevice is one lane of one GPU. */
+enum { CUDA_GPUS = 8, CUDA_LANES = 2, CUDA_MAX_DEVICES = CUDA_GPUS * CUDA_LANES };
+enum { CUDA_SLOTS = 4, CUDA_RECORDINGS = 64 };
+#ifdef CUDA_EMULATION
+enum { CUDA_SLOT_BYTES = 256 << 10 };
+#else
+enum { CUDA_SLOT_BYTES = 8 << 20 };
+#endif
 
 /* A station for large uploads on their way to the GPU (cuda_upload in kernels/cuda.cu). */
 typedef struct {
@@ -48,6 +58,15 @@ typedef struct {
     cudaEvent_t emptied;  // and device to where it belongs
 } CudaSlot;
 
+/* Calls that were made under one name (replay in kernels/ops.h); made by the second of them. */
+typedef struct {
+    const void *owner;  // NULL: not in use
+    uint64_t variant;
+    cudaGraphExec_t graph;
+    unsigned times, scratch_version;  // the scratch memory whose address the graph holds
+    uint64_t last_used;
+} CudaRecording;
+
 typedef struct {
     bool open;
     int number;                   // the GPU's
@@ -55,10 +74,17 @@ typedef struct {
     cudaStream_t stream, copies;  // everything runs on `stream`; large uploads travel on `copies` meanwhile
     CudaSlot slot[CUDA_SLOTS];    // made at the first large upload
     int next_slot;
-    cudaEvent_t ready;  // for another device that reads from this one
-    unsigned peers;     // the devices to which a straight way has been sought
+    cudaEvent_t ready;  // for another device or lane that waits for this one
+    unsigned peers;     // the GPUs to which a straight way has been sought
+    char *sent;         // pinned memory [OPS_SENDS, OPS_SEND_BYTES]
+    cudaEvent_t sends[OPS_SENDS];
+    CudaRecording recordings[CUDA_RECORDINGS];
+    CudaRecording *recording;  // the one whose calls are being made; NULL: none
+    bool capturing;            // and they go into a graph
+    uint64_t replays;
     void *scratch;
     size_t scratch_bytes;
+    unsigned scratch_version;  // counts how often it has moved
 } CudaDevice;
 
 static CudaDevice cuda_devices[CUDA_MAX_DEVICES];
@@ -69,10 +95,13 @@ static inline int cuda_device_index() { return (int)(cuda_device - cuda_devices)
 static inline int cuda_multiprocessors() { return cuda_device->multiprocessors; }
 
 /* Memory for what lives inside one operation, 256-byte aligned, on the device in use. The next operation that asks
- * gets the same bytes: its kernels run after this one's. Grows at first use and then waits for the device. */
+ * gets the same bytes: its kernels run after this one's. Grows at first use and then waits for the device; graphs that
+ * hold the old address are made again when they are next asked for. */
 static inline void *cuda_scratch(size_t bytes) {
     CudaDevice *d = cuda_device;
     if (bytes > d->scratch_bytes) {
+        if (d->capturing) die("internal error: recorded calls need more scratch memory than when they were first made");
+        d->scratch_version++;
         CUDA_CHECK(cudaStreamSynchronize(d->stream));
         CUDA_CHECK(cudaFree(d->scratch));
         d->scratch_bytes = (bytes + bytes / 4 + 255) / 256 * 256;
@@ -89,8 +118,11 @@ static inline void *cuda_scratch(size_t bytes) {
 /* kernel<<<grid, block, shared_bytes, the device's stream>>>(arguments); template kernels with commas in their names
  * go in parentheses: LAUNCH((k<float, 4>), ...). */
 #ifdef CUDA_EMULATION
-#define LAUNCH(kernel, grid, block, shared_bytes, ...) \
-    EMULATION_LAUNCH(kernel, grid, block, shared_bytes, __VA_ARGS__)
+#define LAUNCH(kernel, grid, block, shared_bytes, ...)                                   \
+    do {                                                                                 \
+        EMULATION_LAUNCH(kernel, grid, block, shared_bytes, cuda_stream(), __VA_ARGS__); \
+        CUDA_CHECK(cudaGetLastError());                                                  \
+    } while (0)
 #define DYNAMIC_SHARED(T, name) T *name = (T *)(void *)emulation::block->shared
 #else
 #define LAUNCH(kernel, grid, block, shared_bytes, ...)                             \
@@ -108,6 +140,21 @@ static inline size_t cuda_div_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
 /* Blocks for `items` at `per_block` each, as a grid's x. */
 static inline unsigned cuda_blocks(size_t items, size_t per_block) { return (unsigned)cuda_div_up(items, per_block); }
+
+/* Lets `kernel` be launched with so many bytes of dynamic shared memory on the device in use; more than 48 KB must be
+ * asked for. Cheap enough for every launch. */
+template <typename Kernel> static inline void cuda_allow_shared(Kernel kernel, size_t bytes) {
+    if (bytes <= 48 * 1024) return;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    int most = 0;
+    if (e == cudaErrorInvalidValue) {
+        CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_device->number));
+        die("the rows of this model need %zu bytes of a GPU's shared memory at once, device cuda:%d has %d; use a GPU "
+            "with more, or --device cpu",
+            bytes, cuda_device->number, most);
+    }
+    CUDA_CHECK(e);
+}
 
 /* ---- floatX in registers ---- */
 

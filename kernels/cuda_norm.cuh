@@ -73,19 +73,12 @@ static __global__ void norm_forward_kernel(floatX *sum, floatX *out, float *mean
     if (w.rank == 0 && rstd) rstd[r] = scale;
 }
 
-/* Shared memory beyond 48 KB must be asked for, once a kernel and device; asking is cheap enough for every launch
- * that needs it. */
-template <typename Kernel> static inline void allow_shared_bytes(Kernel kernel, size_t bytes) {
-    if (bytes > 48 * 1024)
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-}
-
 template <bool LAYER, bool BLOCK, int N>
 static void norm_forward_launch(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a, const floatX *b,
                                 const floatX *weight, const floatX *bias, size_t rows, int C, float eps,
                                 unsigned threads, size_t row_bytes) {
     size_t at_once = BLOCK ? 1 : threads / 32;
-    allow_shared_bytes(norm_forward_kernel<LAYER, BLOCK, N>, at_once * row_bytes);
+    cuda_allow_shared(norm_forward_kernel<LAYER, BLOCK, N>, at_once * row_bytes);
     LAUNCH((norm_forward_kernel<LAYER, BLOCK, N>), cuda_blocks(rows, at_once), threads, at_once * row_bytes, sum, out,
            mean, rstd, a, b, weight, bias, (int)rows, C, eps);
 }
@@ -220,7 +213,7 @@ static void norm_backward(floatX *dinp, float *dweight, float *dbias, const floa
     unsigned blocks = cuda_blocks(rows, part_rows), threads = cuda_row_threads((size_t)C / N);
     size_t shared = cuda_div_up((size_t)C, threads * N) * threads * N * kinds * sizeof(float);
     float *parts = dweight ? (float *)cuda_scratch(blocks * kinds * (size_t)C * sizeof(float)) : NULL;
-    allow_shared_bytes(norm_backward_kernel<LAYER, N>, shared);
+    cuda_allow_shared(norm_backward_kernel<LAYER, N>, shared);
     LAUNCH((norm_backward_kernel<LAYER, N>), blocks, threads, shared, dinp, parts, dout, inp, weight, mean, rstd,
            (int)rows, (int)part_rows, C);
     int stride = (int)kinds * C;

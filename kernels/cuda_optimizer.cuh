@@ -60,14 +60,19 @@ typedef struct {
  * w -= lr (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + decay w). */
 template <int N>
 static __device__ __forceinline__ void adamw_at(floatX *param, float *master, float *m, float *v, const float *grad,
-                                                float clip, const AdamWStep &s) {
+                                                const float *norm_squared, const AdamWStep &s) {
     Floats<N> g = load<N>(grad), m1 = load<N>(m), v1 = load<N>(v), w = load<N>(master);
+    float clip = 1.0f, square = norm_squared ? norm_squared[0] : 0.0f;  // on its way together with the rest
+    const bool usable = isfinite(square);
+    if (s.max_norm > 0.0f && sqrtf(square) > s.max_norm) clip = s.max_norm / sqrtf(square);
 #pragma unroll
     for (int k = 0; k < N; k++) {
-        float d = g.x[k] * clip;
-        m1.x[k] = s.beta1 * m1.x[k] + (1.0f - s.beta1) * d;
-        v1.x[k] = s.beta2 * v1.x[k] + (1.0f - s.beta2) * d * d;
-        w.x[k] -= s.lr * (m1.x[k] * s.correct1 / (sqrtf(v1.x[k] * s.correct2) + s.eps) + s.decay * w.x[k]);
+        const float d = g.x[k] * clip;
+        const float m2 = s.beta1 * m1.x[k] + (1.0f - s.beta1) * d, v2 = s.beta2 * v1.x[k] + (1.0f - s.beta2) * d * d;
+        const float step = s.lr * (m2 * s.correct1 / (sqrtf(v2 * s.correct2) + s.eps) + s.decay * w.x[k]);
+        m1.x[k] = usable ? m2 : m1.x[k];
+        v1.x[k] = usable ? v2 : v1.x[k];
+        w.x[k] = usable ? w.x[k] - step : w.x[k];
     }
     store<N>(m, m1);
     store<N>(v, v1);
@@ -75,22 +80,17 @@ static __device__ __forceinline__ void adamw_at(floatX *param, float *master, fl
     store<N>(param, w);
 }
 
-/* A norm that is not finite means that the gradients are not usable: nothing is changed, and the caller sees it in
- * norm_squared. */
+/* A thread per N parameters. A norm that is not finite means that the gradients are not usable: nothing is changed
+ * (but written again: a branch would have every thread wait for the norm before it reads the rest), and the caller
+ * sees it in norm_squared. */
 template <int N>
 static __global__ void adamw_kernel(floatX *param, float *master, float *m, float *v, const float *grad, size_t n,
                                     AdamWStep s, const float *norm_squared) {
-    float clip = 1.0f;
-    if (norm_squared) {
-        if (!isfinite(norm_squared[0])) return;
-        float norm = sqrtf(norm_squared[0]);
-        if (s.max_norm > 0.0f && norm > s.max_norm) clip = s.max_norm / norm;
-    }
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
     if (i + N <= n)
-        adamw_at<N>(param + i, master + i, m + i, v + i, grad + i, clip, s);
+        adamw_at<N>(param + i, master + i, m + i, v + i, grad + i, norm_squared, s);
     else
-        for (; i < n; i++) adamw_at<1>(param + i, master + i, m + i, v + i, grad + i, clip, s);
+        for (; i < n; i++) adamw_at<1>(param + i, master + i, m + i, v + i, grad + i, norm_squared, s);
 }
 
 static void cuda_adamw(floatX *param, float *master, float *m, float *v, const float *grad, size_t n, float lr,
@@ -106,7 +106,7 @@ static void cuda_adamw(floatX *param, float *master, float *m, float *v, const f
                    max_norm,
                    (float)(1.0 / (1.0 - pow((double)beta1, step))),
                    (float)(1.0 / (1.0 - pow((double)beta2, step)))};
-    if (vectors_fit(N, N, param, master, m, v, grad))
+    if (vectors_fit(N, N, master, m, v, grad) && (uintptr_t)param % (N * sizeof(floatX)) == 0)
         LAUNCH(adamw_kernel<N>, cuda_blocks(n, THREADS * N), THREADS, 0, param, master, m, v, grad, n, s,
                norm_squared);
     else

@@ -1,5 +1,6 @@
-/* Products with weights: y = x W^T with bias and activation in its epilogue, dx = dy W, dW += dy^T x. cuBLASLt does
- * them, in bf16 or fp32 with fp32 sums; a kernel of our own does what cuBLASLt does not take (weights of another
+/* Products with weights: y = x W^T with bias in its epilogue, dx = dy W, dW += dy^T x. cuBLASLt does them, in bf16 or
+ * fp32 with fp32 sums (activations in a pass of their own, so that a model gives the same bits whether it keeps what the
+ * activation was given or not, and one that computes the activation again the same too); a kernel of our own does what cuBLASLt does not take (weights of another
  * type, rows that are not aligned) and what is too small to matter; another one does products of few rows (decoding),
  * which are bound by the reading of the weight.
  *
@@ -8,49 +9,12 @@
 #ifndef KERNELS_CUDA_PRODUCT_CUH
 #define KERNELS_CUDA_PRODUCT_CUH
 
-#include "cuda_common.cuh"
 #include "cuda_cublaslt.cuh"
+#include "cuda_some_rows.cuh"
 
-/* C [M, N] = left [M, K] right [K, N]. Exactly one of out and sum is set. */
-typedef struct {
-    const floatX *left;
-    const void *right;
-    Dtype right_type;
-    bool left_turned;   // left is stored as [K, M]
-    bool right_turned;  // right is stored as [N, K]
-    int M, N, K;
-    floatX *out, *preact;  // preact: C + bias before the activation, or NULL
-    const floatX *bias;
-    Activation act;
-    float *sum;
-    bool accumulate;  // C is added to what is there
-} Product;
+/* ---- activation ---- */
 
-/* ---- epilogue ---- */
-
-/* GELU(x) = x Phi(x). The tanh form (Hendrycks & Gimpel 2016) is x sigmoid(2u) with
- * u = sqrt(2/pi) (x + 0.044715 x^3), because (1 + tanh u) / 2 = sigmoid(2u). */
-static __device__ __forceinline__ float gelu(float x, Activation act) {
-    if (act == ACT_GELU_ERF) return 0.5f * x * (1.0f + erff(0.707106781f * x));
-    return x / (1.0f + __expf(-1.59576912f * x * (1.0f + 0.044715f * x * x)));
-}
-
-/* What happens to a finished element of C. */
-static __device__ __forceinline__ void store_element(const Product &p, size_t m, size_t n, float value) {
-    const size_t at = m * p.N + n;
-    if (p.sum) {
-        p.sum[at] = p.accumulate ? p.sum[at] + value : value;
-        return;
-    }
-    if (p.accumulate) value += to_float(p.out[at]);
-    if (p.bias) value += to_float(p.bias[n]);
-    if (p.preact) p.preact[at] = from_float<floatX>(value);
-    if (p.act != ACT_NONE) value = gelu(rounded<floatX>(value), p.act);  // of what the backward pass will see
-    p.out[at] = from_float<floatX>(value);
-}
-
-/* out = act(preact) for n elements; out may be preact. Where the library's epilogue cannot do it. Reads and writes
- * once. */
+/* out = act(preact) for n elements; out may be preact. Reads and writes once. */
 template <int WIDTH>
 static __global__ void activation_kernel(floatX *out, const floatX *preact, size_t n, Activation act) {
     const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
@@ -62,9 +26,9 @@ static __global__ void activation_kernel(floatX *out, const floatX *preact, size
     store<WIDTH>(out + i, v);
 }
 
-static void cuda_activation(floatX *out, const floatX *preact, size_t n, Activation act) {
+static void cuda_gelu_forward(floatX *out, const floatX *preact, size_t n, Activation act) {
     const int threads = 256;
-    if (out == preact && act == ACT_NONE) return;
+    if (n == 0 || (out == preact && act == ACT_NONE)) return;
     if (vectors_fit(n, VECTOR, out, preact))
         LAUNCH(activation_kernel<VECTOR>, cuda_blocks(n, threads * VECTOR), threads, 0, out, preact, n, act);
     else
@@ -119,26 +83,16 @@ static cudaDataType_t lt_type(bool wide) {
     return wide || sizeof(floatX) == sizeof(float) ? CUDA_R_32F : CUDA_R_16BF;
 }
 
-/* cuBLASLt's GELU is the tanh form. */
-static int lt_epilogue(const Product *p) {
-    int epilogue = p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-    if (p->act == ACT_GELU_TANH && p->preact)
-        epilogue = p->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
-    else if (p->act == ACT_GELU_TANH)
-        epilogue = p->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
-    return epilogue;
-}
-
 static LtKey lt_key(const Product *p) {
     LtKey key;
     memset(&key, 0, sizeof key);
     key.M = p->M, key.N = p->N, key.K = p->K;
     key.left_turned = p->left_turned, key.right_turned = p->right_turned;
     key.wide = p->sum != NULL;
-    key.epilogue = lt_epilogue(p);
+    key.epilogue = p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     key.align_left = pointer_alignment(p->left);
     key.align_right = pointer_alignment(p->right);
-    key.align_out = min(min(pointer_alignment(p->out), pointer_alignment(p->sum)), pointer_alignment(p->preact));
+    key.align_out = min(pointer_alignment(p->out), pointer_alignment(p->sum));
     return key;
 }
 
@@ -147,25 +101,22 @@ static void lt_set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_
     CUBLAS_CHECK(cublaslt()->MatmulDescSetAttribute(operation, attribute, value, bytes));
 }
 
-/* The pointers of the epilogue, which change from call to call. */
-static void lt_set_pointers(cublasLtMatmulDesc_t operation, const Product *p) {
+/* The epilogue's pointer, which changes from call to call. */
+static void lt_set_bias(cublasLtMatmulDesc_t operation, const Product *p) {
     if (p->bias) lt_set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
-    if (p->preact) lt_set(operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &p->preact, sizeof p->preact);
 }
 
 static void lt_describe(LtPlan *plan, const Product *p) {
     int32_t turn_a = p->right_turned ? CUBLAS_OP_T : CUBLAS_OP_N, turn_b = p->left_turned ? CUBLAS_OP_T : CUBLAS_OP_N;
     uint32_t epilogue = (uint32_t)plan->key.epilogue;
     int32_t type = lt_type(false);
-    int64_t ld = p->N;
     uint64_t M = (uint64_t)p->M, N = (uint64_t)p->N, K = (uint64_t)p->K;
     CUBLAS_CHECK(cublaslt()->MatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &turn_a, sizeof turn_a);
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &turn_b, sizeof turn_b);
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (p->bias) lt_set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
-    if (p->preact) lt_set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld);
-    lt_set_pointers(plan->operation, p);
+    lt_set_bias(plan->operation, p);
     CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->a, lt_type(false), p->right_turned ? K : N,
                                                 p->right_turned ? N : K, p->right_turned ? p->K : p->N));
     CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->b, lt_type(false), p->left_turned ? M : K,
@@ -231,7 +182,7 @@ static bool lt_product(const Product *p) {
     if (!plan->works) return false;
     const float alpha = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     void *c = p->sum ? (void *)p->sum : (void *)p->out;
-    lt_set_pointers(plan->operation, p);
+    lt_set_bias(plan->operation, p);
     CUBLAS_CHECK(cublaslt()->Matmul(device->handle, plan->operation, &alpha, p->right, plan->a, p->left, plan->b,
                                     &beta, c, plan->d, c, plan->d, &plan->algorithm, cuda_scratch(LT_WORKSPACE),
                                     LT_WORKSPACE, cuda_stream()));
@@ -304,14 +255,12 @@ static void cuda_product(Product p) {
     if (p.M == 0 || p.N == 0) return;
     const bool small = (double)p.M * p.N * p.K < 1 << 20;
     if (p.right_type == DT_FLOATX && p.K > 0 && !(small && product_ragged(p))) {
-        const bool plain = p.act == ACT_NONE && !p.preact;
-        if ((plain || p.act == ACT_GELU_TANH) && lt_product(&p)) return;
-        Product linear = p;  // the activation in a pass of its own
+        Product linear = p;
         linear.out = p.preact ? p.preact : p.out;
         linear.preact = NULL;
         linear.act = ACT_NONE;
-        if (!plain && lt_product(&linear)) {
-            cuda_activation(p.out, linear.out, (size_t)p.M * p.N, p.act);
+        if (lt_product(&linear)) {
+            if (p.out) cuda_gelu_forward(p.out, linear.out, (size_t)p.M * p.N, p.act);
             return;
         }
     }
@@ -383,6 +332,14 @@ static void product_few_rows(const Product &p) {
         few_rows<float, 1>(p);
 }
 
+/* Few rows on the vector units, some on the tensor cores, more through the library. */
+static void forward_run(const Product &p) {
+    if (p.M <= FEW_ROWS)
+        product_few_rows(p);
+    else if (!product_some_rows(p))
+        cuda_product(p);
+}
+
 /* ---- column sums ---- */
 
 enum { SUM_THREADS = 256, SUM_ROWS = SUM_THREADS / 32, SUM_PART = 256 };
@@ -449,19 +406,13 @@ static void cuda_linear_forward(floatX *out, const floatX *inp, Weight w, const 
                                 floatX *preact, size_t rows) {
     Product p = forward_product(inp, w, rows);
     p.out = out, p.bias = bias, p.act = act, p.preact = preact;
-    if (rows <= FEW_ROWS)
-        product_few_rows(p);
-    else
-        cuda_product(p);
+    forward_run(p);
 }
 
 static void cuda_linear_logits(float *out, const floatX *inp, Weight w, size_t rows) {
     Product p = forward_product(inp, w, rows);
     p.sum = out;
-    if (rows <= FEW_ROWS)
-        product_few_rows(p);
-    else
-        cuda_product(p);
+    forward_run(p);
 }
 
 static void cuda_linear_backward_input(floatX *dinp, const floatX *dout, Weight w, size_t rows, bool accumulate) {

@@ -23,6 +23,8 @@
 extern "C" {
 #endif
 
+enum { OPS_SENDS = 4, OPS_SEND_BYTES = 4096 };
+
 typedef enum { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF } Activation;
 
 /* A matrix the product reads: y = x Wᵀ with W [rows = out channels, cols = in channels]. `scales` is for
@@ -70,24 +72,53 @@ typedef struct {
     int student_top, teacher_top;  // argmax over the row; the smaller id where equal; -1 without a teacher
 } RowStats;
 
+/* How the next token is chosen: among the top_k likeliest (0: all) that together reach probability top_p (1: all) of
+ * softmax(logits / temperature). Temperature 0 takes the likeliest one. */
+typedef struct {
+    float temperature, top_p;
+    int top_k;
+    uint64_t seed;
+    int end, first;  // token `end` may not stand at position `first`
+} Sampling;
+
 typedef struct Ops {
     const char *name;  // as the --device option has it: cpu, cuda:0, ...
     int device;        // N of cuda:N; 0 for the CPU
+    int lane;          // 1: beside another table of the same device (ops_open_lane)
 
     /* ---- memory ---- a device runs what it is asked for in that order, but need not be done when a call returns */
     bool host_memory;               // device pointers can be read by the host (the CPU)
     void *(*alloc)(size_t bytes);   // 64-byte aligned, zeroed; NULL when it does not fit
     void (*release)(void *p);
+    size_t (*memory_free)(void);    // bytes that alloc could still give; 0 where it cannot be told (the CPU)
     void (*upload)(void *dst, const void *host_src, size_t bytes);    // host_src may change as soon as it returns
     void (*download)(void *host_dst, const void *src, size_t bytes);  // waits for the device
     void (*copy)(void *dst, const void *src, size_t bytes);           // within the device
     /* dst = src, which is memory of the device `from`, and has the value that the calls made there so far give it.
      * Later calls there wait until it has been read. */
     void (*copy_from)(void *dst, const struct Ops *from, const void *src, size_t bytes);
+    /* Later calls here wait for the calls made so far on the device or lane `other`; the host does not, unless one of
+     * the two is the CPU. */
+    void (*after)(const struct Ops *other);
     /* rows times: dst row r at dst + r*dst_stride gets `width` bytes of src + r*src_stride (strides in bytes) */
     void (*copy_rows)(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width, size_t rows);
     void (*zero)(void *p, size_t bytes);
     void (*sync)(void);
+    /* A download that nobody waits for yet, of up to OPS_SEND_BYTES, under a number below OPS_SENDS; receive waits for
+     * it and returns the bytes, which stay there until the number is sent again. */
+    void (*send)(int number, const void *src, size_t bytes);
+    const void *(*receive)(int number);
+
+    /* ---- recordings ---- many calls that come again with the same arguments (what these point to may differ) cost
+     * the host less as one:
+     *     if (!op->replay(owner, variant)) { the calls; op->record_end(); }
+     * replay makes the calls recorded under this name and returns true; when it returns false the caller makes them,
+     * and they may be recorded. `variant` must stand for everything that decides which calls are made and their
+     * arguments; they may only be operations on device memory (none of the section "memory" but copy, copy_rows and
+     * zero). forget: what was recorded for an owner is not needed any more; before its memory is released. */
+    bool (*replay)(const void *owner, uint64_t variant);
+    void (*record_end)(void);
+    void (*forget)(const void *owner);
 
     /* ---- inputs ---- */
     /* out[r, :] = table[ids[r], :]; rows with ids[r] < 0 are left as they are (image positions) */
@@ -143,6 +174,8 @@ typedef struct Ops {
                                    int O, int I);
 
     /* ---- pointwise ---- */
+    /* out = act(preact), with the bits that linear_forward gave out beside this preact; out may alias preact */
+    void (*gelu_forward)(floatX *out, const floatX *preact, size_t n, Activation act);
     /* dinp = dout * act'(preact); dinp may alias dout */
     void (*gelu_backward)(floatX *dinp, const floatX *dout, const floatX *preact, size_t n, Activation act);
     /* out [rows, F] = silu(gate) * up, where gate_up [rows, 2F] holds gate (F values) then up */
@@ -163,6 +196,13 @@ typedef struct Ops {
      * positions 0 .. positions[b]. qkv [B, (H + 2K) * D], out [B, H*D] */
     void (*attention_decode)(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
                              AttentionShape s, int max_T);
+
+    /* The next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is counted up, to where the token
+     * will stand, and ids[b] gets the token. forbidden u8 [V]: not 0 where a token is never chosen. What is drawn
+     * depends on (s.seed, streams[b], positions[b]) alone, the same on every device bit for bit (kernels/sample.h). 0
+     * where no token is allowed or a number */
+    void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *forbidden, const int *streams,
+                   Sampling s, int B, int V);
 
     /* ---- objective ---- formulas in loss.cuh */
     /* student [rows, Vs] logits in; with gradient, d(loss)/d(student) * scale out in the same place. teacher
@@ -191,10 +231,12 @@ typedef struct Ops {
 
 extern const Ops cpu_ops;
 
-/* The table of GPU `device`, whose memory and streams are made at the first call; tables of different GPUs work side by
- * side in one thread. NULL with a sentence in *err: no such GPU, a driver that is too old, ... */
+/* The table of GPU `device`, whose memory and streams are made at the first call; tables of different GPUs, and the two
+ * lanes of one, work side by side in one thread. NULL with a sentence in *err: no such GPU, a driver that is too old,
+ * ... */
 #ifdef WITH_CUDA
-const Ops *cuda_ops_open(int device, Error *err);
+int cuda_device_count(void);  // 0 where there is none or no driver
+const Ops *cuda_ops_open(int device, int lane, Error *err);
 #endif
 
 /* The table that a --device option names: cpu; cuda:N, or cuda for the first GPU; auto for that if one answers, else the
@@ -208,13 +250,40 @@ static inline const Ops *ops_open(const char *name, Error *err) {
         return NULL;
     }
 #ifdef WITH_CUDA
-    const Ops *op = cuda_ops_open(number, err);
+    const Ops *op = cuda_ops_open(number, 0, err);
     return op || !any ? op : &cpu_ops;
 #else
     if (any) return &cpu_ops;
     error_set(err, "device %.40s: this program was built without CUDA; build it again where nvcc is, or use --device cpu",
               name);
     return NULL;
+#endif
+}
+
+/* A second table for the same device, whose calls run beside the first one's: memory of one is memory of the other, and
+ * `after` or copy_from say what must wait for what. The CPU does one thing after another: its own table again. */
+static inline const Ops *ops_open_lane(const Ops *op) {
+#ifdef WITH_CUDA
+    Error err;
+    const Ops *lane = op->host_memory ? op : cuda_ops_open(op->device, 1, &err);
+    if (!lane) die("%s", err.text);
+    return lane;
+#else
+    return op;
+#endif
+}
+
+/* Tables of one device, whose memory is the same. */
+static inline bool ops_share_memory(const Ops *a, const Ops *b) {
+    return a->host_memory == b->host_memory && a->device == b->device;
+}
+
+/* NVIDIA GPUs that this program can use. */
+static inline int gpus_visible(void) {
+#ifdef WITH_CUDA
+    return cuda_device_count();
+#else
+    return 0;
 #endif
 }
 

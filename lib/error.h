@@ -41,18 +41,29 @@ __attribute__((format(printf, 2, 3))) static inline int error_set(Error *err, co
     return -1;
 }
 
+/* In one piece, so that what several processes say does not mix. */
 static inline void error_print(const char *kind, const char *format, va_list args) {
+    char text[2048];
+    vsnprintf(text, sizeof text, format, args);
     fflush(stdout);
-    if (stderr_line_open) fputs("\r\033[K", stderr);
+    fprintf(stderr, "%s%s: %s: %s\n", stderr_line_open ? "\r\033[K" : "", program_name_text, kind, text);
     stderr_line_open = false;
-    fprintf(stderr, "%s: %s: ", program_name_text, kind);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
 }
+
+/* Where this process is one of several, what ends all of them with this one's sentence (lib/world.h); it does not
+ * return. One variable for all parts of a program, so that it also holds for what dies in kernels/. */
+__attribute__((weak)) void (*die_hook)(const char *text) = NULL;
 
 /* For programs only: "NAME: error: ..." on stderr, exit status 1. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
     va_list args;
+    if (die_hook) {
+        Error sentence;
+        va_start(args, format);
+        vsnprintf(sentence.text, sizeof sentence.text, format, args);
+        va_end(args);
+        die_hook(sentence.text);
+    }
     va_start(args, format);
     error_print("error", format, args);
     va_end(args);

@@ -64,9 +64,31 @@ typedef struct {
     char *path, *temporary;  // temporary is NULL for a device or pipe, which is written directly
 } AtomicFile;
 
+/* The partial files of this process, for files_abandon. */
+enum { FILES_OPEN = 16 };
+static char *files_open[FILES_OPEN];
+
+static inline void files_note(char *temporary, bool open) {
+    for (int i = 0; i < FILES_OPEN; i++) {
+        char *expected = open ? NULL : temporary;
+        if (__atomic_compare_exchange_n(&files_open[i], &expected, open ? temporary : NULL, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE))
+            return;
+    }
+}
+
+/* Removes all partial files, from whichever thread ends the process while others may be writing them. */
+static inline void files_abandon(void) {
+    for (int i = 0; i < FILES_OPEN; i++) {
+        char *temporary = __atomic_exchange_n(&files_open[i], NULL, __ATOMIC_ACQ_REL);
+        if (temporary) unlink(temporary);
+    }
+}
+
 /* Gives up: removes the partial file. Safe to call at any time, also after a commit. */
 static inline void atomic_abandon(AtomicFile *a) {
     if (a->temporary) unlink(a->temporary);
+    if (a->temporary) files_note(a->temporary, false);
     if (a->f) fclose(a->f);
     free(a->path);
     free(a->temporary);
@@ -129,6 +151,7 @@ static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
         return -1;
     }
     if (fd >= 0) a->f = fdopen(fd, "wb");
+    if (a->f && a->temporary) files_note(a->temporary, true);
     if (a->f) return 0;
     int error_number = errno;
     if (fd >= 0) close(fd);
@@ -151,6 +174,7 @@ static inline int atomic_commit(AtomicFile *a, Error *err) {
     if (a->temporary && fsync(fileno(a->f)) != 0) return atomic_fail(a, errno, err);
     if (a->temporary && rename(a->temporary, a->path) != 0) return atomic_fail(a, errno, err);
     if (a->temporary) {
+        files_note(a->temporary, false);
         free(a->temporary);
         a->temporary = NULL;
         char *slash = strrchr(a->path, '/');

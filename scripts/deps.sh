@@ -2,6 +2,7 @@
 # Installs what the project needs, on Debian or Ubuntu; says what it installs, and does nothing when all is there.
 #
 #   scripts/deps.sh build      C, libjpeg, stb, oneDNN     what `make` and `make test` need; oneDNN is not necessary
+#   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
 #   scripts/deps.sh tex        pdflatex, pdftoppm          to see what a program draws
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
 #   scripts/deps.sh fixtures   PyTorch, transformers       what the tests compare with, added to build/venv
@@ -14,14 +15,15 @@ packages=() optional=() toolkit= requirements=()
 for group in "${@:-build}"; do
     case $group in
     build) packages+=(build-essential libstb-dev libjpeg-dev) optional+=(libdnnl-dev) ;;
+    mpi) packages+=(openmpi-bin libopenmpi-dev) ;;
     tex) packages+=(texlive-latex-base texlive-latex-extra texlive-pictures poppler-utils) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
     fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
     ci) packages+=(clang libomp-dev) ;;
-    all) exec "$0" build tex python fixtures cuda ci ;;
+    all) exec "$0" build mpi tex python fixtures cuda ci ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, tex, python, fixtures, cuda, ci or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, ci or all" >&2
         exit 2
         ;;
     esac

@@ -7,7 +7,7 @@
 #include "../lib/options.h"
 #include "../lib/picture.h"
 #include "../lib/progress.h"
-#include "../lib/sampler.h"
+#include "../lib/random.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -674,17 +674,6 @@ static void test_arena(void) {
     }
 }
 
-static void test_forbid(void) {
-    const uint8_t flags[] = {0, TOKEN_SPECIAL, 0, TOKEN_SPECIAL, 0};
-    for (int end = 2; end <= 3; end++)  // flagged as special, or not
-        for (int first = 0; first < 2; first++) {
-            float logits[6] = {0};
-            logits_forbid(logits, 6, 5, flags, end, first != 0);
-            CHECK(logits[0] == 0 && logits[1] < 0 && logits[4] == 0 && logits[5] < 0);
-            CHECK((logits[end] < 0) == (first != 0) && (logits[5 - end] < 0) == (end == 2));
-        }
-}
-
 static void test_misc(void) {
     Error err;
     CHECK(error_set(&err, "%s %d", "a", 1) == -1 && !strcmp(err.text, "a 1") && error_set(NULL, "x") == -1);
@@ -720,7 +709,6 @@ int main(int argc, char **argv) {
     test_picture_prepare();
     test_picture_turn();
     test_arena();
-    test_forbid();
     test_misc();
     samples_end();
     return checks_report();

@@ -5,10 +5,12 @@
  * FIXTURES is the folder that make_fixtures.py writes: pairs of tiny models with what test/reference.py computes from
  * them in float64. Errors are norms of differences over norms of references, tensor by tensor. Beyond PyTorch:
  * decoding with the cache equals the teacher-forced pass, micro-batches add up to the batch, recomputation, the
- * number of threads and frozen parts change no bit, a saved model is the model. Prints what fails, then the line
+ * number of threads, frozen parts and a shared encoder change no bit, gradients are final when they are said to be, a
+ * saved model is the model. Prints what fails, then the line
  * "N passed, M failed". */
 #include "../lib/error.h"
 
+#include "../decode.h"
 #include "../lib/adamw.h"
 #include "../loss.cuh"
 #include "../model.h"
@@ -129,7 +131,8 @@ static void open_optimizer(Optimizer *o, const Ops *op, Params *params, int part
     optimizer_open(o, op, adamw, &params, &parts, 1, 0, 1, false);
 }
 
-static void pair_open(Pair *p, const Ops *op, const char *folder, const char *name, int parts, bool recompute) {
+static void pair_open(Pair *p, const Ops *op, const char *folder, const char *name, int parts,
+                      Recompute recompute) {
     Error err;
     memset(p, 0, sizeof *p);
     p->name = name;
@@ -408,7 +411,11 @@ static int predicting_row(const Pair *p, int b, int t) {
 
 static double decoder_error(const Pair *p, const Decoder *d, int place, const float *logits, int b, int t) {
     size_t V = (size_t)p->student.c.lm.vocab;
-    return relative_error(d->host_logits + (size_t)place * V, logits + (size_t)predicting_row(p, b, t) * V, V);
+    float *got = (float *)xmalloc((size_t)d->B * V * sizeof(float));
+    decoder_logits(d, got);
+    double error = relative_error(got + (size_t)place * V, logits + (size_t)predicting_row(p, b, t) * V, V);
+    free(got);
+    return error;
 }
 
 /* One text at a time, its first `prefix` tokens read at once and the others step by step. */
@@ -452,12 +459,70 @@ static void check_batch_decoding(Pair *p, const float *logits) {
     decoder_close(&d);
 }
 
+enum { WRITTEN = 6 };
+
+/* What was written, and when to stop: text b after lengths[b] tokens. */
+typedef struct {
+    int ids[64][WRITTEN], count[64], lengths[64];
+    const Tokenizer *tokenizer;
+    int wrong;  // tokens that may not stand where they do
+} Written;
+
+static bool write_down(void *context, int b, int id) {
+    Written *w = (Written *)context;
+    const Tokenizer *t = w->tokenizer;
+    w->wrong += id >= t->count || (id == t->end ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
+    w->ids[b][w->count[b]++] = id;
+    return w->count[b] < w->lengths[b];
+}
+
+/* Texts written together, of different lengths and so with others moving up on the way, are those written alone. In
+ * bf16 the products of one row round otherwise than those of several. */
+static void check_writing(Pair *p, float temperature) {
+    static Written together, alone;
+    size_t pixels = (size_t)p->student.c.vision.image_size * (size_t)p->student.c.vision.image_size * 3;
+    int room = p->T < WRITTEN ? p->T : WRITTEN, numbers[64], wrong = 0;
+    Decoder d;
+    memset(&together, 0, sizeof together);
+    memset(&alone, 0, sizeof alone);
+    together.tokenizer = alone.tokenizer = &p->student.tokenizer;
+    for (int b = 0; b < p->B; b++) {
+        numbers[b] = 10 + b;
+        together.lengths[b] = alone.lengths[0] = 1 + (b * 2 + 1) % room;
+    }
+    decoder_open(&d, &p->student, p->B, p->T);
+    decoder_sample(&d, temperature, 0.9f, 0, 5, 0);
+    for (int again = 0; again < 2; again++) {  // a decoder can be used again
+        memset(together.count, 0, sizeof together.count);
+        decoder_start(&d, p->pixels, p->B, NULL, 0);
+        decoder_write(&d, numbers, room, write_down, &together);
+    }
+    for (int b = 0; b < p->B; b++) {
+        alone.count[0] = 0;
+        alone.lengths[0] = together.lengths[b];
+        decoder_start(&d, p->pixels + (size_t)b * pixels, 1, NULL, 0);
+        decoder_write(&d, numbers + b, room, write_down, &alone);
+        wrong += together.count[b] != alone.count[0];
+        wrong += memcmp(together.ids[b], alone.ids[0], (size_t)alone.count[0] * sizeof(int)) != 0;
+    }
+    decoder_close(&d);
+    check(together.wrong + alone.wrong == 0, "%s: %d tokens that are not allowed", p->name, together.wrong + alone.wrong);
+#ifdef PRECISION_FP32
+    check(wrong == 0, "%s: %d of %d texts are others when written together (temperature %g)", p->name, wrong, p->B,
+          (double)temperature);
+#else
+    check(wrong <= 2 * p->B, "%s: a text was counted twice", p->name);
+#endif
+}
+
 static void check_decoding(Pair *p) {
     model_forward(&p->student, p->pixels, p->ids, p->B, p->T);
     float *logits = logits_of(&p->student);
     for (int b = 0; b < p->B; b++)
         for (int prefix = 0; prefix < p->T; prefix++) check_prefix(p, logits, b, prefix);
     check_batch_decoding(p, logits);
+    check_writing(p, 0);
+    check_writing(p, 2);
     free(logits);
 }
 
@@ -477,8 +542,8 @@ static float *gather_gradients(const Params *params, const Ops *op, int parts, s
 }
 
 /* Opens the pair anew, learns setting k in one batch or two, and returns the gradients of `parts`. */
-static float *gradients_of(const Ops *op, const char *folder, const char *name, int k, int trained, bool recompute,
-                           int batches, int parts, size_t *count) {
+static float *gradients_of(const Ops *op, const char *folder, const char *name, int k, int trained,
+                           Recompute recompute, int batches, int parts, size_t *count) {
     Pair p;
     pair_open(&p, op, folder, name, trained, recompute);
     Objective o;
@@ -508,62 +573,93 @@ static void check_equivalents(const Ops *op, const char *folder, const char *nam
     static const int masks[] = {PART_VISION, PART_CONNECTOR, PART_LM, PART_VISION | PART_CONNECTOR,
                                 PART_CONNECTOR | PART_LM};
     size_t n, count;
-    float *whole = gradients_of(op, folder, name, 0, PART_ALL, false, 1, PART_ALL, &n);
-    float *other = gradients_of(op, folder, name, 0, PART_ALL, true, 1, PART_ALL, &count);
-    expect_bits(name, "--recompute", other, count, whole, n);
-    other = gradients_of(op, folder, name, 0, PART_ALL, false, 2, PART_ALL, &count);
+    float *whole = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_NONE, 1, PART_ALL, &n);
+    float *other = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_ACTIVATIONS, 1, PART_ALL, &count);
+    expect_bits(name, "--recompute activations", other, count, whole, n);
+    other = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_BLOCKS, 1, PART_ALL, &count);
+    expect_bits(name, "--recompute blocks", other, count, whole, n);
+    other = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_NONE, 2, PART_ALL, &count);
     double error = relative_error(other, whole, n);
     check(count == n && error <= SAME, "%s: two micro-batches differ from one batch by %.1e", name, error);
     free(other);
     free(whole);
     for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
-        whole = gradients_of(op, folder, name, 0, PART_ALL, false, 1, masks[i], &n);
-        other = gradients_of(op, folder, name, 0, masks[i], i % 2, 1, masks[i], &count);
+        whole = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_NONE, 1, masks[i], &n);
+        other = gradients_of(op, folder, name, 0, masks[i], (Recompute)(i % 3), 1, masks[i], &count);
         expect_bits(name, "freezing the other parts", other, count, whole, n);
         free(whole);
     }
 }
 
-/* Loss and gradients of a model that is large enough for the kernels to share their work among threads. */
+/* ---- a model that is large enough for the kernels to share their work among threads ---- */
+
+enum { DRAWN_B = 2, DRAWN_T = 40 };
+
+/* A model drawn at random, and a batch. */
+typedef struct {
+    Model m;
+    Optimizer optimizer;
+    Objective objective;
+    uint8_t *pixels;
+    int ids[DRAWN_B * DRAWN_T];
+    floatX *d_hidden;
+} Drawn;
+
+/* With the parts in the mask trained. teacher: its encoder is shared, if there is one and it can be. */
+static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, const char *shape, int parts,
+                       Recompute recompute, const Model *teacher) {
+    Error err;
+    Model *m = &d->m;
+    ObjectiveConfig c;
+    Random rng;
+    memset(d, 0, sizeof *d);
+    memset(&c, 0, sizeof c);
+    c.w_ce = c.temperature = 1;
+    if (model_create(m, op, shape, tokenizer_file, 5, &err)) die("%s", err.text);
+    model_train(m, parts, recompute);
+    if (parts) open_optimizer(&d->optimizer, op, &m->params, parts);
+    if (teacher) check(model_share_encoder(m, teacher), "%s: equal encoders are not shared", shape);
+    model_plan(m, DRAWN_B, DRAWN_T);
+    objective_open(&d->objective, op, c, m->c.lm.vocab, m->c.lm.width, NULL, param_weight(m->head), 0,
+                   DRAWN_B * DRAWN_T, DRAWN_B, model_image_tokens(m), 1);
+    size_t side = (size_t)m->c.vision.image_size, pixels_size = DRAWN_B * side * side * 3;
+    d->pixels = (uint8_t *)xmalloc(pixels_size);
+    random_seed(&rng, 7);
+    for (size_t i = 0; i < pixels_size; i++) d->pixels[i] = (uint8_t)random_below(&rng, 256);
+    for (int i = 0; i < DRAWN_B * DRAWN_T; i++) d->ids[i] = (int)random_below(&rng, (uint64_t)m->tokenizer.count);
+    d->d_hidden = (floatX *)op->alloc(DRAWN_B * DRAWN_T * (size_t)m->c.lm.width * sizeof(floatX));
+}
+
+/* Forward, objective, backward; returns the loss. */
+static double drawn_learn(Drawn *d) {
+    Model *m = &d->m;
+    model_forward(m, d->pixels, d->ids, DRAWN_B, DRAWN_T);
+    objective_run(&d->objective, d->d_hidden, m->head->gradient, m->hidden, param_weight(m->head), NULL, d->ids, m->n,
+                  1 / (float)m->n);
+    model_backward(m, d->d_hidden, NULL);
+    ObjectiveSums sums = objective_collect(&d->objective);
+    return objective_mean(&d->objective, &sums);
+}
+
+static void drawn_close(Drawn *d) {
+    d->m.op->release(d->d_hidden);
+    free(d->pixels);
+    objective_close(&d->objective);
+    if (d->optimizer.op) optimizer_close(&d->optimizer);
+    model_close(&d->m);
+}
+
 static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, int threads, size_t *count,
                                      double *loss) {
-    enum { B = 2, T = 40 };
-    Error err;
-    Model m;
+    Drawn d;
 #ifdef _OPENMP
     int before = omp_get_max_threads();
     omp_set_num_threads(threads);
 #endif
-    if (model_create(&m, op, "tiny", tokenizer_file, 5, &err)) die("%s", err.text);
-    model_train(&m, PART_ALL, false);
-    Optimizer optimizer;
-    open_optimizer(&optimizer, op, &m.params, PART_ALL);
-    model_plan(&m, B, T);
-    ObjectiveConfig c;
-    memset(&c, 0, sizeof c);
-    c.w_ce = c.temperature = 1;
-    Objective o;
-    objective_open(&o, op, c, m.c.lm.vocab, m.c.lm.width, NULL, param_weight(m.head), 0, B * T, B,
-                   model_image_tokens(&m), 1);
-    size_t side = (size_t)m.c.vision.image_size, pixels_size = B * side * side * 3;
-    uint8_t *pixels = (uint8_t *)xmalloc(pixels_size);
-    int ids[B * T];
-    Random rng;
-    random_seed(&rng, 7);
-    for (size_t i = 0; i < pixels_size; i++) pixels[i] = (uint8_t)random_below(&rng, 256);
-    for (int i = 0; i < B * T; i++) ids[i] = (int)random_below(&rng, (uint64_t)m.tokenizer.count);
-    model_forward(&m, pixels, ids, B, T);
-    floatX *d_hidden = (floatX *)op->alloc((size_t)m.n * (size_t)m.c.lm.width * sizeof(floatX));
-    objective_run(&o, d_hidden, m.head->gradient, m.hidden, param_weight(m.head), NULL, ids, m.n, 1 / (float)m.n);
-    model_backward(&m, d_hidden, NULL);
-    ObjectiveSums sums = objective_collect(&o);
-    *loss = objective_mean(&o, &sums);
-    float *all = gather_gradients(&m.params, op, PART_ALL, count);
-    op->release(d_hidden);
-    free(pixels);
-    objective_close(&o);
-    optimizer_close(&optimizer);
-    model_close(&m);
+    drawn_open(&d, op, tokenizer_file, "tiny", PART_ALL, RECOMPUTE_NONE, NULL);
+    *loss = drawn_learn(&d);
+    float *all = gather_gradients(&d.m.params, op, PART_ALL, count);
+    drawn_close(&d);
 #ifdef _OPENMP
     omp_set_num_threads(before);
 #else
@@ -572,18 +668,158 @@ static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, 
     return all;
 }
 
-static void check_threads(const Ops *op, const char *folder) {
-    char *path = format_string("%s/gqa.student.safetensors", folder);
+static void check_threads(const Ops *op, const char *tokenizer_file) {
     size_t one_count, count;
     double one_loss, loss;
-    float *one = gradients_with_threads(op, path, 1, &one_count, &one_loss);
+    float *one = gradients_with_threads(op, tokenizer_file, 1, &one_count, &one_loss);
     check(isfinite(one_loss) && one_loss > 2 && one_loss < 6, "tiny: the loss of random weights is %g", one_loss);
     for (int threads = 2; threads <= 3; threads++) {
-        float *other = gradients_with_threads(op, path, threads, &count, &loss);
+        float *other = gradients_with_threads(op, tokenizer_file, threads, &count, &loss);
         check(loss == one_loss, "tiny: the loss is %.9g with %d threads and %.9g with one", loss, threads, one_loss);
         expect_bits("tiny", "another number of threads", other, count, one, one_count);
     }
     free(one);
+}
+
+static const char *const drawn_shapes[] = {
+    "tiny,vision.image_size=48,vision.layers=3,lm.layers=3,vision.activation=gelu",
+    "tiny,vision.image_size=24,vision.layers=2,lm.layers=3,lm.tied=true,lm.ffn=202,vision.mlp=150",
+};
+enum { DRAWN_SHAPES = sizeof drawn_shapes / sizeof drawn_shapes[0] };
+
+/* What is kept for the backward pass changes no bit, and the levels need less and less memory; where nothing but the
+ * connector is trained, the first two need the same. */
+static void check_recompute(const Ops *op, const char *tokenizer_file, const char *shape, int parts) {
+    static const char *const levels[] = {"none", "activations", "blocks"};
+    float *first = NULL;
+    size_t n = 0, count, memory = SIZE_MAX;
+    for (int level = RECOMPUTE_NONE; level <= RECOMPUTE_BLOCKS; level++) {
+        Drawn d;
+        drawn_open(&d, op, tokenizer_file, shape, parts, (Recompute)level, NULL);
+        drawn_learn(&d);
+        float *all = gather_gradients(&d.m.params, op, parts, &count);
+        bool same = parts == PART_CONNECTOR && level == RECOMPUTE_ACTIVATIONS;
+        check(d.m.arena.used < memory || (same && d.m.arena.used == memory),
+              "%s: parts %d, --recompute %s takes %zu bytes, the level before %zu", shape, parts, levels[level],
+              d.m.arena.used, memory);
+        memory = d.m.arena.used;
+        if (first) {
+            expect_bits(shape, levels[level], all, count, first, n);
+        } else {
+            first = all;
+            n = count;
+        }
+        drawn_close(&d);
+    }
+    free(first);
+}
+
+/* ---- the order in which gradients become final ---- */
+
+/* What the hook has been told: gradients of all parameters from list[from] on, as they were then. */
+typedef struct {
+    const Model *m;
+    int from, calls;
+    float *seen[256];
+    bool backwards;  // every call named an earlier parameter than the one before
+} Told;
+
+static void told(void *context, const Param *p) {
+    Told *t = (Told *)context;
+    const Params *params = &t->m->params;
+    int at = (int)(p - params->list);
+    t->calls++;
+    t->backwards = t->backwards && at < t->from;
+    for (int i = at; i < t->from; i++)
+        if (params->list[i].gradient) t->seen[i] = host_f32(t->m->op, params->list[i].gradient, params->list[i].n);
+    t->from = at;
+}
+
+static void check_hook(const Ops *op, const char *tokenizer_file, const char *shape, int parts) {
+    Drawn d;
+    Told t;
+    drawn_open(&d, op, tokenizer_file, shape, parts, RECOMPUTE_NONE, NULL);
+    const Params *params = &d.m.params;
+    memset(&t, 0, sizeof t);
+    t.m = &d.m;
+    t.from = params->count;
+    t.backwards = params->count <= 256;
+    d.m.hook.ready = told;
+    d.m.hook.context = &t;
+    drawn_learn(&d);
+    int calls = parts & PART_LM ? 2 + d.m.c.lm.layers : 0;
+    calls += (parts & PART_CONNECTOR ? 1 : 0) + (parts & PART_VISION ? 1 + d.m.c.vision.layers : 0);
+    check(t.backwards && t.calls == calls, "%s: parts %d, the hook was called %d times, expected %d, each earlier",
+          shape, parts, t.calls, calls);
+    for (int i = 0; i < params->count; i++) {
+        const Param *p = &params->list[i];
+        if (!p->gradient) continue;
+        float *final = host_f32(op, p->gradient, p->n);
+        check(t.seen[i] && !memcmp(t.seen[i], final, p->n * sizeof(float)), "%s: parts %d, %s %s", shape, parts,
+              p->name, t.seen[i] ? "was called final too early" : "was never called final");
+        free(final);
+        free(t.seen[i]);
+    }
+    drawn_close(&d);
+}
+
+/* ---- one encoder for teacher and student ---- */
+
+/* Gradients of the parts, with the teacher's encoder or, without a teacher, the student's own. */
+static float *gradients_with_eyes(const Ops *op, const char *tokenizer_file, const char *shape, int parts,
+                                  Drawn *teacher, size_t *count, size_t *memory) {
+    Drawn d;
+    drawn_open(&d, op, tokenizer_file, shape, parts, RECOMPUTE_NONE, teacher ? &teacher->m : NULL);
+    if (teacher) model_forward(&teacher->m, d.pixels, d.ids, DRAWN_B, DRAWN_T);
+    drawn_learn(&d);
+    float *all = gather_gradients(&d.m.params, op, parts, count);
+    *memory = d.m.arena.used;
+    drawn_close(&d);
+    return all;
+}
+
+static void check_shared_encoder(const Ops *op, const char *tokenizer_file) {
+    const char *shape = drawn_shapes[0];
+    Ops elsewhere = *op;  // a device of its own, as far as the models can see
+    Drawn teacher, other;
+    size_t n, count, own, memory;
+    float *alone = gradients_with_eyes(op, tokenizer_file, shape, PART_CONNECTOR | PART_LM, NULL, &n, &own);
+    for (int copied = 0; copied < 2; copied++) {
+        drawn_open(&teacher, copied ? &elsewhere : op, tokenizer_file,
+                   "tiny,vision.image_size=48,vision.layers=3,vision.activation=gelu,connector.concat=1,lm.layers=1",
+                   0, RECOMPUTE_NONE, NULL);
+        float *shared =
+            gradients_with_eyes(op, tokenizer_file, shape, PART_CONNECTOR | PART_LM, &teacher, &count, &memory);
+        expect_bits(shape, copied ? "a copy of the teacher's features" : "the teacher's encoder", shared, count,
+                    alone, n);
+        check(memory < own, "%s: %zu bytes without an encoder, %zu with one", shape, memory, own);
+        drawn_open(&other, op, tokenizer_file, shape, PART_ALL, RECOMPUTE_NONE, NULL);
+        check(!model_share_encoder(&other.m, &teacher.m), "%s: an encoder is shared although it is trained", shape);
+        model_train(&other.m, PART_LM, RECOMPUTE_NONE);
+        check(model_share_encoder(&other.m, &teacher.m), "%s: a frozen encoder is not shared", shape);
+        const Param *last = teacher.m.vision.norm_b;
+        floatX one = to_x(0.5f);
+        op->upload(last->value + last->n - 1, &one, sizeof one);
+        check(!model_share_encoder(&other.m, &teacher.m), "%s: an encoder with other weights is shared", shape);
+        drawn_close(&other);
+        drawn_open(&other, op, tokenizer_file, drawn_shapes[1], PART_LM, RECOMPUTE_NONE, NULL);
+        check(!model_share_encoder(&other.m, &teacher.m), "an encoder of another shape is shared");
+        drawn_close(&other);
+        drawn_close(&teacher);
+    }
+    free(alone);
+}
+
+static void check_drawn(const Ops *op, const char *folder) {
+    static const int masks[] = {PART_ALL, PART_LM, PART_CONNECTOR, PART_VISION, PART_CONNECTOR | PART_LM};
+    char *path = format_string("%s/gqa.student.safetensors", folder);
+    check_threads(op, path);
+    for (int i = 0; i < DRAWN_SHAPES; i++)
+        for (size_t k = 0; k < sizeof masks / sizeof masks[0]; k++) {
+            check_recompute(op, path, drawn_shapes[i], masks[k]);
+            check_hook(op, path, drawn_shapes[i], masks[k]);
+        }
+    check_shared_encoder(op, path);
     free(path);
 }
 
@@ -662,7 +898,7 @@ static void check_schedule(void) {
 
 static void test_pair(const Ops *op, const char *folder, const char *name) {
     Pair p;
-    pair_open(&p, op, folder, name, PART_ALL, false);
+    pair_open(&p, op, folder, name, PART_ALL, RECOMPUTE_NONE);
     check_forward(&p, &p.student, p.pixels, "");
     check_forward(&p, &p.teacher, p.teacher_pixels, "teacher.");
     for (int k = 0; k < (int)number(&p, "settings"); k++) check_setting(&p, k);
@@ -670,7 +906,7 @@ static void test_pair(const Ops *op, const char *folder, const char *name) {
     check_saving(&p);
     check_adamw(&p);
     pair_close(&p);
-    pair_open(&p, op, folder, name, 0, false); // without gradients all blocks share one set of buffers
+    pair_open(&p, op, folder, name, 0, RECOMPUTE_NONE);  // without gradients all blocks share one set of buffers
     check_forward(&p, &p.student, p.pixels, "");
     check_decoding(&p);
     pair_close(&p);
@@ -684,7 +920,7 @@ int main(int argc, char **argv) {
     const Ops *op = ops_open(device, &err);
     if (!op) die("%s", err.text);
     check_schedule();
-    check_threads(op, folder);
+    check_drawn(op, folder);
     for (int i = 0; i < PAIRS; i++) test_pair(op, folder, pair_names[i]);
     printf("%d passed, %d failed\n", passed, failed);
     return failed ? 1 : 0;

@@ -194,7 +194,7 @@ resuming() {
     resume_case val "${alone[@]}" --student "$shape" --val-data val.bin --patience 50
     resume_case taught "${taught[@]}" --accum 2 --alpha 0.7 --kd-schedule image2tikz
     resume_case frozen "${taught[@]}" --train lm
-    resume_case embed "${taught[@]}" --w-embed 0.5 --recompute
+    resume_case embed "${taught[@]}" --w-embed 0.5 --recompute activations
     succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --out kept
     check "--recompute gives the same bits" same_run embed-a kept
     succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --threads 1 --out one

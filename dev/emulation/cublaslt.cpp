@@ -18,18 +18,23 @@ struct cublasLtMatrixLayoutOpaque_t {
 
 struct cublasLtMatmulPreferenceOpaque_t {
     uint32_t alignment[4];
+    uint64_t workspace;
 };
+
+/* What an algorithm was chosen for; the real library lets it be used for nothing else. */
+struct Chosen {
+    uint64_t m, n;
+    uint32_t alignment[4], epilogue, workspace;
+};
+static_assert(sizeof(Chosen) <= sizeof(cublasLtMatmulAlgo_t), "an algorithm holds what it was chosen for");
 
 const char *cublasLtGetStatusString(cublasStatus_t status) {
     return status == CUBLAS_STATUS_SUCCESS ? "CUBLAS_STATUS_SUCCESS" : "an emulated cuBLASLt error";
 }
 
-cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
-    *handle = NULL;
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return CUBLAS_STATUS_SUCCESS; }
+struct cublasLtContext {
+    int device;
+};
 
 template <typename T> static cublasStatus_t create(T **p) {
     *p = (T *)calloc(1, sizeof(T));
@@ -40,6 +45,14 @@ template <typename T> static cublasStatus_t destroy(T *p) {
     free(p);
     return CUBLAS_STATUS_SUCCESS;
 }
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
+    if (create(handle) != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_ALLOC_FAILED;
+    (*handle)->device = emulation::device_selected();
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) { return destroy(handle); }
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *desc, cublasComputeType_t, cudaDataType_t scale) {
     if (scale != CUDA_R_32F || create(desc) != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -88,6 +101,7 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
                                                     cublasLtMatmulPreferenceAttributes_t what, const void *value,
                                                     size_t bytes) {
     int matrix = (int)what - (int)CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
+    if (what == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) return set(&preference->workspace, value, bytes);
     return matrix < 0 ? CUBLAS_STATUS_SUCCESS : set(&preference->alignment[matrix], value, bytes);
 }
 
@@ -107,6 +121,10 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     if (A->type != B->type || C->type != D->type || (aux && desc->aux_ld % 8)) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (asked < 1) return CUBLAS_STATUS_INVALID_VALUE;
     memset(results, 0, sizeof *results);
+    Chosen chosen = {D->rows, D->cols, {}, desc->epilogue, (uint32_t)preference->workspace};
+    memcpy(chosen.alignment, preference->alignment, sizeof chosen.alignment);
+    memcpy(&results->algo, &chosen, sizeof chosen);
+    results->workspaceSize = preference->workspace;
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -123,8 +141,8 @@ static void set_element(void *data, cudaDataType_t type, size_t i, float v) {
 }
 
 /* op(X)'s columns (or, `by_rows`, its rows) one after another, as floats [count, k]. */
-static float *unpack(const void *data, const cublasLtMatrixLayout_t x, bool transposed, bool by_rows, size_t count,
-                     size_t k) {
+static float *unpack(const void *data, const cublasLtMatrixLayoutOpaque_t *x, bool transposed, bool by_rows,
+                     size_t count, size_t k) {
     float *f = (float *)malloc((count * k + 1) * sizeof(float));
     bool along = transposed == by_rows;  // k runs along the stored columns
     for (size_t i = 0; i < count; i++)
@@ -146,29 +164,75 @@ __attribute__((no_sanitize("address", "undefined"))) static float dot(const floa
 
 static float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x))); }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void *alpha, const void *A,
-                              cublasLtMatrixLayout_t a, const void *B, cublasLtMatrixLayout_t b, const void *beta,
-                              const void *C, cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t d,
-                              const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t) {
-    size_t m = d->rows, n = d->cols, k = desc->transpose_a ? a->rows : a->cols;
-    bool fits = (desc->transpose_a ? a->cols : a->rows) == m && (desc->transpose_b ? b->cols : b->rows) == k &&
-                (desc->transpose_b ? b->rows : b->cols) == n && c->rows == m && c->cols == n;
-    if (!fits) return CUBLAS_STATUS_INVALID_VALUE;
-    float scale = *(const float *)alpha, keep = *(const float *)beta;
-    bool with_bias = desc->epilogue & CUBLASLT_EPILOGUE_BIAS, with_gelu = desc->epilogue & CUBLASLT_EPILOGUE_GELU;
-    bool with_aux = desc->epilogue & (CUBLASLT_EPILOGUE_GELU_AUX & ~CUBLASLT_EPILOGUE_GELU);
-    cudaDataType_t bias_type = desc->bias_type < 0 ? d->type : (cudaDataType_t)desc->bias_type;
-    float *left = unpack(A, a, desc->transpose_a != 0, true, m, k);
-    float *right = unpack(B, b, desc->transpose_b != 0, false, n, k);
+/* A product in its turn: the descriptors as they were at the call. */
+struct Work {
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t a, b, c, d;
+    const void *A, *B, *C;
+    void *D, *workspace;
+    size_t k, workspace_bytes;
+    float scale, keep;
+};
+
+static void multiply(const Work &w) {
+    const uint32_t epilogue = w.desc.epilogue;
+    bool with_bias = epilogue & CUBLASLT_EPILOGUE_BIAS, with_gelu = epilogue & CUBLASLT_EPILOGUE_GELU;
+    bool with_aux = epilogue & (CUBLASLT_EPILOGUE_GELU_AUX & ~CUBLASLT_EPILOGUE_GELU);
+    cudaDataType_t bias_type = w.desc.bias_type < 0 ? w.d.type : (cudaDataType_t)w.desc.bias_type;
+    size_t m = w.d.rows, n = w.d.cols, k = w.k;
+    float *left = unpack(w.A, &w.a, w.desc.transpose_a != 0, true, m, k);
+    float *right = unpack(w.B, &w.b, w.desc.transpose_b != 0, false, n, k);
+    memset(w.workspace, 0xff, w.workspace_bytes);
     for (size_t j = 0; j < n; j++)
         for (size_t i = 0; i < m; i++) {
-            float v = scale * dot(left + i * k, right + j * k, k);
-            if (keep != 0.0f) v += keep * element(C, c->type, i + j * (size_t)c->ld);
-            if (with_bias) v += element(desc->bias, bias_type, i);
-            if (with_aux) set_element(desc->aux, d->type, i + j * (size_t)desc->aux_ld, v);
-            set_element(D, d->type, i + j * (size_t)d->ld, with_gelu ? gelu(v) : v);
+            float v = w.scale * dot(left + i * k, right + j * k, k);
+            if (w.keep != 0.0f) v += w.keep * element(w.C, w.c.type, i + j * (size_t)w.c.ld);
+            if (with_bias) v += element(w.desc.bias, bias_type, i);
+            if (with_aux) set_element(w.desc.aux, w.d.type, i + j * (size_t)w.desc.aux_ld, v);
+            set_element(w.D, w.d.type, i + j * (size_t)w.d.ld, with_gelu ? gelu(v) : v);
         }
     free(left);
     free(right);
+}
+
+/* The addresses are as aligned as the algorithm was promised, and it is the one for this product. */
+static bool keeps_promise(const cublasLtMatmulAlgo_t *algo, const Work &w) {
+    Chosen chosen;
+    memcpy(&chosen, algo, sizeof chosen);
+    const void *addresses[] = {w.A, w.B, w.C, w.D};
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)addresses[i] % chosen.alignment[i]) return false;
+    bool with_aux = w.desc.epilogue & (CUBLASLT_EPILOGUE_GELU_AUX & ~CUBLASLT_EPILOGUE_GELU);
+    return chosen.m == w.d.rows && chosen.n == w.d.cols && chosen.epilogue == w.desc.epilogue &&
+           chosen.workspace <= w.workspace_bytes && (uintptr_t)w.workspace % 256 == 0 &&
+           (!with_aux || (uintptr_t)w.desc.aux % 16 == 0);
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *A,
+                              cublasLtMatrixLayout_t a, const void *B, cublasLtMatrixLayout_t b, const void *beta,
+                              const void *C, cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t d,
+                              const cublasLtMatmulAlgo_t *algo, void *workspace, size_t workspace_bytes,
+                              cudaStream_t stream) {
+    size_t m = d->rows, n = d->cols, k = desc->transpose_a ? a->rows : a->cols;
+    bool fits = (desc->transpose_a ? a->cols : a->rows) == m && (desc->transpose_b ? b->cols : b->rows) == k &&
+                (desc->transpose_b ? b->rows : b->cols) == n && c->rows == m && c->cols == n;
+    Work w = {*desc,
+              *a,
+              *b,
+              *c,
+              *d,
+              A,
+              B,
+              C,
+              D,
+              workspace,
+              k,
+              workspace_bytes,
+              *(const float *)alpha,
+              *(const float *)beta};
+    if (!fits || !keeps_promise(algo, w) || handle->device != emulation::device_selected() ||
+        !emulation::stream_here(stream))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    emulation::stream_do(stream, [w]() { multiply(w); });
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -1,12 +1,13 @@
-/* The part of the CUDA runtime that kernels/ uses, on the emulated GPU (machine.h). Streams are the order of the
- * calls, so copies and events need nothing; device pointers are host pointers. */
+/* The part of the CUDA runtime that kernels/ uses, on the emulated GPU (machine.h; streams.h for what is done later).
+ * Device pointers are host pointers. */
 #ifndef EMULATION_CUDA_RUNTIME_H
 #define EMULATION_CUDA_RUNTIME_H
 
-#include "machine.h"
+#include "streams.h"
 
 #include <algorithm>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -233,20 +234,13 @@ template <typename T> static inline T atomicMin(T *p, T v) {
 
 /* ---- launches ---- */
 
-namespace emulation {
-
-template <typename Call>
-static inline void launch_call(const char *name, dim3 grid, dim3 size, size_t shared, const void *function,
-                               Call call) {
-    Launch l = {name, grid, size, shared, function, [](void *context) { (*(Call *)context)(); }, (void *)&call};
-    launch(l);
-}
-
-}  // namespace emulation
-
 /* kernel<<<grid, block, shared, stream>>>(...) */
-#define EMULATION_LAUNCH(kernel, grid, block, shared, ...) \
-    emulation::launch_call(#kernel, grid, block, shared, (const void *)(kernel), [&] { (kernel)(__VA_ARGS__); })
+#define EMULATION_LAUNCH(kernel, grid, block, shared, stream, ...) \
+    EMULATION_LAUNCH_CLUSTER(kernel, 1, grid, block, shared, stream, __VA_ARGS__)
+
+/* The same with cudaLaunchAttributeClusterDimension {cluster, 1, 1}. */
+#define EMULATION_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, stream, ...) \
+    emulation::launcher(#kernel, kernel, cluster, grid, block, shared, stream)(__VA_ARGS__)
 
 /* ---- the runtime's functions ---- */
 
@@ -257,8 +251,13 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorECCUncorrectable = 214,
+    cudaErrorInvalidResourceHandle = 400,
+    cudaErrorNotReady = 600,
     cudaErrorPeerAccessAlreadyEnabled = 704,
-    cudaErrorNotSupported = 801
+    cudaErrorNotSupported = 801,
+    cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -278,8 +277,14 @@ enum cudaFuncAttribute {
     cudaFuncAttributePreferredSharedMemoryCarveout = 9
 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
-typedef struct CUstream_st *cudaStream_t;
-typedef struct CUevent_st *cudaEvent_t;
+typedef emulation::Stream *cudaStream_t;
+typedef emulation::Event *cudaEvent_t;
+typedef emulation::Graph *cudaGraph_t, *cudaGraphExec_t;
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem;
@@ -288,35 +293,52 @@ struct cudaDeviceProp {
 };
 
 static inline const char *cudaGetErrorString(cudaError_t e) {
-    return e == cudaSuccess ? "no error" : "emulated error";
+    return e == cudaSuccess                 ? "no error"
+           : e == cudaErrorECCUncorrectable ? "uncorrectable ECC error encountered"
+                                            : "emulated error";
 }
-static inline const char *cudaGetErrorName(cudaError_t e) { return e == cudaSuccess ? "cudaSuccess" : "cudaError"; }
-static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-static inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+static inline const char *cudaGetErrorName(cudaError_t e) {
+    return e == cudaSuccess                 ? "cudaSuccess"
+           : e == cudaErrorECCUncorrectable ? "cudaErrorECCUncorrectable"
+                                            : "cudaError";
+}
+/* What a GPU that is lost (EMULATION_LOST=N: after N launches, copies and other work) answers to everything. */
+static inline cudaError_t emulation_state() {
+    return emulation::device_lost() ? cudaErrorECCUncorrectable : cudaSuccess;
+}
+static inline cudaError_t cudaGetLastError() { return emulation_state(); }
+static inline cudaError_t cudaPeekAtLastError() { return emulation_state(); }
 
 /* As many devices as EMULATION_DEVICES says (one without it), all with the same memory. */
 static inline cudaError_t cudaGetDeviceCount(int *count) {
-    const char *text = getenv("EMULATION_DEVICES");
-    *count = text ? atoi(text) : 1;
+    *count = emulation::device_count();
+    if (emulation::driver_version(CUDART_VERSION) < CUDART_VERSION) return *count = 0, cudaErrorInsufficientDriver;
     return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
-static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-static inline cudaError_t cudaDriverGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int device) {
+    return emulation::device_select(device) ? cudaSuccess : cudaErrorInvalidDevice;
+}
+static inline cudaError_t cudaGetDevice(int *device) { return *device = emulation::device_selected(), cudaSuccess; }
+static inline cudaError_t cudaDriverGetVersion(int *version) {
+    return *version = emulation::driver_version(CUDART_VERSION), cudaSuccess;
+}
 static inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
     strcpy(p->name, "emulated GPU");
     p->totalGlobalMem = emulation::device_memory_total();
-    p->major = 8;
+    p->major = emulation::device_capability() / 10;
+    p->minor = emulation::device_capability() % 10;
     p->multiProcessorCount = 4;
     p->l2CacheSize = 1 << 20;
-    p->sharedMemPerBlockOptin = emulation::MAX_SHARED;
+    p->sharedMemPerBlockOptin = (size_t)emulation::device_shared();
     return cudaSuccess;
 }
 static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
     *value = what == cudaDevAttrMultiProcessorCount            ? 4
-             : what == cudaDevAttrComputeCapabilityMajor       ? 8
-             : what == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)emulation::MAX_SHARED
+             : what == cudaDevAttrComputeCapabilityMajor       ? emulation::device_capability() / 10
+             : what == cudaDevAttrComputeCapabilityMinor       ? emulation::device_capability() % 10
+             : what == cudaDevAttrMaxSharedMemoryPerBlockOptin ? emulation::device_shared()
                                                                : 0;
     return cudaSuccess;
 }
@@ -325,7 +347,10 @@ static inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     *available = *total - emulation::device_memory_in_use();
     return cudaSuccess;
 }
-static inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize() { return emulation::device_wait(), cudaSuccess; }
+static inline cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int device) {
+    return snprintf(text, (size_t)size, "emulated:%d", device), cudaSuccess;
+}
 static inline cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) { return *can = 1, cudaSuccess; }
 static inline cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 
@@ -333,51 +358,101 @@ template <typename T> static inline cudaError_t cudaMalloc(T **p, size_t bytes) 
     *p = (T *)emulation::device_memory(bytes);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-static inline cudaError_t cudaFree(void *p) { return emulation::device_memory_free(p), cudaSuccess; }
+static inline cudaError_t cudaFree(void *p) {  // waits for the GPU, as the real one does
+    if (emulation::any_captures()) return cudaErrorStreamCaptureUnsupported;
+    if (p) emulation::device_wait();
+    return emulation::device_memory_free(p), cudaSuccess;
+}
 template <typename T> static inline cudaError_t cudaMallocHost(T **p, size_t bytes) {
-    *p = (T *)malloc(bytes ? bytes : 1);
+    *p = (T *)emulation::pinned_memory(bytes);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
+static inline cudaError_t cudaFreeHost(void *p) { return emulation::pinned_memory_free(p), cudaSuccess; }
+static inline cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
+    return emulation::pinned_register(p, bytes), cudaSuccess;
+}
+static inline cudaError_t cudaHostUnregister(void *p) { return emulation::pinned_unregister(p), cudaSuccess; }
 
-static inline cudaError_t cudaMemcpy(void *dst, const void *src, size_t n, cudaMemcpyKind) {
-    if (n) memmove(dst, src, n);
+static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n, cudaMemcpyKind k,
+                                          cudaStream_t s = NULL) {
+    bool done = emulation::stream_copy(s, dst, src, n, k == cudaMemcpyHostToDevice, k == cudaMemcpyDeviceToHost);
+    return done ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+}
+static inline cudaError_t cudaMemcpy(void *dst, const void *src, size_t n, cudaMemcpyKind k) {
+    cudaMemcpyAsync(dst, src, n, k);
+    return emulation::stream_wait(NULL), cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyPeerAsync(void *dst, int, const void *src, int, size_t n, cudaStream_t s = NULL) {
+    return cudaMemcpyAsync(dst, src, n, cudaMemcpyDeviceToDevice, s);
+}
+/* Within the device. */
+static inline cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                                            size_t width, size_t height, cudaMemcpyKind k, cudaStream_t s = NULL) {
+    if (width > dst_pitch || width > src_pitch || k != cudaMemcpyDeviceToDevice) return cudaErrorInvalidValue;
+    emulation::stream_do(s, [=]() {
+        for (size_t i = 0; i < height; i++)
+            memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+    });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n, cudaMemcpyKind k, cudaStream_t = 0) {
-    return cudaMemcpy(dst, src, n, k);
-}
-static inline cudaError_t cudaMemcpyPeerAsync(void *dst, int, const void *src, int, size_t n, cudaStream_t = 0) {
-    return cudaMemcpy(dst, src, n, cudaMemcpyDefault);
-}
-static inline cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
-                                            size_t width, size_t height, cudaMemcpyKind, cudaStream_t = 0) {
-    if (width > dst_pitch || width > src_pitch) return cudaErrorInvalidValue;
-    for (size_t i = 0; i < height; i++) memcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s = NULL) {
+    if (n) emulation::stream_do(s, [=]() { memset(p, value, n); });
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemset(void *p, int value, size_t n) {
-    if (n) memset(p, value, n);
-    return cudaSuccess;
-}
-static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t = 0) {
-    return cudaMemset(p, value, n);
+    cudaMemsetAsync(p, value, n);
+    return emulation::stream_wait(NULL), cudaSuccess;
 }
 
-static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = NULL, cudaSuccess; }
-static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) { return cudaSuccess; }
-static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = NULL, cudaSuccess; }
-static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = NULL, cudaSuccess; }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = 0) { return cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+    return *s = emulation::stream_create(), cudaSuccess;
+}
+static inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return emulation::stream_destroy(s), cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    if (emulation::captures(s)) return cudaErrorStreamCaptureUnsupported;
+    return emulation::stream_wait(s), emulation_state();
+}
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned = 0) {
+    if (emulation::captures(s)) return cudaErrorStreamCaptureUnsupported;
+    return emulation::stream_wait_for(s, e), cudaSuccess;
+}
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    return *e = emulation::event_create(), cudaSuccess;
+}
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return emulation::event_destroy(e), cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s = NULL) {
+    if (emulation::captures(s)) return cudaErrorStreamCaptureUnsupported;
+    return emulation::event_record(e, s) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+static inline cudaError_t cudaEventQuery(cudaEvent_t e) {
+    return emulation::event_done(e) ? cudaSuccess : cudaErrorNotReady;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e) { return emulation::event_wait(e), emulation_state(); }
 static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) { return *ms = 0, cudaSuccess; }
+
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    return emulation::capture_begin(s) ? cudaSuccess : cudaErrorInvalidValue;
+}
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
+    *graph = emulation::capture_end(s);
+    return *graph ? cudaSuccess : cudaErrorInvalidValue;
+}
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long = 0) {
+    return *exec = emulation::graph_copy(graph), cudaSuccess;
+}
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
+    if (emulation::captures(s)) return cudaErrorStreamCaptureUnsupported;
+    return emulation::graph_launch(exec, s), cudaSuccess;
+}
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    return emulation::graph_destroy(exec), cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return emulation::graph_destroy(graph), cudaSuccess; }
 
 template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *function, cudaFuncAttribute what, int value) {
     if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || value > emulation::MAX_SHARED) return cudaErrorInvalidValue;
+    if (value < 0 || value > emulation::device_shared()) return cudaErrorInvalidValue;
     emulation::allow_shared((const void *)function, (size_t)value);
     return cudaSuccess;
 }

@@ -1,11 +1,15 @@
 /* The scheduler of the emulated GPU (machine.h): fibers, barriers, the meetings of a warp's lanes. */
-#include "machine.h"
+#include "streams.h"
 
+#include <elf.h>
+#include <fcntl.h>
+#include <link.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -33,7 +37,7 @@ namespace emulation {
 __thread Thread *current;
 __thread Block *block;
 
-enum { STACK = 256 * 1024, PAGE = 4096 };
+enum { STACK = 256 * 1024, PAGE = 4096, MAX_WARPS = MAX_THREADS * MAX_CLUSTER / WARP };
 
 /* ---- fibers ----
  * A fiber runs threads of a block one after another; only a thread that waits keeps its fiber. ucontext's switch
@@ -54,14 +58,15 @@ struct Fiber {
 
 struct Machine {
     const Launch *launch;
-    Thread thread[MAX_THREADS];
+    Thread thread[MAX_THREADS * MAX_CLUSTER];  // of a block after those of another
     int count, returned;
-    int ready[MAX_THREADS], ready_count;  // numbers of the threads that can go on, in no order
+    unsigned ready[MAX_WARPS];  // a bit for each thread that can go on, warp by warp
+    int ready_count;
     uint64_t random;
-    bool unfair;                               // how this block's threads are chosen
-    unsigned char favour[MAX_THREADS / WARP];  // then: the warps' order, until the next barrier
+    bool unfair;                      // how this block's threads are chosen
+    unsigned char favour[MAX_WARPS];  // then: the warps in their order, until the next barrier
     Fiber main, *idle, *running;
-    Block block;
+    Block block[MAX_CLUSTER];
 };
 
 static __thread Machine *machine;
@@ -161,12 +166,13 @@ static bool same_place(const Place &a, const Place &b) { return a.line == b.line
     for (int i = 0; i < machine->count; i++) {
         const Thread *t = &machine->thread[i];
         if (t->state == Thread::RETURNED) continue;
-        int warp = i / WARP * WARP;
         for (int j = 0; j < machine->count; j++) {
             const Thread *other = &machine->thread[j];
-            bool awaited = t->state == Thread::AT_BARRIER || (j / WARP * WARP == warp && t->mask >> (j % WARP) & 1);
+            bool in_warp = t->state == Thread::IN_WARP, same_block = t->block == other->block;
+            bool named = other->number / WARP == t->number / WARP && t->mask >> (other->number % WARP) & 1;
+            bool awaited = t->state == Thread::AT_CLUSTER_BARRIER || (same_block && (!in_warp || named));
             bool there = other->state == t->state && same_place(other->place, t->place) &&
-                         (t->state == Thread::AT_BARRIER || other->mask == t->mask);
+                         (!in_warp || other->mask == t->mask);
             if (!awaited || there) continue;
             describe(who, sizeof who, other);
             if (other->state == Thread::RETURNED)
@@ -191,22 +197,37 @@ static uint64_t next_random(uint64_t *state) {  // splitmix64
 
 static void make_ready(Thread *t) {
     t->state = Thread::READY;
-    machine->ready[machine->ready_count++] = (int)t->number;
+    unsigned number = (unsigned)(t - machine->thread);
+    machine->ready[number / WARP] |= 1u << number % WARP;
+    machine->ready_count++;
 }
 
-/* All threads that are left stand at the same __syncthreads. */
-static bool barrier_complete() {
-    if (machine->returned > 0) return false;  // a thread that has returned never arrives
-    for (int i = 0; i < machine->count; i++) {
-        const Thread *t = &machine->thread[i];
-        if (t->state != Thread::AT_BARRIER || !same_place(t->place, machine->thread[0].place)) return false;
-    }
+static void go_on_with(Thread *t) {
+    current = t;
+    block = t ? t->block : NULL;
+}
+
+/* These threads stand at the same barrier of this kind: they go on. One that has returned never arrives. */
+static bool barrier_complete(Thread *first, unsigned count, int state) {
+    for (unsigned i = 0; i < count; i++)
+        if ((int)first[i].state != state || !same_place(first[i].place, first->place)) return false;
+    for (unsigned i = 0; i < count; i++) make_ready(&first[i]);
     return true;
 }
 
+/* A barrier of a block or of the cluster is complete: whoever waited there is ready. */
+static bool barriers_open(Machine *m) {
+    bool any = barrier_complete(m->thread, (unsigned)m->count, Thread::AT_CLUSTER_BARRIER);
+    for (unsigned b = 0; b < m->launch->cluster; b++)
+        any |= barrier_complete(m->thread + m->block[b].first, m->block[b].threads, Thread::AT_BARRIER);
+    return any;
+}
+
+static int warp_count() { return (machine->count + WARP - 1) / WARP; }
+
 /* A new order of the warps. */
 static void shuffle_warps() {
-    for (int i = 0; i < MAX_THREADS / WARP; i++) {
+    for (int i = 0; i < warp_count(); i++) {
         int j = (int)(next_random(&machine->random) % (uint64_t)(i + 1));
         machine->favour[i] = machine->favour[j];
         machine->favour[j] = (unsigned char)i;
@@ -220,22 +241,25 @@ static Thread *choose() {
     Machine *m = machine;
     if (m->ready_count == 0) {
         if (m->returned == m->count) return NULL;
-        if (!barrier_complete()) fail_stuck();
-        for (int i = 0; i < m->count; i++) make_ready(&m->thread[i]);
+        if (!barriers_open(m)) fail_stuck();
         if (m->unfair) shuffle_warps();
     }
-    int at = (int)(next_random(&m->random) % (uint64_t)m->ready_count);
-    for (int i = 0; m->unfair && i < m->ready_count; i++)
-        if (m->favour[m->ready[i] / WARP] < m->favour[m->ready[at] / WARP]) at = i;
-    int number = m->ready[at];
-    m->ready[at] = m->ready[--m->ready_count];
-    return &m->thread[number];
+    int at = m->unfair ? 0 : (int)(next_random(&m->random) % (uint64_t)warp_count());
+    while (!m->ready[m->unfair ? m->favour[at] : at]) at = (at + 1) % warp_count();
+    int warp = m->unfair ? m->favour[at] : at;
+    unsigned lanes = m->ready[warp];
+    for (uint64_t skip = next_random(&m->random) % (uint64_t)__builtin_popcount(lanes); skip > 0; skip--)
+        lanes &= lanes - 1;
+    lanes &= -lanes;  // the thread's bit
+    m->ready[warp] ^= lanes;
+    m->ready_count--;
+    return &m->thread[warp * WARP + __builtin_ctz(lanes)];
 }
 
 /* The current thread waits; returns when it has been chosen again. */
 static void wait() {
     Thread *me = current, *next = choose();
-    current = next;
+    go_on_with(next);
     if (next == me) return;
     me->fiber = machine->running;
     Fiber *to = next->fiber ? next->fiber : fiber_take();
@@ -250,7 +274,7 @@ __attribute__((noinline)) static Fiber *run_threads(Fiber *self) {
         current->state = Thread::RETURNED;
         machine->returned++;
         Thread *next = choose();
-        current = next;
+        go_on_with(next);
         if (next && !next->fiber) continue;
         self->next = machine->idle;
         machine->idle = self;
@@ -266,16 +290,49 @@ static void fiber_main() {
     for (;;) switch_to(run_threads(self));
 }
 
+/* EMULATION_SKIP=FILE:LINE leaves out the barriers of that line, to see whether a test notices (dev/mutate_barriers.sh). */
+static bool skipped(const Place &place) {
+    static const char *wanted = getenv("EMULATION_SKIP"), *colon = wanted ? strrchr(wanted, ':') : NULL;
+    if (!colon || place.line != atoi(colon + 1)) return false;
+    size_t length = (size_t)(colon - wanted), all = strlen(place.file);
+    return all >= length && !strncmp(place.file + all - length, wanted, length);
+}
+
 void barrier(Place place) {
+    if (skipped(place)) return;
     current->place = place;
     current->state = Thread::AT_BARRIER;
     wait();
 }
 
+void cluster_arrive(Place place) {
+    current->place = place;
+    if (current->arrived) fail(current, "arrives twice without waiting");
+    current->arrived = true;
+}
+
+void cluster_wait(Place place) {
+    current->place = place;
+    if (!current->arrived) fail(current, "waits without having arrived");
+    current->arrived = false;
+    if (skipped(place)) return;
+    current->state = Thread::AT_CLUSTER_BARRIER;
+    wait();
+}
+
+void *cluster_address(void *mine, unsigned rank) {
+    const Block *me = current->block;
+    size_t at = (size_t)((char *)mine - me->shared);
+    current->place = {"mapa", "", 0};
+    if (rank >= me->blocks || at >= machine->launch->shared)
+        fail(current, "names no dynamic shared memory of a block of the cluster");
+    return machine->block[rank].shared + at;
+}
+
 unsigned live_lanes() {
     unsigned lanes = 0, warp = current->number / WARP * WARP;
-    for (unsigned i = 0; i < WARP && warp + i < (unsigned)machine->count; i++)
-        if (machine->thread[warp + i].state != Thread::RETURNED) lanes |= 1u << i;
+    for (unsigned i = 0; i < WARP && warp + i < current->block->threads; i++)
+        if (machine->thread[current->block->first + warp + i].state != Thread::RETURNED) lanes |= 1u << i;
     return lanes;
 }
 
@@ -286,8 +343,9 @@ static bool in_meeting(const Thread *t, const Thread *with) {
 
 /* The last lane to arrive does the work for all. */
 void meet(unsigned mask, void *brought, Together together, Place place) {
+    if (!strcmp(place.what, "__syncwarp") && skipped(place)) return;
     Thread *me = current, *warp = me - me->number % WARP;
-    unsigned lanes = (unsigned)machine->count - (unsigned)(warp - machine->thread);
+    unsigned lanes = me->block->threads - me->number / WARP * WARP;
     void *lane[WARP] = {};
     me->place = place;
     me->mask = mask;
@@ -329,40 +387,88 @@ void copies_wait(unsigned left) {
     t->copies = kept;
 }
 
+/* ---- static shared memory ----
+ * A kernel's __shared__ variables are static ones, one for each thread of the processor (under AddressSanitizer one for
+ * all, and then they keep what the last block left). They are found in the program's own symbol table, as thread-local
+ * variables of functions, so that every block can begin with every bit one in them. */
+
+enum { MAX_STATIC = 4096 };
+static struct {
+    size_t at, bytes;  // from the beginning of the program's thread-local storage
+} static_shared[MAX_STATIC];
+static int static_count;
+
+static void static_shared_find() {
+    int file = open("/proc/self/exe", O_RDONLY);
+    struct stat about;
+    if (file < 0 || fstat(file, &about)) return;
+    const char *base = (const char *)mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (base == MAP_FAILED) return;
+    const ElfW(Ehdr) *head = (const ElfW(Ehdr) *)base;
+    const ElfW(Shdr) *section = (const ElfW(Shdr) *)(base + head->e_shoff);
+    for (int i = 0; i < head->e_shnum; i++) {
+        if (section[i].sh_type != SHT_SYMTAB) continue;
+        const char *names = base + section[section[i].sh_link].sh_offset;
+        const ElfW(Sym) *symbol = (const ElfW(Sym) *)(base + section[i].sh_offset);
+        for (size_t k = 0; k < section[i].sh_size / sizeof *symbol && static_count < MAX_STATIC; k++)
+            if (ELF64_ST_TYPE(symbol[k].st_info) == STT_TLS && !strncmp(names + symbol[k].st_name, "_ZZ", 3))
+                static_shared[static_count++] = {symbol[k].st_value, symbol[k].st_size};
+    }
+    munmap((void *)base, (size_t)about.st_size);
+}
+
+static int static_shared_poison(struct dl_phdr_info *program, size_t, void *) {
+    for (int i = 0; i < static_count; i++)
+        memset((char *)program->dlpi_tls_data + static_shared[i].at, 0xff, static_shared[i].bytes);
+    return 1;  // the first one is the program, libraries have no kernels
+}
+
 /* ---- launches ---- */
 
-static void run_block(Machine *m, const Launch &l, uint64_t number) {
+/* Block `number` of the grid, in place `rank` of the cluster that runs. */
+static void begin_block(Machine *m, const Launch &l, uint64_t number, unsigned rank) {
+    Block *b = &m->block[rank];
+    void *shared = NULL;
+    b->index = {(unsigned)(number % l.grid.x), (unsigned)(number / l.grid.x % l.grid.y),
+                (unsigned)(number / l.grid.x / l.grid.y)};
+    b->size = l.size;
+    b->grid = l.grid;
+    b->rank = rank;
+    b->blocks = l.cluster;
+    b->threads = l.size.x * l.size.y * l.size.z;
+    b->first = rank * b->threads;
+    if (posix_memalign(&shared, 128, l.shared ? l.shared : 1)) _exit(1);
+    memset(shared, 0xff, l.shared);
+    b->shared = (char *)shared;
+    for (unsigned i = 0; i < b->threads; i++) {
+        Thread *t = &m->thread[b->first + i];
+        t->number = i;
+        t->index = {i % l.size.x, i / l.size.x % l.size.y, i / l.size.x / l.size.y};
+        t->block = b;
+        t->fiber = NULL;
+        t->copies = 0;
+        t->group = 0;
+        t->arrived = false;
+        make_ready(t);
+    }
+}
+
+static void run_cluster(Machine *m, const Launch &l, uint64_t number) {
     uint64_t start = seed ^ (launches * 0x632be59bd9b4e019u) ^ (number * 0x9e6c63d0876a9a47u);
     m->launch = &l;
     m->random = start;
     m->unfair = next_random(&m->random) % 2;
+    m->count = (int)(l.size.x * l.size.y * l.size.z * l.cluster);
     shuffle_warps();
-    m->count = (int)(l.size.x * l.size.y * l.size.z);
     m->returned = m->ready_count = 0;
     m->running = &m->main;
-    m->block.index = {(unsigned)(number % l.grid.x), (unsigned)(number / l.grid.x % l.grid.y),
-                      (unsigned)(number / l.grid.x / l.grid.y)};
-    m->block.size = l.size;
-    m->block.grid = l.grid;
-    void *shared = NULL;
-    if (posix_memalign(&shared, 128, l.shared ? l.shared : 1)) _exit(1);
-    memset(shared, 0xff, l.shared);
-    m->block.shared = (char *)shared;
-    block = &m->block;
-    for (int i = 0; i < m->count; i++) {
-        Thread *t = &m->thread[i];
-        t->number = (unsigned)i;
-        t->index = {(unsigned)i % l.size.x, (unsigned)i / l.size.x % l.size.y, (unsigned)i / l.size.x / l.size.y};
-        t->fiber = NULL;
-        t->copies = 0;
-        t->group = 0;
-        make_ready(t);
-    }
-    current = choose();
+    for (unsigned rank = 0; rank < l.cluster; rank++) begin_block(m, l, number * l.cluster + rank, rank);
+    if (static_count) dl_iterate_phdr(static_shared_poison, NULL);
+    go_on_with(choose());
     switch_to(fiber_take());
-    current = NULL;
-    block = NULL;
-    free(shared);
+    go_on_with(NULL);
+    for (unsigned rank = 0; rank < l.cluster; rank++) free(m->block[rank].shared);
 }
 
 /* OpenMP ends and begins threads as their number changes; what belongs to one goes to the next with its number. */
@@ -383,32 +489,37 @@ static Machine *machine_here() {
 enum { MAX_ALLOWED = 256 };
 static struct {
     const void *function;
+    int device;
     size_t bytes;
 } allowed[MAX_ALLOWED];
 static int allowed_count;
 
 void allow_shared(const void *function, size_t bytes) {
-    int i = 0;
-    while (i < allowed_count && allowed[i].function != function) i++;
+    int i = 0, device = device_selected();
+    while (i < allowed_count && (allowed[i].function != function || allowed[i].device != device)) i++;
     if (i == MAX_ALLOWED) return;
-    if (i == allowed_count) allowed[allowed_count++].function = function;
+    if (i == allowed_count) allowed[allowed_count++] = {function, device, 0};
     allowed[i].bytes = bytes;
 }
 
 static size_t shared_limit(const void *function) {
     for (int i = 0; i < allowed_count; i++)
-        if (allowed[i].function == function) return allowed[i].bytes;
+        if (allowed[i].function == function && allowed[i].device == device_selected()) return allowed[i].bytes;
     return PLAIN_SHARED;
 }
 
-static void check_launch(const Launch &l) {
+void check_launch(const Launch &l, bool stream_fits) {
     size_t threads = (size_t)l.size.x * l.size.y * l.size.z, limit = shared_limit(l.function);
     const char *wrong = NULL;
     if (threads == 0 || threads > MAX_THREADS) wrong = "a block has 1 to 1024 threads";
     if (l.size.z > 64) wrong = "a block is at most 64 threads deep";
     if ((size_t)l.grid.x * l.grid.y * l.grid.z == 0) wrong = "a grid has at least one block";
     if (l.grid.x > 0x7fffffffu || l.grid.y > 65535 || l.grid.z > 65535) wrong = "the grid is too large";
+    if (l.cluster < 1 || l.cluster > MAX_CLUSTER || l.grid.x % l.cluster)
+        wrong = "a cluster has 1 to 8 blocks, and the grid whole clusters";
+    if (l.cluster > 1 && device_capability() < 90) wrong = "clusters need compute capability 9.0";
     if (l.shared > limit) wrong = "more dynamic shared memory than the kernel is allowed";
+    if (!stream_fits) wrong = "the stream belongs to another device";
     if (!wrong) return;
     fprintf(stderr,
             "emulation: kernel %s cannot start with grid (%u, %u, %u), block (%u, %u, %u), %zu shared bytes: %s\n",
@@ -422,18 +533,18 @@ static uint64_t common_divisor(uint64_t a, uint64_t b) { return b ? common_divis
  * where AddressSanitizer is to put guards around it, one for each thread elsewhere, and only there may blocks run
  * side by side. */
 void launch(const Launch &l) {
-    check_launch(l);
     launches++;
-    uint64_t blocks = (uint64_t)l.grid.x * l.grid.y * l.grid.z, random = seed + launches;
-    uint64_t first = next_random(&random) % blocks, step = next_random(&random) % blocks;
-    while (common_divisor(step, blocks) != 1) step = (step + 1) % blocks;
+    uint64_t clusters = (uint64_t)l.grid.x * l.grid.y * l.grid.z / l.cluster, random = seed + launches;
+    uint64_t first = next_random(&random) % clusters, step = next_random(&random) % clusters;
+    while (common_divisor(step, clusters) != 1) step = (step + 1) % clusters;
 #if defined(_OPENMP) && !defined(WITH_ASAN)
-#pragma omp parallel for schedule(dynamic) if (blocks > 1)
+#pragma omp parallel for schedule(dynamic) if (clusters > 1)
 #endif
-    for (uint64_t i = 0; i < blocks; i++) run_block(machine_here(), l, (first + i * step) % blocks);
+    for (uint64_t i = 0; i < clusters; i++) run_cluster(machine_here(), l, (first + i * step) % clusters);
 }
 
 void set_seed(uint64_t value) {
+    streams_seed(value);
     seed = value;
     launches = 0;
 }
@@ -446,15 +557,24 @@ static size_t in_use;
 
 static struct Settings {
     size_t total;
+    int capability, shared;
     Settings() {
         const char *start = getenv("EMULATION_SEED"), *memory = getenv("EMULATION_MEMORY");
-        if (start) set_seed(strtoull(start, NULL, 10));
+        const char *version = getenv("EMULATION_CAPABILITY"), *near = getenv("EMULATION_SHARED");
+        if (start) seed = strtoull(start, NULL, 10);
+#ifndef WITH_ASAN
+        static_shared_find();
+#endif
         total = memory ? strtoull(memory, NULL, 10) : (size_t)1 << 40;
+        capability = version ? atoi(version) : 80;
+        shared = near && atoi(near) < MAX_SHARED ? atoi(near) : MAX_SHARED;
     }
 } settings;
 
 size_t device_memory_in_use() { return in_use; }
 size_t device_memory_total() { return settings.total; }
+int device_capability() { return settings.capability; }
+int device_shared() { return settings.shared; }
 
 void *device_memory(size_t bytes) {
     void *p = NULL;

@@ -1,4 +1,5 @@
-/* The emulated GPU: runs a kernel's blocks one after another on the processor, the threads of a block as fibers.
+/* The emulated GPU: runs a kernel's blocks one after another on the processor, the threads of a block as fibers; the
+ * blocks of a cluster (thread block cluster, sm_90) run together, their threads mixed.
  *
  * It exists to prove the CUDA sources of kernels/ without a GPU: they compile unchanged against the headers in this
  * folder, and run in an order that a GPU could have chosen too. Between two barriers the threads of a block run one
@@ -26,7 +27,8 @@ struct dim3 {
 
 namespace emulation {
 
-enum { WARP = 32, MAX_THREADS = 1024, MAX_COPIES = 64, MAX_SHARED = 227 * 1024, PLAIN_SHARED = 48 * 1024 };
+enum { WARP = 32, MAX_THREADS = 1024, MAX_CLUSTER = 8, MAX_COPIES = 64, MAX_SHARED = 227 * 1024 };
+enum { PLAIN_SHARED = 48 * 1024 };
 
 /* What the lanes of a warp do together once all have arrived: lane[i] points to what lane i brought (NULL for lanes
  * that the mask does not name); results go to the same place. */
@@ -39,6 +41,7 @@ struct Place {
 };
 
 struct Fiber;
+struct Block;
 
 /* 16 bytes that cp.async has been asked for. */
 struct Copy {
@@ -49,8 +52,9 @@ struct Copy {
 
 struct Thread {
     uint3 index;
-    unsigned number;  // x fastest; the warp is number / WARP
-    enum { READY, AT_BARRIER, IN_WARP, RETURNED } state;
+    unsigned number;  // in its block, x fastest; the warp is number / WARP
+    Block *block;
+    enum { READY, AT_BARRIER, AT_CLUSTER_BARRIER, IN_WARP, RETURNED } state;
     Fiber *fiber;  // NULL before the first step
     Place place;
     unsigned mask;  // lanes that meet; with AT_BARRIER unused
@@ -59,12 +63,15 @@ struct Thread {
     Copy copy[MAX_COPIES];
     int copies;
     unsigned group;  // the one that copies belong to now
+    bool arrived;    // at the cluster's barrier, and has not waited there yet
 };
 
 struct Block {
     uint3 index;
     dim3 size, grid;
-    char *shared;  // dynamic
+    char *shared;             // dynamic
+    unsigned rank, blocks;    // in its cluster, and how many those are
+    unsigned first, threads;  // its threads among the machine's
 };
 
 extern __thread Thread *current;
@@ -78,12 +85,21 @@ struct Launch {
     const void *function;  // identifies the kernel for its shared-memory limit
     void (*run)(void *context);
     void *context;
+    unsigned cluster = 1;  // blocks of a cluster, neighbours in x
 };
 void launch(const Launch &l);
+void check_launch(const Launch &l, bool stream_fits);  // without running it
 
 void barrier(Place place);
 void meet(unsigned mask, void *brought, Together together, Place place);
 unsigned live_lanes();  // of this thread's warp: those that have not returned
+
+/* barrier.cluster: here a thread waits until all of the cluster wait, while on a GPU it is enough that they arrived.
+ * cluster_address: the same place of dynamic shared memory in the cluster's block `rank`. Static shared memory is one
+ * for all blocks of a cluster, so kernels for clusters have only dynamic. */
+void cluster_arrive(Place place);
+void cluster_wait(Place place);
+void *cluster_address(void *mine, unsigned rank);
 
 /* cp.async: a copy happens as late as its thread allows, when it waits for the copy's group, so a wait that is
  * missing or too short shows. */
@@ -91,18 +107,24 @@ void copy_later(void *to, const void *from);
 void copies_commit();
 void copies_wait(unsigned left);
 
-/* cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) */
+/* cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) on the selected device */
 void allow_shared(const void *function, size_t bytes);
 
 /* Chooses the order in which threads and blocks run from now on; the environment variable EMULATION_SEED sets the
  * first one. */
 void set_seed(uint64_t seed);
+void streams_seed(uint64_t seed);  // the part of it in streams.cpp
 
 /* malloc with every bit one, so that what is read before it is written shows; NULL above `EMULATION_MEMORY` bytes. */
 void *device_memory(size_t bytes);
 void device_memory_free(void *p);
 size_t device_memory_in_use();
 size_t device_memory_total();
+
+/* What the emulated GPU says of itself: EMULATION_CAPABILITY (80 without it) and EMULATION_SHARED, the bytes of shared
+ * memory a block may ask for (MAX_SHARED): with little of it, short rows take the ways of long ones. */
+int device_capability();
+int device_shared();
 
 }  // namespace emulation
 

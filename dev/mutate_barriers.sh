@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Is every barrier of the CUDA kernels needed, and would a test notice if it were missing? Leaves out each __syncthreads,
+# __syncwarp and cluster_wait of kernels/*.cuh in turn, on the emulated GPU (EMULATION_SKIP, nothing is compiled again),
+# and runs the tests of its family.
+#
+#   make CUDA=emulated build/BF16-emulated/test_kernels
+#   dev/mutate_barriers.sh [BUILD [FILE...]]       default: build/BF16-emulated, all of kernels/*.cuh; some minutes
+#
+# Prints the barriers that no test missed, and last `N passed, M failed`.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=${1:-build/BF16-emulated}
+shift $(($# > 0))
+[ $# -gt 0 ] || set -- kernels/*.cuh
+passed=0 failed=0
+export OMP_WAIT_POLICY=passive
+
+tests_of() { # FILE: which tests run its kernels
+    case $1 in
+    */cuda_common.cuh) echo norm squared_norm cosine entropy_band ;;
+    */cuda_input.cuh) echo embedding patchify position rows ;;
+    */cuda_norm.cuh) echo norm ;;
+    */cuda_product.cuh) echo linear_forward linear_backward ;;
+    */cuda_some_rows.cuh) echo linear_forward ;;
+    */cuda_attention.cuh) echo attention decode ;;
+    */cuda_flash.cuh) echo attention ;;
+    */cuda_sample.cuh) echo sample ;;
+    */cuda_objective.cuh | */cuda_cluster.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
+    esac
+}
+
+for file in "$@"; do
+    for line in $(grep -nE '^[^*/]*(__syncthreads|__syncwarp|cluster_wait)\(.*\);' "$file" | cut -d: -f1); do
+        noticed=no
+        # on an older GPU and a newer one, whose kernels differ
+        for capability in 80 90; do
+            EMULATION_SKIP=$(basename "$file"):$line EMULATION_CAPABILITY=$capability timeout 300 \
+                "$build/test_kernels" --quick cuda $(tests_of "$file") >/dev/null 2>&1 || noticed=yes
+            [ $noticed = no ] || break
+        done
+        if [ $noticed = yes ]; then passed=$((passed + 1)); else
+            failed=$((failed + 1))
+            echo "no test misses $file:$line  $(sed -n "${line}p" "$file")"
+        fi
+    done
+done
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

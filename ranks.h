@@ -1,0 +1,315 @@
+/* Several processes as one training run: who does what, and what travels between them.
+ *
+ *   world    ranks 0 .. students-1 are students, the others are teachers. Rank 0 writes the log and the weights.
+ *   batch    teachers and students cut a batch of batch * accum * students pictures into items of `batch` pictures.
+ *            Item i goes to student i mod students. Which teacher prepares it, and when, is the timetable below: a pure
+ *            function of the options, so nobody has to be told.
+ *   lesson   what a teacher sends for an item: the hidden states of the positions that count [n, Wt], d wide and not
+ *            vocabulary wide, and the image tokens [B, P, Wt] when the embedding loss wants them. The student holds
+ *            the teacher's head and forms its logits in chunks (loss.cuh). A thread of the student's takes in up to
+ *            FEED_RING lessons ahead, which bounds how far the teachers run ahead.
+ *   buckets  gradients are added up among the students bucket by bucket, from the end of the flat arrays (lib/adamw.h)
+ *            while the backward pass is still at work on their beginning.
+ *
+ * The engines are in lib/comm.h, launching and failing in lib/world.h. */
+#ifndef RANKS_H
+#define RANKS_H
+
+#include "lib/adamw.h"
+#include "lib/clock.h"
+#include "lib/comm.h"
+#include "lib/world.h"
+#include "model.h"
+
+#include <pthread.h>
+
+typedef struct {
+    World world;
+    int teachers, students;
+    bool teaches;   // this rank is a teacher
+    int index;      // among its kind
+    Comm everyone;  // all ranks, host values
+    Comm comm;      // the students, on their devices
+    Link link;      // teachers to students
+} Ranks;
+
+static inline int teacher_rank(const Ranks *k, int teacher) { return k->students + teacher; }
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * The timetable: training items step by step, the validation batches after the steps where an evaluation is due. */
+
+typedef struct {
+    int64_t steps, every;  // an evaluation after every `every` steps and at the end
+    int items;             // of a step
+    int64_t evaluation;    // validation batches of an evaluation, each an item
+    int teachers, students;
+    int64_t step, at;  // where we are: the next item of a step, or of the evaluation after it
+    bool evaluating;
+} Timetable;
+
+typedef struct {
+    bool evaluation;
+    int64_t step;  // of training, from 0; of evaluations, the steps done
+    int64_t item;  // of the step, or the number of the validation batch
+    int student, teacher;
+} Lesson;
+
+static inline bool evaluation_due(const Timetable *t, int64_t steps_done) {
+    return steps_done % t->every == 0 || steps_done == t->steps;
+}
+
+/* The next item of all; false when the run is over. */
+static inline bool timetable_next(Timetable *t, Lesson *l) {
+    if (!t->evaluating && t->at == t->items) {
+        t->at = 0;
+        t->step++;
+        t->evaluating = evaluation_due(t, t->step) && t->evaluation > 0;
+    } else if (t->evaluating && t->at == t->evaluation) {
+        t->at = 0;
+        t->evaluating = false;
+    }
+    if (!t->evaluating && t->step >= t->steps) return false;
+    int64_t number = t->evaluating ? t->at : t->step * t->items + t->at;
+    l->evaluation = t->evaluating;
+    l->step = t->step;
+    l->item = t->at++;
+    l->student = (int)(number % t->students);
+    l->teacher = (int)(number % t->teachers);
+    return true;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * Lessons: the teacher's side */
+
+typedef struct {
+    int64_t step, item;
+    int64_t pictures, n;  // n positions that count
+    int64_t interrupted;  // the teacher was asked to stop
+    double waited;        // seconds that this teacher has waited for students so far
+} LessonHeader;
+
+/* Sends what the teacher's last forward pass left. False when the run is over. */
+static inline bool lesson_send(Ranks *k, const Model *teacher, const Lesson *lesson, bool tokens, bool interrupted,
+                               double *waited) {
+    const Ops *op = teacher->op;
+    size_t row = (size_t)teacher->c.lm.width * sizeof(floatX);
+    LessonHeader h = {lesson->step, lesson->item, teacher->B, teacher->n, interrupted, *waited};
+    const void *parts[2] = {teacher->hidden, teacher->vision.tokens};
+    size_t bytes[2] = {(size_t)teacher->n * row,
+                       tokens ? (size_t)teacher->B * (size_t)model_image_tokens(teacher) * row : 0};
+    op->sync();  // so that what follows is waiting, not computing
+    double start = seconds_now();
+    bool going = link_send_host(&k->link, &h, sizeof h, lesson->student) == COMM_OK;
+    for (int i = 0; i < 2 && going; i++) {
+        if (!bytes[i]) continue;
+        void *host = k->link.device_buffers || op->host_memory ? NULL : xmalloc(bytes[i]);
+        if (host) op->download(host, parts[i], bytes[i]);
+        going = (k->link.device_buffers ? link_send(&k->link, parts[i], bytes[i], lesson->student)
+                                        : link_send_host(&k->link, host ? host : parts[i], bytes[i],
+                                                         lesson->student)) == COMM_OK;
+        free(host);
+    }
+    *waited += seconds_now() - start;
+    return going;
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * Lessons: the student's side */
+
+enum { FEED_RING = 3 };
+
+typedef struct {
+    LessonHeader header;
+    floatX *hidden, *tokens;
+} FeedSlot;
+
+typedef struct {
+    Ranks *ranks;
+    const Ops *op;  // where the lessons lie: the student's device, or the host when the link has no device buffers
+    Timetable timetable;
+    size_t row;              // bytes of a position
+    size_t tokens;           // bytes of a picture's image tokens; 0: not wanted
+    int positions, pictures;  // of an item, at most
+    Arena arena;
+    FeedSlot ring[FEED_RING];
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    uint64_t received, used;
+    bool running, stop, over;
+    double waited;          // seconds the student has waited for teachers
+    bool interrupted;       // one of the teachers was asked to stop
+    double teacher_waited;  // seconds the teacher of the last lesson has waited for students
+} Feed;
+
+static inline void feed_plan_pass(Feed *f) {
+    for (int i = 0; i < FEED_RING; i++) {
+        f->ring[i].hidden = (floatX *)arena_take(&f->arena, (size_t)f->positions, f->row);
+        if (f->tokens) f->ring[i].tokens = (floatX *)arena_take(&f->arena, (size_t)f->pictures, f->tokens);
+    }
+}
+
+/* One lesson into a slot; false when the run is over. */
+static inline bool feed_receive(Feed *f, FeedSlot *slot, const Lesson *lesson) {
+    Link *link = &f->ranks->link;
+    LessonHeader *h = &slot->header;
+    int from = teacher_rank(f->ranks, lesson->teacher);
+    if (link_receive_host(link, h, sizeof *h, from) != COMM_OK) return false;
+    if (h->step != lesson->step || h->item != lesson->item || h->n < 0 || h->n > f->positions || h->pictures < 0 ||
+        h->pictures > f->pictures)
+        die("internal error: rank %d sent item %lld of step %lld (%lld positions) where item %lld of step %lld was due",
+            from, (long long)h->item, (long long)h->step, (long long)h->n, (long long)lesson->item,
+            (long long)lesson->step);
+    void *parts[2] = {slot->hidden, slot->tokens};
+    size_t bytes[2] = {(size_t)h->n * f->row, (size_t)h->pictures * f->tokens};
+    CommStatus status = COMM_OK;
+    for (int i = 0; i < 2 && status == COMM_OK; i++)
+        if (bytes[i])
+            status = link->device_buffers ? link_receive(link, parts[i], bytes[i], from)
+                                          : link_receive_host(link, parts[i], bytes[i], from);
+    return status == COMM_OK;
+}
+
+static inline void *feed_thread(void *argument) {
+    Feed *f = (Feed *)argument;
+    Lesson lesson;
+    bool going = true;
+    while (going && timetable_next(&f->timetable, &lesson)) {
+        if (lesson.student != f->ranks->index) continue;
+        pthread_mutex_lock(&f->mutex);
+        while (!f->stop && f->received - f->used >= FEED_RING) pthread_cond_wait(&f->changed, &f->mutex);
+        going = !f->stop;
+        pthread_mutex_unlock(&f->mutex);
+        if (going) going = feed_receive(f, &f->ring[f->received % FEED_RING], &lesson);
+        pthread_mutex_lock(&f->mutex);
+        if (going) f->received++;
+        pthread_cond_broadcast(&f->changed);
+        pthread_mutex_unlock(&f->mutex);
+    }
+    pthread_mutex_lock(&f->mutex);
+    f->over = true;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->mutex);
+    return NULL;
+}
+
+/* Lessons of a teacher of `width` with `image_tokens` (0: their vectors are not wanted), for items of up to
+ * `pictures` pictures and `positions` positions. */
+static inline void feed_open(Feed *f, Ranks *k, const Ops *op, Timetable timetable, int width, int image_tokens,
+                             int pictures, int positions) {
+    memset(f, 0, sizeof *f);
+    f->ranks = k;
+    f->op = k->link.device_buffers ? op : &cpu_ops;
+    f->timetable = timetable;
+    f->row = (size_t)width * sizeof(floatX);
+    f->tokens = (size_t)image_tokens * f->row;
+    f->pictures = pictures;
+    f->positions = positions;
+    feed_plan_pass(f);
+    arena_allocate(&f->arena, f->op, "the teacher's lessons");
+    feed_plan_pass(f);
+    pthread_mutex_init(&f->mutex, NULL);
+    pthread_cond_init(&f->changed, NULL);
+    int status = pthread_create(&f->thread, NULL, feed_thread, f);
+    if (status) die("cannot start the thread that takes in what the teachers send: %s", strerror(status));
+    f->running = true;
+}
+
+/* The lesson that is due, valid until feed_done. */
+static inline const FeedSlot *feed_next(Feed *f) {
+    double start = seconds_now();
+    pthread_mutex_lock(&f->mutex);
+    while (f->received == f->used && !f->over) pthread_cond_wait(&f->changed, &f->mutex);
+    bool there = f->received > f->used;
+    pthread_mutex_unlock(&f->mutex);
+    f->waited += seconds_now() - start;
+    if (!there) die("internal error: the teachers' lessons ended before the run did");
+    FeedSlot *slot = &f->ring[f->used % FEED_RING];
+    f->teacher_waited = slot->header.waited;
+    f->interrupted |= slot->header.interrupted != 0;
+    return slot;
+}
+
+/* The device has been asked for everything that reads the lesson. */
+static inline void feed_done(Feed *f) {
+    link_after(&f->ranks->link);
+    pthread_mutex_lock(&f->mutex);
+    f->used++;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->mutex);
+}
+
+/* After world_finish, which ends a receive that still waits. */
+static inline void feed_close(Feed *f) {
+    if (!f->running) return;
+    pthread_mutex_lock(&f->mutex);
+    f->stop = true;
+    pthread_cond_broadcast(&f->changed);
+    pthread_mutex_unlock(&f->mutex);
+    pthread_join(f->thread, NULL);
+    arena_release(&f->arena, f->op);
+    pthread_mutex_destroy(&f->mutex);
+    pthread_cond_destroy(&f->changed);
+    memset(f, 0, sizeof *f);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * Gradients among the students */
+
+typedef struct {
+    Comm *comm;
+    Optimizer *optimizer;
+    const Params *params;  // of the student: what Model.ready speaks of
+    int next;              // bucket to be added up next; they go from the last to the first
+} Reduction;
+
+static inline void reduction_begin(Reduction *d, Comm *comm, Optimizer *o, const Params *params) {
+    d->comm = comm;
+    d->optimizer = o;
+    d->params = params;
+    d->next = optimizer_buckets(o) - 1;
+}
+
+/* Starts the buckets whose gradients, from flat element `from` on, are final. */
+static inline void reduction_advance(Reduction *d, size_t from) {
+    const Optimizer *o = d->optimizer;
+    for (; d->next >= 0 && (size_t)d->next * o->bucket >= from; d->next--) {
+        float *bucket = o->gradients + (size_t)d->next * o->bucket;
+        size_t n = optimizer_bucket_length(o, d->next);
+        if (o->sharded)
+            comm_reduce_scatter(d->comm, bucket, n / (size_t)o->ranks);
+        else
+            comm_all_reduce(d->comm, bucket, n);
+    }
+}
+
+/* For Model.ready: the gradients of p and of all that the model declares after it are final. Those of norms and
+ * biases, which come first in the flat arrays, wait for the end. */
+static inline void reduction_ready(void *context, const Param *p) {
+    Reduction *d = (Reduction *)context;
+    const Param *end = d->params->list + d->params->count;
+    while (p < end && !(p->gradient && p->decay)) p++;
+    if (p < end) reduction_advance(d, p->at);
+}
+
+/* The rest of the gradients, then their norm; the device waits for all of it, the host does not. */
+static inline void reduction_finish(Reduction *d) {
+    Optimizer *o = d->optimizer;
+    reduction_advance(d, 0);
+    comm_finish(d->comm);
+    optimizer_norm(o);
+    if (o->ranks == 1) return;
+    comm_all_reduce(d->comm, o->norm_squared, 1);
+    comm_finish(d->comm);
+}
+
+/* After optimizer_step on shards: everyone gets everyone's values. */
+static inline void share_values(Comm *comm, const Optimizer *o) {
+    if (!o->sharded) return;
+    for (int b = 0; b < optimizer_buckets(o); b++)
+        comm_all_gather(comm, o->values + (size_t)b * o->bucket,
+                        optimizer_bucket_length(o, b) / (size_t)o->ranks * sizeof(floatX));
+    comm_finish(comm);
+}
+
+#endif
