@@ -96,6 +96,9 @@ $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
 $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDLIBS)
 
+# Kernels in teaching order (dev/learn/README.md).
+LESSONS := objective_rows rmsnorm
+
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm scale
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDLIBS)
@@ -117,6 +120,9 @@ $(addprefix $(BUILD)/,emulation.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: de
 
 $(BUILD)/test_emulation: dev/test_emulation.cu $(BUILD)/emulation.o $(BUILD)/streams.o
 	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o $(BUILD)/streams.o -o $@ $(LDLIBS)
+
+$(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(BUILD)/emulation.o $(BUILD)/streams.o
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o $(BUILD)/streams.o -o $@ $(LDLIBS)
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
 CUDA_ARCHITECTURES ?= 80 90
@@ -126,6 +132,9 @@ NVCCFLAGS += -std=c++17 -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-W
     $(CUDA_ARCHITECTURES)))
 $(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
+
+$(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@
 endif
 
 $(BUILD):
@@ -146,11 +155,12 @@ test:
 	@$(MAKE) -j$(JOBS) --no-print-directory build-tests SANITIZE=1
 	@$(MAKE) -j$(JOBS) --no-print-directory build/BF16-builtin-cpu/test_kernels ONEDNN=0 CUDA=0 \
 	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
-	@$(MAKE) -j$(JOBS) --no-print-directory build/BF16-sanitize-thread/test_dataloader SANITIZE=thread
+	@$(MAKE) -j$(JOBS) --no-print-directory SANITIZE=thread \
+	    $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
 	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulation test_kernels)
+	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulation test_kernels $(LESSONS))
 	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated PRECISION=FP32 \
-	    $(addprefix build/FP32-emulated/,test_kernels test_model train_distill infer)
+	    $(addprefix build/FP32-emulated/,test_kernels test_model test_comm train_distill infer)
 	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin-cpu/test_kernels \
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
@@ -159,6 +169,10 @@ test:
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulation \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \
+	    'test/test_comm.sh build/BF16' 'build/BF16-sanitize-1/test_comm --ranks 3' \
+	    'OMP_NUM_THREADS=1 build/BF16-sanitize-thread/test_comm --ranks 3' \
+	    'build/FP32-emulated/test_comm --ranks 2 --device cuda' \
+	    'EMULATION_DEVICES=3 build/FP32-emulated/test_comm --ranks 3 --device cuda:rank' \
 	    'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
 
 # The shipped data, tokenizer, teacher and student, made again; see dev/starter/README.md. Hours.

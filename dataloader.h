@@ -403,7 +403,8 @@ static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentat
     }
 }
 
-/* The same change for the student's and the teacher's picture; it depends on (seed, epoch, sample) only. */
+/* The same change for the student's and the teacher's picture; it depends on (seed, epoch, sample) only, and not on
+ * whether both are made here. */
 static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
     Random random;
     random_seed3(&random, l->config.seed, b->epoch, (uint64_t)b->samples[at] | (uint64_t)1 << 40);
@@ -412,8 +413,10 @@ static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
     a.brightness = 255 * (0.1f * (float)random_uniform(&random) - 0.05f);
     a.noise = 6 * (float)random_uniform(&random);
     a.blur = random_below(&random, 3) == 0;
-    for (int i = 0; i < l->config.size_count; i++)
-        loader_augment(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->scratch, l->config.sizes[i], a, &random);
+    for (int i = 0; i < l->config.size_count; i++) {
+        Random noise = random;
+        loader_augment(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->scratch, l->config.sizes[i], a, &noise);
+    }
 }
 
 /* ---- making batches (in the thread) ---- */

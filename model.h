@@ -270,8 +270,8 @@ typedef struct {
     Param *norm1, *qkv, *out, *norm2, *gate_up, *down;
 } LmLayer;
 
-/* What one block leaves for its backward pass; N = B * S rows. Shared between blocks as VisionActs are. In the table at
- * Recompute (vision.h): Q = (H + 2 K) D, A = H D. */
+/* What one block leaves for its backward pass; N = B * S rows. Shared between blocks as VisionActs are. In the table
+ * at Recompute (vision.h): Q = (H + 2 K) D, A = H D. */
 typedef struct {
     floatX *input;              // [N, W] the residual stream as the block finds it
     floatX *norm1, *qkv, *att;  // [N, W], [N, (H+2K) D], [N, H D]
@@ -585,7 +585,7 @@ static inline bool model_share_encoder(Model *student, const Model *teacher) {
         a->width != b->width || a->layers != b->layers || a->heads != b->heads || a->mlp != b->mlp ||
         a->activation != b->activation || a->eps != b->eps)
         return false;
-    for (int i = 0; i < student->params.count; i++) {  // the encoders' parameters are the first ones, in the same order
+    for (int i = 0; i < student->params.count; i++) {  // the encoders' are the first ones, in the same order
         const Param *p = &student->params.list[i], *q = &teacher->params.list[i];
         if (p->part == PART_VISION && !param_same(p, student->op, q, teacher->op)) return false;
     }
@@ -704,9 +704,9 @@ static inline void lm_start(Model *m, int B, int S) {
     m->op->rmsnorm_forward(a->norm1, a->rstd1, a->input, m->layer[0].norm1->value, N, c->width, c->eps);
 }
 
-/* Names of a pass's calls for Ops.replay: they are the same for the same B and T, for every array of a model lies where
- * it lies. How many positions count differs from batch to batch, so what depends on that is not in them. */
-enum { RECORDED_FORWARD, RECORDED_BACKWARD, RECORDED_BACKWARD_TOKENS, RECORDED_KINDS };
+/* Names of a pass's calls for Ops.replay: they are the same for the same B and T, for every array of a model lies
+ * where it lies. How many positions count differs from batch to batch, so what depends on that is not in them. */
+enum { RECORDED_FORWARD, RECORDED_BACKWARD, RECORDED_BACKWARD_VISION, RECORDED_KINDS };
 
 static inline uint64_t model_recording(int kind, int B, int T) {
     return ((uint64_t)B << 32 | (uint64_t)T) * RECORDED_KINDS + (uint64_t)kind;
@@ -779,41 +779,50 @@ static inline void lm_block_backward(Model *m, int l, int B, int S) {
     op->rmsnorm_backward(m->d_stream, y->norm1->gradient, m->branch, a->input, y->norm1->value, a->rstd1, N, W);
 }
 
-/* From the gradient of the stream after the last block to those of everything below. */
-static inline void model_backward_blocks(Model *m, const floatX *d_image_tokens) {
-    const Ops *op = m->op;
-    const LmConfig *c = &m->c.lm;
-    int B = m->B, S = model_sequence(m, m->T), W = c->width;
-    size_t N = (size_t)B * (size_t)S, row = (size_t)W * sizeof(floatX);
-    size_t P = (size_t)model_image_tokens(m), tokens = (size_t)B * P * (size_t)W;
-    for (int l = c->layers - 1; l >= 0; l--) {
-        lm_block_backward(m, l, B, S);
+/* From the gradient of the stream after the last block to that of its first input. */
+static inline void lm_backward(Model *m) {
+    int S = model_sequence(m, m->T);
+    for (int l = m->c.lm.layers - 1; l >= 0; l--) {
+        lm_block_backward(m, l, m->B, S);
         gradients_ready(&m->hook, m->layer[l].norm1);
     }
-    if (m->trained & PART_LM) op->embedding_backward(m->embed->gradient, m->d_stream, m->inputs, N, W, c->vocab);
+    if (m->trained & PART_LM)
+        m->op->embedding_backward(m->embed->gradient, m->d_stream, m->inputs, (size_t)m->B * (size_t)S, m->c.lm.width,
+                                  m->c.lm.vocab);
     gradients_ready(&m->hook, m->embed);
-    if (!(m->trained & (PART_VISION | PART_CONNECTOR))) return;
-    op->copy_rows(m->d_tokens, P * row, m->d_stream, (size_t)S * row, P * row, (size_t)B);
-    if (d_image_tokens) op->residual_forward(m->d_tokens, m->d_tokens, d_image_tokens, tokens);
-    vision_backward(&m->vision, op, m->d_tokens, B, &m->hook);
+}
+
+/* Whether these calls of the backward pass need not be made, as they have been played back. With a hook they are never
+ * recorded: it sends gradients on their way, which no recording can. */
+static inline bool model_replay_backward(Model *m, int kind) {
+    return !m->hook.ready && m->op->replay(m, model_recording(kind, m->B, m->T));
+}
+
+static inline void model_record_end(Model *m) {
+    if (!m->hook.ready) m->op->record_end();
 }
 
 /* Adds the gradients of everything that is trained. d_hidden [n, W]: the loss's gradient at m->hidden of the last
- * forward pass. d_image_tokens [B, P, W], or NULL: what else depends on the image tokens (the embedding loss); always
- * the same array. */
+ * forward pass. d_image_tokens [B, P, W], or NULL: what else depends on the image tokens (the embedding loss). */
 static inline void model_backward(Model *m, const floatX *d_hidden, const floatX *d_image_tokens) {
     const Ops *op = m->op;
-    int W = m->c.lm.width, kind = d_image_tokens ? RECORDED_BACKWARD_TOKENS : RECORDED_BACKWARD;
-    size_t N = (size_t)m->B * (size_t)model_sequence(m, m->T), n = (size_t)m->n;
-    op->zero(m->d_picked, n * (size_t)W * sizeof(floatX));
+    int W = m->c.lm.width;
+    size_t B = (size_t)m->B, P = (size_t)model_image_tokens(m), S = (size_t)model_sequence(m, m->T), n = (size_t)m->n;
+    size_t row = (size_t)W * sizeof(floatX);
+    op->zero(m->d_picked, n * row);
     op->rmsnorm_backward(m->d_picked, m->norm->gradient, d_hidden, m->picked, m->norm->value, m->rstd, n, W);
     gradients_ready(&m->hook, m->norm);
-    op->scatter_rows(m->d_stream, m->d_picked, m->index, n, N, W);
-    if (m->hook.ready) {  // the hook sends gradients on their way, which no recording can
-        model_backward_blocks(m, d_image_tokens);
-    } else if (!op->replay(m, model_recording(kind, m->B, m->T))) {
-        model_backward_blocks(m, d_image_tokens);
-        op->record_end();
+    op->scatter_rows(m->d_stream, m->d_picked, m->index, n, B * S, W);
+    if (!model_replay_backward(m, RECORDED_BACKWARD)) {
+        lm_backward(m);
+        model_record_end(m);
+    }
+    if (!(m->trained & (PART_VISION | PART_CONNECTOR))) return;
+    op->copy_rows(m->d_tokens, P * row, m->d_stream, S * row, P * row, B);
+    if (d_image_tokens) op->residual_forward(m->d_tokens, m->d_tokens, d_image_tokens, B * P * (size_t)W);
+    if (!model_replay_backward(m, RECORDED_BACKWARD_VISION)) {
+        vision_backward(&m->vision, op, m->d_tokens, m->B, &m->hook);
+        model_record_end(m);
     }
 }
 

@@ -21,6 +21,7 @@
 #include "model.h"
 #include "ranks.h"
 
+#include <dirent.h>
 #include <limits.h>
 #include <signal.h>
 
@@ -139,7 +140,7 @@ typedef struct {
     const Ops *op, *teacher_op;  // the student's device, the teacher's; of a teacher rank, both are its own
     Model student, teacher;      // a teacher rank has no student; a student of teacher ranks uses the teacher's head
     bool has_teacher, has_val;
-    int64_t students_before;  // when resuming: what the last run was divided among
+    bool own_steps;      // a --resume that says itself how large its steps are
     bool overlaps;       // the teacher computes beside the student: it looks at the next items ahead
     int64_t looked_at;   // the item of training whose lesson the teacher here has ready; -1: none
     int teacher_pixels;  // which of a batch's pictures the teacher looks at: 1 when it wants another size
@@ -293,8 +294,10 @@ static void open_models(Run *r) {
     Error err;
     bool file_only = taught_from_afar(r) && !r->ranks.teaches;
     r->has_teacher = strcmp(opt.teacher, "none") != 0;
+    arena_whose = "the teacher's ";
     if (r->has_teacher)
         check(model_open(&r->teacher, file_only ? &cpu_ops : r->teacher_op, opt.teacher, &err), &err);
+    arena_whose = "";
     if (!r->ranks.teaches) open_student(r);
 }
 
@@ -422,7 +425,9 @@ static void plan_objective(Run *r) {
 
 static void plan_models(Run *r) {
     int B = (int)opt.batch;
+    arena_whose = "the teacher's ";
     if (r->has_teacher && (r->ranks.teaches || !taught_from_afar(r))) model_plan(&r->teacher, B, r->text);
+    arena_whose = "";
     if (r->ranks.teaches) return;
     bool same_pictures = r->has_teacher && !taught_from_afar(r) && !r->teacher_pixels;
     if (same_pictures && model_share_encoder(&r->student, &r->teacher) && leads(r))
@@ -638,18 +643,20 @@ static char *shard_path(int64_t step, int rank, int ranks) {
     return format_string("%s/state-%lld.%d-of-%d.safetensors", opt.out, (long long)step, rank, ranks);
 }
 
-/* Removes the parts of checkpoints of other steps than `step`. */
-static void remove_old_shards(int64_t step) {
-    glob_t found;
-    memset(&found, 0, sizeof found);
-    char *pattern = format_string("%s/state-*.safetensors", opt.out);
-    char *kept = format_string("%s/state-%lld.", opt.out, (long long)step);
-    if (glob(pattern, 0, NULL, &found) == 0)
-        for (size_t i = 0; i < found.gl_pathc; i++)
-            if (strncmp(found.gl_pathv[i], kept, strlen(kept))) unlink(found.gl_pathv[i]);
-    globfree(&found);
-    free(pattern);
-    free(kept);
+/* Removes the parts of other checkpoints than that of `step`, which has `ranks` of them (0: none), and what a rank that
+ * was killed has left half-written. When no rank is saving. */
+static void remove_old_shards(int64_t step, int ranks) {
+    DIR *folder = opendir(opt.out);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        long long at;
+        int rank, of, end = 0;
+        if (sscanf(entry->d_name, "state-%lld.%d-of-%d.safetensors%n", &at, &rank, &of, &end) != 3 || !end) continue;
+        if (at == step && of == ranks && !entry->d_name[end]) continue;
+        char *path = format_string("%s/%s", opt.out, entry->d_name);
+        unlink(path);
+        free(path);
+    }
+    if (folder) closedir(folder);
 }
 
 /* The student first: if the state cannot follow, the old state still fits, for it carries all that is trained. Where
@@ -675,7 +682,7 @@ static void save(Run *r) {
     none.bucket = 1;
     check(model_save(&r->student, r->student_path, &err), &err);
     check(state_save(r->state_path, o->sharded ? &none : o, keys, values, 5, &err), &err);
-    remove_old_shards(r->step);
+    remove_old_shards(r->step, o->sharded ? o->ranks : 0);
 }
 
 static void restore_optimizer(Run *r, const SafeTensors *st, int shards) {
@@ -924,14 +931,13 @@ static void train(Run *r) {
 static void recall_options(Run *r, int argc, char **argv, const char *usage) {
     Error err;
     const char *out = opt.out;
+    r->own_steps = options_given(&opt.batch) || options_given(&opt.accum);
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
     if (!file_exists(r->state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume",
             r->state_path);
     check(options_config(table, OPTIONS, r->options_path, &err), &err);
     const char *student = opt.student;
-    r->students_before = opt.students;
-    opt.students = 0;
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     if (strcmp(opt.student, student))
         die("--resume goes on with the student in %s, which began as %s; --student %s is another: leave it out, or "
@@ -966,41 +972,52 @@ static void choose_gpus(void) {
     if (opt.gpus > 1 && alone) opt.ranks = opt.gpus;
 }
 
-/* Meets the other ranks and takes a part. */
+/* How many of the ranks are teachers, how many students: found out before they meet. */
+static void take_parts(Ranks *k) {
+    Error err;
+    Launch launch;
+    choose_gpus();
+    if (launch_find(&launch, opt.rendezvous, (int)opt.rank, (int)opt.ranks, &err)) options_die("%s", err.text);
+    int ranks = launch.ranks;
+    bool has_teacher = strcmp(opt.teacher, "none") != 0;
+    int teachers = (int)opt.teachers, students = (int)opt.students;
+    if (teachers > 0 && !has_teacher) options_die("--teachers is %d without a --teacher", teachers);
+    if (teachers < 0 && students)
+        teachers = ranks > students && has_teacher ? ranks - students : 0;
+    else if (teachers < 0)
+        teachers = has_teacher ? ranks / 2 : 0;
+    if (!students) students = ranks > teachers ? ranks - teachers : 1;
+    if (teachers + students != ranks)
+        options_die("%d teacher%s and %d student%s need --ranks %d, but there %s %d", teachers, teachers == 1 ? "" : "s",
+                    students, students == 1 ? "" : "s", teachers + students, ranks == 1 ? "is" : "are", ranks);
+    k->teachers = teachers;
+    k->students = students;
+}
+
+/* Meets the other ranks. */
 static void open_world(Run *r, int argc, char **argv) {
     Error err;
     Ranks *k = &r->ranks;
-    bool has_teacher = strcmp(opt.teacher, "none") != 0;
-    choose_gpus();
-    if (world_open(&k->world, argc, argv, opt.rendezvous, (int)opt.rank, (int)opt.ranks, &err)) options_die("%s", err.text);
+    if (world_open(&k->world, argc, argv, opt.rendezvous, (int)opt.rank, (int)opt.ranks, &err)) die("%s", err.text);
     k->world.advice = "--resume goes on from the last checkpoint";
-    int ranks = k->world.ranks, teachers = (int)opt.teachers, students = (int)opt.students;
-    if (teachers < 0) teachers = students ? ranks - students : has_teacher ? ranks / 2 : 0;
-    if (!students) students = ranks - teachers;
-    if (students < 1 || teachers < 0 || teachers + students != ranks)
-        die("%d teachers and %d students are asked for, but there %s %d rank%s; --teachers, --students and --ranks must "
-            "agree",
-            teachers, students, ranks == 1 ? "is" : "are", ranks, ranks == 1 ? "" : "s");
-    if (teachers && !has_teacher) die("--teachers is %d without a --teacher", teachers);
-    k->teachers = teachers;
-    k->students = students;
-    k->teaches = k->world.rank >= students;
-    k->index = k->teaches ? k->world.rank - students : k->world.rank;
+    k->teaches = k->world.rank >= k->students;
+    k->index = k->teaches ? k->world.rank - k->students : k->world.rank;
 }
 
-/* When another number of students goes on with a run, a step stays the same pictures: their shares change. */
+/* A run that goes on keeps the pictures of a step, which record_options has as one process's --batch and --accum, and
+ * deals them among the students that there are now: in micro-batches of --batch or, where they do not divide so, of
+ * less. */
 static void deal_again(const Run *r) {
-    int64_t before = r->students_before ? r->students_before : 1, now = r->ranks.students, items = opt.accum * before;
-    if (!opt.resume || before == now) return;
-    if (items % now == 0) {
-        opt.accum = items / now;
-    } else if (opt.batch * items % now == 0) {
-        opt.batch = opt.batch * items / now;
-        opt.accum = 1;
-    } else {
-        die("--resume: the %lld pictures of a step cannot be divided among %lld students; use a number that divides them",
-            (long long)(opt.batch * items), (long long)now);
-    }
+    int64_t students = r->ranks.students, pictures = opt.batch * opt.accum, batch = opt.batch;
+    if (!opt.resume || students == 1 || r->own_steps) return;
+    if (pictures % students)
+        die("--resume: the %lld pictures of a step cannot be divided among %lld students; use a number of students that "
+            "divides %lld",
+            (long long)pictures, (long long)students, (long long)pictures);
+    while (pictures / students % batch) batch--;
+    opt.eval_batches = (opt.eval_batches * opt.batch + batch - 1) / batch;  // as many pictures
+    opt.batch = batch;
+    opt.accum = pictures / students / batch;
 }
 
 /* The device of that option, else of --device; of several ranks on a machine each takes a GPU in turn. */
@@ -1033,11 +1050,13 @@ static void open_devices(Run *r) {
     r->looked_at = -1;
 }
 
-/* "key = checksum" of a file, or of all that a pattern matches, for agree(). Large files: of parts throughout. */
+/* "key = checksum" of a file, or of all that a pattern matches, for agree(); what names no file goes as it is. Large
+ * files: of parts throughout. */
 static void agree_on_file(FILE *text, const char *key, const char *path) {
     Error err;
     glob_t found;
     uint32_t crc = 0;
+    int files = 0;
     memset(&found, 0, sizeof found);
     bool one = !path || file_exists(path) || glob(path, 0, NULL, &found) || !found.gl_pathc;
     for (size_t i = 0; path && i < (one ? 1 : found.gl_pathc); i++) {
@@ -1049,9 +1068,13 @@ static void agree_on_file(FILE *text, const char *key, const char *path) {
             crc = crc32_bytes(crc, file.data + at, file.size - at < piece ? file.size - at : piece);
         crc = crc32_bytes(crc, (const uint8_t *)&file.size, sizeof file.size);
         file_unmap(&file);
+        files++;
     }
     globfree(&found);
-    fprintf(text, "%s = %08x\n", key, crc);
+    if (files)
+        fprintf(text, "%s = checksum %08x\n", key, crc);
+    else
+        fprintf(text, "%s = %s\n", key, path ? path : "none");
 }
 
 /* Options that may differ from rank to rank, or are compared by what their files hold. */
@@ -1059,7 +1082,7 @@ static bool is_local_option(const char *line) {
     static const char *const names[] = {"device",   "teacher-device", "student-device", "threads", "cache",
                                         "rank",     "rendezvous",     "ranks",          "gpus",    "out",
                                         "teacher",  "student",        "tokenizer",      "init",    "data",
-                                        "val-data", "overwrite",      "#"};
+                                        "val-data", "overwrite",      "teachers",       "students", "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;
@@ -1082,8 +1105,9 @@ static void agree(const Run *r) {
     agree_on_file(f, "tokenizer", opt.tokenizer);
     agree_on_file(f, "training data", opt.data);
     agree_on_file(f, "validation data", opt.val_data);
+    fprintf(f, "number of teachers = %d\nnumber of students = %d\n", r->ranks.teachers, r->ranks.students);
     for (char *line = strtok_r(options, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
-        if (!is_local_option(line)) fprintf(f, "%s\n", line);
+        if (!is_local_option(line)) fprintf(f, "--%s\n", line);
     fclose(f);
     world_agree((World *)&r->ranks.world, text);
     free(options);
@@ -1203,20 +1227,22 @@ static void record_options(const Run *r) {
     Error err;
     AtomicFile file;
     bool resume = opt.resume;
+    int64_t accum = opt.accum;
     if (!leads(r)) return;
     check(atomic_open(&file, r->options_path, &err), &err);
-    opt.resume = opt.overwrite = false;  // the file also serves as --config of another run,
-    opt.rank = opt.teachers = -1;        // with other ranks
-    opt.ranks = opt.gpus = 0;
+    opt.resume = opt.overwrite = false;  // the file also serves as --config of another run
+    opt.rank = opt.teachers = -1;        // and with other ranks: in it, one process takes these steps
+    opt.ranks = opt.gpus = opt.students = 0;
     opt.rendezvous = NULL;
-    opt.students = r->ranks.students > 1 ? r->ranks.students : 0;
+    opt.accum = accum * r->ranks.students;
     options_write(table, OPTIONS, file.f);
     opt.resume = resume;
+    opt.accum = accum;
     check(atomic_commit(&file, &err), &err);
     if (resume) return;
     unlink(r->state_path);
     unlink(r->best_path);
-    remove_old_shards(-1);
+    remove_old_shards(-1, 0);
 }
 
 static void check_batch(const Run *r) {
@@ -1229,9 +1255,10 @@ int main(int argc, char **argv) {
     Run *r = &run;
     threads_wait_politely(argv);
     parse_options(r, argc, argv);
-    open_world(r, argc, argv);
+    take_parts(&r->ranks);
     deal_again(r);
     check_batch(r);
+    open_world(r, argc, argv);
     open_devices(r);
     open_models(r);
     open_data(r);
@@ -1260,7 +1287,8 @@ int main(int argc, char **argv) {
         if (leads(r)) print_summary(r);
         train(r);
     }
+    bool prints = leads(r);  // asked before the ranks part
     close_ranks(r);
-    if (leads(r)) printf("%s\n", isfinite(r->best) ? r->best_path : r->student_path);
+    if (prints) printf("%s\n", isfinite(r->best) ? r->best_path : r->student_path);
     return 0;
 }

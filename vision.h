@@ -37,8 +37,8 @@ typedef struct {
 
 /* What a block does not keep for its backward pass but computes again there, with the same bits: nothing; what costs
  * no product (norms' outputs, activation functions'); all but its input (Chen et al. 2016, "Training Deep Nets with
- * Sublinear Memory Cost"). Bytes a position and block in bf16, for the encoder (C, M, H heads) and the decoder (widths
- * of LmActs), with the numbers of shape tl-1.1b:
+ * Sublinear Memory Cost"). Bytes a position and block in bf16, for the encoder (C, M, H heads) and the decoder
+ * (widths of LmActs), with the numbers of shape tl-1.1b:
  *
  *   none         2 (8 C + 2 M) + 4 H + 16   35728     2 (4 W + Q + A + 3 F) + 4 H + 8   59528
  *   activations  2 (6 C + M) + 4 H + 16     22512     2 (2 W + Q + A + 2 F) + 4 H + 8   40072
@@ -66,7 +66,7 @@ typedef struct {
     floatX *norm1, *qkv, *att;             // [N, C], [N, 3C], [N, C]
     float *lse;                            // [B, heads, P]
     floatX *middle;                        // [N, C] the stream after attention
-    floatX *norm2, *fc1, *gelu;            // [N, C], [N, M] before and after the activation
+    floatX *norm2, *fc1, *gelu;            // [N, C], [N, M] before (NULL when frozen) and after the activation
     float *mean1, *rstd1, *mean2, *rstd2;  // [N]
 } VisionActs;
 
@@ -84,7 +84,7 @@ typedef struct Vision {
     floatX *d_stream, *d_wide;  // [N, C], [N, max(3C, M)]; only when trained
     bool trains_encoder, trains_connector;
     Recompute recompute;
-    const struct Vision *source;  // the encoder that looks at the pictures for this one (model_share_encoder), or NULL
+    const struct Vision *source;  // the encoder that looks for this one (model_share_encoder), or NULL
     const Ops *source_op;         // its device, if that is another one
     int B;                        // pictures of the last forward pass
 } Vision;
@@ -269,7 +269,6 @@ static inline void vision_take_features(Vision *v, const Ops *op, int B) {
 /* pixels: device u8 [B, S, S, 3], not read where another encoder looks. Leaves the image tokens in v->tokens. */
 static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixels, int B) {
     const VisionConfig *c = &v->c;
-    v->B = B;
     if (v->source)
         vision_take_features(v, op, B);
     else

@@ -21,9 +21,12 @@ nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 # What differs on the emulated GPU: the build, and all sizes.
 cuda=1 suffix='' report=${1:-dev/bench} shapes=large student='base,lm.layers=2' batch=32 steps=30 resume=300 every=30
 tests='' speed='--student small --batch 64 --steps 60' large=tl-1.1b,lm.vocab=32000 large_speed='--batch 16 --steps 8'
+batches='--batch 1,8,64'
+shape_7b=tl-1.1b,lm.vocab=32016,lm.width=4096,lm.layers=32,lm.heads=32,lm.kv_heads=32,lm.head_dim=128,lm.ffn=11008
 if [ "${TIKZ_CHECK:-}" = emulated ]; then
     cuda=emulated suffix=-emulated report=${1:-$work} shapes=tiny student=tiny batch=2 steps=3 resume=6 every=2
-    tests=--smoke speed='--student tiny --batch 2 --steps 2' large=tiny large_speed='--batch 2 --steps 2'
+    tests=--smoke speed='--student tiny --batch 2 --steps 2' large=tiny large_speed='--batch 2 --steps 2' batches='--batch 1,2'
+    shape_7b=tiny
     deadline=$((SECONDS + 1500))
 elif ! nvidia-smi >/dev/null 2>&1; then
     echo "gpu_check.sh: nvidia-smi finds no GPU here; TIKZ_CHECK=emulated tries the script without one" >&2
@@ -152,8 +155,9 @@ else
     skip 'training speed, PyTorch' 'no GPU, PyTorch or Pillow'
 fi
 if wait $making; then
-    stage 'decoding speed, large' 40 "$bf16/bench_decode --device cuda --json $work/decode.json \
+    stage 'decoding speed, 1.1b' 40 "$bf16/bench_decode --device cuda --json $work/decode-1.1b.json $batches \
         $work/large.safetensors"
+    stage 'decoding speed, 7b' 40 "$bf16/bench_decode --device cuda --json $work/decode-7b.json $batches $shape_7b"
     stage 'training speed, large' 60 "$bf16/train_distill --device cuda --out $work/train-large --teacher none \
         --init none --student $work/large.safetensors --data $data --val-data none $large_speed"
 else
@@ -161,7 +165,10 @@ else
 fi
 rm -f $work/large.safetensors $work/train-large/*.safetensors
 if has torch && has transformers; then
-    stage 'decoding speed, Transformers' 40 "python3 dev/bench/peers.py --decode --out $work/decode-peer.json"
+    for shape in 1.1b 7b; do
+        stage "decoding speed, Transformers, $shape" 70 "python3 dev/bench/peers.py --decode --shape $shape --seconds 40 \
+            --out $work/decode-$shape-peer.json"
+    done
 else
     skip 'decoding speed, Transformers' 'not installed'
 fi

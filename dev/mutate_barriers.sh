@@ -3,7 +3,7 @@
 # __syncwarp and cluster_wait of kernels/*.cuh in turn, on the emulated GPU (EMULATION_SKIP, nothing is compiled again),
 # and runs the tests of its family.
 #
-#   make CUDA=emulated build/BF16-emulated/test_kernels
+#   make CUDA=emulated build/BF16-emulated/test_kernels build/BF16-emulated/test_emulation
 #   dev/mutate_barriers.sh [BUILD [FILE...]]       default: build/BF16-emulated, all of kernels/*.cuh; some minutes
 #
 # Prints the barriers that no test missed, and last `N passed, M failed`.
@@ -25,17 +25,27 @@ tests_of() { # FILE: which tests run its kernels
     */cuda_attention.cuh) echo attention decode ;;
     */cuda_flash.cuh) echo attention ;;
     */cuda_sample.cuh) echo sample ;;
-    */cuda_objective.cuh | */cuda_cluster.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
+    */cuda_distill.cuh | */cuda_objective.cuh | */cuda_cluster.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
     esac
 }
 
+run() { # CAPABILITY FILE
+    EMULATION_CAPABILITY=$1 timeout 300 "$build/test_kernels" --quick cuda $(tests_of "$2") >/dev/null 2>&1 &&
+        { [[ $2 != *cuda_common.cuh ]] || "$build/test_emulation" >/dev/null 2>&1; }
+}
+
 for file in "$@"; do
+    [ -n "$(tests_of "$file")" ] || continue
+    if ! run 80 "$file" || ! run 90 "$file"; then
+        failed=$((failed + 1))
+        echo "the tests of $file fail already: $build/test_kernels --quick cuda $(tests_of "$file")"
+        continue
+    fi
     for line in $(grep -nE '^[^*/]*(__syncthreads|__syncwarp|cluster_wait)\(.*\);' "$file" | cut -d: -f1); do
         noticed=no
         # on an older GPU and a newer one, whose kernels differ
         for capability in 80 90; do
-            EMULATION_SKIP=$(basename "$file"):$line EMULATION_CAPABILITY=$capability timeout 300 \
-                "$build/test_kernels" --quick cuda $(tests_of "$file") >/dev/null 2>&1 || noticed=yes
+            EMULATION_SKIP=$(basename "$file"):$line run $capability "$file" || noticed=yes
             [ $noticed = no ] || break
         done
         if [ $noticed = yes ]; then passed=$((passed + 1)); else

@@ -389,8 +389,9 @@ static void test_warp() {
 static __global__ void sum_kernel(float *out, double *wide) {
     float v = block_sum((float)threadIdx.x), top = block_max(-(float)((threadIdx.x + 5) % blockDim.x));
     double d = block_sum((double)threadIdx.x * 0x1p-40);
-    out[threadIdx.x] = v + top;
-    wide[threadIdx.x] = d;
+    size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    out[at] = v + top + block_max((float)threadIdx.x);
+    wide[at] = d;
 }
 
 static __global__ void atomics_kernel(unsigned *counter, float *sum, int *largest, unsigned long long *swapped) {
@@ -401,13 +402,14 @@ static __global__ void atomics_kernel(unsigned *counter, float *sum, int *larges
 }
 
 static void test_sums() {
-    float got[THREADS] = {0}, *out = put(got, THREADS);
-    double wide[THREADS] = {0}, *wide_out = put(wide, THREADS);
-    LAUNCH(sum_kernel, 1, THREADS, 0, out, wide_out);
-    take(got, out, THREADS);
-    take(wide, wide_out, THREADS);
+    enum { ALL = 8 * THREADS };
+    float got[ALL] = {0}, *out = put(got, ALL);
+    double wide[ALL] = {0}, *wide_out = put(wide, ALL);
+    LAUNCH(sum_kernel, 8, THREADS, 0, out, wide_out);
+    take(got, out, ALL);
+    take(wide, wide_out, ALL);
     bool ok = true;
-    for (int i = 0; i < THREADS; i++) ok = ok && got[i] == 95 * 48 && wide[i] == 95 * 48 * 0x1p-40;
+    for (int i = 0; i < ALL; i++) ok = ok && got[i] == 95 * 48 + 95 && wide[i] == 95 * 48 * 0x1p-40;
     check(ok, "block_sum and block_max");
     unsigned counter = 0, *c = put(&counter, 1);
     float sum = 0, *s = put(&sum, 1);

@@ -17,9 +17,10 @@ static float *host_rope(int positions, int D) {
 
 /* Heads of more than 128 channels come with few positions: their references are slow. */
 static AttentionShape attention_shape(int positions) {
-    static const int heads[][2] = {{1, 1}, {2, 1}, {4, 2}, {3, 3}, {6, 2}, {4, 1}, {10, 1}};
-    const int *h = heads[below(7)];
+    static const int heads[][2] = {{1, 1}, {2, 1}, {4, 2}, {3, 3}, {6, 2}, {4, 1}, {10, 1}, {8, 1}};
+    const int *h = heads[below(8)];
     int D = 2 * ONE_OF(int, 1, 3, 4, 8, 9, 16, 20, 32, 36, 40, 48, 64);
+    if (below(2)) D = ONE_OF(int, 64, 72, 80, 128);  // the usual ones
     if (positions <= 33 && !below(3)) D = ONE_OF(int, 136, 200, 256, 328, 512);
     const float *rope = below(3) ? host_rope(positions, D) : NULL;
     if (!rope && !below(4)) D = ONE_OF(int, 1, 5, 63, 77);  // odd ones have no halves to turn
@@ -75,6 +76,16 @@ static void check_dqkv(const floatX *dqkv, const double *want, const AttentionSh
     }
 }
 
+/* Scores that rise by 128 scale every 64 keys, through queries and keys that are exact in bf16: what has been summed
+ * must be made smaller again and again. */
+static void raise_scores(double *qkv, const AttentionShape *s) {
+    size_t row = (size_t)(s->H + 2 * s->K) * s->D;
+    for (int t = 0; t < s->B * s->T; t++)
+        for (int h = 0; h < s->H + s->K; h++)
+            for (int c = 0; c < 16 && c < s->D; c++)
+                qkv[t * row + (size_t)h * s->D + c] = h < s->H ? 4 : t % s->T / 64 * 2;
+}
+
 static void test_attention(void) {
     AttentionCase k;
     k.s = attention_shape(below(4) ? ragged() : 130 + below(80));
@@ -82,6 +93,7 @@ static void test_attention(void) {
     size_t n = (size_t)s.B * s.T * s.D, heads = s.H + 2 * s.K, rows = (size_t)s.B * s.H * s.T;
     k.qkv = draw(n * heads, s.D < 16 ? 0.5 : 1), k.dout = draw(n * s.H, 1), k.out = zeros(n * s.H),
     k.lse = zeros(rows);
+    if (!s.rope && !below(3)) raise_scores(k.qkv, &s);
     double *dqkv = zeros(n * heads);
     floatX *qkv = put_x(k.qkv, n * heads), *dout = put_x(k.dout, n * s.H), *out = out_x(n * s.H);
     floatX *bare = out_x(n * s.H), *dev_dqkv = out_x(n * heads);

@@ -300,6 +300,21 @@ static int device_count(Error *err) {
     return count;
 }
 
+/* Whether the kernels wait for each other themselves where they are launched early: compiled for a GPU that can, and
+ * graphs know of it too. */
+static bool can_launch_early(int major) {
+#if defined(CUDA_EMULATION) || CUDART_VERSION < 12030
+    (void)major;
+    return false;
+#else
+    int driver = 0;
+    cudaFuncAttributes code;
+    CUDA_CHECK(cudaDriverGetVersion(&driver));
+    CUDA_CHECK(cudaFuncGetAttributes(&code, few_rows_kernel<floatX, 1, VECTOR>));
+    return major >= 9 && driver >= 12030 && code.ptxVersion >= 90;
+#endif
+}
+
 static int device_open(CudaDevice *d, int number, Error *err) {
     cudaDeviceProp p;
     int count = device_count(err);
@@ -322,6 +337,7 @@ static int device_open(CudaDevice *d, int number, Error *err) {
                          cudaGetErrorString(e));
     d->number = number;
     d->multiprocessors = p.multiProcessorCount;
+    d->early = e == cudaSuccess && can_launch_early(p.major);
     return 0;
 }
 

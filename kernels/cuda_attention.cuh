@@ -260,16 +260,11 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 ? 1 : 2)
     store_tile<WIDTH>(to, (size_t)s.H * s.D, o, sum, q, t0, false, p);
 }
 
-/* A block may use more than 48 KB of shared memory only after it was asked for. */
-template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-}
-
 template <int ROWS, int COLS, int PAIRS, int WIDTH>
 static void launch_attention_forward(floatX *out, float *lse, const floatX *qkv, AttentionPlan p) {
     size_t bytes = attention_forward_shared<ROWS, COLS>(p.ld);
     dim3 grid(cuda_blocks((size_t)p.s.T, SIDE * ROWS), (unsigned)p.s.H, (unsigned)p.s.B);
-    allow_shared(attention_forward_kernel<ROWS, COLS, PAIRS, WIDTH>, bytes);
+    cuda_allow_shared(attention_forward_kernel<ROWS, COLS, PAIRS, WIDTH>, bytes);
     LAUNCH((attention_forward_kernel<ROWS, COLS, PAIRS, WIDTH>), grid, ATTENTION_THREADS, bytes, out, lse, qkv, p);
 }
 
@@ -442,8 +437,8 @@ static void launch_attention_backward(floatX *dqkv, const floatX *dout, const fl
     float *delta = (float *)cuda_scratch(rows * sizeof(float));
     unsigned tiles = cuda_blocks((size_t)p.s.T, SIDE * ROWS);
     dim3 queries(tiles, (unsigned)p.s.H, (unsigned)p.s.B), keys(tiles, (unsigned)p.s.K, (unsigned)p.s.B);
-    allow_shared(attention_backward_queries_kernel<ROWS, COLS, PAIRS, WIDTH>, bytes);
-    allow_shared(attention_backward_keys_kernel<ROWS, COLS, PAIRS, WIDTH>, bytes);
+    cuda_allow_shared(attention_backward_queries_kernel<ROWS, COLS, PAIRS, WIDTH>, bytes);
+    cuda_allow_shared(attention_backward_keys_kernel<ROWS, COLS, PAIRS, WIDTH>, bytes);
     LAUNCH(attention_delta_kernel<WIDTH>, cuda_blocks(rows << p.lanes_log, ATTENTION_THREADS), ATTENTION_THREADS, 0,
            delta, dout, out, p);
     LAUNCH((attention_backward_queries_kernel<ROWS, COLS, PAIRS, WIDTH>), queries, ATTENTION_THREADS, bytes, dqkv,
@@ -669,6 +664,7 @@ static __global__ void attention_join_kernel(floatX *out, const DecodePart *part
     const int row = (int)blockIdx.x, D = p.s.D, live = positions[row / p.s.H] / p.chunk + 1;
     parts += (size_t)row * p.chunks;
     o += (size_t)row * p.chunks * D;
+    let_next_begin();
     float top = -INFINITY;
     for (int i = 0; i < live; i++) top = fmaxf(top, parts[i].top);
     for (int c = (int)threadIdx.x; c < D; c += DECODE_THREADS) {

@@ -71,6 +71,7 @@ typedef struct {
     bool open;
     int number;                   // the GPU's
     int multiprocessors;          // of the GPU
+    bool early;                   // LAUNCH_EARLY is possible
     cudaStream_t stream, copies;  // everything runs on `stream`; large uploads travel on `copies` meanwhile
     CudaSlot slot[CUDA_SLOTS];    // made at the first large upload
     int next_slot;
@@ -123,6 +124,7 @@ static inline void *cuda_scratch(size_t bytes) {
         EMULATION_LAUNCH(kernel, grid, block, shared_bytes, cuda_stream(), __VA_ARGS__); \
         CUDA_CHECK(cudaGetLastError());                                                  \
     } while (0)
+#define LAUNCH_EARLY LAUNCH
 #define DYNAMIC_SHARED(T, name) T *name = (T *)(void *)emulation::block->shared
 #else
 #define LAUNCH(kernel, grid, block, shared_bytes, ...)                             \
@@ -130,11 +132,50 @@ static inline void *cuda_scratch(size_t bytes) {
         (kernel)<<<(grid), (block), (shared_bytes), cuda_stream()>>>(__VA_ARGS__); \
         CUDA_CHECK(cudaGetLastError());                                            \
     } while (0)
+
+/* LAUNCH for a kernel that begins with what does not depend on the one before it, reading weights, and then calls
+ * wait_for_previous: on GPUs that can (9.0 on, "programmatic dependent launch") its blocks start when all blocks of the
+ * one before it have called let_next_begin or ended, so that memory is busy meanwhile. */
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, ...) \
+    early_launch(kernel, grid, block, shared_bytes, __VA_ARGS__)
+
+template <typename... Parameters, typename... Arguments>
+static void early_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                         const Arguments &...arguments) {
+    cudaLaunchAttribute attribute;
+    cudaLaunchConfig_t config;
+    memset(&attribute, 0, sizeof attribute);
+    memset((void *)&config, 0, sizeof config);
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = cuda_stream();
+    config.attrs = &attribute;
+    config.numAttrs = cuda_device->early ? 1 : 0;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, (Parameters)arguments...));
+}
+
 /* Declares a pointer to the block's dynamic shared memory. */
 #define DYNAMIC_SHARED(T, name)                                     \
     extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
     T *name = (T *)(void *)dynamic_shared
 #endif
+
+/* What is written before is seen by the next kernel in any case, which waits for this one's end before it reads. */
+static __device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Before anything is read or written that the kernels before this one write or read. */
+static __device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 static inline size_t cuda_div_up(size_t a, size_t b) { return (a + b - 1) / b; }
 

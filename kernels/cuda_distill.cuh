@@ -634,7 +634,7 @@ static void launch_rows(floatX *student, const floatX *teacher, const int *label
     if (W > 1)
         p = row_plan(Vs / W, (KIND == NO_TEACHER ? 1 : 2) * sizeof(Group<W>),
                      cuda_has_clusters(kernel) ? MAX_CLUSTER : 1);
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)p.shared));
+    cuda_allow_shared(kernel, p.shared);
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100));
     unsigned grid = (unsigned)(rows * (size_t)p.blocks), threads = (unsigned)p.threads, blocks = (unsigned)p.blocks;
     if (p.blocks == 1)

@@ -5,9 +5,9 @@
  * where the sums of one product have the layout of the left operand of the next.
  *
  * Why tiles look as they do. mma.sync multiplies 16 x 8 x 16 in 8 cycles of a quarter of an SM (A100; an H100 takes
- * about 6.5), ldmatrix.x4 moves 512 bytes in 4 cycles of the whole SM. So a quarter may load no more than one fragment
- * for two products, or shared memory is the limit: a warp of 32 rows uses each right fragment twice, and left
- * fragments stay in registers where there is room. The floor of all kernels is FLOPs / peak; what they read from
+ * about 6.5), ldmatrix.x4 moves 512 bytes in 4 cycles of the whole SM. So a quarter may load no more than one
+ * fragment for two products, or shared memory is the limit: a warp of 32 rows uses each right fragment twice, and
+ * left fragments stay in registers where there is room. The floor of all kernels is FLOPs / peak; what they read from
  * memory is small beside it (a tile of 128 queries: 128 operations for each byte of keys and values from L2).
  *
  * RoPE. Queries are turned once when their block reads them. Keys would be turned anew in every block: the angles are
@@ -62,8 +62,8 @@ template <int D> static __device__ __forceinline__ int tile_place(int row, int c
     return row * D + (chunk ^ Swizzle<D>::bits(row)) * 8;
 }
 
-/* threadIdx.x, so that the compiler does not see that it is the same each time: the addresses that follow from it would
- * all be kept in registers from one tile to the next, more of them than there is room for. */
+/* threadIdx.x, so that the compiler does not see that it is the same each time: the addresses that follow from it
+ * would all be kept in registers from one tile to the next, more of them than there is room for. */
 static __device__ __forceinline__ int thread_again() {
     int x = (int)threadIdx.x;
 #ifndef CUDA_EMULATION
@@ -73,11 +73,12 @@ static __device__ __forceinline__ int thread_again() {
 }
 
 /* Where this lane points ldmatrix for the 16 x 16 elements at rows row.. and columns 16 step... Of the four matrices,
- * DOWN: the second is below the first (left operands; right ones when transposed); else beside it (right operands). */
+ * DOWN: the second is below the first (left operands; right ones when transposed); else beside it (right operands).
+ */
 template <int D, bool DOWN> struct LanePlace {
     int row, flip;
     __device__ __forceinline__ LanePlace() {
-        const int lane = thread_again() % 32, half = DOWN ? lane / 16 : lane / 8 % 2;
+        const int lane = (D > 80 ? thread_again() : (int)threadIdx.x) % 32, half = DOWN ? lane / 16 : lane / 8 % 2;
         row = DOWN ? lane % 16 : lane % 8 + lane / 16 * 8;
         flip = half ^ Swizzle<D>::bits(row);
     }
@@ -91,7 +92,8 @@ template <int D, bool DOWN> struct LanePlace {
 /* tile [ROWS, D] = rows t0.. of a head, asynchronously; the last row again beyond row T, whose products are masked
  * but must be numbers. Columns from `width` on are not touched. */
 template <int D, int ROWS>
-static __device__ __forceinline__ void tile_copy(bf16 *tile, const bf16 *x, unsigned stride, int t0, int T, int width) {
+static __device__ __forceinline__ void tile_copy(bf16 *tile, const bf16 *x, unsigned stride, int t0, int T,
+                                                 int width) {
     constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : 16, STEP = FLASH_THREADS / LANES;
     const int thread = thread_again(), row = thread / LANES, chunk = thread % LANES;
     const unsigned last = (unsigned)(T - 1) * stride + chunk * 8;
@@ -178,8 +180,7 @@ template <int D, int M, bool KEPT> struct LeftRows {
                 for (int step = 0; step < D / 16; step++) load_matrix_x4(kept[m][step], place.at(tile, 16 * m, step));
         }
     }
-    __device__ __forceinline__ void get(unsigned (&a)[4], const LanePlace<D, true> &place, int m,
-                                               int step) const {
+    __device__ __forceinline__ void get(unsigned (&a)[4], const LanePlace<D, true> &place, int m, int step) const {
         if constexpr (KEPT) {
 #pragma unroll
             for (int i = 0; i < 4; i++) a[i] = kept[m][step][i];
@@ -270,9 +271,8 @@ static __device__ __forceinline__ float power_of_two(float x) {
 
 /* Scores of keys key0.. that the warp's queries query0.. do not see become -inf. */
 template <int M, int N>
-static __device__ __forceinline__ void mask_scores(float (&s)[M][N][4], int query0, int key0,
+static __device__ __forceinline__ void mask_scores(float (&s)[M][N][4], int query0, int key0, int lane,
                                                    const AttentionShape &shape) {
-    const int lane = thread_again() % 32;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -297,10 +297,10 @@ static __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
-/* Scores of one more tile of keys to probabilities relative to 2^top of their row (online softmax: Milakov & Gimelshein
- * 2018). `top` follows the largest score only when that has grown by 8 or more in some row of the warp (FlashAttention-
- * 4): until then probabilities of up to 2^8 do no harm, and the sums need not be rescaled. `sum` is of this lane's
- * columns. */
+/* Scores of one more tile of keys to probabilities relative to 2^top of their row (online softmax: Milakov &
+ * Gimelshein 2018). `top` follows the largest score only when that has grown by 8 or more in some row of the warp
+ * (FlashAttention- 4): until then probabilities of up to 2^8 do no harm, and the sums need not be rescaled. `sum` is
+ * of this lane's columns. */
 template <int M, int N, int COLUMNS>
 static __device__ __forceinline__ void warp_softmax(float (&s)[M][N][4], float (&top)[M][2], float (&sum)[M][2],
                                                     float (&o)[M][COLUMNS][4], float scale) {
@@ -373,9 +373,9 @@ template <int D, int KEYS> static size_t flash_forward_shared() {
     return (size_t)(FLASH_QUERIES + 2 * KEYS) * D * sizeof(bf16);
 }
 
-/* out [B, T, H*D], lse [B, H, T]; grid (tiles of 128 queries, H, B), the longest rows of a causal mask first. One tile
- * of keys and one of values: the values of a tile travel while its scores are computed, the next keys during softmax
- * and weighing. */
+/* out [B, T, H*D], lse [B, H, T]; grid (tiles of 128 queries, H, B), the longest rows of a causal mask first. One
+ * tile of keys and one of values: the values of a tile travel while its scores are computed, the next keys during
+ * softmax and weighing. */
 template <int D, int KEYS, bool KEPT, int BLOCKS>
 static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     flash_forward_kernel(bf16 *out, float *lse, FlashPlan p) {
@@ -414,7 +414,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
         if (j0 + KEYS < seen) tile_copy<D, KEYS>(k, keys, p.k.row, j0 + KEYS, s.T, s.D);
         copy_async_commit();
         if (!busy) continue;
-        if (j0 + KEYS > (s.causal ? min(query0 + 1, s.T) : s.T)) mask_scores(scores, query0, j0, s);
+        if (j0 + KEYS > (s.causal ? min(query0 + 1, s.T) : s.T)) mask_scores(scores, query0, j0, lane, s);
         warp_softmax(scores, top, sum, o, s.scale * LOG2E);
         warp_pack(weights, scores);
         warp_weigh<D>(o, weights, v);
@@ -453,7 +453,7 @@ static HeadRows rows_turned(bf16 *to, const bf16 *qkv, const AttentionShape &s, 
 template <int D, int KEYS, bool KEPT, int BLOCKS>
 static void launch_flash_forward(bf16 *out, float *lse, const FlashPlan &p) {
     dim3 grid(cuda_blocks((size_t)p.s.T, FLASH_QUERIES), (unsigned)p.s.H, (unsigned)p.s.B);
-    allow_shared(flash_forward_kernel<D, KEYS, KEPT, BLOCKS>, flash_forward_shared<D, KEYS>());
+    cuda_allow_shared(flash_forward_kernel<D, KEYS, KEPT, BLOCKS>, flash_forward_shared<D, KEYS>());
     LAUNCH((flash_forward_kernel<D, KEYS, KEPT, BLOCKS>), grid, FLASH_THREADS, (flash_forward_shared<D, KEYS>()), out,
            lse, p);
 }
@@ -481,9 +481,9 @@ static void flash_forward(bf16 *out, float *lse, const bf16 *qkv, const Attentio
  * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
  *   dS = P (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO.
  * One kernel owns queries (dQ), the other keys (dK, dV, summed over the heads of their group): P and dS never leave
- * the registers and no sum is shared between blocks, so the order of every sum is fixed, for 7 products in place of the
- * 5 that one kernel with atomic additions to dQ would need. Tiles alternate between two places in shared memory, with
- * one barrier for each. */
+ * the registers and no sum is shared between blocks, so the order of every sum is fixed, for 7 products in place of
+ * the 5 that one kernel with atomic additions to dQ would need. Tiles alternate between two places in shared memory,
+ * with one barrier for each. */
 
 /* stats [B, H, padded] from lse [B, H, T] and dout, out [B, T, H, D]; grid (rows, H, B). Reads all once. */
 static __global__ void flash_stats_kernel(float2 *stats, const float *lse, const bf16 *dout, const bf16 *out,
@@ -500,7 +500,8 @@ static __global__ void flash_stats_kernel(float2 *stats, const float *lse, const
     }
     for (int n = lanes / 2; n > 0; n /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, n);
     if (c == 0 && t < padded)
-        stats[head * padded + t] = t < s.T ? make_float2(lse[head * s.T + t] * LOG2E, sum) : make_float2(INFINITY, 0.0f);
+        stats[head * padded + t] =
+            t < s.T ? make_float2(lse[head * s.T + t] * LOG2E, sum) : make_float2(INFINITY, 0.0f);
 }
 
 /* A warp's rows of a gradient, times `factor`, to rows t0.. of y, turned back where `angles` are given; `stage` holds
@@ -604,7 +605,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
             warp_scores(scores, left, k + j * D);
             warp_scores(ds, left_g, v + j * D);
             if (j0 + j + STEP > (s.causal ? min(query0 + 1, s.T) : s.T))
-                mask_scores(scores, query0, j0 + j, s);
+                mask_scores(scores, query0, j0 + j, thread_again() % 32, s);
             row_gradients(ds, scores, stats + warp_row, s.scale * LOG2E);
             warp_pack(weights, ds);
             warp_weigh<D>(dq, weights, k + j * D);
@@ -671,8 +672,7 @@ static __device__ __forceinline__ void queries_copy(bf16 *tile, float2 *stats, c
 
 /* The keys' and values' parts of dqkv; grid (tiles of 64 M keys, K, B), the keys that most queries see first. */
 template <int D, int M, int QUERIES, int STEP, bool KEPT, int BLOCKS>
-static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
-    flash_backward_keys_kernel(bf16 *dqkv, FlashPlan p) {
+static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS) flash_backward_keys_kernel(bf16 *dqkv, FlashPlan p) {
     DYNAMIC_SHARED(bf16, k);
     constexpr int KEYS = 16 * M * FLASH_WARPS, TILE = 2 * QUERIES * D;
     const AttentionShape &s = p.s;
@@ -728,7 +728,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
 template <int D, int KEYS, int STEP, bool KEPT, int BLOCKS>
 static void launch_flash_queries(bf16 *dqkv, const FlashPlan &p) {
     dim3 grid(cuda_blocks((size_t)p.s.T, FLASH_QUERIES), (unsigned)p.s.H, (unsigned)p.s.B);
-    allow_shared(flash_backward_queries_kernel<D, KEYS, STEP, KEPT, BLOCKS>, flash_queries_shared<D, KEYS>());
+    cuda_allow_shared(flash_backward_queries_kernel<D, KEYS, STEP, KEPT, BLOCKS>, flash_queries_shared<D, KEYS>());
     LAUNCH((flash_backward_queries_kernel<D, KEYS, STEP, KEPT, BLOCKS>), grid, FLASH_THREADS,
            (flash_queries_shared<D, KEYS>()), dqkv, p);
 }
@@ -736,7 +736,8 @@ static void launch_flash_queries(bf16 *dqkv, const FlashPlan &p) {
 template <int D, int M, int QUERIES, int STEP, bool KEPT, int BLOCKS>
 static void launch_flash_keys(bf16 *dqkv, const FlashPlan &p) {
     dim3 grid(cuda_blocks((size_t)p.s.T, 16 * M * FLASH_WARPS), (unsigned)p.s.K, (unsigned)p.s.B);
-    allow_shared(flash_backward_keys_kernel<D, M, QUERIES, STEP, KEPT, BLOCKS>, flash_keys_shared<D, M, QUERIES>());
+    cuda_allow_shared(flash_backward_keys_kernel<D, M, QUERIES, STEP, KEPT, BLOCKS>,
+                      flash_keys_shared<D, M, QUERIES>());
     LAUNCH((flash_backward_keys_kernel<D, M, QUERIES, STEP, KEPT, BLOCKS>), grid, FLASH_THREADS,
            (flash_keys_shared<D, M, QUERIES>()), dqkv, p);
 }
@@ -786,9 +787,11 @@ static void flash_backward(bf16 *dqkv, const bf16 *dout, const bf16 *out, const 
     }
 }
 
-/* Rows of a multiple of 16 bytes on 16-byte boundaries. */
+/* Rows of a multiple of 16 bytes on 16-byte boundaries, a sequence of less than 2^32 elements, and scores whose order
+ * is that of the products. */
 template <typename... P> static bool flash_fits(const AttentionShape &s, const P *...p) {
-    return s.D <= FLASH_HEAD && s.scale > 0.0f && vectors_fit((size_t)s.D, VECTOR, s.rope, p...);
+    const bool few = ((size_t)s.T + 2 * FLASH_QUERIES) * (s.H + 2 * s.K) * s.D < (size_t)1 << 32;
+    return s.D <= FLASH_HEAD && s.scale > 0.0f && few && vectors_fit((size_t)s.D, VECTOR, s.rope, p...);
 }
 
 #endif

@@ -32,6 +32,7 @@ static __global__ void norm_forward_kernel(floatX *sum, floatX *out, float *mean
     DYNAMIC_SHARED(float, shared);
     RowWorkers<BLOCK> w;
     int r = (int)blockIdx.x * w.rows_per_block + w.row_in_block, step = w.threads * N;
+    let_next_begin();
     if (r >= rows) return;  // a whole warp
     size_t at = (size_t)r * (size_t)C;
     float *cache = shared + w.row_in_block * ((C + step - 1) / step * step) + w.rank;

@@ -76,6 +76,7 @@ static void cuda_gelu_backward(floatX *dinp, const floatX *dout, const floatX *p
 template <int N> static __global__ void swiglu_forward_kernel(floatX *out, const floatX *gate_up, int F) {
     const floatX *gate = gate_up + (size_t)blockIdx.x * 2 * (size_t)F, *up = gate + F;
     floatX *o = out + (size_t)blockIdx.x * (size_t)F;
+    let_next_begin();
     for (int i = (int)threadIdx.x * N; i < F; i += (int)blockDim.x * N) {
         Floats<N> g = load<N>(gate + i), u = load<N>(up + i);
 #pragma unroll

@@ -291,6 +291,7 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_rows_kernel(Product p,
             w[u] = {};
             if (k0 + u * step < p.K) w[u] = load<WIDTH>(weight + k0 + u * step);
         }
+        wait_for_previous();
 #pragma unroll
         for (int u = 0; u < FEW_LOADS; u++)
 #pragma unroll
@@ -301,6 +302,7 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_rows_kernel(Product p,
                 for (int i = 0; i < WIDTH; i++) sum[r] = fmaf(x.x[i], w[u].x[i], sum[r]);
             }
     }
+    wait_for_previous();  // all, also those that had nothing to read
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         sum[r] = warp_sum(sum[r]);
@@ -317,10 +319,10 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_rows_kernel(Product p,
 template <typename W, int WIDTH> static void few_rows(const Product &p) {
     const int warps = p.N <= 8192 ? FEW_WARPS : 1;
     const unsigned grid = cuda_blocks((size_t)p.N, (size_t)(FEW_WARPS / warps));
-    if (p.M == 1) LAUNCH((few_rows_kernel<W, 1, WIDTH>), grid, FEW_THREADS, 0, p, warps);
-    if (p.M == 2) LAUNCH((few_rows_kernel<W, 2, WIDTH>), grid, FEW_THREADS, 0, p, warps);
-    if (p.M == 3) LAUNCH((few_rows_kernel<W, 3, WIDTH>), grid, FEW_THREADS, 0, p, warps);
-    if (p.M == 4) LAUNCH((few_rows_kernel<W, 4, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 1) LAUNCH_EARLY((few_rows_kernel<W, 1, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 2) LAUNCH_EARLY((few_rows_kernel<W, 2, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 3) LAUNCH_EARLY((few_rows_kernel<W, 3, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 4) LAUNCH_EARLY((few_rows_kernel<W, 4, WIDTH>), grid, FEW_THREADS, 0, p, warps);
 }
 
 static void product_few_rows(const Product &p) {
@@ -332,7 +334,9 @@ static void product_few_rows(const Product &p) {
         few_rows<float, 1>(p);
 }
 
-/* Few rows on the vector units, some on the tensor cores, more through the library. */
+/* Few rows on the vector units, some on the tensor cores, more through the library. The first two read the weight
+ * while the kernel before them still runs (LAUNCH_EARLY): that one makes their input; weights are written by AdamW and
+ * by uploads, after which other kernels come first. */
 static void forward_run(const Product &p) {
     if (p.M <= FEW_ROWS)
         product_few_rows(p);

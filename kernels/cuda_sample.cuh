@@ -43,7 +43,7 @@ static __device__ inline unsigned long long block_largest(unsigned long long v) 
  * above the ids in reverse. */
 static __device__ __forceinline__ int row_best(const SampleRow &r) {
     unsigned long long best = 0;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = (int)threadIdx.x; i < r.V; i += SAMPLE_THREADS) {
         const float x = r.logits[i];
         const unsigned bits = __float_as_uint(x), order = x < 0.0f ? ~bits : bits | 0x80000000u;
@@ -127,7 +127,7 @@ static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kep
     const int lane = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
     const int begin = (int)threadIdx.x / 32 * stretch, end = min(begin + stretch, r.V);
     unsigned long long sum = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = begin + lane; i < end; i += 32) {
         const uint32_t distance = row_distance(r, i);
         if (sample_key(distance, i) >> shift <= kept) sum += sample_weight(distance);

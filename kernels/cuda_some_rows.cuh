@@ -33,6 +33,7 @@ static __device__ __forceinline__ void some_rows_steps(float (&sum)[RT][CT][4], 
             const int at = k + u * SOME_WARPS * SOME_K;
             w[u][c / 2][c % 2] = some_load(weight + (size_t)min(c * 8 + g, channels - 1) * K + at, at < K);
         }
+    wait_for_previous();
 #pragma unroll
     for (int u = 0; u < LOADS; u++)
 #pragma unroll
@@ -60,6 +61,7 @@ static __global__ void __launch_bounds__(SOME_THREADS) some_rows_kernel(Product 
     float sum[RT][CT][4] = {};
     for (int k0 = warp * SOME_K; k0 < p.K; k0 += LOADS * SOME_WARPS * SOME_K)
         some_rows_steps<RT, CT, LOADS>(sum, x, weight, k0, p.M, p.N - n0, p.K);
+    wait_for_previous();  // all, also those that had nothing to read
 #pragma unroll
     for (int r = 0; r < RT; r++)
 #pragma unroll
@@ -83,11 +85,11 @@ static bool product_some_rows(const Product &p) {
                       vectors_fit((size_t)p.K, 8, p.left, (const floatX *)p.right);
     if (!fits) return false;
     if (p.M <= 8)
-        LAUNCH((some_rows_kernel<1, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
+        LAUNCH_EARLY((some_rows_kernel<1, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
     else if (p.M <= 16)
-        LAUNCH((some_rows_kernel<2, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
+        LAUNCH_EARLY((some_rows_kernel<2, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
     else
-        LAUNCH((some_rows_kernel<4, 2>), cuda_blocks((size_t)p.N, 32), SOME_THREADS, 0, p);
+        LAUNCH_EARLY((some_rows_kernel<4, 2>), cuda_blocks((size_t)p.N, 32), SOME_THREADS, 0, p);
     return true;
 }
 

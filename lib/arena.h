@@ -30,10 +30,13 @@ static inline int *arena_int(Arena *a, size_t count) { return (int *)arena_take(
 /* What the arenas of this program hold, for the sentence when another one does not fit. */
 enum { ARENAS_LISTED = 32 };
 static struct {
-    const char *base, *what;
+    const char *base, *whose, *what;
     const Ops *op;
     size_t bytes;
 } arenas_listed[ARENAS_LISTED];
+
+/* Whose the arenas are that are allocated from now on: "" or, where there are two models, "the teacher's ". */
+static const char *arena_whose = "";
 
 /* Notes that the memory at `base` is there, or, with `what` NULL, that it is not any more. */
 static inline void arena_list(const char *base, const Ops *op, const char *what, size_t bytes) {
@@ -42,33 +45,37 @@ static inline void arena_list(const char *base, const Ops *op, const char *what,
     while (i < ARENAS_LISTED && arenas_listed[i].base != place) i++;
     if (i == ARENAS_LISTED) return;
     arenas_listed[i].base = what ? base : NULL;
+    arenas_listed[i].whose = arena_whose;
     arenas_listed[i].what = what;
     arenas_listed[i].op = op;
     arenas_listed[i].bytes = bytes;
 }
 
-/* "parameters 1.2 MB, gradients 2.4 MB", or "nothing": what lies on the device. */
+/* "parameters 1.2 MB, the teacher's parameters 2.4 MB", or "nothing": what lies on the device, in any of its lanes.
+ */
 static inline void arena_listing(char *text, size_t size, const Ops *op) {
     size_t length = (size_t)snprintf(text, size, "nothing");
     bool first = true;
     for (int i = 0; i < ARENAS_LISTED && length < size; i++) {
-        if (!arenas_listed[i].base || arenas_listed[i].op != op) continue;
+        const Ops *there = arenas_listed[i].op;
+        if (!arenas_listed[i].base || there->host_memory != op->host_memory || there->device != op->device) continue;
         if (first) length = 0;
-        length += (size_t)snprintf(text + length, size - length, "%s%s %.1f MB", first ? "" : ", ",
-                                   arenas_listed[i].what, (double)arenas_listed[i].bytes / 1e6);
+        length +=
+            (size_t)snprintf(text + length, size - length, "%s%s%s %.1f MB", first ? "" : ", ",
+                             arenas_listed[i].whose, arenas_listed[i].what, (double)arenas_listed[i].bytes / 1e6);
         first = false;
     }
 }
 
 /* Allocates what was counted and rewinds. Stops the program with a sentence when the memory is not there. */
 static inline void arena_allocate(Arena *a, const Ops *op, const char *what) {
-    char held[512];
+    char held[1024];
     a->base = (char *)op->alloc(a->used ? a->used : 64);
     if (!a->base) {
         arena_listing(held, sizeof held, op);
-        die("cannot allocate %.1f MB on device %s for %s; it holds %s already; a smaller --batch or model needs "
+        die("cannot allocate %.1f MB on device %s for %s%s; it holds %s already; a smaller --batch or model needs "
             "less, and in training also a smaller --chunk, or --recompute",
-            (double)a->used / 1e6, op->name, what, held);
+            (double)a->used / 1e6, op->name, arena_whose, what, held);
     }
     arena_list(a->base, op, what, a->used);
     a->used = 0;

@@ -160,8 +160,8 @@ static inline bool socket_advance(Transport *t, Message *m) {
     return true;
 }
 
-/* A connection broke off. If its other end has died, the monitor knows within seconds and this process ends; if the run
- * is over, that is why. */
+/* A connection broke off. If its other end has died, the monitor knows within seconds and this process ends; if the
+ * run is over, that is why. */
 static inline CommStatus socket_broken(Transport *t, int member, bool until_over) {
     struct pollfd over = {until_over ? t->w->over_event : -1, POLLIN, 0};
     if (poll(&over, 1, (int)((t->w->silence_seconds + 2) * 1000)) == 1) return COMM_OVER;

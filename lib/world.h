@@ -91,29 +91,27 @@ static inline void meeting_describe(Meeting *m, const World *w) {
     freeifaddrs(list);
 }
 
-/* Connects to rank 0, which may start later than this one, and says who this is. */
+/* Connects to rank 0, which may start later than this one. Ranks that mpirun started try its addresses in turn. */
 static inline int world_connect(World *w, const Meeting *m, Error *err) {
     Launch *l = &w->launch;
     Error why;
     double until = seconds_now() + w->arrival_seconds;
-    bool searching = l->kind == LAUNCH_MPI;
-    int fd = -1, tried = 0;
+    const bool searching = l->kind == LAUNCH_MPI;
+    const int first = m->machine == w->peers[w->rank].machine ? -1 : 0;  // -1: this machine
     if (searching) l->port = m->port;
-    for (;; usleep(100000)) {
-        if (searching && (m->machine == w->peers[w->rank].machine || !m->address[0][0]))
-            snprintf(l->host, sizeof l->host, "127.0.0.1");
-        else if (searching)
-            snprintf(l->host, sizeof l->host, "%s", m->address[tried]);
-        double patience = searching && until - seconds_now() > 2 ? seconds_now() + 2 : until;
-        fd = socket_connect(l->host, l->port, patience, &why);
-        if (fd >= 0) break;
+    for (int i = first;; i = m->address[i + 1][0] ? i + 1 : first) {
+        if (searching) snprintf(l->host, sizeof l->host, "%s", i < 0 ? "127.0.0.1" : m->address[i]);
+        double patience = searching && until > seconds_now() + 2 ? seconds_now() + 2 : until;
+        int fd = socket_connect(l->host, l->port, patience, &why);
+        if (fd >= 0) {
+            control_begin(w, 0, fd);
+            return 0;
+        }
         if (seconds_now() >= until)
             return error_set(err, "rank 0 does not answer at %s:%d within %.0f s (%s); start it, with --ranks %d",
                              l->host, l->port, w->arrival_seconds, why.text, w->ranks);
-        tried = m->address[tried + 1][0] ? tried + 1 : 0;
+        usleep(100000);
     }
-    connection_begin(&w->control[0], fd);
-    return 0;
 }
 
 static inline void world_introduce(World *w) {

@@ -112,6 +112,14 @@ static inline void world_send(World *w, int to, MessageKind kind, const void *bo
     pthread_mutex_unlock(&w->sending);
 }
 
+static inline void control_begin(World *w, int rank, int fd) {
+    struct timeval patience = {5, 0};  // for a rank that reads no more: its silence will be seen
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    pthread_mutex_lock(&w->sending);
+    connection_begin(&w->control[rank], fd);
+    pthread_mutex_unlock(&w->sending);
+}
+
 /* To all that this rank is connected with: on rank 0 to all others, else to rank 0. */
 static inline void world_send_all(World *w, int except, MessageKind kind, const void *body, size_t bytes) {
     for (int r = 0; r < w->ranks; r++)
@@ -138,6 +146,8 @@ __attribute__((noreturn)) static inline void world_fail(World *w, int except, co
     int status;
     if (__atomic_exchange_n(&w->failing, 1, __ATOMIC_ACQ_REL))
         for (;;) pause();
+    signal(SIGALRM, SIG_DFL);
+    alarm(10);  // whatever still holds it up, a terminal that takes no text for example
     if (w->rank == 0 || except != 0) world_send_all(w, except, MESSAGE_FAILURE, sentence, strlen(sentence));
     files_abandon();
     report_error("%s", sentence);
@@ -171,19 +181,19 @@ static inline void world_ready(World *w) {
     pthread_mutex_unlock(&w->lock);
 }
 
-/* Rank 0: who comes too late, twice, or with other expectations ends the run or, once it has begun, is sent away. */
+/* Rank 0: who comes twice or with other expectations ends the run; who comes when it has begun is sent away. */
 static inline void world_refuse(World *w, Connection *c, const Hello *h) {
     Error sentence;
-    const Peer *p = &h->peer, *first = NULL;
+    const Peer *p = &h->peer;
     int rank = (int)c->header.rank;
     if (w->ready)
         error_set(&sentence, "the run at this address has all its %d ranks; choose another port", w->ranks);
     else if (h->ranks != w->ranks)
         error_set(&sentence, "rank %d (on %s, process %d) was started with --ranks %d, rank 0 with --ranks %d", rank,
                   p->host, (int)p->process, (int)h->ranks, w->ranks);
-    else if ((first = &w->peers[rank])->process)
+    else
         error_set(&sentence, "two processes have --rank %d: process %d on %s and process %d on %s", rank,
-                  (int)first->process, first->host, (int)p->process, p->host);
+                  (int)w->peers[rank].process, w->peers[rank].host, (int)p->process, p->host);
     message_send(c->fd, MESSAGE_FAILURE, 0, sentence.text, strlen(sentence.text));
     if (!w->ready) world_fail(w, -1, sentence.text);
     shutdown(c->fd, SHUT_WR);
@@ -203,19 +213,15 @@ static inline void world_begin(World *w) {
 
 /* Rank 0: a hello on a control connection. */
 static inline void world_welcome(World *w, Connection *c, Hello *h) {
-    struct timeval patience = {5, 0};
     int rank = (int)c->header.rank;
     h->peer.host[HOST_NAME_BYTES - 1] = '\0';
-    if (w->ready || h->ranks != w->ranks || rank < 0 || rank >= w->ranks || w->peers[rank].process) {
+    if (w->ready || h->ranks != w->ranks || w->peers[rank].process) {
         world_refuse(w, c, h);
         return;
     }
     (void)socket_name(c->fd, true, h->peer.address);
     if (address_is_loopback(h->peer.address)) h->peer.address[0] = '\0';
-    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    pthread_mutex_lock(&w->sending);
-    connection_begin(&w->control[rank], c->fd);
-    pthread_mutex_unlock(&w->sending);
+    control_begin(w, rank, c->fd);
     pthread_mutex_lock(&w->lock);
     w->peers[rank] = h->peer;
     pthread_mutex_unlock(&w->lock);
@@ -244,9 +250,10 @@ static inline void newcomer_read(World *w, Connection *c) {
     if (result == READ_MORE) return;
     bool known = result == READ_MESSAGE && c->header.kind == MESSAGE_HELLO && c->header.bytes == sizeof hello;
     if (known) memcpy(&hello, c->body, sizeof hello);
+    known = known && hello.ranks > 0 && c->header.rank < (uint32_t)hello.ranks;
     if (known && hello.channel == 0 && w->rank == 0)
         world_welcome(w, c, &hello);
-    else if (known && hello.channel && hello.world == w->id && c->header.rank < (uint32_t)w->ranks)
+    else if (known && hello.channel && hello.world == w->id && hello.ranks == w->ranks)
         world_keep_incoming(w, c, &hello);
     else
         connection_close(c);
@@ -325,7 +332,8 @@ static inline void control_read(World *w, int from) {
     pthread_mutex_unlock(&w->sending);
 }
 
-/* Waits for something to read, at most until the next beat. polled: wake, listener, newcomers, control. */
+/* Waits for something to read, at most until the next beat. polled: wake, listener, newcomers, control. When this took
+ * much longer, it is this process that was stopped (Ctrl-Z), perhaps with all others: their silence counts from now. */
 static inline void monitor_wait(World *w, double until) {
     struct pollfd *p = w->polled;
     nfds_t count = 0;
@@ -337,6 +345,8 @@ static inline void monitor_wait(World *w, double until) {
     for (int r = 0; r < w->ranks; r++) p[count++].fd = w->control[r].fd;
     for (nfds_t i = 0; i < count; i++) p[i].events = POLLIN, p[i].revents = 0;
     poll(p, count, left > 0 ? (int)(left * 1000) + 1 : 0);
+    for (int r = 0; r < w->ranks && seconds_now() - until > w->silence_seconds / 4; r++)
+        w->control[r].heard = seconds_now();
 }
 
 static inline void monitor_judge(World *w) {

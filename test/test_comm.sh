@@ -1,6 +1,6 @@
 #!/bin/bash
-# Several processes together: every check of test_comm as local processes, by --rendezvous and by mpirun; then what must
-# end a run, each time with one and the same sentence from every rank that is left, in less than 30 seconds.
+# Several processes together: every check of test_comm as local processes, by --rendezvous and by mpirun; then what
+# must end a run, each time with one and the same sentence from every rank that is left, in less than 30 seconds.
 #
 #   test/test_comm.sh build/BF16 [quick]        the folder with test_comm; quick: without what waits or needs root
 #
@@ -11,7 +11,9 @@ quick=${2:-}
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-comm-XXXXXX") || exit 1
 spaces=() started=()
 finish() {
-    for pid in "${started[@]}"; do kill -9 "$pid" 2>/dev/null; done
+    for pid in "${started[@]}"; do # those that are still this script's
+        [ "$(ps -o ppid= -p "$pid" | tr -d ' ')" = $$ ] && kill -9 "$pid"
+    done
     for space in "${spaces[@]}"; do ip netns del "$space"; done
     rm -rf "$tmp"
 }
@@ -52,7 +54,8 @@ port() { echo $((20000 + (RANDOM * 32768 + RANDOM) % 12000)); }
 rank() {
     local r=$1 n=$2 p=$3
     shift 3
-    timeout 120 "$program" --rendezvous "127.0.0.1:$p" --rank "${r%[a-z]}" --ranks "$n" "$@" >"out.$r" 2>"err.$r" </dev/null &
+    timeout 120 "$program" --rendezvous "127.0.0.1:$p" --rank "${r%[a-z]}" --ranks "$n" "$@" >"out.$r" 2>"err.$r" \
+        </dev/null &
     started+=($!)
     disown # bash shall not report how it ends
 }
@@ -72,14 +75,14 @@ begin() {
 
 process() { sed -n "s/^rank $1 is process //p" out; }
 
-# ended COUNT PART [SECONDS]: within so many seconds (30) COUNT ranks have ended, all with the same sentence with PART in it
+# ended COUNT PART [SECONDS]: within so many seconds (30) COUNT ranks say one and the same sentence, with PART in it
 ended() {
     local count=$1 part=$2 until=$((SECONDS + ${3:-30})) lines
     while [ "$(cat err* | grep -c 'error:')" -lt "$count" ] && [ $SECONDS -lt $until ]; do sleep 0.1; done
     sleep 0.2
     lines=$(cat err* | grep 'error:')
-    check "$count ranks say '$part' in time" \
-        [ "$(grep -c . <<<"$lines")" = "$count" -a "$(sort -u <<<"$lines" | grep -c .)" = 1 -a -n "$(grep -F -- "$part" <<<"$lines")" ]
+    check "$count ranks say '$part' in time" [ "$(grep -c . <<<"$lines")" = "$count" -a \
+        "$(sort -u <<<"$lines" | grep -c .)" = 1 -a -n "$(grep -F -- "$part" <<<"$lines")" ]
 }
 
 # no process of the last run is left, but for those given; all are waited for up to 10 s
@@ -117,15 +120,28 @@ export program
 for n in 2 3; do succeeds "$n ranks by rendezvous" bash -c "by_rendezvous $n 127.0.0.1"; done
 [ -n "$quick" ] || succeeds "2 ranks that know this machine by its name" bash -c "by_rendezvous 2 $(hostname)"
 
+by_slurm() { # N: as srun does, all on this machine
+    local r
+    export SLURM_STEP_NUM_TASKS=$1 SLURM_JOB_ID=$RANDOM SLURM_STEP_ID=0 SLURM_STEP_NODELIST="localhost,other[1-3]"
+    for ((r = $1 - 1; r > 0; r--)); do SLURM_PROCID=$r "$program" >"out.$r" 2>&1 & done
+    SLURM_PROCID=0 "$program"
+    local status=$?
+    wait
+    return $status
+}
+export -f by_slurm
+succeeds "2 ranks of a Slurm step" bash -c "by_slurm 2"
+
 with_strangers() { # connections of strangers before, a web browser's and a silent one, do not disturb
-    local p status
+    local p status first
     p=$(port)
     "$program" --rendezvous "127.0.0.1:$p" --rank 0 --ranks 2 &
+    first=$!
     sleep 0.5
     exec 8<>"/dev/tcp/127.0.0.1/$p" 9<>"/dev/tcp/127.0.0.1/$p"
     printf 'GET / HTTP/1.0\r\n\r\n' >&9
     "$program" --rendezvous "127.0.0.1:$p" --rank 1 --ranks 2
-    wait %1
+    wait $first
     status=$?
     exec 8>&- 9>&-
     return $status
@@ -144,9 +160,12 @@ fi
 # ---- what must end a run ----
 
 ranks=3
-for killed in 0 1 2; do
+rounds=$([ -n "$quick" ] && echo 1 || echo 7)
+for ((k = 0; k < 3 * rounds; k++)); do # at random moments
+    killed=$((k % 3))
     begin "$program" --ranks 3 loop
     pid=$(process $killed)
+    sleep 0.$((RANDOM % 300 + 100))
     kill -9 "$pid"
     ended 2 "rank $killed (on $(hostname), process $pid) has gone" 5
     gone
@@ -228,6 +247,16 @@ for stopped in 1 0; do
     kill -CONT "$pid" 2>/dev/null
     gone
 done
+begin "$program" --ranks 3 loop
+pids=$(process '[0-9]*')
+kill -STOP $pids # as Ctrl-Z does
+sleep 4
+kill -CONT $pids
+sleep 1.5
+check "all go on after all were stopped" kill -0 $pids 2>/dev/null
+kill -9 "$(process 0)" 2>/dev/null
+ended 2 "rank 0 (on" 5
+gone
 unset TIKZ_SILENCE_SECONDS
 
 if [ -n "$mpirun" ]; then
@@ -260,7 +289,8 @@ two_machines() {
 on() { # SPACE RANK RANKS ARGUMENTS...
     local space=$1 r=$2 n=$3
     shift 3
-    timeout 120 ip netns exec "$space" "$program" --rendezvous "10.77.0.1:29600" --rank "$r" --ranks "$n" "$@" >"out.$r" 2>"err.$r" &
+    timeout 120 ip netns exec "$space" "$program" --rendezvous "10.77.0.1:29600" --rank "$r" --ranks "$n" "$@" \
+        >"out.$r" 2>"err.$r" &
     pids[r]=$!
     started+=($!)
 }
@@ -288,8 +318,10 @@ if [ -z "$quick" ] && two_machines; then
         sleep 0.1
     done
     check "all have ended within 30 s of the cut ($((SECONDS - since)) s)" [ $((SECONDS - since)) -lt 30 ]
-    check "the two that see each other name the one cut off" [ "$(grep -c 'error: rank 1 (on .*) has given no sign of life for 12 s' err.0)$(grep -c 'error: rank 1 (on .*) has given no sign of life for 12 s' err.2)" = 11 ]
-    check "the one cut off names rank 0" grep -q 'error: rank 0 (on .*) has given no sign of life for 12 s' err.1
+    silent='(on .*) has given no sign of life for 12 s'
+    check "the two that see each other name the one cut off" \
+        [ "$(cat err.0 err.2 | grep -c "error: rank 1 $silent")" = 2 ]
+    check "the one cut off names rank 0" grep -q "error: rank 0 $silent" err.1
     gone
 elif [ -z "$quick" ]; then
     echo "left out: two machines in network namespaces (needs root and iproute2)"

@@ -325,6 +325,15 @@ inferring() {
     check "one bad picture of three: status 1" [ $status = 1 ]
     check "one bad picture of three: one sentence" one_sentence "missing.png"
     check "one bad picture of three: no file for it" [ ! -e new/folder/missing.tex ]
+    run "$infer" "${model[@]}" picture0.png missing.png picture1.png --batch 2
+    check "one bad picture of three, on stdout: the others in their order" \
+        [ "$(grep '^% picture' out | tr '\n' ' ')" = "% picture0.png % picture1.png " ]
+    succeeds "$infer" "${model[@]}" picture0.png picture1.png picture2.png --batch 1
+    cp out apart
+    succeeds "$infer" "${model[@]}" picture0.png picture1.png picture2.png
+    check "written together or one after another, as many programs" \
+        [ "$(grep -c '^% ' out)" = "$(grep -c '^% ' apart)" ]
+    refuses 2 "--batch" "$infer" "${model[@]}" picture0.png --batch 1025
     mkdir -p other && cp picture0.png other/
     refuses 2 "new/folder/picture0.tex" "$infer" "${model[@]}" picture0.png other/picture0.png -o new/folder
     [ -w /dev/full ] && refuses 1 "/dev/full" "$infer" "${model[@]}" picture0.png -o /dev/full

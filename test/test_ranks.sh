@@ -10,7 +10,8 @@
 bf16=$(cd "${1:-build/BF16}" && pwd)/train_distill fp32=$(cd "${2:-build/FP32}" && pwd)/train_distill
 root=$(cd "$(dirname "$0")/.." && pwd)
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-ranks-XXXXXX") || exit 1
-trap 'umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"' EXIT
+# Not in a subshell: bash runs this there when a signal comes early.
+trap '[ $BASHPID = $$ ] && { umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"; }' EXIT
 cd "$tmp" || exit 1
 export OMP_WAIT_POLICY=passive LC_ALL=C
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -26,7 +27,9 @@ pass() { passed=$((passed + 1)); }
 fail() { # WHAT: with the last command and what its ranks said
     failed=$((failed + 1))
     echo "failed: $1"
-    echo "    command: ${last[*]//$tmp\//}"
+    local command="${last[*]}"
+    command=${command//"${common[*]}"/...}
+    echo "    command: ${command//$tmp\//}"
     local i
     for i in "${!status[@]}"; do
         echo "    rank $i: status ${status[i]}, $(grep -v -e '^train ' "err.$i" 2>/dev/null | tail -n 2 | head -c 500)"
@@ -51,8 +54,12 @@ has_lines() { # FILE N
     mapfile -t lines <"$1" && [ ${#lines[@]} -ge "$2" ]
 } 2>/dev/null
 pause() { read -rt "$1" -u 9; }  # SECONDS, without a process
-now() { local t=$EPOCHREALTIME; echo $((${t/./} / 1000)); } # milliseconds
-no_process() { ! pgrep -f -- "$tmp/$1" >/dev/null; } # FOLDER: none that was told to write there is left
+now() { local t=$EPOCHREALTIME; printf -v "$1" %d $((${t/./} / 1000)); } # VARIABLE, in milliseconds
+no_process() { # none of ours is left
+    local p
+    for p in $(pgrep -x train_distill); do [ "$(readlink "/proc/$p/cwd")" = "$tmp" ] && return 1; done
+    return 0
+}
 
 # What a run logged, without how fast it was.
 numbers() { sed -E 's/,"(tokens_per_second|peak_share|comm|wait)":[^,}]*//g' "$1/log.jsonl"; }
@@ -93,30 +100,37 @@ succeeds() { # COMMAND...
     check "ends with status 0" [ "${status[0]}" = 0 ]
 }
 
-# launch N COMMAND...: as N processes that meet by hand, their ids in pid, what they say in err.0, err.1, ... To all,
-# or with for_rank=(...) in the place of a rank, options that only this one has.
+# launch N PROGRAM OPTIONS...: as N processes that meet by hand, their ids in pid, what they say in err.0, err.1, ...
+# program_for[R], before[R] (a command of the shell) and only[R] (options) hold for rank R alone.
+program_for=() before=() only=()
 launch() {
-    local ranks=$1 r
-    shift
-    last=("$@" "(as $ranks ranks)")
+    local ranks=$1 program=$2 r
+    shift 2
+    last=("$program" "$@" "(as $ranks ranks, ${only[*]@Q})")
     port=$((port + 1)) pid=() status=()
+    : >launched
     for ((r = 0; r < ranks; r++)); do
         # shellcheck disable=SC2086
-        "$@" ${for_rank[r]} --rendezvous 127.0.0.1:$port --rank $r --ranks "$ranks" >out.$r 2>err.$r </dev/null &
+        (eval "${before[r]}" && exec "${program_for[r]:-$program}" "$@" --rendezvous 127.0.0.1:$port --rank $r \
+            --ranks "$ranks" ${only[r]}) >out.$r 2>err.$r </dev/null &
         pid[r]=$!
     done
 }
 
-# Waits for the launched ranks, at most $1 seconds (then they are killed, and their status is that of kill).
+# Waits for the launched ranks, at most $1 seconds (then they are killed, and their status is that of kill); took: how
+# many milliseconds it was.
 finish() {
-    local until=$(($(now) + 1000 * $1)) r
+    local begin r
+    now begin
     for r in "${!pid[@]}"; do
-        while [ "$(now)" -lt $until ] && kill -0 "${pid[r]}" 2>/dev/null; do pause 0.01; done
-        kill -9 "${pid[r]}" 2>/dev/null && late=1
-        wait "${pid[r]}" 2>/dev/null
+        while now took && took=$((took - begin)) && [ $took -lt $((1000 * $1)) ] && kill -0 "${pid[r]}"; do
+            pause 0.01
+        done
+        kill -9 "${pid[r]}"
+        wait "${pid[r]}"
         status[r]=$?
     done
-}
+} 2>/dev/null
 
 all_end() { # STATUS
     local s
@@ -242,9 +256,406 @@ parallel() {
     done
 }
 
-for group in ${GROUPS_TO_RUN:-apart parallel}; do
+# ---- going on with other numbers of ranks ----
+
+steady=(--lr-schedule constant --kd-schedule none --warmup 0 --eval-batches 0 --eval-every 2) # whatever --steps is
+
+# resumed FROM RANKS OPTIONS...: goes on with a copy of a run of four steps to the eighth
+resumed() {
+    local from=$1 ranks=$2
+    shift 2
+    rm -rf resumed
+    cp -r "$from" resumed
+    together "$ranks" "$fp32" --resume --out resumed --steps 8 "$@"
+}
+
+resuming() {
+    local n all=("$fp32" "${alone[@]}" "${steady[@]}" --augment)
+    together 4 "${all[@]}" --batch 3 --steps 8 --out whole
+    together 4 "${all[@]}" --batch 3 --steps 4 --out four
+    succeeds "${all[@]}" --batch 3 --accum 4 --steps 4 --out one
+    for n in 1 2 3 4; do
+        resumed four $n
+        check "four ranks, then $n: the losses to 1e-5" near whole resumed 1e-5 12
+        check "four ranks, then $n: the weights to rounding" \
+            close_weights whole/student.safetensors resumed/student.safetensors 1e-4
+        check "four ranks, then $n: the old parts are gone" eval '[ -z "$(ls resumed | grep -e -of-4 | grep state-4)" ]'
+    done
+    check "four ranks, then four: the same bits" same_files whole resumed student state-8.2-of-4
+    resumed one 4
+    check "one rank, then four: the losses to 1e-5" near whole resumed 1e-5 12
+    check "one rank, then four: the weights to rounding" \
+        close_weights whole/student.safetensors resumed/student.safetensors 1e-4
+    rm -rf resumed && cp -r four resumed
+    refuses 1 "the 12 pictures of a step cannot be divided among 5 students" "$fp32" --resume --out resumed --ranks 5
+    resumed four 2 --batch 3 --accum 1
+    check "a --resume may say itself how large a step is" grep -q ' steps of 6 pictures' err.0
+    succeeds "$fp32" --config four/options.txt --steps 4 --out again
+    check "one process takes the recorded options to the same losses" near four again 1e-6 6
+
+    all=("$bf16" "${taught[@]}" "${every_term[@]}" "${steady[@]}")
+    together 2 "${all[@]}" --steps 8 --out whole
+    together 2 "${all[@]}" --steps 4 --out apart
+    cp -r apart resumed-one && cp -r apart resumed-three
+    succeeds "$bf16" --resume --out resumed-one --steps 8
+    check "teacher and student apart, then one process: the same bits" same_files whole resumed-one student best state
+    check "teacher and student apart, then one process: the same log" same_log whole resumed-one
+    together 3 "$bf16" --resume --out resumed-three --steps 8 --teachers 2
+    check "then two teachers: the same bits" same_files whole resumed-three student best state
+}
+
+# ---- being asked to stop ----
+
+# stops SIGNAL RANKS OPTIONS...: a run of three is sent a signal, to these of its ranks, and then goes on
+stops() {
+    local signal=$1 whom=$2 r
+    shift 2
+    for _ in 1 2 3 4 5; do # until the signal comes before the end of the run
+        rm -rf stopped
+        launch 3 "$@" --out stopped
+        wait_for has_lines stopped/log.jsonl $((5 + RANDOM % 20))
+        for r in $whom; do kill -"$signal" "${pid[r]}" 2>/dev/null; done
+        finish 60
+        grep -q '^interrupted: saved step' err.0 && break
+    done
+    check "$signal to rank $whom: all ranks end with status 0" all_end 0
+    check "$signal to rank $whom: rank 0 says so" grep -q '^interrupted: saved step' err.0
+    together 3 "$1" --resume --out stopped --teachers 1
+    check "$signal to rank $whom: resumed, the same bits" same_files whole stopped student best state-60.{0,1}-of-2
+    check "$signal to rank $whom: resumed, the same log" same_log whole stopped
+}
+
+wait_for() { # COMMAND...: until it succeeds or a launched process has ended, at most 60 s
+    local begin=$SECONDS
+    until "$@"; do
+        [ $((SECONDS - begin)) -lt 60 ] && kill -0 "${pid[@]}" 2>/dev/null || return 1
+        pause 0.002
+    done
+}
+
+stopping() {
+    local all=("$bf16" "${taught[@]}" --steps 60 --eval-every 20 --teachers 1)
+    together 3 "${all[@]}" --out whole
+    stops INT 0 "${all[@]}"
+    stops TERM "0 1 2" "${all[@]}"
+    stops TERM 1 "${all[@]}"
+    stops INT 2 "${all[@]}"
+    together 3 "$bf16" "${taught[@]}" --teachers 1 --lr 0 --steps 40 --eval-every 2 --patience 2 --out patient
+    check "--patience stops all ranks" grep -q '^stopped early: no better validation for 2 evaluations' err.0
+    check "after the third evaluation" eval 'has_lines patient/log.jsonl 9 && ! has_lines patient/log.jsonl 10'
+    succeeds "$bf16" --resume --out patient --steps 6
+    check "a finished run says so" grep -q 'has all of its 6 steps already' err.0
+    together 3 "$bf16" --resume --out patient --steps 6 --teachers 1
+    check "to several ranks as well" grep -q 'has all of its 6 steps already' err.0
+}
+
+# ---- ways to start ----
+
+launching() {
+    local all=("${taught[@]}" "${every_term[@]}" --steps 4 --eval-every 2) n program
+    together 3 "$bf16" "${all[@]}" --teachers 1 --out hand
+    succeeds "$bf16" "${all[@]}" --ranks 3 --teachers 1 --out copies
+    check "--ranks alone: the same log" same_log hand copies
+    check "--ranks alone: the same bits" same_files hand copies student best state-4.{0,1}-of-2
+    check "--ranks alone: one student is printed" [ "$(cat out)" = copies/best.safetensors ]
+
+    mkdir -p elsewhere/hand
+    only=("" "--out $tmp/hand") before=("" "cd elsewhere")
+    together 3 "$bf16" "${all[@]}" --teachers 1 --out hand
+    check "--out by another name: the same bits" same_files hand copies student best state-4.{0,1}-of-2
+    only=("" "--out hand")
+    launch 3 "$bf16" "${all[@]}" --teachers 1 --out hand
+    finish 30
+    check "another folder is refused" eval 'all_end 1 && one_sentence_each "" "rank 1 (on " "hand is not the folder of rank 0"'
+    together 3 "$bf16" "${all[@]}" --teachers 1 --out hand --no-shard
+    check "but --no-shard needs none" same_files hand copies student best
+    only=() before=()
+
+    local address=(SLURM_STEP_NODELIST=localhost SLURM_JOB_ID=$((RANDOM * 5)) SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=3)
+    last=("${address[@]}" "${all[@]}")
+    pid=()
+    for n in 0 1 2; do
+        env "${address[@]}" SLURM_PROCID=$n "$bf16" "${all[@]}" --teachers 1 --out slurm >out.$n 2>err.$n </dev/null &
+        pid[n]=$!
+    done
+    finish 60
+    check "as Slurm starts it: status 0" all_end 0
+    check "as Slurm starts it: the same log" same_log slurm copies
+    check "as Slurm starts it: the same bits" same_files slurm copies student best state-4.{0,1}-of-2
+    SLURM_STEP_NUM_TASKS=2 refuses 2 "Slurm's environment is not whole" "$bf16" "${all[@]}" --out slurm
+
+    if ! command -v mpirun >/dev/null || ! ldd "$bf16" | grep -q libmpi; then
+        echo "not tested: starting with mpirun (Open MPI is not there, or the programs were built without it)"
+        return
+    fi
+    program=(mpirun --oversubscribe --bind-to none)
+    succeeds "${program[@]}" -n 3 "$bf16" "${all[@]}" --teachers 1 --out mpi
+    check "mpirun: through MPI" grep -q '^ranks: 2 students through MPI, .* come through MPI$' err.0
+    check "mpirun: the same log" same_log mpi copies
+    check "mpirun: the same bits" same_files mpi copies student best state-4.{0,1}-of-2
+    succeeds "$bf16" "${all[@]}" --out one
+    succeeds "${program[@]}" -n 2 "$bf16" "${all[@]}" --out mpi
+    check "mpirun, teacher and student apart: the log of one process" same_log one mpi
+    check "mpirun, teacher and student apart: the same bits" same_files one mpi student best state
+    succeeds "$bf16" "${all[@]}" --ranks 4 --teachers 0 --out copies
+    succeeds "${program[@]}" -n 4 "$bf16" "${all[@]}" --teachers 0 --out mpi
+    check "mpirun, four students: the same bits" same_files copies mpi student best state-4.{0,1,2,3}-of-4
+}
+
+# ---- ranks that die ----
+
+kills=0 slowest=0
+
+# A file that the launched run has begun to write and not finished.
+partial() { # OUT [RANK]: not counting the parts of the state that RANK writes
+    local f
+    for f in "$1"/*.partial; do [[ $f -nt launched && $f != */state-*."$2"-of-*.partial ]] && return 0; done
+    return 1
+}
+
+# await MOMENT OUT: lets a launched run go on to that moment, and a little further
+await() {
+    local lines
+    case $1 in
+    start) pause 0.$(printf %03d $((RANDOM % 250))) ;;
+    training) wait_for more_lines "$2" "$before_lines" $((1 + RANDOM % 7)) ;;
+    evaluation) # just before the line with its result
+        mapfile -t lines <"$2/log.jsonl"
+        wait_for more_lines "$2" "$before_lines" 4
+        ;;
+    saving) wait_for partial "$2" ;;
+    esac 2>/dev/null
+    pause 0.00$((RANDOM % 8))
+}
+
+more_lines() { has_lines "$1/log.jsonl" $(($2 + $3)); } # OUT BEFORE N
+
+# strike VICTIM OUT: rank VICTIM of the launched run is killed at a random moment. The others must end soon, each with a
+# sentence about it. False when the run was over before.
+moments=(start training evaluation saving training saving)
+strike() {
+    local victim=$1 out=$2 moment=${moments[kills % ${#moments[@]}]} r others=1
+    before_lines=$(wc -l 2>/dev/null <"$out/log.jsonl" || echo 0)
+    await "$moment" "$out"
+    kill -9 "${pid[victim]}" 2>/dev/null
+    finish 30
+    status[victim]=${status[(victim + 1) % ranks]}
+    if all_end 0; then
+        check "rank $victim killed at the end: the run is whole" [ -n "$(sed -n '$s/^{"step":'"$steps"',"val".*/x/p' "$out/log.jsonl")" ]
+        return 1
+    fi
+    kills=$((kills + 1))
+    [ $moment != start -a $took -gt $slowest ] && slowest=$took
+    for r in "${!status[@]}"; do [ "$r" = "$victim" ] || [ "${status[r]}" = 1 ] || others=0; done
+    check "rank $victim killed ($moment): the others end with status 1 within 30 s" [ $others = 1 ]
+    check "rank $victim killed ($moment): each says so in a sentence" eval 'one_sentence_each $victim "rank $victim " ||
+        { [ $moment = start ] && one_sentence_each $victim "rank 0 does not answer at 127.0.0.1:"; }'
+    check "rank $victim killed ($moment): the others leave nothing half-written" \
+        eval '[ $victim = 0 ] || ! partial $out $victim'
+}
+
+# chain KILLS RANKS STEPS OUT MORE... -- COMMAND...: a run that is killed that many times, each time another rank, and
+# resumed; MORE: options of the first launch and of each resumption.
+chain() {
+    local count=$1 ranks=$2 steps=$3 out=$4 i more=()
+    shift 4
+    while [ "$1" != -- ]; do more+=("$1") && shift; done
+    shift
+    rm -rf "$out"
+    export TIKZ_ARRIVAL_SECONDS=10 # a rank that was killed before it arrived need not be waited for longer
+    for ((i = 0; i < count; i++)); do
+        if [ -e "$out/state.safetensors" ]; then
+            launch "$ranks" "$1" --resume --out "$out" "${more[@]}"
+        else
+            launch "$ranks" "$@" --steps $steps --out "$out" "${more[@]}"
+        fi
+        strike $((i % ranks)) "$out" || { rm -rf "$out" && i=$((i - 1)); } # it was faster: once more
+        [ -n "$between" ] && [ -e "$out/state.safetensors" ] && $between $i
+    done
+    unset TIKZ_ARRIVAL_SECONDS
+    if [ -e "$out/state.safetensors" ]; then
+        together "$ranks" "$1" --resume --out "$out" "${more[@]}"
+    else
+        together "$ranks" "$@" --steps $steps --out "$out" "${more[@]}"
+    fi
+    check "no partial file is left" eval '[ -z "$(find $out -name "*.partial")" ]'
+}
+
+killing() {
+    local all=("$bf16" "${taught[@]}" --eval-every 3 --w-embed 0.2) between=
+    succeeds "${all[@]}" --steps 60 --out whole
+    chain 8 2 60 killed -- "${all[@]}"
+    check "teacher and student apart, killed 8 times: the same bits" same_files whole killed student best state
+    check "teacher and student apart, killed 8 times: the same log" same_log whole killed
+
+    all=("$bf16" "${alone[@]}" --eval-every 3)
+    together 3 "${all[@]}" --steps 60 --out whole
+    chain 9 3 60 killed -- "${all[@]}"
+    check "three students, killed 9 times: the same bits" same_files whole killed student best state-60.{0,1,2}-of-3
+    check "three students, killed 9 times: the same log" same_log whole killed
+
+    all=("$fp32" "${taught[@]}" --eval-every 2 --eval-batches 0)
+    together 3 "${all[@]}" --steps 40 --teachers 1 --out whole
+    between=other_ranks
+    chain 6 3 40 killed --teachers 1 -- "${all[@]}"
+    check "killed 6 times, other numbers of ranks between: the losses to 1e-3" near whole killed 1e-3 60
+    check "killed 6 times, other numbers of ranks between: the weights to rounding" \
+        close_weights whole/student.safetensors killed/student.safetensors 1e-2
+    copies_killed
+    [ -n "$VERBOSE" ] && echo "$kills kills; the other ranks ended within $slowest ms" >&2
+    check "at least 20 kills" [ $kills -ge 20 ]
+}
+
+# Goes on for a moment with another number of ranks.
+other_ranks() { # N
+    local numbers=(1 4 2) n=${numbers[$1 % 3]}
+    launch "$n" "$fp32" --resume --out killed
+    before_lines=$(wc -l <killed/log.jsonl)
+    wait_for more_lines killed "$before_lines" 4
+    kill -TERM "${pid[0]}" 2>/dev/null
+    finish 30
+    check "resumed with $n ranks" all_end 0
+}
+
+# The ranks that --ranks has started, and the one that has started them.
+copies_killed() {
+    local victim process children
+    for victim in 1 2 0; do
+        rm -rf killed
+        last=("$bf16" "${taught[@]}" --steps 1000 --ranks 3 --teachers 1 --out killed)
+        "${last[@]}" >out 2>err.0 </dev/null &
+        process=$! pid=($!) status=()
+        wait_for has_lines killed/log.jsonl 3
+        children=($process $(pgrep -P $process | sort -n))
+        kill -9 "${children[victim]}" && kills=$((kills + 1))
+        finish 30
+        pause 0.2
+        check "--ranks, rank $victim killed: the others say so" [ "$(grep -c "error: rank $victim (on .*, process \
+${children[victim]}) has gone; --resume goes on from the last checkpoint" err.0)" = 2 -a "$(grep -c error: err.0)" = 2 ]
+        check "--ranks, rank $victim killed: nobody is left" no_process
+    done
+}
+
+# ---- ranks that differ ----
+
+# differs WHAT ONLY PART...: rank 1 is started with something of its own, and both say what
+differs() {
+    local what=$1
+    only=("" "$2")
+    shift 2
+    launch 2 "$bf16" "${taught[@]}" --steps 2 --out unlike
+    finish 30
+    check "another $what is refused" all_end 1
+    check "another $what: a sentence each" one_sentence_each "" "$@"
+    only=()
+}
+
+differing() {
+    differs seed "--seed 2" "rank 1 (on " "has another --seed than rank 0: 2 instead of 1; start all ranks alike"
+    differs "learning rate" "--lr 0.002" "rank 1 (on " "has another --lr than rank 0: 0.002 instead of 0.001"
+    differs "number of steps" "--steps 3" "rank 1 (on " "has another --steps than rank 0: 3 instead of 2"
+    differs batch "--batch 4" "rank 1 (on " "has another --batch than rank 0: 4 instead of 2"
+    differs "training data" "--data other.bin" "rank 1 (on " "has another training data than rank 0: checksum "
+    differs "validation data" "--val-data other.bin" "rank 1 (on " "has another validation data than rank 0: checksum "
+    differs teacher "--teacher large.safetensors" "rank 1 (on " "has another teacher than rank 0: checksum "
+    differs student "--student small" "rank 1 (on " "has another student than rank 0: small instead of tiny,"
+    differs "number of teachers" "--teachers 0" "rank 1 (on " "has another number of teachers than rank 0: 0 instead of 1"
+    differs start "--init large.safetensors" "rank 1 (on " "has another init than rank 0: checksum "
+    program_for=("" "$fp32")
+    differs build "" "rank 1 (on " "has another build than rank 0: checksum "
+    program_for=()
+    check "no run began" [ ! -e unlike/student.safetensors -a ! -e unlike/log.jsonl ]
+    differs "data that is not there" "--data nothing.bin" "rank 1 (on " "cannot read nothing.bin: No such file"
+    differs "teacher that is not one" "--teacher train.bin" "rank 1 (on " "train.bin"
+    only=("" "--ranks 3")
+    launch 2 "$bf16" "${taught[@]}" --steps 2 --teachers 0 --out unlike
+    finish 30
+    check "another number of ranks: a sentence each" one_sentence_each "" "rank 1 (on " "--ranks 3, rank 0 with --ranks 2"
+    only=()
+}
+
+# ---- ranks that cannot write ----
+
+disks() {
+    local all=("$bf16" "${alone[@]}" --steps 40 --eval-every 4) victim limit
+    together 2 "${all[@]}" --out whole
+    for victim in 0 1; do
+        for limit in 100 240; do # no part of the state fits; only it, not the student
+            [ $victim$limit = 1240 ] && continue
+            rm -rf full
+            launch 2 "${all[@]}" --out full
+            wait_for has_lines full/log.jsonl 12
+            kill -TERM "${pid[0]}"
+            finish 30
+            cp full/state.safetensors before.state
+            before[victim]="trap '' XFSZ && ulimit -f $limit"
+            launch 2 "$bf16" --resume --out full
+            before=()
+            finish 30
+            check "rank $victim cannot write: both end with status 1" all_end 1
+            check "rank $victim cannot write: a sentence each" one_sentence_each "" \
+                "rank $victim (on " "cannot write full/" "File too large"
+            check "rank $victim cannot write: the checkpoint is the same" same full/state.safetensors before.state
+            check "rank $victim cannot write: nothing half-written" eval '[ -z "$(find full -name "*.partial")" ]'
+            together 2 "$bf16" --resume --out full
+            check "rank $victim could not write: resumed, the same bits" \
+                same_files whole full student best state-40.{0,1}-of-2
+            check "rank $victim could not write: old parts are gone" [ "$(ls full | grep -c state-)" = 2 ]
+        done
+    done
+
+    mkdir -p small
+    if ! { [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=2m tmpfs small 2>/dev/null; }; then
+        echo "not tested: a full file system (it takes root)"
+        return
+    fi
+    together 2 "${all[@]}" --steps 4 --out small/out
+    cp small/out/state.safetensors before.state
+    head -c 4000000 /dev/zero >small/filler 2>/dev/null
+    truncate -s -131072 small/filler # room for the log and the options
+    launch 2 "$bf16" --resume --out small/out --steps 8
+    finish 30
+    check "a full file system: both end with status 1" all_end 1
+    check "a full file system: a sentence each" one_sentence_each "" "cannot write small/out/" "No space left on device"
+    check "a full file system: the checkpoint is the same" same small/out/state.safetensors before.state
+    check "a full file system: nothing half-written" eval '[ -z "$(find small -name "*.partial")" ]'
+    rm small/filler
+    together 2 "$bf16" --resume --out small/out --steps 8
+    umount small
+}
+
+# ---- wrong use ----
+
+misusing() {
+    local all=("$bf16" "${taught[@]}" --steps 2 --out wrong)
+    refuses 2 "2 teachers and 2 students need --ranks 4, but there are 3" "${all[@]}" --teachers 2 --students 2 --ranks 3
+    refuses 2 "2 teachers and 1 student need --ranks 3, but there are 2" "${all[@]}" --teachers 2 --ranks 2
+    refuses 2 "0 teachers and 2 students need --ranks 2, but there is 1" "${all[@]}" --students 2
+    refuses 2 "--teachers is 1 without a --teacher" "${all[@]}" --teachers 1 --teacher none --ranks 2
+    refuses 2 "--rank needs --rendezvous" "${all[@]}" --rank 0
+    refuses 2 "--rendezvous needs --rank R and --ranks N" "${all[@]}" --rendezvous localhost:5000
+    refuses 2 "--rank is 2 with --ranks 2; expected 0 to 1" "${all[@]}" --rendezvous localhost:5000 --rank 2 --ranks 2
+    refuses 2 "--gpus is 5; this machine has 0" "${all[@]}" --gpus 5
+    refuses 2 "--ranks" "${all[@]}" --ranks 5000
+    refuses 1 "nothing.bin" "${all[@]}" --data nothing.bin --teachers 0 --ranks 1
+    TIKZ_ARRIVAL_SECONDS=1 refuses 1 "rank 0 does not answer at 127.0.0.1:" "${all[@]}" \
+        --rendezvous 127.0.0.1:$((port + 1)) --rank 1 --ranks 2
+    TIKZ_ARRIVAL_SECONDS=1 refuses 1 "rank 1 of 2 did not arrive within 1 s" "${all[@]}" \
+        --rendezvous 127.0.0.1:$((port + 2)) --rank 0 --ranks 2
+    check "nothing is left of wrong use" [ ! -e wrong ]
+    succeeds "$bf16" "${alone[@]}" --steps 2 --out wrong
+    launch 2 "$bf16" "${alone[@]}" --no-overwrite --steps 2 --out wrong
+    finish 30
+    check "a folder with a trained student is not touched" one_sentence_each "" "rank 0 (on " "already holds a trained student"
+    launch 2 "$bf16" "${alone[@]}" --resume --no-overwrite --out nowhere
+    finish 30
+    check "nothing to resume" one_sentence_each "" "--resume: there is no checkpoint nowhere/state.safetensors"
+}
+
+for group in ${GROUPS_TO_RUN:-apart parallel resuming stopping launching killing differing disks misusing}; do
     begin=$SECONDS
     $group
+    check "no process of $group is left" no_process
     [ -n "$VERBOSE" ] && echo "$group: $((SECONDS - begin)) s" >&2
 done
 [ -n "$VERBOSE" ] && times >&2

@@ -70,13 +70,23 @@ def collect(folder):
     if peers and "train-small" in report["training"]:
         best = min(peers, key=lambda p: p["ms"])
         report["training"]["train-small"].update(peer=best["peer"], peer_samples_per_second=64e3 / best["ms"])
-    decoding = lines(folder / "decode.json")
-    if decoding:
-        report["decoding"] = decoding[0]
-        peer = lines(folder / "decode-peer.json")
-        if peer:
-            report["decoding"].update(peer=peer[0]["peer"], peer_ms=peer[0]["ms"])
+    report["decoding"] = {}
+    for shape in ("1.1b", "7b"):
+        decoding, peer = lines(folder / f"decode-{shape}.json"), lines(folder / f"decode-{shape}-peer.json")
+        if decoding:
+            report["decoding"][shape] = {**decoding[0], "peer": peer[0] if peer else None}
     return report
+
+
+def decoding_rows(shape, d):
+    """A row for each batch, with the fastest peer of that batch."""
+    for b in d["batches"]:
+        peers = [p for p in (d["peer"] or {"batches": []})["batches"] if p["batch"] == b["batch"]]
+        best = min(peers, key=lambda p: p["step_ms"], default=None)
+        beside = (f"{best['step_ms']:.3f} | {best['step_ms'] / b['step_ms']:.1f} | {d['peer']['peer']}, {best['how']}"
+                  if best else " | | ")
+        yield (f"| {shape} | {b['batch']} | {b['step_ms']:.3f} | {b['floor_ms']:.3f} | "
+               f"{100 * b['floor_ms'] / b['step_ms']:.0f} % | {1e3 * b['batch'] / b['step_ms']:.0f} | {beside} |")
 
 
 def kernel_rows(entries):
@@ -111,12 +121,14 @@ def markdown(r):
                 "|---|---|---|---|---|", *training_rows(r["training"])]
     d = r["decoding"]
     if d:
-        out += ["", "## Decoding", "", "| | ms | floor ms | share | peer ms | |", "|---|---|---|---|---|---|",
-                f"| a token of TinyLlama's decoder | {d['token_ms']:.3f} | {d['floor_ms']:.3f} | "
-                f"{100 * d['floor_ms'] / d['token_ms']:.0f} % | {d.get('peer_ms', float('nan')):.3f} | "
-                f"{d.get('peer', '')} |", "",
-                f"Picture to first token {1e3 * d['picture_to_first_token_s']:.1f} ms; from nothing to the first "
-                f"product {d['open_s']:.3f} s."]
+        out += ["", "## Decoding", "", "Milliseconds for one token of each text of a batch; the floor is the bytes of the "
+                "weights and the cache over the copy bandwidth.", "",
+                "| shape | batch | ms | floor ms | share | tokens/s | peer ms | peer/ours | peer |",
+                "|---|---|---|---|---|---|---|---|---|",
+                *(row for shape, one in d.items() for row in decoding_rows(shape, one))]
+    if "1.1b" in d:
+        out += ["", f"1.1b: picture to first token {1e3 * d['1.1b']['picture_to_first_token_s']:.1f} ms; from nothing to "
+                f"the first product {d['1.1b']['open_s']:.3f} s."]
     if r["kernels"]:
         out += ["", f"## Operations, {m['shapes']} shapes", "",
                 "| operation | | shape | ms | floor ms | bound | share | peer ms | peer/ours | peer |",

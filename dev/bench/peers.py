@@ -3,7 +3,7 @@
 timed, on the same GPU.
 
     peers.py --kernels kernels.json --out peers.json [--seconds 100]
-    peers.py --decode --out decode-peer.json
+    peers.py --decode [--shape 7b] --out decode-peer.json [--seconds 100]
 
 kernels.json is what `bench_kernels --json` wrote. For every operation with a counterpart, one line goes to the output:
 the operation as there, the fastest peer's name and its milliseconds. Where a peer does less (SDPA has no RoPE) its
@@ -270,27 +270,62 @@ def kernels(args):
     print(f"PyTorch {torch.__version__} on {device}: {done} of {len(entries)} operations timed")
 
 
+LLAMA = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 512},
+    "1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+             "num_key_value_heads": 4, "vocab_size": 32000},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+           "num_key_value_heads": 32, "vocab_size": 32016},
+}
+
+
+def generate_ms(model, batch, device, static):
+    """Milliseconds of one token of each of `batch` texts in `generate`, greedy, after 243 positions: the difference of a
+    long and a short text."""
+    ids = torch.ones(batch, 243, dtype=torch.long, device=device)
+    options = {"do_sample": False, "use_cache": True, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    if static:
+        options["cache_implementation"] = "static"
+
+    def seconds(tokens):
+        start = time.perf_counter()
+        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, **options)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for _ in range(2):
+        seconds(64)
+    return 1e3 * min((seconds(64) - seconds(4)) / 60 for _ in range(3))
+
+
 def decode(args):
-    """Milliseconds a token of Transformers' Llama with TinyLlama's shape, after 243 positions."""
+    """Transformers' Llama with TinyLlama's or CodeLlama-7B's shape: as it is, and with a static cache and a compiled
+    forward pass, until the time is over."""
     import transformers
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": 512}
-    large = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
-             "num_key_value_heads": 4, "vocab_size": 32000}
-    config = transformers.LlamaConfig(**(large if device == "cuda" else small))
+    stop = time.monotonic() + args.seconds
+    config = transformers.LlamaConfig(**LLAMA[args.shape if device == "cuda" else "tiny"])
     with torch.device(device):
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
-    times = []
-    with torch.no_grad():
-        out = model(input_ids=torch.zeros(1, 243, dtype=torch.long, device=device), use_cache=True)
-        for i in range(64):
-            start = time.perf_counter()
-            token = torch.full((1, 1), 100 + i, device=device)
-            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-            out.logits[0, -1].float().cpu()
-            times.append(1e3 * (time.perf_counter() - start))
-    result = {"peer": f"Transformers {transformers.__version__}", "ms": sorted(times)[len(times) // 2]}
+    result = {"peer": f"Transformers {transformers.__version__}", "shape": args.shape, "batches": []}
+    eager = model.forward
+    for static in (False, True):
+        if static and (device != "cuda" or args.no_compile):
+            break
+        model.forward = torch.compile(eager, mode="reduce-overhead", fullgraph=True) if static else eager
+        for batch in (1, 8, 64):
+            if time.monotonic() > stop:
+                break
+            try:
+                with torch.no_grad():
+                    ms = generate_ms(model, batch, device, static)
+            except Exception as error:  # versions differ in what they compile, and memory may not suffice
+                print(f"batch {batch}, static {static}: {str(error).splitlines()[0]}", file=sys.stderr)
+                continue
+            result["batches"].append({"batch": batch, "step_ms": ms,
+                                      "how": "static cache, compiled" if static else "generate as it is"})
     with open(args.out, "w") as file:
         file.write(json.dumps(result) + "\n")
     print(json.dumps(result))
@@ -300,6 +335,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kernels", metavar="FILE")
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--shape", choices=sorted(LLAMA), default="1.1b", help="with --decode")
     parser.add_argument("--out", metavar="FILE", required=True)
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--no-compile", action="store_true")

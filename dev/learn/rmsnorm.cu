@@ -127,7 +127,7 @@ static void reset() {
 
 /* The plain reference, of up to 64 rows, the first and the last among them. */
 static double error() {
-    const double rounding = sizeof(floatX) == 2 ? 1.0 / 256 : 1e-5;
+    const double rounding = sizeof(floatX) == 2 ? 1.01 / 256 : 1e-5;
     floatX *got = (floatX *)malloc((size_t)at.C * sizeof *got);
     double worst = 0;
     if (!got) die("out of memory");
