@@ -11,7 +11,7 @@ import json
 import sys
 
 TERMS = ("loss", "ce", "soft", "hard", "embed")
-TIMINGS = ("tokens_per_second", "peak_share")
+TIMINGS = ("tokens_per_second", "peak_share", "comm", "wait")
 
 
 def read(path):

@@ -17,7 +17,7 @@ typedef struct {
     float max_norm;  // global-norm clipping; <= 0: off
 } AdamW;
 
-enum { OPTIMIZER_LISTS = 2, OPTIMIZER_ALIGN = 32, OPTIMIZER_BUCKETS = 16, OPTIMIZER_BUCKET_MOST = 1 << 22 };
+enum { OPTIMIZER_LISTS = 2, OPTIMIZER_ALIGN = 32, OPTIMIZER_BUCKETS = 16, OPTIMIZER_PIECE_MOST = 1 << 20 };
 
 typedef struct {
     const Ops *op;
@@ -60,6 +60,16 @@ static inline bool param_is_trained(const Param *p, int parts) { return (p->part
 
 /* ---- layout ---- */
 
+/* One rank: everything. Several: a sixteenth, so that most of it travels while the backward pass is at work, but not more
+ * than 1 M elements a rank (at least 4 M), where a ring of that many ranks is bound by bandwidth and no more by latency
+ * (dev/scale.md). A multiple of `unit`. */
+static inline size_t optimizer_bucket_size(size_t n, int ranks, size_t unit) {
+    size_t bucket = n / OPTIMIZER_BUCKETS, most = (size_t)OPTIMIZER_PIECE_MOST * (size_t)(ranks > 4 ? ranks : 4);
+    if (bucket > most) bucket = most;
+    if (ranks == 1) bucket = n;
+    return bucket > unit ? (bucket + unit - 1) / unit * unit : unit;
+}
+
 /* Gives every trained parameter its place. */
 static inline void optimizer_lay_out(Optimizer *o, Params *const *lists, const int *parts, int lists_count) {
     int most = 0;
@@ -78,10 +88,7 @@ static inline void optimizer_lay_out(Optimizer *o, Params *const *lists, const i
     }
     size_t unit = (size_t)OPTIMIZER_ALIGN * (size_t)o->ranks;  // so that pieces are equal and aligned
     o->n = (o->n + unit - 1) / unit * unit;
-    o->bucket = o->ranks > 1 ? o->n / OPTIMIZER_BUCKETS : o->n;
-    if (o->ranks > 1 && o->bucket > OPTIMIZER_BUCKET_MOST) o->bucket = OPTIMIZER_BUCKET_MOST;
-    o->bucket = (o->bucket + unit - 1) / unit * unit;
-    if (!o->bucket) o->bucket = unit;
+    o->bucket = optimizer_bucket_size(o->n, o->ranks, unit);
 }
 
 /* Moves the values: what is trained into the flat array, and what is not into an arena of the list's own, unless it
