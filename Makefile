@@ -97,7 +97,7 @@ $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDLIBS)
 
 # Kernels in teaching order (dev/learn/README.md).
-LESSONS := objective_rows rmsnorm
+LESSONS := objective_rows rmsnorm attention
 
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm scale
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
@@ -121,8 +121,8 @@ $(addprefix $(BUILD)/,emulation.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: de
 $(BUILD)/test_emulation: dev/test_emulation.cu $(BUILD)/emulation.o $(BUILD)/streams.o
 	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o $(BUILD)/streams.o -o $@ $(LDLIBS)
 
-$(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(BUILD)/emulation.o $(BUILD)/streams.o
-	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o $(BUILD)/streams.o -o $@ $(LDLIBS)
+$(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(addprefix $(BUILD)/,emulation.o streams.o cublaslt.o)
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
 CUDA_ARCHITECTURES ?= 80 90
@@ -134,7 +134,7 @@ $(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
 
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
-	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@ -ldl
 endif
 
 $(BUILD):
@@ -167,13 +167,14 @@ test:
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz 'build/BF16-sanitize-1/scale --check' \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulation \
+	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \
 	    'test/test_comm.sh build/BF16' 'build/BF16-sanitize-1/test_comm --ranks 3' \
 	    'OMP_NUM_THREADS=1 build/BF16-sanitize-thread/test_comm --ranks 3' \
 	    'build/FP32-emulated/test_comm --ranks 2 --device cuda' \
 	    'EMULATION_DEVICES=3 build/FP32-emulated/test_comm --ranks 3 --device cuda:rank' \
-	    'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
+	    'test/test_ranks.sh build/BF16 build/FP32' 'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
 
 # The shipped data, tokenizer, teacher and student, made again; see dev/starter/README.md. Hours.
 starter: train_distill

@@ -2,14 +2,13 @@
  *
  *   world    ranks 0 .. students-1 are students, the others are teachers. Rank 0 writes the log and the weights.
  *   batch    teachers and students cut a batch of batch * accum * students pictures into items of `batch` pictures.
- *            Item i goes to student i mod students. Which teacher prepares it, and when, is the timetable below: a pure
- *            function of the options, so nobody has to be told.
- *   lesson   what a teacher sends for an item: the hidden states of the positions that count [n, Wt], d wide and not
- *            vocabulary wide, and the image tokens [B, P, Wt] when the embedding loss wants them. The student holds
- *            the teacher's head and forms its logits in chunks (loss.cuh). A thread of the student's takes in up to
- *            FEED_RING lessons ahead, which bounds how far the teachers run ahead.
- *   buckets  gradients are added up among the students bucket by bucket, from the end of the flat arrays (lib/adamw.h)
- *            while the backward pass is still at work on their beginning.
+ *            Item i goes to student i mod students. Which teacher prepares it, and when, is the timetable below: a
+ * pure function of the options, so nobody has to be told. lesson   what a teacher sends for an item: the hidden
+ * states of the positions that count [n, Wt], d wide and not vocabulary wide, and the image tokens [B, P, Wt] when
+ * the embedding loss wants them. The student holds the teacher's head and forms its logits in chunks (loss.cuh). A
+ * thread of the student's takes in up to FEED_RING lessons ahead, which bounds how far the teachers run ahead.
+ *   buckets  gradients are added up among the students bucket by bucket, from the end of the flat arrays
+ * (lib/adamw.h) while the backward pass is still at work on their beginning.
  *
  * The engines are in lib/comm.h, launching and failing in lib/world.h. */
 #ifndef RANKS_H
@@ -85,31 +84,39 @@ typedef struct {
     int64_t step, item;
     int64_t pictures, n;  // n positions that count
     int64_t interrupted;  // the teacher was asked to stop
-    double waited;        // seconds that this teacher has waited for students so far
 } LessonHeader;
 
-/* Sends what the teacher's last forward pass left. False when the run is over. */
+/* Sends an array of op, through the host's memory where the link cannot. False when the run is over. *waited grows by
+ * the seconds of sending, most of which the teacher waits for the student to take in what came before. */
+static inline bool lesson_part(Ranks *k, const Ops *op, const void *part, size_t bytes, int student, double *waited) {
+    bool direct = k->link.device_buffers && !op->host_memory;
+    void *host = direct || op->host_memory ? NULL : xmalloc(bytes);
+    if (host) op->download(host, part, bytes);
+    double start = seconds_now();
+    CommStatus status = direct ? link_send(&k->link, part, bytes, student)
+                               : link_send_host(&k->link, host ? host : part, bytes, student);
+    *waited += seconds_now() - start;
+    free(host);
+    return status == COMM_OK;
+}
+
+/* Sends what the teacher's last forward pass left, when the student has room for it. False when the run is over. */
 static inline bool lesson_send(Ranks *k, const Model *teacher, const Lesson *lesson, bool tokens, bool interrupted,
                                double *waited) {
     const Ops *op = teacher->op;
     size_t row = (size_t)teacher->c.lm.width * sizeof(floatX);
-    LessonHeader h = {lesson->step, lesson->item, teacher->B, teacher->n, interrupted, *waited};
+    LessonHeader h = {lesson->step, lesson->item, teacher->B, teacher->n, interrupted};
     const void *parts[2] = {teacher->hidden, teacher->vision.tokens};
     size_t bytes[2] = {(size_t)teacher->n * row,
                        tokens ? (size_t)teacher->B * (size_t)model_image_tokens(teacher) * row : 0};
+    char room;
     op->sync();  // so that what follows is waiting, not computing
     double start = seconds_now();
-    bool going = link_send_host(&k->link, &h, sizeof h, lesson->student) == COMM_OK;
-    for (int i = 0; i < 2 && going; i++) {
-        if (!bytes[i]) continue;
-        void *host = k->link.device_buffers || op->host_memory ? NULL : xmalloc(bytes[i]);
-        if (host) op->download(host, parts[i], bytes[i]);
-        going = (k->link.device_buffers ? link_send(&k->link, parts[i], bytes[i], lesson->student)
-                                        : link_send_host(&k->link, host ? host : parts[i], bytes[i],
-                                                         lesson->student)) == COMM_OK;
-        free(host);
-    }
+    bool going = link_receive_host(&k->link, &room, 1, lesson->student) == COMM_OK;
     *waited += seconds_now() - start;
+    if (going) going = lesson_part(k, &cpu_ops, &h, sizeof h, lesson->student, waited);
+    for (int i = 0; i < 2 && going; i++)
+        if (bytes[i]) going = lesson_part(k, op, parts[i], bytes[i], lesson->student, waited);
     return going;
 }
 
@@ -126,9 +133,10 @@ typedef struct {
 typedef struct {
     Ranks *ranks;
     const Ops *op;  // where the lessons lie: the student's device, or the host when the link has no device buffers
+    const Ops *student;  // the student's device
     Timetable timetable;
-    size_t row;              // bytes of a position
-    size_t tokens;           // bytes of a picture's image tokens; 0: not wanted
+    size_t row;               // bytes of a position
+    size_t tokens;            // bytes of a picture's image tokens; 0: not wanted
     int positions, pictures;  // of an item, at most
     Arena arena;
     FeedSlot ring[FEED_RING];
@@ -137,9 +145,8 @@ typedef struct {
     pthread_cond_t changed;
     uint64_t received, used;
     bool running, stop, over;
-    double waited;          // seconds the student has waited for teachers
-    bool interrupted;       // one of the teachers was asked to stop
-    double teacher_waited;  // seconds the teacher of the last lesson has waited for students
+    double waited;     // seconds the student has waited for teachers
+    bool interrupted;  // one of the teachers was asked to stop
 } Feed;
 
 static inline void feed_plan_pass(Feed *f) {
@@ -154,10 +161,13 @@ static inline bool feed_receive(Feed *f, FeedSlot *slot, const Lesson *lesson) {
     Link *link = &f->ranks->link;
     LessonHeader *h = &slot->header;
     int from = teacher_rank(f->ranks, lesson->teacher);
+    char room = 1;
+    if (link_send_host(link, &room, 1, from) != COMM_OK) return false;  // however much a socket would take in
     if (link_receive_host(link, h, sizeof *h, from) != COMM_OK) return false;
     if (h->step != lesson->step || h->item != lesson->item || h->n < 0 || h->n > f->positions || h->pictures < 0 ||
         h->pictures > f->pictures)
-        die("internal error: rank %d sent item %lld of step %lld (%lld positions) where item %lld of step %lld was due",
+        die("internal error: rank %d sent item %lld of step %lld (%lld positions) where item %lld of step %lld was "
+            "due",
             from, (long long)h->item, (long long)h->step, (long long)h->n, (long long)lesson->item,
             (long long)lesson->step);
     void *parts[2] = {slot->hidden, slot->tokens};
@@ -200,6 +210,7 @@ static inline void feed_open(Feed *f, Ranks *k, const Ops *op, Timetable timetab
     memset(f, 0, sizeof *f);
     f->ranks = k;
     f->op = k->link.device_buffers ? op : &cpu_ops;
+    f->student = op;
     f->timetable = timetable;
     f->row = (size_t)width * sizeof(floatX);
     f->tokens = (size_t)image_tokens * f->row;
@@ -215,17 +226,21 @@ static inline void feed_open(Feed *f, Ranks *k, const Ops *op, Timetable timetab
     f->running = true;
 }
 
-/* The lesson that is due, valid until feed_done. */
+/* The lesson that is due, valid until feed_done. When it is not there the device does what it has been given first:
+ * only from then on does the student wait. */
 static inline const FeedSlot *feed_next(Feed *f) {
+    pthread_mutex_lock(&f->mutex);
+    bool there = f->received > f->used;
+    pthread_mutex_unlock(&f->mutex);
+    if (!there) f->student->sync();
     double start = seconds_now();
     pthread_mutex_lock(&f->mutex);
     while (f->received == f->used && !f->over) pthread_cond_wait(&f->changed, &f->mutex);
-    bool there = f->received > f->used;
+    there = f->received > f->used;
     pthread_mutex_unlock(&f->mutex);
     f->waited += seconds_now() - start;
     if (!there) die("internal error: the teachers' lessons ended before the run did");
     FeedSlot *slot = &f->ring[f->used % FEED_RING];
-    f->teacher_waited = slot->header.waited;
     f->interrupted |= slot->header.interrupted != 0;
     return slot;
 }
@@ -310,6 +325,85 @@ static inline void share_values(Comm *comm, const Optimizer *o) {
         comm_all_gather(comm, o->values + (size_t)b * o->bucket,
                         optimizer_bucket_length(o, b) / (size_t)o->ranks * sizeof(floatX));
     comm_finish(comm);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------
+ * Who waits for whom. What a student computes less than the slowest in a step, it waits more in the collectives, for
+ * the slowest; that one waits there for nothing but the messages. */
+
+/* Seconds of one rank. */
+typedef struct {
+    double lessons;      // a student waited for teachers; a teacher, to send to students
+    double collectives;  // waited in the students' collectives, for slower students and for messages
+    double busy;         // the collectives in all, also beside computation
+} Waited;
+
+/* Of the run so far. */
+typedef struct {
+    Waited told;              // of this rank, up to its last report
+    double messages, hidden;  // the slowest students' waiting for messages; what messages took beside computation
+} Waiting;
+
+/* What a student has waited since it last asked. When its device is through. */
+static inline Waited waited_since(Waiting *w, Ranks *k, const Feed *feed) {
+    comm_finish(&k->comm);
+    Waited now = {feed->waited, k->comm.seconds_waited, k->comm.seconds_busy}, before = w->told;
+    Waited since = {now.lessons - before.lessons, now.collectives - before.collectives, now.busy - before.busy};
+    w->told = now;
+    return since;
+}
+
+/* Of what all students have waited since they were last asked: that of the slowest, which is what made the step
+ * longer than its computation. */
+static inline Waited waited_by_slowest(Waiting *w, const Waited *all, int students) {
+    int slowest = 0;
+    for (int i = 1; i < students; i++)
+        if (all[i].collectives < all[slowest].collectives) slowest = i;
+    double messages = all[slowest].collectives, all_messages = all[slowest].busy;
+    w->messages += messages;
+    if (all_messages > messages) w->hidden += all_messages - messages;
+    return all[slowest];
+}
+
+/* What `count` ranks waited, on average. */
+static inline Waited waited_mean(const Waited *all, int count) {
+    Waited mean = {0, 0, 0};
+    for (int i = 0; i < count; i++) {
+        mean.lessons += all[i].lessons / count;
+        mean.collectives += all[i].collectives / count;
+    }
+    return mean;
+}
+
+/* Rank 0 says what all ranks have waited in a run of so many seconds. */
+static inline void waiting_print(const Waiting *w, const Ranks *k, const Waited *all, double seconds) {
+    int slowest = 0;
+    double percent = 100 / seconds;
+    Waited student = waited_mean(all, k->students), teacher = waited_mean(all + k->students, k->teachers);
+    double others = student.collectives - w->messages;
+    for (int i = 1; i < k->students; i++)
+        if (all[i].collectives < all[slowest].collectives) slowest = i;
+    fprintf(stderr, "on average a student waited");
+    if (k->teachers)
+        fprintf(stderr, " %.2f s for teachers (%.1f %% of the time)%s", student.lessons, student.lessons * percent,
+                k->students > 1 ? "," : "");
+    if (k->students > 1)
+        fprintf(
+            stderr,
+            " %.2f s for slower students (%.1f %%, mostly for rank %d), %.2f s for messages (%.1f %%), which took "
+            "%.2f s in all",
+            others, others * percent, slowest, w->messages, w->messages * percent, w->messages + w->hidden);
+    if (k->teachers)
+        fprintf(stderr, "; a teacher %.2f s for students (%.1f %%)", teacher.lessons, teacher.lessons * percent);
+    fputc('\n', stderr);
+}
+
+/* Called by all ranks after their work. */
+static inline void waiting_tell(const Waiting *w, Ranks *k, double seconds) {
+    Waited *all = (Waited *)xmalloc((size_t)k->world.ranks * sizeof *all);
+    comm_gather_host(&k->everyone, &w->told, sizeof w->told, all);
+    if (k->world.rank == 0 && k->world.ranks > 1 && seconds > 0) waiting_print(w, k, all, seconds);
+    free(all);
 }
 
 #endif

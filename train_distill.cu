@@ -5,132 +5,25 @@
  *                    add up the gradients of all ranks, gradient norm, AdamW
  *   now and then:    evaluate, save
  *
- * As one process, or as several that share the work: teachers apart from students, students with a part of each batch.
- * Every rank runs this file; the steps in which they differ ask for r->ranks.
+ * As one process, or as several that share the work: teachers apart from students, students with a part of each
+ * batch. Every rank runs this file; the steps in which they differ ask for r->ranks.
  *
- * The formulas are in loss.cuh, the models in model.h and vision.h, the data in dataloader.h, what goes between the
- * ranks in ranks.h. */
+ * The options are in train_options.h, the formulas in loss.cuh, the models in model.h and vision.h, the data in
+ * dataloader.h, what goes between the ranks in ranks.h. */
 #include "dataloader.h"
 #include "lib/json.h"
 #include "lib/machine.h"
-#include "lib/options.h"
 #include "lib/progress.h"
 #include "lib/state.h"
 #include "lib/threads.h"
 #include "loss.cuh"
 #include "model.h"
 #include "ranks.h"
+#include "train_options.h"
 
 #include <dirent.h>
 #include <limits.h>
 #include <signal.h>
-
-/* ---------------------------------------------------------------------------------------------------------------
- * Options */
-
-static struct {
-    const char *teacher = "dev/starter/teacher.safetensors", *student = "base,lm.layers=2", *tokenizer = NULL;
-    const char *init = "teacher", *train = "vision,connector,lm";
-    const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out";
-    const char *device = "auto", *teacher_device = NULL, *student_device = NULL;
-    int64_t steps = 0, epochs = 8, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
-    int64_t eval_every = 0, eval_batches = 0, patience = 0, chunk = 0, cache = 512, threads = 0;
-    const char *recompute = "none", *schedule = "cosine", *loss = "kl", *kd_schedule = "anneal";
-    double lr = 1e-3, lr_final = 0.05, lr_gamma = 0.1, decay = 0.05, beta1 = 0.9, beta2 = 0.98, clip = 1;
-    double temperature = 4, alpha = NAN, w_ce = 0.2, w_soft = 0.8, w_hard = 0, w_embed = 0, beta = 0.5;
-    double entropy_low = 0, entropy_high = 1e9, sure = 2, sure_factor = 0.3;
-    bool resume = false, overwrite = false, augment = false, shard = true;
-    const char *rendezvous = NULL;
-    int64_t gpus = 0, ranks = 0, rank = -1, teachers = -1, students = 0;
-} opt;
-
-#define HEADING(text) \
-    { NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0 }
-static const Option table[] = {
-    HEADING("models"),
-    {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "model to learn from, or none", 0, 0},
-    {"student", 0, OPT_STRING, &opt.student, "FILE|SHAPE",
-     "model to train: a file, or a shape (tiny, small, base, tl-1.1b; small,lm.layers=4 changes a key) drawn at "
-     "random",
-     0, 0},
-    {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
-     "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
-    {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree, its layers taken evenly; none: at random",
-     0, 0},
-    {"train", 0, OPT_STRING, &opt.train, "PARTS", "parts to train; the others stay frozen", 0, 0},
-    HEADING("data"),
-    {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "training data", 0, 0},
-    {"val-data", 0, OPT_STRING, &opt.val_data, "FILE", "validation data, or none", 0, 0},
-    {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
-     "leave out samples with more text tokens than this; 0: as many as the models take", 0, 1e9},
-    {"augment", 0, OPT_FLAG, &opt.augment, NULL, "vary brightness, contrast, noise and sharpness of the pictures", 0,
-     0},
-    {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded pictures", 0, 1e9},
-    HEADING("training"),
-    {"out", 'o', OPT_STRING, &opt.out, "DIR", "folder for the student, checkpoints and the log", 0, 0},
-    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "go on from the checkpoint in --out, with the options of that run", 0,
-     0},
-    {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
-    {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 2e9},
-    {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
-    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures in a micro-batch", 1, 65536},
-    {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step, of each student rank", 1, 1 << 20},
-    {"lr", 0, OPT_FLOAT, &opt.lr, "X", "peak learning rate", 0, 10},
-    {"lr-schedule", 0, OPT_STRING, &opt.schedule, "NAME", "cosine, linear, constant or multistep", 0, 0},
-    {"lr-final", 0, OPT_FLOAT, &opt.lr_final, "X", "share of --lr at the end (cosine, linear)", 0, 1},
-    {"lr-gamma", 0, OPT_FLOAT, &opt.lr_gamma, "X", "factor at 50, 75 and 90 % of the steps (multistep)", 0, 1},
-    {"warmup", 0, OPT_INT, &opt.warmup, "N", "steps of linear warm-up; -1: 5 % of the steps, at most 1000", -1, 1e12},
-    {"decay", 0, OPT_FLOAT, &opt.decay, "X", "AdamW's weight decay, on matrices only", 0, 10},
-    {"beta1", 0, OPT_FLOAT, &opt.beta1, "X", "AdamW's first moment", 0, 0.9999999},
-    {"beta2", 0, OPT_FLOAT, &opt.beta2, "X", "AdamW's second moment", 0, 0.9999999},
-    {"clip", 0, OPT_FLOAT, &opt.clip, "X", "largest gradient norm; 0: not clipped", 0, 1e9},
-    {"eval-every", 0, OPT_INT, &opt.eval_every, "N", "steps between evaluations; 0: ten in the run", 0, 1e12},
-    {"eval-batches", 0, OPT_INT, &opt.eval_batches, "N", "validation batches; 0: all", 0, 1e9},
-    {"patience", 0, OPT_INT, &opt.patience, "N", "stop after N evaluations without a better one; 0: never", 0, 1e9},
-    {"seed", 0, OPT_INT, &opt.seed, "N", "of random weights and of the order of the data", 0, 1e15},
-    HEADING("objective"),
-    {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
-    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
-    {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
-    {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
-    {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
-    {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
-    {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
-    {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
-     "none; anneal: the temperature falls to 1 in 80 % of the steps; image2tikz: temperature, weights and band move",
-     0, 0},
-    {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
-    {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
-    {"sure", 0, OPT_FLOAT, &opt.sure, "P",
-     "scale the distillation where the teacher is right with at least this probability; above 1: never", 0, 2},
-    {"sure-factor", 0, OPT_FLOAT, &opt.sure_factor, "X", "the factor for --sure", 0, 1},
-    {"chunk", 0, OPT_INT, &opt.chunk, "N", "positions whose logits exist at a time; 0: 4096, on a GPU by its memory", 0, 1e9},
-    HEADING("machine"),
-    {"device", 0, OPT_STRING, &opt.device, "NAME",
-     "where both models run: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers", 0, 0},
-    {"teacher-device", 0, OPT_STRING, &opt.teacher_device, "NAME", "where the teacher runs, if elsewhere", 0, 0},
-    {"student-device", 0, OPT_STRING, &opt.student_device, "NAME", "where the student runs, if elsewhere", 0, 0},
-    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
-    {"recompute", 0, OPT_STRING, &opt.recompute, "WHAT",
-     "computed twice instead of kept for the backward pass, with the same results: none; activations: what takes no "
-     "product; blocks: all but each block's input",
-     0, 0},
-    HEADING("several processes, for several GPUs or machines"),
-    {"gpus", 0, OPT_INT, &opt.gpus, "N",
-     "GPUs of this machine to use, a process for each; 0: two if there are two and a teacher, else one", 0, 64},
-    {"ranks", 0, OPT_INT, &opt.ranks, "N",
-     "processes in all; alone: all on this machine, started from here (mpirun and srun say it themselves)", 0, 4096},
-    {"rank", 0, OPT_INT, &opt.rank, "R", "which of them this one is, with --rendezvous", -1, 4095},
-    {"rendezvous", 0, OPT_STRING, &opt.rendezvous, "HOST:PORT", "where rank 0 waits for the others", 0, 0},
-    {"teachers", 0, OPT_INT, &opt.teachers, "N",
-     "of the ranks, those that run the teacher; 0: each student runs it too; -1: half of them", -1, 4095},
-    {"students", 0, OPT_INT, &opt.students, "N", "those that train the student, each on a part of the batch; 0: the rest",
-     0, 4096},
-    {"shard", 0, OPT_FLAG, &opt.shard, NULL, "the students divide the optimizer's state among them (ZeRO 1)", 0, 0},
-};
-enum { OPTIONS = sizeof table / sizeof table[0] };
 
 /* ---------------------------------------------------------------------------------------------------------------
  * The run */
@@ -155,12 +48,14 @@ typedef struct {
     Optimizer optimizer;
     Reduction reduction;
     Feed feed;  // from teacher ranks
+    Waiting waiting;
     LearningRate lr;
     Timetable timetable;
     int64_t steps, step, steps_per_epoch;
-    double best;    // validation CE of the best checkpoint
-    int64_t worse;  // evaluations since
-    double peak;    // measured product rate of the devices of all ranks, FLOP/s
+    double best;     // validation CE of the best checkpoint
+    int64_t worse;   // evaluations since
+    double peak;     // measured product rate of the devices of all ranks, FLOP/s
+    double seconds;  // that training took
     FILE *log;
     char *student_path, *best_path, *state_path, *log_path, *options_path;
 } Run;
@@ -173,62 +68,6 @@ static volatile sig_atomic_t interrupted = 0;
 static void on_interrupt(int signal_number) {
     interrupted = 1;
     signal(signal_number, SIG_DFL);  // a second Ctrl-C stops at once
-}
-
-static void check(int failed, const Error *err) {
-    if (failed) die("%s", err->text);
-}
-
-/* The place of an option's value among names; a wrong one is a usage mistake. */
-static int choice(const char *option, const char *text, const char *const *names, int count) {
-    int i = name_index(text, names, count);
-    if (i >= 0) return i;
-    char list[200] = "";
-    for (int k = 0; k < count; k++) {
-        strcat(list, k ? ", " : "");
-        strcat(list, names[k]);
-    }
-    options_die("--%s is '%s'; expected one of %s", option, text, list);
-}
-
-static int parse_parts(const char *text) {
-    static const char *const names[] = {"vision", "connector", "lm"};
-    int parts = 0;
-    char copy[64], *rest = NULL;
-    snprintf(copy, sizeof copy, "%s", text);
-    for (char *name = strtok_r(copy, ",", &rest); name; name = strtok_r(NULL, ",", &rest))
-        parts |= 1 << choice("train", name, names, 3);
-    if (!parts) options_die("--train names no part; expected vision, connector, lm or several with commas");
-    return parts;
-}
-
-static ObjectiveConfig parse_objective(void) {
-    static const char *const losses[] = {"kl", "reverse-kl", "jsd"};
-    ObjectiveConfig c;
-    memset(&c, 0, sizeof c);
-    if (!isnan(opt.alpha)) {
-        opt.w_soft = opt.alpha;
-        opt.w_ce = 1 - opt.alpha;
-        opt.alpha = NAN;  // what is recorded for --resume are the two weights
-    }
-    bool alone = !strcmp(opt.teacher, "none");
-    if (alone && !options_given(&opt.w_ce)) opt.w_ce = 1;
-    if (alone) opt.w_soft = opt.w_hard = opt.w_embed = 0;
-    if (opt.w_ce <= 0 && (alone || (opt.w_soft <= 0 && opt.w_hard <= 0 && opt.w_embed <= 0)))
-        options_die("every term of the objective has weight 0%s; there is nothing to learn",
-                    alone ? " without a teacher" : "");
-    c.w_ce = (float)opt.w_ce;
-    c.w_soft = (float)opt.w_soft;
-    c.w_hard = (float)opt.w_hard;
-    c.w_embed = (float)opt.w_embed;
-    c.temperature = (float)opt.temperature;
-    c.soft = (SoftLoss)choice("soft-loss", opt.loss, losses, 3);
-    c.jsd_beta = (float)opt.beta;
-    c.band_low = (float)opt.entropy_low;
-    c.band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high;
-    c.sure_confidence = (float)opt.sure;
-    c.sure_factor = (float)opt.sure_factor;
-    return c;
 }
 
 /* The name in a model of `from` layers of what the student calls `name`: layer l of n stands for the layer at the
@@ -252,8 +91,9 @@ static void start_from(Run *r, const char *path) {
     ModelConfig from;
     int taken = 0;
     Tokenizer tokenizer;
-    check(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) || tokenizer_load(&tokenizer, &st, &err),
-          &err);
+    die_if(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) ||
+               tokenizer_load(&tokenizer, &st, &err),
+           &err);
     bool same_tokens = !tokenizer_same(&r->student.tokenizer, &tokenizer, &err);
     Params *params = &r->student.params;
     for (int i = 0; i < params->count; i++) {
@@ -275,12 +115,12 @@ static void open_student(Run *r) {
     Error err;
     const char *student = opt.resume ? r->student_path : opt.student;
     if (opt.resume || file_exists(student)) {
-        check(model_open(&r->student, r->op, student, &err), &err);
+        die_if(model_open(&r->student, r->op, student, &err), &err);
     } else {
         const char *tokenizer = opt.tokenizer    ? opt.tokenizer
                                 : r->has_teacher ? opt.teacher
                                                  : "dev/starter/tokenizer.safetensors";
-        check(model_create(&r->student, r->op, student, tokenizer, (uint64_t)opt.seed, &err), &err);
+        die_if(model_create(&r->student, r->op, student, tokenizer, (uint64_t)opt.seed, &err), &err);
         if (strcmp(opt.init, "none")) start_from(r, strcmp(opt.init, "teacher") ? opt.init : opt.teacher);
     }
     if (r->has_teacher && tokenizer_same(&r->student.tokenizer, &r->teacher.tokenizer, &err))
@@ -296,14 +136,14 @@ static void open_models(Run *r) {
     r->has_teacher = strcmp(opt.teacher, "none") != 0;
     arena_whose = "the teacher's ";
     if (r->has_teacher)
-        check(model_open(&r->teacher, file_only ? &cpu_ops : r->teacher_op, opt.teacher, &err), &err);
+        die_if(model_open(&r->teacher, file_only ? &cpu_ops : r->teacher_op, opt.teacher, &err), &err);
     arena_whose = "";
     if (!r->ranks.teaches) open_student(r);
 }
 
 static void open_dataset(const Run *r, Dataset *d, const char *pattern) {
     Error err;
-    check(dataset_open(d, pattern, &err), &err);
+    die_if(dataset_open(d, pattern, &err), &err);
     const Tokenizer *tokenizer = r->ranks.teaches ? &r->teacher.tokenizer : &r->student.tokenizer;
     if (d->fingerprint != tokenizer->fingerprint)
         die("%s was made with another tokenizer (fingerprint %016llx) than the student's (%016llx); convert the data "
@@ -378,7 +218,7 @@ static void start_loader(Run *r) {
     t->items = (int)opt.accum * t->students;
     LoaderConfig c = loader_config(r, (int)opt.batch * t->items, true);
     c.first_batch = (uint64_t)r->step;
-    check(loader_start(&r->loader, &r->data, c, &err), &err);
+    die_if(loader_start(&r->loader, &r->data, c, &err), &err);
     if (r->loader.skipped && leads(r))
         warn("%llu of %llu samples have more than %d text tokens and are left out",
              (unsigned long long)r->loader.skipped, (unsigned long long)r->data.count, r->text);
@@ -414,7 +254,8 @@ static void plan_objective(Run *r) {
     if (taught_from_afar(r) && r->ranks.link.device_buffers) {  // the lessons arrive on our device: the head as well
         size_t bytes = t->head->n * sizeof(floatX);
         void *head = r->op->alloc(bytes);
-        if (!head) die("cannot allocate %.1f MB on device %s for the teacher's head", (double)bytes / 1e6, r->op->name);
+        if (!head)
+            die("cannot allocate %.1f MB on device %s for the teacher's head", (double)bytes / 1e6, r->op->name);
         r->op->copy_from(head, t->op, t->head->value, bytes);
         teacher_head.data = head;
         from = r->op;
@@ -510,15 +351,23 @@ static double pass_flops(const Run *r, int B, int T) {
 typedef struct {
     ObjectiveSums sums;
     double flops, interrupted;
+    Waited waited;
 } Report;
 
-/* The reports of all students added up, in their order: the same on all of them. */
+/* The reports of all students added up, in their order: the same on all of them. But waited is the slowest's. */
 static Report everyones(Run *r, Report mine) {
-    Report total, *all = (Report *)xmalloc((size_t)r->ranks.students * sizeof *all);
+    int students = r->ranks.students;
+    Report total, *all = (Report *)xmalloc((size_t)students * sizeof *all);
+    Waited *waited = (Waited *)xcalloc((size_t)students, sizeof *waited);
+    mine.waited = waited_since(&r->waiting, &r->ranks, &r->feed);
     comm_gather_host(&r->ranks.comm, &mine, sizeof mine, all);
     memset(&total, 0, sizeof total);
-    for (int i = 0; i < r->ranks.students; i++)
+    for (int i = 0; i < students; i++) {
         for (size_t k = 0; k < sizeof total / sizeof(double); k++) ((double *)&total)[k] += ((double *)&all[i])[k];
+        waited[i] = all[i].waited;
+    }
+    total.waited = waited_by_slowest(&r->waiting, waited, students);
+    free(waited);
     free(all);
     return total;
 }
@@ -585,7 +434,7 @@ static ObjectiveSums evaluate(Run *r) {
     memset(&report, 0, sizeof report);
     r->objective.config = r->config;
     r->looked_at = -1;
-    check(loader_start(&loader, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
+    die_if(loader_start(&loader, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
     if (loader.skipped && r->best == INFINITY && leads(r))  // once
         warn("%llu of %llu validation samples have more than %d text tokens and are left out",
              (unsigned long long)loader.skipped, (unsigned long long)r->val.count, r->text);
@@ -607,20 +456,21 @@ static void teach(Run *r) {
     Loader val;
     const Batch *batch = NULL;
     int row = 0;
-    double waited = 0;
     bool going = true;
     while (going && timetable_next(&r->timetable, &lesson)) {
         if (lesson.evaluation && lesson.item == 0)
-            check(loader_start(&val, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
+            die_if(loader_start(&val, &r->val, loader_config(r, (int)opt.batch, false), &err), &err);
         if (lesson.evaluation || lesson.item == 0) {
             batch = loader_next(lesson.evaluation ? &val : &r->loader, &err);
-            if (!batch) die("%s", err.text[0] ? err.text : "internal error: an evaluation has fewer batches than planned");
+            if (!batch)
+                die("%s", err.text[0] ? err.text : "internal error: an evaluation has fewer batches than planned");
             row = 0;
         }
         if (lesson.teacher == r->ranks.index) {
             int B = batch->B - row < opt.batch ? batch->B - row : (int)opt.batch;
             teacher_looks(r, batch, row, B);
-            going = lesson_send(&r->ranks, &r->teacher, &lesson, r->config.w_embed > 0, interrupted, &waited);
+            going = lesson_send(&r->ranks, &r->teacher, &lesson, r->config.w_embed > 0, interrupted,
+                                &r->waiting.told.lessons);
             row += B;
         }
         if (lesson.evaluation && lesson.item + 1 == r->timetable.evaluation) loader_stop(&val);
@@ -643,8 +493,8 @@ static char *shard_path(int64_t step, int rank, int ranks) {
     return format_string("%s/state-%lld.%d-of-%d.safetensors", opt.out, (long long)step, rank, ranks);
 }
 
-/* Removes the parts of other checkpoints than that of `step`, which has `ranks` of them (0: none), and what a rank that
- * was killed has left half-written. When no rank is saving. */
+/* Removes the parts of other checkpoints than that of `step`, which has `ranks` of them (0: none), and what a rank
+ * that was killed has left half-written. When no rank is saving. */
 static void remove_old_shards(int64_t step, int ranks) {
     DIR *folder = opendir(opt.out);
     for (struct dirent *entry; folder && (entry = readdir(folder));) {
@@ -660,8 +510,8 @@ static void remove_old_shards(int64_t step, int ranks) {
 }
 
 /* The student first: if the state cannot follow, the old state still fits, for it carries all that is trained. Where
- * the students divide the state, each writes its part beside the last checkpoint's; when all are there the state file,
- * which then has nothing in it but the step and their number, makes them the checkpoint. */
+ * the students divide the state, each writes its part beside the last checkpoint's; when all are there the state
+ * file, which then has nothing in it but the step and their number, makes them the checkpoint. */
 static void save(Run *r) {
     Error err;
     Optimizer none = {}, *o = &r->optimizer;
@@ -674,14 +524,14 @@ static void save(Run *r) {
     const char *values[] = {"tikz.c/state/1", step, best, worse, shards};
     if (o->sharded) {
         char *path = shard_path(r->step, o->rank, o->ranks);
-        check(state_save(path, o, keys, values, 5, &err), &err);
+        die_if(state_save(path, o, keys, values, 5, &err), &err);
         free(path);
         comm_barrier(&r->ranks.comm);
     }
     if (!leads(r)) return;
     none.bucket = 1;
-    check(model_save(&r->student, r->student_path, &err), &err);
-    check(state_save(r->state_path, o->sharded ? &none : o, keys, values, 5, &err), &err);
+    die_if(model_save(&r->student, r->student_path, &err), &err);
+    die_if(state_save(r->state_path, o->sharded ? &none : o, keys, values, 5, &err), &err);
     remove_old_shards(r->step, o->sharded ? o->ranks : 0);
 }
 
@@ -690,10 +540,10 @@ static void restore_optimizer(Run *r, const SafeTensors *st, int shards) {
     SafeTensors *files = (SafeTensors *)xcalloc((size_t)shards + 1, sizeof *files);
     for (int i = 0; i < shards; i++) {
         char *path = shard_path(r->step, i, shards);
-        check(safetensors_open(&files[i], path, &err), &err);
+        die_if(safetensors_open(&files[i], path, &err), &err);
         free(path);
     }
-    check(shards ? state_load(files, shards, &r->optimizer, &err) : state_load(st, 1, &r->optimizer, &err), &err);
+    die_if(shards ? state_load(files, shards, &r->optimizer, &err) : state_load(st, 1, &r->optimizer, &err), &err);
     for (int i = 0; i < shards; i++) safetensors_close(&files[i]);
     free(files);
 }
@@ -701,7 +551,7 @@ static void restore_optimizer(Run *r, const SafeTensors *st, int shards) {
 static void restore(Run *r) {
     Error err;
     SafeTensors st;
-    check(safetensors_open(&st, r->state_path, &err), &err);
+    die_if(safetensors_open(&st, r->state_path, &err), &err);
     const char *format = safetensors_metadata(&st, "format"), *step = safetensors_metadata(&st, "step");
     const char *best = safetensors_metadata(&st, "best"), *worse = safetensors_metadata(&st, "worse");
     const char *shards = safetensors_metadata(&st, "shards");  // there since ranks share the state
@@ -751,7 +601,8 @@ static void log_sums(JsonWriter *w, const Run *r, const ObjectiveSums *s) {
 
 static void log_line(Run *r, JsonWriter *w) {
     json_end_object(w);
-    if (r->log && (json_write_line(w, r->log) || fflush(r->log))) die("cannot write %s: %s", r->log_path, strerror(errno));
+    if (r->log && (json_write_line(w, r->log) || fflush(r->log)))
+        die("cannot write %s: %s", r->log_path, strerror(errno));
     json_writer_free(w);
 }
 
@@ -763,9 +614,9 @@ static JsonWriter log_begin(const Run *r) {
     return w;
 }
 
-/* communication, waited: seconds of this step in which the student could do nothing but wait for the other students, for
- * teachers. */
-static void log_step(Run *r, const StepResult *x, double seconds, double communication, double waited) {
+/* comm, wait: seconds in which the step's slowest student could do nothing but wait, for messages between the
+ * students and for teachers. */
+static void log_step(Run *r, const StepResult *x, double seconds) {
     JsonWriter w = log_begin(r);
     json_key(&w, "loss"), json_number(&w, x->loss);
     log_sums(&w, r, &x->report.sums);
@@ -773,8 +624,8 @@ static void log_step(Run *r, const StepResult *x, double seconds, double communi
     json_key(&w, "norm"), json_number(&w, x->norm);
     json_key(&w, "tokens_per_second"), json_number(&w, x->tokens / seconds);
     json_key(&w, "peak_share"), json_number(&w, x->report.flops / seconds / r->peak);
-    if (r->ranks.students > 1) json_key(&w, "comm"), json_number(&w, communication);
-    if (taught_from_afar(r)) json_key(&w, "wait"), json_number(&w, waited);
+    if (r->ranks.students > 1) json_key(&w, "comm"), json_number(&w, x->report.waited.collectives);
+    if (taught_from_afar(r)) json_key(&w, "wait"), json_number(&w, x->report.waited.lessons);
     log_line(r, &w);
 }
 
@@ -800,7 +651,7 @@ static bool evaluate_and_save(Run *r) {
         if (better) {
             Error err;
             r->best = ce;
-            if (leads(r)) check(model_save(&r->student, r->best_path, &err), &err);
+            if (leads(r)) die_if(model_save(&r->student, r->best_path, &err), &err);
         }
     }
     save(r);
@@ -840,25 +691,12 @@ static void print_summary(const Run *r) {
         stderr,
         "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
         "logits %.1f MB\n",
-        megabytes(&s->params.values) + megabytes(&r->optimizer.value_memory), megabytes(&r->optimizer.gradient_memory),
-        megabytes(&r->optimizer.state_memory), megabytes(&s->arena), megabytes(&r->teacher.arena),
-        megabytes(&r->objective.arena));
+        megabytes(&s->params.values) + megabytes(&r->optimizer.value_memory),
+        megabytes(&r->optimizer.gradient_memory), megabytes(&r->optimizer.state_memory), megabytes(&s->arena),
+        megabytes(&r->teacher.arena), megabytes(&r->objective.arena));
     fprintf(stderr, "data: %llu samples, %lld steps of %lld pictures, %lld steps an epoch\n",
             (unsigned long long)r->data.count, (long long)r->steps,
             (long long)(opt.batch * opt.accum * r->ranks.students), (long long)r->steps_per_epoch);
-}
-
-/* Who waited for whom. */
-static void print_waiting(const Run *r, double seconds) {
-    const Ranks *k = &r->ranks;
-    if (!leads(r) || k->world.ranks == 1 || seconds <= 0) return;
-    if (k->students > 1)
-        fprintf(stderr, "communication: %.2f s, of which the student waited %.2f s (%.1f %% of the time)\n",
-                k->comm.seconds_busy, k->comm.seconds_waited, 100 * k->comm.seconds_waited / seconds);
-    if (k->teachers)
-        fprintf(stderr, "the student waited %.2f s for its teacher%s (%.1f %% of the time), the last teacher %.2f s for "
-                "students\n",
-                r->feed.waited, k->teachers > 1 ? "s" : "", 100 * r->feed.waited / seconds, r->feed.teacher_waited);
 }
 
 /* The next batch, but none after the last step. */
@@ -891,7 +729,8 @@ static bool after_step(Run *r, bool stop, Progress *progress) {
     if (!due) save(r);
     progress_end(progress);
     if (leads(r))
-        fprintf(stderr, "interrupted: saved step %lld in %s; --resume goes on from there\n", (long long)r->step, opt.out);
+        fprintf(stderr, "interrupted: saved step %lld in %s; --resume goes on from there\n", (long long)r->step,
+                opt.out);
     return false;
 }
 
@@ -909,14 +748,13 @@ static void train(Run *r) {
     double start = seconds_now(), before = start;
     bool going = true;
     while (going && r->step < r->steps) {
-        double communication = r->ranks.comm.seconds_waited, waited = r->feed.waited;
         const Batch *next = r->overlaps ? next_batch(r, r->step + 1) : NULL;
         StepResult x = train_step(r, batch, next);
         check_finite(r, &x);
         r->step++;
         double now = seconds_now(), seconds = now - before;
         before = now;
-        log_step(r, &x, seconds, r->ranks.comm.seconds_waited - communication, r->feed.waited - waited);
+        log_step(r, &x, seconds);
         progress_update(&progress, r->step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", x.loss, x.tokens / seconds,
                         100 * x.report.flops / seconds / r->peak);
         going = after_step(r, x.report.interrupted > 0, &progress);
@@ -924,7 +762,7 @@ static void train(Run *r) {
         if (going) batch = r->overlaps ? next : next_batch(r, r->step);
     }
     if (going) progress_end(&progress);
-    print_waiting(r, seconds_now() - start);
+    r->seconds = seconds_now() - start;
 }
 
 /* --resume: the options of the first run, then again what the command line says. */
@@ -936,7 +774,7 @@ static void recall_options(Run *r, int argc, char **argv, const char *usage) {
     if (!file_exists(r->state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume",
             r->state_path);
-    check(options_config(table, OPTIONS, r->options_path, &err), &err);
+    die_if(options_config(table, OPTIONS, r->options_path, &err), &err);
     const char *student = opt.student;
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     if (strcmp(opt.student, student))
@@ -964,7 +802,8 @@ static void check_student(const char *student) {
 static void choose_gpus(void) {
     Launch launch;
     Error err;
-    bool alone = !launch_find(&launch, opt.rendezvous, (int)opt.rank, (int)opt.ranks, &err) && launch.kind == LAUNCH_ALONE;
+    bool alone =
+        !launch_find(&launch, opt.rendezvous, (int)opt.rank, (int)opt.ranks, &err) && launch.kind == LAUNCH_ALONE;
     bool free_choice = !strcmp(opt.device, "auto") && !opt.teacher_device && !opt.student_device;
     if (!opt.gpus && alone && free_choice && strcmp(opt.teacher, "none") && gpus_visible() >= 2) opt.gpus = 2;
     if (opt.gpus > gpus_visible())
@@ -988,8 +827,9 @@ static void take_parts(Ranks *k) {
         teachers = has_teacher ? ranks / 2 : 0;
     if (!students) students = ranks > teachers ? ranks - teachers : 1;
     if (teachers + students != ranks)
-        options_die("%d teacher%s and %d student%s need --ranks %d, but there %s %d", teachers, teachers == 1 ? "" : "s",
-                    students, students == 1 ? "" : "s", teachers + students, ranks == 1 ? "is" : "are", ranks);
+        options_die("%d teacher%s and %d student%s need --ranks %d, but there %s %d", teachers,
+                    teachers == 1 ? "" : "s", students, students == 1 ? "" : "s", teachers + students,
+                    ranks == 1 ? "is" : "are", ranks);
     k->teachers = teachers;
     k->students = students;
 }
@@ -1011,7 +851,8 @@ static void deal_again(const Run *r) {
     int64_t students = r->ranks.students, pictures = opt.batch * opt.accum, batch = opt.batch;
     if (!opt.resume || students == 1 || r->own_steps) return;
     if (pictures % students)
-        die("--resume: the %lld pictures of a step cannot be divided among %lld students; use a number of students that "
+        die("--resume: the %lld pictures of a step cannot be divided among %lld students; use a number of students "
+            "that "
             "divides %lld",
             (long long)pictures, (long long)students, (long long)pictures);
     while (pictures / students % batch) batch--;
@@ -1041,12 +882,13 @@ static const Ops *open_device(const Run *r, const char *option, const char *name
 
 static void open_devices(Run *r) {
     const Ranks *k = &r->ranks;
-    int processors = omp_get_max_threads() / k->world.local_ranks;
+    int processors = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : k->world.sharing);
     threads_use(opt.threads ? (int)opt.threads : processors ? processors : 1);
     r->teacher_op = open_device(r, "teacher-device", opt.teacher_device);
     r->op = k->teaches ? r->teacher_op : open_device(r, "student-device", opt.student_device);
     if (strcmp(opt.teacher, "none") && !k->teachers && r->teacher_op == r->op) r->teacher_op = ops_open_lane(r->op);
-    r->overlaps = strcmp(opt.teacher, "none") && !k->teachers && r->teacher_op != r->op && !r->teacher_op->host_memory;
+    r->overlaps =
+        strcmp(opt.teacher, "none") && !k->teachers && r->teacher_op != r->op && !r->teacher_op->host_memory;
     r->looked_at = -1;
 }
 
@@ -1075,18 +917,6 @@ static void agree_on_file(FILE *text, const char *key, const char *path) {
         fprintf(text, "%s = checksum %08x\n", key, crc);
     else
         fprintf(text, "%s = %s\n", key, path ? path : "none");
-}
-
-/* Options that may differ from rank to rank, or are compared by what their files hold. */
-static bool is_local_option(const char *line) {
-    static const char *const names[] = {"device",   "teacher-device", "student-device", "threads", "cache",
-                                        "rank",     "rendezvous",     "ranks",          "gpus",    "out",
-                                        "teacher",  "student",        "tokenizer",      "init",    "data",
-                                        "val-data", "overwrite",      "teachers",       "students", "#"};
-    size_t length = strcspn(line, " ");
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;
-    return false;
 }
 
 /* Makes sure that all ranks run the same program with the same settings on the same models and data. */
@@ -1118,14 +948,15 @@ static void agree(const Run *r) {
 static void open_comms(Run *r) {
     Error err;
     Ranks *k = &r->ranks;
-    check(comm_open(&k->everyone, &k->world, 0, k->world.ranks, &cpu_ops, &err), &err);
-    if (!k->teaches) check(comm_open(&k->comm, &k->world, 0, k->students, r->op, &err), &err);
-    if (k->teachers) check(link_open(&k->link, &k->world, r->op, &err), &err);
+    die_if(comm_open(&k->everyone, &k->world, 0, k->world.ranks, &cpu_ops, &err), &err);
+    if (!k->teaches) die_if(comm_open(&k->comm, &k->world, 0, k->students, r->op, &err), &err);
+    if (k->teachers) die_if(link_open(&k->link, &k->world, r->op, &err), &err);
 }
 
 static void close_ranks(Run *r) {
     Ranks *k = &r->ranks;
     if (!k->teaches) world_finish(&k->world);
+    waiting_tell(&r->waiting, k, r->seconds);
     feed_close(&r->feed);
     if (k->teachers) link_close(&k->link);
     if (!k->teaches) comm_close(&k->comm);
@@ -1195,8 +1026,8 @@ static void parse_options(Run *r, int argc, char **argv) {
 static void claim_folder(Run *r) {
     Error err;
     if (!leads(r)) return;
-    check(make_folder(opt.out, &err), &err);
-    check(folder_lock(opt.out, &err) < 0, &err);
+    die_if(make_folder(opt.out, &err), &err);
+    die_if(folder_lock(opt.out, &err) < 0, &err);
     if (!opt.resume && !opt.overwrite && file_exists(r->student_path))
         die("%s already holds a trained student; --resume goes on with it, --overwrite starts anew, --out DIR goes "
             "elsewhere",
@@ -1215,7 +1046,8 @@ static void find_folder(const Run *r) {
     if (f) fclose(f);
     free(path);
     if (!same)
-        die("%s is not the folder of rank 0, where each student saves its part of the optimizer's state; give all ranks "
+        die("%s is not the folder of rank 0, where each student saves its part of the optimizer's state; give all "
+            "ranks "
             "an --out that they share, or --no-shard",
             opt.out);
 }
@@ -1229,7 +1061,7 @@ static void record_options(const Run *r) {
     bool resume = opt.resume;
     int64_t accum = opt.accum;
     if (!leads(r)) return;
-    check(atomic_open(&file, r->options_path, &err), &err);
+    die_if(atomic_open(&file, r->options_path, &err), &err);
     opt.resume = opt.overwrite = false;  // the file also serves as --config of another run
     opt.rank = opt.teachers = -1;        // and with other ranks: in it, one process takes these steps
     opt.ranks = opt.gpus = opt.students = 0;
@@ -1238,7 +1070,7 @@ static void record_options(const Run *r) {
     options_write(table, OPTIONS, file.f);
     opt.resume = resume;
     opt.accum = accum;
-    check(atomic_commit(&file, &err), &err);
+    die_if(atomic_commit(&file, &err), &err);
     if (resume) return;
     unlink(r->state_path);
     unlink(r->best_path);

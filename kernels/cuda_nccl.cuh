@@ -74,16 +74,24 @@ static void nccl_check(ncclResult_t result, const char *what) {
         nccl()->GetErrorString(result));
 }
 
+/* The calls between two finishes, and when op's stream came to where their end was wanted. */
+typedef struct {
+    cudaEvent_t begin, end, wanted;
+    bool finished;  // and not measured yet
+} NcclTiming;
+
+enum { NCCL_TIMINGS = 8 };  // finishes that the device may be behind the host, or they are not measured
+
 struct NcclGroup {
     int index;  // of the device
     CudaDevice *device;
     ncclComm_t comm;
     int rank, ranks;
     cudaStream_t stream;
-    cudaEvent_t asked, after;        // what op had been given, at the last call and at the last nccl_after
-    cudaEvent_t begin, end, wanted;  // the calls between two finishes; when op's stream came to their end
-    bool under_way, measuring;
-    double busy, waited;  // seconds, of what has been measured
+    cudaEvent_t asked, after, through;  // what op had been given, at the last call and at the last nccl_after; a send
+    NcclTiming timings[NCCL_TIMINGS];
+    int finishes;
+    bool under_way;
 };
 
 static bool nccl_place(const Ops *op, char place[NCCL_PLACE_BYTES]) {
@@ -141,8 +149,9 @@ static NcclGroup *nccl_join(const Ops *op, const char key[NCCL_KEY_BYTES], int r
     }
     nccl_taken(g, result, "connect the GPUs", NULL, NULL);
     CUDA_CHECK(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
-    cudaEvent_t *events[] = {&g->asked, &g->after, &g->begin, &g->end, &g->wanted};
-    for (cudaEvent_t *event : events) CUDA_CHECK(cudaEventCreate(event));
+    for (cudaEvent_t *event : {&g->asked, &g->after, &g->through}) CUDA_CHECK(cudaEventCreate(event));
+    for (NcclTiming &t : g->timings)
+        for (cudaEvent_t *event : {&t.begin, &t.end, &t.wanted}) CUDA_CHECK(cudaEventCreate(event));
     return g;
 }
 
@@ -150,23 +159,14 @@ static void nccl_leave(NcclGroup *g) {
     device_select(g->index);
     if (g->comm) CUDA_CHECK(cudaStreamSynchronize(g->stream));
     if (g->comm) nccl()->CommDestroy(g->comm);
-    for (cudaEvent_t event : {g->asked, g->after, g->begin, g->end, g->wanted}) CUDA_CHECK(cudaEventDestroy(event));
+    for (cudaEvent_t event : {g->asked, g->after, g->through}) CUDA_CHECK(cudaEventDestroy(event));
+    for (NcclTiming &t : g->timings)
+        for (cudaEvent_t event : {t.begin, t.end, t.wanted}) CUDA_CHECK(cudaEventDestroy(event));
     CUDA_CHECK(cudaStreamDestroy(g->stream));
     free(g);
 }
 
 /* ---- collectives ---- */
-
-/* Adds the seconds of the calls before the last finish, if they are through by now. */
-static void nccl_measure(NcclGroup *g) {
-    float took = 0, late = 0;
-    if (!g->measuring || cudaEventQuery(g->end) != cudaSuccess || cudaEventQuery(g->wanted) != cudaSuccess) return;
-    CUDA_CHECK(cudaEventElapsedTime(&took, g->begin, g->end));
-    CUDA_CHECK(cudaEventElapsedTime(&late, g->wanted, g->end));
-    g->busy += took / 1000;
-    if (late > 0) g->waited += late / 1000;
-    g->measuring = false;
-}
 
 static void nccl_begin(NcclGroup *g) {
     device_select(g->index);
@@ -174,8 +174,9 @@ static void nccl_begin(NcclGroup *g) {
     CUDA_CHECK(cudaEventRecord(g->asked, g->device->stream));
     CUDA_CHECK(cudaStreamWaitEvent(g->stream, g->asked, 0));
     if (g->under_way) return;
-    nccl_measure(g);
-    CUDA_CHECK(cudaEventRecord(g->begin, g->stream));
+    NcclTiming *t = &g->timings[g->finishes % NCCL_TIMINGS];
+    CUDA_CHECK(cudaEventRecord(t->begin, g->stream));
+    t->finished = false;
     g->under_way = true;
 }
 
@@ -211,24 +212,38 @@ static void nccl_broadcast(NcclGroup *g, void *buffer, size_t bytes, int root) {
     nccl_check(nccl()->Broadcast(buffer, buffer, bytes, ncclInt8, root, g->comm, g->stream), "broadcast an array");
 }
 
+/* What is through by now. */
+static void nccl_measure(NcclGroup *g, double *busy, double *waited) {
+    float took = 0, late = 0;
+    for (NcclTiming &t : g->timings) {
+        if (!t.finished || cudaEventQuery(t.end) != cudaSuccess || cudaEventQuery(t.wanted) != cudaSuccess) continue;
+        CUDA_CHECK(cudaEventElapsedTime(&took, t.begin, t.end));
+        CUDA_CHECK(cudaEventElapsedTime(&late, t.wanted, t.end));
+        *busy += took / 1000;
+        if (late > 0) *waited += late / 1000;
+        t.finished = false;
+    }
+}
+
 static void nccl_finish(NcclGroup *g, double *busy, double *waited) {
     device_select(g->index);
-    *busy = g->busy;
-    *waited = g->waited;
-    if (!g->under_way) return;
-    CUDA_CHECK(cudaEventRecord(g->end, g->stream));
-    CUDA_CHECK(cudaEventRecord(g->wanted, g->device->stream));
-    CUDA_CHECK(cudaStreamWaitEvent(g->device->stream, g->end, 0));
-    g->under_way = false;
-    g->measuring = true;
+    if (g->under_way) {
+        NcclTiming *t = &g->timings[g->finishes++ % NCCL_TIMINGS];
+        CUDA_CHECK(cudaEventRecord(t->end, g->stream));
+        CUDA_CHECK(cudaEventRecord(t->wanted, g->device->stream));
+        CUDA_CHECK(cudaStreamWaitEvent(g->device->stream, t->end, 0));
+        t->finished = true;
+        g->under_way = false;
+    }
+    nccl_measure(g, busy, waited);
 }
 
 /* ---- from one to another ---- */
 
 static bool nccl_through(NcclGroup *g, ncclResult_t result, const char *what, bool (*over)(void *), void *context) {
     if (!nccl_taken(g, result, what, over, context)) return false;
-    CUDA_CHECK(cudaEventRecord(g->end, g->stream));
-    for (cudaError_t e; (e = cudaEventQuery(g->end)) != cudaSuccess; usleep(50)) {
+    CUDA_CHECK(cudaEventRecord(g->through, g->stream));
+    for (cudaError_t e; (e = cudaEventQuery(g->through)) != cudaSuccess; usleep(50)) {
         if (e != cudaErrorNotReady) CUDA_CHECK(e);
         if (over(context) && !nccl_taken(g, ncclInProgress, what, over, context)) return false;
     }

@@ -28,8 +28,8 @@ typedef struct {
     void (*all_reduce)(NcclGroup *g, float *buffer, size_t n);
     void (*all_gather)(NcclGroup *g, void *buffer, size_t piece_bytes);
     void (*broadcast)(NcclGroup *g, void *buffer, size_t bytes, int root);
-    /* What op is given from now on waits for all of these. *busy: the seconds that all took so far, *waited: those
-     * that op's stream had nothing else to do; both without what is not through yet */
+    /* What op is given from now on waits for all of these. Adds to *busy the seconds that those took which are
+     * through by now, to *waited those of them in which op's stream had nothing else to do */
     void (*finish)(NcclGroup *g, double *busy, double *waited);
 
     /* One member to another; return when the array has gone out, or is there. false: over(context) was true first,

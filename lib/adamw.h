@@ -4,9 +4,9 @@
  *          Only the matrices decay, so a step is two calls of AdamW however many parameters there are.
  *   order  as declared. A backward pass finishes it from the end, so gradients can be sent away from there.
  *
- * Several ranks that train together cut the flat arrays into buckets and every bucket into as many pieces as there are
- * ranks; piece r of every bucket belongs to rank r. The masters and moments of the others' pieces are then not kept
- * (ZeRO stage 1: Rajbhandari et al. 2020). One rank has one bucket and one piece. */
+ * Several ranks that train together cut the flat arrays into buckets and every bucket into as many pieces as there
+ * are ranks; piece r of every bucket belongs to rank r. The masters and moments of the others' pieces are then not
+ * kept (ZeRO stage 1: Rajbhandari et al. 2020). One rank has one bucket and one piece. */
 #ifndef LIB_ADAMW_H
 #define LIB_ADAMW_H
 
@@ -60,9 +60,9 @@ static inline bool param_is_trained(const Param *p, int parts) { return (p->part
 
 /* ---- layout ---- */
 
-/* One rank: everything. Several: a sixteenth, so that most of it travels while the backward pass is at work, but not more
- * than 1 M elements a rank (at least 4 M), where a ring of that many ranks is bound by bandwidth and no more by latency
- * (dev/scale.md). A multiple of `unit`. */
+/* One rank: everything. Several: a sixteenth, so that most of it travels while the backward pass is at work, but not
+ * more than 1 M elements a rank (at least 4 M), where a ring of that many ranks is bound by bandwidth and no more by
+ * latency (dev/scale.md). A multiple of `unit`. */
 static inline size_t optimizer_bucket_size(size_t n, int ranks, size_t unit) {
     size_t bucket = n / OPTIMIZER_BUCKETS, most = (size_t)OPTIMIZER_PIECE_MOST * (size_t)(ranks > 4 ? ranks : 4);
     if (bucket > most) bucket = most;

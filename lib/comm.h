@@ -34,8 +34,8 @@ typedef struct Comm {
     int rank, ranks;     // within the group
     const char *engine;  // none, sockets, MPI, NCCL
     const Ops *op;
-    double seconds_busy;    // communication in all; settled after comm_finish
-    double seconds_waited;  // of it, how long the caller (on a GPU: the device) had to wait for its end
+    double seconds_busy;    // communication in all; what is through, as of comm_finish
+    double seconds_waited;  // of it, how long the caller (with NCCL: the device) had to wait for its end
     NcclGroup *group;       // NULL: the engine is not NCCL
     Transport transport;
     pthread_t worker;

@@ -70,6 +70,11 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const cha
     exit(1);
 }
 
+/* die() with the sentence that a function which has failed left. */
+static inline void die_if(int failed, const Error *err) {
+    if (failed) die("%s", err->text);
+}
+
 /* The same sentence from a program that goes on, for example with its next picture. */
 __attribute__((format(printf, 1, 2))) static inline void report_error(const char *format, ...) {
     va_list args;

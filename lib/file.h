@@ -136,7 +136,8 @@ static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
     bool exists = stat(path, &s) == 0;
     if (exists && S_ISDIR(s.st_mode)) return error_set(err, "cannot write %s: it is a folder", path);
     bool link = lstat(path, &named) == 0 && S_ISLNK(named.st_mode);
-    char *target = exists && link ? realpath(path, NULL) : NULL;  // a link stays a link: what it points to is replaced
+    char *target =
+        exists && link ? realpath(path, NULL) : NULL;  // a link stays a link: what it points to is replaced
     a->path = xstrdup(target ? target : path);
     free(target);
     int fd;

@@ -1,8 +1,8 @@
 /* The named parameters of a model.
  *
  * A model declares its parameters once (name, shape, part, initial spread); after that they are either mapped from
- * a file and used in place, copied from a file, or drawn at random. What is trained then moves to the optimizer's flat
- * arrays (lib/adamw.h). */
+ * a file and used in place, copied from a file, or drawn at random. What is trained then moves to the optimizer's
+ * flat arrays (lib/adamw.h). */
 #ifndef LIB_PARAMETERS_H
 #define LIB_PARAMETERS_H
 

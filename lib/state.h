@@ -3,8 +3,8 @@
  *   NAME.master, NAME.m, NAME.v          of parameter NAME, whole
  *   NAME.master[BEGIN:END], ...          its elements BEGIN .. END-1
  *
- * One process writes one file. Ranks that share the optimizer state write one file each, with what they hold; together
- * the files are a checkpoint, whatever the number of ranks that reads them. */
+ * One process writes one file. Ranks that share the optimizer state write one file each, with what they hold;
+ * together the files are a checkpoint, whatever the number of ranks that reads them. */
 #ifndef LIB_STATE_H
 #define LIB_STATE_H
 
@@ -12,7 +12,9 @@
 
 static const char *const state_kinds[3] = {"master", "m", "v"};
 
-static inline float *state_kind(const Optimizer *o, int kind) { return kind == 0 ? o->master : kind == 1 ? o->m : o->v; }
+static inline float *state_kind(const Optimizer *o, int kind) {
+    return kind == 0 ? o->master : kind == 1 ? o->m : o->v;
+}
 
 /* What one tensor of the file holds. */
 typedef struct {
@@ -106,8 +108,7 @@ static inline int state_gather(const SafeTensors *files, int count, const Optimi
             if (!state_recognise(&s, o, &files[f].tensors[t], kind)) continue;
             while (o->list[i] != s.param) i++;
             found[i] += s.end - s.begin;
-            o->op->upload(o->gradients + s.param->at + s.begin, files[f].tensors[t].data,
-                          files[f].tensors[t].bytes);
+            o->op->upload(o->gradients + s.param->at + s.begin, files[f].tensors[t].data, files[f].tensors[t].bytes);
         }
     int i = 0;
     while (i < o->count && found[i] == o->list[i]->n) i++;

@@ -20,10 +20,17 @@
 
 #include <ifaddrs.h>
 #include <net/if.h>
+#include <sched.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 
 /* ---- meeting ---- */
+
+static inline uint64_t hash_of(const void *data, size_t bytes) {
+    uint64_t hash = 14695981039346656037u;  // FNV-1a
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const uint8_t *)data)[i]) * 1099511628211u;
+    return hash;
+}
 
 /* A number that is the same for all processes of one machine, whatever its name and those of its containers. */
 static inline uint64_t machine_number(const char *host) {
@@ -31,9 +38,7 @@ static inline uint64_t machine_number(const char *host) {
     FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
     if (!f || !fgets(text, sizeof text, f)) snprintf(text, sizeof text, "%s", host);
     if (f) fclose(f);
-    uint64_t hash = 14695981039346656037u;  // FNV-1a
-    for (const char *p = text; *p; p++) hash = (hash ^ (uint8_t)*p) * 1099511628211u;
-    return hash;
+    return hash_of(text, strlen(text));
 }
 
 static inline void world_know_oneself(World *w) {
@@ -41,6 +46,10 @@ static inline void world_know_oneself(World *w) {
     gethostname(me->host, sizeof me->host - 1);
     me->process = (int32_t)getpid();
     me->machine = machine_number(me->host);
+    cpu_set_t processors;  // those that a launcher has bound this process to
+    CPU_ZERO(&processors);
+    sched_getaffinity(0, sizeof processors, &processors);
+    me->processors = hash_of(&processors, sizeof processors);
 }
 
 static inline double environment_seconds(const char *name, double otherwise) {
@@ -195,7 +204,7 @@ static inline int world_open(World *w, int argc, char **argv, const char *rendez
     if (launch_find(&w->launch, rendezvous, rank, ranks, err)) return -1;
     w->rank = w->launch.rank;
     w->ranks = w->launch.ranks;
-    w->local_ranks = 1;
+    w->local_ranks = w->sharing = 1;
     if (w->ranks == 1) return 0;
     world_prepare(w);
     if (world_meet(w, argc, argv, err)) {
@@ -209,11 +218,13 @@ static inline int world_open(World *w, int argc, char **argv, const char *rendez
     if (w->rank) world_introduce(w);
     thread_start(&w->monitor, monitor_run, w);
     world_assemble(w);
-    w->local_ranks = 0;
+    const Peer *me = &w->peers[w->rank];
+    w->local_ranks = w->sharing = 0;
     for (int r = 0; r < w->ranks; r++) {
-        bool here = w->peers[r].machine == w->peers[w->rank].machine;
+        bool here = w->peers[r].machine == me->machine;
         w->local_ranks += here;
         w->local_rank += here && r < w->rank;
+        w->sharing += here && w->peers[r].processors == me->processors;
     }
     return 0;
 }

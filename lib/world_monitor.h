@@ -25,7 +25,8 @@ typedef struct {
     char host[HOST_NAME_BYTES];   // its machine's name, for sentences
     char address[ADDRESS_BYTES];  // where its data connections are taken; "": at the address of rank 0
     int32_t port, process;
-    uint64_t machine;  // equal for ranks on one machine
+    uint64_t machine;     // equal for ranks on one machine
+    uint64_t processors;  // equal for ranks that may use the same of its processors
 } Peer;
 
 /* A data connection that another rank has opened and no one here has asked for yet. */
@@ -42,6 +43,7 @@ typedef struct {
 typedef struct World {
     int rank, ranks;              // 0 .. ranks-1
     int local_rank, local_ranks;  // among the ranks on this machine
+    int sharing;                  // ranks that may use the processors which this one may, itself included
     bool launched_here;           // rank 0 of a run that started its other ranks itself
     bool mpi;                     // data travels by MPI
     const char *advice;  // may be set by the program: what to do when a rank has gone, the end of that sentence
@@ -332,8 +334,9 @@ static inline void control_read(World *w, int from) {
     pthread_mutex_unlock(&w->sending);
 }
 
-/* Waits for something to read, at most until the next beat. polled: wake, listener, newcomers, control. When this took
- * much longer, it is this process that was stopped (Ctrl-Z), perhaps with all others: their silence counts from now. */
+/* Waits for something to read, at most until the next beat. polled: wake, listener, newcomers, control. When this
+ * took much longer, it is this process that was stopped (Ctrl-Z), perhaps with all others: their silence counts from
+ * now. */
 static inline void monitor_wait(World *w, double until) {
     struct pollfd *p = w->polled;
     nfds_t count = 0;

@@ -34,10 +34,10 @@ def steps(name):
 
 
 def waiting():
-    """The share of the time in which rank 0 waited for the other, in per cent, as each run printed it."""
+    """The share of the time in which a rank waited for the other or its messages, in per cent, as each run printed it."""
     for i in range(rounds):
         with open(f'{folder}/two.{i}.err') as f:
-            yield float(re.search(r'waited .* s \(([0-9.]+) % of the time', f.read()).group(1))
+            yield sum(map(float, re.findall(r'for (?:slower students|messages) \(([0-9.]+) %', f.read())))
 
 
 rate = {name: statistics.median(s['tokens_per_second'] for s in steps(name)) for name in ('one', 'two')}
