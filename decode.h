@@ -4,10 +4,10 @@
  *   decoder_write   chooses token after token of every text, until whoever reads them has enough of each
  *   decoder_step    appends given tokens instead, one to each text
  *
- * Everything that changes from token to token lies on the device: the last token and the position of every text. A step
- * is therefore the same calls with the same arguments, which a GPU gets as one (replay in kernels/ops.h), and the next
- * one is under way there while the host looks at the last one's tokens. What is written does not depend on the other
- * texts of the batch, but for the rounding of the products. */
+ * Everything that changes from token to token lies on the device: the last token and the position of every text. A
+ * step is therefore the same calls with the same arguments, which a GPU gets as one (replay in kernels/ops.h), and
+ * the next one is under way there while the host looks at the last one's tokens. What is written does not depend on
+ * the other texts of the batch, but for the rounding of the products. */
 #ifndef DECODE_H
 #define DECODE_H
 
@@ -74,26 +74,37 @@ static inline void decoder_open(Decoder *d, Model *m, int B, int max_text) {
     params_settle(&m->params, m->op, PART_LM);
 }
 
-/* B, or as much less that the device has memory for the model's buffers, planned for T text tokens, and the cache. Before
- * model_plan. */
-static inline int decoder_fit(Model *m, int B, int T, int max_text) {
+/* Memory for B texts: what model_plan takes for T text tokens, and decoder_open. Before model_plan. */
+static inline size_t decoder_bytes(Model *m, int B, int T, int max_text) {
     const LmConfig *c = &m->c.lm;
-    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    const size_t most = m->op->host_memory ? machine / 4 : m->op->memory_free();
     const size_t head = (size_t)(model_image_tokens(m) + max_text) * (size_t)c->head_dim * sizeof(floatX);
-    for (; B > 1; B /= 2) {
-        size_t cache = 2 * (size_t)B * (size_t)c->layers * (size_t)c->kv_heads * head;
-        m->max_B = B;
-        m->max_T = T;
-        model_plan_pass(m);
-        size_t bytes = m->arena.used + cache + (size_t)B * (size_t)c->vocab * sizeof(float);
-        m->arena.used = 0;
-        if (bytes < most / 20 * 19) break;
-    }
+    m->max_B = B;
+    m->max_T = T;
+    model_plan_pass(m);
+    const size_t activations = m->arena.used, cache = 2 * (size_t)c->layers * (size_t)c->kv_heads * head;
+    m->arena.used = 0;
+    return activations + (size_t)B * (cache + (size_t)c->vocab * sizeof(float));
+}
+
+/* B; or, where it may be less, as much less as leaves the machine three quarters of its memory, a GPU a twentieth of
+ * what is free. Stops the program with a sentence when the memory is not there: a CPU's cannot be relied on to say
+ * no. Before model_plan. */
+static inline int decoder_fit(Model *m, int B, bool or_less, int T, int max_text) {
+    const bool host = m->op->host_memory;
+    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    const size_t there = host ? machine : m->op->memory_free(), most = host ? there / 4 : there / 20 * 19;
+    while (or_less && B > 1 && decoder_bytes(m, B, T, max_text) > most) B /= 2;
+    const size_t bytes = decoder_bytes(m, B, T, max_text);
+    if (bytes > there)
+        die("%d text%s of up to %d tokens and %s %.1f MB of memory beside the model, and %s %.1f MB; %sfewer tokens "
+            "or a smaller model need less",
+            B, B == 1 ? "" : "s together", max_text, B == 1 ? "its picture need" : "their pictures need",
+            (double)bytes / 1e6, host ? "this machine has" : "the GPU has free", (double)there / 1e6,
+            B == 1 ? "" : "a smaller --batch, ");
     return B;
 }
 
-/* How tokens are chosen from now on (Sampling in kernels/ops.h); the end token may not be number `first` of a text. */
+/* How tokens are chosen from now on (Sampling in kernels/ops.h); the end may not be number `first` of a text. */
 static inline void decoder_sample(Decoder *d, float temperature, float top_p, int top_k, uint64_t seed, int first) {
     d->sampling.temperature = temperature;
     d->sampling.top_p = top_p;

@@ -56,10 +56,6 @@ typedef struct {
     double seconds, tokens_written, write_seconds;
 } Report;
 
-static void check(int failed, const Error *err) {
-    if (failed) die("%s", err->text);
-}
-
 static SoftLoss soft_loss(void) {
     static const char *const names[] = {"kl", "reverse-kl", "jsd"};
     int i = name_index(opt.loss, names, 3);
@@ -80,7 +76,7 @@ static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model
     c.max_tokens = text;
     c.vocab = m->tokenizer.count;
     if (teacher && teacher->c.lm.vocab < c.vocab) c.vocab = teacher->c.lm.vocab;
-    check(loader_start(l, d, c, &err), &err);
+    die_if(loader_start(l, d, c, &err), &err);
     if (l->skipped)
         warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
              (unsigned long long)d->count, text);
@@ -128,7 +124,7 @@ static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab
     f->samples = 0;
     f->row = (float *)xcalloc((size_t)positions * (size_t)vocab, sizeof(float));
     f->ids = (int *)xcalloc((size_t)samples * (size_t)positions, sizeof(int));
-    check(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
+    die_if(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
 }
 
 /* The logits of the last forward pass over B rows of ids [B, T]. */
@@ -147,7 +143,7 @@ static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int
         memset(f->row, 0, row * sizeof(float));
         m->op->linear_logits(device, hidden, param_weight(m->head), (size_t)n);
         m->op->download(f->row, device, (size_t)n * (size_t)f->vocab * sizeof(float));
-        check(safetensors_write_data(&f->writer, f->row, row * sizeof(float), &err), &err);
+        die_if(safetensors_write_data(&f->writer, f->row, row * sizeof(float), &err), &err);
         hidden += (size_t)n * (size_t)m->c.lm.width;
     }
     m->op->release(device);
@@ -156,8 +152,8 @@ static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int
 static void logits_close(LogitsFile *f) {
     Error err;
     size_t bytes = (size_t)f->samples * (size_t)f->positions * sizeof(int);
-    check(safetensors_write_data(&f->writer, f->ids, bytes, &err), &err);
-    check(safetensors_write_end(&f->writer, &err), &err);
+    die_if(safetensors_write_data(&f->writer, f->ids, bytes, &err), &err);
+    die_if(safetensors_write_end(&f->writer, &err), &err);
     free(f->row);
     free(f->ids);
 }
@@ -212,8 +208,8 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
     char *text, *path = format_string("%s/%05lld%s", opt.texts, (long long)sample, ending);
     size_t bytes;
     tokenizer_decode(t, ids, n, &text, &bytes);
-    check(atomic_open(&file, path, &err) || atomic_write(&file, text, bytes, &err) || atomic_commit(&file, &err),
-          &err);
+    die_if(atomic_open(&file, path, &err) || atomic_write(&file, text, bytes, &err) || atomic_commit(&file, &err),
+           &err);
     free(text);
     free(path);
 }
@@ -297,9 +293,8 @@ static void print_reports(const Report *reports, int count, bool teacher) {
     }
 }
 
-static void json_reports(const Report *reports, int count, bool teacher) {
+static void json_reports(AtomicFile *file, const Report *reports, int count, bool teacher) {
     Error err;
-    AtomicFile file;
     JsonWriter w;
     memset(&w, 0, sizeof w);
     json_begin_array(&w);
@@ -325,9 +320,8 @@ static void json_reports(const Report *reports, int count, bool teacher) {
         json_end_object(&w);
     }
     json_end_array(&w);
-    check(atomic_open(&file, opt.json, &err), &err);
-    if (json_write_line(&w, file.f)) die("cannot write %s: %s", opt.json, strerror(errno));
-    check(atomic_commit(&file, &err), &err);
+    if (json_write_line(&w, file->f)) die("cannot write %s: %s", opt.json, strerror(errno));
+    die_if(atomic_commit(file, &err), &err);
     json_writer_free(&w);
 }
 
@@ -335,7 +329,7 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     Error err;
     static Model model;
     Model *m = &model;
-    check(model_open(m, op, path, &err), &err);
+    die_if(model_open(m, op, path, &err), &err);
     if (d->fingerprint != m->tokenizer.fingerprint)
         die("%s was made with another tokenizer than %s; convert the data again with the model's tokenizer", opt.data,
             path);
@@ -344,6 +338,7 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     int text = (int)d->longest, room = model_text_room(m);
     if (teacher && teacher->max_T < room) room = teacher->max_T;
     if (text > room) text = room;
+    if (opt.greedy) decoder_fit(m, (int)opt.batch, false, text, text);
     model_plan(m, (int)opt.batch, text);
     report->path = path;
     report->parameters = (double)params_total(&m->params, PART_ALL);
@@ -356,8 +351,10 @@ int main(int argc, char **argv) {
     static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
     static Model teacher;
     Dataset data;
+    AtomicFile json;
     Error err;
     threads_wait_politely(argv);
+    atexit(files_abandon);
     options_parse(table, OPTIONS, argc, argv,
                   "[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.", NULL);
     if (!opt.models.count)
@@ -368,19 +365,20 @@ int main(int argc, char **argv) {
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
-    if (opt.texts) check(make_folder(opt.texts, &err), &err);
-    check(dataset_open(&data, opt.data, &err), &err);
+    if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
+    die_if(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {
-        check(model_open(&teacher, op, opt.teacher, &err), &err);
+        die_if(model_open(&teacher, op, opt.teacher, &err), &err);
         int room = model_text_room(&teacher), longest = (int)data.longest;
         model_plan(&teacher, (int)opt.batch, longest < room ? longest : room);
     }
+    if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // a wrong name is told now, not after the work
     Report *reports = (Report *)xcalloc((size_t)opt.models.count, sizeof(Report));
     for (int i = 0; i < opt.models.count; i++)
         measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);
     print_reports(reports, opt.models.count, opt.teacher != NULL);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
-    if (opt.json) json_reports(reports, opt.models.count, opt.teacher != NULL);
+    if (opt.json) json_reports(&json, reports, opt.models.count, opt.teacher != NULL);
     free(reports);
     if (opt.teacher) model_close(&teacher);
     dataset_close(&data);

@@ -28,11 +28,12 @@ static const Option table[] = {
      100},
     {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
     {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
-    {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling, in which the first picture, the second, ... differ", 0, 1e15},
+    {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling, in which the first picture, the second, ... differ", 0,
+     1e15},
     {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
      "longest text, with the prefix; 0: as long as the model can write", 0, 1e9},
     {"batch", 'b', OPT_INT, &opt.batch, "N",
-     "pictures written together; 0: 8, on a GPU 64, or as many as there is memory for", 0, 1024},
+     "pictures whose programs are written together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
@@ -110,9 +111,9 @@ typedef struct {
 } Text;
 
 typedef struct {
-    Text *texts;     // [--batch]
-    int *text;       // [--batch]: which of them each of the decoder's is
-    int *numbers;    // [--batch]
+    Text *texts;      // [--batch]
+    int *text;        // [--batch]: which of them each of the decoder's is
+    int *numbers;     // [--batch]
     uint8_t *pixels;  // [--batch, S, S, 3]
     const Tokenizer *tokenizer;
     bool to_folder, several;
@@ -243,7 +244,8 @@ static void tell(const Writer *w, int n, int B, int prefix, int room, double sta
         if (t->failed) continue;
         tokens += t->count - prefix;
         if (!t->ended)
-            warn("%s: stopped after %d tokens without an end; the document is not complete", t->path, room);
+            warn("%s: stopped after %d token%s without an end; the document is not complete", t->path, room,
+                 room == 1 ? "" : "s");
     }
     double rate = done > w->looked ? tokens / (done - w->looked) : 0;
     if (opt.quiet || w->looked == 0) return;
@@ -284,8 +286,8 @@ static bool write_batch(Writer *w, Decoder *d, const TokenIds *prefix, const cha
 
 /* How many pictures are written together. */
 static int batch_size(Model *m, int pictures, int T, int room) {
-    int most = opt.batch ? (int)opt.batch : m->op->host_memory ? 8 : 64, B = pictures < most ? pictures : most;
-    return opt.batch ? B : decoder_fit(m, B, T, room);
+    int most = opt.batch ? (int)opt.batch : m->op->host_memory ? 16 : 64;
+    return decoder_fit(m, pictures < most ? pictures : most, !opt.batch, T, room);
 }
 
 static void writer_open(Writer *w, const Model *m, int batch, bool several, bool to_folder) {
@@ -314,6 +316,7 @@ int main(int argc, char **argv) {
     Writer writer;
     Error err;
     threads_wait_politely(argv);
+    atexit(files_abandon);
     options_parse(table, OPTIONS, argc, argv,
                   "[options] PICTURE...\n\nWrites the TikZ program that draws each picture.", &pictures);
     if (!pictures.count) options_die("no picture given");
@@ -322,12 +325,12 @@ int main(int argc, char **argv) {
     if (!op) options_die("--device: %s", err.text);
     bool several = pictures.count > 1, to_folder = opt.output && (several || is_folder(opt.output));
     if (to_folder) check_names(&pictures);
-    if (to_folder && make_folder(opt.output, &err)) die("%s", err.text);
+    if (to_folder) die_if(make_folder(opt.output, &err), &err);
     const char *path = opt.model ? opt.model : default_model();
-    if (model_open(&model, op, path, &err)) die("%s", err.text);
+    die_if(model_open(&model, op, path, &err), &err);
     int room = model_text_room(&model);
     if (opt.max_tokens && opt.max_tokens < room) room = (int)opt.max_tokens;
-    if (read_prefix(&prefix, &model.tokenizer, path, &err)) die("%s", err.text);
+    die_if(read_prefix(&prefix, &model.tokenizer, path, &err), &err);
     if (prefix.count >= room)
         die("the --prefix leaves no room: it has %d tokens, and the text may have %d", prefix.count, room);
     int batch = batch_size(&model, pictures.count, prefix.count + 1, room);
@@ -345,5 +348,6 @@ int main(int argc, char **argv) {
     free(prefix.ids);
     decoder_close(&decoder);
     model_close(&model);
+    free((void *)pictures.items);
     return failed;
 }

@@ -1079,7 +1079,9 @@ static void record_options(const Run *r) {
 
 static void check_batch(const Run *r) {
     int64_t pictures = opt.batch * opt.accum * r->ranks.students;
-    if (pictures > 1 << 20) die("a step has %lld pictures; at most 1048576 are supported", (long long)pictures);
+    if (pictures > 1 << 20)
+        options_die("--batch times --accum makes a step of %lld pictures; at most 1048576 are supported",
+                    (long long)pictures);
 }
 
 int main(int argc, char **argv) {

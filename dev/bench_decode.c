@@ -1,11 +1,11 @@
 /* How fast a large model starts and writes.
  *
- *     bench_decode --make FILE [SHAPE]    a model file with random weights (default tl-1.1b,lm.vocab=32000; 3 GB)
+ *     bench_decode --make FILE [SHAPE]    a model file with arbitrary weights (default tl-1.1b,lm.vocab=32000; 3 GB)
  *     bench_decode [--device NAME] [--json OUT] [--batch N,N...] FILE|SHAPE
  *
- * opens the file (or makes a model of that shape on the device), looks at a grey picture, and writes tokens of 1, 8 and,
- * on a GPU, 64 texts together. Writing one token of each reads every weight of the decoder once, and the cache of every
- * text: the floor is their bytes over the read bandwidth, which is measured in the same run. */
+ * opens the file (or makes a model of that shape on the device), looks at a grey picture, and writes tokens of 1, 8
+ * and, on a GPU, 64 texts together. Writing one token of each reads every weight of the decoder once, and the cache
+ * of every text: the floor is their bytes over the read bandwidth, which is measured in the same run. */
 #include "../decode.h"
 #include "../lib/json.h"
 #include "../lib/machine.h"
@@ -20,16 +20,8 @@ typedef struct {
     double step[BATCHES], floor[BATCHES];
 } Result;
 
-static void make(const char *path, const char *shape) {
-    Error err;
-    Model m;
-    if (model_create(&m, &cpu_ops, shape, "dev/starter/tokenizer.safetensors", 1, &err)) die("%s", err.text);
-    if (model_save(&m, path, &err)) die("%s", err.text);
-    printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, PART_ALL) / 1e6);
-    model_close(&m);
-}
-
-/* A model on the device whose weights are the same few numbers again and again, small ones; norms and all. */
+/* A model on the device whose weights are the same few numbers again and again, small ones; norms and all. Random
+ * ones take minutes for a large model. */
 static void create(Model *m, const Ops *op, const char *shape) {
     Error err;
     memset(m, 0, sizeof *m);
@@ -49,6 +41,15 @@ static void create(Model *m, const Ops *op, const char *shape) {
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
     }
     model_make_rope(m);
+}
+
+static void make(const char *path, const char *shape) {
+    Error err;
+    Model m;
+    create(&m, &cpu_ops, shape);
+    if (model_save(&m, path, &err)) die("%s", err.text);
+    printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, PART_ALL) / 1e6);
+    model_close(&m);
 }
 
 /* Seconds from nothing to the result of the first product with a weight of the file. */
@@ -105,8 +106,8 @@ static void write_json(const char *path, const Ops *op, const Result *r) {
     json_writer_free(&w);
 }
 
-/* Bytes that one step of B texts must read: every weight of the decoder (of the embedding a few rows, unless it is also
- * the head), and the keys and values so far. */
+/* Bytes that one step of B texts must read: every weight of the decoder (of the embedding a few rows, unless it is
+ * also the head), and the keys and values so far. */
 static double step_bytes(const Decoder *d) {
     const Model *m = d->m;
     const LmConfig *c = &m->c.lm;
@@ -151,7 +152,7 @@ static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
         }
         op->release(data);
     } else {
-        double copying = measure_copy_bandwidth(op, (size_t)1 << 30);
+        double copying = measure_copy_bandwidth(op, (size_t)1 << (bytes > 1e8 ? 30 : 20));
         for (int t = 0; t < 4; t++) {
             begin(d, B);
             op->sync();
@@ -166,10 +167,11 @@ static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
     double seconds = median_of(times, op->host_memory ? tokens : 4);
     double bandwidth = median_of(rates, op->host_memory ? tokens : 4);
     r->batch[i] = B, r->step[i] = seconds, r->floor[i] = bytes / bandwidth;
-    printf("%2d texts: %.3f ms a token of each, %.1f tokens/s; %.2f GB at %.1f GB/s; %s as many bytes %.1f GB/s, share "
-           "%.0f %%\n",
-           B, 1e3 * seconds, B / seconds, bytes / 1e9, bytes / seconds / 1e9, op->host_memory ? "reading" : "copying",
-           bandwidth / 1e9, 100 * bytes / seconds / bandwidth);
+    printf(
+        "%2d texts: %.3f ms a token of each, %.1f tokens/s; %.2f GB at %.1f GB/s; %s as many bytes %.1f GB/s, share "
+        "%.0f %%\n",
+        B, 1e3 * seconds, B / seconds, bytes / 1e9, bytes / seconds / 1e9, op->host_memory ? "reading" : "copying",
+        bandwidth / 1e9, 100 * bytes / seconds / bandwidth);
 }
 
 static void measure(const Ops *op, const char *path, const char *json, const char *batches) {
@@ -190,7 +192,7 @@ static void measure(const Ops *op, const char *path, const char *json, const cha
         count++;
     }
     double start = seconds_now();
-    B = decoder_fit(&m, B, 1, TOKENS + 1);
+    B = decoder_fit(&m, B, true, 1, TOKENS + 1);
     model_plan(&m, B, 1);
     decoder_open(&d, &m, B, TOKENS + 1);  // copies the decoder's weights to large pages
     double prepared = seconds_now() - start, first[2];

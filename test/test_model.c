@@ -515,6 +515,58 @@ static void check_writing(Pair *p, float temperature) {
 #endif
 }
 
+/* The tokens that are chosen from logits which like the forbidden ones best, then the end, then token `liked`; they
+ * stand at number `at` of texts whose number `first` may not be the end. */
+static void check_choice(Decoder *d, const Pair *p, int at, int first, int liked) {
+    const Tokenizer *t = &p->student.tokenizer;
+    const int V = p->student.c.lm.vocab, prefix[] = {liked, liked};
+    float *logits = (float *)xcalloc((size_t)(p->B * V), sizeof(float));
+    int *ids = (int *)xcalloc((size_t)p->B, sizeof(int)), wrong = 0;
+    for (int b = 0; b < p->B; b++)
+        for (int i = 0; i < V; i++)
+            logits[b * V + i] = i == t->end ? 2.0f : i >= t->count || (t->flags[i] & TOKEN_SPECIAL) ? 3.0f : i == liked;
+    decoder_sample(d, 0, 1, 0, 1, first);
+    decoder_start(d, p->pixels, p->B, prefix, at);
+    p->op->upload(d->logits, logits, (size_t)(p->B * V) * sizeof(float));
+    decoder_choose(d);
+    p->op->download(ids, d->ids, (size_t)p->B * sizeof(int));
+    for (int b = 0; b < p->B; b++) wrong += ids[b] != (at == first ? liked : t->end);
+    check(wrong == 0, "%s: token %d, where the end may not be number %d: %d of %d texts got another one, the first %d",
+          p->name, at, first, wrong, p->B, ids[0]);
+    free(logits);
+    free(ids);
+}
+
+static bool read_on(void *context, int b, int id) {
+    (void)id;
+    ((int *)context)[b]++;
+    return true;
+}
+
+/* Which tokens may be written, and how many. The fixtures' tokenizers have no image token, and their vocabularies no
+ * padding: so one is made of another token, and the last row becomes padding. */
+static void check_limits(Pair *p) {
+    Tokenizer *t = &p->student.tokenizer;
+    const Tokenizer own = *t;
+    uint8_t *flags = (uint8_t *)xcalloc((size_t)t->count, 1);
+    int liked = t->count - 2, counts[64] = {0}, numbers[64] = {0};
+    Decoder d;
+    flags[1] = TOKEN_SPECIAL;
+    t->flags = flags;
+    t->end = 2;
+    t->count--;
+    decoder_open(&d, &p->student, p->B, p->T);
+    for (int at = 0; at < 3 && at < p->T; at++)
+        for (int first = 0; first < 2; first++) check_choice(&d, p, at, first, liked);
+    decoder_start(&d, p->pixels, p->B, NULL, 0);
+    decoder_write(&d, numbers, p->T, read_on, counts);
+    for (int b = 0; b < p->B; b++)
+        check(counts[b] == p->T, "%s: text %d has %d tokens, there is room for %d", p->name, b, counts[b], p->T);
+    decoder_close(&d);
+    *t = own;
+    free(flags);
+}
+
 static void check_decoding(Pair *p) {
     model_forward(&p->student, p->pixels, p->ids, p->B, p->T);
     float *logits = logits_of(&p->student);
@@ -523,6 +575,7 @@ static void check_decoding(Pair *p) {
     check_batch_decoding(p, logits);
     check_writing(p, 0);
     check_writing(p, 2);
+    check_limits(p);
     free(logits);
 }
 

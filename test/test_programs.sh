@@ -328,11 +328,7 @@ inferring() {
     run "$infer" "${model[@]}" picture0.png missing.png picture1.png --batch 2
     check "one bad picture of three, on stdout: the others in their order" \
         [ "$(grep '^% picture' out | tr '\n' ' ')" = "% picture0.png % picture1.png " ]
-    succeeds "$infer" "${model[@]}" picture0.png picture1.png picture2.png --batch 1
-    cp out apart
-    succeeds "$infer" "${model[@]}" picture0.png picture1.png picture2.png
-    check "written together or one after another, as many programs" \
-        [ "$(grep -c '^% ' out)" = "$(grep -c '^% ' apart)" ]
+    together "${model[@]}"
     refuses 2 "--batch" "$infer" "${model[@]}" picture0.png --batch 1025
     mkdir -p other && cp picture0.png other/
     refuses 2 "new/folder/picture0.tex" "$infer" "${model[@]}" picture0.png other/picture0.png -o new/folder
@@ -345,6 +341,38 @@ inferring() {
     refuses 1 "nowhere/x.tex" "$infer" "${model[@]}" picture0.png -o nowhere/x.tex
     refuses 1 "picture0.png" "$infer" "${model[@]}" picture0.png picture1.png -o picture0.png
     check "no partial files" no_partial
+}
+
+# Programs that are written together: each is the one that is written alone. Batches of up to four use the same products
+# as one text; larger ones round otherwise, and then only FP32 can be held to this (test_devices.sh).
+together() { # OPTIONS...
+    local i options pictures=(picture0.png picture1.png picture2.png picture1.png picture0.png)
+    head -c 200 picture1.png >broken.png
+    for options in "" "--temperature 1.2 --top-p 0.95 --top-k 40 --seed 3"; do
+        succeeds "$infer" "$@" "${pictures[@]}" --batch 1 $options
+        cp out apart
+        check "as many programs as pictures" [ "$(grep -c '^% picture' apart)" = 5 ]
+        for i in 2 3 4; do
+            succeeds "$infer" "$@" "${pictures[@]}" --batch $i $options
+            check "$i together are as alone ($options)" same out apart
+        done
+        run "$infer" "$@" picture0.png picture1.png broken.png picture1.png picture0.png --batch 4 $options
+        check "a broken picture among good ones: status 1" [ $status = 1 ]
+        check "a broken picture among good ones: one sentence" one_sentence "broken.png"
+        awk '/^% / { n++ } n != 3' apart >others
+        check "a broken picture among good ones: the others are as they were" same out others
+    done
+    check "what is drawn differs from picture to picture" \
+        [ "$(awk '/^% / { n++; next } n == 1' apart)" != "$(awk '/^% / { n++; next } n == 5' apart)" ]
+    succeeds "$infer" "$@" "${pictures[@]}" --batch 5
+    check "larger batches write as many programs" [ "$(grep -c '^% picture' out)" = 5 ]
+    succeeds "$infer" "$@" "${pictures[@]}" --batch 4 --max-tokens 3
+    check "--max-tokens stops every one" [ "$(grep -c 'png: stopped after 3 tokens' err)" = 5 ]
+    succeeds "${alone[@]}" --student "$shape,lm.heads=32,lm.kv_heads=32,lm.head_dim=64,lm.layers=32,lm.max_positions=131072" \
+        --steps 1 --out long
+    refuses 1 "64 texts together of up to" "$infer" --model long/student.safetensors --batch 64 \
+        $(printf 'picture0.png %.0s' {1..64}) -q
+    rm -r long
 }
 
 # ---- infer --prefix ----
@@ -526,6 +554,7 @@ bad_files() {
     bad_data_everywhere token.bin "token.bin: record 1 has token 100000"
     "$damage" token val.bin token.bin 7 2147483648
     bad_data_everywhere token.bin "token.bin: record 7"
+    refuses 1 "token.bin: record 7" "$eval" --model teacher.safetensors --data token.bin --batch 2 --logits bad.logits
     "$damage" word teacher.safetensors word.safetensors
     refuses 1 "do not share a tokenizer" "${taught[@]}" --tokenizer word.safetensors --out bad
     refuses 1 "do not share a tokenizer" "$eval" --model teacher.safetensors --teacher word.safetensors --data val.bin
