@@ -6,10 +6,14 @@
  * PART: only the operations whose name contains it. The shapes are those of a training step and of decoding:
  *   small   --student small, batch 64 (the processor's default)
  *   large   the SO400M encoder and TinyLlama's decoder, batch 64 (a GPU's default): most arrays are larger than its
- * L2 tiny    for trying this program out FILE gets one JSON object per line, the machine first. */
+ *           L2 cache
+ *   tiny    for trying this program out
+ * With large and tiny, attention and the objective are also measured by themselves, in the sizes that others publish.
+ * FILE gets one JSON object per line, the machine first. */
 #include "../lib/json.h"
 #include "../lib/machine.h"
 #include "../lib/threads.h"
+#include "../loss.cuh"
 
 typedef struct {
     const char *name;
@@ -19,18 +23,30 @@ typedef struct {
     int position;                                      // of the token that is decoded
     int decode_W, decode_FF, decode_V;                 // of the large model that is decoded
     size_t parameters;
+    int n, n_V, n_student, n_teacher, n_chunk;  // the whole objective: positions, vocabulary, widths; 0: not measured
+    int n_B, n_T, n_H;                          // attention: sequences, positions, heads
 } Shapes;
 
+/* clang-format off */
 static const Shapes all_shapes[] = {
-    {"small", 64, 96, 8, 96, 384, 3, 3, 48, 95, 128, 352, 4, 4, 32, 512, 3, 500, 2048, 5632, 32000, 1139136},
-    {"large", 64, 384, 14, 1152,  4304, 16,  27,   243,  512,   2048,
-     5632,    32, 4,   64, 32000, 22,   500, 2048, 5632, 32000, 268435456},
-    {"tiny", 1, 32, 8, 32, 64, 2, 1, 4, 12, 32, 48, 2, 1, 16, 64, 1, 20, 64, 96, 128, 1000},
+    {.name = "small", .B = 64, .image = 96, .patch = 8, .C = 96, .F = 384, .heads = 3, .layers = 3, .image_tokens = 48,
+     .text = 95, .W = 128, .FF = 352, .H = 4, .K = 4, .D = 32, .V = 512, .depth = 3, .position = 500,
+     .decode_W = 2048, .decode_FF = 5632, .decode_V = 32000, .parameters = 1139136},
+    {.name = "large", .B = 64, .image = 384, .patch = 14, .C = 1152, .F = 4304, .heads = 16, .layers = 27,
+     .image_tokens = 243, .text = 512, .W = 2048, .FF = 5632, .H = 32, .K = 4, .D = 64, .V = 32000, .depth = 22,
+     .position = 500, .decode_W = 2048, .decode_FF = 5632, .decode_V = 32000, .parameters = 268435456,
+     .n = 8192, .n_V = 32768, .n_student = 2048, .n_teacher = 4096, .n_B = 8, .n_T = 2048, .n_H = 16},
+    {.name = "tiny", .B = 1, .image = 32, .patch = 8, .C = 32, .F = 64, .heads = 2, .layers = 1, .image_tokens = 4,
+     .text = 12, .W = 32, .FF = 48, .H = 2, .K = 1, .D = 16, .V = 64, .depth = 1, .position = 20,
+     .decode_W = 64, .decode_FF = 96, .decode_V = 128, .parameters = 1000,
+     .n = 12, .n_V = 128, .n_student = 16, .n_teacher = 32, .n_chunk = 4, .n_B = 1, .n_T = 24, .n_H = 1},
 };
+/* clang-format on */
 
 static const Ops *op;
 static FILE *json;
 static double bandwidth, peak, total, total_floor;
+static double extra_memory;  // bytes, of the operation being measured; 0: not told
 static const char *only;
 static char shape[200];  // of the operation being measured, as "rows=8 C=16"
 
@@ -56,6 +72,7 @@ static void print_result(const char *name, const char *what, double seconds, dou
     json_key(&w, "ms"), json_number(&w, seconds * 1e3);
     json_key(&w, "floor_ms"), json_number(&w, floor * 1e3);
     json_key(&w, "bound"), json_string(&w, by_bytes > by_flops ? "bytes" : "FLOPs");
+    if (extra_memory > 0) json_key(&w, "extra_memory"), json_number(&w, extra_memory);
     json_end_object(&w);
     if (json_write_line(&w, json)) die("cannot write the figures: %s", strerror(errno));
     json_writer_free(&w);
@@ -279,13 +296,12 @@ static void bench_inputs(const Shapes *m, size_t patches, size_t tokens) {
 
 /* ---- objective, optimizer ---- */
 
-static void bench_objective(const Shapes *m, size_t rows) {
-    int V = m->V;
-    size_t X = sizeof(floatX), n = rows * V, tokens = (size_t)m->image_tokens * m->W;
+static void bench_rows(size_t rows, int V) {
+    size_t X = sizeof(floatX), n = rows * V;
     floatX *s = random_x(n), *t = random_x(n);
     int *labels = index_i(rows, V);
     RowStats *stats = (RowStats *)room(rows * sizeof(RowStats));
-    float *gate = zeros_f(rows), *cosines = zeros_f(m->B);
+    float *gate = zeros_f(rows);
     ObjectiveRow o = {0.5f, 0, 0, 1, SOFT_KL, 0.5f, 2, 1, 1.0f / (float)rows};
     SHAPE("rows=%zu V=%d", rows, V);
     BENCH(1, "distill_rows", "cross entropy", 0, 2.0 * n * X,
@@ -299,16 +315,72 @@ static void bench_objective(const Shapes *m, size_t rows) {
     o.soft = SOFT_JSD, o.temperature = 2;
     BENCH(0, "distill_rows", "JSD tau 2", 0, 3.0 * n * X,
           op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, true))
+    o.temperature = 1, o.w_ce = 0, o.w_soft = 1;
+    BENCH(0, "distill_rows", "JSD alone tau 1", 0, 3.0 * n * X,
+          op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, true))
+    o.temperature = 2, o.w_ce = o.w_soft = 0.5f;
     BENCH(0, "distill_rows", "KL tau 2 without gradient", 0, 2.0 * n * X,
           (o.soft = SOFT_KL, op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, false)))
     SHAPE("rows=%zu", rows);
     BENCH(0, "entropy_band", "", 0, rows * (sizeof *stats + sizeof *gate),
           op->entropy_band(gate, stats, rows, 0.1f, 1.0f, 45))
     op->release(s), op->release(t), op->release(labels), op->release(stats), op->release(gate);
+}
+
+static void bench_cosine(const Shapes *m) {
+    size_t X = sizeof(floatX), tokens = (size_t)m->image_tokens * m->W;
     floatX *a = random_x(m->B * tokens), *b = random_x(m->B * tokens), *da = random_x(m->B * tokens);
+    float *cosines = zeros_f(m->B);
     SHAPE("B=%d n=%zu", m->B, tokens);
     BENCH(0, "cosine", "", 0, 3.0 * m->B * tokens * X, op->cosine(cosines, da, a, b, m->B, tokens, 1))
     op->release(a), op->release(b), op->release(da), op->release(cosines);
+}
+
+/* The products of the objective alone, over all positions at once: what the whole of it cannot undercut. */
+static void bench_objective_products(const Shapes *m, floatX *dh, float *dw, const floatX *h, const floatX *ht,
+                                     Weight head, Weight teacher_head, double flops) {
+    size_t n = (size_t)m->n;
+    floatX *s = random_x(n * m->n_V), *t = random_x(n * m->n_V);
+    BENCH(0, "objective_products", "", flops, 0,
+          (op->linear_forward(s, h, head, NULL, ACT_NONE, NULL, n),
+           op->linear_forward(t, ht, teacher_head, NULL, ACT_NONE, NULL, n),
+           op->linear_backward_input(dh, s, head, n, false),
+           op->linear_backward_weight(dw, NULL, s, h, n, m->n_V, m->n_student)))
+    op->release(s), op->release(t);
+}
+
+/* Both heads, loss and all gradients, from hidden states; and the memory that takes beyond inputs and gradients. */
+static void bench_objective(const Shapes *m) {
+    if (!m->n || !wanted("objective", "")) return;
+    const int n = m->n, V = m->n_V, ws = m->n_student, wt = m->n_teacher;
+    Objective o;
+    ObjectiveConfig config;
+    memset(&config, 0, sizeof config);
+    config.w_ce = config.w_soft = 0.5f, config.temperature = 2, config.jsd_beta = 0.5f;
+    config.band_high = INFINITY, config.sure_confidence = 2, config.sure_factor = 1;
+    floatX *h = random_x((size_t)n * ws), *ht = random_x((size_t)n * wt), *dh = random_x((size_t)n * ws);
+    floatX *w = random_x((size_t)V * ws), *w_teacher = random_x((size_t)V * wt);
+    float *dw = zeros_f((size_t)V * ws);
+    Weight head = {w, DT_FLOATX, V, ws, NULL}, teacher_head = {w_teacher, DT_FLOATX, V, wt, NULL};
+    int *labels = (int *)calloc((size_t)n, sizeof *labels);
+    if (!labels) die("out of memory");
+    double flops = 2.0 * n * V * (3.0 * ws + wt);
+    op->linear_forward(dh, h, (Weight){w, DT_FLOATX, ws, ws, NULL}, NULL, ACT_NONE, NULL,
+                       (size_t)n);  // makes scratch
+    op->sync();
+    size_t free_before = op->memory_free();
+    objective_open(&o, op, config, V, ws, op, teacher_head, m->n_chunk, n, 0, 0, 1);
+    objective_run(&o, dh, dw, h, head, ht, labels, n, 1.0f / (float)n);
+    objective_collect(&o);
+    extra_memory = (double)free_before - (double)op->memory_free();
+    SHAPE("n=%d V=%d student=%d teacher=%d", n, V, ws, wt);
+    BENCH(0, "objective", "", flops, 0, objective_run(&o, dh, dw, h, head, ht, labels, n, 1.0f / (float)n))
+    printf("    in chunks of %d positions; %.1f MB beyond inputs and gradients\n", o.chunk, extra_memory / 1e6);
+    extra_memory = 0;
+    objective_close(&o);
+    bench_objective_products(m, dh, dw, h, ht, head, teacher_head, flops);
+    free(labels);
+    op->release(h), op->release(ht), op->release(dh), op->release(w), op->release(w_teacher), op->release(dw);
 }
 
 static void bench_optimizer(size_t n) {
@@ -377,11 +449,23 @@ static void bench_step(const Shapes *m) {
     bench_vision_rows(m, patches);
     bench_text_rows(m, tokens);
     bench_inputs(m, patches, tokens);
-    bench_objective(m, text);
+    bench_rows(text, m->V);
+    bench_cosine(m);
     bench_optimizer(m->parameters);
     if (total > 0)
         printf("a training step of these: %.1f ms, floor %.1f ms (%.0f %%): %.0f samples/s\n", total * 1e3,
                total_floor * 1e3, 100 * total_floor / total, m->B / total);
+}
+
+/* What the machine is judged by, apart from any step. */
+static void bench_alone(const Shapes *m) {
+    const double counted = total, counted_floor = total_floor;
+    bench_rows((size_t)m->n, m->n_V);
+    bench_objective(m);
+    for (int D = 64; D <= 128; D *= 2)
+        for (int causal = 1; causal >= 0; causal--)
+            bench_attention("alone", m->n_B, m->n_T, m->n_H, m->n_H, D, causal, 0);
+    total = counted, total_floor = counted_floor;
 }
 
 int main(int argc, char **argv) {
@@ -407,6 +491,7 @@ int main(int argc, char **argv) {
     measure_bandwidth(m->B == 1);
     peak = measure_peak_flops(op);
     print_machine(m);
+    if (m->n) bench_alone(m);
     bench_step(m);
     bench_one_row(m->decode_W, m->decode_W);
     bench_one_row(m->decode_W, m->decode_FF);

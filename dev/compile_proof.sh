@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proof without a GPU that the CUDA sources are what nvcc wants: kernels/cuda.cu compiles for sm_80 (A100) and sm_90
 # (H100), with bf16 and fp32 storage, without a warning; no kernel spills registers or uses local memory, unless
-# dev/local_memory.txt says why; and the programs link with it.
+# dev/local_memory.txt says why; the programs link with it, and the lessons of dev/learn compile for both as well.
 #
 #   dev/compile_proof.sh        needs nvcc (scripts/deps.sh cuda installs one); ends with "N passed, M failed"
 #
@@ -48,10 +48,10 @@ kernels() {
         c++filt -p | sed 's/ (/(/g; s/(bool)//g; s/^void //'
 }
 
-link() { # PRECISION: the programs, with the object that was just made
+link() { # PRECISION: the programs, with the object that was just made, and the lessons
     local build=$out/$1 program
     cp "$build/sm_90.o" "$build/cuda.o"
-    for program in train_distill infer eval; do
+    for program in train_distill infer eval $(sed -n 's/^LESSONS := //p' Makefile); do
         make --no-print-directory NVCC="$nvcc" PRECISION="$1" BUILD="$build" "$build/$program" \
             >"$build/$program.txt" 2>&1 && pass || fail "$program, $1: $(tail -5 "$build/$program.txt")"
     done

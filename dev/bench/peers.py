@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Times PyTorch (and through torch.compile Triton, and Transformers) on the work that bench_kernels and bench_decode
-timed, on the same GPU.
+"""Times PyTorch (and through torch.compile Triton, Liger's kernels, and Transformers) on the work that bench_kernels
+and bench_decode timed, on the same GPU.
 
     peers.py --kernels kernels.json --out peers.json [--seconds 100]
     peers.py --decode [--shape 7b] --out decode-peer.json [--seconds 100]
 
-kernels.json is what `bench_kernels --json` wrote. For every operation with a counterpart, one line goes to the output:
-the operation as there, the fastest peer's name and its milliseconds. Where a peer does less (SDPA has no RoPE) its
-name says so.
+kernels.json is what `bench_kernels --json` wrote. For every operation with a counterpart, one line goes to the
+output: the operation as there, the fastest peer's name and its milliseconds, and those of all. Where a peer does less
+(SDPA has no RoPE) its name says so.
 """
 import argparse
+import contextlib
 import json
+import math
 import sys
 import time
 
@@ -35,6 +37,26 @@ def timed(call, device):
     call()
     calls = max(1, min(200, int(3e-3 / max(round_of(1), 1e-7))))
     return 1e3 * min(round_of(calls) for _ in range(5))
+
+
+def kl(log_q, log_p):
+    """KL(p||q), the mean over rows."""
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+def jsd(log_q, log_p):
+    """The Jensen-Shannon divergence, the mean over rows."""
+    log_m = torch.logaddexp(log_q, log_p) - math.log(2)
+    return 0.5 * (kl(log_m, log_p) + kl(log_m, log_q))
+
+
+def liger():
+    """Liger's kernels where they are installed, else None."""
+    try:
+        import liger_kernel.transformers
+    except ImportError:
+        return None
+    return liger_kernel.transformers
 
 
 class Peers:
@@ -173,22 +195,65 @@ class Peers:
         """Loss and gradient with respect to the student's logits."""
         student, teacher = self.random(rows, V, grad=True), self.random(rows, V)
         labels = torch.arange(rows, device=self.device) % V
-        if "without" in what or "JSD" in what:
+        if "without" in what:
             return {}
-        tau = 3.0 if "tau 3" in what else 2.0
+        tau = next((t for t in (1.0, 2.0, 3.0) if f"tau {t:.0f}" in what), 1.0)
 
-        def loss(s, t, y):
-            ce = F.cross_entropy(s.float(), y)
-            if "cross entropy" in what:
-                return ce
-            log_q, log_p = F.log_softmax(s.float() / tau, -1), F.log_softmax(t.float() / tau, -1)
-            return 0.5 * ce + 0.5 * tau * tau * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        def loss_with(divergence):
+            def loss(s, t, y):
+                if "cross entropy" in what:
+                    return F.cross_entropy(s.float(), y)
+                log_q, log_p = F.log_softmax(s.float() / tau, -1), F.log_softmax(t.float() / tau, -1)
+                soft = tau * tau * divergence(log_q, log_p)
+                return soft if "alone" in what else 0.5 * F.cross_entropy(s.float(), y) + 0.5 * soft
+            return loss
 
-        calls = {}
-        for name, f in (("torch", loss), ("torch.compile", self.compile and self.compile(loss))):
-            if f:
-                calls[name] = lambda f=f: torch.autograd.grad(f(student, teacher, labels), student)
+        def call_of(f):
+            return lambda: torch.autograd.grad(f(student, teacher, labels), student)
+
+        plain = loss_with(jsd if "JSD" in what else kl)
+        calls = {"torch": call_of(plain)}
+        if self.compile:
+            calls["torch.compile"] = call_of(self.compile(plain))
+        if "JSD" in what and self.device == "cuda" and liger():
+            calls["Liger's JSD"] = call_of(loss_with(liger().LigerJSD(beta=0.5)))
         return calls
+
+    def objective(self, n, V, student, teacher):
+        """Both heads, 0.5 CE + 0.5 tau^2 KL at tau 2 and all gradients, in chunks; Liger's fused JSD beside it."""
+        h, ht = self.random(n, student, grad=True), self.random(n, teacher)
+        w, wt = self.random(V, student, grad=True), self.random(V, teacher)
+        labels = torch.arange(n, device=self.device) % V
+
+        def chunk_loss(h, w, ht, y):
+            s, t = (h @ w.t()).float(), (ht @ wt.t()).float()
+            return 0.5 * F.cross_entropy(s, y, reduction="sum") + 2 * len(y) * kl(F.log_softmax(s / 2, -1),
+                                                                              F.log_softmax(t / 2, -1))
+
+        def in_chunks(f):
+            def step():
+                h.grad = w.grad = None
+                for at in range(0, n, 2048):
+                    part = slice(at, at + 2048)
+                    (f(h[part], w, ht[part], labels[part]) / n).backward()
+            return step
+
+        calls = {"torch, chunks of 2048": in_chunks(chunk_loss)}
+        if self.compile:
+            calls["torch.compile, chunks of 2048"] = in_chunks(self.compile(chunk_loss))
+        if self.device == "cuda" and liger():
+            fused = liger().LigerFusedLinearJSD(jsd_beta=0.5, temperature=2.0)
+            calls["Liger's fused linear JSD"] = lambda: torch.autograd.grad(fused(h, w, ht, wt, labels), (h, w))
+        return calls
+
+    def objective_products(self, n, V, student, teacher):
+        h, ht, w, wt = (self.random(*shape) for shape in ((n, student), (n, teacher), (V, student), (V, teacher)))
+        dw = torch.zeros(V, student, device=self.device)
+
+        def products():
+            s, _ = h @ w.t(), ht @ wt.t()
+            return s @ w, dw.add_(s.t() @ h)
+        return {"torch": products}
 
     def cosine(self, B, n):
         a, t = self.random(B, n, grad=True), self.random(B, n)
@@ -217,30 +282,36 @@ class Peers:
 
 
 # The peers that say most come first: there may not be time for all.
-FIRST = ("distill_rows", "attention_forward", "attention_backward", "rmsnorm_backward", "residual_rmsnorm_forward",
-         "swiglu_forward", "adamw", "attention_decode", "linear_forward")
+FIRST = ("objective", "distill_rows", "attention_forward", "attention_backward", "rmsnorm_backward",
+         "residual_rmsnorm_forward", "swiglu_forward", "adamw", "attention_decode", "linear_forward")
 
 
 def urgency(entry):
-    return FIRST.index(entry["op"]) if entry["op"] in FIRST else len(FIRST)
+    """What is asked for in the table of goals (gpu_report.py) before all else."""
+    goal = entry["what"] == "alone" or "V=32768" in entry["shape"]
+    return not goal, FIRST.index(entry["op"]) if entry["op"] in FIRST else len(FIRST)
 
 
 def measure(peers, entry, stop):
-    """The fastest peer of one operation, or None."""
+    """The fastest peer of one operation, with the times of all, or None."""
     method = getattr(peers, entry["op"], None)
     if method is None:
         return None
     shape = {key: int(value) for key, value in (pair.split("=") for pair in entry["shape"].split())}
     if entry["op"] == "distill_rows":
         shape["what"] = entry["what"]
-    best = None
+    best, every = None, {}
     for name, call in method(**shape).items():
         if time.monotonic() > stop:
             break
-        ms = timed(call, peers.device)
+        try:
+            ms = every[name] = timed(call, peers.device)
+        except Exception as error:  # versions differ in what they compile, and memory may not suffice
+            print(f"{name}, {entry['op']} {entry['what']}: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
         if best is None or ms < best["ms"]:
             best = {"op": entry["op"], "what": entry["what"], "shape": entry["shape"], "peer": name, "ms": ms}
-    return best
+    return best and {**best, "all": every}
 
 
 def kernels(args):
@@ -281,8 +352,8 @@ LLAMA = {
 
 
 def generate_ms(model, batch, device, static):
-    """Milliseconds of one token of each of `batch` texts in `generate`, greedy, after 243 positions: the difference of a
-    long and a short text."""
+    """Milliseconds of a token of each of `batch` texts in `generate`, greedy, after 243 positions: the difference of
+    a long and a short text."""
     ids = torch.ones(batch, 243, dtype=torch.long, device=device)
     options = {"do_sample": False, "use_cache": True, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     if static:
@@ -307,25 +378,23 @@ def decode(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = time.monotonic() + args.seconds
     config = transformers.LlamaConfig(**LLAMA[args.shape if device == "cuda" else "tiny"])
-    with torch.device(device):
+    with torch.device(device) if device == "cuda" else contextlib.nullcontext():  # random numbers are made there
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
     result = {"peer": f"Transformers {transformers.__version__}", "shape": args.shape, "batches": []}
-    eager = model.forward
-    for static in (False, True):
-        if static and (device != "cuda" or args.no_compile):
-            break
-        model.forward = torch.compile(eager, mode="reduce-overhead", fullgraph=True) if static else eager
-        for batch in (1, 8, 64):
+    forward = {"generate as it is": model.forward}
+    if device == "cuda" and not args.no_compile:
+        forward["static cache, compiled"] = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    for batch in (1, 8, 64):
+        for how, model.forward in forward.items():
             if time.monotonic() > stop:
                 break
             try:
                 with torch.no_grad():
-                    ms = generate_ms(model, batch, device, static)
+                    ms = generate_ms(model, batch, device, "static" in how)
             except Exception as error:  # versions differ in what they compile, and memory may not suffice
-                print(f"batch {batch}, static {static}: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"batch {batch}, {how}: {str(error).splitlines()[0]}", file=sys.stderr)
                 continue
-            result["batches"].append({"batch": batch, "step_ms": ms,
-                                      "how": "static cache, compiled" if static else "generate as it is"})
+            result["batches"].append({"batch": batch, "step_ms": ms, "how": how})
     with open(args.out, "w") as file:
         file.write(json.dumps(result) + "\n")
     print(json.dumps(result))

@@ -27,17 +27,17 @@ TOKENIZER = ROOT / "dev/starter/tokenizer.safetensors"
 IMAGE_TOKENS, TEXT = 48, 95
 
 
-def make_data(path):
-    """Random ids, and pictures that the loader's trim and resize leave as they are."""
+def make_data(path, samples=2048, text=TEXT, side=12):
+    """Random ids, and pictures of 8 `side` pixels that the loader's trim leaves as they are."""
     from PIL import Image
     tokenizer = tikzc.Tokenizer.load(TOKENIZER)
     rng = np.random.RandomState(1)
     with tikzc.DatasetWriter(path, tokenizer, "dev/bench/train_torch.py: random pictures and ids") as writer:
-        for _ in range(2048):
-            pixels = np.kron(rng.randint(0, 255, (12, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+        for _ in range(samples):
+            pixels = np.kron(rng.randint(0, 255, (side, side, 3)), np.ones((8, 8, 1))).astype(np.uint8)
             out = io.BytesIO()
             Image.fromarray(pixels).save(out, "png")
-            ids = rng.randint(0, 256, TEXT)
+            ids = rng.randint(0, 256, text)
             ids[-1] = tokenizer.end
             writer.add(out.getvalue(), ids.tolist())
 

@@ -290,6 +290,6 @@ int main(int argc, char **argv) {
         {"on chip", "rows stay in shared memory", 3, run_on_chip, near},
         {"shipped", "asynchronous copies, clusters, powers of two", 3, run_shipped, whole},
     };
-    Lesson lesson = {"objective_rows", at.rows, at.V, 3, reset, error};
+    Lesson lesson = {"objective_rows", at.rows, at.V, 3, reset, error, "", 0, NULL};
     return learn_run(&lesson, versions, sizeof versions / sizeof *versions);
 }

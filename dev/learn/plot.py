@@ -22,8 +22,8 @@ def read(path):
     if not versions:
         sys.exit(f"plot.py: {path} is empty; expected one line for each version")
     for v in versions:
-        missing = {"kernel", "version", "idea", "rows", "width", "dtype", "bytes", "floor_bytes", "bandwidth",
-                   "ms"} - v.keys()
+        missing = {"kernel", "version", "idea", "rows", "width", "dtype", "more", "floor_bytes", "flops", "bandwidth",
+                   "product", "floor_ms", "ms"} - v.keys()
         if missing:
             sys.exit(f"plot.py: {path} has a version without {', '.join(sorted(missing))}")
     return versions
@@ -40,20 +40,30 @@ def text(x, y, words, size=12, anchor="start", color="#222"):
             f"{html.escape(words)}</text>")
 
 
+def floor_line(v):
+    """What the floor is made of."""
+    words = (f"floor {v['floor_ms']:.4g} ms: {v['floor_bytes'] / 1e6:.4g} MB at {v['bandwidth'] / 1e9:.0f} GB/s "
+             "(measured copy)")
+    if v["product"]:
+        words += f", {v['flops'] / 1e9:.4g} GFLOP at {v['product'] / 1e12:.0f} TFLOP/s (measured product)"
+    return words
+
+
 def svg(versions):
     first = versions[0]
-    floor = 1e3 * first["floor_bytes"] / first["bandwidth"]
+    floor = first["floor_ms"]
+    title = f"{first['kernel']}, {first['rows']} x {first['width']} {first['dtype']}"
     low, high = floor / 2, max(v["ms"] for v in versions) * 1.1
     bottom = TOP + STEP * len(versions)
 
     def x_of(ms):
         return LEFT + (WIDTH - LEFT - RIGHT) * math.log(ms / low) / math.log(high / low)
 
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{bottom + 44}" font-family="sans-serif">',
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{bottom + 44}" '
+           'font-family="sans-serif">',
            '<rect width="100%" height="100%" fill="#fff"/>',
-           text(12, 22, f"{first['kernel']}, {first['rows']} x {first['width']} {first['dtype']}", 15),
-           text(12, 42, f"floor: {first['floor_bytes'] / 1e6:.4g} MB at {first['bandwidth'] / 1e9:.0f} GB/s (measured "
-                f"copy) = {floor:.4g} ms", color="#a30")]
+           text(12, 22, f"{title}, {first['more']}" if first["more"] else title, 15),
+           text(12, 42, floor_line(first), color="#a30")]
     for ms in ticks(low, high):
         out += [f'<line x1="{x_of(ms):.1f}" y1="{TOP}" x2="{x_of(ms):.1f}" y2="{bottom}" stroke="#ddd"/>',
                 text(x_of(ms), bottom + 16, f"{ms:g}", 11, "middle", "#666")]
@@ -74,7 +84,7 @@ def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     versions = read(sys.argv[1])
-    if not all(v["ms"] and v["bandwidth"] for v in versions):
+    if not all(v["ms"] and v["floor_ms"] and v["bandwidth"] for v in versions):
         sys.exit(f"plot.py: {sys.argv[1]} was not timed (an emulated GPU): nothing to draw")
     picture = svg(versions)
     with open(sys.argv[2], "w") as file:

@@ -172,6 +172,6 @@ int main(int argc, char **argv) {
          whole && at.C <= 8 * lanes},
         {"shipped", "any length; in shared memory", 2, run_shipped, true},
     };
-    Lesson lesson = {"rmsnorm", at.rows, at.C, 2, reset, error};
+    Lesson lesson = {"rmsnorm", at.rows, at.C, 2, reset, error, "", 0, NULL};
     return learn_run(&lesson, versions, sizeof versions / sizeof *versions);
 }
