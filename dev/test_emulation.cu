@@ -156,6 +156,14 @@ static __global__ void misaligned(int *out) {
 
 static __global__ void nothing(int *) {}
 
+static __global__ void begins_early(int *out) {
+    if (threadIdx.x == 5) return;
+    wait_for_previous();
+    out[threadIdx.x] = 1;
+}
+
+static void launch_early(int *out) { EMULATION_LAUNCH_EARLY(begins_early, 1, 32, 0, NULL, out); }
+
 /* On device 1, with the stream of device 0. */
 static void launch_elsewhere(int *out) {
     cudaStream_t stream;
@@ -217,6 +225,8 @@ static void test_mistakes() {
               "than the kernel is allowed");
     must_fail("too much shared memory on another device", launch_with_much_shared, "nothing", "65536 shared bytes",
               "than the kernel is allowed");
+    must_fail("a kernel that begins early and does not wait", launch_early, "begins_early", "thread (5, 0, 0)",
+              "griddepcontrol.wait");
     must_fail("a stream of another device", launch_elsewhere, "nothing", "belongs to another device", "");
     MUST_FAIL("too many threads", nothing, 1025, 0, "nothing", "block (1025, 1, 1)", "1 to 1024 threads");
     if (!with_asan) return;
@@ -388,9 +398,10 @@ static void test_warp() {
 
 static __global__ void sum_kernel(float *out, double *wide) {
     float v = block_sum((float)threadIdx.x), top = block_max(-(float)((threadIdx.x + 5) % blockDim.x));
+    float largest = block_max((float)threadIdx.x);  // at once, in the same shared memory
     double d = block_sum((double)threadIdx.x * 0x1p-40);
     size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    out[at] = v + top + block_max((float)threadIdx.x);
+    out[at] = v + top + largest;
     wide[at] = d;
 }
 

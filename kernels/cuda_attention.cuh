@@ -71,13 +71,13 @@ static __device__ __forceinline__ void load_tile(float *tile, int rows, const fl
 }
 
 /* A thread's part of a result tile [16 ROWS, D] to rows t0.. of y, times `factor[row]`, turned back where `turn`. The
- * tile goes through shared memory, so that rows are written whole; `stage` is one whose rows this warp alone used. */
+ * tile goes through shared memory, so that rows are written whole; `stage` is one whose rows this warp alone used,
+ * before the last tile_weigh, in which its lanes wait for each other. */
 template <int WIDTH, int ROWS, int PAIRS>
 static __device__ __forceinline__ void store_tile(floatX *y, size_t stride, float2 (&o)[ROWS][PAIRS],
                                                   const float (&factor)[ROWS], float *stage, int t0, bool turn,
                                                   const AttentionPlan &p) {
     const int D = p.s.D, x = threadIdx.x % SIDE, first = threadIdx.x / SIDE * ROWS;
-    __syncwarp();
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
@@ -92,7 +92,6 @@ static __device__ __forceinline__ void store_tile(floatX *y, size_t stride, floa
             const float *angles = turn ? rope_at(p.s, t) : NULL;
             store<WIDTH>(y + t * stride + c, load_turned<WIDTH>(stage + (first + i) * p.ld, angles, c, D, -1.0f));
         }
-    __syncwarp();
 }
 
 /* ---- the two tile products ---- */
@@ -270,18 +269,18 @@ static void launch_attention_forward(floatX *out, float *lse, const floatX *qkv,
 
 /* Calls launch<ROWS, COLS, PAIRS, WIDTH> with the tile for the head size: 32 PAIRS columns hold it, and a thread's
  * 2 ROWS PAIRS results stay in registers. */
-#define ATTENTION_TILES(launch, cols, width, D, ...) \
-    do {                                             \
-        if ((D) <= 64)                               \
-            launch<4, cols, 2, width>(__VA_ARGS__);  \
-        else if ((D) <= 96)                          \
-            launch<4, cols, 3, width>(__VA_ARGS__);  \
-        else if ((D) <= 128)                         \
-            launch<4, cols, 4, width>(__VA_ARGS__);  \
-        else if ((D) <= 256)                         \
-            launch<2, 2, 8, width>(__VA_ARGS__);     \
-        else                                         \
-            launch<1, 1, 16, width>(__VA_ARGS__);    \
+#define ATTENTION_TILES(launch, cols, width, D, ...)    \
+    do {                                                \
+        if ((D) <= 64)                                  \
+            launch<4, cols, 2, width>(__VA_ARGS__);     \
+        else if ((D) <= 96)                             \
+            launch<4, cols, 3, width>(__VA_ARGS__);     \
+        else if ((D) <= 128)                            \
+            launch<4, cols, 4, width>(__VA_ARGS__);     \
+        else if ((D) <= 256)                            \
+            launch<2, cols / 2, 8, width>(__VA_ARGS__); \
+        else                                            \
+            launch<1, 1, 16, width>(__VA_ARGS__);       \
     } while (0)
 
 static void attention_check(const AttentionShape *s) {
@@ -304,7 +303,12 @@ static void attention_forward_general(floatX *out, float *lse, const floatX *qkv
  *   dS = P (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO.
  * One kernel owns queries and sums over keys (dQ), the other owns keys and sums over the queries of all heads of
  * their group (dK, dV): each recomputes P from the saved log-sum-exp, and no sum is shared between blocks, so the
- * order of every sum is fixed. */
+ * order of every sum is fixed.
+ *
+ * Heads of more than 96 channels have room for one of the two tiles that a block walks over (`together` false), so
+ * that 99 KB of shared memory are enough, as GPUs other than those of data centres have: they take turns there. */
+
+static __host__ __device__ constexpr bool tiles_together(int pairs) { return pairs <= 3; }
 
 /* delta [B, H, T] from dout and out [B, T, H, D]: a warp takes 32 / 2^lanes_log rows. Reads both once. */
 template <int WIDTH>
@@ -330,8 +334,9 @@ static __device__ __forceinline__ float probability(float score, float lse, int 
     return sees(s, query, key) ? exp2f(score * (s.scale * LOG2E) - lse) : 0.0f;
 }
 
-template <int ROWS, int COLS> static size_t attention_backward_shared(int ld) {
-    return (size_t)(2 * SIDE * (ROWS + COLS) * ld + SIDE * ROWS * (SIDE * COLS + 4)) * sizeof(float);
+template <int ROWS, int COLS, int PAIRS> static size_t attention_backward_shared(int ld) {
+    const int tiles = 2 * ROWS + (tiles_together(PAIRS) ? 2 : 1) * COLS;
+    return (size_t)(SIDE * tiles * ld + SIDE * ROWS * (SIDE * COLS + 4)) * sizeof(float);
 }
 
 /* The queries' part of dqkv; grid as in the forward pass. */
@@ -342,7 +347,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 ? 1 : 2)
     DYNAMIC_SHARED(float, shared);
     const AttentionShape &s = p.s;
     const int QUERIES = SIDE * ROWS, KEYS = SIDE * COLS;
-    float *q = shared, *g = q + QUERIES * p.ld, *k = g + QUERIES * p.ld, *v = k + KEYS * p.ld, *w = v + KEYS * p.ld;
+    const bool together = tiles_together(PAIRS);
+    float *q = shared, *g = q + QUERIES * p.ld, *k = g + QUERIES * p.ld, *v = together ? k + KEYS * p.ld : k;
+    float *w = v + KEYS * p.ld;
     const int t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, h = (int)blockIdx.y, b = (int)blockIdx.z;
     const int y = (int)threadIdx.x / SIDE * ROWS, x = (int)threadIdx.x % SIDE;
     const size_t stride = (size_t)(s.H + 2 * s.K) * s.D, head = h * (size_t)s.D, at = ((size_t)b * s.H + h) * s.T;
@@ -361,11 +368,16 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 ? 1 : 2)
     const int seen = s.causal ? min(t0 + QUERIES, s.T) : s.T;
     for (int j0 = 0; j0 < seen; j0 += KEYS) {
         __syncthreads();
-        load_tile<WIDTH>(k, KEYS, keys, stride, j0, true, p);
         load_tile<WIDTH>(v, KEYS, keys + s.K * (size_t)s.D, stride, j0, false, p);
+        if (!together) {
+            __syncthreads();
+            tile_scores(ds, g, v, p);
+            __syncthreads();
+        }
+        load_tile<WIDTH>(k, KEYS, keys, stride, j0, true, p);
         __syncthreads();
+        if (together) tile_scores(ds, g, v, p);
         tile_scores(prob, q, k, p);
-        tile_scores(ds, g, v, p);
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
 #pragma unroll
@@ -388,7 +400,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 || PAIRS 
     DYNAMIC_SHARED(float, shared);
     const AttentionShape &s = p.s;
     const int KEYS = SIDE * ROWS, QUERIES = SIDE * COLS, group = s.H / s.K;
-    float *k = shared, *v = k + KEYS * p.ld, *q = v + KEYS * p.ld, *g = q + QUERIES * p.ld, *w = g + QUERIES * p.ld;
+    const bool together = tiles_together(PAIRS);
+    float *k = shared, *v = k + KEYS * p.ld, *q = v + KEYS * p.ld, *g = together ? q + QUERIES * p.ld : q;
+    float *w = g + QUERIES * p.ld;
     const int j0 = (int)blockIdx.x * KEYS, kv = (int)blockIdx.y, b = (int)blockIdx.z;
     const int y = (int)threadIdx.x / SIDE * ROWS, x = (int)threadIdx.x % SIDE;
     const size_t D = s.D, stride = (size_t)(s.H + 2 * s.K) * D, key = (s.H + kv) * D, value = key + s.K * D;
@@ -402,12 +416,19 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 || PAIRS 
         const size_t at = ((size_t)b * s.H + h) * s.T;
         for (int t0 = s.causal ? j0 / QUERIES * QUERIES : 0; t0 < s.T; t0 += QUERIES) {
             float prob[ROWS][COLS], ds[ROWS][COLS];
+            const floatX *gradients = dout + ((size_t)b * s.T * s.H + h) * D;
             __syncthreads();
+            if (!together) {
+                load_tile<WIDTH>(g, QUERIES, gradients, s.H * D, t0, false, p);
+                __syncthreads();
+                tile_scores(ds, v, g, p);
+                __syncthreads();
+            }
             load_tile<WIDTH>(q, QUERIES, row + h * D, stride, t0, true, p);
-            load_tile<WIDTH>(g, QUERIES, dout + ((size_t)b * s.T * s.H + h) * D, s.H * D, t0, false, p);
+            if (together) load_tile<WIDTH>(g, QUERIES, gradients, s.H * D, t0, false, p);
             __syncthreads();
+            if (together) tile_scores(ds, v, g, p);
             tile_scores(prob, k, q, p);
-            tile_scores(ds, v, g, p);
 #pragma unroll
             for (int j = 0; j < COLS; j++) {
                 const int t = t0 + x + SIDE * j, inside = min(t, s.T - 1);
@@ -418,8 +439,13 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 || PAIRS 
                     ds[i][j] = prob[i][j] * (ds[i][j] - query_delta);
                 }
             }
-            tile_weigh<ROWS, COLS>(dv, prob, w, g, p);
             tile_weigh<ROWS, COLS>(dk, ds, w, q, p);
+            if (!together) {
+                __syncthreads();
+                load_tile<WIDTH>(g, QUERIES, gradients, s.H * D, t0, false, p);
+                __syncthreads();
+            }
+            tile_weigh<ROWS, COLS>(dv, prob, w, g, p);
         }
     }
     float scale[ROWS], one[ROWS];
@@ -433,7 +459,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 || PAIRS 
 template <int ROWS, int COLS, int PAIRS, int WIDTH>
 static void launch_attention_backward(floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
                                       const floatX *qkv, AttentionPlan p) {
-    size_t rows = (size_t)p.s.B * p.s.T * p.s.H, bytes = attention_backward_shared<ROWS, COLS>(p.ld);
+    size_t rows = (size_t)p.s.B * p.s.T * p.s.H, bytes = attention_backward_shared<ROWS, COLS, PAIRS>(p.ld);
     float *delta = (float *)cuda_scratch(rows * sizeof(float));
     unsigned tiles = cuda_blocks((size_t)p.s.T, SIDE * ROWS);
     dim3 queries(tiles, (unsigned)p.s.H, (unsigned)p.s.B), keys(tiles, (unsigned)p.s.K, (unsigned)p.s.B);
@@ -637,6 +663,8 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     const int D = s.D, group = s.H / s.K, blocks = (group + HEADS - 1) / HEADS;
     const int kv = (int)blockIdx.y / blocks, first = (int)blockIdx.y % blocks * HEADS,
               heads = min(HEADS, group - first);
+    let_next_begin();
+    wait_for_previous();
     const int b = (int)blockIdx.z, position = positions[b], begin = (int)blockIdx.x * p.chunk;
     const int rows = min(p.chunk, position + 1 - begin), width = WIDTH << p.lanes_log;
     if (rows <= 0) return;
@@ -661,10 +689,11 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
 /* out [B, H*D]: the chunks of one query head joined, a block for each head. */
 static __global__ void attention_join_kernel(floatX *out, const DecodePart *parts, const float *o,
                                              const int *positions, DecodePlan p) {
+    let_next_begin();
+    wait_for_previous();
     const int row = (int)blockIdx.x, D = p.s.D, live = positions[row / p.s.H] / p.chunk + 1;
     parts += (size_t)row * p.chunks;
     o += (size_t)row * p.chunks * D;
-    let_next_begin();
     float top = -INFINITY;
     for (int i = 0; i < live; i++) top = fmaxf(top, parts[i].top);
     for (int c = (int)threadIdx.x; c < D; c += DECODE_THREADS) {
@@ -686,9 +715,9 @@ static void launch_attention_decode(floatX *out, floatX *kcache, floatX *vcache,
     DecodePart *parts = (DecodePart *)cuda_scratch(parts_bytes + (size_t)s.B * s.H * p.chunks * s.D * sizeof(float));
     float *o = (float *)((char *)parts + parts_bytes);
     dim3 grid((unsigned)p.chunks, (unsigned)(s.K * ((s.H / s.K + HEADS - 1) / HEADS)), (unsigned)s.B);
-    LAUNCH((attention_decode_kernel<HEADS, WIDTH>), grid, DECODE_THREADS, (decode_shared<HEADS, WIDTH>(p)), parts, o,
-           kcache, vcache, qkv, positions, p);
-    LAUNCH(attention_join_kernel, (unsigned)(s.B * s.H), DECODE_THREADS, 0, out, parts, o, positions, p);
+    LAUNCH_EARLY((attention_decode_kernel<HEADS, WIDTH>), grid, DECODE_THREADS, (decode_shared<HEADS, WIDTH>(p)),
+                 parts, o, kcache, vcache, qkv, positions, p);
+    LAUNCH_EARLY(attention_join_kernel, (unsigned)(s.B * s.H), DECODE_THREADS, 0, out, parts, o, positions, p);
 }
 
 /* Calls launch<HEADS, WIDTH>; eight heads of more than 128 channels would not fit into 48 KB of shared memory. */

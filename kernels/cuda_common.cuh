@@ -27,7 +27,8 @@ static inline void cuda_check(cudaError_t e, const char *file, int line) {
             driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     if (e == cudaErrorNoDevice) die("no NVIDIA GPU answers; use --device cpu");
     if (e == cudaErrorNoKernelImageForDevice)
-        die("this program was built for other GPUs than this one; build it here with make CUDA_ARCHITECTURES=native, or "
+        die("this program was built for other GPUs than this one; build it here with make CUDA_ARCHITECTURES=native, "
+            "or "
             "use --device cpu");
     if (e == cudaErrorMemoryAllocation)
         die("the GPU's memory is full (seen at %s:%d); a smaller --batch or model needs less, and in training also a "
@@ -96,12 +97,13 @@ static inline int cuda_device_index() { return (int)(cuda_device - cuda_devices)
 static inline int cuda_multiprocessors() { return cuda_device->multiprocessors; }
 
 /* Memory for what lives inside one operation, 256-byte aligned, on the device in use. The next operation that asks
- * gets the same bytes: its kernels run after this one's. Grows at first use and then waits for the device; graphs that
- * hold the old address are made again when they are next asked for. */
+ * gets the same bytes: its kernels run after this one's. Grows at first use and then waits for the device; graphs
+ * that hold the old address are made again when they are next asked for. */
 static inline void *cuda_scratch(size_t bytes) {
     CudaDevice *d = cuda_device;
     if (bytes > d->scratch_bytes) {
-        if (d->capturing) die("internal error: recorded calls need more scratch memory than when they were first made");
+        if (d->capturing)
+            die("internal error: recorded calls need more scratch memory than when they were first made");
         d->scratch_version++;
         CUDA_CHECK(cudaStreamSynchronize(d->stream));
         CUDA_CHECK(cudaFree(d->scratch));
@@ -124,7 +126,11 @@ static inline void *cuda_scratch(size_t bytes) {
         EMULATION_LAUNCH(kernel, grid, block, shared_bytes, cuda_stream(), __VA_ARGS__); \
         CUDA_CHECK(cudaGetLastError());                                                  \
     } while (0)
-#define LAUNCH_EARLY LAUNCH
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, ...)                                   \
+    do {                                                                                       \
+        EMULATION_LAUNCH_EARLY(kernel, grid, block, shared_bytes, cuda_stream(), __VA_ARGS__); \
+        CUDA_CHECK(cudaGetLastError());                                                        \
+    } while (0)
 #define DYNAMIC_SHARED(T, name) T *name = (T *)(void *)emulation::block->shared
 #else
 #define LAUNCH(kernel, grid, block, shared_bytes, ...)                             \
@@ -133,9 +139,13 @@ static inline void *cuda_scratch(size_t bytes) {
         CUDA_CHECK(cudaGetLastError());                                            \
     } while (0)
 
-/* LAUNCH for a kernel that begins with what does not depend on the one before it, reading weights, and then calls
- * wait_for_previous: on GPUs that can (9.0 on, "programmatic dependent launch") its blocks start when all blocks of the
- * one before it have called let_next_begin or ended, so that memory is busy meanwhile. */
+/* LAUNCH for a kernel that calls wait_for_previous, after what does not depend on the kernels before it: reading
+ * weights. On GPUs that can (9.0 on, "programmatic dependent launch") its blocks start when all blocks of the one
+ * before it have called let_next_begin or ended. A chain of such kernels is in order because every thread of each of
+ * them waits: none ends before all before it have ended, also not a kernel that is launched plainly after them.
+ * Before the wait it may only read what was there when the last plainly launched kernel began: the first kernels of a
+ * step, which look up tokens and pictures, are launched plainly, so that weights that AdamW or an upload has changed
+ * are there for all others. */
 #define LAUNCH_EARLY(kernel, grid, block, shared_bytes, ...) \
     early_launch(kernel, grid, block, shared_bytes, __VA_ARGS__)
 
@@ -163,16 +173,19 @@ static void early_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, s
     T *name = (T *)(void *)dynamic_shared
 #endif
 
-/* What is written before is seen by the next kernel in any case, which waits for this one's end before it reads. */
+/* Called as soon as a kernel's blocks have begun: the next one waits for their end by itself. */
 static __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-/* Before anything is read or written that the kernels before this one write or read. */
+/* Before anything is read or written that the kernels before this one write or read, and in any case by every thread:
+ * when it returns they have ended. */
 static __device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
+#ifdef CUDA_EMULATION
+    emulation::wait_for_previous();
+#elif __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
@@ -190,7 +203,8 @@ template <typename Kernel> static inline void cuda_allow_shared(Kernel kernel, s
     int most = 0;
     if (e == cudaErrorInvalidValue) {
         CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_device->number));
-        die("the rows of this model need %zu bytes of a GPU's shared memory at once, device cuda:%d has %d; use a GPU "
+        die("the rows of this model need %zu bytes of a GPU's shared memory at once, device cuda:%d has %d; use a "
+            "GPU "
             "with more, or --device cpu",
             bytes, cuda_device->number, most);
     }

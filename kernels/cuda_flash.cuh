@@ -28,6 +28,11 @@
 #ifndef PRECISION_FP32
 
 enum { FLASH_WARPS = 4, FLASH_THREADS = 32 * FLASH_WARPS, FLASH_HEAD = 128, FLASH_QUERIES = 32 * FLASH_WARPS };
+#ifdef CUDA_EMULATION
+enum { FLASH_NEAR = 8 << 10 };
+#else
+enum { FLASH_NEAR = 24 << 20 };  // bytes that stay in the second-level cache; it has 40 MB on an A100, 50 on an H100
+#endif
 
 /* Rows of heads in memory: row t of head h of sequence b is x + b * batch + h * head + t * row. */
 typedef struct {
@@ -45,6 +50,40 @@ typedef struct {
     int padded;
 } FlashPlan;
 
+/* x, so that the compiler does not see that it is the same each time: what follows from it would be kept in registers
+ * from one tile to the next, or to the end, and there is no room for it. */
+static __device__ __forceinline__ int again(int x) {
+#ifndef CUDA_EMULATION
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
+static __device__ __forceinline__ int thread_again() { return again((int)threadIdx.x); }
+
+/* Which tile of which head a block has. Under a causal mask tiles differ in length by as much as their number, and a
+ * long one that begins last would keep one multiprocessor busy alone: so the longest tiles of all heads come first,
+ * that is of `section` heads at a time, no more than what fits into the second-level cache with what their tiles walk
+ * over. Without a mask a section is one head. */
+typedef struct {
+    int tile, head, b;
+} FlashPlace;
+
+static __device__ __forceinline__ FlashPlace flash_place(int tiles, int heads, int B, int section) {
+    const int block = again((int)blockIdx.x), first = block / (tiles * section) * section, left = heads * B - first;
+    const int at = block - first * tiles, count = min(section, left), head = first + at % count;
+    const FlashPlace place = {at / count, head % heads, head / heads};
+    return place;
+}
+
+/* The section, for heads whose tiles walk over two arrays of [T, D] together with `sharing` - 1 others, or over
+ * `arrays` such pairs. */
+static int flash_section(const AttentionShape &s, int sharing, int arrays) {
+    const size_t bytes = (size_t)arrays * s.T * s.D * 2 * sizeof(bf16);
+    const size_t fit = FLASH_NEAR / bytes ? FLASH_NEAR / bytes : 1, all = (size_t)s.B * s.H;
+    return s.causal ? (int)(fit * sharing < all ? fit * sharing : all) : 1;
+}
+
 static __device__ __forceinline__ const bf16 *head_rows(const HeadRows &r, int b, int h) {
     return r.x + b * r.batch + h * r.head;
 }
@@ -60,16 +99,6 @@ template <int D> struct Swizzle {
 
 template <int D> static __device__ __forceinline__ int tile_place(int row, int chunk) {
     return row * D + (chunk ^ Swizzle<D>::bits(row)) * 8;
-}
-
-/* threadIdx.x, so that the compiler does not see that it is the same each time: the addresses that follow from it
- * would all be kept in registers from one tile to the next, more of them than there is room for. */
-static __device__ __forceinline__ int thread_again() {
-    int x = (int)threadIdx.x;
-#ifndef CUDA_EMULATION
-    asm volatile("" : "+r"(x));
-#endif
-    return x;
 }
 
 /* Where this lane points ldmatrix for the 16 x 16 elements at rows row.. and columns 16 step... Of the four matrices,
@@ -287,6 +316,11 @@ static __device__ __forceinline__ void mask_scores(float (&s)[M][N][4], int quer
         }
 }
 
+/* Keys that some query of the tile from t0 on sees come before this one. */
+static __device__ __forceinline__ int keys_seen(const AttentionShape &s, int t0) {
+    return s.causal ? min(again(t0) + FLASH_QUERIES, s.T) : s.T;
+}
+
 /* The four lanes of a row agree on its largest value, or its sum. */
 static __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
@@ -343,14 +377,13 @@ static __device__ __forceinline__ void warp_softmax(float (&s)[M][N][4], float (
 }
 
 /* A warp's rows of the result, times `factor`, to rows t0.. of y, through its own rows of a tile so that they are
- * written in 16 bytes a lane. */
+ * written in 16 bytes a lane. Those have been read by ldmatrix only, for products of the whole warp that are done. */
 template <int D, int M>
 static __device__ __forceinline__ void store_rows(bf16 *y, size_t stride, const float (&o)[M][D / 8][4],
                                                   const float (&factor)[M][2], bf16 *tile, int t0,
                                                   const AttentionShape &s) {
     constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : 16;
     const int lane = (int)threadIdx.x % 32;
-    __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -373,21 +406,21 @@ template <int D, int KEYS> static size_t flash_forward_shared() {
     return (size_t)(FLASH_QUERIES + 2 * KEYS) * D * sizeof(bf16);
 }
 
-/* out [B, T, H*D], lse [B, H, T]; grid (tiles of 128 queries, H, B), the longest rows of a causal mask first. One
- * tile of keys and one of values: the values of a tile travel while its scores are computed, the next keys during
- * softmax and weighing. */
+/* out [B, T, H*D], lse [B, H, T]; a block for each of `tiles` tiles of 128 queries of each head, the longest rows of
+ * a causal mask first. One tile of keys and one of values: the values of a tile travel while its scores are computed,
+ * the next keys during softmax and weighing. */
 template <int D, int KEYS, bool KEPT, int BLOCKS>
 static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
-    flash_forward_kernel(bf16 *out, float *lse, FlashPlan p) {
+    flash_forward_kernel(bf16 *out, float *lse, FlashPlan p, int tiles, int section) {
     DYNAMIC_SHARED(bf16, q);
     const AttentionShape &s = p.s;
+    const FlashPlace place = flash_place(tiles, s.H, s.B, section);
     bf16 *k = q + FLASH_QUERIES * D, *v = k + KEYS * D;
-    const int lane = (int)threadIdx.x % 32, warp_row = (int)threadIdx.x / 32 * 32;
-    const int t0 = (int)(gridDim.x - 1 - blockIdx.x) * FLASH_QUERIES, h = (int)blockIdx.y, b = (int)blockIdx.z;
-    const int kv = h / (s.H / s.K), query0 = t0 + warp_row, seen = s.causal ? min(t0 + FLASH_QUERIES, s.T) : s.T;
-    const bf16 *queries = head_rows(p.q, b, h), *keys = head_rows(p.k, b, kv), *values = head_rows(p.v, b, kv);
+    const int t0 = (tiles - 1 - place.tile) * FLASH_QUERIES, h = place.head, b = place.b;
+    const int kv = h / (s.H / s.K);
+    const bf16 *queries = head_rows(p.q, b, h);
     tile_pad<D>(q, FLASH_QUERIES + 2 * KEYS, s.D);
-    tile_copy<D, KEYS>(k, keys, p.k.row, 0, s.T, s.D);
+    tile_copy<D, KEYS>(k, head_rows(p.k, b, kv), p.k.row, 0, s.T, s.D);
     if (p.turned)
         tile_copy<D, FLASH_QUERIES>(q, queries, p.q.row, t0, s.T, s.D);
     else
@@ -395,30 +428,35 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
-    const LeftRows<D, 2, KEPT> left(q + warp_row * D);
+    const LeftRows<D, 2, KEPT> left(q + (int)threadIdx.x / 32 * 32 * D);
     float o[2][D / 8][4], top[2][2], sum[2][2];
     sums_zero(o);
 #pragma unroll
     for (int i = 0; i < 4; i++) top[i / 2][i % 2] = -INFINITY, sum[i / 2][i % 2] = 0.0f;
-    for (int j0 = 0; j0 < seen; j0 += KEYS) {
+    for (int j0 = 0; j0 < keys_seen(s, t0); j0 += KEYS) {
+        const int query0 = again(t0) + thread_again() / 32 * 32;
         const bool busy = !s.causal || j0 < query0 + 32;  // else all its keys come after the warp's queries
         float scores[2][KEYS / 8][4];
         unsigned weights[2][KEYS / 16][4];
         copy_async_wait<0>();
         __syncthreads();  // these keys are there, and nobody reads the last values any more
-        tile_copy<D, KEYS>(v, values, p.v.row, j0, s.T, s.D);
+        tile_copy<D, KEYS>(v, head_rows(p.v, again(b), again(kv)), p.v.row, j0, s.T, s.D);
         copy_async_commit();
         if (busy) warp_scores(scores, left, k);
         copy_async_wait<0>();
         __syncthreads();  // the values are there, and nobody reads these keys any more
-        if (j0 + KEYS < seen) tile_copy<D, KEYS>(k, keys, p.k.row, j0 + KEYS, s.T, s.D);
+        if (j0 + KEYS < keys_seen(s, t0))
+            tile_copy<D, KEYS>(k, head_rows(p.k, again(b), again(kv)), p.k.row, j0 + KEYS, s.T, s.D);
         copy_async_commit();
         if (!busy) continue;
-        if (j0 + KEYS > (s.causal ? min(query0 + 1, s.T) : s.T)) mask_scores(scores, query0, j0, lane, s);
+        if (j0 + KEYS > (s.causal ? min(query0 + 1, s.T) : s.T))
+            mask_scores(scores, query0, j0, thread_again() % 32, s);
         warp_softmax(scores, top, sum, o, s.scale * LOG2E);
         warp_pack(weights, scores);
         warp_weigh<D>(o, weights, v);
     }
+    const FlashPlace end = flash_place(tiles, s.H, s.B, section);
+    const int lane = thread_again() % 32, warp_row = thread_again() / 32 * 32, query0 = t0 + warp_row;
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -426,10 +464,10 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
             const float total = quad_sum(sum[m][half]);
             const int t = query0 + 16 * m + mma_row(lane, 2 * half);
             if (lse && lane % 4 == 0 && t < s.T)
-                lse[((size_t)b * s.H + h) * s.T + t] = (top[m][half] + log2f(total)) * LN2;
+                lse[((size_t)end.b * s.H + end.head) * s.T + t] = (top[m][half] + log2f(total)) * LN2;
             sum[m][half] = 1.0f / total;
         }
-    bf16 *to = out + ((size_t)b * s.T * s.H + h) * s.D;
+    bf16 *to = out + ((size_t)end.b * s.T * s.H + end.head) * s.D;
     store_rows<D, 2>(to, (size_t)s.H * s.D, o, sum, q + warp_row * D, query0, s);
 }
 
@@ -452,10 +490,10 @@ static HeadRows rows_turned(bf16 *to, const bf16 *qkv, const AttentionShape &s, 
 
 template <int D, int KEYS, bool KEPT, int BLOCKS>
 static void launch_flash_forward(bf16 *out, float *lse, const FlashPlan &p) {
-    dim3 grid(cuda_blocks((size_t)p.s.T, FLASH_QUERIES), (unsigned)p.s.H, (unsigned)p.s.B);
+    const unsigned tiles = cuda_blocks((size_t)p.s.T, FLASH_QUERIES), heads = (unsigned)(p.s.H * p.s.B);
     cuda_allow_shared(flash_forward_kernel<D, KEYS, KEPT, BLOCKS>, flash_forward_shared<D, KEYS>());
-    LAUNCH((flash_forward_kernel<D, KEYS, KEPT, BLOCKS>), grid, FLASH_THREADS, (flash_forward_shared<D, KEYS>()), out,
-           lse, p);
+    LAUNCH((flash_forward_kernel<D, KEYS, KEPT, BLOCKS>), tiles * heads, FLASH_THREADS,
+           (flash_forward_shared<D, KEYS>()), out, lse, p, (int)tiles, flash_section(p.s, p.s.H / p.s.K, 1));
 }
 
 static void flash_forward(bf16 *out, float *lse, const bf16 *qkv, const AttentionShape &s) {
@@ -505,14 +543,13 @@ static __global__ void flash_stats_kernel(float2 *stats, const float *lse, const
 }
 
 /* A warp's rows of a gradient, times `factor`, to rows t0.. of y, turned back where `angles` are given; `stage` holds
- * [16 M, D + 8] floats of this warp alone. */
+ * [16 M, D + 8] floats of this warp alone, which nobody else reads any more. */
 template <int D, int M>
 static __device__ __forceinline__ void store_gradient(bf16 *y, size_t stride, const float (&o)[M][D / 8][4],
                                                       float factor, float *stage, int t0, bool turned,
                                                       const AttentionShape &s) {
     constexpr int LD = D + 8;
     const int lane = (int)threadIdx.x % 32, half = s.D / 2;
-    __syncwarp();
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -567,14 +604,15 @@ static __device__ __forceinline__ void stats_copy(float2 *to, const FlashPlan &p
 /* The queries' part of dqkv; grid as in the forward pass. */
 template <int D, int KEYS, int STEP, bool KEPT, int BLOCKS>
 static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
-    flash_backward_queries_kernel(bf16 *dqkv, FlashPlan p) {
+    flash_backward_queries_kernel(bf16 *dqkv, FlashPlan p, int tiles_of_queries, int section) {
     DYNAMIC_SHARED(bf16, q);
     const AttentionShape &s = p.s;
+    const FlashPlace place = flash_place(tiles_of_queries, s.H, s.B, section);
     bf16 *g = q + FLASH_QUERIES * D, *tiles = g + FLASH_QUERIES * D;
     float2 *stats = (float2 *)(tiles + 4 * KEYS * D);
     const int warp_row = (int)threadIdx.x / 32 * 32;
-    const int t0 = (int)(gridDim.x - 1 - blockIdx.x) * FLASH_QUERIES, h = (int)blockIdx.y, b = (int)blockIdx.z;
-    const int kv = h / (s.H / s.K), query0 = t0 + warp_row, seen = s.causal ? min(t0 + FLASH_QUERIES, s.T) : s.T;
+    const int t0 = (tiles_of_queries - 1 - place.tile) * FLASH_QUERIES, h = place.head, b = place.b;
+    const int kv = h / (s.H / s.K), query0 = t0 + warp_row, seen = keys_seen(s, t0);
     const bf16 *keys = head_rows(p.k, b, kv), *values = head_rows(p.v, b, kv);
     tile_pad<D>(q, 2 * FLASH_QUERIES + 4 * KEYS, s.D);
     tile_copy<D, FLASH_QUERIES>(q, head_rows(p.q, b, h), p.q.row, t0, s.T, s.D);
@@ -612,7 +650,8 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
         }
     }
     __syncthreads();  // nobody reads any tile any more
-    bf16 *to = dqkv + (size_t)b * s.T * (s.H + 2 * s.K) * s.D + (size_t)h * s.D;
+    const FlashPlace end = flash_place(tiles_of_queries, s.H, s.B, section);
+    bf16 *to = dqkv + (size_t)end.b * s.T * (s.H + 2 * s.K) * s.D + (size_t)end.head * s.D;
     store_gradient<D, 2>(to, (size_t)(s.H + 2 * s.K) * s.D, dq, s.scale, (float *)q + warp_row * (D + 8), query0,
                          s.rope != NULL, s);
 }
@@ -670,16 +709,19 @@ static __device__ __forceinline__ void queries_copy(bf16 *tile, float2 *stats, c
     stats_copy<QUERIES>(stats, p, b, h, t0);
 }
 
-/* The keys' and values' parts of dqkv; grid (tiles of 64 M keys, K, B), the keys that most queries see first. */
+/* The keys' and values' parts of dqkv; a block for each tile of 64 M keys of each of their heads, the keys that most
+ * queries see first. */
 template <int D, int M, int QUERIES, int STEP, bool KEPT, int BLOCKS>
-static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS) flash_backward_keys_kernel(bf16 *dqkv, FlashPlan p) {
+static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
+    flash_backward_keys_kernel(bf16 *dqkv, FlashPlan p, int tiles_of_keys, int section) {
     DYNAMIC_SHARED(bf16, k);
     constexpr int KEYS = 16 * M * FLASH_WARPS, TILE = 2 * QUERIES * D;
     const AttentionShape &s = p.s;
     bf16 *v = k + KEYS * D, *tiles = v + KEYS * D;
     float2 *stats = (float2 *)(tiles + 2 * TILE);
     const int warp_row = (int)threadIdx.x / 32 * 16 * M, group = s.H / s.K;
-    const int j0 = (int)blockIdx.x * KEYS, kv = (int)blockIdx.y, b = (int)blockIdx.z, key0 = j0 + warp_row;
+    const FlashPlace place = flash_place(tiles_of_keys, s.K, s.B, section);
+    const int j0 = place.tile * KEYS, kv = place.head, b = place.b, key0 = j0 + warp_row;
     const int first = s.causal ? j0 / QUERIES * QUERIES : 0;
     tile_pad<D>(k, 2 * KEYS + 4 * QUERIES, s.D);
     tile_copy<D, KEYS>(k, head_rows(p.k, b, kv), p.k.row, j0, s.T, s.D);
@@ -727,19 +769,19 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS) flash_backward_k
 
 template <int D, int KEYS, int STEP, bool KEPT, int BLOCKS>
 static void launch_flash_queries(bf16 *dqkv, const FlashPlan &p) {
-    dim3 grid(cuda_blocks((size_t)p.s.T, FLASH_QUERIES), (unsigned)p.s.H, (unsigned)p.s.B);
+    const unsigned tiles = cuda_blocks((size_t)p.s.T, FLASH_QUERIES), heads = (unsigned)(p.s.H * p.s.B);
     cuda_allow_shared(flash_backward_queries_kernel<D, KEYS, STEP, KEPT, BLOCKS>, flash_queries_shared<D, KEYS>());
-    LAUNCH((flash_backward_queries_kernel<D, KEYS, STEP, KEPT, BLOCKS>), grid, FLASH_THREADS,
-           (flash_queries_shared<D, KEYS>()), dqkv, p);
+    LAUNCH((flash_backward_queries_kernel<D, KEYS, STEP, KEPT, BLOCKS>), tiles * heads, FLASH_THREADS,
+           (flash_queries_shared<D, KEYS>()), dqkv, p, (int)tiles, flash_section(p.s, p.s.H / p.s.K, 1));
 }
 
 template <int D, int M, int QUERIES, int STEP, bool KEPT, int BLOCKS>
 static void launch_flash_keys(bf16 *dqkv, const FlashPlan &p) {
-    dim3 grid(cuda_blocks((size_t)p.s.T, 16 * M * FLASH_WARPS), (unsigned)p.s.K, (unsigned)p.s.B);
+    const unsigned tiles = cuda_blocks((size_t)p.s.T, 16 * M * FLASH_WARPS), heads = (unsigned)(p.s.K * p.s.B);
     cuda_allow_shared(flash_backward_keys_kernel<D, M, QUERIES, STEP, KEPT, BLOCKS>,
                       flash_keys_shared<D, M, QUERIES>());
-    LAUNCH((flash_backward_keys_kernel<D, M, QUERIES, STEP, KEPT, BLOCKS>), grid, FLASH_THREADS,
-           (flash_keys_shared<D, M, QUERIES>()), dqkv, p);
+    LAUNCH((flash_backward_keys_kernel<D, M, QUERIES, STEP, KEPT, BLOCKS>), tiles * heads, FLASH_THREADS,
+           (flash_keys_shared<D, M, QUERIES>()), dqkv, p, (int)tiles, flash_section(p.s, 1, p.s.H / p.s.K));
 }
 
 /* stats and, with RoPE, queries and keys turned, in the device's scratch memory. */

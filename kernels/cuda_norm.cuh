@@ -33,6 +33,7 @@ static __global__ void norm_forward_kernel(floatX *sum, floatX *out, float *mean
     RowWorkers<BLOCK> w;
     int r = (int)blockIdx.x * w.rows_per_block + w.row_in_block, step = w.threads * N;
     let_next_begin();
+    wait_for_previous();
     if (r >= rows) return;  // a whole warp
     size_t at = (size_t)r * (size_t)C;
     float *cache = shared + w.row_in_block * ((C + step - 1) / step * step) + w.rank;
@@ -80,8 +81,8 @@ static void norm_forward_launch(floatX *sum, floatX *out, float *mean, float *rs
                                 unsigned threads, size_t row_bytes) {
     size_t at_once = BLOCK ? 1 : threads / 32;
     cuda_allow_shared(norm_forward_kernel<LAYER, BLOCK, N>, at_once * row_bytes);
-    LAUNCH((norm_forward_kernel<LAYER, BLOCK, N>), cuda_blocks(rows, at_once), threads, at_once * row_bytes, sum, out,
-           mean, rstd, a, b, weight, bias, (int)rows, C, eps);
+    LAUNCH_EARLY((norm_forward_kernel<LAYER, BLOCK, N>), cuda_blocks(rows, at_once), threads, at_once * row_bytes,
+                 sum, out, mean, rstd, a, b, weight, bias, (int)rows, C, eps);
 }
 
 /* A warp per row and as many rows a block as fit into 32 KB; or, for few rows and for very long ones, a block per

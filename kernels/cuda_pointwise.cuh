@@ -72,12 +72,13 @@ static void cuda_gelu_backward(floatX *dinp, const floatX *dout, const floatX *p
 
 /* ---- SwiGLU (Shazeer 2020) ---- silu(gate) * up with silu(x) = x sigmoid(x); a block per row */
 
-/* Reads 2F, writes F elements a row. */
+/* Reads 2F, writes F elements a row. Grid (rows, blocks that share a row). */
 template <int N> static __global__ void swiglu_forward_kernel(floatX *out, const floatX *gate_up, int F) {
     const floatX *gate = gate_up + (size_t)blockIdx.x * 2 * (size_t)F, *up = gate + F;
     floatX *o = out + (size_t)blockIdx.x * (size_t)F;
     let_next_begin();
-    for (int i = (int)threadIdx.x * N; i < F; i += (int)blockDim.x * N) {
+    wait_for_previous();
+    for (int i = (int)(blockIdx.y * blockDim.x + threadIdx.x) * N; i < F; i += (int)(gridDim.y * blockDim.x) * N) {
         Floats<N> g = load<N>(gate + i), u = load<N>(up + i);
 #pragma unroll
         for (int k = 0; k < N; k++) u.x[k] *= g.x[k] * sigmoid(g.x[k]);
@@ -105,13 +106,18 @@ static __global__ void swiglu_backward_kernel(floatX *dgate_up, const floatX *do
     }
 }
 
+template <int N> static void swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, int F) {
+    const unsigned threads = cuda_row_threads((size_t)F / N);
+    const unsigned blocks = rows < 256 ? cuda_blocks((size_t)F / N, threads) : 1;
+    LAUNCH_EARLY(swiglu_forward_kernel<N>, dim3((unsigned)rows, blocks), threads, 0, out, gate_up, F);
+}
+
 static void cuda_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, int F) {
     if (rows == 0) return;
     if (vectors_fit((size_t)F, VECTOR, out, gate_up))
-        LAUNCH(swiglu_forward_kernel<VECTOR>, (unsigned)rows, cuda_row_threads((size_t)F / VECTOR), 0, out, gate_up,
-               F);
+        swiglu_forward<VECTOR>(out, gate_up, rows, F);
     else
-        LAUNCH(swiglu_forward_kernel<1>, (unsigned)rows, cuda_row_threads((size_t)F), 0, out, gate_up, F);
+        swiglu_forward<1>(out, gate_up, rows, F);
 }
 
 static void cuda_swiglu_backward(floatX *dgate_up, const floatX *dout, const floatX *gate_up, size_t rows, int F) {

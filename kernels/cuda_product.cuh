@@ -1,8 +1,8 @@
 /* Products with weights: y = x W^T with bias in its epilogue, dx = dy W, dW += dy^T x. cuBLASLt does them, in bf16 or
- * fp32 with fp32 sums (activations in a pass of their own, so that a model gives the same bits whether it keeps what the
- * activation was given or not, and one that computes the activation again the same too); a kernel of our own does what cuBLASLt does not take (weights of another
- * type, rows that are not aligned) and what is too small to matter; another one does products of few rows (decoding),
- * which are bound by the reading of the weight.
+ * fp32 with fp32 sums (activations in a pass of their own, so that a model gives the same bits whether it keeps what
+ * the activation was given or not, and one that computes the activation again the same too); a kernel of our own does
+ * what cuBLASLt does not take (weights of another type, rows that are not aligned) and what is too small to matter;
+ * another one does products of few rows (decoding), which are bound by the reading of the weight.
  *
  * Everything is row-major. cuBLASLt thinks in columns: a row-major [M, N] is to it the transposed matrix [N, M], so
  * it is asked for C^T = right^T left^T. */
@@ -284,6 +284,7 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_rows_kernel(Product p,
     const int channel = (int)blockIdx.x * (FEW_WARPS / warps) + warp / warps, step = 32 * warps * WIDTH;
     const W *weight = (const W *)p.right + (size_t)min(channel, p.N - 1) * p.K;
     float sum[ROWS] = {};
+    let_next_begin();
     for (int k0 = (part * 32 + lane) * WIDTH; k0 < p.K; k0 += FEW_LOADS * step) {
         Floats<WIDTH> w[FEW_LOADS];
 #pragma unroll
@@ -335,8 +336,8 @@ static void product_few_rows(const Product &p) {
 }
 
 /* Few rows on the vector units, some on the tensor cores, more through the library. The first two read the weight
- * while the kernel before them still runs (LAUNCH_EARLY): that one makes their input; weights are written by AdamW and
- * by uploads, after which other kernels come first. */
+ * while the kernel before them still runs (LAUNCH_EARLY): that one makes their input; weights are written by AdamW
+ * and by uploads, after which other kernels come first. */
 static void forward_run(const Product &p) {
     if (p.M <= FEW_ROWS)
         product_few_rows(p);

@@ -71,8 +71,8 @@ static __device__ inline unsigned long long block_running_sum(unsigned long long
 
 /* Looks at the digit of the keys above `shift`, of those whose higher digits are `prefix` (of all with first): finds
  * the last bin, in `found`, of which a token is kept by top-k and top-p. */
-static __device__ inline void tally(SampleFound *found, const SampleRow &r, const Sampling &s, uint64_t prefix, int shift,
-                                    bool first) {
+static __device__ inline void tally(SampleFound *found, const SampleRow &r, const Sampling &s, uint64_t prefix,
+                                    int shift, bool first) {
     __shared__ unsigned counts[SAMPLE_BINS];
     __shared__ unsigned long long sums[SAMPLE_BINS];
     __shared__ int last;
@@ -121,8 +121,8 @@ static __device__ inline uint64_t row_kept(uint64_t *total, int *shift, const Sa
     return prefix;
 }
 
-/* The first token up to and with which those kept weigh more than `draw`. A warp adds up a stretch of the row; the one
- * whose stretch it is looks again. */
+/* The first token up to and with which those kept weigh more than `draw`. A warp adds up a stretch of the row; the
+ * one whose stretch it is looks again. */
 static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kept, int shift, uint64_t draw) {
     const int lane = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
     const int begin = (int)threadIdx.x / 32 * stretch, end = min(begin + stretch, r.V);
@@ -153,8 +153,8 @@ static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kep
     }
 }
 
-/* Grid B. Reads a row once for the likeliest token, and one to five times more to find what is kept (twice as a rule),
- * and to pick from it, from the second-level cache: logits of 32000 tokens are 128 KB. */
+/* Grid B. Reads a row once for the likeliest token, and one to five times more to find what is kept (twice as a
+ * rule), and to pick from it, from the second-level cache: logits of 32000 tokens are 128 KB. */
 static __global__ void __launch_bounds__(SAMPLE_THREADS)
     sample_kernel(int *ids, int *positions, const float *logits, const uint8_t *forbidden, const int *streams,
                   Sampling s, int V) {

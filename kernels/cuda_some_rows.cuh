@@ -2,11 +2,11 @@
  * the weight, 2 N K bytes, like the product of one row.
  *
  * The weight is mma's left operand, so its channels fill the 16 rows of a fragment and the rows of x its 8 columns:
- * y^T = W x^T. Which k of the sum an element of a fragment belongs to does not matter as long as both operands agree; so
- * a lane reads 8 neighbouring k of its channels and of its rows, 16 bytes each, straight into the fragments of two mma
- * instructions, and nothing passes through shared memory on the way in. The warps of a block take turns along K and add
- * up at the end, in order. A block reads all of x, from the second-level cache: RT tiles of 8 rows and CT tiles of 16
- * channels, chosen so that this is no more than it reads of the weight. */
+ * y^T = W x^T. Which k of the sum an element of a fragment belongs to does not matter as long as both operands agree;
+ * so a lane reads 8 neighbouring k of its channels and of its rows, 16 bytes each, straight into the fragments of two
+ * mma instructions, and nothing passes through shared memory on the way in. The warps of a block take turns along K
+ * and add up at the end, in order. A block reads all of x, from the second-level cache: RT tiles of 8 rows and CT
+ * tiles of 16 channels, chosen so that this is no more than it reads of the weight. */
 #ifndef KERNELS_CUDA_SOME_ROWS_CUH
 #define KERNELS_CUDA_SOME_ROWS_CUH
 
@@ -22,8 +22,8 @@ static __device__ __forceinline__ uint4 some_load(const bf16 *p, bool inside) {
 
 /* LOADS steps of SOME_K of the sum: first all reads of the weight, so that many are under way. */
 template <int RT, int CT, int LOADS>
-static __device__ __forceinline__ void some_rows_steps(float (&sum)[RT][CT][4], const bf16 *x, const bf16 *weight, int k0,
-                                                       int rows, int channels, int K) {
+static __device__ __forceinline__ void some_rows_steps(float (&sum)[RT][CT][4], const bf16 *x, const bf16 *weight,
+                                                       int k0, int rows, int channels, int K) {
     const int lane = (int)threadIdx.x % 32, g = lane / 4, k = k0 + lane % 4 * 8;
     uint4 w[LOADS][CT][2];
 #pragma unroll
@@ -52,13 +52,13 @@ static __device__ __forceinline__ void some_rows_steps(float (&sum)[RT][CT][4], 
 }
 
 /* Grid: N / (16 CT). */
-template <int RT, int CT>
-static __global__ void __launch_bounds__(SOME_THREADS) some_rows_kernel(Product p) {
+template <int RT, int CT> static __global__ void __launch_bounds__(SOME_THREADS) some_rows_kernel(Product p) {
     __shared__ float parts[SOME_WARPS][8 * RT][16 * CT + 1];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n0 = (int)blockIdx.x * 16 * CT;
     const bf16 *weight = (const bf16 *)p.right + (size_t)n0 * p.K, *x = (const bf16 *)(const void *)p.left;
     constexpr int LOADS = 4 / CT;
     float sum[RT][CT][4] = {};
+    let_next_begin();
     for (int k0 = warp * SOME_K; k0 < p.K; k0 += LOADS * SOME_WARPS * SOME_K)
         some_rows_steps<RT, CT, LOADS>(sum, x, weight, k0, p.M, p.N - n0, p.K);
     wait_for_previous();  // all, also those that had nothing to read

@@ -242,6 +242,10 @@ template <typename T> static inline T atomicMin(T *p, T v) {
 #define EMULATION_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared, stream, ...) \
     emulation::launcher(#kernel, kernel, cluster, grid, block, shared, stream)(__VA_ARGS__)
 
+/* The same with cudaLaunchAttributeProgrammaticStreamSerialization. */
+#define EMULATION_LAUNCH_EARLY(kernel, grid, block, shared, stream, ...) \
+    emulation::launcher(#kernel, kernel, 1, grid, block, shared, stream, true)(__VA_ARGS__)
+
 /* ---- the runtime's functions ---- */
 
 enum cudaError_t {

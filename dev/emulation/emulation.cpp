@@ -271,6 +271,10 @@ static void wait() {
 __attribute__((noinline)) static Fiber *run_threads(Fiber *self) {
     for (;;) {
         machine->launch->run(machine->launch->context);
+        if (machine->launch->early && !current->waited) {
+            current->place = {"griddepcontrol.wait", "nowhere", 0};
+            fail(current, "has not been called when the thread returns");
+        }
         current->state = Thread::RETURNED;
         machine->returned++;
         Thread *next = choose();
@@ -290,13 +294,16 @@ static void fiber_main() {
     for (;;) switch_to(run_threads(self));
 }
 
-/* EMULATION_SKIP=FILE:LINE leaves out the barriers of that line, to see whether a test notices (dev/mutate_barriers.sh). */
+/* EMULATION_SKIP=FILE:LINE leaves out the barriers of that line, to see whether a test notices
+ * (dev/mutate_barriers.sh). */
 static bool skipped(const Place &place) {
     static const char *wanted = getenv("EMULATION_SKIP"), *colon = wanted ? strrchr(wanted, ':') : NULL;
     if (!colon || place.line != atoi(colon + 1)) return false;
     size_t length = (size_t)(colon - wanted), all = strlen(place.file);
     return all >= length && !strncmp(place.file + all - length, wanted, length);
 }
+
+void wait_for_previous() { current->waited = true; }
 
 void barrier(Place place) {
     if (skipped(place)) return;
@@ -317,6 +324,7 @@ void cluster_wait(Place place) {
     current->arrived = false;
     if (skipped(place)) return;
     current->state = Thread::AT_CLUSTER_BARRIER;
+    current->met = true;
     wait();
 }
 
@@ -326,6 +334,7 @@ void *cluster_address(void *mine, unsigned rank) {
     current->place = {"mapa", "", 0};
     if (rank >= me->blocks || at >= machine->launch->shared)
         fail(current, "names no dynamic shared memory of a block of the cluster");
+    if (rank != me->rank && !current->met) fail(current, "reaches into a block that may not have begun");
     return machine->block[rank].shared + at;
 }
 
@@ -388,9 +397,9 @@ void copies_wait(unsigned left) {
 }
 
 /* ---- static shared memory ----
- * A kernel's __shared__ variables are static ones, one for each thread of the processor (under AddressSanitizer one for
- * all, and then they keep what the last block left). They are found in the program's own symbol table, as thread-local
- * variables of functions, so that every block can begin with every bit one in them. */
+ * A kernel's __shared__ variables are static ones, one for each thread of the processor (under AddressSanitizer one
+ * for all, and then they keep what the last block left). They are found in the program's own symbol table, as
+ * thread-local variables of functions, so that every block can begin with every bit one in them. */
 
 enum { MAX_STATIC = 4096 };
 static struct {
@@ -398,6 +407,7 @@ static struct {
 } static_shared[MAX_STATIC];
 static int static_count;
 
+#ifndef WITH_ASAN
 static void static_shared_find() {
     int file = open("/proc/self/exe", O_RDONLY);
     struct stat about;
@@ -417,6 +427,7 @@ static void static_shared_find() {
     }
     munmap((void *)base, (size_t)about.st_size);
 }
+#endif
 
 static int static_shared_poison(struct dl_phdr_info *program, size_t, void *) {
     for (int i = 0; i < static_count; i++)
@@ -449,7 +460,7 @@ static void begin_block(Machine *m, const Launch &l, uint64_t number, unsigned r
         t->fiber = NULL;
         t->copies = 0;
         t->group = 0;
-        t->arrived = false;
+        t->arrived = t->waited = t->met = false;
         make_ready(t);
     }
 }

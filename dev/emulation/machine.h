@@ -64,6 +64,8 @@ struct Thread {
     int copies;
     unsigned group;  // the one that copies belong to now
     bool arrived;    // at the cluster's barrier, and has not waited there yet
+    bool waited;     // for the kernels before this one
+    bool met;        // has passed a barrier of the cluster: all of its blocks have begun
 };
 
 struct Block {
@@ -86,6 +88,7 @@ struct Launch {
     void (*run)(void *context);
     void *context;
     unsigned cluster = 1;  // blocks of a cluster, neighbours in x
+    bool early = false;    // may begin before the kernel before it has ended
 };
 void launch(const Launch &l);
 void check_launch(const Launch &l, bool stream_fits);  // without running it
@@ -100,6 +103,10 @@ unsigned live_lanes();  // of this thread's warp: those that have not returned
 void cluster_arrive(Place place);
 void cluster_wait(Place place);
 void *cluster_address(void *mine, unsigned rank);
+
+/* griddepcontrol.wait. Kernels run one after another here; but a thread of one that may begin early and returns
+ * without having waited ends the program: on a GPU the next kernel could then run beside the one before. */
+void wait_for_previous();
 
 /* cp.async: a copy happens as late as its thread allows, when it waits for the copy's group, so a wait that is
  * missing or too short shows. */
@@ -121,8 +128,8 @@ void device_memory_free(void *p);
 size_t device_memory_in_use();
 size_t device_memory_total();
 
-/* What the emulated GPU says of itself: EMULATION_CAPABILITY (80 without it) and EMULATION_SHARED, the bytes of shared
- * memory a block may ask for (MAX_SHARED): with little of it, short rows take the ways of long ones. */
+/* What the emulated GPU says of itself: EMULATION_CAPABILITY (80 without it) and EMULATION_SHARED, the bytes of
+ * shared memory a block may ask for (MAX_SHARED): with little of it, short rows take the ways of long ones. */
 int device_capability();
 int device_shared();
 

@@ -74,9 +74,10 @@ template <typename... Parameters> struct Launcher {
     dim3 grid, size;
     size_t shared;
     Stream *stream;
+    bool early;
 
     void operator()(Parameters... parameters) const {
-        Launch l = {name, grid, size, shared, (const void *)kernel, NULL, NULL, cluster};
+        Launch l = {name, grid, size, shared, (const void *)kernel, NULL, NULL, cluster, early};
         check_launch(l, stream_here(stream));
         stream_do(stream, [kernel = kernel, values = std::tuple<Parameters...>(parameters...), l]() {
             struct Call {
@@ -96,8 +97,9 @@ template <typename... Parameters> struct Launcher {
 
 template <typename... Parameters>
 static inline Launcher<Parameters...> launcher(const char *name, void (*kernel)(Parameters...), unsigned cluster,
-                                               dim3 grid, dim3 size, size_t shared, Stream *stream) {
-    return {name, kernel, cluster, grid, size, shared, stream};
+                                               dim3 grid, dim3 size, size_t shared, Stream *stream,
+                                               bool early = false) {
+    return {name, kernel, cluster, grid, size, shared, stream, early};
 }
 
 }  // namespace emulation
