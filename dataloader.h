@@ -572,7 +572,8 @@ static inline void loader_stop(Loader *l) {
 static inline void loader_allocate(Loader *l) {
     const LoaderConfig *c = &l->config;
     size_t batch = (size_t)c->batch, rows;
-    if (c->parts && (rows = (loader_items(c) + (uint64_t)c->parts - 1) / (uint64_t)c->parts * (uint64_t)c->item_rows) < batch)
+    if (c->parts &&
+        (rows = (loader_items(c) + (uint64_t)c->parts - 1) / (uint64_t)c->parts * (uint64_t)c->item_rows) < batch)
         batch = rows;
     size_t largest = 0;
     for (int i = 0; i < LOADER_RING; i++) {
@@ -597,7 +598,8 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
         return error_set(err, "the batch size is %d, 1 to 1048576 was expected", config.batch);
     if (!config.hold) config.hold = 1;
     if (config.hold < 0 || config.hold > 2 ||
-        (config.parts && (config.parts < 0 || config.part < 0 || config.part >= config.parts || config.item_rows < 1)))
+        (config.parts &&
+         (config.parts < 0 || config.part < 0 || config.part >= config.parts || config.item_rows < 1)))
         return error_set(err, "internal error: batches held %d, part %d of %d in items of %d", config.hold,
                          config.part, config.parts, config.item_rows);
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 picture sizes were expected");
@@ -631,8 +633,8 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     return status;
 }
 
-/* The next batch, valid until the next call (or, with config.hold 2, the one after that). NULL: with a text in err, an error (a damaged record or picture); with
- * an empty text, the end of the pass (only without shuffle). */
+/* The next batch, valid until the next call (or, with config.hold 2, the one after that). NULL: with a text in err,
+ * an error (a damaged record or picture); with an empty text, the end of the pass (only without shuffle). */
 static inline const Batch *loader_next(Loader *l, Error *err) {
     const Batch *b = NULL;
     err->text[0] = '\0';

@@ -792,8 +792,8 @@ static inline void lm_backward(Model *m) {
     gradients_ready(&m->hook, m->embed);
 }
 
-/* Whether these calls of the backward pass need not be made, as they have been played back. With a hook they are never
- * recorded: it sends gradients on their way, which no recording can. */
+/* Whether these calls of the backward pass need not be made, as they have been played back. With a hook they are
+ * never recorded: it sends gradients on their way, which no recording can. */
 static inline bool model_replay_backward(Model *m, int kind) {
     return !m->hook.ready && m->op->replay(m, model_recording(kind, m->B, m->T));
 }

@@ -1,14 +1,18 @@
 /* Several processes as one training run: who does what, and what travels between them.
  *
  *   world    ranks 0 .. students-1 are students, the others are teachers. Rank 0 writes the log and the weights.
+ *
  *   batch    teachers and students cut a batch of batch * accum * students pictures into items of `batch` pictures.
  *            Item i goes to student i mod students. Which teacher prepares it, and when, is the timetable below: a
- * pure function of the options, so nobody has to be told. lesson   what a teacher sends for an item: the hidden
- * states of the positions that count [n, Wt], d wide and not vocabulary wide, and the image tokens [B, P, Wt] when
- * the embedding loss wants them. The student holds the teacher's head and forms its logits in chunks (loss.cuh). A
- * thread of the student's takes in up to FEED_RING lessons ahead, which bounds how far the teachers run ahead.
+ *            pure function of the options, so nobody has to be told.
+ *
+ *   lesson   what a teacher sends for an item: the hidden states of the positions that count [n, Wt], d wide and not
+ *            vocabulary wide, and the image tokens [B, P, Wt] when the embedding loss wants them. The student holds
+ *            the teacher's head and forms its logits in chunks (loss.cuh). A thread of the student's takes in up to
+ *            FEED_RING lessons ahead, which bounds how far the teachers run ahead.
+ *
  *   buckets  gradients are added up among the students bucket by bucket, from the end of the flat arrays
- * (lib/adamw.h) while the backward pass is still at work on their beginning.
+ *            (lib/adamw.h) while the backward pass is still at work on their beginning.
  *
  * The engines are in lib/comm.h, launching and failing in lib/world.h. */
 #ifndef RANKS_H

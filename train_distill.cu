@@ -11,6 +11,7 @@
  * The options are in train_options.h, the formulas in loss.cuh, the models in model.h and vision.h, the data in
  * dataloader.h, what goes between the ranks in ranks.h. */
 #include "dataloader.h"
+#include "lib/interrupt.h"
 #include "lib/json.h"
 #include "lib/machine.h"
 #include "lib/progress.h"
@@ -23,7 +24,6 @@
 
 #include <dirent.h>
 #include <limits.h>
-#include <signal.h>
 
 /* ---------------------------------------------------------------------------------------------------------------
  * The run */
@@ -62,13 +62,6 @@ typedef struct {
 
 static bool leads(const Run *r) { return r->ranks.world.rank == 0; }
 static bool taught_from_afar(const Run *r) { return r->ranks.teachers > 0; }
-
-static volatile sig_atomic_t interrupted = 0;
-
-static void on_interrupt(int signal_number) {
-    interrupted = 1;
-    signal(signal_number, SIG_DFL);  // a second Ctrl-C stops at once
-}
 
 /* The name in a model of `from` layers of what the student calls `name`: layer l of n stands for the layer at the
  * same share of the depth, first for first and last for last (Sanh et al. 2019, "DistilBERT", take every other
@@ -129,7 +122,8 @@ static void open_student(Run *r) {
     model_train(&r->student, r->parts, r->recompute);
 }
 
-/* A student of teacher ranks needs the teacher's head and sizes only, which the file gives without loading it. */
+/* A student of teacher ranks needs the teacher's head and sizes only. A file of weights of this build's type gives
+ * them without being loaded. */
 static void open_models(Run *r) {
     Error err;
     bool file_only = taught_from_afar(r) && !r->ranks.teaches;
@@ -228,6 +222,10 @@ static void start_loader(Run *r) {
     t->steps = r->steps;
     t->every = opt.eval_every ? opt.eval_every : (r->steps + 9) / 10;
     t->evaluation = evaluation_batches(r);
+    if (r->has_val && !t->evaluation)
+        die("every sample of %s has more than %d text tokens, so that nothing is left to evaluate; use other data or "
+            "--val-data none",
+            opt.val_data, r->text);
 }
 
 /* Of the student and the objective's map. */
@@ -293,6 +291,7 @@ static void plan_schedule(Run *r) {
 /* Hidden states [n, Wt] and image tokens [B, P, Wt] of the teacher. */
 typedef struct {
     const floatX *hidden, *tokens;
+    int64_t n, B;
 } Teaching;
 
 /* The teacher that runs in this process looks at rows first .. first+B-1 of a batch. */
@@ -305,18 +304,22 @@ static void teacher_looks(Run *r, const Batch *batch, int first, int B) {
 
 /* What the teacher makes of these rows, from wherever it is; `item` as for r->looked_at. */
 static Teaching teaching(Run *r, const Batch *batch, int first, int B, int64_t item) {
-    Teaching x = {NULL, NULL};
+    Teaching x = {NULL, NULL, 0, 0};
     if (!r->has_teacher) return x;
     if (taught_from_afar(r)) {
         const FeedSlot *lesson = feed_next(&r->feed);
         x.hidden = lesson->hidden;
         x.tokens = lesson->tokens;
+        x.n = lesson->header.n;
+        x.B = lesson->header.pictures;
         return x;
     }
     if (item < 0 || item != r->looked_at) teacher_looks(r, batch, first, B);
     r->looked_at = -1;
     x.hidden = r->teacher.hidden;
     x.tokens = r->teacher.vision.tokens;
+    x.n = r->teacher.n;
+    x.B = r->teacher.B;
     return x;
 }
 
@@ -331,6 +334,9 @@ static const floatX *pass(Run *r, const Batch *batch, int first, int B, int64_t 
     bool learn = scale > 0;
     Teaching teacher = teaching(r, batch, first, B, item);
     model_forward(s, batch->pixels[0] + (size_t)first * S * S * 3, batch->ids + (size_t)first * (size_t)T, B, T);
+    if (r->has_teacher && (teacher.n != s->n || teacher.B != B))
+        die("internal error: the teacher looked at %lld positions of %lld pictures where the student has %d of %d",
+            (long long)teacher.n, (long long)teacher.B, s->n, B);
     objective_run(&r->objective, learn ? s->d_hidden : NULL, learn ? s->head->gradient : NULL, s->hidden,
                   param_weight(s->head), teacher.hidden, s->labels, s->n, (float)scale);
     const floatX *d_tokens =
@@ -416,7 +422,7 @@ static StepResult train_step(Run *r, const Batch *batch, const Batch *next) {
     optimizer_step(&r->optimizer, (float)result.lr, (int)r->step + 1);
     share_values(&r->ranks.comm, &r->optimizer);
     report.sums = objective_collect(&r->objective);  // here the host waits for the device, not before
-    report.interrupted = interrupted || r->feed.interrupted;
+    report.interrupted = interrupted() || r->feed.interrupted;
     result.report = everyones(r, report);
     r->op->download(&norm_squared, r->optimizer.norm_squared, sizeof norm_squared);
     result.norm = sqrt((double)norm_squared);
@@ -469,11 +475,11 @@ static void teach(Run *r) {
         if (lesson.teacher == r->ranks.index) {
             int B = batch->B - row < opt.batch ? batch->B - row : (int)opt.batch;
             teacher_looks(r, batch, row, B);
-            going = lesson_send(&r->ranks, &r->teacher, &lesson, r->config.w_embed > 0, interrupted,
+            going = lesson_send(&r->ranks, &r->teacher, &lesson, r->config.w_embed > 0, interrupted(),
                                 &r->waiting.told.lessons);
             row += B;
         }
-        if (lesson.evaluation && lesson.item + 1 == r->timetable.evaluation) loader_stop(&val);
+        if (lesson.evaluation && (!going || lesson.item + 1 == r->timetable.evaluation)) loader_stop(&val);
     }
 }
 
@@ -769,7 +775,7 @@ static void train(Run *r) {
 static void recall_options(Run *r, int argc, char **argv, const char *usage) {
     Error err;
     const char *out = opt.out;
-    r->own_steps = options_given(&opt.batch) || options_given(&opt.accum);
+    r->own_steps = options_given(&opt.accum);
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
     if (!file_exists(r->state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume",
@@ -808,6 +814,9 @@ static void choose_gpus(void) {
     if (!opt.gpus && alone && free_choice && strcmp(opt.teacher, "none") && gpus_visible() >= 2) opt.gpus = 2;
     if (opt.gpus > gpus_visible())
         options_die("--gpus is %lld; this machine has %d", (long long)opt.gpus, gpus_visible());
+    if (opt.gpus > 1 && opt.ranks && opt.ranks != opt.gpus)
+        options_die("--gpus is %lld and --ranks %lld; leave out one of them", (long long)opt.gpus,
+                    (long long)opt.ranks);
     if (opt.gpus > 1 && alone) opt.ranks = opt.gpus;
 }
 
@@ -856,7 +865,7 @@ static void deal_again(const Run *r) {
             "divides %lld",
             (long long)pictures, (long long)students, (long long)pictures);
     while (pictures / students % batch) batch--;
-    opt.eval_batches = (opt.eval_batches * opt.batch + batch - 1) / batch;  // as many pictures
+    opt.eval_batches = (opt.eval_batches * opt.batch + batch - 1) / batch;  // as many pictures, or a few more
     opt.batch = batch;
     opt.accum = pictures / students / batch;
 }
@@ -935,6 +944,7 @@ static void agree(const Run *r) {
     agree_on_file(f, "tokenizer", opt.tokenizer);
     agree_on_file(f, "training data", opt.data);
     agree_on_file(f, "validation data", opt.val_data);
+    if (opt.resume && opt.shard) agree_on_file(f, "checkpoint", r->state_path);
     fprintf(f, "number of teachers = %d\nnumber of students = %d\n", r->ranks.teachers, r->ranks.students);
     for (char *line = strtok_r(options, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
         if (!is_local_option(line)) fprintf(f, "--%s\n", line);
@@ -1080,14 +1090,16 @@ static void record_options(const Run *r) {
 static void check_batch(const Run *r) {
     int64_t pictures = opt.batch * opt.accum * r->ranks.students;
     if (pictures > 1 << 20)
-        options_die("--batch times --accum makes a step of %lld pictures; at most 1048576 are supported",
-                    (long long)pictures);
+        options_die(
+            "--batch times --accum, of all students, makes a step of %lld pictures; at most 1048576 are supported",
+            (long long)pictures);
 }
 
 int main(int argc, char **argv) {
     static Run run;
     Run *r = &run;
     threads_wait_politely(argv);
+    interrupts_take();
     parse_options(r, argc, argv);
     take_parts(&r->ranks);
     deal_again(r);
@@ -1106,8 +1118,7 @@ int main(int argc, char **argv) {
     measure_peak(r);  // before the loader's thread takes a core
     start_loader(r);
     plan_schedule(r);
-    signal(SIGINT, on_interrupt);
-    signal(SIGTERM, on_interrupt);
+    interrupts_keep();
     if (r->ranks.teaches) {
         teach(r);
     } else {

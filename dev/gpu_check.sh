@@ -17,6 +17,7 @@ work=build/gpu_check
 deadline=$((SECONDS + 470))
 jobs=$(nproc)
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+PATH=$PATH:$(dirname "$nvcc") # compute-sanitizer lies beside it
 
 # What differs on the emulated GPU: the build, and all sizes.
 cuda=1 suffix='' report=${1:-dev/bench} shapes=large student='base,lm.layers=2' batch=32 steps=30 resume=300 every=30
@@ -31,6 +32,11 @@ if [ "${TIKZ_CHECK:-}" = emulated ]; then
     deadline=$((SECONDS + 1500))
 elif ! nvidia-smi >/dev/null 2>&1; then
     echo "gpu_check.sh: nvidia-smi finds no GPU here; TIKZ_CHECK=emulated tries the script without one" >&2
+    echo "0 passed, 1 failed"
+    exit 1
+elif [ ! -e "$(dirname "$(realpath "$nvcc")")/../include/cublasLt.h" ]; then
+    echo "gpu_check.sh: there is no include/cublasLt.h beside $nvcc, which the CUDA build needs; name a whole toolkit's nvcc" \
+        "with NVCC (scripts/deps.sh cuda makes one in build/cuda)" >&2
     echo "0 passed, 1 failed"
     exit 1
 fi
@@ -139,7 +145,7 @@ long="--student $student --batch $batch --steps $resume --eval-every $every --ev
 stage 'resume' 60 "
     $bf16/train_distill --device cuda --out $work/whole $long &&
     { $bf16/train_distill --device cuda --out $work/killed $long & } && run=\$! &&
-    until [ -e $work/killed/state.safetensors ]; do sleep 0.02; done
+    until [ -e $work/killed/state.safetensors ] || ! kill -0 \$run 2>/dev/null; do sleep 0.02; done
     kill -9 \$run
     wait \$run
     wc -l $work/killed/log.jsonl

@@ -12,17 +12,7 @@ enum { POINTWISE_THREADS = 256 };
 
 static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
-/* GELU(x) = x Phi(x). The tanh form (Hendrycks & Gimpel 2016) is x sigmoid(2u) with
- * u = sqrt(2/pi) (x + 0.044715 x^3), because (1 + tanh u) / 2 = sigmoid(2u). */
-template <Activation ACT> static __device__ __forceinline__ float activation(float x) {
-    if constexpr (ACT == ACT_GELU_TANH)
-        return x * sigmoid(1.59576912f * x * (1.0f + 0.044715f * x * x));
-    else if constexpr (ACT == ACT_GELU_ERF)
-        return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    else
-        return x;
-}
-
+/* The derivative of gelu() in cuda_epilogue.cuh. */
 template <Activation ACT> static __device__ __forceinline__ float activation_derivative(float x) {
     if constexpr (ACT == ACT_GELU_TANH) {
         float s = sigmoid(1.59576912f * x * (1.0f + 0.044715f * x * x));

@@ -279,8 +279,8 @@ static inline int comm_open(Comm *c, World *w, int first, int count, const Ops *
     return 0;
 }
 
-/* buffer fp32 [ranks, piece]: piece `rank` becomes the sum over the members, added in their order; the others are
- * undefined after. Started, not waited for, as the next three. */
+/* buffer fp32 [ranks, piece]: piece `rank` becomes the sum over the members, added in their order (NCCL: in one of
+ * its own); the others are undefined after. Started, not waited for, as the next three. */
 static inline void comm_reduce_scatter(Comm *c, float *buffer, size_t piece) {
     size_t n = piece * (size_t)c->ranks, bytes = piece * sizeof *buffer;
     CommStage s = {n * sizeof *buffer, 0, n * sizeof *buffer, bytes * (size_t)c->rank, bytes};
@@ -290,7 +290,7 @@ static inline void comm_reduce_scatter(Comm *c, float *buffer, size_t piece) {
         comm_start_staged(c, COMM_REDUCE, buffer, n, 0, s);
 }
 
-/* buffer fp32 [n] becomes the sum over the members, added in their order: the bits of comm_reduce_scatter. */
+/* buffer fp32 [n] becomes the sum over the members: the bits of comm_reduce_scatter, but for NCCL. */
 static inline void comm_all_reduce(Comm *c, float *buffer, size_t n) {
     CommStage s = {n * sizeof *buffer, 0, n * sizeof *buffer, 0, n * sizeof *buffer};
     if (c->group)

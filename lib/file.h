@@ -5,6 +5,7 @@
 #include "error.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -67,28 +68,33 @@ typedef struct {
 /* The partial files of this process, for files_abandon. */
 enum { FILES_OPEN = 16 };
 static char *files_open[FILES_OPEN];
+static pthread_mutex_t files_lock = PTHREAD_MUTEX_INITIALIZER;  // held while one is made or goes
 
+/* Notes, with the lock, that a partial file is there, or not any more. */
 static inline void files_note(char *temporary, bool open) {
-    for (int i = 0; i < FILES_OPEN; i++) {
-        char *expected = open ? NULL : temporary;
-        if (__atomic_compare_exchange_n(&files_open[i], &expected, open ? temporary : NULL, false, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_ACQUIRE))
+    for (int i = 0; i < FILES_OPEN; i++)
+        if (files_open[i] == (open ? NULL : temporary)) {
+            files_open[i] = open ? temporary : NULL;
             return;
-    }
+        }
 }
 
-/* Removes all partial files, from whichever thread ends the process while others may be writing them. */
+/* Removes all partial files, once, from whichever thread ends the process. It keeps the lock: a thread that goes on
+ * writing meanwhile makes and finishes no file any more. */
 static inline void files_abandon(void) {
-    for (int i = 0; i < FILES_OPEN; i++) {
-        char *temporary = __atomic_exchange_n(&files_open[i], NULL, __ATOMIC_ACQ_REL);
-        if (temporary) unlink(temporary);
-    }
+    pthread_mutex_lock(&files_lock);
+    for (int i = 0; i < FILES_OPEN; i++)
+        if (files_open[i]) unlink(files_open[i]);
 }
 
 /* Gives up: removes the partial file. Safe to call at any time, also after a commit. */
 static inline void atomic_abandon(AtomicFile *a) {
-    if (a->temporary) unlink(a->temporary);
-    if (a->temporary) files_note(a->temporary, false);
+    if (a->temporary) {
+        pthread_mutex_lock(&files_lock);
+        unlink(a->temporary);
+        files_note(a->temporary, false);
+        pthread_mutex_unlock(&files_lock);
+    }
     if (a->f) fclose(a->f);
     free(a->path);
     free(a->temporary);
@@ -145,14 +151,16 @@ static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
         fd = open(path, O_WRONLY | O_CLOEXEC);
     } else {
         a->temporary = format_string("%s.partial", a->path);
+        pthread_mutex_lock(&files_lock);
         fd = atomic_open_partial(a, err);
+        if (fd >= 0) files_note(a->temporary, true);
+        pthread_mutex_unlock(&files_lock);
     }
     if (fd == -2) {
         atomic_abandon(a);
         return -1;
     }
     if (fd >= 0) a->f = fdopen(fd, "wb");
-    if (a->f && a->temporary) files_note(a->temporary, true);
     if (a->f) return 0;
     int error_number = errno;
     if (fd >= 0) close(fd);
@@ -175,7 +183,9 @@ static inline int atomic_commit(AtomicFile *a, Error *err) {
     if (a->temporary && fsync(fileno(a->f)) != 0) return atomic_fail(a, errno, err);
     if (a->temporary && rename(a->temporary, a->path) != 0) return atomic_fail(a, errno, err);
     if (a->temporary) {
+        pthread_mutex_lock(&files_lock);
         files_note(a->temporary, false);
+        pthread_mutex_unlock(&files_lock);
         free(a->temporary);
         a->temporary = NULL;
         char *slash = strrchr(a->path, '/');

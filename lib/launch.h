@@ -12,9 +12,12 @@
 #include "clock.h"
 #include "socket.h"
 
+#include <limits.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
+
+enum { LAUNCH_MOST = 4096 };  // ranks
 
 typedef enum { LAUNCH_ALONE, LAUNCH_RENDEZVOUS, LAUNCH_MPI, LAUNCH_SLURM, LAUNCH_COPIES } LaunchKind;
 
@@ -30,7 +33,7 @@ static inline long launch_number(const char *name) {
     const char *text = getenv(name);
     char *end = NULL;
     long n = text && *text ? strtol(text, &end, 10) : -1;
-    return end && !*end ? n : -1;
+    return end && !*end && n <= INT_MAX ? n : -1;
 }
 
 /* The first host of Slurm's short form: "node[07-09,12],login" gives node07. */
@@ -66,8 +69,10 @@ static inline int launch_from_mpirun(Launch *l, Error *err) {
     l->kind = LAUNCH_MPI;
     l->rank = (int)launch_number("OMPI_COMM_WORLD_RANK");
     l->ranks = (int)launch_number("OMPI_COMM_WORLD_SIZE");
+    if (l->rank < 0 || l->rank >= l->ranks)
+        return error_set(err, "mpirun's environment is not whole (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE); use "
+                              "--rendezvous HOST:PORT --rank R --ranks N instead");
 #ifdef WITH_MPI
-    (void)err;
     return 0;
 #else
     return error_set(err,
@@ -86,7 +91,10 @@ static inline int launch_find(Launch *l, const char *rendezvous, int rank, int r
         if (rank < 0 || ranks < 1) return error_set(err, "--rendezvous needs --rank R and --ranks N");
         if (rank >= ranks)
             return error_set(err, "--rank is %d with --ranks %d; expected 0 to %d", rank, ranks, ranks - 1);
-        return socket_split(rendezvous, l->host, sizeof l->host, &l->port, err);
+        int status = socket_split(rendezvous, l->host, sizeof l->host, &l->port, err);
+        if (status == 0 && (!strncmp(l->host, "127.", 4) || !strcmp(l->host, "localhost")))
+            snprintf(l->host, sizeof l->host, "127.0.0.1");  // one name for all of them: that of this machine
+        return status;
     }
     if (rank >= 0) return error_set(err, "--rank needs --rendezvous HOST:PORT and --ranks N");
     int status = 0;
@@ -99,6 +107,8 @@ static inline int launch_find(Launch *l, const char *rendezvous, int rank, int r
     if (status == 0 && ranks > 0 && ranks != l->ranks)
         return error_set(err, "--ranks is %d but %s started %d processes; leave out --ranks", ranks,
                          l->kind == LAUNCH_MPI ? "mpirun" : "Slurm", l->ranks);
+    if (status == 0 && l->ranks > LAUNCH_MOST)
+        return error_set(err, "%d processes were started; at most %d are supported", l->ranks, LAUNCH_MOST);
     return status;
 }
 
@@ -109,11 +119,14 @@ typedef struct {
     pid_t *pid;  // of rank i + 1; 0: it has ended
 } Copies;
 
-/* Starts ranks 1 .. ranks-1 on this machine, with this process's arguments and those that say who they are. */
+/* Starts ranks 1 .. ranks-1 on this machine, with those arguments that say who they are and then this process's,
+ * which may end in "--". */
 static inline int copies_start(Copies *copies, char **argv, int argc, int port, int ranks, Error *err) {
     extern char **environ;
     char **arguments = (char **)xcalloc((size_t)argc + 7, sizeof *arguments);
-    memcpy(arguments, argv, (size_t)argc * sizeof *arguments);
+    arguments[0] = argv[0];
+    memcpy(arguments + 7, argv + 1, (size_t)(argc - 1) * sizeof *arguments);
+    signal(SIGCHLD, SIG_DFL);  // where it is ignored nobody can wait for them
     copies->pid = (pid_t *)xcalloc((size_t)ranks, sizeof *copies->pid);
     int status = 0;
     for (int rank = 1; rank < ranks && status == 0; rank++) {
@@ -122,7 +135,7 @@ static inline int copies_start(Copies *copies, char **argv, int argc, int port, 
         snprintf(own, sizeof own, "%d", rank);
         snprintf(all, sizeof all, "%d", ranks);
         const char *more[] = {"--rendezvous", point, "--rank", own, "--ranks", all};
-        for (int i = 0; i < 6; i++) arguments[argc + i] = (char *)more[i];
+        for (int i = 0; i < 6; i++) arguments[1 + i] = (char *)more[i];
         int failed = posix_spawn(&copies->pid[copies->count], "/proc/self/exe", NULL, NULL, arguments, environ);
         if (failed) status = error_set(err, "cannot start the process of rank %d: %s", rank, strerror(failed));
         if (!failed) copies->count++;

@@ -98,12 +98,14 @@ __attribute__((format(printf, 3, 4))) static inline void progress_update(Progres
 /* A line of its own on stderr, above the bar. */
 __attribute__((format(printf, 1, 2))) static inline void progress_note(const char *format, ...) {
     va_list args;
+    flockfile(stderr);
     if (stderr_line_open) fputs("\r\033[K", stderr);
     stderr_line_open = false;
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
     fputc('\n', stderr);
+    funlockfile(stderr);
 }
 
 /* Draws the last state and leaves the line. */

@@ -216,7 +216,7 @@ static inline int mpi_advance(const Transport *t, Message *messages, int count, 
             MPI_Test(&m->request, &ended, &status);
             if (!ended) continue;
             MPI_Test_cancelled(&status, &m->cancelled);
-            m->done += m->part;
+            m->done = m->cancelled ? m->bytes : m->done + m->part;
             m->part = 0;
         }
         waiting += m->done < m->bytes;

@@ -58,19 +58,14 @@ static inline double environment_seconds(const char *name, double otherwise) {
     return seconds > 0 ? seconds : otherwise;
 }
 
-static inline bool host_is_loopback(const char *host) {
-    return !strncmp(host, "127.", 4) || !strcmp(host, "::1") || !strcmp(host, "localhost");
-}
-
 /* Opens this rank's listener: for control and data connections on rank 0, for data connections elsewhere. Where rank
  * 0 is named by a loopback address, all ranks are on this machine, and nobody else can connect. */
 static inline int world_listen(World *w, Error *err) {
     const Launch *l = &w->launch;
-    bool local = l->kind == LAUNCH_COPIES || (l->kind == LAUNCH_RENDEZVOUS && host_is_loopback(l->host));
+    bool local = l->kind == LAUNCH_COPIES || (l->kind == LAUNCH_RENDEZVOUS && address_is_loopback(l->host));
     bool given = w->rank == 0 && (l->kind == LAUNCH_RENDEZVOUS || l->kind == LAUNCH_SLURM);
     char address[ADDRESS_BYTES];
-    const char *loopback = strcmp(l->host, "::1") ? "127.0.0.1" : "::1";
-    w->listener = socket_listen(local ? loopback : NULL, given ? l->port : 0, err);
+    w->listener = socket_listen(!local ? NULL : *l->host ? l->host : "127.0.0.1", given ? l->port : 0, err);
     if (w->listener < 0) return -1;
     fcntl(w->listener, F_SETFL, fcntl(w->listener, F_GETFL) | O_NONBLOCK);
     w->peers[w->rank].port = socket_name(w->listener, false, address);

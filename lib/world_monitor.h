@@ -152,9 +152,10 @@ __attribute__((noreturn)) static inline void world_fail(World *w, int except, co
     alarm(10);  // whatever still holds it up, a terminal that takes no text for example
     if (w->rank == 0 || except != 0) world_send_all(w, except, MESSAGE_FAILURE, sentence, strlen(sentence));
     files_abandon();
-    report_error("%s", sentence);
     world_linger(w);
     copies_end(&w->copies, 2, &status);
+    flockfile(stderr);  // the main thread may be at work, and print, until now
+    report_error("%s", sentence);
     _exit(1);
 }
 
@@ -261,14 +262,24 @@ static inline void newcomer_read(World *w, Connection *c) {
         connection_close(c);
 }
 
-/* Takes the connections that wait at the listener; when too many newcomers are silent, the one longest so goes. */
+/* A place for a newcomer: a free one, else that of the one longest silent, if it has been so for a second; -1: none,
+ * let more wait at the listener. */
+static inline int newcomer_place(const World *w) {
+    int place = 0;
+    for (int i = 0; i < NEWCOMERS; i++) {
+        if (w->newcomers[i].fd < 0) return i;
+        if (w->newcomers[i].heard < w->newcomers[place].heard) place = i;
+    }
+    return seconds_now() - w->newcomers[place].heard > 1 ? place : -1;
+}
+
+/* Takes the connections that wait at the listener. Ranks may arrive in any number at once, and their hellos with
+ * them: nobody goes who has not been read. */
 static inline void newcomers_accept(World *w) {
-    int fd;
-    while ((fd = accept4(w->listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
-        int place = 0;
-        for (int i = 0; i < NEWCOMERS && w->newcomers[place].fd >= 0; i++)
-            if (w->newcomers[i].fd < 0 || w->newcomers[i].heard < w->newcomers[place].heard) place = i;
-        connection_close(&w->newcomers[place]);
+    for (int place, fd; (place = newcomer_place(w)) >= 0;) {
+        if (w->newcomers[place].fd >= 0) newcomer_read(w, &w->newcomers[place]);
+        if (w->newcomers[place].fd >= 0) connection_close(&w->newcomers[place]);
+        if ((fd = accept4(w->listener, NULL, NULL, SOCK_CLOEXEC)) < 0) break;
         socket_at_once(fd);
         connection_begin(&w->newcomers[place], fd);
     }
@@ -343,7 +354,7 @@ static inline void monitor_wait(World *w, double until) {
     double left = until - seconds_now();
     bool open = w->rank == 0 || w->ready;  // before, it is not known which data connections belong to this run
     p[count++].fd = w->wake;
-    p[count++].fd = open ? w->listener : -1;
+    p[count++].fd = open && newcomer_place(w) >= 0 ? w->listener : -1;
     for (int i = 0; i < NEWCOMERS; i++) p[count++].fd = w->newcomers[i].fd;
     for (int r = 0; r < w->ranks; r++) p[count++].fd = w->control[r].fd;
     for (nfds_t i = 0; i < count; i++) p[i].events = POLLIN, p[i].revents = 0;

@@ -140,7 +140,7 @@ with_strangers() { # connections of strangers before, a web browser's and a sile
     sleep 0.5
     exec 8<>"/dev/tcp/127.0.0.1/$p" 9<>"/dev/tcp/127.0.0.1/$p"
     printf 'GET / HTTP/1.0\r\n\r\n' >&9
-    "$program" --rendezvous "127.0.0.1:$p" --rank 1 --ranks 2
+    "$program" --rendezvous "127.0.1.1:$p" --rank 1 --ranks 2
     wait $first
     status=$?
     exec 8>&- 9>&-
@@ -148,6 +148,25 @@ with_strangers() { # connections of strangers before, a web browser's and a sile
 }
 export -f with_strangers
 succeeds "strangers at the port" bash -c with_strangers
+
+in_a_crowd() { # more connections at once than rank 0 reads at a time, behind that of rank 1
+    local p status first second i fd
+    p=$(port)
+    "$program" --rendezvous "127.0.0.1:$p" --rank 0 --ranks 2 &
+    first=$!
+    sleep 0.5
+    kill -STOP $first
+    "$program" --rendezvous "127.0.0.1:$p" --rank 1 --ranks 2 &
+    second=$!
+    sleep 0.5
+    for ((i = 0; i < 40; i++)); do exec {fd}<>"/dev/tcp/127.0.0.1/$p"; done
+    kill -CONT $first
+    wait $first
+    status=$?
+    wait $second && return $status
+}
+export -f in_a_crowd
+succeeds "a crowd at the port" bash -c in_a_crowd
 
 mpirun=
 if command -v mpirun >/dev/null && grep -q libmpi < <(ldd "$program"); then

@@ -13,7 +13,7 @@ tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-ranks-XXXXXX") || exit 1
 # Not in a subshell: bash runs this there when a signal comes early.
 trap '[ $BASHPID = $$ ] && { umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"; }' EXIT
 cd "$tmp" || exit 1
-export OMP_WAIT_POLICY=passive LC_ALL=C
+export OMP_WAIT_POLICY=passive LC_ALL=C CUDA_VISIBLE_DEVICES=
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 unset "${!SLURM@}" "${!OMPI_COMM@}"
 damage=$tmp/damage
@@ -151,6 +151,13 @@ one_sentence_each() { # EXCEPT PART...
         [ "$r" = "$except" ] && continue
         [ "$(grep -c 'error:' err.$r)" = 1 ] && [[ $(tail -n 1 err.$r) == "train_distill: error: "* ]] || return 1
         for part in "$@"; do grep -F 'error:' err.$r | grep -qF -- "$part" || return 1; done
+    done
+}
+
+each_names() { # EXCEPT PATTERN: in the sentence of every other rank
+    local r
+    for r in "${!status[@]}"; do
+        [ "$r" = "$1" ] || grep -qE "error: .*($2)" err.$r || return 1
     done
 }
 
@@ -322,6 +329,8 @@ resuming() {
     refuses 1 "the 12 pictures of a step cannot be divided among 5 students" "$fp32" --resume --out resumed --ranks 5
     resumed four 2 --batch 3 --accum 1
     check "a --resume may say itself how large a step is" grep -q ' steps of 6 pictures' err.0
+    resumed four 2 --batch 3
+    check "a --resume that repeats --batch keeps the steps" grep -q ' steps of 12 pictures' err.0
     succeeds "$fp32" --config four/options.txt --steps 4 --out again
     check "one process takes the recorded options to the same losses" near four again 1e-6 6
 
@@ -340,17 +349,19 @@ resuming() {
 
 # stops SIGNAL RANKS OPTIONS...: a run of three is sent a signal, to these of its ranks, and then goes on
 stops() {
-    local signal=$1 whom=$2 r
+    local signal=$1 whom=$2 r caught
     shift 2
     for _ in 1 2 3 4 5; do # until the signal comes before the end of the run
         rm -rf stopped
         launch 3 "$@" --out stopped
         wait_for has_lines stopped/log.jsonl $((5 + RANDOM % 20))
+        caught=$(sed -n 's/^SigCgt:\s*/0x/p' "/proc/${pid[0]}/status" 2>/dev/null)
         for r in $whom; do kill -"$signal" "${pid[r]}" 2>/dev/null; done
         finish 60
         grep -q '^interrupted: saved step' err.0 && break
     done
     check "$signal to rank $whom: all ranks end with status 0" all_end 0
+    check "no handler runs on a thread that computes (lib/interrupt.h)" [ $((${caught:-0x4002} & 0x4002)) = 0 ]
     check "$signal to rank $whom: rank 0 says so" grep -q '^interrupted: saved step' err.0
     together 3 "$1" --resume --out stopped --teachers 1
     check "$signal to rank $whom: resumed, the same bits" same_files whole stopped student best state-60.{0,1}-of-2
@@ -466,7 +477,7 @@ more_lines() { has_lines "$1/log.jsonl" $(($2 + $3)); } # OUT BEFORE N
 # sentence about it. False when the run was over before.
 moments=(start training evaluation saving training saving)
 strike() {
-    local victim=$1 out=$2 moment=${moments[kills % ${#moments[@]}]} r others=1
+    local victim=$1 out=$2 moment=${moments[kills % ${#moments[@]}]} r others=1 cause="rank $1 "
     before_lines=$(wc -l 2>/dev/null <"$out/log.jsonl" || echo 0)
     await "$moment" "$out"
     kill -9 "${pid[victim]}" 2>/dev/null
@@ -480,8 +491,9 @@ strike() {
     [ $moment != start -a $took -gt $slowest ] && slowest=$took
     for r in "${!status[@]}"; do [ "$r" = "$victim" ] || [ "${status[r]}" = 1 ] || others=0; done
     check "rank $victim killed ($moment): the others end with status 1 within 30 s" [ $others = 1 ]
-    check "rank $victim killed ($moment): each says so in a sentence" eval 'one_sentence_each $victim "rank $victim " ||
-        { [ $moment = start ] && one_sentence_each $victim "rank 0 does not answer at 127.0.0.1:"; }'
+    [ $moment = start ] && cause="rank $victim |rank 0 does not answer at 127.0.0.1:" # which may be gone before one comes
+    check "rank $victim killed ($moment): each says so in a sentence" \
+        eval 'one_sentence_each $victim "" && each_names $victim "$cause"'
     check "rank $victim killed ($moment): the others leave nothing half-written" \
         eval '[ $victim = 0 ] || ! partial $out $victim'
 }

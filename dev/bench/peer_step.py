@@ -66,9 +66,10 @@ def chunk_loss(torch, hidden, head, teacher_hidden, teacher_head, labels):
 class Step:
     """Models, data and optimizer, and one training step of them."""
 
-    def __init__(self, torch, transformers, args, device):
+    def __init__(self, torch, transformers, args, device, attention):
         self.torch, self.device = torch, device
-        attention = "sdpa" if hasattr(torch.nn.functional, "scaled_dot_product_attention") else "eager"
+        if not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+            attention = "eager"
         vision = transformers.SiglipVisionConfig(**(TINY_VISION if args.tiny else SO400M),
                                                  attn_implementation=attention if device == "cuda" else "eager")
         text = 16 if args.tiny else TEXT
@@ -133,11 +134,15 @@ def measure(args):
     import transformers
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = time.monotonic() + args.seconds
-    step = Step(torch, transformers, args, device)
+    try:
+        step = Step(torch, transformers, args, device, "sdpa")
+    except (ValueError, ImportError) as error:  # old versions have it for some models only
+        print(f"eager attention: {str(error).splitlines()[0]}", file=sys.stderr)
+        step = Step(torch, transformers, args, device, "eager")
     best = None
     for how in ("eager", "compiled"):
         if how == "compiled":
-            if device != "cuda":
+            if device != "cuda" or time.monotonic() > stop:
                 break
             step.compile()
         try:
@@ -148,11 +153,11 @@ def measure(args):
         if seconds and (best is None or seconds < best["ms"] / 1e3):
             best = {"peer": f"PyTorch {torch.__version__}, Transformers {transformers.__version__}, {how}",
                     "batch": args.batch, "ms": 1e3 * seconds, "tokens_per_second": step.ids.numel() / seconds}
+            with open(args.out, "w") as file:  # at once: compiling may take longer than there is time
+                file.write(json.dumps(best) + "\n")
+            print(json.dumps(best), flush=True)
     if best is None:
         sys.exit("peer_step.py: no step was timed; give it more --seconds")
-    with open(args.out, "w") as file:
-        file.write(json.dumps(best) + "\n")
-    print(json.dumps(best))
 
 
 def main():
