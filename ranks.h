@@ -225,8 +225,7 @@ static inline void feed_open(Feed *f, Ranks *k, const Ops *op, Timetable timetab
     feed_plan_pass(f);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_cond_init(&f->changed, NULL);
-    int status = pthread_create(&f->thread, NULL, feed_thread, f);
-    if (status) die("cannot start the thread that takes in what the teachers send: %s", strerror(status));
+    thread_start(&f->thread, feed_thread, f);
     f->running = true;
 }
 

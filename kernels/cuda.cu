@@ -336,7 +336,6 @@ static int device_open(CudaDevice *d, int number, Error *err) {
         return error_set(err, "device cuda:%d does not start: %s; see what else uses it, or use --device cpu", number,
                          cudaGetErrorString(e));
     d->number = number;
-    d->multiprocessors = p.multiProcessorCount;
     d->early = e == cudaSuccess && can_launch_early(p.major);
     return 0;
 }

@@ -71,7 +71,6 @@ typedef struct {
 typedef struct {
     bool open;
     int number;                   // the GPU's
-    int multiprocessors;          // of the GPU
     bool early;                   // LAUNCH_EARLY is possible
     cudaStream_t stream, copies;  // everything runs on `stream`; large uploads travel on `copies` meanwhile
     CudaSlot slot[CUDA_SLOTS];    // made at the first large upload
@@ -93,8 +92,6 @@ static CudaDevice cuda_devices[CUDA_MAX_DEVICES];
 static thread_local CudaDevice *cuda_device;  // the one that the running operation belongs to
 
 static inline cudaStream_t cuda_stream() { return cuda_device->stream; }
-static inline int cuda_device_index() { return (int)(cuda_device - cuda_devices); }
-static inline int cuda_multiprocessors() { return cuda_device->multiprocessors; }
 
 /* Memory for what lives inside one operation, 256-byte aligned, on the device in use. The next operation that asks
  * gets the same bytes: its kernels run after this one's. Grows at first use and then waits for the device; graphs

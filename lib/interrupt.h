@@ -6,10 +6,7 @@
 #ifndef LIB_INTERRUPT_H
 #define LIB_INTERRUPT_H
 
-#include "error.h"
-
-#include <pthread.h>
-#include <signal.h>
+#include "threads.h"
 
 static bool interrupts_kept, interrupt_came;
 
@@ -44,8 +41,7 @@ static inline void interrupts_take(void) {
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
-    int failed = pthread_create(&thread, NULL, interrupt_wait, NULL);
-    if (failed) die("cannot start a thread: %s", strerror(failed));
+    thread_start(&thread, interrupt_wait, NULL);
     pthread_detach(thread);
 }
 

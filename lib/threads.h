@@ -1,10 +1,12 @@
-/* How the processor's threads wait. */
+/* Threads: how OpenMP's wait, and starting others. */
 #ifndef LIB_THREADS_H
 #define LIB_THREADS_H
 
 #include "error.h"
 
 #include <omp.h>
+#include <pthread.h>
+#include <signal.h>
 #include <unistd.h>
 
 /* Called first in main. By default OpenMP's threads spin for long while they wait, which on a machine that does
@@ -21,6 +23,16 @@ static inline void threads_wait_politely(char **argv) {
 /* count 0: one per processor. */
 static inline void threads_use(int count) {
     if (count > 0) omp_set_num_threads(count);
+}
+
+/* A thread that leaves signals to the others. */
+static inline void thread_start(pthread_t *thread, void *(*run)(void *), void *argument) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(thread, NULL, run, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) die("cannot start a thread: %s", strerror(failed));
 }
 
 #endif

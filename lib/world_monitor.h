@@ -13,6 +13,7 @@
 #include "file.h"
 #include "launch.h"
 #include "socket.h"
+#include "threads.h"
 
 #include <pthread.h>
 #include <sys/eventfd.h>
@@ -404,16 +405,6 @@ static inline void *monitor_run(void *argument) {
         pthread_mutex_unlock(&w->lock);
     }
     return NULL;
-}
-
-/* A thread that leaves signals to the main one. */
-static inline void thread_start(pthread_t *thread, void *(*run)(void *), void *argument) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(thread, NULL, run, argument);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed) die("cannot start a thread: %s", strerror(failed));
 }
 
 /* A condition whose timed waits go by the clock of seconds_now. */

@@ -43,7 +43,6 @@ static void learn_open() {
     if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) die("no NVIDIA GPU answers");
     cuda_device = &cuda_devices[0];
     CUDA_CHECK(cudaStreamCreateWithFlags(&cuda_device->stream, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaDeviceGetAttribute(&cuda_device->multiprocessors, cudaDevAttrMultiProcessorCount, 0));
 }
 
 template <typename T> static T *learn_room(size_t n) {
