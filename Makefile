@@ -1,6 +1,6 @@
 # tikz.c
 #   make                 train_distill, infer, eval
-#   make demo            installs what is missing, builds, distils the starter student, shows a picture and its code
+#   make demo            installs what is missing, builds, distils the starter student, shows an image and its code
 #   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
 #   make test            everything that can be tested without a GPU; ends with "N passed, M failed"
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
@@ -8,7 +8,7 @@
 #   ONEDNN=0             the built-in product instead of oneDNN
 #   MPI=0                without MPI (mpirun); training on several machines goes by sockets then
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
-#   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulation)
+#   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulator)
 #   CC=clang CXX=clang++ another compiler
 
 PRECISION ?= BF16
@@ -61,7 +61,7 @@ CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/b
 ifeq ($(CUDA),emulated)
 DEVICES  := the CPU and an emulated GPU
 CPPFLAGS += -DWITH_CUDA -DWITH_NCCL -DCUDA_EMULATION
-OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulation.o streams.o cublaslt.o nccl.o)
+OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulator.o streams.o cublaslt.o nccl.o)
 LDLIBS   += -lstdc++
 else ifneq ($(wildcard $(CUDA_HOME)/include/cublasLt.h),)
 DEVICES  := the CPU and NVIDIA GPUs
@@ -101,27 +101,27 @@ LESSONS := objective_rows rmsnorm attention
 
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm scale
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-$(BUILD)/cpu.o: kernels/cpu.c | $(BUILD)
+$(BUILD)/cpu.o: kernels/cpu/cpu.c | $(BUILD)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
 
 ifeq ($(CUDA),emulated)
 # What is emulated compiles slowly and runs in small pieces: little optimisation, little debugging information and the
 # checks that a GPU's memory needs are faster in all. Memory is read in vectors whatever its type, as a GPU does.
 EMULATED_CHECKS := address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero
-EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulation -O1 -g1 -fno-strict-aliasing -Wno-unknown-pragmas \
+EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulator -O1 -g1 -fno-strict-aliasing -Wno-unknown-pragmas \
     $(patsubst -fsanitize=address%,-fsanitize=$(EMULATED_CHECKS),$(filter-out -O3 -g,$(CXXFLAGS)))
-$(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
+$(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
 
-$(addprefix $(BUILD)/,emulation.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: dev/emulation/%.cpp | $(BUILD)
+$(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: dev/emulator/%.cpp | $(BUILD)
 	$(EMULATE) -O2 -MF $(BUILD)/$*.d -c $< -o $@
 
-$(BUILD)/test_emulation: dev/test_emulation.cu $(BUILD)/emulation.o $(BUILD)/streams.o
-	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulation.o $(BUILD)/streams.o -o $@ $(LDLIBS)
+$(BUILD)/test_emulator: dev/emulator/test_emulator.cu $(BUILD)/emulator.o $(BUILD)/streams.o
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulator.o $(BUILD)/streams.o -o $@ $(LDLIBS)
 
-$(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(addprefix $(BUILD)/,emulation.o streams.o cublaslt.o)
+$(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o)
 	$(EMULATE) -MF $@.d -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
@@ -130,7 +130,7 @@ NVCCFLAGS += -std=c++17 -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-W
     $(if $(filter native,$(CUDA_ARCHITECTURES)),-arch=native,$(foreach a,$(CUDA_ARCHITECTURES),-gencode \
     arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES)),code=compute_$(lastword \
     $(CUDA_ARCHITECTURES)))
-$(BUILD)/cuda.o: kernels/cuda.cu | $(BUILD)
+$(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
 
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
@@ -158,7 +158,7 @@ test:
 	@$(MAKE) -j$(JOBS) --no-print-directory SANITIZE=thread \
 	    $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
 	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulation test_kernels $(LESSONS))
+	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))
 	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated PRECISION=FP32 \
 	    $(addprefix build/FP32-emulated/,test_kernels test_model test_comm train_distill infer)
 	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin-cpu/test_kernels \
@@ -166,7 +166,7 @@ test:
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz 'build/BF16-sanitize-1/scale --check' \
-	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulation \
+	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \

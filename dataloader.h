@@ -18,7 +18,7 @@
  * The source is UTF-8 text that says where the data came from.
  *
  * Batches are a pure function of (seed, batch number): training resumes by starting at a number. One thread decodes
- * pictures and fills a ring of batches ahead of the caller. */
+ * images and fills a ring of batches ahead of the caller. */
 // clang-format on
 #ifndef DATALOADER_H
 #define DATALOADER_H
@@ -28,7 +28,7 @@
 #include "lib/crc32.h"
 #include "lib/file.h"
 #include "lib/json.h"
-#include "lib/picture.h"
+#include "lib/image.h"
 #include "lib/random.h"
 
 #include <glob.h>
@@ -135,7 +135,7 @@ static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Er
     unsigned long long n = (unsigned long long)number;
     if (image_bytes == 0 || tokens == 0 || tokens > DATASET_MOST_TOKENS)
         return error_set(err,
-                         "cannot read %s: record %llu has %u bytes of picture and %u tokens; a picture and 1 to %d "
+                         "cannot read %s: record %llu has %u bytes of image and %u tokens; an image and 1 to %d "
                          "tokens were expected",
                          path, n, image_bytes, tokens, DATASET_MOST_TOKENS);
     if (dataset_u32(e + 20) != 0 || dataset_u64(e + 24) != 0)
@@ -249,13 +249,13 @@ enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches ahead; batches whose s
 
 typedef struct {
     int batch;
-    int sizes[2];  // sides of the pictures wanted: the student's and, where it differs, the teacher's
+    int sizes[2];  // sides of the images wanted: the student's and, where it differs, the teacher's
     int size_count;
     int max_tokens;  // longer samples are left out; 0: no limit
     uint64_t seed;
     bool shuffle;        // endless epochs in random order; otherwise one pass in the order of the file
     bool drop_last;      // leaves out the last, smaller batch of an epoch
-    size_t cache_bytes;  // memory for prepared pictures
+    size_t cache_bytes;  // memory for prepared images
     bool augment;
     uint64_t first_batch;  // where to begin
     int vocab;             // ids must be below it; 0: not checked
@@ -289,7 +289,7 @@ typedef struct Loader {
     uint32_t *order;  // samples
     size_t *starts;   // batch b is order[starts[b] .. starts[b] + lengths[b])
     int *lengths;
-    uint8_t **cache;  // per sample: its prepared pictures, one size after another
+    uint8_t **cache;  // per sample: its prepared images, one size after another
     size_t cached_bytes;
     uint8_t *checked;  // per sample: the record was read without error
     uint8_t *scratch;  // for augmentation
@@ -387,7 +387,7 @@ static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
 }
 
 /* Small changes under which the same code stays the right answer: contrast and brightness by at most 10 % and 5 %, in
- * one picture of three a slight blur, and noise of up to 6 levels. The noise is a sum of four uniform bytes, close to
+ * one image of three a slight blur, and noise of up to 6 levels. The noise is a sum of four uniform bytes, close to
  * normal and far cheaper (standard deviation of the sum: 147.8). */
 static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentation a, Random *random) {
     const size_t n = (size_t)size * (size_t)size * 3;
@@ -403,7 +403,7 @@ static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentat
     }
 }
 
-/* The same change for the student's and the teacher's picture; it depends on (seed, epoch, sample) only, and not on
+/* The same change for the student's and the teacher's image; it depends on (seed, epoch, sample) only, and not on
  * whether both are made here. */
 static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
     Random random;
@@ -421,17 +421,17 @@ static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
 
 /* ---- making batches (in the thread) ---- */
 
-/* The pictures of sample b->samples[at], from the cache or decoded; the first time also checks the record. */
-static inline int loader_picture(Loader *l, Batch *b, int at, const Sample *s, Error *err) {
+/* The images of sample b->samples[at], from the cache or decoded; the first time also checks the record. */
+static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Error *err) {
     const uint32_t sample = b->samples[at];
     size_t bytes = 0, offset = 0;
     for (int i = 0; i < l->config.size_count; i++) bytes += loader_pixels(l, i);
     if (!l->checked[sample] && dataset_check_sample(s, l->config.vocab, err) != 0) return -1;
     l->checked[sample] = 1;
     if (!l->cache[sample]) {
-        Picture picture;
+        Image image;
         char *name = format_string("of record %llu in %s", (unsigned long long)s->number, s->path);
-        int status = picture_decode(&picture, s->image, s->image_bytes, name, err);
+        int status = image_decode(&image, s->image, s->image_bytes, name, err);
         free(name);
         if (status != 0) return -1;
         bool keep = bytes <= l->config.cache_bytes - l->cached_bytes;
@@ -441,11 +441,11 @@ static inline int loader_picture(Loader *l, Batch *b, int at, const Sample *s, E
         }
         for (int i = 0; i < l->config.size_count; i++) {
             uint8_t *to = b->pixels[i] + (size_t)at * loader_pixels(l, i);
-            picture_prepare(to, &picture, l->config.sizes[i]);
+            image_prepare(to, &image, l->config.sizes[i]);
             if (keep) memcpy(l->cache[sample] + offset, to, loader_pixels(l, i));
             offset += loader_pixels(l, i);
         }
-        picture_free(&picture);
+        image_free(&image);
     } else {
         for (int i = 0; i < l->config.size_count; i++) {
             memcpy(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->cache[sample] + offset, loader_pixels(l, i));
@@ -485,7 +485,7 @@ static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) 
     if (b->T > l->config.max_tokens) b->T = l->config.max_tokens;
     for (int i = 0; i < b->B; i++) {
         Sample s = dataset_sample(l->data, b->samples[i]);
-        if (loader_picture(l, b, i, &s, err) != 0) return -1;
+        if (loader_image(l, b, i, &s, err) != 0) return -1;
         int *ids = b->ids + (size_t)i * (size_t)b->T;
         for (int t = 0; t < b->T; t++) ids[t] = t < (int)s.token_count ? (int)s.tokens[t] : -1;
     }
@@ -602,10 +602,10 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
          (config.parts < 0 || config.part < 0 || config.part >= config.parts || config.item_rows < 1)))
         return error_set(err, "internal error: batches held %d, part %d of %d in items of %d", config.hold,
                          config.part, config.parts, config.item_rows);
-    if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 picture sizes were expected");
+    if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 image sizes were expected");
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i] < 1 || config.sizes[i] > 4096)
-            return error_set(err, "the picture size is %d, 1 to 4096 was expected", config.sizes[i]);
+            return error_set(err, "the image size is %d, 1 to 4096 was expected", config.sizes[i]);
     const int64_t most = ((int64_t)d->longest + 7) / 8 * 8;
     if (config.max_tokens <= 0 || config.max_tokens > most) config.max_tokens = (int)most;
     l->config = config;
@@ -634,7 +634,7 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
 }
 
 /* The next batch, valid until the next call (or, with config.hold 2, the one after that). NULL: with a text in err,
- * an error (a damaged record or picture); with an empty text, the end of the pass (only without shuffle). */
+ * an error (a damaged record or image); with an empty text, the end of the pass (only without shuffle). */
 static inline const Batch *loader_next(Loader *l, Error *err) {
     const Batch *b = NULL;
     err->text[0] = '\0';

@@ -1,9 +1,9 @@
 /* eval: measures models on a dataset, against its text and, when one is given, against a teacher.
  *
  *   for each model: teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
- *                   then greedy programs of all pictures (exact match with the text). */
+ *                   then greedy programs of all images (exact match with the text). */
 #include "dataloader.h"
-#include "decode.h"
+#include "generate.h"
 #include "lib/json.h"
 #include "lib/options.h"
 #include "lib/progress.h"
@@ -29,11 +29,11 @@ static const Option table[] = {
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "measure divergence from and agreement with this model", 0, 0},
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "dataset", 0, 0},
     {"samples", 'n', OPT_INT, &opt.samples, "N", "only the first N samples; 0: all", 0, 1e12},
-    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures at a time", 1, 1024},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "images at a time", 1, 1024},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss", 0.01, 1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each picture's program and compare it with the text", 0, 0},
+    {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
     {"logits", 0, OPT_STRING, &opt.logits, "FILE",
      "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and "
@@ -63,7 +63,7 @@ static SoftLoss soft_loss(void) {
     return (SoftLoss)i;
 }
 
-/* Batches of the first --samples samples in their order, with pictures for the model and, if it wants another size,
+/* Batches of the first --samples samples in their order, with images for the model and, if it wants another size,
  * the teacher. */
 static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int text) {
     Error err;

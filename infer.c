@@ -1,9 +1,9 @@
-/* infer: looks at pictures and writes the TikZ program of each.
+/* infer: looks at images and writes the TikZ program of each.
  *
- *   load the model; for each batch of pictures: prepare them, look at them, write tokens until each has its end. */
-#include "decode.h"
+ *   load the model; for each batch of images: prepare them, look at them, write tokens until each has its end. */
+#include "generate.h"
 #include "lib/options.h"
-#include "lib/picture.h"
+#include "lib/image.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "lib/tokenizer_encode.h"
@@ -21,23 +21,23 @@ static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
      "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
-     "write there; with several pictures, or when it is a folder, as NAME.tex in it", 0, 0},
+     "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
     {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
      0, 0},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8", 0,
      100},
     {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
     {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
-    {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling, in which the first picture, the second, ... differ", 0,
+    {"seed", 0, OPT_INT, &opt.seed, "N", "of the sampling, in which the first image, the second, ... differ", 0,
      1e15},
     {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
      "longest text, with the prefix; 0: as long as the model can write", 0, 1e9},
     {"batch", 'b', OPT_INT, &opt.batch, "N",
-     "pictures whose programs are written together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
+     "images whose programs are written together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
-    {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the picture as the model sees it, in coloured characters on stderr",
+    {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr",
      0, 0},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
 };
@@ -57,8 +57,8 @@ static const char *default_model(void) {
     die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
 }
 
-/* Two pixels a character (the upper half block, its colour and its background), every other pixel of the picture. */
-static void show_picture(const uint8_t *pixels, int size) {
+/* Two pixels a character (the upper half block, its colour and its background), every other pixel of the image. */
+static void show_image(const uint8_t *pixels, int size) {
     for (int y = 0; y + 2 < size; y += 4) {
         for (int x = 0; x < size; x += 2) {
             const uint8_t *upper = pixels + ((size_t)y * (size_t)size + (size_t)x) * 3;
@@ -99,7 +99,7 @@ static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, 
 
 /* A program that is being written. */
 typedef struct {
-    const char *path;  // of the picture
+    const char *path;  // of the image
     FILE *out;
     AtomicFile file;  // with -o
     char *buffer;     // what waits until all is there
@@ -155,26 +155,26 @@ static bool read_token(void *context, int b, int id) {
 }
 
 /* FOLDER/NAME.tex for FOLDER2/NAME.png */
-static char *output_path(const char *folder, const char *picture) {
-    const char *slash = strrchr(picture, '/'), *name = slash ? slash + 1 : picture, *dot = strrchr(name, '.');
+static char *output_path(const char *folder, const char *image) {
+    const char *slash = strrchr(image, '/'), *name = slash ? slash + 1 : image, *dot = strrchr(name, '.');
     int length = dot && dot != name ? (int)(dot - name) : (int)strlen(name);
     return format_string("%s/%.*s.tex", folder, length, name);
 }
 
 static int compare_names(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
-/* Refuses pictures such as a/x.png and b/x.jpg, of which one program would silently replace the other. */
-static void check_names(const StringList *pictures) {
-    char **names = (char **)xcalloc((size_t)pictures->count, sizeof *names);
-    for (int i = 0; i < pictures->count; i++) names[i] = output_path(opt.output, pictures->items[i]);
-    qsort(names, (size_t)pictures->count, sizeof *names, compare_names);
-    for (int i = 1; i < pictures->count; i++)
-        if (!strcmp(names[i - 1], names[i])) options_die("two of the pictures would both be written to %s", names[i]);
-    for (int i = 0; i < pictures->count; i++) free(names[i]);
+/* Refuses images such as a/x.png and b/x.jpg, of which one program would silently replace the other. */
+static void check_names(const StringList *images) {
+    char **names = (char **)xcalloc((size_t)images->count, sizeof *names);
+    for (int i = 0; i < images->count; i++) names[i] = output_path(opt.output, images->items[i]);
+    qsort(names, (size_t)images->count, sizeof *names, compare_names);
+    for (int i = 1; i < images->count; i++)
+        if (!strcmp(names[i - 1], names[i])) options_die("two of the images would both be written to %s", names[i]);
+    for (int i = 0; i < images->count; i++) free(names[i]);
     free(names);
 }
 
-/* FILE, or NAME.tex in the folder, for one picture. */
+/* FILE, or NAME.tex in the folder, for one image. */
 static int open_output(Text *t, const Writer *w) {
     Error err;
     char *name = w->to_folder ? output_path(opt.output, t->path) : xstrdup(opt.output);
@@ -184,7 +184,7 @@ static int open_output(Text *t, const Writer *w) {
     return bad ? text_fail(t, &err) : 0;
 }
 
-/* Where the program of a picture goes: what is written alone to its place at once (with -o a file, which appears
+/* Where the program of an image goes: what is written alone to its place at once (with -o a file, which appears
  * under its name only when it is complete), else to a buffer, until it is complete. */
 static int text_open(Text *t, const Writer *w, const char *path, bool alone) {
     memset(t, 0, sizeof *t);
@@ -218,19 +218,19 @@ static void text_close(Text *t, const Writer *w, bool alone) {
     token_decoder_free(&t->text);
 }
 
-/* Reads and prepares a picture. */
+/* Reads and prepares an image. */
 static int prepare(Text *t, uint8_t *pixels, const char *path, int size) {
     Error err;
-    Picture picture;
-    if (picture_load(&picture, path, &err)) return text_fail(t, &err);
-    picture_prepare(pixels, &picture, size);
-    picture_free(&picture);
-    if (opt.show) show_picture(pixels, size);
+    Image image;
+    if (image_load(&image, path, &err)) return text_fail(t, &err);
+    image_prepare(pixels, &image, size);
+    image_free(&image);
+    if (opt.show) show_image(pixels, size);
     return 0;
 }
 
-/* The texts of pictures that could be read begin with the prefix, and where several come one after another on stdout
- * with the picture's name. */
+/* The texts of images that could be read begin with the prefix, and where several come one after another on stdout
+ * with the image's name. */
 static void write_beginning(Text *t, const Writer *w, const TokenIds *prefix) {
     if (w->several && !opt.output) fprintf(t->out, "%% %s\n", t->path);
     for (int k = 0; k < prefix->count && !t->failed; k++) write_token(t, prefix->ids[k]);
@@ -253,11 +253,11 @@ static void tell(const Writer *w, int n, int B, int prefix, int room, double sta
         fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n", w->texts[w->text[0]].path,
                 1e3 * (w->looked - start), tokens, rate);
     else
-        fprintf(stderr, "%d pictures: first tokens after %.0f ms, %d tokens at %.0f tokens/s\n", B,
+        fprintf(stderr, "%d images: first tokens after %.0f ms, %d tokens at %.0f tokens/s\n", B,
                 1e3 * (w->looked - start), tokens, rate);
 }
 
-/* Writes the programs of n pictures, of which the first one is number `first` on the command line; whether all
+/* Writes the programs of n images, of which the first one is number `first` on the command line; whether all
  * came out. */
 static bool write_batch(Writer *w, Decoder *d, const TokenIds *prefix, const char **paths, int n, int first) {
     const int size = d->m->c.vision.image_size, room = d->max_T - model_image_tokens(d->m);
@@ -284,10 +284,10 @@ static bool write_batch(Writer *w, Decoder *d, const TokenIds *prefix, const cha
     return !failed;
 }
 
-/* How many pictures are written together. */
-static int batch_size(Model *m, int pictures, int T, int room) {
+/* How many images are written together. */
+static int batch_size(Model *m, int images, int T, int room) {
     int most = opt.batch ? (int)opt.batch : m->op->host_memory ? 16 : 64;
-    return decoder_fit(m, pictures < most ? pictures : most, !opt.batch, T, room);
+    return decoder_fit(m, images < most ? images : most, !opt.batch, T, room);
 }
 
 static void writer_open(Writer *w, const Model *m, int batch, bool several, bool to_folder) {
@@ -309,7 +309,7 @@ static void writer_close(Writer *w) {
 }
 
 int main(int argc, char **argv) {
-    StringList pictures = {NULL, 0};
+    StringList images = {NULL, 0};
     TokenIds prefix = {NULL, 0, 0};
     static Model model;
     Decoder decoder;
@@ -318,13 +318,13 @@ int main(int argc, char **argv) {
     threads_wait_politely(argv);
     atexit(files_abandon);
     options_parse(table, OPTIONS, argc, argv,
-                  "[options] PICTURE...\n\nWrites the TikZ program that draws each picture.", &pictures);
-    if (!pictures.count) options_die("no picture given");
+                  "[options] IMAGE...\n\nWrites the TikZ program that draws each image.", &images);
+    if (!images.count) options_die("no image given");
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
-    bool several = pictures.count > 1, to_folder = opt.output && (several || is_folder(opt.output));
-    if (to_folder) check_names(&pictures);
+    bool several = images.count > 1, to_folder = opt.output && (several || is_folder(opt.output));
+    if (to_folder) check_names(&images);
     if (to_folder) die_if(make_folder(opt.output, &err), &err);
     const char *path = opt.model ? opt.model : default_model();
     die_if(model_open(&model, op, path, &err), &err);
@@ -333,21 +333,21 @@ int main(int argc, char **argv) {
     die_if(read_prefix(&prefix, &model.tokenizer, path, &err), &err);
     if (prefix.count >= room)
         die("the --prefix leaves no room: it has %d tokens, and the text may have %d", prefix.count, room);
-    int batch = batch_size(&model, pictures.count, prefix.count + 1, room);
+    int batch = batch_size(&model, images.count, prefix.count + 1, room);
     model_plan(&model, batch, prefix.count + 1);
     decoder_open(&decoder, &model, batch, room);
     decoder_sample(&decoder, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k, (uint64_t)opt.seed,
                    model.tokenizer.begin >= 0);
     writer_open(&writer, &model, batch, several, to_folder);
     bool failed = false;
-    for (int i = 0; i < pictures.count; i += batch) {
-        int n = pictures.count - i < batch ? pictures.count - i : batch;
-        if (!write_batch(&writer, &decoder, &prefix, pictures.items + i, n, i)) failed = true;
+    for (int i = 0; i < images.count; i += batch) {
+        int n = images.count - i < batch ? images.count - i : batch;
+        if (!write_batch(&writer, &decoder, &prefix, images.items + i, n, i)) failed = true;
     }
     writer_close(&writer);
     free(prefix.ids);
     decoder_close(&decoder);
     model_close(&model);
-    free((void *)pictures.items);
+    free((void *)images.items);
     return failed;
 }

@@ -9,7 +9,7 @@
  *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
  *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
  *   hard  = -log softmax(s)[argmax t]                                          over V_s, argmax over V
- *   embed = 1 - cos(e_s, e_t), per picture: the flattened image tokens; e_s goes through a learned linear map first
+ *   embed = 1 - cos(e_s, e_t), per image: the flattened image tokens; e_s goes through a learned linear map first
  *           when the widths differ
  *   loss  = mean over counted positions of (w_ce CE + gate (w_soft soft + w_hard hard)) + w_embed mean of embed
  *
@@ -48,8 +48,8 @@
 #define LOSS_CUH
 
 #include "kernels/ops.h"
-#include "lib/arena.h"
-#include "lib/parameters.h"
+#include "kernels/arena.h"
+#include "params.h"
 
 typedef struct {
     float w_ce, w_soft, w_hard, w_embed;
@@ -63,17 +63,17 @@ typedef struct {
 enum {
     OBJECTIVE_BAND_FLOOR = 45,  // per cent of positions the band must leave, or it is not applied
     OBJECTIVE_ROWS = 65536,     // positions whose statistics wait on the device, at least
-    OBJECTIVE_PICTURES = 4096,  // pictures whose cosines do
+    OBJECTIVE_IMAGES = 4096,  // images whose cosines do
     OBJECTIVE_CHUNK = 4096,     // positions in a chunk, where the device does not tell how much memory is free
     OBJECTIVE_MEGABYTES = 512   // of logits, at most, where it does
 };
 
-/* Sums over positions (and pictures) of one or more passes; divide by positions (pictures) for means. */
+/* Sums over positions (and images) of one or more passes; divide by positions (images) for means. */
 typedef struct {
     double ce, soft, hard, embed;  // soft includes tau^2; soft and hard are not gated here
     double entropy, gate;
     double right, agree;  // student's argmax equals the label; the teacher's argmax
-    double positions, pictures;
+    double positions, images;
     double loss;  // the weighted, gated sum that is differentiated, times positions
 } ObjectiveSums;
 
@@ -93,10 +93,10 @@ typedef struct {
     floatX *near_hidden;    // [max_positions, Wt]
     floatX *near_tokens;    // [B, P, Wt]
     /* embedding loss, when a teacher is there */
-    int pictures, tokens, width, teacher_width;  // per picture: image tokens, their widths
+    int images, tokens, width, teacher_width;  // per image: image tokens, their widths
     Params map;                                  // "embed_map" [Wt, Ws] when the widths differ
     floatX *mapped, *d_mapped, *d_tokens;        // [B, P, Wt] twice, [B, P, Ws]
-    /* what waits for objective_collect: rows and pictures so far, room for more */
+    /* what waits for objective_collect: rows and images so far, room for more */
     int rows, rows_room, cosine_count, cosine_room;
     RowStats *stats, *host_stats;   // [rows_room]
     int *host_labels;               // [rows_room]
@@ -108,7 +108,7 @@ typedef struct {
 static inline int objective_turns(const Objective *o) { return o->beside == o->op ? 1 : 2; }
 
 static inline void objective_plan_pass(Objective *o) {
-    size_t rows = (size_t)o->chunk, n = (size_t)o->max_positions, B = (size_t)o->pictures;
+    size_t rows = (size_t)o->chunk, n = (size_t)o->max_positions, B = (size_t)o->images;
     for (int i = 0; i < objective_turns(o); i++) {
         o->student[i] = arena_x(&o->arena, rows * (size_t)o->Vs);
         o->teacher[i] = arena_x(&o->arena, rows * (size_t)o->Vt);
@@ -143,13 +143,13 @@ static inline int objective_chunk(const Objective *o) {
     return most < tile ? (int)tile : most > (size_t)o->max_positions ? o->max_positions : (int)most;
 }
 
-/* Buffers for up to max_positions positions of up to `pictures` pictures in a pass, `chunk` of them (0: by the memory
+/* Buffers for up to max_positions positions of up to `images` images in a pass, `chunk` of them (0: by the memory
  * that is free) at a time through the heads. The student's head is [Vs, width]. teacher_op and teacher_head: the
- * teacher's device and its head there; NULL without a teacher. tokens: image tokens of a picture, for the embedding
+ * teacher's device and its head there; NULL without a teacher. tokens: image tokens of an image, for the embedding
  * loss. */
 static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int width,
                                   const Ops *teacher_op, Weight teacher_head, int chunk, int max_positions,
-                                  int pictures, int tokens, uint64_t seed) {
+                                  int images, int tokens, uint64_t seed) {
     memset(o, 0, sizeof *o);
     o->op = op;
     o->config = config;
@@ -166,8 +166,8 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
         o->beside = op;
     }
     o->rows_room = max_positions > OBJECTIVE_ROWS ? max_positions : OBJECTIVE_ROWS;
-    o->cosine_room = pictures > OBJECTIVE_PICTURES ? pictures : OBJECTIVE_PICTURES;
-    o->pictures = pictures;
+    o->cosine_room = images > OBJECTIVE_IMAGES ? images : OBJECTIVE_IMAGES;
+    o->images = images;
     o->tokens = tokens;
     o->width = width;
     objective_plan_pass(o);
@@ -235,7 +235,7 @@ static inline void objective_add(Objective *o) {
     }
     for (int i = 0; i < o->cosine_count; i++) sums->embed += 1 - (double)o->host_cosines[i];
     sums->positions += o->rows;
-    sums->pictures += o->cosine_count;
+    sums->images += o->cosine_count;
 }
 
 /* Waits for the device and adds up what is there. */
@@ -350,23 +350,23 @@ static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, 
     if (behind && at) objective_backward(o, &pass, at - behind);
 }
 
-/* The embedding loss over B pictures: image tokens e_s [B, P, Ws], e_t [B, P, Wt] on the teacher's device. Returns
- * its gradient with respect to e_s times scale (1 / pictures of the whole batch) times w_embed, or NULL when
+/* The embedding loss over B images: image tokens e_s [B, P, Ws], e_t [B, P, Wt] on the teacher's device. Returns
+ * its gradient with respect to e_s times scale (1 / images of the whole batch) times w_embed, or NULL when
  * `gradient` is false or the term is off; the map's own gradient is added to it. */
 static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B,
                                             float scale, bool gradient) {
     if (!(o->config.w_embed > 0) || !teacher) return NULL;
     const Ops *op = o->op;
     Param *map = o->map.count ? &o->map.list[0] : NULL;
-    size_t tokens = (size_t)B * (size_t)o->tokens, per_picture = (size_t)o->tokens * (size_t)o->teacher_width;
+    size_t tokens = (size_t)B * (size_t)o->tokens, per_image = (size_t)o->tokens * (size_t)o->teacher_width;
     const floatX *e = student;
-    teacher = objective_bring(o, o->near_tokens, teacher, (size_t)B * per_picture);
+    teacher = objective_bring(o, o->near_tokens, teacher, (size_t)B * per_image);
     if (map) {
         op->linear_forward(o->mapped, student, param_weight(map), NULL, ACT_NONE, NULL, tokens);
         e = o->mapped;
     }
     if (B > o->cosine_room - o->cosine_count) objective_drain(o);
-    op->cosine(o->cosines + o->cosine_count, gradient ? o->d_mapped : NULL, e, teacher, B, per_picture,
+    op->cosine(o->cosines + o->cosine_count, gradient ? o->d_mapped : NULL, e, teacher, B, per_image,
                scale * o->config.w_embed);
     o->cosine_count += B;
     if (!gradient || !map) return gradient ? o->d_mapped : NULL;
@@ -378,7 +378,7 @@ static inline const floatX *objective_embed(Objective *o, const floatX *student,
 /* Mean loss that was differentiated. */
 static inline double objective_mean(const Objective *o, const ObjectiveSums *s) {
     double loss = s->positions > 0 ? s->loss / s->positions : 0;
-    if (s->pictures > 0) loss += (double)o->config.w_embed * s->embed / s->pictures;
+    if (s->images > 0) loss += (double)o->config.w_embed * s->embed / s->images;
     return loss;
 }
 

@@ -16,8 +16,8 @@
 #define MODEL_H
 
 #include "kernels/ops.h"
-#include "lib/arena.h"
-#include "lib/parameters.h"
+#include "kernels/arena.h"
+#include "params.h"
 #include "lib/safetensors.h"
 #include "lib/tokenizer.h"
 #include "vision.h"
@@ -295,7 +295,7 @@ typedef struct {
     GradientHook hook;  // of model_backward; with micro-batches to be set for the last of them only
 
     Arena arena;       // activations
-    int max_B, max_T;  // what they were planned for: pictures, text tokens
+    int max_B, max_T;  // what they were planned for: images, text tokens
     LmActs *acts;
     uint8_t *pixels;  // device [max_B, S, S, 3]
     int *inputs;      // device [B, S]: token ids, -1 at image positions
@@ -313,7 +313,7 @@ typedef struct {
     floatX *d_hidden, *d_picked;  // [n, W]; d_hidden is for the objective to fill
     floatX *d_tokens;             // [B, P, W] gradient of the image tokens
 
-    int B, T, n;  // of the last forward pass: pictures, text tokens, predicted tokens
+    int B, T, n;  // of the last forward pass: images, text tokens, predicted tokens
 } Model;
 
 static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
@@ -539,7 +539,7 @@ static inline void model_plan_pass(Model *m) {
     }
 }
 
-/* Buffers for passes over up to B pictures with up to T text tokens each. Called once, after model_train. */
+/* Buffers for passes over up to B images with up to T text tokens each. Called once, after model_train. */
 static inline void model_plan(Model *m, int B, int T) {
     m->max_B = B;
     m->max_T = T;
@@ -552,7 +552,7 @@ static inline void model_plan(Model *m, int B, int T) {
 }
 
 /* The parts in the mask are trained, the others stay frozen. Before model_plan; their gradients come from
- * optimizer_open (lib/adamw.h). */
+ * optimizer_open (train/optimizer.h). */
 static inline void model_train(Model *m, int parts, Recompute recompute) {
     m->trained = parts;
     m->recompute = recompute;
@@ -573,11 +573,11 @@ static inline bool param_same(const Param *a, const Ops *a_op, const Param *b, c
     return same;
 }
 
-/* Lets the teacher's encoder look at the pictures for the student too, when the student's is frozen and the same in
+/* Lets the teacher's encoder look at the images for the student too, when the student's is frozen and the same in
  * shape and weights; returns whether it is. After model_train, before model_plan. From then on the student's forward
- * passes begin with the features of the teacher's last one, which must have been over the same pictures; the results
+ * passes begin with the features of the teacher's last one, which must have been over the same images; the results
  * are those the student's encoder would have had on the teacher's kind of device. Where both models share a device's
- * table the features are read in place: the teacher goes on to other pictures only after the student's backward
+ * table the features are read in place: the teacher goes on to other images only after the student's backward
  * pass. */
 static inline bool model_share_encoder(Model *student, const Model *teacher) {
     const VisionConfig *a = &student->c.vision, *b = &teacher->c.vision;

@@ -2,7 +2,7 @@
  *
  *   world    ranks 0 .. students-1 are students, the others are teachers. Rank 0 writes the log and the weights.
  *
- *   batch    teachers and students cut a batch of batch * accum * students pictures into items of `batch` pictures.
+ *   batch    teachers and students cut a batch of batch * accum * students images into items of `batch` images.
  *            Item i goes to student i mod students. Which teacher prepares it, and when, is the timetable below: a
  *            pure function of the options, so nobody has to be told.
  *
@@ -12,15 +12,15 @@
  *            FEED_RING lessons ahead, which bounds how far the teachers run ahead.
  *
  *   buckets  gradients are added up among the students bucket by bucket, from the end of the flat arrays
- *            (lib/adamw.h) while the backward pass is still at work on their beginning.
+ *            (train/optimizer.h) while the backward pass is still at work on their beginning.
  *
- * The engines are in lib/comm.h, launching and failing in lib/world.h. */
+ * The engines are in dist/comm.h, launching and failing in lib/world.h. */
 #ifndef RANKS_H
 #define RANKS_H
 
-#include "lib/adamw.h"
+#include "train/optimizer.h"
 #include "lib/clock.h"
-#include "lib/comm.h"
+#include "dist/comm.h"
 #include "lib/world.h"
 #include "model.h"
 
@@ -86,7 +86,7 @@ static inline bool timetable_next(Timetable *t, Lesson *l) {
 
 typedef struct {
     int64_t step, item;
-    int64_t pictures, n;  // n positions that count
+    int64_t images, n;  // n positions that count
     int64_t interrupted;  // the teacher was asked to stop
 } LessonHeader;
 
@@ -140,8 +140,8 @@ typedef struct {
     const Ops *student;  // the student's device
     Timetable timetable;
     size_t row;               // bytes of a position
-    size_t tokens;            // bytes of a picture's image tokens; 0: not wanted
-    int positions, pictures;  // of an item, at most
+    size_t tokens;            // bytes of an image's image tokens; 0: not wanted
+    int positions, images;  // of an item, at most
     Arena arena;
     FeedSlot ring[FEED_RING];
     pthread_t thread;
@@ -156,7 +156,7 @@ typedef struct {
 static inline void feed_plan_pass(Feed *f) {
     for (int i = 0; i < FEED_RING; i++) {
         f->ring[i].hidden = (floatX *)arena_take(&f->arena, (size_t)f->positions, f->row);
-        if (f->tokens) f->ring[i].tokens = (floatX *)arena_take(&f->arena, (size_t)f->pictures, f->tokens);
+        if (f->tokens) f->ring[i].tokens = (floatX *)arena_take(&f->arena, (size_t)f->images, f->tokens);
     }
 }
 
@@ -168,14 +168,14 @@ static inline bool feed_receive(Feed *f, FeedSlot *slot, const Lesson *lesson) {
     char room = 1;
     if (link_send_host(link, &room, 1, from) != COMM_OK) return false;  // however much a socket would take in
     if (link_receive_host(link, h, sizeof *h, from) != COMM_OK) return false;
-    if (h->step != lesson->step || h->item != lesson->item || h->n < 0 || h->n > f->positions || h->pictures < 0 ||
-        h->pictures > f->pictures)
+    if (h->step != lesson->step || h->item != lesson->item || h->n < 0 || h->n > f->positions || h->images < 0 ||
+        h->images > f->images)
         die("internal error: rank %d sent item %lld of step %lld (%lld positions) where item %lld of step %lld was "
             "due",
             from, (long long)h->item, (long long)h->step, (long long)h->n, (long long)lesson->item,
             (long long)lesson->step);
     void *parts[2] = {slot->hidden, slot->tokens};
-    size_t bytes[2] = {(size_t)h->n * f->row, (size_t)h->pictures * f->tokens};
+    size_t bytes[2] = {(size_t)h->n * f->row, (size_t)h->images * f->tokens};
     CommStatus status = COMM_OK;
     for (int i = 0; i < 2 && status == COMM_OK; i++)
         if (bytes[i])
@@ -208,9 +208,9 @@ static inline void *feed_thread(void *argument) {
 }
 
 /* Lessons of a teacher of `width` with `image_tokens` (0: their vectors are not wanted), for items of up to
- * `pictures` pictures and `positions` positions. */
+ * `images` images and `positions` positions. */
 static inline void feed_open(Feed *f, Ranks *k, const Ops *op, Timetable timetable, int width, int image_tokens,
-                             int pictures, int positions) {
+                             int images, int positions) {
     memset(f, 0, sizeof *f);
     f->ranks = k;
     f->op = k->link.device_buffers ? op : &cpu_ops;
@@ -218,7 +218,7 @@ static inline void feed_open(Feed *f, Ranks *k, const Ops *op, Timetable timetab
     f->timetable = timetable;
     f->row = (size_t)width * sizeof(floatX);
     f->tokens = (size_t)image_tokens * f->row;
-    f->pictures = pictures;
+    f->images = images;
     f->positions = positions;
     feed_plan_pass(f);
     arena_allocate(&f->arena, f->op, "the teacher's lessons");

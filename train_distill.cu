@@ -8,19 +8,19 @@
  * As one process, or as several that share the work: teachers apart from students, students with a part of each
  * batch. Every rank runs this file; the steps in which they differ ask for r->ranks.
  *
- * The options are in train_options.h, the formulas in loss.cuh, the models in model.h and vision.h, the data in
+ * The options are in train/options.h, the formulas in loss.cuh, the models in model.h and vision.h, the data in
  * dataloader.h, what goes between the ranks in ranks.h. */
 #include "dataloader.h"
 #include "lib/interrupt.h"
 #include "lib/json.h"
-#include "lib/machine.h"
+#include "kernels/peak.h"
 #include "lib/progress.h"
-#include "lib/state.h"
+#include "train/checkpoint.h"
 #include "lib/threads.h"
 #include "loss.cuh"
 #include "model.h"
 #include "ranks.h"
-#include "train_options.h"
+#include "train/options.h"
 
 #include <dirent.h>
 #include <limits.h>
@@ -36,7 +36,7 @@ typedef struct {
     bool own_steps;      // a --resume that says itself how large its steps are
     bool overlaps;       // the teacher computes beside the student: it looks at the next items ahead
     int64_t looked_at;   // the item of training whose lesson the teacher here has ready; -1: none
-    int teacher_pixels;  // which of a batch's pictures the teacher looks at: 1 when it wants another size
+    int teacher_pixels;  // which of a batch's images the teacher looks at: 1 when it wants another size
     int parts;           // of the student that are trained
     Recompute recompute;
     Dataset data, val;
@@ -145,7 +145,7 @@ static void open_dataset(const Run *r, Dataset *d, const char *pattern) {
             pattern, (unsigned long long)d->fingerprint, (unsigned long long)tokenizer->fingerprint);
 }
 
-/* What this rank loads of batches of `batch` pictures: its items of them. */
+/* What this rank loads of batches of `batch` images: its items of them. */
 static LoaderConfig loader_config(const Run *r, int batch, bool shuffle) {
     const Ranks *k = &r->ranks;
     LoaderConfig c;
@@ -165,7 +165,7 @@ static LoaderConfig loader_config(const Run *r, int batch, bool shuffle) {
     c.seed = (uint64_t)opt.seed;
     c.shuffle = shuffle;
     c.drop_last = shuffle;
-    c.cache_bytes = shuffle ? (size_t)opt.cache << 20 : 0;  // an evaluation looks at each picture once
+    c.cache_bytes = shuffle ? (size_t)opt.cache << 20 : 0;  // an evaluation looks at each image once
     c.augment = shuffle && opt.augment;
     c.hold = shuffle && r->overlaps ? 2 : 1;
     c.item_rows = (int)opt.batch;
@@ -268,9 +268,9 @@ static void plan_models(Run *r) {
     if (r->has_teacher && (r->ranks.teaches || !taught_from_afar(r))) model_plan(&r->teacher, B, r->text);
     arena_whose = "";
     if (r->ranks.teaches) return;
-    bool same_pictures = r->has_teacher && !taught_from_afar(r) && !r->teacher_pixels;
-    if (same_pictures && model_share_encoder(&r->student, &r->teacher) && leads(r))
-        progress_note("student: its frozen encoder is the teacher's, which looks at the pictures for both");
+    bool same_images = r->has_teacher && !taught_from_afar(r) && !r->teacher_pixels;
+    if (same_images && model_share_encoder(&r->student, &r->teacher) && leads(r))
+        progress_note("student: its frozen encoder is the teacher's, which looks at the images for both");
     plan_objective(r);
     plan_optimizer(r);
     model_plan(&r->student, B, r->text);
@@ -311,7 +311,7 @@ static Teaching teaching(Run *r, const Batch *batch, int first, int B, int64_t i
         x.hidden = lesson->hidden;
         x.tokens = lesson->tokens;
         x.n = lesson->header.n;
-        x.B = lesson->header.pictures;
+        x.B = lesson->header.images;
         return x;
     }
     if (item < 0 || item != r->looked_at) teacher_looks(r, batch, first, B);
@@ -327,7 +327,7 @@ static Teaching teaching(Run *r, const Batch *batch, int first, int B, int64_t i
  * follows: of the loss with respect to the student's hidden states, and to its image tokens, which is returned (NULL:
  * nothing but the hidden states depends on them). */
 static const floatX *pass(Run *r, const Batch *batch, int first, int B, int64_t item, double scale,
-                          double picture_scale) {
+                          double image_scale) {
     Model *s = &r->student;
     int T = batch->T;
     size_t S = (size_t)s->c.vision.image_size;
@@ -335,12 +335,12 @@ static const floatX *pass(Run *r, const Batch *batch, int first, int B, int64_t 
     Teaching teacher = teaching(r, batch, first, B, item);
     model_forward(s, batch->pixels[0] + (size_t)first * S * S * 3, batch->ids + (size_t)first * (size_t)T, B, T);
     if (r->has_teacher && (teacher.n != s->n || teacher.B != B))
-        die("internal error: the teacher looked at %lld positions of %lld pictures where the student has %d of %d",
+        die("internal error: the teacher looked at %lld positions of %lld images where the student has %d of %d",
             (long long)teacher.n, (long long)teacher.B, s->n, B);
     objective_run(&r->objective, learn ? s->d_hidden : NULL, learn ? s->head->gradient : NULL, s->hidden,
                   param_weight(s->head), teacher.hidden, s->labels, s->n, (float)scale);
     const floatX *d_tokens =
-        objective_embed(&r->objective, s->vision.tokens, teacher.tokens, B, (float)picture_scale, learn);
+        objective_embed(&r->objective, s->vision.tokens, teacher.tokens, B, (float)image_scale, learn);
     if (taught_from_afar(r)) feed_done(&r->feed);
     return d_tokens;
 }
@@ -602,7 +602,7 @@ static void log_sums(JsonWriter *w, const Run *r, const ObjectiveSums *s) {
     json_key(w, "agreement"), json_number(w, s->agree / s->positions);
     json_key(w, "entropy"), json_number(w, s->entropy / s->positions);
     json_key(w, "gate"), json_number(w, s->gate / s->positions);
-    if (s->pictures > 0) json_key(w, "embed"), json_number(w, s->embed / s->pictures);
+    if (s->images > 0) json_key(w, "embed"), json_number(w, s->embed / s->images);
 }
 
 static void log_line(Run *r, JsonWriter *w) {
@@ -700,7 +700,7 @@ static void print_summary(const Run *r) {
         megabytes(&s->params.values) + megabytes(&r->optimizer.value_memory),
         megabytes(&r->optimizer.gradient_memory), megabytes(&r->optimizer.state_memory), megabytes(&s->arena),
         megabytes(&r->teacher.arena), megabytes(&r->objective.arena));
-    fprintf(stderr, "data: %llu samples, %lld steps of %lld pictures, %lld steps an epoch\n",
+    fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
             (unsigned long long)r->data.count, (long long)r->steps,
             (long long)(opt.batch * opt.accum * r->ranks.students), (long long)r->steps_per_epoch);
 }
@@ -853,21 +853,21 @@ static void open_world(Run *r, int argc, char **argv) {
     k->index = k->teaches ? k->world.rank - k->students : k->world.rank;
 }
 
-/* A run that goes on keeps the pictures of a step, which record_options has as one process's --batch and --accum, and
+/* A run that goes on keeps the images of a step, which record_options has as one process's --batch and --accum, and
  * deals them among the students that there are now: in micro-batches of --batch or, where they do not divide so, of
  * less. */
 static void deal_again(const Run *r) {
-    int64_t students = r->ranks.students, pictures = opt.batch * opt.accum, batch = opt.batch;
+    int64_t students = r->ranks.students, images = opt.batch * opt.accum, batch = opt.batch;
     if (!opt.resume || students == 1 || r->own_steps) return;
-    if (pictures % students)
-        die("--resume: the %lld pictures of a step cannot be divided among %lld students; use a number of students "
+    if (images % students)
+        die("--resume: the %lld images of a step cannot be divided among %lld students; use a number of students "
             "that "
             "divides %lld",
-            (long long)pictures, (long long)students, (long long)pictures);
-    while (pictures / students % batch) batch--;
-    opt.eval_batches = (opt.eval_batches * opt.batch + batch - 1) / batch;  // as many pictures, or a few more
+            (long long)images, (long long)students, (long long)images);
+    while (images / students % batch) batch--;
+    opt.eval_batches = (opt.eval_batches * opt.batch + batch - 1) / batch;  // as many images, or a few more
     opt.batch = batch;
-    opt.accum = pictures / students / batch;
+    opt.accum = images / students / batch;
 }
 
 /* The device of that option, else of --device; of several ranks on a machine each takes a GPU in turn. */
@@ -1010,7 +1010,7 @@ static void parse_options(Run *r, int argc, char **argv) {
     static const char *const moves[] = {"none", "anneal", "image2tikz"};
     static const char *const recomputes[] = {"none", "activations", "blocks"};
     const char *usage =
-        "[options]\n\nTrains a picture-to-TikZ model, by default from the starter teacher on the starter data.";
+        "[options]\n\nTrains an image-to-TikZ model, by default from the starter teacher on the starter data.";
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     name_files(r);
     if (opt.resume) recall_options(r, argc, argv, usage);
@@ -1088,11 +1088,11 @@ static void record_options(const Run *r) {
 }
 
 static void check_batch(const Run *r) {
-    int64_t pictures = opt.batch * opt.accum * r->ranks.students;
-    if (pictures > 1 << 20)
+    int64_t images = opt.batch * opt.accum * r->ranks.students;
+    if (images > 1 << 20)
         options_die(
-            "--batch times --accum, of all students, makes a step of %lld pictures; at most 1048576 are supported",
-            (long long)pictures);
+            "--batch times --accum, of all students, makes a step of %lld images; at most 1048576 are supported",
+            (long long)images);
 }
 
 int main(int argc, char **argv) {

@@ -1,4 +1,4 @@
-/* The SigLIP-style vision encoder and the connector: picture -> image tokens of the language model's width.
+/* The SigLIP-style vision encoder and the connector: image -> image tokens of the language model's width.
  *
  *   pixels u8 [B, S, S, 3] -> patches [B, P, 3 p p], P = floor(S/p)² -> x [B, P, C] + position
  *     -> `layers` pre-norm blocks -> LayerNorm -> `concat` neighbours joined [B, P/concat, concat C]
@@ -12,8 +12,8 @@
 #define VISION_H
 
 #include "kernels/ops.h"
-#include "lib/arena.h"
-#include "lib/parameters.h"
+#include "kernels/arena.h"
+#include "params.h"
 
 typedef struct {
     int image_size, patch;  // S, p in pixels; of S, the last S mod p rows and columns are not looked at
@@ -86,7 +86,7 @@ typedef struct Vision {
     Recompute recompute;
     const struct Vision *source;  // the encoder that looks for this one (model_share_encoder), or NULL
     const Ops *source_op;         // its device, if that is another one
-    int B;                        // pictures of the last forward pass
+    int B;                        // images of the last forward pass
 } Vision;
 
 static inline void vision_declare(Vision *v, Params *p) {
@@ -184,7 +184,7 @@ static inline void vision_plan_acts(Vision *v, int l, Arena *arena, size_t N) {
     }
 }
 
-/* Hands out the activation buffers for batches of up to B pictures. */
+/* Hands out the activation buffers for batches of up to B images. */
 static inline void vision_plan(Vision *v, Arena *arena, int B) {
     const VisionConfig *c = &v->c;
     size_t N = (size_t)B * (size_t)vision_patches(c), C = (size_t)c->width, M = (size_t)c->mlp;
@@ -255,11 +255,11 @@ static inline void vision_encode(Vision *v, const Ops *op, const uint8_t *pixels
                                    v->norm_w->value, v->norm_b->value, N, C, c->eps);
 }
 
-/* The features that v->source made of the same pictures. */
+/* The features that v->source made of the same images. */
 static inline void vision_take_features(Vision *v, const Ops *op, int B) {
     const Vision *source = v->source;
     size_t n = (size_t)B * (size_t)vision_patches(&v->c) * (size_t)v->c.width;
-    if (source->B != B) die("internal error: the shared encoder looked at %d pictures, not at %d", source->B, B);
+    if (source->B != B) die("internal error: the shared encoder looked at %d images, not at %d", source->B, B);
     if (v->source_op)
         op->copy_from(v->features, v->source_op, source->features, n * sizeof(floatX));
     else
@@ -345,7 +345,7 @@ static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tok
     gradients_ready(hook, v->patch_w);
 }
 
-/* Operations of one encoder pass over B pictures (multiply-add = 2), products and attention, without the connector; 0
+/* Operations of one encoder pass over B images (multiply-add = 2), products and attention, without the connector; 0
  * where another encoder looks. */
 static inline double vision_flops(const Vision *v, int B) {
     const VisionConfig *c = &v->c;

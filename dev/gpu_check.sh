@@ -127,7 +127,7 @@ train() { # BUILD DEVICE FOLDER MORE...: a command that trains the starter's stu
     echo "$1/train_distill --device $2 --out $work/$3 --student $student --batch $batch --steps $steps" \
         "--eval-every $steps --eval-batches 2 ${*:4}"
 }
-compare() { echo "python3 dev/compare_curves.py $work/$1/log.jsonl $work/$2/log.jsonl"; }
+compare() { echo "python3 dev/bench/compare_curves.py $work/$1/log.jsonl $work/$2/log.jsonl"; }
 for precision in fp32 bf16; do
     build=${!precision}
     tolerance=$([ $precision = fp32 ] && echo 1e-4 || echo 2e-2)

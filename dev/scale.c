@@ -8,7 +8,7 @@
  * The arithmetic is in scale_model.h; scale.md derives it, names the sources of the figures below, and compares with
  * measured runs. */
 #include "../dataloader.h"
-#include "../lib/machine.h"
+#include "../kernels/peak.h"
 #include "../lib/options.h"
 #include "../lib/threads.h"
 #include "scale_model.h"
@@ -79,9 +79,9 @@ static const Option table[] = {
     {"train", 0, OPT_STRING, &opt.train, "PARTS", "what is trained of vision,connector,lm", 0, 0},
     {"teachers", 'A', OPT_INT, &opt.teachers, "N", "teacher ranks; 0: every student rank has its own", 0, 1e6},
     {"students", 'B', OPT_INT, &opt.students, "N", "student ranks", 1, 1e6},
-    {"batch", 'b', OPT_INT, &opt.batch, "N", "pictures in a student rank's micro-batch", 1, 65536},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "images in a student rank's micro-batch", 1, 65536},
     {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in a step", 1, 65536},
-    {"text", 0, OPT_INT, &opt.text, "N", "text positions of a picture, with padding", 1, 1e6},
+    {"text", 0, OPT_INT, &opt.text, "N", "text positions of an image, with padding", 1, 1e6},
     {"filled", 0, OPT_FLOAT, &opt.filled, "X", "share of them that count", 0.001, 1},
     {"data", 0, OPT_STRING, &opt.data, "FILE", "take --text and --filled from this dataset's batches", 0, 0},
     {"recompute", 0, OPT_STRING, &opt.recompute, "LEVEL", "none, activations or blocks, as in train_distill", 0, 0},
@@ -113,7 +113,7 @@ static const Option table[] = {
     {"small", 0, OPT_INT, &opt.small, "N", "small collectives in a step", 0, 1000},
     HEADING("ways to communicate"),
     {"collective", 0, OPT_STRING, &opt.collective, "NAME", "direct (sockets, MPI), ring (NCCL) or tiered", 0, 0},
-    {"bucket", 0, OPT_INT, &opt.bucket, "N", "elements of a bucket; 0: as lib/adamw.h says", 0, 1e12},
+    {"bucket", 0, OPT_INT, &opt.bucket, "N", "elements of a bucket; 0: as train/optimizer.h says", 0, 1e12},
     {"hide-gather", 0, OPT_FLAG, &opt.hide_gather, NULL, "the all-gather goes on beside the next forward pass", 0, 0},
     HEADING("output"),
     {"brief", 0, OPT_FLAG, &opt.brief, NULL, "one line", 0, 0},
@@ -242,7 +242,7 @@ static void print_brief(Pair *p, const Plan *plan, const Machine *m) {
     else
         snprintf(room, sizeof room, "%.0f", student_bytes(&memory, plan) / 1e9);
     double messages = s.term[T_REDUCE] + s.term[T_GATHER] + s.term[T_SMALL] + s.term[T_HIDDEN];
-    printf("| %s | %.0f | %.1f | %.1f | %.1f | %.1f | %.0f | %.1f | %.1f | %s%s | %s |\n", who, s.pictures,
+    printf("| %s | %.0f | %.1f | %.1f | %.1f | %.1f | %.0f | %.1f | %.1f | %s%s | %s |\n", who, s.images,
            1e3 * s.step, 1e3 * (products(&s) + s.term[T_JITTER] + s.term[T_OPTIMIZER]), 1e3 * messages,
            1e3 * s.term[T_WAIT], s.tokens / s.step, 100 * s.flops / s.step / plan_devices(plan) / m->peak,
            100 * efficiency(p, plan, m, &s), room, s.fits ? "" : " no", bound_text(&s, bound, sizeof bound));
@@ -323,7 +323,7 @@ static void print_table(Pair *p, const Plan *plan, const Machine *m) {
     printf("student %s, %.2f G parameters, %.2f G trained; teacher %s", opt.student,
            (double)params_total(params, PART_ALL) / 1e9, (double)params_total(params, p->parts) / 1e9, opt.teacher);
     if (p->has_teacher) printf(", %.2f G parameters", (double)params_total(&p->teacher.params, PART_ALL) / 1e9);
-    printf("\n%d teachers, %d students, %d x %d pictures a student, %d image and %d text positions\n\n",
+    printf("\n%d teachers, %d students, %d x %d images a student, %d image and %d text positions\n\n",
            plan->teachers, plan->students, plan->accum, plan->batch, vision_tokens(&p->student.c.vision), plan->text);
     printf("a student's step\n");
     for (int i = 0; i < TERMS; i++)
@@ -341,9 +341,9 @@ static void print_table(Pair *p, const Plan *plan, const Machine *m) {
                1e3 * s.reduction.busy, s.reduction.buckets, 100 - 100 * s.reduction.exposed / s.reduction.busy,
                1e3 * s.gather_busy);
     print_memory(p, plan, m);
-    printf("%.0f tokens/s, %.1f pictures/s; %.1f %% of the product peak; %.1f %% of one device's rate per device; "
+    printf("%.0f tokens/s, %.1f images/s; %.1f %% of the product peak; %.1f %% of one device's rate per device; "
            "bound by %s\n\n",
-           s.tokens / s.step, s.pictures / s.step, 100 * s.flops / s.step / plan_devices(plan) / m->peak,
+           s.tokens / s.step, s.images / s.step, 100 * s.flops / s.step / plan_devices(plan) / m->peak,
            100 * efficiency(p, plan, m, &s), bound_text(&s, bound, sizeof bound));
     print_changes(p, plan, m, &s);
 }

@@ -1,7 +1,7 @@
 /* What a training step costs and how long it takes, from shapes and rates: the arithmetic of dev/scale.c.
  *
  * Operations and bytes are not written down here a second time: models are declared and their memory is planned by
- * the program's own code (model.h, loss.cuh, lib/adamw.h), without allocating it.
+ * the program's own code (model.h, loss.cuh, train/optimizer.h), without allocating it.
  *
  *   student   forward + objective + backward (+ recomputed blocks), `accum` times
  *             + reduce-scatter of fp32 gradients, what the last backward pass does not hide
@@ -43,7 +43,7 @@ typedef struct {
     Recompute recompute;
     bool sharded, hide_gather;
     int collective;               // DIRECT, RING, TIERED
-    size_t bucket;                // elements; 0: as lib/adamw.h says
+    size_t bucket;                // elements; 0: as train/optimizer.h says
     double share, teacher_share;  // of the product rate that their passes reach
     int chunk;                    // positions of a chunk of logits; 0: as loss.cuh says
 } Plan;
@@ -52,7 +52,7 @@ enum { DIRECT, RING, TIERED };
 static const char *const collectives[] = {"direct", "ring", "tiered"};
 static const char *const recompute_names[] = {"none", "activations", "blocks"};
 
-/* Prepares the models for a plan: what is trained, what is computed again, and who looks at the pictures. A frozen
+/* Prepares the models for a plan: what is trained, what is computed again, and who looks at the images. A frozen
  * encoder like the teacher's looks once where both models are on one rank (model_share_encoder). */
 static void configure(Pair *p, const Plan *plan) {
     VisionConfig s = p->student.c.vision, t = p->teacher.c.vision;
@@ -155,8 +155,8 @@ static double planned_objective(const Pair *p, const Plan *plan, bool far) {
     o.beside = &elsewhere;
     o.Vs = p->student.c.lm.vocab;
     o.width = p->student.c.lm.width;
-    o.pictures = plan->batch;
-    o.cosine_room = plan->batch > OBJECTIVE_PICTURES ? plan->batch : OBJECTIVE_PICTURES;
+    o.images = plan->batch;
+    o.cosine_room = plan->batch > OBJECTIVE_IMAGES ? plan->batch : OBJECTIVE_IMAGES;
     o.tokens = vision_tokens(&p->student.c.vision);
     if (p->has_teacher) {
         o.teacher_op = far ? &elsewhere : &device;
@@ -302,7 +302,7 @@ typedef struct {
     double term[TERMS];              // seconds of a student's step, one after another
     double teacher, student, links;  // seconds of a step: a teacher's work, a student's work, a student's links
     double link_in;                  // seconds in which a student receives hidden states
-    double step, tokens, pictures, flops;
+    double step, tokens, images, flops;
     Reduced reduction;
     double gather_busy;
     bool fits;  // into the devices' memory
@@ -382,7 +382,7 @@ static Step step_of(Pair *p, const Plan *plan, const Machine *m) {
     s.term[T_WAIT] = s.step - s.student;
     if (plan->per_device > 1 && together > s.step) s.term[T_SHARED] = together - s.step;
     s.step += s.term[T_SHARED];
-    s.pictures = (double)plan->batch * plan->accum * plan->students;
+    s.images = (double)plan->batch * plan->accum * plan->students;
     s.tokens = w.positions * plan->accum * plan->students;
     s.flops = w.model * plan->accum * plan->students;
     s.fits = fits(p, plan, m);

@@ -1,5 +1,5 @@
 /* What a device can do. Models and programs are written once against this table; each device fills it
- * (kernels/cpu.c, kernels/cuda.cu). The table is also the test plan: dev/test_kernels.c checks every
+ * (kernels/cpu/cpu.c, kernels/cuda/cuda.cu). The table is also the test plan: dev/kernels/test_kernels.c checks every
  * entry on every device against a plain fp32 reference.
  *
  * Conventions

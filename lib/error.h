@@ -75,7 +75,7 @@ static inline void die_if(int failed, const Error *err) {
     if (failed) die("%s", err->text);
 }
 
-/* The same sentence from a program that goes on, for example with its next picture. */
+/* The same sentence from a program that goes on, for example with its next image. */
 __attribute__((format(printf, 1, 2))) static inline void report_error(const char *format, ...) {
     va_list args;
     va_start(args, format);

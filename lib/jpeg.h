@@ -62,7 +62,7 @@ static inline void jpeg_reader_warning(j_common_ptr common, int level) {
     JpegReader *r = (JpegReader *)common->client_data;
     if (level >= 0 || common->err->msg_code != JWRN_JPEG_EOF) return;
     r->cut_off = true;
-    jpeg_reader_give_up(r, "the JPEG data end before the picture does; the file is cut off");
+    jpeg_reader_give_up(r, "the JPEG data end before the image does; the file is cut off");
 }
 
 /* Called by libjpeg again and again while it works. */
@@ -87,7 +87,7 @@ static inline void jpeg_reader_header(JpegReader *r) {
     d->mem->max_memory_to_use = JPEG_MAX_MEMORY;
     jpeg_mem_src(d, r->bytes, (unsigned long)r->size);
     while (jpeg_read_header(d, FALSE) == JPEG_HEADER_TABLES_ONLY) {
-        // tables may come as a file of their own before the picture
+        // tables may come as a file of their own before the image
     }
     if (d->num_components != 1 && d->num_components != 3 && d->num_components != 4)
         jpeg_reader_give_up(r, "its JPEG data have %d components, expected 1 (grey), 3 (colour) or 4 (CMYK)",

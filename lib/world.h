@@ -1,6 +1,6 @@
 /* A run of several processes ("ranks"), on one machine or many: how they meet, agree and part. How a process becomes
  * one of several is in lib/launch.h, how all end when one does in lib/world_monitor.h, and what they do together in
- * lib/comm.h.
+ * dist/comm.h.
  *
  *     World w;
  *     if (world_open(&w, argc, argv, rendezvous, rank, ranks, &err)) die("%s", err.text);

@@ -5,11 +5,11 @@
     convert_dataset.py --im2latex im2latex-100k --split validate --tokenizer tokenizer.safetensors --out val.bin
     convert_dataset.py --pairs my-figures --tokenizer tokenizer.safetensors --out my.bin --val-out my-val.bin
 
-Sources: parquet files with pictures and code (DaTikZ and other sets of the Hub), im2latex-100K's layout, a folder of
+Sources: parquet files with images and code (DaTikZ and other sets of the Hub), im2latex-100K's layout, a folder of
 name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model: samples that do not fit
 into its positions are left out) or from any other safetensors file that carries one (--tokenizer).
 
-PNG and JPEG pictures are stored as they are, where the reader takes them; all others again as PNG. The code is not
+PNG and JPEG images are stored as they are, where the reader takes them; all others again as PNG. The code is not
 changed. Samples that cannot be used are left out, counted by reason at the end and listed by --report.
 
 The same arguments give the same bytes, whatever --jobs. Until everything is done, finished pieces are kept in the
@@ -25,9 +25,9 @@ import re
 import signal
 import sys
 
-import sources
+from dataset import sources
 import tikzc
-from parts import Folder, Job, Output, plan, run_here, run_parallel
+from dataset.parts import Folder, Job, Output, plan, run_here, run_parallel
 from progress import Progress
 
 PART_BYTES = 64 << 20  # of the source, converted at a time by one process and kept when interrupted
@@ -216,10 +216,10 @@ def load_tokenizer(args):
             image = (side // patch)**2 // concat
         except (KeyError, ValueError, ZeroDivisionError) as e:
             raise tikzc.FormatError(f"{args.model}: not a model of tikz.c; its metadata give no sizes ({e!r}).")
-        most, why = positions - image, f" ({positions} positions of the model less {image} of the picture)"
+        most, why = positions - image, f" ({positions} positions of the model less {image} of the image)"
         if most < 1:
             raise tikzc.FormatError(f"{args.model}: {positions} positions leave no room for text after {image} of "
-                                    f"the picture.")
+                                    f"the image.")
     if args.max_tokens and args.max_tokens < most:
         most, why = args.max_tokens, ""
     tokenizer = tikzc.Tokenizer.load(args.model or args.tokenizer)
@@ -269,12 +269,12 @@ def make_parser():
     source.add_argument("--pairs", metavar="FOLDER", help="folder of name.png (or .jpg, .webp, ...) + name.tex")
     add = parser.add_argument_group("reading").add_argument
     add("--split", metavar="NAME", help="part of the data set (default: im2latex: train; parquet: all)")
-    add("--image-column", metavar="NAME", help="parquet: column of pictures (default: image)")
+    add("--image-column", metavar="NAME", help="parquet: column of images (default: image)")
     add("--code-column", metavar="NAME",
         help=f"parquet: column of code (default: the first there is of {', '.join(sources.CODE_COLUMNS)})")
     add("--formulas", metavar="FILE", help=f"im2latex: list of formulas (default: {sources.FORMULAS[0]})")
     add("--list", metavar="FILE", help="im2latex: list of the split (default: im2latex_SPLIT.lst)")
-    add("--images", metavar="FOLDER", help=f"im2latex: folder of pictures (default: {sources.IMAGES[0]})")
+    add("--images", metavar="FOLDER", help=f"im2latex: folder of images (default: {sources.IMAGES[0]})")
     tokens = parser.add_argument_group("tokens").add_mutually_exclusive_group(required=True)
     tokens.add_argument("--model", metavar="FILE", help="model whose tokenizer to use and whose positions to keep to")
     tokens.add_argument("--tokenizer", metavar="FILE", help="any safetensors file that carries a tokenizer")
@@ -282,7 +282,7 @@ def make_parser():
     add("--max-tokens", type=whole(1), metavar="N",
         help="leave out samples with more tokens, end token included (default: the model's positions)")
     add("--max-side", type=whole(1), default=0, metavar="PIXELS",
-        help="scale larger pictures down to this (default: no; above 20000 a picture is left out)")
+        help="scale larger images down to this (default: no; above 20000 an image is left out)")
     output = parser.add_argument_group("output")
     add = output.add_argument
     add("--out", required=True, metavar="FILE", help=".bin file to write; with shards FILE-00000-of-00004.bin")

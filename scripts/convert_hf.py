@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-import hub
+import hub.config as hub
 import tikzc
 from progress import Progress
 from tikzc import FormatError
-from weights import FLOATS, folder_tensors, pieces
+from hub.weights import FLOATS, folder_tensors, pieces
 
-DETIKZIFY_POSITIONS = 2048      # DeTikZify's models see no more, picture and text together
+DETIKZIFY_POSITIONS = 2048      # DeTikZify's models see no more, image and text together
 KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
@@ -41,7 +41,7 @@ class Model:
     config: dict
     sources: list
     fresh: list                 # entries drawn at random
-    image: object = None        # id of the token at the picture's positions, None: choose one
+    image: object = None        # id of the token at the image's positions, None: choose one
     end: object = None          # ids that end a text, as config.json has them
 
 
@@ -107,7 +107,7 @@ def read_v2(s, folder, options):
     if text.get("model_type", str, "llama") != "llama":
         raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected llama.")
     if (folder / "adapter").exists():
-        note(f"{folder / 'adapter'}: left out; it is for captions, and pictures do not need it")
+        note(f"{folder / 'adapter'}: left out; it is for captions, and images do not need it")
     text.values["tie_word_embeddings"] = s.get("tie_word_embeddings", bool, False)
     source = Source(folder, folder_tensors(folder))
     vision = hub.vision_config(s.section("vision_config"), hub.DETIKZIFY)
@@ -330,7 +330,7 @@ def parser():
                         help="type of all weights (default: that of the language model's embedding; DeTikZify v1 "
                         "brings its tower to the language model's type, too)")
     parser.add_argument("--positions", type=int, metavar="N",
-                        help=f"most positions, picture and text (default: the model's, the tokenizer's or "
+                        help=f"most positions, image and text (default: the model's, the tokenizer's or "
                         f"{DETIKZIFY_POSITIONS}, whichever is least)")
     parser.add_argument("--concat", type=int, default=3, metavar="N",
                         help="of a new pair: patches joined into one image token (default 3)")

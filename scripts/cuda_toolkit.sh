@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A CUDA compiler for machines without one: enough of CUDA 13.0 to compile and link the programs, put together from
-# NVIDIA's wheels on PyPI (about 500 MB), for the proof of dev/compile_proof.sh. No GPU and no driver is needed.
+# NVIDIA's wheels on PyPI (about 500 MB), for the proof of dev/kernels/compile_proof.sh. No GPU and no driver is needed.
 #
 #   scripts/cuda_toolkit.sh [DIR]       default build/cuda; prints the path of nvcc
 #

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-import hub
+import hub.config as hub
 import tikzc
 from progress import Progress
 from tikzc import FormatError
-from weights import FLOATS, Stored, pieces
+from hub.weights import FLOATS, Stored, pieces
 
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -40,7 +40,7 @@ class Export:
             raise FormatError(f"{path}: the end token {self.tokenizer.end} is not in its tokenizer.json.")
         image = metadata.get("hub.image_token", hub.image_token(self.tokenizer))
         if image is None or not str(image).isdecimal() or int(image) >= self.config["lm.vocab"]:
-            raise FormatError(f"{path}: its tokenizer has no token that could stand for the picture (a special one "
+            raise FormatError(f"{path}: its tokenizer has no token that could stand for the image (a special one "
                               f"besides the end token); the Hub's layout needs one.")
         self.image = int(image)
         stored = metadata.get("hub.tokenizer_config")

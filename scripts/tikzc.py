@@ -452,8 +452,8 @@ class DatasetWriter:
     def add(self, image, ids):
         ids = np.asarray(ids, dtype="<u4")
         if not image or not 1 <= len(ids) <= MOST_TOKENS:
-            raise FormatError(f"{self.output.path}: sample {self.count} has {len(image)} bytes of picture and "
-                              f"{len(ids)} tokens; expected a picture and 1 to {MOST_TOKENS} tokens.")
+            raise FormatError(f"{self.output.path}: sample {self.count} has {len(image)} bytes of image and "
+                              f"{len(ids)} tokens; expected an image and 1 to {MOST_TOKENS} tokens.")
         if int(ids.max()) >= self.vocabulary:
             raise FormatError(f"{self.output.path}: token id {ids.max()} is outside the vocabulary of "
                               f"{self.vocabulary}.")

@@ -66,7 +66,7 @@ static void flip(char **a) {
     free(b.data);
 }
 
-/* ---- pictures ---- */
+/* ---- images ---- */
 
 static void append_u32(Bytes *b, uint32_t x) {
     uint8_t bytes[4] = {(uint8_t)(x >> 24), (uint8_t)(x >> 16), (uint8_t)(x >> 8), (uint8_t)x};
@@ -166,8 +166,8 @@ static void longest(char **a) {
     dataset_close(&d);
 }
 
-/* picture DATA OUT N: the picture of sample N as it was. */
-static void picture(char **a) {
+/* image DATA OUT N: the image of sample N as it was. */
+static void image(char **a) {
     Dataset d;
     open_data(&d, a[0]);
     Sample s = dataset_sample(&d, (uint64_t)number(a[2]));
@@ -305,7 +305,7 @@ int main(int argc, char **argv) {
         {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
         {"part", "DATA OUT FIRST COUNT", 4, part},
         {"longest", "DATA", 1, longest},
-        {"picture", "DATA OUT N", 3, picture},
+        {"image", "DATA OUT N", 3, image},
         {"token", "DATA OUT N ID", 4, token},
         {"nan", "FILE OUT TENSOR", 3, nan_tensor},
         {"word", "FILE OUT", 2, word},

@@ -137,16 +137,16 @@ static int read_dataset(const char *path, const uint8_t *bytes, size_t size, Err
     return status;
 }
 
-static int read_picture(const char *path, const uint8_t *bytes, size_t size, Error *err) {
-    Picture p;
+static int read_image(const char *path, const uint8_t *bytes, size_t size, Error *err) {
+    Image p;
     uint8_t out[12 * 12 * 3];
-    if (picture_decode(&p, bytes, size, path, err) != 0) return -1;
+    if (image_decode(&p, bytes, size, path, err) != 0) return -1;
     if ((int64_t)p.width * p.height <
-        1000000) {  // a mutated header may ask for a large picture; that is slow, not wrong
-        picture_prepare(out, &p, 12);
+        1000000) {  // a mutated header may ask for a large image; that is slow, not wrong
+        image_prepare(out, &p, 12);
         touch(out, sizeof out);
     }
-    picture_free(&p);
+    image_free(&p);
     return 0;
 }
 
@@ -155,13 +155,13 @@ static int read_png_repaired(const char *path, const uint8_t *bytes, size_t size
     uint8_t *copy = (uint8_t *)xmalloc(size);
     memcpy(copy, bytes, size);
     for (size_t at = 8; at + 12 <= size;) {
-        size_t length = picture_u32(copy + at);
+        size_t length = image_u32(copy + at);
         if (length > size - at - 12) break;
         uint32_t crc = crc32_bytes(0, copy + at + 4, length + 4);
         for (int i = 0; i < 4; i++) copy[at + 8 + length + (size_t)i] = (uint8_t)(crc >> (24 - 8 * i));
         at += 12 + length;
     }
-    int status = read_picture(path, copy, size, err);
+    int status = read_image(path, copy, size, err);
     free(copy);
     return status;
 }
@@ -277,7 +277,7 @@ int main(int argc, char **argv) {
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     samples_begin();
     Error err;
-    Bytes model = {NULL, 0}, pictures[5];
+    Bytes model = {NULL, 0}, images[5];
     CHECK_OK(write_tokenizer_file(sample_path("model"), 40, 0, &err), err);
     model.data = read_bytes(sample_path("model"), &model.size);
     fuzz("safetensors, tokenizer", read_model, &model, true, rounds, seed);
@@ -294,23 +294,23 @@ int main(int argc, char **argv) {
               "(?i:'s|'ve)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}]+[\\r\\n]*|(?<=[(,])[0-9]|"
               "\\s+(?!\\S)|\\s+$|\xe4\xb8\x80-?[!-/:-~\xef\xbc\x81-\xef\xbc\x8f]",
               false, 3 * rounds, seed);
-    for (int i = 0; i < 3; i++) pictures[i] = make_png(9, 7, i + 2, (uint64_t)i);
-    pictures[3] = make_jpeg(jpeg_turned);
-    pictures[4] = make_jpeg(jpeg_progressive);
+    for (int i = 0; i < 3; i++) images[i] = make_png(9, 7, i + 2, (uint64_t)i);
+    images[3] = make_jpeg(jpeg_turned);
+    images[4] = make_jpeg(jpeg_progressive);
     const int lengths[] = {3, 20, 1, 7, 12};
-    Bytes data = make_dataset(5, pictures, lengths, 50, 1, 0);
+    Bytes data = make_dataset(5, images, lengths, 50, 1, 0);
     fuzz("dataset", read_dataset, &data, true, rounds / 3, seed);
-    for (int i = 0; i < 3; i++) fuzz("PNG", read_picture, &pictures[i], false, rounds / 3, seed);
-    for (int i = 0; i < 3; i++) fuzz("PNG, CRC repaired", read_png_repaired, &pictures[i], false, rounds, seed);
-    fuzz("JPEG, baseline", read_picture, &pictures[3], false, rounds, seed);
-    fuzz("JPEG, progressive", read_picture, &pictures[4], false, rounds, seed);
+    for (int i = 0; i < 3; i++) fuzz("PNG", read_image, &images[i], false, rounds / 3, seed);
+    for (int i = 0; i < 3; i++) fuzz("PNG, CRC repaired", read_png_repaired, &images[i], false, rounds, seed);
+    fuzz("JPEG, baseline", read_image, &images[3], false, rounds, seed);
+    fuzz("JPEG, progressive", read_image, &images[4], false, rounds, seed);
     fuzz_text("JSON", read_json,
               "{\"a\":[1,-2.5e3,\"\\u00e9\\ud83d\\ude00x\"],\"b\":{\"c\":null,\"d\":true},\"e\":\"\xc3\xa9\"}", false,
               3 * rounds, seed);
     fuzz_text("config file", read_config,
               "# c\nsteps = 7 # n\nlr=0.5\nshuffle = off\nout = \"a \\\" b\"\nmodel = x\nmodel = y\n", true, rounds,
               seed);
-    for (int i = 0; i < 5; i++) free(pictures[i].data);
+    for (int i = 0; i < 5; i++) free(images[i].data);
     free(data.data);
     free(model.data);
     samples_end();

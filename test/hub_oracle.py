@@ -294,8 +294,8 @@ def timm_to_hf(tensors):
 
 # ---- samples ----
 
-def picture(size, seed):
-    """PNG bytes and pixels of a square picture that preparation leaves as it is."""
+def image(size, seed):
+    """PNG bytes and pixels of a square image that preparation leaves as it is."""
     pixels = np.random.RandomState(seed).randint(0, 250, (size, size, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes the fixtures that test_model.c compares with: four pairs of tiny random models (student and teacher), inputs,
-and what test/reference.py computes from them in float64.
+and what doc/reference.py computes from them in float64.
 
     make_fixtures.py [--out DIR]     writes DIR/*.safetensors (default: fixtures/ beside this file)
     make_fixtures.py --check         computes everything again and compares with the files, without writing
@@ -59,7 +59,7 @@ LLAMA3 = {"scaling": "llama3", "theta": 14.0, "factor": 8.0, "low": 1.0, "high":
 # Each pair: the two configs, the number of texts and their lengths, and the settings of the objective. Settings with
 # gradient=True have all gradients stored; setting 0 is also the one of the AdamW steps.
 PAIRS = {
-    # grouped queries with odd head sizes, heads wider than the FFN; a teacher with another picture size, number of
+    # grouped queries with odd head sizes, heads wider than the FFN; a teacher with another image size, number of
     # image tokens, depth and a larger vocabulary
     "gqa": {
         "student": config((16, 4), 1, True, (12, 2, 2, 14), (27, 18, 2, 4, 2, 6, 14)),
@@ -97,7 +97,7 @@ PAIRS = {
                  sure_factor=0.3, band_high=0.5, gradient=True),
         ],
     },
-    # square picture of 16 patches joined in pairs, tied, grouped; embedding loss through the learned map
+    # square image of 16 patches joined in pairs, tied, grouped; embedding loss through the learned map
     "mapped": {
         "student": config((16, 4), 2, True, (12, 1, 2, 16), (30, 20, 1, 6, 2, 4, 22), {"theta": 1000.0}, tied=True),
         "teacher": config((20, 5), 2, True, (8, 1, 1, 12), (30, 18, 1, 2, 1, 6, 20), {"scaling": "linear",
@@ -136,10 +136,10 @@ def gap_of(logits):
 
 @torch.no_grad()
 def write_texts(weights, c, size, vocab, lengths, rng, least_gap=0.25):
-    """Pictures and texts on which the teacher always has a clear favourite, so that bf16 finds the same one. Half of
+    """Images and texts on which the teacher always has a clear favourite, so that bf16 finds the same one. Half of
     the tokens are that favourite, the others random. Returns pixels [B, size, size, 3] and ids [B, T]."""
     ids = torch.full((len(lengths), max(lengths)), -1)
-    pictures = []
+    images = []
     for b, length in enumerate(lengths):
         for attempt in range(1000):
             pixels = torch.tensor(rng.randint(0, 256, (1, size, size, 3)).astype(np.uint8))
@@ -148,9 +148,9 @@ def write_texts(weights, c, size, vocab, lengths, rng, least_gap=0.25):
                 break
         else:
             raise SystemExit("no text with a clear favourite was found; change the seed")
-        pictures.append(pixels)
+        images.append(pixels)
         ids[b, :length] = row[0]
-    return torch.cat(pictures), ids
+    return torch.cat(images), ids
 
 
 def write_text(weights, c, pixels, row, vocab, rng, least_gap):

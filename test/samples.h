@@ -1,5 +1,5 @@
 /* Shared by the tests of lib/ and of the data loader: counting checks, a temporary folder, and makers of small valid
- * files (pictures, tokenizers, datasets). */
+ * files (images, tokenizers, datasets). */
 #ifndef TEST_SAMPLES_H
 #define TEST_SAMPLES_H
 
@@ -88,7 +88,7 @@ static inline uint8_t *read_bytes(const char *path, size_t *size) {
     return copy;
 }
 
-/* ---- pictures ---- */
+/* ---- images ---- */
 
 /* A growing string of bytes. */
 typedef struct {
@@ -107,7 +107,7 @@ static inline void bytes_add_stb(void *context, void *data, int size) {
 }
 
 /* White ground with a rectangle and a line whose place and colour depend on seed; channels 1 to 4. */
-static inline uint8_t *draw_picture(int width, int height, int channels, uint64_t seed) {
+static inline uint8_t *draw_image(int width, int height, int channels, uint64_t seed) {
     Random random;
     random_seed(&random, seed);
     uint8_t *p = (uint8_t *)xmalloc((size_t)width * (size_t)height * (size_t)channels);
@@ -126,7 +126,7 @@ static inline uint8_t *draw_picture(int width, int height, int channels, uint64_
 
 static inline Bytes make_png(int width, int height, int channels, uint64_t seed) {
     Bytes b = {NULL, 0};
-    uint8_t *p = draw_picture(width, height, channels, seed);
+    uint8_t *p = draw_image(width, height, channels, seed);
     stbi_write_png_to_func(bytes_add_stb, &b, width, height, channels, p, width * channels);
     free(p);
     return b;
@@ -265,9 +265,9 @@ static inline int write_bpe_file(const char *path, bool fallback, Error *err) {
 static inline void put_u32(uint8_t *p, uint32_t x) { memcpy(p, &x, 4); }
 static inline void put_u64(uint8_t *p, uint64_t x) { memcpy(p, &x, 8); }
 
-/* Builds a dataset file of `count` samples. pictures[i] are the bytes of its pictures, lengths[i] its tokens; the ids
+/* Builds a dataset file of `count` samples. images[i] are the bytes of its images, lengths[i] its tokens; the ids
  * are (seed + i + position) % vocab. */
-static inline Bytes make_dataset(int count, const Bytes *pictures, const int *lengths, int vocab,
+static inline Bytes make_dataset(int count, const Bytes *images, const int *lengths, int vocab,
                                  uint64_t fingerprint, int seed) {
     const char *source = "made by the tests";
     Bytes b = {NULL, 0}, index = {NULL, 0};
@@ -276,14 +276,14 @@ static inline Bytes make_dataset(int count, const Bytes *pictures, const int *le
     for (int i = 0; i < count; i++) {
         uint8_t entry[32] = {0};
         size_t begin = b.size;
-        bytes_add(&b, pictures[i].data, pictures[i].size);
-        bytes_add(&b, zeros, (4 - pictures[i].size % 4) % 4);
+        bytes_add(&b, images[i].data, images[i].size);
+        bytes_add(&b, zeros, (4 - images[i].size % 4) % 4);
         for (int t = 0; t < lengths[i]; t++) {
             uint32_t id = (uint32_t)((seed + i + t) % vocab);
             bytes_add(&b, &id, 4);
         }
         put_u64(entry, begin);
-        put_u32(entry + 8, (uint32_t)pictures[i].size);
+        put_u32(entry + 8, (uint32_t)images[i].size);
         put_u32(entry + 12, (uint32_t)lengths[i]);
         put_u32(entry + 16, crc32_bytes(0, b.data + begin, b.size - begin));
         bytes_add(&index, entry, sizeof entry);

@@ -1,4 +1,4 @@
-/* Tests of lib/world.h, lib/comm.h and what is under them, as one of several ranks:
+/* Tests of lib/world.h, dist/comm.h and what is under them, as one of several ranks:
  *
  *   test_comm [--ranks N | --rendezvous HOST:PORT --rank R --ranks N] [--device cpu|cuda|cuda:rank] [CASE [WHO]]
  *
@@ -6,7 +6,7 @@
  * run shall end with a sentence, which test/test_comm.sh looks at; WHO is the rank that does something special. */
 #include "samples.h"
 
-#include "../lib/comm.h"
+#include "../dist/comm.h"
 
 static World world;
 static const Ops *op;

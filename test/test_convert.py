@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests of scripts/convert_dataset.py: every source and picture format, bad input, hostile pictures, memory,
+"""Tests of scripts/convert_dataset.py: every source and image format, bad input, hostile images, memory,
 interruptions.
 
     test/test_convert.py BUILD_DIR       BUILD_DIR: with test_lib and eval, the C side that reads the result
@@ -30,16 +30,16 @@ from PIL import Image, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "test")]
-import compare_pictures  # noqa: E402
+import compare_images  # noqa: E402
 import convert_dataset  # noqa: E402
-import parts  # noqa: E402
-import pictures  # noqa: E402
+from dataset import parts  # noqa: E402
+from dataset import images  # noqa: E402
 import tikzc  # noqa: E402
 
 SCRIPT = ROOT / "scripts" / "convert_dataset.py"
 TOKENIZER = ROOT / "dev" / "starter" / "tokenizer.safetensors"
 MODEL = ROOT / "dev" / "starter" / "student.safetensors"
-ROOM = 256 - 64  # positions of the model less those of the picture
+ROOM = 256 - 64  # positions of the model less those of the image
 
 
 class Counter:
@@ -118,10 +118,10 @@ def saved(image, format, **options):
     return out.getvalue()
 
 
-def make_picture(i):
-    """(bytes of a picture of the i-th kind, whether it must be stored as it is)"""
+def make_image(i):
+    """(bytes of an image of the i-th kind, whether it must be stored as it is)"""
     size = (40 + i % 37, 30 + i % 23)
-    rgb, rgba = compare_pictures.drawing("RGB", size, i), compare_pictures.drawing("RGBA", size, i)
+    rgb, rgba = compare_images.drawing("RGB", size, i), compare_images.drawing("RGBA", size, i)
     return [lambda: (saved(rgb, "PNG"), True), lambda: (saved(rgba, "PNG"), True),
             lambda: (saved(rgb, "JPEG", quality=90), True), lambda: (saved(rgb, "JPEG", progressive=True), True),
             lambda: (saved(rgb.convert("L"), "PNG"), True), lambda: (saved(rgb.convert("P"), "PNG"), True),
@@ -136,13 +136,13 @@ def over_white(image):
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
-def same_picture(a, b):
+def same_image(a, b):
     a, b = (over_white(Image.open(io.BytesIO(x))) for x in (a, b))
     return a.shape == b.shape and (a == b).all()
 
 
 def write_parquet(path, samples, group=None, kind="struct", **options):
-    """samples: [(picture or None, code or None)]; the columns of DaTikZ v2 and v3."""
+    """samples: [(image or None, code or None)]; the columns of DaTikZ v2 and v3."""
     images, codes = [s[0] for s in samples], [s[1] for s in samples]
     if kind == "struct":
         images = pa.array([None if i is None else {"bytes": i, "path": None} for i in images],
@@ -159,7 +159,7 @@ def write_parquet(path, samples, group=None, kind="struct", **options):
 
 
 def samples(count):
-    return [(*make_picture(i), text) for i, text in enumerate(texts(count))]
+    return [(*make_image(i), text) for i, text in enumerate(texts(count))]
 
 
 # ---- tests ----
@@ -168,18 +168,18 @@ def test_parquet(folder, build):
     """Content, any number of jobs and shards, DaTikZ's two shapes of an image column, the C side."""
     made = samples(300)
     (folder / "data").mkdir()
-    rows = [(picture, text) for picture, _, text in made]
+    rows = [(image, text) for image, _, text in made]
     write_parquet(folder / "data" / "train-00000-of-00003.parquet", rows[:100], 7)
     write_parquet(folder / "data" / "train-00001-of-00003.parquet", rows[100:101])
     write_parquet(folder / "data" / "train-00002-of-00003.parquet", rows[101:], 50, "binary", compression="gzip")
     messages = convert("--parquet", folder / "data", "--model", MODEL, out=folder / "one.bin", tokenizer=False)
     check("300 samples" in messages and "dropped" not in messages, "all rows are kept", messages)
-    check("25 samples: the picture is stored again as PNG, not WEBP" in messages, "what was stored again", messages)
+    check("25 samples: the image is stored again as PNG, not WEBP" in messages, "what was stored again", messages)
     got, ids = read(folder / "one.bin"), encoded([text for *_, text in made])
     check([i for _, i in got] == ids, "the ids are those of tokenizers")
-    for (picture, as_is, _), (stored, _) in zip(made, got):
-        check(stored == picture if as_is else stored.startswith(pictures.PNG_SIGNATURE) and
-              same_picture(stored, picture), "the picture is the source's")
+    for (image, as_is, _), (stored, _) in zip(made, got):
+        check(stored == image if as_is else stored.startswith(images.PNG_SIGNATURE) and
+              same_image(stored, image), "the image is the source's")
     convert("--parquet", folder / "data", "--model", MODEL, out=folder / "two.bin", tokenizer=False, jobs=3)
     check(same_files(folder / "one.bin", folder / "two.bin"), "3 jobs write the same bytes as 1")
     for jobs in (1, 3):
@@ -219,7 +219,7 @@ def test_im2latex(folder):
                 b"last"]
     (root / "im2latex_formulas.lst").write_bytes(b"\n".join(formulas) + b"\n")
     for i in range(7):
-        (root / "formula_images" / f"pic{i}.png").write_bytes(make_picture(12 * i)[0])
+        (root / "formula_images" / f"pic{i}.png").write_bytes(make_image(12 * i)[0])
     lines = ["0 pic0 basic", "6 pic6 basic", "2 pic2 basic", "3 pic3 basic", "4 pic4 basic", "5 pic5 basic",
              "7 pic1 basic", "x pic1 basic", "1", "1 ../../../etc/passwd basic", "1 gone basic", ""]
     (root / "im2latex_train.lst").write_text("\n".join(lines) + "\n")
@@ -227,13 +227,13 @@ def test_im2latex(folder):
     got = read(folder / "f.bin")
     expected = encoded([formulas[0].decode(), "last", "a\rb", "\u00e9 = 1", "\u00e9 = 2"])
     check([ids for _, ids in got] == expected, "formulas by their number; UTF-8, else Latin-1", messages)
-    check([p for p, _ in got] == [make_picture(12 * i)[0] for i in (0, 6, 2, 3, 4)], "pictures by their name")
+    check([p for p, _ in got] == [make_image(12 * i)[0] for i in (0, 6, 2, 3, 4)], "images by their name")
     check("1 sample: the formula is not UTF-8, it was read as Latin-1" in messages, "says what was Latin-1", messages)
     report = json.loads((folder / "r.json").read_text())
     found = {(s["line"], s["reason"]) for s in report["samples"]}
     malformed, listing = "the line is malformed", "im2latex_train.lst"
     expected = {(6, "the code is empty"), (7, "the line names a formula beyond the list"), (8, malformed),
-                (9, malformed), (10, malformed), (11, "the picture is missing"), (12, malformed)}
+                (9, malformed), (10, malformed), (11, "the image is missing"), (12, malformed)}
     check(found == expected, "bad lines", found)
     check(all(os.path.basename(s["file"]) == listing for s in report["samples"]), "each names the list")
     check("(first: " in messages and f"{listing}, line 7: 7 of 7" in messages, "an example for each reason", messages)
@@ -249,7 +249,7 @@ def test_pairs(folder):
     root = folder / "pairs"
     (root / "sub").mkdir(parents=True)
     for name, i in (("a", 0), ("sub/b", 2), ("c", 7), ("lonely", 0)):
-        (root / name).with_suffix({0: ".png", 2: ".jpg", 7: ".webp"}[i]).write_bytes(make_picture(i)[0])
+        (root / name).with_suffix({0: ".png", 2: ".jpg", 7: ".webp"}[i]).write_bytes(make_image(i)[0])
     for name in ("a", "sub/b", "c", "orphan"):
         (root / f"{name}.tex").write_text(rf"\draw ({name});")
     (root / "c.tex").write_text("trailing \n\n")
@@ -257,9 +257,9 @@ def test_pairs(folder):
     got = read(folder / "p.bin")
     check([ids for _, ids in got] == encoded([r"\draw (a);", "trailing \n\n", r"\draw (sub/b);"]),
           "pairs in the order of their names, the code unchanged", messages)
-    check(got[2][0] == make_picture(2)[0], "subfolders and JPEG")
-    for reason, name in (("a picture without its .tex file", "lonely.png"),
-                         ("a .tex file without its picture", "orphan.tex")):
+    check(got[2][0] == make_image(2)[0], "subfolders and JPEG")
+    for reason, name in (("an image without its .tex file", "lonely.png"),
+                         ("a .tex file without its image", "orphan.tex")):
         check(f"{reason} (first: " in messages and f"{name})" in messages, reason, messages)
 
 
@@ -276,30 +276,30 @@ def test_begin(folder):
 
 def test_bad_rows(folder):
     """One row of each kind; the good ones between them stay."""
-    good = make_picture(0)[0]
+    good = make_image(0)[0]
     huge = bytearray(good)
     huge[16:24] = struct.pack(">II", 60000, 60000)
     rows = [(good, "good"), (None, "x"), (b"", "x"), (good, None), (good, b"caf\xe9 \x80"), (good, ""),
             (good, " \n\t"), (good, "a</s>b"), (good, "x " * 400), (b"plain text", "x"), (good[:200], "x"),
             (fix_crc(huge), "x"), (flipped(good), "x"), (saved(Image.new("F", (3, 3)), "TIFF"), "x"),
-            (make_picture(2)[0][:300], "x"), (good, "good too")]
+            (make_image(2)[0][:300], "x"), (good, "good too")]
     write_parquet(folder / "bad.parquet", rows, 5)
     messages = convert("--parquet", folder / "bad.parquet", "--model", MODEL, "--report", folder / "bad.json",
                        out=folder / "bad.bin", tokenizer=False)
     check([ids for _, ids in read(folder / "bad.bin")] == encoded(["good", "good too"]), "the good rows are kept")
     report = json.loads((folder / "bad.json").read_text())
-    damaged = "the picture is damaged"
-    expected = [(1, "the row has no picture"), (2, "the row has no picture"), (3, "the row has no code"),
+    damaged = "the image is damaged"
+    expected = [(1, "the row has no image"), (2, "the row has no image"), (3, "the row has no code"),
                 (4, "the code is not UTF-8"), (5, "the code is empty"), (6, "the code is empty"),
                 (7, "the code contains a special token of the tokenizer"),
-                (8, f"more than {ROOM} tokens (256 positions of the model less 64 of the picture)"),
-                (9, "the picture has an unknown format"), (10, damaged),
-                (11, "the picture has more than 20000 pixels a side or 100 million in all"), (12, damaged),
-                (13, "the picture has a pixel format that is not supported"), (14, damaged)]
+                (8, f"more than {ROOM} tokens (256 positions of the model less 64 of the image)"),
+                (9, "the image has an unknown format"), (10, damaged),
+                (11, "the image has more than 20000 pixels a side or 100 million in all"), (12, damaged),
+                (13, "the image has a pixel format that is not supported"), (14, damaged)]
     found = [(s["row"], s["reason"]) for s in report["samples"]]
     check(found == expected, "each bad row with its reason", [f for f in found if f not in expected])
     check(report["kept"] == 2 and sum(report["dropped"].values()) == 14, "the report counts", report["dropped"])
-    check("dropped 3: the picture is damaged (first: " in messages and "bad.parquet, row 10: the PNG data end" in
+    check("dropped 3: the image is damaged (first: " in messages and "bad.parquet, row 10: the PNG data end" in
           messages, "counted, with an example", messages)
 
 
@@ -324,14 +324,14 @@ def flipped(data):
 def test_refused(folder):
     """What spoils the whole conversion: one sentence, nothing left behind."""
     out = folder / "out.bin"
-    write_parquet(folder / "fine.parquet", [(make_picture(i)[0], f"text {i}") for i in range(4)])
+    write_parquet(folder / "fine.parquet", [(make_image(i)[0], f"text {i}") for i in range(4)])
     fine = ["--parquet", folder / "fine.parquet"]
-    pq.write_table(pa.table({"picture": [b"x"], "tex": ["y"], "number": [1]}), folder / "columns.parquet")
+    pq.write_table(pa.table({"image": [b"x"], "tex": ["y"], "number": [1]}), folder / "columns.parquet")
     other = ["--parquet", folder / "columns.parquet"]
-    refused("no column 'image' for the image; the columns are picture, tex, number", *other, out=out)
-    refused("no column 'code'", *other, "--image-column", "picture", out=out)
+    refused("no column 'image' for the image; the columns are image, tex, number", *other, out=out)
+    refused("no column 'code'", *other, "--image-column", "image", out=out)
     refused("column 'number' has type int64; expected binary", *other, "--image-column", "number", out=out)
-    refused("column 'number' has type int64; expected a string", *other, "--image-column", "picture", "--code-column",
+    refused("column 'number' has type int64; expected a string", *other, "--image-column", "image", "--code-column",
             "number", out=out)
     (folder / "text.parquet").write_text("not parquet")
     refused("text.parquet: not a parquet file", "--parquet", folder / "text.parquet", out=out)
@@ -351,7 +351,7 @@ def test_refused(folder):
     refused("no parquet files of the split 'dev'", "--parquet", folder / "splits", "--split", "dev", out=out)
     refused("ask for fewer", *fine, "--shards", 9, out=out)
     refused("not a folder", "--pairs", folder / "nothing", out=out)
-    refused("found 0 pictures", "--pairs", folder / "splits", out=out)
+    refused("found 0 images", "--pairs", folder / "splits", out=out)
     refused("no tokenizer inside", *fine, "--tokenizer", ROOT / "test/fixtures/gqa.expected.safetensors", out=out,
             tokenizer=False)
     refused("not a model of tikz.c", *fine, "--model", TOKENIZER, out=out, tokenizer=False)
@@ -374,13 +374,13 @@ def test_refused(folder):
 
 
 def hostile(folder):
-    """Pictures that would cost far more memory than they have bytes. {name: bytes}"""
+    """Images that would cost far more memory than they have bytes. {name: bytes}"""
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     def png(width, height, data, extra=b""):
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        return pictures.PNG_SIGNATURE + header + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+        return images.PNG_SIGNATURE + header + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
     def zeros(size):
         deflate = zlib.compressobj(9)
@@ -421,13 +421,13 @@ def test_hostile(folder, build):
     started = time.monotonic()
     status, messages, memory = measured("--pairs", root, "--tokenizer", TOKENIZER, "--out", folder / "h.bin",
                                         "--jobs", 1)
-    check(status == 0 and memory < 200 << 20, "hostile pictures cost little memory", f"{memory >> 20} MB, {messages}")
-    check(time.monotonic() - started < 20, "hostile pictures cost little time")
+    check(status == 0 and memory < 200 << 20, "hostile images cost little memory", f"{memory >> 20} MB, {messages}")
+    check(time.monotonic() - started < 20, "hostile images cost little time")
     kept = {tikzc.Tokenizer.load(TOKENIZER).decode(ids) for _, ids in read(folder / "h.bin")}
     check(kept == {"bomb.png", "text.png"}, "only the small ones are kept", kept)
     stored = [image for image, _ in read(folder / "h.bin")]
     check(min(map(len, stored)) < 500, "what follows the pixels is gone", list(map(len, stored)))
-    readable(build, folder, stored, "hostile pictures that are kept")
+    readable(build, folder, stored, "hostile images that are kept")
 
 
 def peak(pid):
@@ -453,7 +453,7 @@ def measured(*options):
 
 
 def readable(build, folder, stored, what):
-    """All pictures are taken by the C reader."""
+    """All images are taken by the C reader."""
     names = []
     for i, data in enumerate(stored):
         names.append(folder / f"stored{i}")
@@ -489,20 +489,20 @@ def inflate(png):
     """(the PNG up to its data, the inflated data, the rest)"""
     first, last = png.index(b"IDAT") - 4, png.index(b"IEND") - 4
     return bytes(png[:first]), bytearray(zlib.decompress(b"".join(
-        content for kind, content in pictures.png_chunks(bytes(png)) if kind == b"IDAT"))), bytes(png[last:])
+        content for kind, content in images.png_chunks(bytes(png)) if kind == b"IDAT"))), bytes(png[last:])
 
 
 def test_damaged_png(folder, build):
     """Of PNG that are damaged at random, in the file or in the inflated data: what is kept, the C reader takes."""
     random_, stored, made = random.Random(7), [], []
-    for path, _ in compare_pictures.make_pictures(folder):
+    for path, _ in compare_images.make_images(folder):
         if path.suffix == ".png" and path.stat().st_size < 20000:
             made.append(path.read_bytes())
     for i in range(2500):
         data = damage(random_, bytearray(random_.choice(made)), i % 5)
         try:
-            stored.append(pictures.prepare(bytes(data))[0])
-        except pictures.PictureError:
+            stored.append(images.prepare(bytes(data))[0])
+        except images.ImageError:
             pass
     check(len(stored) > 50, "some survive", len(stored))
     readable(build, folder, stored, "what is kept of damaged PNG")
@@ -512,7 +512,7 @@ def test_damaged_jpeg(folder, build):
     """The same for JPEG: changed bytes, and cut off anywhere."""
     random_, stored = random.Random(8), []
     made = [data for size in ((40, 25), (17, 33)) for progressive in (False, True)
-            for _, data in compare_pictures.make_jpegs(size, 1, progressive=progressive)]
+            for _, data in compare_images.make_jpegs(size, 1, progressive=progressive)]
     for i in range(1500):
         data = random_.choice(made).copy()
         for _ in range(random_.randint(0, 3)):
@@ -520,29 +520,29 @@ def test_damaged_jpeg(folder, build):
         if i % 3 == 0:
             del data[random_.randrange(3, len(data)):]
         try:
-            stored.append(pictures.prepare(bytes(data))[0])
-        except pictures.PictureError:
+            stored.append(images.prepare(bytes(data))[0])
+        except images.ImageError:
             pass
     check(200 < len(stored) < 1300, "some survive", len(stored))
     readable(build, folder, stored, "what is kept of damaged JPEG")
 
 
 def test_scaling(folder, build):
-    image = compare_pictures.drawing("RGBA", (900, 300), 3)
-    stored, note = pictures.prepare(saved(image, "PNG"), 300)
+    image = compare_images.drawing("RGBA", (900, 300), 3)
+    stored, note = images.prepare(saved(image, "PNG"), 300)
     check(Image.open(io.BytesIO(stored)).size == (300, 100) and "scaled down to 300 pixels" in note, "scaled", note)
     expected = Image.fromarray(over_white(image)).resize((300, 100), Image.Resampling.BICUBIC)
     check((over_white(Image.open(io.BytesIO(stored))) == np.asarray(expected)).all(), "scaled over white")
     data = saved(image, "PNG")
-    check(pictures.prepare(data, 900) == (data, None), "a picture within --max-side stays as it is")
+    check(images.prepare(data, 900) == (data, None), "an image within --max-side stays as it is")
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = saved(compare_pictures.drawing("RGB", (50, 20), 1), "PNG", exif=exif)
-    stored, _ = pictures.prepare(turned)
+    turned = saved(compare_images.drawing("RGB", (50, 20), 1), "PNG", exif=exif)
+    stored, _ = images.prepare(turned)
     check(Image.open(io.BytesIO(stored)).size == (20, 50), "a PNG that must be turned is stored upright")
     beyond = Image.frombytes("P", (4, 1), bytes([0, 1, 2, 3]))
     beyond.putpalette([255, 0, 0, 0, 255, 0])
-    stored, note = pictures.prepare(saved(beyond, "PNG", bits=4))
+    stored, note = images.prepare(saved(beyond, "PNG", bits=4))
     check(note is None or "beyond its palette" in note, "colours beyond the palette", note)
     readable(build, folder, [stored], "a short palette")
 

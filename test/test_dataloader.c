@@ -5,19 +5,19 @@
 
 enum { VOCAB = 50, SIZE = 16, TEACHER = 24 };
 
-/* Writes a dataset of `count` samples with pictures of different kinds and 1 to 23 tokens. */
+/* Writes a dataset of `count` samples with images of different kinds and 1 to 23 tokens. */
 static void write_dataset(const char *name, int count, uint64_t fingerprint, int seed) {
-    Bytes *pictures = (Bytes *)xcalloc((size_t)count, sizeof *pictures);
+    Bytes *images = (Bytes *)xcalloc((size_t)count, sizeof *images);
     int *lengths = (int *)xcalloc((size_t)count, sizeof *lengths);
     for (int i = 0; i < count; i++) {
-        pictures[i] = i % 7 == 3 ? make_jpeg(i % 2 ? jpeg_turned : jpeg_progressive)
+        images[i] = i % 7 == 3 ? make_jpeg(i % 2 ? jpeg_turned : jpeg_progressive)
                                  : make_png(10 + i % 9, 8 + i % 5, 1 + i % 4, (uint64_t)(seed + i));
         lengths[i] = 1 + (i * 7 + seed) % 23;
     }
-    Bytes b = make_dataset(count, pictures, lengths, VOCAB, fingerprint, seed);
+    Bytes b = make_dataset(count, images, lengths, VOCAB, fingerprint, seed);
     write_bytes(sample_path(name), b.data, b.size);
-    for (int i = 0; i < count; i++) free(pictures[i].data);
-    free(pictures);
+    for (int i = 0; i < count; i++) free(images[i].data);
+    free(images);
     free(lengths);
     free(b.data);
 }
@@ -148,14 +148,14 @@ static void check_batch(const Dataset *d, const Batch *b) {
         longest = (int)s.token_count > longest ? (int)s.token_count : longest;
         for (int t = 0; t < b->T; t++)
             bad_ids += b->ids[i * b->T + t] != (t < (int)s.token_count ? (int)s.tokens[t] : -1);
-        Picture p;
-        CHECK_OK(picture_decode(&p, s.image, s.image_bytes, "sample", &err), err);
+        Image p;
+        CHECK_OK(image_decode(&p, s.image, s.image_bytes, "sample", &err), err);
         for (int k = 0; k < 2; k++) {
             size_t bytes = (size_t)sizes[k] * (size_t)sizes[k] * 3;
-            picture_prepare(pixels, &p, sizes[k]);
+            image_prepare(pixels, &p, sizes[k]);
             bad_pixels += memcmp(pixels, b->pixels[k] + (size_t)i * bytes, bytes) != 0;
         }
-        picture_free(&p);
+        image_free(&p);
     }
     CHECK(bad_ids == 0 && bad_pixels == 0 && tokens == b->tokens);
     CHECK(b->T >= longest && b->T < longest + 8 && (b->T % 8 == 0 || b->T == 23));
@@ -230,7 +230,7 @@ static void test_shuffled(const Dataset *d) {
     for (int drop = 0; drop < 2; drop++) {
         LoaderConfig c = config_make(2, true);
         c.drop_last = drop != 0;
-        c.cache_bytes = 20000;  // room for some of the pictures
+        c.cache_bytes = 20000;  // room for some of the images
         CHECK_OK(loader_start(&l, d, c, &err), err);
         CHECK(l.batches_per_epoch == (drop ? 25u : 26u));
         uint32_t first[2][2];
@@ -316,9 +316,9 @@ static void test_dealt_out(const Dataset *d) {
             CHECK(!memcmp(b->samples + at, w->samples + row, ITEM * sizeof(uint32_t)));
             CHECK(!memcmp(b->ids + at * b->T, w->ids + row * w->T, sizeof(int) * (size_t)(ITEM * w->T)));
             for (int k = 0; k < 2; k++) {
-                size_t picture = loader_pixels(&whole, k);
-                CHECK(!memcmp(b->pixels[k] + (size_t)at * picture, w->pixels[k] + (size_t)row * picture,
-                              ITEM * picture));
+                size_t image = loader_pixels(&whole, k);
+                CHECK(!memcmp(b->pixels[k] + (size_t)at * image, w->pixels[k] + (size_t)row * image,
+                              ITEM * image));
             }
         }
         for (int p = 0; p < PARTS; p++) CHECK(rows[p] == s[p]->B);
@@ -401,9 +401,9 @@ static void test_errors(void) {
     uint32_t length =
         (dataset_u32(bytes + index + 9 * 32 + 8) + 3) / 4 * 4 + 4 * dataset_u32(bytes + index + 9 * 32 + 12);
     put_u32(bytes + index + 9 * 32 + 16,
-            crc32_bytes(0, bytes + record, length));  // the picture was bad from the start
+            crc32_bytes(0, bytes + record, length));  // the image was bad from the start
     write_bytes(sample_path("flipped.bin"), bytes, size);
-    CHECK_ERROR(load_all("flipped.bin", c, &err), err, "cannot read the picture of record 9 in ");
+    CHECK_ERROR(load_all("flipped.bin", c, &err), err, "cannot read the image of record 9 in ");
     free(bytes);
     c.vocab = VOCAB - 3;
     CHECK_ERROR(load_all("part-0.bin", c, &err), err,
@@ -416,7 +416,7 @@ static void test_errors(void) {
     CHECK_ERROR(load_all("part-0.bin", c, &err), err, "the batch size is 0");
     c = config_make(1, true);
     c.sizes[1] = 5000;
-    CHECK_ERROR(load_all("part-0.bin", c, &err), err, "the picture size is 5000");
+    CHECK_ERROR(load_all("part-0.bin", c, &err), err, "the image size is 5000");
 }
 
 int main(int argc, char **argv) {

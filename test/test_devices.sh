@@ -100,12 +100,12 @@ done
 check "writes a program" [ -s "$tmp/text.cpu" ]
 check "the GPU writes what the CPU writes" cmp -s "$tmp/text.cpu" "$tmp/text.cuda"
 
-# The pictures' texts are the same on every device and in every batch, also when they are sampled.
+# The images' texts are the same on every device and in every batch, also when they are sampled.
 together() { # NAME OPTIONS...
     local name=$1
     shift
     timeout 200 "$programs/infer" -q --max-tokens 14 --temperature 1.5 --top-p 0.95 --top-k 40 --seed 4 "$@" \
-        dev/starter/example.png dev/starter/example-rendered.png test/fixtures/pictures/cmyk.jpg >"$tmp/sampled.$name" 2>"$tmp/err"
+        dev/starter/example.png dev/starter/example-rendered.png test/fixtures/images/cmyk.jpg >"$tmp/sampled.$name" 2>"$tmp/err"
 }
 together alone --device cpu --batch 1
 together cpu --device cpu
@@ -116,17 +116,17 @@ check "the GPU draws what the CPU draws" cmp -s "$tmp/sampled.alone" "$tmp/sampl
 
 # ---- what goes wrong ----
 
-picture=dev/starter/example.png
-refuses 2 "there is no device cuda:3; this machine has 1 GPU" "$programs/infer" --device cuda:3 $picture
-refuses 2 "there is no device 'gpu'; expected auto, cpu, cuda or cuda:N" "$programs/infer" --device gpu $picture
-EMULATION_DEVICES=0 refuses 2 "no NVIDIA GPU" "$programs/infer" --device cuda $picture
+image=dev/starter/example.png
+refuses 2 "there is no device cuda:3; this machine has 1 GPU" "$programs/infer" --device cuda:3 $image
+refuses 2 "there is no device 'gpu'; expected auto, cpu, cuda or cuda:N" "$programs/infer" --device gpu $image
+EMULATION_DEVICES=0 refuses 2 "no NVIDIA GPU" "$programs/infer" --device cuda $image
 EMULATION_DRIVER=11040 refuses 2 "the NVIDIA driver knows CUDA 11.4 but this program was built with CUDA 12.0" \
-    "$programs/infer" --device cuda $picture
-EMULATION_LOST=0 refuses 1 "the GPU stopped: uncorrectable ECC error" "$programs/infer" --device cuda $picture
+    "$programs/infer" --device cuda $image
+EMULATION_LOST=0 refuses 1 "the GPU stopped: uncorrectable ECC error" "$programs/infer" --device cuda $image
 EMULATION_LOST=600 train lost --device cuda --steps 3
 check "a GPU that is lost while it trains ends the run" [ $? = 1 ]
 check "with one sentence" grep -q "error: the GPU stopped: uncorrectable ECC error" <(tail -n 1 "$tmp/err")
-EMULATION_DEVICES=0 timeout 100 "$programs/infer" --device auto -q $picture >"$tmp/text.auto" 2>"$tmp/err"
+EMULATION_DEVICES=0 timeout 100 "$programs/infer" --device auto -q $image >"$tmp/text.auto" 2>"$tmp/err"
 check "auto takes the CPU where no GPU answers" cmp -s "$tmp/text.cpu" "$tmp/text.auto"
 EMULATION_MEMORY=90000000 refuses 1 "for the teacher's activations; it holds the teacher's parameters" \
     "$programs/train_distill" --device cuda --val-data none --out "$tmp/large"

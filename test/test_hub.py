@@ -130,7 +130,7 @@ CASES = {
         in_v2, vision(50, 8, 36, 3, 53, 3), text(42, 3, 1, 57, 3, 127, rms_norm_eps=0.1), "bin.shards", dtype="bf16"),
     "v2 tied bin": case(in_v2, vision(layer_norm_eps=0.03), text(tie_word_embeddings=True), "bin"),
     "v2 wide heads": case(in_v2, vision(20, 10, 144, 2, 60, 1), text(256, 2, 1, 40), concat=2),
-    "v1 timm, picture not a multiple": case(
+    "v1 timm, image not a multiple": case(
         in_v1, vision(26, 8, act="gelu"), text(vocab=300, rope_scaling={"type": "linear", "factor": 2.0}),
         tokenizer="llama", bias=True),
     "v1 timm, inner layer, mixed types": case(
@@ -187,7 +187,7 @@ def compare_weights(name, tiny, exported):
 def samples_of(tiny, count, tokens):
     """[(PNG bytes, pixels, ids)]: random programs of different lengths."""
     size, rng = tiny.tower.config.image_size, np.random.RandomState(7)
-    return [(*oracle.picture(size, i), torch.from_numpy(np.append(rng.randint(3, tokens, 5 + 7 * i), oracle.END)))
+    return [(*oracle.image(size, i), torch.from_numpy(np.append(rng.randint(3, tokens, 5 + 7 * i), oracle.END)))
             for i in range(count)]
 
 
@@ -216,8 +216,8 @@ def check_logits(build, name, tiny, model, samples, folder):
 def check_greedy(build, name, tiny, model, samples, folder, tokens):
     """Returns how many tokens were compared: in the tests' tokenizer, equal texts mean equal tokens."""
     png, pixels, _ = samples[0]
-    (folder / "picture.png").write_bytes(png)
-    result = run(build / "infer", "--model", model, "--max-tokens", GREEDY, "--quiet", folder / "picture.png")
+    (folder / "image.png").write_bytes(png)
+    result = run(build / "infer", "--model", model, "--max-tokens", GREEDY, "--quiet", folder / "image.png")
     if not must(result, f"{name}: infer"):
         return 0
     forbidden = [oracle.BOS, oracle.PAD, *range(tokens, tiny.lm.config.vocab_size)]
@@ -394,7 +394,7 @@ BROKEN = {
     "quantised weights": (text_config("quantization_config", {"bits": 4}), ["quantization_config"]),
     "another activation": (text_config("hidden_act", "relu"), ["hidden_act", "relu"]),
     "an activation of the tower": (config("vision_config", "hidden_act", value="quick_gelu"), ["hidden_act"]),
-    "grey pictures": (config("vision_config", "num_channels", value=1), ["num_channels"]),
+    "grey images": (config("vision_config", "num_channels", value=1), ["num_channels"]),
     "a number that is a text": (text_config("hidden_size", "32"), ["config.json", "hidden_size", "int"]),
     "a size of the configuration": (text_config("intermediate_size", 41), ["gate_proj", "[41, 32]", "[40, 32]"]),
     "heads that do not divide": (text_config("num_key_value_heads", 3), ["key-value heads"]),
@@ -457,7 +457,7 @@ def check_damage(folder):
     rng, out = np.random.RandomState(1), folder / "out.safetensors"
     for name, files in (("v2", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]),
                         ("v1 hf tower, layer from the end, bin", ["config.json", "pytorch_model.bin"]),
-                        ("v1 timm, picture not a multiple", ["config.json", "../tower/config.json"])):
+                        ("v1 timm, image not a multiple", ["config.json", "../tower/config.json"])):
         place = Path(tempfile.mkdtemp(dir=folder))
         _, arguments = make_case(name, place)
         options = convert_hf.parser().parse_args([str(a) for a in [*arguments, out]])
@@ -483,7 +483,7 @@ def check_damage(folder):
 
 
 def check_broken_pairs(folder):
-    tiny, arguments = make_case("v1 timm, picture not a multiple", folder)
+    tiny, arguments = make_case("v1 timm, image not a multiple", folder)
     out = folder / "out.safetensors"
     complaint("v1 without a tower", script("convert_hf.py", arguments[0], out), ["--vision", "vit_of_our_own"])
     config = folder / "tower" / "config.json"
@@ -586,7 +586,7 @@ def check_distillation(build, folder):
 
 
 def check_starter(folder):
-    """The model that ships has no spare special token; a control character stands in for the picture."""
+    """The model that ships has no spare special token; a control character stands in for the image."""
     shipped = Path(__file__).resolve().parent.parent / "dev" / "starter" / "student.safetensors"
     if must(script("export_hf.py", shipped, folder / "export"), "starter: export") and must(
             script("convert_hf.py", folder / "export", folder / "again.safetensors"), "starter: convert"):

@@ -1,11 +1,11 @@
 /* Tests of lib/, without the tokenizer. Also `test_lib --prepare SIZE OUT IMG...`: writes the prepared pixels of the
- * pictures one after another, for test/compare_pictures.py. */
+ * images one after another, for test/compare_images.py. */
 #include "samples.h"
 
-#include "../lib/arena.h"
+#include "../kernels/arena.h"
 #include "../lib/json.h"
 #include "../lib/options.h"
-#include "../lib/picture.h"
+#include "../lib/image.h"
 #include "../lib/progress.h"
 #include "../lib/random.h"
 
@@ -516,41 +516,41 @@ static void test_options_write(void) {
     }
 }
 
-/* ---- pictures ---- */
+/* ---- images ---- */
 
 static void test_crc(void) {
     CHECK(crc32_bytes(0, "123456789", 9) == 0xcbf43926u && crc32_bytes(0, "", 0) == 0);
     CHECK(crc32_bytes(crc32_bytes(0, "1234", 4), "56789", 5) == 0xcbf43926u);
 }
 
-static void test_picture_refused(void) {
+static void test_image_refused(void) {
     Error err;
-    Picture p;
+    Image p;
     Bytes png = make_png(20, 10, 3, 1), jpeg = make_jpeg(jpeg_turned), grey = make_jpeg(jpeg_progressive);
-    CHECK_OK(picture_decode(&p, png.data, png.size, "a.png", &err), err);
+    CHECK_OK(image_decode(&p, png.data, png.size, "a.png", &err), err);
     CHECK(p.width == 20 && p.height == 10);
-    picture_free(&p);
-    CHECK_OK(picture_decode(&p, jpeg.data, jpeg.size, "a.jpg", &err), err);
+    image_free(&p);
+    CHECK_OK(image_decode(&p, jpeg.data, jpeg.size, "a.jpg", &err), err);
     CHECK(p.width == 14 && p.height == 20);  // turned by its EXIF orientation
-    picture_free(&p);
-    CHECK_OK(picture_decode(&p, grey.data, grey.size, "b.jpg", &err), err);
+    image_free(&p);
+    CHECK_OK(image_decode(&p, grey.data, grey.size, "b.jpg", &err), err);
     CHECK(p.width == 20 && p.height == 14 && p.rgb[0] == p.rgb[1] && p.rgb[0] < 60 && p.rgb[19 * 3] > 220);
-    picture_free(&p);
-    CHECK_ERROR(picture_decode(&p, (const uint8_t *)"GIF89a..", 8, "a.gif", &err), err, "neither PNG nor JPEG");
-    CHECK_ERROR(picture_decode(&p, png.data, 0, "a.png", &err), err, "neither PNG nor JPEG");
-    CHECK_ERROR(picture_decode(&p, png.data, 20, "a.png", &err), err, "a.png");
-    CHECK_ERROR(picture_decode(&p, png.data, png.size - 5, "a.png", &err), err, "cut off");
-    CHECK_ERROR(picture_decode(&p, jpeg.data, jpeg.size - 2, "a.jpg", &err), err, "cut off");
+    image_free(&p);
+    CHECK_ERROR(image_decode(&p, (const uint8_t *)"GIF89a..", 8, "a.gif", &err), err, "neither PNG nor JPEG");
+    CHECK_ERROR(image_decode(&p, png.data, 0, "a.png", &err), err, "neither PNG nor JPEG");
+    CHECK_ERROR(image_decode(&p, png.data, 20, "a.png", &err), err, "a.png");
+    CHECK_ERROR(image_decode(&p, png.data, png.size - 5, "a.png", &err), err, "cut off");
+    CHECK_ERROR(image_decode(&p, jpeg.data, jpeg.size - 2, "a.jpg", &err), err, "cut off");
     png.data[png.size - 20] ^= 1;
-    CHECK_ERROR(picture_decode(&p, png.data, png.size, "a.png", &err), err, "wrong CRC");
-    CHECK_ERROR(picture_load(&p, sample_path("none.png"), &err), err, "No such file");
+    CHECK_ERROR(image_decode(&p, png.data, png.size, "a.png", &err), err, "wrong CRC");
+    CHECK_ERROR(image_load(&p, sample_path("none.png"), &err), err, "No such file");
     static const uint32_t huge[][2] = {{20001, 1}, {20000, 20000}, {1, 30000}, {10001, 10000}};
     for (int i = 0; i < 4; i++) {
         for (int k = 0; k < 4; k++) {
             png.data[16 + k] = (uint8_t)(huge[i][0] >> (24 - 8 * k));
             png.data[20 + k] = (uint8_t)(huge[i][1] >> (24 - 8 * k));
         }
-        CHECK_ERROR(picture_decode(&p, png.data, png.size, "huge.png", &err), err, "make it smaller");
+        CHECK_ERROR(image_decode(&p, png.data, png.size, "huge.png", &err), err, "make it smaller");
     }
     free(png.data);
     free(jpeg.data);
@@ -567,28 +567,28 @@ static size_t jpeg_segment(const Bytes *jpeg, uint8_t marker) {
 
 static void test_jpeg_refused(void) {
     Error err;
-    Picture p;
+    Image p;
     Bytes colour = make_jpeg(jpeg_turned), grey = make_jpeg(jpeg_progressive), scans = {NULL, 0};
     uint8_t *frame = colour.data + jpeg_segment(&colour, 0xc0);
     const uint8_t size[] = {frame[5], frame[6], frame[7], frame[8]};
     static const uint8_t huge[][4] = {{0x4e, 0x21, 0, 1}, {0, 1, 0xff, 0x00}, {0x27, 0x11, 0x27, 0x10}};
     for (int i = 0; i < 3; i++) {  // 1 x 20001, 65280 x 1, 10000 x 10001
         memcpy(frame + 5, huge[i], 4);
-        CHECK_ERROR(picture_decode(&p, colour.data, colour.size, "huge.jpg", &err), err, "make it smaller");
+        CHECK_ERROR(image_decode(&p, colour.data, colour.size, "huge.jpg", &err), err, "make it smaller");
     }
     memcpy(frame + 5, size, 4);
     frame[1] = 0xc3;
-    CHECK_ERROR(picture_decode(&p, colour.data, colour.size, "a.jpg", &err), err, "kind that libjpeg does not read");
+    CHECK_ERROR(image_decode(&p, colour.data, colour.size, "a.jpg", &err), err, "kind that libjpeg does not read");
     frame[1] = 0xc0;
     for (size_t n = 4; n + 2 < colour.size; n += 7)
-        CHECK_ERROR(picture_decode(&p, colour.data, n, "a.jpg", &err), err, "cut off");
+        CHECK_ERROR(image_decode(&p, colour.data, n, "a.jpg", &err), err, "cut off");
     for (size_t n = 4; n + 2 < grey.size; n += 7)
-        CHECK_ERROR(picture_decode(&p, grey.data, n, "b.jpg", &err), err, "cut off");
+        CHECK_ERROR(image_decode(&p, grey.data, n, "b.jpg", &err), err, "cut off");
     const size_t last = jpeg_segment(&grey, 0xda);
     bytes_add(&scans, grey.data, last);
     for (int i = 0; i <= JPEG_MAX_SCANS; i++) bytes_add(&scans, grey.data + last, grey.size - 2 - last);
     bytes_add(&scans, "\xff\xd9", 2);
-    CHECK_ERROR(picture_decode(&p, scans.data, scans.size, "b.jpg", &err), err, "more than 500 scans");
+    CHECK_ERROR(image_decode(&p, scans.data, scans.size, "b.jpg", &err), err, "more than 500 scans");
     uint8_t *scan = colour.data + jpeg_segment(&colour, 0xda), *end = colour.data + colour.size;
     scan[3] = 10;  // two components: shorter headers of the scan and the frame
     scan[4] = 2;
@@ -596,48 +596,48 @@ static void test_jpeg_refused(void) {
     frame[3] = 14;
     frame[9] = 2;
     memmove(frame + 16, frame + 19, (size_t)(end - frame) - 19);
-    CHECK_ERROR(picture_decode(&p, colour.data, colour.size - 5, "a.jpg", &err), err, "have 2 components");
+    CHECK_ERROR(image_decode(&p, colour.data, colour.size - 5, "a.jpg", &err), err, "have 2 components");
     free(colour.data);
     free(grey.data);
     free(scans.data);
 }
 
-/* All-white and one-pixel pictures, and a box off the centre, checked by hand. */
-static void test_picture_prepare(void) {
+/* All-white and one-pixel images, and a box off the centre, checked by hand. */
+static void test_image_prepare(void) {
     uint8_t white[5 * 3 * 3], out[16 * 16 * 3], one[3] = {10, 20, 30};
     memset(white, 255, sizeof white);
-    Picture p = {5, 3, white};
+    Image p = {5, 3, white};
     memset(out, 0, sizeof out);
-    picture_prepare(out, &p, 16);
+    image_prepare(out, &p, 16);
     int same = 0;
     for (size_t i = 0; i < sizeof out; i++) same += out[i] == 255;
     CHECK(same == 16 * 16 * 3);
-    Picture dot = {1, 1, one};
-    picture_prepare(out, &dot, 16);
+    Image dot = {1, 1, one};
+    image_prepare(out, &dot, 16);
     CHECK(out[0] == 10 && out[16 * 16 * 3 - 1] == 30);
     white[(1 * 5 + 2) * 3] = 0;  // one pixel, then a second one below: the box is 1 x 2, padded to 2 x 2 on the right
     white[(2 * 5 + 2) * 3] = 0;
-    PictureBox box = picture_trim(&p);
+    ImageBox box = image_trim(&p);
     CHECK(box.x == 2 && box.y == 1 && box.width == 1 && box.height == 2);
-    picture_prepare(out, &p, 2);
+    image_prepare(out, &p, 2);
     CHECK(out[0] == 0 && out[1] == 255 && out[3] == 255 && out[6] == 0 && out[9] == 255);
 }
 
-static void test_picture_turn(void) {
+static void test_image_turn(void) {
     for (int orientation = 0; orientation <= 9; orientation++) {
-        Picture p = {3, 2, (uint8_t *)xmalloc(18)};
+        Image p = {3, 2, (uint8_t *)xmalloc(18)};
         for (int i = 0; i < 18; i++) p.rgb[i] = (uint8_t)(i / 3);  // 0 1 2 / 3 4 5
         static const char *const expected[] = {"012345", "012345", "210543", "543210", "345012",
                                                "031425", "304152", "524130", "251403", "012345"};
-        picture_turn(&p, orientation);
+        image_turn(&p, orientation);
         char got[7] = "";
         for (int i = 0; i < 6; i++) got[i] = (char)('0' + p.rgb[3 * i]);
         CHECK(!strcmp(got, expected[orientation]) && p.width == (orientation >= 5 && orientation <= 8 ? 2 : 3));
-        picture_free(&p);
+        image_free(&p);
     }
 }
 
-static int prepare_pictures(int count, char **arguments) {
+static int prepare_images(int count, char **arguments) {
     int size = count > 2 ? atoi(arguments[0]) : 0;
     if (size < 1 || size > 4096) die("usage: --prepare SIZE OUT IMG...");
     FILE *f = fopen(arguments[1], "wb");
@@ -645,11 +645,11 @@ static int prepare_pictures(int count, char **arguments) {
     size_t bytes = (size_t)size * (size_t)size * 3;
     uint8_t *out = (uint8_t *)xmalloc(bytes);
     for (int i = 2; i < count; i++) {
-        Picture p;
+        Image p;
         Error err;
-        if (picture_load(&p, arguments[i], &err) != 0) die("%s", err.text);
-        picture_prepare(out, &p, size);
-        picture_free(&p);
+        if (image_load(&p, arguments[i], &err) != 0) die("%s", err.text);
+        image_prepare(out, &p, size);
+        image_free(&p);
         if (fwrite(out, 1, bytes, f) != bytes) die("cannot write %s", arguments[1]);
     }
     free(out);
@@ -689,7 +689,7 @@ static void test_misc(void) {
 
 int main(int argc, char **argv) {
     program_name_set(argv[0]);
-    if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_pictures(argc - 2, argv + 2);
+    if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_images(argc - 2, argv + 2);
     samples_begin();
     test_map();
     test_atomic();
@@ -704,10 +704,10 @@ int main(int argc, char **argv) {
     test_options_config();
     test_options_write();
     test_crc();
-    test_picture_refused();
+    test_image_refused();
     test_jpeg_refused();
-    test_picture_prepare();
-    test_picture_turn();
+    test_image_prepare();
+    test_image_turn();
     test_arena();
     test_misc();
     samples_end();

@@ -2,7 +2,7 @@
  *
  *   test_model [FIXTURES [DEVICE]]      default: test/fixtures cpu
  *
- * FIXTURES is the folder that make_fixtures.py writes: pairs of tiny models with what test/reference.py computes from
+ * FIXTURES is the folder that make_fixtures.py writes: pairs of tiny models with what doc/reference.py computes from
  * them in float64. Errors are norms of differences over norms of references, tensor by tensor. Beyond PyTorch:
  * decoding with the cache equals the teacher-forced pass, micro-batches add up to the batch, recomputation, the
  * number of threads, frozen parts and a shared encoder change no bit, gradients are final when they are said to be, a
@@ -10,8 +10,8 @@
  * "N passed, M failed". */
 #include "../lib/error.h"
 
-#include "../decode.h"
-#include "../lib/adamw.h"
+#include "../generate.h"
+#include "../train/optimizer.h"
 #include "../loss.cuh"
 #include "../model.h"
 

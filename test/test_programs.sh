@@ -102,8 +102,8 @@ last=(damage)
 status=0
 starter=dev/starter/train.bin
 "$damage" part $starter train.bin 0 64 && "$damage" part $starter val.bin 64 8 || exit 1
-for i in 0 1 2; do "$damage" picture val.bin picture$i.png $i; done
-cp "$root/test/fixtures/pictures/cmyk.jpg" .
+for i in 0 1 2; do "$damage" image val.bin image$i.png $i; done
+cp "$root/test/fixtures/images/cmyk.jpg" .
 : >empty
 mkdir folder
 echo "this is a text" >text.txt
@@ -255,15 +255,15 @@ objective() {
         esac
     done
     succeeds "${taught[@]}" --steps 3 --student "${shape/image_size=48/image_size=96}" --out objective --overwrite
-    check "pictures of two sizes" has_lines objective/log.jsonl 3
-    # What a teacher says does not depend on the size of the student's pictures: it looks at its own.
+    check "images of two sizes" has_lines objective/log.jsonl 3
+    # What a teacher says does not depend on the size of the student's images: it looks at its own.
     local large=${shape/image_size=48/image_size=96} size
     succeeds "${alone[@]}" --student "$large" --steps 30 --lr 0.01 --out large
     for size in 48 96; do
         succeeds "${taught[@]}" --teacher large/student.safetensors --student "${shape/=48/=$size}" --lr 0 --steps 1 \
             --w-soft 1 --out sees-$size
     done
-    check "a teacher sees pictures of its own size" near "$(number_of sees-48/log.jsonl entropy 1)" \
+    check "a teacher sees images of its own size" near "$(number_of sees-48/log.jsonl entropy 1)" \
         "$(number_of sees-96/log.jsonl entropy 1)" 1e-6
     # a limit above the longest text, yet below the multiple of 8 that batches are rounded up to
     succeeds "${taught[@]}" --max-tokens $(($("$damage" longest train.bin) + 1)) --epochs 1 --out objective \
@@ -281,34 +281,34 @@ objective() {
 
 inferring() {
     local model=(--model teacher.safetensors --quiet) f
-    succeeds "$infer" "${model[@]}" picture0.png
+    succeeds "$infer" "${model[@]}" image0.png
     check "the document begins" grep -q '^\\documentclass' out
     check "--quiet is quiet" eval '! grep -v "stopped after" err'
     cp out greedy.tex
-    succeeds "$infer" --model teacher.safetensors picture0.png
-    check "the time is told" grep -q 'picture0.png: first token after' err
-    succeeds "$infer" "${model[@]}" picture0.png picture1.png picture2.png
-    check "several pictures are named" [ "$(grep -c '^% picture[012].png$' out)" = 3 ]
-    succeeds "$infer" "${model[@]}" picture0.png -o one.tex
+    succeeds "$infer" --model teacher.safetensors image0.png
+    check "the time is told" grep -q 'image0.png: first token after' err
+    succeeds "$infer" "${model[@]}" image0.png image1.png image2.png
+    check "several images are named" [ "$(grep -c '^% image[012].png$' out)" = 3 ]
+    succeeds "$infer" "${model[@]}" image0.png -o one.tex
     check "-o FILE: the same text" same one.tex greedy.tex
     check "-o FILE: nothing on stdout" [ ! -s out ]
-    succeeds "$infer" "${model[@]}" picture0.png picture1.png -o new/folder
-    check "-o DIR: the same text" same new/folder/picture0.tex greedy.tex
-    check "-o DIR: both texts" [ -s new/folder/picture1.tex ]
-    rm new/folder/picture0.tex
-    succeeds "$infer" "${model[@]}" picture0.png -o new/folder
-    check "-o with a folder that exists takes one picture too" same new/folder/picture0.tex greedy.tex
-    succeeds "$infer" "${model[@]}" picture0.png --max-tokens 3
-    check "--max-tokens warns" grep -q 'warning: picture0.png: stopped after 3 tokens' err
+    succeeds "$infer" "${model[@]}" image0.png image1.png -o new/folder
+    check "-o DIR: the same text" same new/folder/image0.tex greedy.tex
+    check "-o DIR: both texts" [ -s new/folder/image1.tex ]
+    rm new/folder/image0.tex
+    succeeds "$infer" "${model[@]}" image0.png -o new/folder
+    check "-o with a folder that exists takes one image too" same new/folder/image0.tex greedy.tex
+    succeeds "$infer" "${model[@]}" image0.png --max-tokens 3
+    check "--max-tokens warns" grep -q 'warning: image0.png: stopped after 3 tokens' err
 
-    local sample=("$infer" "${model[@]}" picture0.png --temperature 0.8 --top-p 0.95 --top-k 50)
+    local sample=("$infer" "${model[@]}" image0.png --temperature 0.8 --top-p 0.95 --top-k 50)
     succeeds "${sample[@]}" --seed 5
     cp out five
     succeeds "${sample[@]}" --seed 5
     check "the same seed, the same sample" same out five
     succeeds "${sample[@]}" --seed 6
     check "another seed, another sample" differ out five
-    succeeds "$infer" "${model[@]}" picture0.png --temperature 0.01 --top-k 1
+    succeeds "$infer" "${model[@]}" image0.png --temperature 0.01 --top-k 1
     check "top-k 1 is greedy" same out greedy.tex
 
     "$damage" png pixel.png 1 1 8 2 90 && "$damage" png white.png 64 48 8 2 255
@@ -321,57 +321,57 @@ inferring() {
         succeeds "$infer" "${model[@]}" "$f" --max-tokens 5
     done
     refuses 1 "huge.png: it has 20000 x 20000 pixels" "$infer" "${model[@]}" huge.png
-    run "$infer" "${model[@]}" picture0.png missing.png picture1.png -o new/folder
-    check "one bad picture of three: status 1" [ $status = 1 ]
-    check "one bad picture of three: one sentence" one_sentence "missing.png"
-    check "one bad picture of three: no file for it" [ ! -e new/folder/missing.tex ]
-    run "$infer" "${model[@]}" picture0.png missing.png picture1.png --batch 2
-    check "one bad picture of three, on stdout: the others in their order" \
-        [ "$(grep '^% picture' out | tr '\n' ' ')" = "% picture0.png % picture1.png " ]
+    run "$infer" "${model[@]}" image0.png missing.png image1.png -o new/folder
+    check "one bad image of three: status 1" [ $status = 1 ]
+    check "one bad image of three: one sentence" one_sentence "missing.png"
+    check "one bad image of three: no file for it" [ ! -e new/folder/missing.tex ]
+    run "$infer" "${model[@]}" image0.png missing.png image1.png --batch 2
+    check "one bad image of three, on stdout: the others in their order" \
+        [ "$(grep '^% image' out | tr '\n' ' ')" = "% image0.png % image1.png " ]
     together "${model[@]}"
-    refuses 2 "--batch" "$infer" "${model[@]}" picture0.png --batch 1025
-    mkdir -p other && cp picture0.png other/
-    refuses 2 "new/folder/picture0.tex" "$infer" "${model[@]}" picture0.png other/picture0.png -o new/folder
-    [ -w /dev/full ] && refuses 1 "/dev/full" "$infer" "${model[@]}" picture0.png -o /dev/full
-    (cd folder && "$infer" ../picture0.png >out 2>err)
+    refuses 2 "--batch" "$infer" "${model[@]}" image0.png --batch 1025
+    mkdir -p other && cp image0.png other/
+    refuses 2 "new/folder/image0.tex" "$infer" "${model[@]}" image0.png other/image0.png -o new/folder
+    [ -w /dev/full ] && refuses 1 "/dev/full" "$infer" "${model[@]}" image0.png -o /dev/full
+    (cd folder && "$infer" ../image0.png >out 2>err)
     check "no model anywhere: one sentence" grep -q '^infer: error: there is no model here: .*--model$' folder/err
     rm folder/*
     mkdir -p here/out && cp teacher.safetensors here/out/student.safetensors
-    check "a trained student is found" eval '(cd here && "$infer" --quiet ../picture0.png 2>err) | same - greedy.tex'
-    refuses 1 "nowhere/x.tex" "$infer" "${model[@]}" picture0.png -o nowhere/x.tex
-    refuses 1 "picture0.png" "$infer" "${model[@]}" picture0.png picture1.png -o picture0.png
+    check "a trained student is found" eval '(cd here && "$infer" --quiet ../image0.png 2>err) | same - greedy.tex'
+    refuses 1 "nowhere/x.tex" "$infer" "${model[@]}" image0.png -o nowhere/x.tex
+    refuses 1 "image0.png" "$infer" "${model[@]}" image0.png image1.png -o image0.png
     check "no partial files" no_partial
 }
 
 # Programs that are written together: each is the one that is written alone. Batches of up to four use the same products
 # as one text; larger ones round otherwise, and then only FP32 can be held to this (test_devices.sh).
 together() { # OPTIONS...
-    local i options pictures=(picture0.png picture1.png picture2.png picture1.png picture0.png)
-    head -c 200 picture1.png >broken.png
+    local i options images=(image0.png image1.png image2.png image1.png image0.png)
+    head -c 200 image1.png >broken.png
     for options in "" "--temperature 1.2 --top-p 0.95 --top-k 40 --seed 3"; do
-        succeeds "$infer" "$@" "${pictures[@]}" --batch 1 $options
+        succeeds "$infer" "$@" "${images[@]}" --batch 1 $options
         cp out apart
-        check "as many programs as pictures" [ "$(grep -c '^% picture' apart)" = 5 ]
+        check "as many programs as images" [ "$(grep -c '^% image' apart)" = 5 ]
         for i in 2 3 4; do
-            succeeds "$infer" "$@" "${pictures[@]}" --batch $i $options
+            succeeds "$infer" "$@" "${images[@]}" --batch $i $options
             check "$i together are as alone ($options)" same out apart
         done
-        run "$infer" "$@" picture0.png picture1.png broken.png picture1.png picture0.png --batch 4 $options
-        check "a broken picture among good ones: status 1" [ $status = 1 ]
-        check "a broken picture among good ones: one sentence" one_sentence "broken.png"
+        run "$infer" "$@" image0.png image1.png broken.png image1.png image0.png --batch 4 $options
+        check "a broken image among good ones: status 1" [ $status = 1 ]
+        check "a broken image among good ones: one sentence" one_sentence "broken.png"
         awk '/^% / { n++ } n != 3' apart >others
-        check "a broken picture among good ones: the others are as they were" same out others
+        check "a broken image among good ones: the others are as they were" same out others
     done
-    check "what is drawn differs from picture to picture" \
+    check "what is drawn differs from image to image" \
         [ "$(awk '/^% / { n++; next } n == 1' apart)" != "$(awk '/^% / { n++; next } n == 5' apart)" ]
-    succeeds "$infer" "$@" "${pictures[@]}" --batch 5
-    check "larger batches write as many programs" [ "$(grep -c '^% picture' out)" = 5 ]
-    succeeds "$infer" "$@" "${pictures[@]}" --batch 4 --max-tokens 3
+    succeeds "$infer" "$@" "${images[@]}" --batch 5
+    check "larger batches write as many programs" [ "$(grep -c '^% image' out)" = 5 ]
+    succeeds "$infer" "$@" "${images[@]}" --batch 4 --max-tokens 3
     check "--max-tokens stops every one" [ "$(grep -c 'png: stopped after 3 tokens' err)" = 5 ]
     succeeds "${alone[@]}" --student "$shape,lm.heads=32,lm.kv_heads=32,lm.head_dim=64,lm.layers=32,lm.max_positions=131072" \
         --steps 1 --out long
     refuses 1 "64 texts together of up to" "$infer" --model long/student.safetensors --batch 64 \
-        $(printf 'picture0.png %.0s' {1..64}) -q
+        $(printf 'image0.png %.0s' {1..64}) -q
     rm -r long
 }
 
@@ -379,25 +379,25 @@ together() { # OPTIONS...
 
 prefixing() {
     local model=(--model teacher.safetensors --quiet) n begin
-    succeeds "$infer" "${model[@]}" picture0.png
+    succeeds "$infer" "${model[@]}" image0.png
     cp out greedy.tex
     for n in 1 2 3; do # tokens end with lines, so the text up to there is what the model read when it went on
         begin=$(head -n $n greedy.tex && echo .)
-        succeeds "$infer" "${model[@]}" picture0.png --prefix "${begin%.}"
+        succeeds "$infer" "${model[@]}" image0.png --prefix "${begin%.}"
         check "after its own first $n lines it goes on as before" same out greedy.tex
     done
-    succeeds "$infer" "${model[@]}" picture0.png --prefix ""
+    succeeds "$infer" "${model[@]}" image0.png --prefix ""
     check "an empty prefix is none" same out greedy.tex
     begin='\documentclass{article} % a "b" 12.5'
-    succeeds "$infer" "${model[@]}" picture0.png picture1.png --prefix "$begin" -o begun
-    check "every document begins with the prefix" [ "$(grep -lF "$begin" begun/picture[01].tex | wc -l)" = 2 ]
-    succeeds "$infer" --model teacher.safetensors picture0.png --prefix "$begin" --max-tokens 60
+    succeeds "$infer" "${model[@]}" image0.png image1.png --prefix "$begin" -o begun
+    check "every document begins with the prefix" [ "$(grep -lF "$begin" begun/image[01].tex | wc -l)" = 2 ]
+    succeeds "$infer" --model teacher.safetensors image0.png --prefix "$begin" --max-tokens 60
     check "the prefix counts for --max-tokens, not for the speed" grep -Eq ' [1-5]?[0-9] tokens at' err
-    refuses 1 "leaves no room: it has " "$infer" "${model[@]}" picture0.png --prefix "$begin" --max-tokens 5 -o bad.tex
-    refuses 1 "leaves no room: it has " "$infer" "${model[@]}" picture0.png --prefix "$(yes '\draw' | head -c 9999)"
-    refuses 1 "'</s>', which is a special token" "$infer" "${model[@]}" picture0.png --prefix 'a</s>b' -o bad.tex
-    refuses 1 "only ASCII" "$infer" "${model[@]}" picture0.png --prefix $'na\xc3\xafve' -o bad.tex
-    refuses 1 "not valid UTF-8 at byte 1" "$infer" "${model[@]}" picture0.png --prefix $'a\xff' -o bad.tex
+    refuses 1 "leaves no room: it has " "$infer" "${model[@]}" image0.png --prefix "$begin" --max-tokens 5 -o bad.tex
+    refuses 1 "leaves no room: it has " "$infer" "${model[@]}" image0.png --prefix "$(yes '\draw' | head -c 9999)"
+    refuses 1 "'</s>', which is a special token" "$infer" "${model[@]}" image0.png --prefix 'a</s>b' -o bad.tex
+    refuses 1 "only ASCII" "$infer" "${model[@]}" image0.png --prefix $'na\xc3\xafve' -o bad.tex
+    refuses 1 "not valid UTF-8 at byte 1" "$infer" "${model[@]}" image0.png --prefix $'a\xff' -o bad.tex
     check "no partial files" no_partial
 }
 
@@ -422,7 +422,7 @@ evaluating() {
     check "--logits: logits [8, T, V]" eval '[[ $("$damage" tensor logits.safetensors logits) == "F32 8 $T "* ]]'
     succeeds "$eval" --model teacher.safetensors --data val.bin --batch 1 --texts texts
     for i in 0 1 2; do # eval stops at the longest text of the data
-        run "$infer" --quiet --model teacher.safetensors picture$i.png --max-tokens "$T"
+        run "$infer" --quiet --model teacher.safetensors image$i.png --max-tokens "$T"
         check "--texts and infer write the same ($i)" [ "$(cat out)" = "$(cat texts/0000$i.tex)" ]
         check "--texts writes the data's text ($i)" grep -q documentclass texts/0000$i.ref.tex
     done
@@ -462,8 +462,8 @@ usage() {
         [ "$p" != "$infer" ] && refuses 2 "--device" "$p" --device gpu
         refuses 2 "nowhere.txt" "$p" --config nowhere.txt
     done
-    refuses 2 "no picture" "$infer"
-    refuses 2 "--device" "$infer" --device gpu picture0.png
+    refuses 2 "no image" "$infer"
+    refuses 2 "--device" "$infer" --device gpu image0.png
     refuses 2 "stray" "$train" stray
     refuses 2 "stray" "$eval" stray
     refuses 2 "did you mean --batch" "$train" --bacth 3
@@ -491,7 +491,7 @@ usage() {
 
 # Every program that reads a model, with one that cannot be used.
 bad_model() { # FILE PART
-    refuses 1 "$2" "$infer" --model "$1" picture0.png -o bad.tex
+    refuses 1 "$2" "$infer" --model "$1" image0.png -o bad.tex
     refuses 1 "$2" "$eval" --model "$1" --data val.bin
 }
 bad_model_everywhere() { # FILE PART
@@ -514,8 +514,8 @@ bad_data_everywhere() { # FILE PART
 
 bad_files() {
     local f n size
-    for f in missing.safetensors empty text.txt folder picture0.png val.bin; do bad_model_everywhere $f $f; done
-    for f in missing.bin empty text.txt folder picture0.png teacher.safetensors 'no*.bin'; do
+    for f in missing.safetensors empty text.txt folder image0.png val.bin; do bad_model_everywhere $f $f; done
+    for f in missing.bin empty text.txt folder image0.png teacher.safetensors 'no*.bin'; do
         bad_data_everywhere "$f" "$f"
     done
     for f in missing.png empty text.txt folder teacher.safetensors val.bin /dev/null; do
@@ -537,9 +537,9 @@ bad_files() {
         bad_data cut.bin cut.bin
     done
     bad_data_everywhere cut.bin cut.bin
-    size=$(stat -c %s picture0.png)
+    size=$(stat -c %s image0.png)
     for n in 4 8 20 33 60 $((size / 2)) $((size - 1)); do
-        head -c $n picture0.png >cut.png
+        head -c $n image0.png >cut.png
         refuses 1 cut.png "$infer" --model teacher.safetensors cut.png -o bad.tex
     done
     for n in 2 3 100 300 $(($(stat -c %s cmyk.jpg) - 2)); do
@@ -570,20 +570,20 @@ bad_files() {
     check "no partial files" no_partial
 }
 
-# One bit anywhere: in the header of a model, in its data, in a dataset, in pictures.
+# One bit anywhere: in the header of a model, in its data, in a dataset, in images.
 flipped_bits() {
     local i bits
     bits=$(($("$damage" tensor teacher.safetensors lm.embed | sed 's/.*\[\(.*\)\].*/\1/') * 8))
     for ((i = 3; i < bits; i += bits / 60)); do
         "$damage" flip teacher.safetensors flip.safetensors $i
-        survives "$infer" --model flip.safetensors --max-tokens 4 picture0.png
+        survives "$infer" --model flip.safetensors --max-tokens 4 image0.png
     done
     for ((i = -5; i > -20000; i -= 1999)); do # the tokenizer lies at the end
         "$damage" flip teacher.safetensors flip.safetensors $i
-        survives "$infer" --model flip.safetensors --max-tokens 4 picture0.png
+        survives "$infer" --model flip.safetensors --max-tokens 4 image0.png
     done
-    survives "$infer" --model nan.safetensors --max-tokens 4 picture0.png
-    survives "$infer" --model nan.safetensors --max-tokens 4 --temperature 1 --top-p 0.9 picture0.png
+    survives "$infer" --model nan.safetensors --max-tokens 4 image0.png
+    survives "$infer" --model nan.safetensors --max-tokens 4 --temperature 1 --top-p 0.9 image0.png
     survives "$eval" --model nan.safetensors --data val.bin --json nan.json
     check "--json stays JSON" [ "$("$damage" json nan.json model)" ]
     "$damage" part val.bin two.bin 0 2
@@ -600,7 +600,7 @@ flipped_bits() {
         "$damage" flip two.bin flip.bin -$i
         survives "$eval" --model teacher.safetensors --no-greedy --data flip.bin
     done
-    for f in picture0.png cmyk.jpg; do
+    for f in image0.png cmyk.jpg; do
         for ((i = 0; i < 8 * $(stat -c %s $f); i += 8 * $(stat -c %s $f) / 40 + 1)); do
             "$damage" flip $f flip.png $i
             survives "$infer" --model teacher.safetensors --max-tokens 2 flip.png
@@ -614,7 +614,7 @@ flipped_bits() {
 usable() { # OUT
     rm -rf usable
     cp -r "$1" usable
-    "$infer" --model usable/student.safetensors --max-tokens 2 picture0.png >out 2>err &&
+    "$infer" --model usable/student.safetensors --max-tokens 2 image0.png >out 2>err &&
         "$train" --resume --out usable --steps 0 --epochs 1 >out 2>err
 }
 
@@ -637,7 +637,7 @@ bad_resume() {
             head -c $n first/$f.safetensors >second/$f.safetensors
             refuses 1 "second/$f.safetensors" "$train" --resume --out second --steps 6
         done
-        for f2 in picture0.png train.bin teacher.safetensors; do
+        for f2 in image0.png train.bin teacher.safetensors; do
             rm -rf second && cp -r first second
             cp $f2 second/$f.safetensors
             refuses 1 "second/" "$train" --resume --out second --steps 6
@@ -721,8 +721,8 @@ full_disk() {
         check "a full file system: $f is unchanged" same small/out/$f.safetensors small-before/$f.safetensors
     done
     head -c 4000000 /dev/zero >>small/filler 2>/dev/null
-    run "$infer" --model teacher.safetensors picture0.png -o small/x.tex
-    check "a full file system: no picture's text" [ $status = 1 -a ! -s small/x.tex ]
+    run "$infer" --model teacher.safetensors image0.png -o small/x.tex
+    check "a full file system: no image's text" [ $status = 1 -a ! -s small/x.tex ]
     run "$eval" --model teacher.safetensors --data val.bin --no-greedy --logits small/x.safetensors
     check "a full file system: no logits" [ $status = 1 -a ! -e small/x.safetensors ]
     check "no partial files" no_partial small

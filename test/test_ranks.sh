@@ -178,7 +178,7 @@ ln -s "$root/dev" dev
 shape=tiny,vision.image_size=48,vision.layers=1,vision.width=32,vision.heads=1,vision.mlp=64
 shape=$shape,lm.layers=1,lm.width=32,lm.heads=2,lm.kv_heads=1,lm.head_dim=16,lm.ffn=64
 wide=${shape/lm.width=32/lm.width=48}                                         # another width than the student's
-large=${shape/vision.image_size=48/vision.image_size=96,vision.patch=16}      # other pictures, as many image tokens
+large=${shape/vision.image_size=48/vision.image_size=96,vision.patch=16}      # other images, as many image tokens
 for t in wide large; do
     succeeds "$fp32" --data train.bin --val-data none --batch 8 --teacher none --student ${!t} --steps 20 --lr 0.01 \
         --threads 1 --out $t
@@ -206,7 +206,7 @@ apart_case() {
 apart() {
     apart_case plain 2 ""
     apart_case "every term" 2 "" "${every_term[@]}" --accum 2
-    apart_case "other pictures" 2 "" --teacher large.safetensors --augment --w-embed 0.3
+    apart_case "other images" 2 "" --teacher large.safetensors --augment --w-embed 0.3
     apart_case image2tikz 2 "" --kd-schedule image2tikz --steps 9
     apart_case "two teachers" 3 "--teachers 2" --accum 3 --w-embed 0.1
     apart_case "more teachers than work" 4 "--teachers 3"
@@ -326,11 +326,11 @@ resuming() {
     check "one rank, then four: the weights to rounding" \
         close_weights whole/student.safetensors resumed/student.safetensors 1e-4
     rm -rf resumed && cp -r four resumed
-    refuses 1 "the 12 pictures of a step cannot be divided among 5 students" "$fp32" --resume --out resumed --ranks 5
+    refuses 1 "the 12 images of a step cannot be divided among 5 students" "$fp32" --resume --out resumed --ranks 5
     resumed four 2 --batch 3 --accum 1
-    check "a --resume may say itself how large a step is" grep -q ' steps of 6 pictures' err.0
+    check "a --resume may say itself how large a step is" grep -q ' steps of 6 images' err.0
     resumed four 2 --batch 3
-    check "a --resume that repeats --batch keeps the steps" grep -q ' steps of 12 pictures' err.0
+    check "a --resume that repeats --batch keeps the steps" grep -q ' steps of 12 images' err.0
     succeeds "$fp32" --config four/options.txt --steps 4 --out again
     check "one process takes the recorded options to the same losses" near four again 1e-6 6
 

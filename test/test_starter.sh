@@ -1,6 +1,6 @@
 #!/bin/bash
 # What ships must work: the starter teacher and student on the test figures, a short distillation beats the same training without a
-# teacher, and, where TeX is installed, what infer writes compiles and draws the picture.
+# teacher, and, where TeX is installed, what infer writes compiles and draws the image.
 #
 #   test/test_starter.sh build/BF16      the argument is the folder with the programs
 programs=$(cd "${1:-build/BF16}" && pwd) || exit 1

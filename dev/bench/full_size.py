@@ -3,7 +3,7 @@
 
     full_size.py make tl-1.1b|v2-8b DIR      writes the Hub folder DIR/hub (4 or 17 GB; tl-1.1b: also DIR/tower)
     full_size.py convert DIR                 DIR/hub -> DIR/model.safetensors; reports seconds and peak memory
-    full_size.py transformers DIR            what transformers needs for one picture and 64 tokens of the same folder
+    full_size.py transformers DIR            what transformers needs for one image and 64 tokens of the same folder
 
 After convert, `build/BF16/bench_decode DIR/model.safetensors` does that work here. convert needs numpy; transformers
 needs the packages of test/requirements.txt. Delete DIR afterwards.
@@ -21,7 +21,7 @@ import numpy as np
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-import hub          # noqa: E402
+import hub.config as hub  # noqa: E402
 import tikzc        # noqa: E402
 
 TOKENS = 64
@@ -175,7 +175,7 @@ def time_transformers(folder, dtype_name, threads):
             token = out.logits[:, -1:].argmax(-1)
             out = lm(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         done = time.monotonic()
-    print(f"transformers, {dtype_name}, {threads} threads: imported and loaded in {loaded - start:.2f} s, picture "
+    print(f"transformers, {dtype_name}, {threads} threads: imported and loaded in {loaded - start:.2f} s, image "
           f"encoded in {encoded - loaded:.2f} s, read in {first - encoded:.2f} s, "
           f"{TOKENS / (done - first):.2f} tokens/s")
 

@@ -240,8 +240,8 @@ def markdown(r):
                 "|---|---|---|---|---|---|---|---|---|",
                 *(row for shape, one in d.items() for row in decoding_rows(shape, one))]
     if "1.1b" in d:
-        picture, opened = d["1.1b"]["picture_to_first_token_s"], d["1.1b"]["open_s"]
-        out += ["", f"1.1b: picture to first token {1e3 * picture:.1f} ms; from nothing to the first product "
+        image, opened = d["1.1b"]["image_to_first_token_s"], d["1.1b"]["open_s"]
+        out += ["", f"1.1b: image to first token {1e3 * image:.1f} ms; from nothing to the first product "
                 f"{opened:.3f} s."]
     if r["lessons"]:
         out += ["", "## Kernels in teaching order", "", "| kernel | version | shape | ms | floor ms | share |",

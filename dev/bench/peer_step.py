@@ -79,7 +79,7 @@ class Step:
             self.student, self.teacher = (build(torch, transformers, name, 3 * vision.hidden_size, attention)
                                           for name in names)
         self.teacher.to(torch.bfloat16).eval()
-        self.pictures = torch.randn(args.batch, 3, vision.image_size, vision.image_size, device=device)
+        self.images = torch.randn(args.batch, 3, vision.image_size, vision.image_size, device=device)
         self.ids = torch.randint(0, 256, (args.batch, text), device=device)
         fused = {"fused": True} if device == "cuda" else {}
         self.adamw = torch.optim.AdamW(self.student.parameters(), lr=1e-4, **fused)
@@ -95,7 +95,7 @@ class Step:
     def lesson(self):
         """Image features for both models, and the teacher's hidden states."""
         with self.torch.no_grad():
-            x = self.encoder(self.pictures.to(self.torch.bfloat16)).last_hidden_state
+            x = self.encoder(self.images.to(self.torch.bfloat16)).last_hidden_state
             images = x[:, :x.shape[1] // 3 * 3].reshape(x.shape[0], -1, 3 * x.shape[2])
             return images, self.teacher(images, self.ids)
 

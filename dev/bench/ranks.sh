@@ -27,7 +27,7 @@ folder, rounds = sys.argv[1], int(sys.argv[2])
 
 
 def steps(name):
-    """The steps of all rounds but the first two of each: those still load pictures and settle memory."""
+    """The steps of all rounds but the first two of each: those still load images and settle memory."""
     for i in range(rounds):
         with open(f'{folder}/{name}.{i}/log.jsonl') as f:
             yield from [json.loads(line) for line in f][2:]

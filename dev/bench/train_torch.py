@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The training step of train_distill in PyTorch, for comparing speeds on equal work.
 
-    train_torch.py --make-data FILE.bin          writes 2048 samples of 95 tokens with 96-pixel pictures
+    train_torch.py --make-data FILE.bin          writes 2048 samples of 95 tokens with 96-pixel images
     train_torch.py --data FILE.bin [--steps N]   trains on them and prints samples/s
         --device cuda --compile --json OUT       on a GPU; through torch.compile; the result also as JSON
 
 The model is `--student small` of train_distill (cross entropy only, batch 64): vision 96 wide, 3 layers, 3 heads; 48
 image tokens; decoder 128 wide, 3 layers, 4 heads, FFN 352. bf16 autocast, AdamW, gradient norm clipped to 1; all
-processor threads or a GPU (there with fused attention and a fused AdamW). Pictures are decoded before the clock
+processor threads or a GPU (there with fused attention and a fused AdamW). Images are decoded before the clock
 starts, as train_distill's cache does after one epoch.
 """
 import argparse
@@ -28,11 +28,11 @@ IMAGE_TOKENS, TEXT = 48, 95
 
 
 def make_data(path, samples=2048, text=TEXT, side=12):
-    """Random ids, and pictures of 8 `side` pixels that the loader's trim leaves as they are."""
+    """Random ids, and images of 8 `side` pixels that the loader's trim leaves as they are."""
     from PIL import Image
     tokenizer = tikzc.Tokenizer.load(TOKENIZER)
     rng = np.random.RandomState(1)
-    with tikzc.DatasetWriter(path, tokenizer, "dev/bench/train_torch.py: random pictures and ids") as writer:
+    with tikzc.DatasetWriter(path, tokenizer, "dev/bench/train_torch.py: random images and ids") as writer:
         for _ in range(samples):
             pixels = np.kron(rng.randint(0, 255, (side, side, 3)), np.ones((8, 8, 1))).astype(np.uint8)
             out = io.BytesIO()

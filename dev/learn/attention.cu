@@ -1,4 +1,4 @@
-/* Attention forward from the plainest version to the one that ships (kernels/cuda_flash.cuh). README.md beside this
+/* Attention forward from the plainest version to the one that ships (kernels/cuda/flash.cuh). README.md beside this
  * file explains the steps.
  *
  * For every query row t of a head, under a causal mask: out_t = sum over j <= t of softmax_j(scale <q_t, k_j>) v_j.
@@ -9,8 +9,8 @@
  */
 #include "learn.cuh"
 
-#include "../../kernels/cuda_flash.cuh"
-#include "../../kernels/cuda_product.cuh"
+#include "../../kernels/cuda/flash.cuh"
+#include "../../kernels/cuda/linear.cuh"
 
 /* ---- what all versions read and write ---- */
 

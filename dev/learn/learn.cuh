@@ -14,7 +14,7 @@
 #pragma nv_diag_suppress 177
 #endif
 
-#include "../../kernels/cuda_common.cuh"
+#include "../../kernels/cuda/common.cuh"
 #include "../../lib/json.h"
 
 typedef struct {

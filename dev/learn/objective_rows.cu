@@ -1,5 +1,5 @@
 /* The row kernel of the distillation objective, from the plainest version to the one that ships
- * (kernels/cuda_distill.cuh). README.md beside this file explains the steps.
+ * (kernels/cuda/distill.cuh). README.md beside this file explains the steps.
  *
  * For every row, with student logits s, teacher logits t (V each) and the label y, at temperature tau:
  *   p = softmax(t / tau), q = softmax(s / tau), Q = softmax(s)
@@ -8,7 +8,7 @@
  * Bytes at least: s and t read, the gradient written: 3 rows V elements. */
 #include "learn.cuh"
 
-#include "../../kernels/cuda_distill.cuh"
+#include "../../kernels/cuda/distill.cuh"
 
 static const float W_CE = 0.3f, W_SOFT = 0.7f, TAU = 3.0f, SCALE = 0.25f;
 

@@ -86,9 +86,9 @@ def main():
     versions = read(sys.argv[1])
     if not all(v["ms"] and v["floor_ms"] and v["bandwidth"] for v in versions):
         sys.exit(f"plot.py: {sys.argv[1]} was not timed (an emulated GPU): nothing to draw")
-    picture = svg(versions)
+    image = svg(versions)
     with open(sys.argv[2], "w") as file:
-        file.write(picture)
+        file.write(image)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-/* RMSNorm from the plainest version to the one that ships (kernels/cuda_norm.cuh). README.md beside this file
+/* RMSNorm from the plainest version to the one that ships (kernels/cuda/norm.cuh). README.md beside this file
  * explains the steps.
  *
  * For every row x of C elements: out = x rstd weight, rstd = 1 / sqrt(mean of squares + eps).
  * Bytes at least: x read, out written: 2 rows C elements. */
 #include "learn.cuh"
 
-#include "../../kernels/cuda_norm.cuh"
+#include "../../kernels/cuda/norm.cuh"
 
 static const float EPS = 1e-5f;
 

@@ -1,4 +1,4 @@
-/* The elements of free scenes: circles, rectangles, polygons, lines; and what makes them clear in a small picture. */
+/* The elements of free scenes: circles, rectangles, polygons, lines; and what makes them clear in a small image. */
 #ifndef STARTER_ELEMENTS_H
 #define STARTER_ELEMENTS_H
 

@@ -6,12 +6,12 @@
  * or to stdout, each followed by a NUL byte, when FOLDER is "-". No figure occurs twice in the sequence, so parts
  * of one sequence that do not overlap (training, validation, test) share no figure.
  *
- * A figure must be recoverable from a picture of 96 x 96 pixels without its position and scale. Hence the rules:
- *   - Every figure spans the same square: 8 units of 0.5 cm, 12 pixels a unit in the small picture (graphs: 6 units
+ * A figure must be recoverable from an image of 96 x 96 pixels without its position and scale. Hence the rules:
+ *   - Every figure spans the same square: 8 units of 0.5 cm, 12 pixels a unit in the small image (graphs: 6 units
  *     between the outermost node centres). Where a figure is lower or narrower, it is centred in the square, so a
- *     place in the picture is always the same coordinate. Plots have one fixed frame.
+ *     place in the image is always the same coordinate. Plots have one fixed frame.
  *   - All coordinates are integers; outlines that do not cross stay MIN_GAP apart, crossings are clear ones.
- *   - One spelling for each picture: elements are sorted by kind and position, lines run from the smaller point
+ *   - One spelling for each image: elements are sorted by kind and position, lines run from the smaller point
  *     (x, then y) to the larger, polygons start at their smallest point and run counterclockwise.
  *   - Nothing is hidden: only what is not filled may lie around or across something else. */
 #define _POSIX_C_SOURCE 200809L  // mkdir
@@ -52,7 +52,7 @@ static void put(Text *t, const char *fmt, ...) {
 static const char *const colours[] = {"red", "blue", "green", "magenta"};
 static const char *const tints[] = {"red!30", "blue!30", "green!30", "yellow!30", "gray!50"};
 
-/* On even coordinates: 24 pixels apart in the model's picture. */
+/* On even coordinates: 24 pixels apart in the model's image. */
 static Point random_point(int width, int height) {
     Point p;
     p.x = 2 * random_below(width / 2 + 1), p.y = 2 * random_below(height / 2 + 1);

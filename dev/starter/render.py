@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Generates starter figures, renders them with pdflatex and pdftoppm, packs pictures and token ids as a .bin dataset.
+"""Generates starter figures, renders them with pdflatex and pdftoppm, packs images and token ids as a .bin dataset.
 
     render.py --generator BINARY --tokenizer FILE.safetensors --out OUT.bin [--seed S] [--skip K] [--count N]
               [--jobs J] [--batch B] [--pairs FOLDER]
 
-Starting TeX costs as much as 40 figures, so B figures become one document, whose class makes a page of each picture;
+Starting TeX costs as much as 40 figures, so B figures become one document, whose class makes a page of each image;
 a page is the same as the figure's own document would give. The resolution changes every 10 pages: mostly 70 to 100
-dpi (pictures of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi:
+dpi (images of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi:
 below, pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file, whatever
 --jobs.
 With --pairs the figures are also written as FOLDER/000000.tex and .png, for convert_dataset.py.
@@ -33,28 +33,28 @@ BEGIN, END = "\\begin{document}\n", "\\end{document}\n"
 
 
 def parse_ppm(data):
-    """The pictures of pdftoppm's output, binary PPM files one after another, as uint8 arrays (height, width, 3)."""
+    """The images of pdftoppm's output, binary PPM files one after another, as uint8 arrays (height, width, 3)."""
     at = 0
     while at < len(data):
         magic, width, height, depth = data[at:at + 64].split(maxsplit=4)[:4]
         if magic != b"P6" or depth != b"255":
-            raise RuntimeError(f"pdftoppm wrote {data[at:at + 20]!r}, expected a PPM picture.")
+            raise RuntimeError(f"pdftoppm wrote {data[at:at + 20]!r}, expected a PPM image.")
         width, height = int(width), int(height)
         at += len(b"P6\n%d %d\n255\n" % (width, height))
         yield np.frombuffer(data, np.uint8, width * height * 3, at).reshape(height, width, 3)
         at += width * height * 3
 
 
-def png_bytes(picture):
+def png_bytes(image):
     """The smallest lossless PNG that Pillow can make: with a palette when there are at most 256 colours."""
-    packed = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    packed = image.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours, index = np.unique(packed, return_inverse=True)
     if len(colours) <= 256:
-        image = Image.fromarray(index.reshape(picture.shape[:2]).astype(np.uint8)).convert("L")
+        image = Image.fromarray(index.reshape(image.shape[:2]).astype(np.uint8)).convert("L")
         image = Image.frombytes("P", image.size, image.tobytes())
         image.putpalette(b"".join(int(c).to_bytes(3, "big") for c in colours))
     else:
-        image = Image.fromarray(picture)
+        image = Image.fromarray(image)
     out = io.BytesIO()
     image.save(out, "png", optimize=True)
     return out.getvalue()
@@ -85,7 +85,7 @@ def render(texts, generator):
     bodies = [texts[i][texts[i].index(BEGIN) + len(BEGIN):texts[i].index(END)] for i in order]
     fine = sum(not is_coarse(t) for t in texts)
     starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(texts), PAGES_PER_RESOLUTION), len(texts)]
-    pictures = []
+    images = []
     with tempfile.TemporaryDirectory() as folder:
         document = texts[0][:texts[0].index(BEGIN)] + BEGIN + "".join(bodies) + END
         pathlib.Path(folder, "batch.tex").write_text(document)
@@ -93,10 +93,10 @@ def render(texts, generator):
         for first, last in zip(starts[:-1], starts[1:]):
             dpi = resolution(generator, first >= fine)
             pages = run(["pdftoppm", "-r", str(dpi), "-f", str(first + 1), "-l", str(last), "batch.pdf"], folder)
-            pictures += [png_bytes(p) for p in parse_ppm(pages)]
-    if len(pictures) != len(texts):
-        raise RuntimeError(f"{len(texts)} figures gave {len(pictures)} pages; expected one page a figure.")
-    return [picture for _, picture in sorted(zip(order, pictures))]
+            images += [png_bytes(p) for p in parse_ppm(pages)]
+    if len(images) != len(texts):
+        raise RuntimeError(f"{len(texts)} figures gave {len(images)} pages; expected one page a figure.")
+    return [image for _, image in sorted(zip(order, images))]
 
 
 def render_batch(seed, batch):
@@ -121,19 +121,19 @@ def pack(args):
         pathlib.Path(args.pairs).mkdir(parents=True, exist_ok=True)
     start, done, image_bytes, tokens, longest = time.time(), 0, 0, 0, 0
     with multiprocessing.Pool(args.jobs) as pool, tikzc.DatasetWriter(args.out, tokenizer, source) as writer:
-        for texts, pictures in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
-            for text, picture in zip(texts, pictures):
+        for texts, images in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
+            for text, image in zip(texts, images):
                 ids = tokenizer.encode(text)
-                writer.add(picture, ids)
+                writer.add(image, ids)
                 if args.pairs:
                     stem = pathlib.Path(args.pairs, f"{args.skip + done:06d}")
                     stem.with_suffix(".tex").write_text(text)
-                    stem.with_suffix(".png").write_bytes(picture)
-                done, image_bytes, tokens = done + 1, image_bytes + len(picture), tokens + len(ids)
+                    stem.with_suffix(".png").write_bytes(image)
+                done, image_bytes, tokens = done + 1, image_bytes + len(image), tokens + len(ids)
                 longest = max(longest, len(ids))
             if sys.stderr.isatty() or done % (20 * args.batch) == 0:
                 print(f"{done}/{args.count}, {done / (time.time() - start):.0f} figures/s", file=sys.stderr)
-    print(f"{args.out}: {done} samples, {pathlib.Path(args.out).stat().st_size} bytes; a picture has "
+    print(f"{args.out}: {done} samples, {pathlib.Path(args.out).stat().st_size} bytes; an image has "
           f"{image_bytes / done:.0f} bytes; tokens: mean {tokens / done:.1f}, max {longest}; "
           f"{done / (time.time() - start):.0f} figures/s", file=sys.stderr)
 

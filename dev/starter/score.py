@@ -4,8 +4,8 @@
     score.py DIR [--jobs J] [--dpi D]
 
 Every program that is not letter for letter the reference is compiled by itself with pdflatex and drawn with pdftoppm,
-and so is its reference; two pictures are the same when all their pixels are. Prints how many programs compile and how
-many draw the same picture. A program equal to its reference compiles and draws the same by definition; --all compiles
+and so is its reference; two images are the same when all their pixels are. Prints how many programs compile and how
+many draw the same image. A program equal to its reference compiles and draws the same by definition; --all compiles
 those too.
 """
 import argparse
@@ -37,8 +37,8 @@ def judge(job):
     mine, reference = mine.read_bytes(), reference.read_bytes()
     if mine == reference and not compile_all:
         return True, True, True
-    picture = draw(mine, dpi)
-    return picture is not None, picture is not None and picture == draw(reference, dpi), mine == reference
+    image = draw(mine, dpi)
+    return image is not None, image is not None and image == draw(reference, dpi), mine == reference
 
 
 def main():
@@ -54,7 +54,7 @@ def main():
     jobs = [(r.with_name(r.name.replace(".ref.tex", ".tex")), r, args.dpi, args.all) for r in references]
     with multiprocessing.Pool(args.jobs) as pool:
         results = pool.map(judge, jobs, chunksize=1)
-    for column, what in enumerate(("compile", "draw the same picture", "are the same text")):
+    for column, what in enumerate(("compile", "draw the same image", "are the same text")):
         good = sum(r[column] for r in results)
         print(f"{good} of {len(results)} programs ({100 * good / len(results):.1f} %) {what}")
 

@@ -1,0 +1,240 @@
+/* How fast a large model starts and writes.
+ *
+ *     bench_decode --make FILE [SHAPE]    a model file with arbitrary weights (default tl-1.1b,lm.vocab=32000; 3 GB)
+ *     bench_decode [--device NAME] [--json OUT] [--batch N,N...] FILE|SHAPE
+ *
+ * opens the file (or makes a model of that shape on the device), looks at a grey image, and writes tokens of 1, 8
+ * and, on a GPU, 64 texts together. Writing one token of each reads every weight of the decoder once, and the cache
+ * of every text: the floor is their bytes over the read bandwidth, which is measured in the same run. */
+#include "../../generate.h"
+#include "../../lib/json.h"
+#include "../../kernels/peak.h"
+#include "../../lib/progress.h"
+
+enum { TOKENS = 64, BATCHES = 8 };
+
+/* What was measured; seconds. */
+typedef struct {
+    double opened, first;
+    int count, batch[BATCHES];
+    double step[BATCHES], floor[BATCHES];
+} Result;
+
+/* A model on the device whose weights are the same few numbers again and again, small ones; norms and all. Random
+ * ones take minutes for a large model. */
+static void create(Model *m, const Ops *op, const char *shape) {
+    Error err;
+    memset(m, 0, sizeof *m);
+    if (safetensors_open(&m->file, "dev/starter/tokenizer.safetensors", &err)) die("%s", err.text);
+    if (tokenizer_load(&m->tokenizer, &m->file, &err)) die("%s", err.text);
+    if (config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, &err)) die("%s", err.text);
+    m->op = op;
+    model_declare(m);
+    params_allocate_values(&m->params, op);
+    for (int i = 0; i < m->params.count; i++) {
+        const Param *x = &m->params.list[i];
+        floatX host[4096];
+        size_t n = x->n < 4096 ? x->n : 4096;
+        for (size_t k = 0; k < n; k++) host[k] = to_x(((float)(k * 2654435761u % 4099) / 2049.5f - 1) * x->spread);
+        op->upload(x->value, host, n * sizeof(floatX));
+        for (size_t done = n; done < x->n; done *= 2)
+            op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
+    }
+    model_make_rope(m);
+}
+
+static void make(const char *path, const char *shape) {
+    Error err;
+    Model m;
+    create(&m, &cpu_ops, shape);
+    if (model_save(&m, path, &err)) die("%s", err.text);
+    printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, PART_ALL) / 1e6);
+    model_close(&m);
+}
+
+/* Seconds from nothing to the result of the first product with a weight of the file. */
+static double open_and_multiply(Model *m, const Ops *op, const char *path) {
+    Error err;
+    double start = seconds_now();
+    if (!file_exists(path))
+        create(m, op, path);
+    else if (model_open(m, op, path, &err))
+        die("%s", err.text);
+    Weight w = param_weight(m->layer[0].qkv);
+    floatX *x = (floatX *)op->alloc((size_t)w.cols * sizeof(floatX));
+    floatX *y = (floatX *)op->alloc((size_t)w.rows * sizeof(floatX));
+    if (!x || !y) die("out of memory");
+    op->linear_forward(y, x, w, NULL, ACT_NONE, NULL, 1);
+    op->sync();
+    double seconds = seconds_now() - start;
+    op->release(x);
+    op->release(y);
+    return seconds;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median_of(double *values, int count) {
+    qsort(values, (size_t)count, sizeof values[0], compare_doubles);
+    return values[count / 2];
+}
+
+static void write_json(const char *path, const Ops *op, const Result *r) {
+    FILE *f = fopen(path, "w");
+    JsonWriter w;
+    memset(&w, 0, sizeof w);
+    json_begin_object(&w);
+    json_key(&w, "device"), json_string(&w, op->name);
+    json_key(&w, "open_s"), json_number(&w, r->opened);
+    json_key(&w, "image_to_first_token_s"), json_number(&w, r->first);
+    json_key(&w, "token_ms"), json_number(&w, 1e3 * r->step[0]);
+    json_key(&w, "floor_ms"), json_number(&w, 1e3 * r->floor[0]);
+    json_key(&w, "batches"), json_begin_array(&w);
+    for (int i = 0; i < r->count; i++) {
+        json_begin_object(&w);
+        json_key(&w, "batch"), json_integer(&w, r->batch[i]);
+        json_key(&w, "step_ms"), json_number(&w, 1e3 * r->step[i]);
+        json_key(&w, "floor_ms"), json_number(&w, 1e3 * r->floor[i]);
+        json_end_object(&w);
+    }
+    json_end_array(&w);
+    json_end_object(&w);
+    if (!f || json_write_line(&w, f) || fclose(f)) die("cannot write %s: %s", path, strerror(errno));
+    json_writer_free(&w);
+}
+
+/* Bytes that one step of B texts must read: every weight of the decoder (of the embedding a few rows, unless it is
+ * also the head), and the keys and values so far. */
+static double step_bytes(const Decoder *d) {
+    const Model *m = d->m;
+    const LmConfig *c = &m->c.lm;
+    size_t embed = m->head == m->embed ? 0 : m->embed->n;
+    double cache = 2.0 * c->layers * c->kv_heads * c->head_dim * d->B * d->length;
+    return ((double)(params_total(&m->params, PART_LM) - embed) + cache) * sizeof(floatX);
+}
+
+/* What decoder_start leaves, without looking: B empty texts after as many positions as an image has. */
+static void begin(Decoder *d, int B) {
+    d->B = B;
+    d->length = model_image_tokens(d->m);
+    decoder_upload(d, d->positions, d->length - 1);
+    decoder_upload(d, d->numbers, 0);
+    decoder_upload(d, d->ids, 0);
+}
+
+static bool read_on(void *context, int b, int id) {
+    (void)context, (void)b, (void)id;
+    return true;
+}
+
+/* On the CPU, writing tokens and reading as many bytes take turns, so that both see the same machine; on a GPU the
+ * bandwidth is that of its own copies, and tokens come as decoder_write gives them. */
+static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
+    const Ops *op = m->op;
+    const int tokens = B > 1 && op->host_memory ? TOKENS / 4 : TOKENS, i = r->count++;
+    double times[TOKENS], rates[TOKENS];
+    int *zeros = (int *)xcalloc((size_t)B, sizeof(int));
+    begin(d, B);
+    decoder_write(d, zeros, 4, read_on, NULL);  // graphs and plans are made
+    double bytes = step_bytes(d);
+    begin(d, B);
+    if (op->host_memory) {
+        void *data = op->alloc((size_t)bytes);
+        if (!data) die("out of memory");
+        for (int t = 0; t < tokens; t++) {
+            rates[t] = measure_read_bandwidth(data, (size_t)bytes);
+            double start = seconds_now();
+            decoder_run(d, true);
+            times[t] = seconds_now() - start;
+        }
+        op->release(data);
+    } else {
+        double copying = measure_copy_bandwidth(op, (size_t)1 << (bytes > 1e8 ? 30 : 20));
+        for (int t = 0; t < 4; t++) {
+            begin(d, B);
+            op->sync();
+            double start = seconds_now();
+            decoder_write(d, zeros, tokens, read_on, NULL);
+            times[t] = (seconds_now() - start) / tokens;
+            rates[t] = copying;
+        }
+        bytes = step_bytes(d);
+    }
+    free(zeros);
+    double seconds = median_of(times, op->host_memory ? tokens : 4);
+    double bandwidth = median_of(rates, op->host_memory ? tokens : 4);
+    r->batch[i] = B, r->step[i] = seconds, r->floor[i] = bytes / bandwidth;
+    printf(
+        "%2d texts: %.3f ms a token of each, %.1f tokens/s; %.2f GB at %.1f GB/s; %s as many bytes %.1f GB/s, share "
+        "%.0f %%\n",
+        B, 1e3 * seconds, B / seconds, bytes / 1e9, bytes / seconds / 1e9, op->host_memory ? "reading" : "copying",
+        bandwidth / 1e9, 100 * bytes / seconds / bandwidth);
+}
+
+static void measure(const Ops *op, const char *path, const char *json, const char *batches) {
+    static Model m;
+    Decoder d;
+    Result r;
+    memset(&r, 0, sizeof r);
+    r.opened = open_and_multiply(&m, op, path);
+    printf("from nothing to the first product: %.3f s\n", r.opened);
+    size_t pixels = (size_t)m.c.vision.image_size * (size_t)m.c.vision.image_size * 3;
+    uint8_t *grey = (uint8_t *)xmalloc(pixels);
+    memset(grey, 128, pixels);
+    int B = 1, wanted[BATCHES], count = 0;
+    for (const char *at = batches; *at && count < BATCHES; at += strcspn(at, ","), at += *at == ',') {
+        wanted[count] = atoi(at);
+        if (wanted[count] < 1) die("--batch takes numbers from 1 on, with commas between");
+        if (wanted[count] > B) B = wanted[count];
+        count++;
+    }
+    double start = seconds_now();
+    B = decoder_fit(&m, B, true, 1, TOKENS + 1);
+    model_plan(&m, B, 1);
+    decoder_open(&d, &m, B, TOKENS + 1);  // copies the decoder's weights to large pages
+    double prepared = seconds_now() - start, first[2];
+    for (int i = 0; i < 2; i++) {  // the first one also brings the pages of the encoder into memory
+        start = seconds_now();
+        decoder_start(&d, grey, 1, NULL, 0);
+        op->sync();
+        first[i] = seconds_now() - start;
+    }
+    r.first = first[1];
+    printf("memory prepared in %.2f s; image to first token: %.3f s, again %.3f s\n", prepared, first[0], first[1]);
+    for (int i = 0; i < count; i++) {
+        if (wanted[i] <= B)
+            measure_batch(&r, &m, &d, wanted[i]);
+        else
+            printf("%2d texts do not fit into the memory\n", wanted[i]);
+    }
+    if (json) write_json(json, op, &r);
+    decoder_close(&d);
+    model_close(&m);
+    free(grey);
+}
+
+int main(int argc, char **argv) {
+    const char *device = "cpu", *json = NULL, *batches = NULL;
+    Error err;
+    program_name_set(argv[0]);
+    if (argc >= 3 && !strcmp(argv[1], "--make")) {
+        make(argv[2], argc > 3 ? argv[3] : "tl-1.1b,lm.vocab=32000");
+        return 0;
+    }
+    int i = 1;
+    for (; i + 2 < argc && argv[i][0] == '-'; i += 2) {
+        if (!strcmp(argv[i], "--device")) device = argv[i + 1];
+        if (!strcmp(argv[i], "--json")) json = argv[i + 1];
+        if (!strcmp(argv[i], "--batch")) batches = argv[i + 1];
+    }
+    if (i + 1 != argc || argv[i][0] == '-')
+        die("usage: bench_decode --make FILE [SHAPE], or bench_decode [--device NAME] [--json FILE] [--batch N,N...] "
+            "FILE|SHAPE");
+    const Ops *op = ops_open(device, &err);
+    if (!op) die("%s", err.text);
+    measure(op, argv[i], json, batches ? batches : op->host_memory ? "1,8" : "1,8,64");
+    return 0;
+}

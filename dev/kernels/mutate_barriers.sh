@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Is every barrier of the CUDA kernels needed, and would a test notice if it were missing? Leaves out each __syncthreads,
+# __syncwarp and cluster_wait of kernels/*.cuh in turn, on the emulated GPU (EMULATION_SKIP, nothing is compiled again),
+# and runs the tests of its family.
+#
+#   make CUDA=emulated build/BF16-emulated/test_kernels build/BF16-emulated/test_emulator
+#   dev/kernels/mutate_barriers.sh [BUILD [FILE...]]       default: build/BF16-emulated, all of kernels/*.cuh; some minutes
+#
+# Prints the barriers that no test missed, and last `N passed, M failed`.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=${1:-build/BF16-emulated}
+shift $(($# > 0))
+[ $# -gt 0 ] || set -- kernels/*.cuh
+passed=0 failed=0
+export OMP_WAIT_POLICY=passive
+
+tests_of() { # FILE: which tests run its kernels
+    case $1 in
+    */cuda/common.cuh) echo norm squared_norm cosine entropy_band ;;
+    */cuda/input.cuh) echo embedding patchify position rows ;;
+    */cuda/norm.cuh) echo norm ;;
+    */cuda/linear.cuh) echo linear_forward linear_backward ;;
+    */cuda/small_m.cuh) echo linear_forward ;;
+    */cuda/attention.cuh) echo attention decode ;;
+    */cuda/flash.cuh) echo attention ;;
+    */cuda/sample.cuh) echo sample ;;
+    */cuda/distill.cuh | */cuda/objective.cuh | */cuda/cluster.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
+    esac
+}
+
+run() { # CAPABILITY FILE
+    EMULATION_CAPABILITY=$1 timeout 300 "$build/test_kernels" --quick cuda $(tests_of "$2") >/dev/null 2>&1 &&
+        { [[ $2 != *cuda/common.cuh ]] || "$build/test_emulator" >/dev/null 2>&1; }
+}
+
+for file in "$@"; do
+    [ -n "$(tests_of "$file")" ] || continue
+    if ! run 80 "$file" || ! run 90 "$file"; then
+        failed=$((failed + 1))
+        echo "the tests of $file fail already: $build/test_kernels --quick cuda $(tests_of "$file")"
+        continue
+    fi
+    for line in $(grep -nE '^[^*/]*(__syncthreads|__syncwarp|cluster_wait)\(.*\);' "$file" | cut -d: -f1); do
+        noticed=no
+        # on an older GPU and a newer one, whose kernels differ
+        for capability in 80 90; do
+            EMULATION_SKIP=$(basename "$file"):$line run $capability "$file" || noticed=yes
+            [ $noticed = no ] || break
+        done
+        if [ $noticed = yes ]; then passed=$((passed + 1)); else
+            failed=$((failed + 1))
+            echo "no test misses $file:$line  $(sed -n "${line}p" "$file")"
+        fi
+    done
+done
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

@@ -1,0 +1,174 @@
+/* Tests of the row kernel of the objective, of the gates and of the cosine of images. */
+#ifndef DEV_TEST_KERNELS_OBJECTIVE_H
+#define DEV_TEST_KERNELS_OBJECTIVE_H
+
+#include "test_kernels.h"
+
+typedef struct {
+    ObjectiveRow o;
+    double *s, *t, gate;
+    int label, Vs, Vt;
+    RefStats stats;
+} ObjectiveCase;
+
+static double objective_loss(void *context) {
+    ObjectiveCase *k = (ObjectiveCase *)context;
+    return k->o.scale * ref_objective(&k->stats, k->s, k->t, k->label, k->gate, &k->o, k->Vs, k->Vt);
+}
+
+static void check_stats(const RowStats *got, const RefStats *want, double size) {
+    const float g[] = {got->ce, got->soft, got->hard, got->entropy, got->confidence, got->gate};
+    const double w[] = {want->ce, want->soft, want->hard, want->entropy, want->confidence, want->gate};
+    static const char *const names[] = {"ce", "soft", "hard", "entropy", "confidence", "gate"};
+    for (int i = 0; i < 6; i++)
+        report(fabs(g[i] - w[i]) <= 2e-5 * (fabs(w[i]) + size), "stats.%s is %.9g, expected %.9g", names[i], g[i],
+               w[i]);
+    report(got->student_top == want->student_top && got->teacher_top == want->teacher_top,
+           "stats tops are %d %d, expected %d %d", got->student_top, got->teacher_top, want->student_top,
+           want->teacher_top);
+}
+
+static void test_objective(void) {
+    int Vs = below(3) ? 1 + ragged() : 300 + below(900), Vt = below(2) ? Vs : 1 + ragged();
+    if (below(2)) Vs = (Vs + 7) / 8 * 8, Vt = (Vt + 7) / 8 * 8;  // whole vectors
+    size_t rows = 1 + below(40);
+    bool teacher = below(4) != 0, gated = below(2), gradient = below(4) != 0;
+    double size = ONE_OF(double, 1, 1, 5, 30, 3000);
+    ObjectiveRow o = {(float)uniform(),
+                      below(4) ? (float)uniform() : 0,
+                      below(2) ? (float)uniform() : 0,
+                      below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(),
+                      (SoftLoss)below(3),
+                      0.1f + 0.8f * (float)uniform(),
+                      below(2) ? 0.3f : 2.0f,
+                      0.3f,
+                      0.25f};
+    double *s = draw(rows * Vs, size), *t = draw(rows * Vt, size), *gate = draw(rows, 1), *grad = zeros(rows * Vs);
+    int *labels = (int *)host(rows * sizeof(int));
+    if (below(3) == 0)
+        for (size_t i = 0; i < rows * Vs; i++) s[i] = floor(s[i]);  // ties
+    floatX *dev_s = put_x(s, rows * Vs), *dev_t = put_x(t, rows * Vt);
+    for (size_t r = 0; r < rows; r++) labels[r] = below(2) ? below(Vs) : ref_argmax(t + r * Vt, Vs < Vt ? Vs : Vt);
+    float *dev_gate = put_f(gate, rows);
+    RowStats *dev_stats = (RowStats *)device(rows * sizeof(RowStats));
+    RowStats *stats = (RowStats *)host(rows * sizeof(RowStats));
+    op->distill_rows(dev_s, teacher ? dev_t : NULL, put_i(labels, rows), gated ? dev_gate : NULL, dev_stats, o, rows,
+                     Vs, Vt, gradient);
+    op->download(stats, dev_stats, rows * sizeof(RowStats));
+    add_hash(stats, rows * sizeof(RowStats));
+    for (size_t r = 0; r < rows; r++) {
+        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0};
+        ObjectiveCase k = {o, s + r * Vs, teacher ? t + r * Vt : NULL, gated ? gate[r] : 1, labels[r], Vs, Vt, none};
+        objective_loss(&k);
+        if (comparing) check_stats(stats + r, &k.stats, 1 + size);
+        ref_objective_gradient(grad + r * Vs, k.s, k.t, k.label, &k.stats, &o, Vs, Vt);
+        if (r < 2 && size < 10) check_difference("objective", objective_loss, &k, k.s, grad + r * Vs, Vs);
+    }
+    /* an exponent in the thousands is off by up to 2^-12 itself */
+    check_x("distill_rows gradient", dev_s, gradient ? grad : s, rows * Vs, size > 1000 ? 1e-2 : BACKWARD);
+}
+
+/* A row of a large vocabulary: more than a GPU keeps on chip, in as many terms as there are. */
+static void test_objective_wide(void) {
+    int Vs = 20000 + 8 * below(3000) + (below(3) == 0), Vt = Vs + 8 * (below(3) - 1) * below(1000), label = below(Vs);
+    bool teacher = below(4) != 0;
+    float tau = below(3) ? 1.0f + (float)below(2) : 1.7f;
+    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(3), 0.4f, 2, 1, 0.25f};
+    double *s = draw(Vs, 4), *t = draw(Vt, 4), *grad = zeros(Vs);
+    floatX *dev_s = put_x(s, Vs), *dev_t = put_x(t, Vt);
+    RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
+    op->distill_rows(dev_s, teacher ? dev_t : NULL, put_i(&label, 1), NULL, dev_stats, o, 1, Vs, Vt, true);
+    op->download(&stats, dev_stats, sizeof stats);
+    add_hash(&stats, sizeof stats);
+    RefStats want;
+    ref_objective(&want, s, teacher ? t : NULL, label, 1, &o, Vs, Vt);
+    if (comparing) check_stats(&stats, &want, 1);
+    ref_objective_gradient(grad, s, teacher ? t : NULL, label, &want, &o, Vs, Vt);
+    check_x("distill_rows wide gradient", dev_s, grad, Vs, BACKWARD);
+}
+
+static void test_objective_extremes(void) {
+    enum { V = 33 };
+    double s[V], t[V], g[V];
+    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(3), 0.5f, 2, 1, 1};
+    for (int i = 0; i < V; i++) s[i] = below(2) ? 1e4 : -1e4, t[i] = below(2) ? 1e4 : -1e4;
+    RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
+    int label = below(V);
+    floatX *dev_s = put_x(s, V), *dev_t = put_x(t, V);
+    int *dev_label = put_i(&label, 1);
+    op->distill_rows(dev_s, dev_t, dev_label, NULL, dev_stats, o, 1, V, V, true);
+    op->download(&stats, dev_stats, sizeof stats);
+    RefStats want;
+    ref_objective(&want, s, t, label, 1, &o, V, V);
+    ref_objective_gradient(g, s, t, label, &want, &o, V, V);
+    if (comparing) check_stats(&stats, &want, 1e4);
+    check_x("gradient for logits of 1e4", dev_s, g, V, BACKWARD);
+    float bad[] = {NAN, INFINITY};
+    floatX one = to_x(bad[below(2)]);
+    op->upload(dev_s, &one, sizeof one);
+    op->distill_rows(dev_s, dev_t, dev_label, NULL, dev_stats, o, 1, V, V, true);
+    op->download(&stats, dev_stats, sizeof stats);
+    report(!isfinite(stats.ce), "a logit that is not finite shows in ce (%g)", stats.ce);
+}
+
+static void test_entropy_band(void) {
+    int rows = below(3) ? 1 + below(below(2) ? 20 : 3000) : 100, percent = below(100), inside = 0;
+    float low = (float)uniform(), high = low + (float)uniform();
+    RowStats *stats = (RowStats *)host((size_t)rows * sizeof *stats);
+    double *gate = zeros(rows);
+    for (int i = 0; i < rows; i++) {
+        stats[i].entropy = below(8) ? 2 * (float)uniform() : low;
+        gate[i] = stats[i].entropy >= low && stats[i].entropy <= high;
+        inside += gate[i] > 0;
+    }
+    if (below(2)) percent = inside * 100 / rows;  // for some just as many as must remain
+    for (int i = 0; i < rows && inside * 100 < rows * percent; i++) gate[i] = 1;
+    RowStats *dev_stats = (RowStats *)device((size_t)rows * sizeof *stats);
+    op->upload(dev_stats, stats, (size_t)rows * sizeof *stats);
+    float *out = out_f(rows);
+    op->entropy_band(out, dev_stats, (size_t)rows, low, high, percent);
+    check_f("entropy_band", out, gate, rows, 0);
+}
+
+typedef struct {
+    const double *t;
+    double *a;
+    size_t n;
+} CosineCase;
+
+static double cosine_loss(void *context) {
+    CosineCase *k = (CosineCase *)context;
+    int n = (int)k->n;
+    return ref_dot(k->a, k->t, n) / sqrt(ref_dot(k->a, k->a, n) * ref_dot(k->t, k->t, n));
+}
+
+static void test_cosine(void) {
+    int B = 1 + below(6);
+    size_t n = 1 + ragged() * (1 + below(60));
+    if (below(4) == 0) B = 1, n = 8 * (2000 + below(2) * 33000 + below(3000)) + below(2);  // images in parts
+    float scale = 0.5f;
+    double *a = draw(B * n, 1), *t = draw(B * n, 1), *cosine = zeros(B), *da = zeros(B * n);
+    for (size_t i = 0; i < B * n; i++) a[i] += 0.5 * t[i];
+    int zero = below(3) ? -1 : below(B);
+    for (size_t i = 0; i < n && zero >= 0; i++) (below(2) ? a : t)[zero * n] = 0, a[zero * n + i] = 0;
+    floatX *dev_a = put_x(a, B * n), *dev_t = put_x(t, B * n), *dev_da = out_x(B * n);
+    float *dev_cosine = out_f(B);
+    op->cosine(dev_cosine, below(4) ? dev_da : NULL, dev_a, dev_t, B, n, scale);
+    random_state++;
+    for (int b = 0; b < B; b++) {
+        const double *x = a + b * n, *y = t + b * n;
+        double xx = ref_dot(x, x, (int)n), yy = ref_dot(y, y, (int)n), xy = ref_dot(x, y, (int)n);
+        if (xx == 0 || yy == 0) continue;
+        cosine[b] = xy / sqrt(xx * yy);
+        double *g = da + b * n;
+        for (size_t i = 0; i < n; i++) g[i] = y[i] / sqrt(xx * yy) - cosine[b] * x[i] / xx;
+        CosineCase k = {y, a + b * n, n};
+        if (n > 2) check_difference("cosine", cosine_loss, &k, k.a, g, n);
+        for (size_t i = 0; i < n; i++) g[i] *= -scale;
+    }
+    check_f("cosine", dev_cosine, cosine, B, FP32);
+    op->cosine(dev_cosine, dev_da, dev_a, dev_t, B, n, scale);
+    if (n > 2) check_x("cosine da", dev_da, da, B * n, BACKWARD);
+}
+
+#endif

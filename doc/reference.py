@@ -1,0 +1,309 @@
+"""The whole of tikz.c once more in PyTorch: model, objective, optimizer. Slow, short, and independent of the C code.
+
+It is what the C and CUDA code is checked against (make_fixtures.py stores its results), so every formula here is
+written the plain way: no fusion, no chunks, gradients by autograd, float64 when the weights are float64.
+
+Parameters are a dict of tensors by their names in a model file; the config is the file's flat metadata as a dict of
+strings. Shapes: B images, P patches, I = P / concat image tokens, T text tokens, L = I + T - 1 positions that the
+language model sees, C and W the widths of encoder and language model, V vocabulary.
+
+Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE, here with the half rotation
+and the `linear` and `llama3` scalings of Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector),
+Hinton et al. 2015 (distillation), Loshchilov & Hutter 2019 (AdamW).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+class Config:
+    """The flat metadata of a model file, read as numbers."""
+
+    def __init__(self, metadata):
+        self.text = metadata
+
+    def int(self, key):
+        return int(self.text[key])
+
+    def float(self, key):
+        return float(self.text[key])
+
+    def bool(self, key):
+        return self.text[key] == "true"
+
+    @property
+    def patches(self):
+        return (self.int("vision.image_size") // self.int("vision.patch")) ** 2
+
+    @property
+    def image_tokens(self):
+        return self.patches // self.int("connector.concat")
+
+
+def layer_norm(x, weight, bias, eps):
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + eps) * weight + bias
+
+
+def rms_norm(x, weight, eps):
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+def gelu(x, kind):
+    if kind == "gelu":
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    assert kind == "gelu_tanh"
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def attention(q, k, v, causal):
+    """q [B, H, T, D], k and v [B, K, T, D] with H a multiple of K: query head h reads key head h // (H / K)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        T = q.shape[2]
+        future = torch.ones(T, T, dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return torch.softmax(scores, -1) @ v
+
+
+def patchify(pixels, patch, dtype):
+    """u8 [B, S, S, 3] -> [B, P, 3 * patch * patch], features ordered (channel, y, x), normalised to -1 .. 1. Pixels
+    beyond the last whole patch are left out."""
+    B, S, _, _ = pixels.shape
+    side = S // patch
+    x = (pixels[:, : side * patch, : side * patch].to(dtype) / 255 - 0.5) / 0.5
+    x = x.reshape(B, side, patch, side, patch, 3).permute(0, 1, 3, 5, 2, 4)  # B, row, column, channel, y, x
+    return x.reshape(B, side * side, 3 * patch * patch)
+
+
+def encode(p, c, pixels):
+    """Images u8 [B, S, S, 3] -> normalised patch features [B, P, C]."""
+    heads, eps, kind = c.int("vision.heads"), c.float("vision.eps"), c.text["vision.activation"]
+    weight = p["vision.patch.weight"]
+    x = patchify(pixels, c.int("vision.patch"), weight.dtype) @ weight.T + p["vision.patch.bias"]
+    x = x + p["vision.position"]
+    B, P, C = x.shape
+    for layer in range(c.int("vision.layers")):
+        w = {name: p[f"vision.{layer}.{name}"] for name in VISION_LAYER}
+        y = layer_norm(x, w["norm1.weight"], w["norm1.bias"], eps)
+        qkv = (y @ w["qkv.weight"].T + w["qkv.bias"]).reshape(B, P, 3, heads, C // heads).permute(2, 0, 3, 1, 4)
+        y = attention(qkv[0], qkv[1], qkv[2], causal=False).transpose(1, 2).reshape(B, P, C)
+        x = x + y @ w["proj.weight"].T + w["proj.bias"]
+        y = layer_norm(x, w["norm2.weight"], w["norm2.bias"], eps)
+        y = gelu(y @ w["fc1.weight"].T + w["fc1.bias"], kind)
+        x = x + y @ w["fc2.weight"].T + w["fc2.bias"]
+    return layer_norm(x, p["vision.norm.weight"], p["vision.norm.bias"], eps)
+
+
+def connect(p, c, features):
+    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches side by side through one linear map."""
+    B, P, C = features.shape
+    concat = c.int("connector.concat")
+    x = features.reshape(B, P // concat, concat * C) @ p["connector.weight"].T
+    return x + p["connector.bias"] if c.bool("connector.bias") else x
+
+
+def rope_frequencies(c):
+    """float64 [D/2]: the angle a pair of channels turns by from one position to the next."""
+    D = c.int("lm.head_dim")
+    frequency = c.float("lm.rope_theta") ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    kind = c.text["lm.rope_scaling"]
+    if kind == "none":
+        return frequency
+    factor = c.float("lm.rope_factor")
+    if kind == "linear":
+        return frequency / factor
+    assert kind == "llama3"
+    low, high, original = c.float("lm.rope_low"), c.float("lm.rope_high"), c.float("lm.rope_original")
+    turns = original * frequency / (2 * math.pi)  # how often a pair turns within the original context
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: only slow pairs are slowed down further, 1: left alone
+    return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+def rotate(x, frequency):
+    """RoPE on x [B, heads, T, D]: (x_i, x_{i+D/2}) turned by position * frequency_i."""
+    T, D = x.shape[2], x.shape[3]
+    angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency[None, :]
+    cos, sin = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
+    a, b = x[..., : D // 2], x[..., D // 2 :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def decode(p, c, x):
+    """Inputs of the language model [B, L, W] -> its hidden states after the last norm [B, L, W]."""
+    H, K, D = c.int("lm.heads"), c.int("lm.kv_heads"), c.int("lm.head_dim")
+    ffn, eps, frequency = c.int("lm.ffn"), c.float("lm.eps"), rope_frequencies(c)
+    B, L, _ = x.shape
+    for layer in range(c.int("lm.layers")):
+        w = {name: p[f"lm.{layer}.{name}"] for name in LM_LAYER}
+        y = rms_norm(x, w["norm1"], eps)
+        qkv = (y @ w["qkv.weight"].T).reshape(B, L, H + 2 * K, D).transpose(1, 2)
+        q, k, v = rotate(qkv[:, :H], frequency), rotate(qkv[:, H : H + K], frequency), qkv[:, H + K :]
+        y = attention(q, k, v, causal=True).transpose(1, 2).reshape(B, L, H * D)
+        x = x + y @ w["out.weight"].T
+        y = rms_norm(x, w["norm2"], eps) @ w["gate_up.weight"].T
+        x = x + (F.silu(y[..., :ffn]) * y[..., ffn:]) @ w["down.weight"].T
+    return rms_norm(x, p["lm.norm"], eps)
+
+
+VISION_LAYER = [
+    f"{part}.{kind}" for part in ("norm1", "qkv", "proj", "norm2", "fc1", "fc2") for kind in ("weight", "bias")
+]
+LM_LAYER = ["norm1", "qkv.weight", "out.weight", "norm2", "gate_up.weight", "down.weight"]
+
+
+def head(p, c):
+    return p["lm.embed"] if c.bool("lm.tied") else p["lm.head"]
+
+
+def forward(p, c, pixels, ids):
+    """One teacher-forced pass. ids [B, T], -1 after the end. Returns image tokens [B, I, W], hidden states [B, L, W]
+    and the logits [B, T, V] of the positions that predict ids[:, 0 .. T-1]."""
+    image = connect(p, c, encode(p, c, pixels))
+    text = p["lm.embed"][ids[:, :-1].clamp(min=0)]
+    hidden = decode(p, c, torch.cat([image, text], 1))
+    logits = hidden[:, image.shape[1] - 1 :] @ head(p, c).T
+    return image, hidden, logits
+
+
+def predicting(ids, image_tokens):
+    """Mask [B, L] of the positions that predict a token: position I - 1 + t predicts ids[:, t]."""
+    none = torch.zeros(len(ids), image_tokens - 1, dtype=torch.bool)
+    return torch.cat([none, ids >= 0], 1)
+
+
+def shapes(c):
+    """Every parameter's shape by name, in the order of a model file."""
+    C, M, patch = c.int("vision.width"), c.int("vision.mlp"), c.int("vision.patch")
+    W, V, ffn = c.int("lm.width"), c.int("lm.vocab"), c.int("lm.ffn")
+    H, K, D = c.int("lm.heads"), c.int("lm.kv_heads"), c.int("lm.head_dim")
+    s = {"vision.patch.weight": (C, 3 * patch * patch), "vision.patch.bias": (C,), "vision.position": (c.patches, C)}
+    linear = {"qkv": (3 * C, C), "proj": (C, C), "fc1": (M, C), "fc2": (C, M)}
+    for layer in range(c.int("vision.layers")):
+        for name in VISION_LAYER:
+            part, kind = name.split(".")
+            shape = linear.get(part, (C,))
+            s[f"vision.{layer}.{name}"] = shape if kind == "weight" else shape[:1]
+    s |= {"vision.norm.weight": (C,), "vision.norm.bias": (C,)}
+    s["connector.weight"] = (W, c.int("connector.concat") * C)
+    if c.bool("connector.bias"):
+        s["connector.bias"] = (W,)
+    s["lm.embed"] = (V, W)
+    block = [(W,), ((H + 2 * K) * D, W), (W, H * D), (W,), (2 * ffn, W), (W, ffn)]
+    for layer in range(c.int("lm.layers")):
+        s |= {f"lm.{layer}.{name}": shape for name, shape in zip(LM_LAYER, block)}
+    s["lm.norm"] = (W,)
+    if not c.bool("lm.tied"):
+        s["lm.head"] = (V, W)
+    return s
+
+
+class Objective:
+    """Weights and switches of the objective; the defaults are plain cross-entropy."""
+
+    def __init__(self, **settings):
+        self.w_ce, self.w_soft, self.w_hard, self.w_embed = 1.0, 0.0, 0.0, 0.0
+        self.temperature, self.soft, self.jsd_beta = 1.0, "kl", 0.5
+        self.sure_confidence, self.sure_factor = 2.0, 1.0  # above 1: no position is ever sure
+        self.band_low, self.band_high = 0.0, math.inf  # entropy of the teacher in nats
+        for key, value in settings.items():
+            assert hasattr(self, key), key
+            setattr(self, key, value)
+
+
+def divergence(log_p, log_q, kind, beta):
+    """D(p, q) per row; p is the teacher."""
+    p, q = log_p.exp(), log_q.exp()
+    if kind == "kl":
+        return (p * (log_p - log_q)).sum(-1)
+    if kind == "reverse_kl":
+        return (q * (log_q - log_p)).sum(-1)
+    assert kind == "jsd"
+    log_m = torch.log(beta * p + (1 - beta) * q)
+    return beta * (p * (log_p - log_m)).sum(-1) + (1 - beta) * (q * (log_q - log_m)).sum(-1)
+
+
+def band_gate(entropy, o):
+    """1 for the positions whose teacher entropy lies in the band, else 0; all 1 when fewer than 45 % would remain."""
+    keep = (entropy >= o.band_low) & (entropy <= o.band_high)
+    if 100 * int(keep.sum()) < 45 * len(keep):
+        keep = torch.ones_like(keep)
+    return keep.to(entropy.dtype)
+
+
+def row_terms(student, teacher, labels, o):
+    """student [n, Vs], teacher [n, Vt] logits of the n positions that count, labels [n] -> dict of [n]."""
+    rows = torch.arange(len(labels))
+    log_s = torch.log_softmax(student, -1)
+    V = min(student.shape[1], teacher.shape[1])
+    log_p = torch.log_softmax(teacher[:, :V] / o.temperature, -1)
+    log_q = torch.log_softmax(student[:, :V] / o.temperature, -1)
+    confidence, top = torch.softmax(teacher[:, :V], -1).max(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    sure = (top == labels) & (confidence >= o.sure_confidence)
+    gate = band_gate(entropy, o) * torch.where(sure, o.sure_factor, 1.0).to(entropy.dtype)
+    return {
+        "ce": -log_s[rows, labels],
+        "soft": divergence(log_p, log_q, o.soft, o.jsd_beta),
+        "hard": -log_s[rows, top],
+        "entropy": entropy,
+        "confidence": confidence,
+        "gate": gate,
+    }
+
+
+def embed_term(student, teacher, embed_map):
+    """1 - cos per image between flattened image tokens [B, I, W], the student's first through embed_map [Wt, Ws]
+    where the widths differ (None: they do not); [B]."""
+    a = student if embed_map is None else student @ embed_map.T
+    a, b = a.flatten(1), teacher.flatten(1)
+    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def objective(student, teacher, ids, o, embed_map=None):
+    """student and teacher: what forward() returned. -> (loss, dict of terms)"""
+    counts = ids >= 0
+    terms = row_terms(student[2][counts], teacher[2][counts], ids[counts], o)
+    distilled = o.w_soft * o.temperature**2 * terms["soft"] + o.w_hard * terms["hard"]
+    loss = (o.w_ce * terms["ce"] + terms["gate"] * distilled).mean()
+    if o.w_embed:
+        terms["embed"] = embed_term(student[0], teacher[0], embed_map)
+        loss = loss + o.w_embed * terms["embed"].mean()
+    return loss, terms
+
+
+class AdamW:
+    """Decoupled weight decay on matrices, clipping by the global norm. PyTorch's own AdamW does the same without the
+    clipping; it is written out so that the formula is in one place."""
+
+    def __init__(self, parameters, lr, beta1, beta2, eps, decay, max_norm):
+        self.lr, self.beta1, self.beta2, self.eps, self.decay, self.max_norm = lr, beta1, beta2, eps, decay, max_norm
+        self.m = {name: torch.zeros_like(w) for name, w in parameters.items()}
+        self.v = {name: torch.zeros_like(w) for name, w in parameters.items()}
+        self.step_count = 0
+
+    @torch.no_grad()
+    def step(self, parameters, gradients):
+        """Returns the new parameters and the gradients' norm before clipping."""
+        self.step_count += 1
+        norm = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+        clip = min(1.0, self.max_norm / norm) if self.max_norm > 0 else 1.0
+        new = {}
+        for name, w in parameters.items():
+            g = gradients[name] * clip
+            self.m[name] = self.beta1 * self.m[name] + (1 - self.beta1) * g
+            self.v[name] = self.beta2 * self.v[name] + (1 - self.beta2) * g * g
+            m = self.m[name] / (1 - self.beta1**self.step_count)
+            v = self.v[name] / (1 - self.beta2**self.step_count)
+            decay = self.decay if decays(name, w) else 0.0
+            new[name] = w - self.lr * (m / (torch.sqrt(v) + self.eps) + decay * w)
+        return new, norm
+
+
+def decays(name, weight):
+    return weight.ndim == 2 and name != "vision.position"

@@ -1,0 +1,369 @@
+"""Model folders as on the Hugging Face Hub: where their tensors lie, what tikz.c calls them, what their configuration
+means. Both directions, convert_hf.py and export_hf.py, read the same tables.
+
+Folders
+-------
+    v1     DeTikZify v1: a Llama checkpoint whose config.json also describes the image's side, the connector as
+           `model.mm_projector`. The SigLIP tower lies in a folder of its own, in timm's naming or Hugging Face's.
+    v2     DeTikZify v2 and v2.5: vision tower, connector and language model in one checkpoint, with `vision_config`
+           and `text_config`.
+    plain  a SigLIP folder and a Llama folder that have not met before.
+How the weights are stored is the business of weights.py.
+
+Sources: github.com/potamides/DeTikZify (detikzify/model, detikzify/model/v1), the SiglipVisionModel and
+LlamaForCausalLM of transformers, VisionTransformer and the siglip entries of timm.
+"""
+import json
+import math
+import re
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+
+import tikzc
+from tikzc import FormatError
+
+# ---- names: every tensor once, for both directions ----
+
+# A tensor of a tikz.c file and the Hub tensors [(name, shape), ...] whose bytes, one after another, are its own:
+# joined matrices are joined by rows, and reshaping moves nothing.
+Entry = namedtuple("Entry", "name shape parts")
+
+VISION_LAYER = (    # tikz.c, Hugging Face's, timm's; each with .weight and .bias
+    ("norm1", ("layer_norm1",), ("norm1",)),
+    ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("attn.qkv",)),
+    ("proj", ("self_attn.out_proj",), ("attn.proj",)),
+    ("norm2", ("layer_norm2",), ("norm2",)),
+    ("fc1", ("mlp.fc1",), ("mlp.fc1",)),
+    ("fc2", ("mlp.fc2",), ("mlp.fc2",)),
+)
+
+
+def entry(name, shape, *parts):
+    assert math.prod(shape) == sum(math.prod(s) for _, s in parts), name
+    return Entry(name, tuple(shape), [(part, tuple(s)) for part, s in parts])
+
+
+def vision_entries(c, naming, prefix):
+    """c: a tikz.c configuration; naming: hf or timm."""
+    C, M, p = c["vision.width"], c["vision.mlp"], c["vision.patch"]
+    P = patches(c)
+    hf = naming == "hf"
+
+    def both(name, hf_name, timm_name, shape, part_shape=None):
+        return entry("vision." + name, shape, (prefix + (hf_name if hf else timm_name), part_shape or shape))
+
+    yield both("patch.weight", "embeddings.patch_embedding.weight", "patch_embed.proj.weight", (C, 3 * p * p),
+               (C, 3, p, p))
+    yield both("patch.bias", "embeddings.patch_embedding.bias", "patch_embed.proj.bias", (C,))
+    yield both("position", "embeddings.position_embedding.weight", "pos_embed", (P, C), (P, C) if hf else (1, P, C))
+    sizes = {"qkv": (3 * C, C), "proj": (C, C), "fc1": (M, C), "fc2": (C, M)}
+    for layer in range(c["vision.layers"]):
+        block = f"{prefix}encoder.layers.{layer}." if hf else f"{prefix}blocks.{layer}."
+        for module, hf_names, timm_names in VISION_LAYER:
+            names, shape = hf_names if hf else timm_names, sizes.get(module, (C,))
+            for kind, whole in (("weight", shape), ("bias", shape[:1])):
+                part = (whole[0] // len(names), *whole[1:])
+                yield entry(f"vision.{layer}.{module}.{kind}", whole, *((f"{block}{n}.{kind}", part) for n in names))
+    yield both("norm.weight", "post_layernorm.weight", "norm.weight", (C,))
+    yield both("norm.bias", "post_layernorm.bias", "norm.bias", (C,))
+
+
+def connector_entries(c, name):
+    """name: the linear layer's name in the checkpoint, or None for none there."""
+    shape = (c["lm.width"], c["connector.concat"] * c["vision.width"])
+    yield entry("connector.weight", shape, (f"{name}.weight", shape))
+    if c["connector.bias"]:
+        yield entry("connector.bias", shape[:1], (f"{name}.bias", shape[:1]))
+
+
+def lm_entries(c, prefix, head):
+    W, F, V = c["lm.width"], c["lm.ffn"], c["lm.vocab"]
+    Q, K = c["lm.heads"] * c["lm.head_dim"], c["lm.kv_heads"] * c["lm.head_dim"]
+    yield entry("lm.embed", (V, W), (prefix + "embed_tokens.weight", (V, W)))
+    for layer in range(c["lm.layers"]):
+        ours, block = f"lm.{layer}.", f"{prefix}layers.{layer}."
+        attention, mlp = block + "self_attn.", block + "mlp."
+        yield entry(ours + "norm1", (W,), (block + "input_layernorm.weight", (W,)))
+        yield entry(ours + "qkv.weight", (Q + 2 * K, W), (attention + "q_proj.weight", (Q, W)),
+                    (attention + "k_proj.weight", (K, W)), (attention + "v_proj.weight", (K, W)))
+        yield entry(ours + "out.weight", (W, Q), (attention + "o_proj.weight", (W, Q)))
+        yield entry(ours + "norm2", (W,), (block + "post_attention_layernorm.weight", (W,)))
+        yield entry(ours + "gate_up.weight", (2 * F, W), (mlp + "gate_proj.weight", (F, W)),
+                    (mlp + "up_proj.weight", (F, W)))
+        yield entry(ours + "down.weight", (W, F), (mlp + "down_proj.weight", (W, F)))
+    yield entry("lm.norm", (W,), (prefix + "norm.weight", (W,)))
+    if not c["lm.tied"]:
+        yield entry("lm.head", (V, W), (head, (V, W)))
+
+
+# Where the parts of a checkpoint are, by its kind: vision tower and language model (prefixes), connector, head.
+V1 = {"connector": "model.mm_projector", "lm": "model.", "head": "lm_head.weight"}
+V2 = {"vision": "model.vision_model.vision_model.", "connector": "model.connector.modality_projection.proj",
+      "lm": "model.text_model.", "head": "lm_head.weight"}
+
+# What checkpoints hold and the model does not need: SigLIP's pooling head and text tower, tables computed anew.
+UNUSED = [re.compile(pattern) for pattern in (
+    r"(.*\.)?rotary_emb\.inv_freq", r"(.*\.)?embeddings\.position_ids",
+    r"(model\.vision_model\.)?vision_model\.head\..*", r"text_model\..*", r"logit_(scale|bias)",  # Hugging Face's
+    r"(visual\.trunk\.)?attn_pool\..*", r"text\..*")]                                           # timm's, OpenCLIP's
+
+# ---- configuration ----
+
+CONFIG = {          # every key of a tikz.c configuration, in the order of config_fields in model.h
+    "vision.image_size": int, "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int,
+    "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
+    "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
+    "lm.ffn": int, "lm.max_positions": int, "lm.eps": float, "lm.rope_theta": float, "lm.rope_scaling": str,
+    "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int, "lm.tied": bool}
+ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh",
+               "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
+
+
+def patches(c):
+    return (c["vision.image_size"] // c["vision.patch"]) ** 2
+
+
+def config_text(c):
+    """{key: value} -> the flat metadata of a model file, written as the C code writes it."""
+    def text(value):
+        if isinstance(value, bool):
+            return str(value).lower()
+        return format(float(np.float32(value)), ".9g") if isinstance(value, float) else str(value)
+    return {key: text(kind(c[key])) for key, kind in CONFIG.items()}
+
+
+def config_read(metadata, path):
+    """The metadata of a model file -> {key: value}; floats get the shortest form that is the same fp32."""
+    if metadata.get("format") != tikzc.FORMAT:
+        raise FormatError(f"{path}: not a tikz.c model (metadata format is {metadata.get('format', 'missing')}, "
+                          f"expected {tikzc.FORMAT}).")
+    c = {}
+    for key, kind in CONFIG.items():
+        text = metadata.get(key, "(missing)")
+        try:
+            c[key] = (float(str(np.float32(text))) if kind is float else kind(text) if kind is not bool
+                      else {"true": True, "false": False}[text])
+        except (ValueError, KeyError):
+            raise FormatError(f"{path}: the metadata key {key} is '{text}', expected {kind.__name__}.")
+    check_config(c, path)
+    return c
+
+
+def check_config(c, where):
+    """What model.h will ask of a configuration."""
+    def need(truth, sentence):
+        if not truth:
+            raise FormatError(f"{where}: {sentence}.")
+    for key, kind in CONFIG.items():
+        need(kind is not int or 1 <= c[key] <= 1 << 24, f"{key} is {c[key]}, expected a number from 1 to 2^24")
+    side, p, C = c["vision.image_size"], c["vision.patch"], c["vision.width"]
+    need(p <= side <= 2048, f"the image is {side} pixels wide, expected from one patch ({p}) to 2048")
+    need(C % c["vision.heads"] == 0, f"the vision width {C} is not a multiple of its {c['vision.heads']} heads")
+    need(patches(c) % c["connector.concat"] == 0,
+         f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
+    need(c["lm.heads"] % c["lm.kv_heads"] == 0,
+         f"{c['lm.heads']} attention heads are not a multiple of {c['lm.kv_heads']} key-value heads")
+    need(c["lm.head_dim"] % 2 == 0, f"head_dim {c['lm.head_dim']} is odd; rotary positions need an even one")
+    need(c["lm.max_positions"] > patches(c) // c["connector.concat"],
+         f"{c['lm.max_positions']} positions leave no room for text after "
+         f"{patches(c) // c['connector.concat']} image tokens")
+
+
+class Section:
+    """A part of a config.json: typed reads with defaults, and errors that name file and key."""
+
+    def __init__(self, values, where):
+        if not isinstance(values, dict):
+            raise FormatError(f"{where}: expected a JSON object, found {type(values).__name__}.")
+        self.values, self.where = values, where
+
+    def get(self, key, kind, default=None):
+        value = self.values.get(key)
+        value = default if value is None else value
+        good = isinstance(value, kind) if kind is not float else isinstance(value, (int, float)) and abs(value) < 1e30
+        if not good or (isinstance(value, bool) and kind is not bool):
+            found = "nothing" if value is None else json.dumps(value, ensure_ascii=False)[:60]
+            raise FormatError(f"{self.where}: {key} is {found}, expected {kind.__name__}.")
+        return kind(value)
+
+    def size(self, key, default=None, most=1 << 24):
+        value = self.get(key, int, default)
+        if not 1 <= value <= most:
+            raise FormatError(f"{self.where}: {key} is {value}, expected a number from 1 to {most}.")
+        return value
+
+    def section(self, key):
+        return Section(self.values.get(key), f"{self.where}: {key}")
+
+    def refuse(self, key, *neutral):
+        """Stops where the checkpoint uses what the model lacks."""
+        if self.values.get(key) not in (None, *neutral):
+            raise FormatError(f"{self.where}: {key} = {json.dumps(self.values[key])} is not supported; the decoder "
+                              f"and the encoder here have no such thing.")
+
+
+def activation(s, key, default):
+    name = s.get(key, str, default)
+    if name not in ACTIVATIONS:
+        raise FormatError(f"{s.where}: {key} is {name}, expected one of {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+SIGLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
+              patch_size=16)        # defaults of SiglipVisionConfig; those of DeTikZify's vision_config:
+DETIKZIFY = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+                 image_size=420, patch_size=14)
+
+
+def vision_config(s, defaults):
+    """A SiglipVisionConfig -> tikz.c's vision keys."""
+    s.refuse("num_channels", 3)
+    s.refuse("quantization_config")
+    names = {"width": "hidden_size", "mlp": "intermediate_size", "layers": "num_hidden_layers",
+             "heads": "num_attention_heads", "image_size": "image_size", "patch": "patch_size"}
+    c = {f"vision.{ours}": s.size(theirs, defaults[theirs], 256 if ours == "layers" else 1 << 24)
+         for ours, theirs in names.items()}
+    c["vision.activation"] = activation(s, "hidden_act", "gelu_pytorch_tanh")
+    c["vision.eps"] = s.get("layer_norm_eps", float, 1e-6)
+    return c
+
+
+TIMM_FAMILIES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096), "so400m": (1152, 27, 16, 4304),
+                 "giantopt": (1536, 40, 16, 6144)}     # width, layers, heads, mlp
+TIMM_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip(_gap)?_512|so400m_patch16|giantopt)")
+
+
+def timm_architecture(name):
+    """What timm builds for a name such as vit_so400m_patch14_siglip_384.webli, as tikz.c's vision keys, or None. Most
+    of its SigLIP towers have the exact GELU, other than transformers'."""
+    match = re.fullmatch(r"vit_(\w+?)_patch(\d+)_siglip(?:_gap)?_(\d+)", name.split(".")[0])
+    if not match or match[1] not in TIMM_FAMILIES:
+        return None
+    width, layers, heads, mlp = TIMM_FAMILIES[match[1]]
+    return {"vision.image_size": int(match[3]), "vision.patch": int(match[2]), "vision.width": width,
+            "vision.layers": layers, "vision.heads": heads, "vision.mlp": mlp,
+            "vision.activation": "gelu_tanh" if TIMM_TANH.match(name) else "gelu", "vision.eps": 1e-6}
+
+
+def timm_config(s):
+    """A timm folder's config.json -> tikz.c's vision keys."""
+    name = s.get("architecture", str)
+    known = timm_architecture(name)
+    if known is None:
+        raise FormatError(f"{s.where}: architecture {name} is not supported; expected one of timm's SigLIP towers, "
+                          f"such as vit_so400m_patch14_siglip_384.")
+    changed = Section(s.values.get("model_args") or {}, f"{s.where}: model_args")
+    pretrained = Section(s.values.get("pretrained_cfg") or {}, f"{s.where}: pretrained_cfg")
+    c, args = dict(known), changed.values
+    sizes = pretrained.get("input_size", list, [c["vision.image_size"]])
+    c["vision.image_size"] = Section({"input_size": (sizes or [0])[-1]}, pretrained.where).size("input_size")
+    for ours, theirs in (("image_size", "img_size"), ("patch", "patch_size"), ("width", "embed_dim"),
+                         ("layers", "depth"), ("heads", "num_heads")):
+        c[f"vision.{ours}"] = changed.size(theirs, c[f"vision.{ours}"], 256 if ours == "layers" else 1 << 24)
+    ratio = c["vision.mlp"] / known["vision.width"]
+    if "mlp_ratio" in args or "embed_dim" in args:
+        c["vision.mlp"] = int(c["vision.width"] * changed.get("mlp_ratio", float, ratio))
+    c["vision.activation"] = activation(changed, "act_layer", c["vision.activation"])
+    unknown = set(args) - {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "act_layer",
+                           "class_token", "global_pool", "fc_norm", "num_classes"}
+    for key in (*sorted(unknown), "class_token"):
+        changed.refuse(key, False)
+    return c
+
+
+def rope_config(s):
+    """Rotary positions in the spellings of transformers 4 (rope_theta, rope_scaling with type or rope_type) and 5
+    (rope_parameters)."""
+    values = s.values.get("rope_scaling") or s.values.get("rope_parameters") or {}
+    rope = Section(values, f"{s.where}: rope_scaling")
+    kind = values.get("rope_type", values.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise FormatError(f"{rope.where}: the type {kind} is not supported; expected default, linear or llama3.")
+    theta = s.get("rope_theta", float, values.get("rope_theta", 10000.0))
+    c = {"lm.rope_theta": theta, "lm.rope_scaling": "none" if kind == "default" else kind, "lm.rope_factor": 1.0,
+         "lm.rope_low": 1.0, "lm.rope_high": 4.0}
+    if kind != "default":
+        c["lm.rope_factor"] = rope.get("factor", float)
+    if kind == "llama3":
+        c["lm.rope_low"] = rope.get("low_freq_factor", float)
+        c["lm.rope_high"] = rope.get("high_freq_factor", float)
+        c["lm.rope_original"] = rope.size("original_max_position_embeddings")
+    return c
+
+
+def lm_config(s, positions):
+    """A LlamaConfig (or Mistral's, which is the same without its window) -> tikz.c's lm keys. positions: at most so
+    many are used."""
+    heads, width = s.size("num_attention_heads", 32), s.size("hidden_size", 4096)
+    c = {"lm.vocab": s.size("vocab_size", 32000), "lm.width": width, "lm.heads": heads,
+         "lm.layers": s.size("num_hidden_layers", 32, 256), "lm.kv_heads": s.size("num_key_value_heads", heads),
+         "lm.head_dim": s.size("head_dim", width // heads), "lm.ffn": s.size("intermediate_size", 11008),
+         "lm.max_positions": min(s.size("max_position_embeddings", 2048), positions),
+         "lm.eps": s.get("rms_norm_eps", float, 1e-6), "lm.tied": s.get("tie_word_embeddings", bool, False)}
+    for key, neutral in (("attention_bias", False), ("mlp_bias", False), ("partial_rotary_factor", 1),
+                         ("quantization_config", None)):
+        s.refuse(key, neutral)
+    if s.get("hidden_act", str, "silu") not in ("silu", "swish"):
+        s.refuse("hidden_act")
+    window = s.values.get("sliding_window", 4096 if s.values.get("model_type") == "mistral" else None)
+    if window is not None and not (isinstance(window, int) and window >= c["lm.max_positions"]):
+        raise FormatError(f"{s.where}: sliding_window = {window} is not supported: it is shorter than the "
+                          f"{c['lm.max_positions']} positions used, and attention here sees all of them.")
+    return {"lm.rope_original": c["lm.max_positions"]} | c | rope_config(s)
+
+
+# ---- small files beside the weights ----
+
+def read_json(path, needed=True):
+    """A JSON object, or None when the file is not there and need not be."""
+    if not needed and not Path(path).exists():
+        return None
+    try:
+        return Section(json.loads(Path(path).read_text("utf-8")), str(path)).values
+    except FileNotFoundError:
+        raise FormatError(f"{path}: no such file; expected a folder as on the Hugging Face Hub.")
+    except (ValueError, RecursionError) as e:
+        raise FormatError(f"{path}: not a JSON object ({e}).")
+
+
+def token_text(value):
+    """tokenizer_config.json gives a special token as its text or as an object with its content."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def image_token(tokenizer):
+    """A token for the image's positions where a checkpoint names none: one that no program contains. The id, or
+    None."""
+    special = [i for i, flag in enumerate(tokenizer.special) if flag and tokenizer.tokens[i] and i != tokenizer.end]
+    control = [i for i, token in enumerate(tokenizer.tokens) if len(token) == 1 and token < b"\x09"]
+    return next(iter(special + control), None)
+
+
+def tokenizer_settings(given, tokenizer, image):
+    """tokenizer_config.json, with what loading it needs, without the length, which the model's configuration keeps.
+    Applying this twice changes nothing."""
+    names = token_names(tokenizer.json_text, "tokenizer.json")
+    settings = {key: value for key, value in (given or {}).items() if key != "model_max_length"}
+    settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    settings.setdefault("clean_up_tokenization_spaces", False)
+    settings["eos_token"] = names[tokenizer.end]
+    if image in names:
+        settings.setdefault("bos_token", names[image])
+    return settings
+
+
+def token_names(json_text, where):
+    """{id: the token as tokenizer.json spells it}"""
+    try:
+        parsed = json.loads(json_text)
+        names = {int(i): str(text) for text, i in parsed["model"]["vocab"].items()}
+        return names | {int(token["id"]): str(token["content"]) for token in parsed.get("added_tokens") or []}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FormatError(f"{where}: not a tokenizer.json with a BPE vocabulary; other kinds of tokenizers are not "
+                          f"supported.")
+
+
+def compact(value):
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
