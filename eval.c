@@ -172,7 +172,7 @@ static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, i
     config.soft = soft_loss();
     config.jsd_beta = (float)opt.beta;
     config.band_high = INFINITY;
-    config.sure_confidence = 2;
+    config.gate_confidence = 2;
     config.w_soft = teacher ? 1 : 0;
     objective_open(&objective, m->op, config, m->c.lm.vocab, m->c.lm.width, teacher ? teacher->op : NULL,
                    param_weight(teacher ? teacher->head : m->head), 0, (int)opt.batch * text, (int)opt.batch,
@@ -341,7 +341,7 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     if (opt.greedy) decoder_fit(m, (int)opt.batch, false, text, text);
     model_plan(m, (int)opt.batch, text);
     report->path = path;
-    report->parameters = (double)params_total(&m->params, PART_ALL);
+    report->parameters = (double)params_total(&m->params, GROUP_ALL);
     forced(report, m, teacher, d, text);
     if (opt.greedy) greedy(report, m, d, text);
     model_close(m);

@@ -21,7 +21,7 @@ typedef struct {
     int *ids, *positions;       // device [max_B]: the last token of every text, and where it stands
     int *numbers;               // device [max_B]: what the random numbers of a text depend on
     float *logits;              // device [max_B, V]: of the next token
-    uint8_t *forbidden;         // device [V]: not 0 where a token is never written
+    uint8_t *token_mask;         // device [V]: not 0 where a token is never written
     Sampling sampling;
     int B, length;  // texts now; positions in the cache, the same number for each
     int *host;      // [max_B]
@@ -38,24 +38,24 @@ static inline void decoder_plan_pass(Decoder *d) {
     d->positions = arena_int(&d->arena, (size_t)d->max_B);
     d->numbers = arena_int(&d->arena, (size_t)d->max_B);
     d->logits = arena_f32(&d->arena, (size_t)d->max_B * (size_t)c->vocab);
-    d->forbidden = (uint8_t *)arena_take(&d->arena, (size_t)c->vocab, 1);
+    d->token_mask = (uint8_t *)arena_take(&d->arena, (size_t)c->vocab, 1);
 }
 
 /* Never written: padding rows of the vocabulary, and special tokens other than the end (the image token). */
 static inline void decoder_forbid(const Decoder *d) {
     const Tokenizer *t = &d->m->tokenizer;
     size_t vocab = (size_t)d->m->c.lm.vocab;
-    uint8_t *forbidden = (uint8_t *)xmalloc(vocab);
+    uint8_t *token_mask = (uint8_t *)xmalloc(vocab);
     for (int i = 0; i < (int)vocab; i++)
-        forbidden[i] = i >= t->count || (i != t->end && (t->flags[i] & TOKEN_SPECIAL) != 0);
-    d->m->op->upload(d->forbidden, forbidden, vocab);
-    free(forbidden);
+        token_mask[i] = i >= t->count || (i != t->end && (t->flags[i] & TOKEN_SPECIAL) != 0);
+    d->m->op->upload(d->token_mask, token_mask, vocab);
+    free(token_mask);
 }
 
 /* For up to B images at a time and max_text tokens each; the model must be planned for B images and at least the
  * prefix it will be given plus one token. Takes the likeliest tokens until decoder_sample says otherwise. */
 static inline void decoder_open(Decoder *d, Model *m, int B, int max_text) {
-    const int most = OPS_SEND_BYTES / (int)sizeof(int);
+    const int most = OPS_DOWNLOAD_BYTES / (int)sizeof(int);
     if (B > most) die("at most %d texts are written together; %d were asked for, take a smaller --batch", most, B);
     memset(d, 0, sizeof *d);
     d->m = m;
@@ -71,7 +71,7 @@ static inline void decoder_open(Decoder *d, Model *m, int B, int max_text) {
     d->sampling.end = m->tokenizer.end;
     d->sampling.first = model_image_tokens(m);
     decoder_forbid(d);
-    params_settle(&m->params, m->op, PART_LM);
+    params_settle(&m->params, m->op, GROUP_LM);
 }
 
 /* Memory for B texts: what model_plan takes for T text tokens, and decoder_open. Before model_plan. */
@@ -111,11 +111,11 @@ static inline void decoder_sample(Decoder *d, float temperature, float top_p, in
     d->sampling.top_k = top_k;
     d->sampling.seed = seed;
     d->sampling.first = model_image_tokens(d->m) + first;
-    d->m->op->forget(d);
+    d->m->op->graph_free(d);
 }
 
 static inline void decoder_close(Decoder *d) {
-    d->m->op->forget(d);
+    d->m->op->graph_free(d);
     arena_release(&d->arena, d->m->op);
     free(d->kcache);
     free(d->vcache);
@@ -163,7 +163,7 @@ static inline void decoder_start(Decoder *d, const uint8_t *pixels, int B, const
 }
 
 static inline void decoder_choose(const Decoder *d) {
-    d->m->op->sample(d->ids, d->positions, d->logits, d->forbidden, d->numbers, d->sampling, d->B, d->m->c.lm.vocab);
+    d->m->op->sample(d->ids, d->positions, d->logits, d->token_mask, d->numbers, d->sampling, d->B, d->m->c.lm.vocab);
 }
 
 /* Reads the last tokens, d->ids at d->positions; d->logits are then of the next ones, and with `choose` these are
@@ -174,7 +174,7 @@ static inline void decoder_run(Decoder *d, bool choose) {
     const LmConfig *c = &m->c.lm;
     const size_t B = (size_t)d->B;
     d->length++;
-    if (op->replay(d, 2 * B + choose)) return;
+    if (op->graph_launch(d, 2 * B + choose)) return;
     op->embedding_forward(m->acts[0].input, d->ids, m->embed->value, B, c->width);
     op->rmsnorm_forward(m->acts[0].norm1, NULL, m->acts[0].input, m->layer[0].norm1->value, B, c->width, c->eps);
     for (int l = 0; l < c->layers; l++) {
@@ -188,7 +188,7 @@ static inline void decoder_run(Decoder *d, bool choose) {
     op->copy(m->picked, m->last, B * (size_t)c->width * sizeof(floatX));
     decoder_read(d);
     if (choose) decoder_choose(d);
-    op->record_end();
+    op->graph_end();
 }
 
 /* Appends one token to every text (host ids [B]); d->logits are then of the next ones. */
@@ -247,9 +247,9 @@ static inline void decoder_write(Decoder *d, const int *numbers, int room, Token
                 decoder_run(d, true);
             else
                 decoder_choose(d);
-            op->send(asked % OPS_SENDS, d->ids, (size_t)d->B * sizeof(int));
+            op->download_async(asked % OPS_DOWNLOADS, d->ids, (size_t)d->B * sizeof(int));
         }
-        const int *ids = (const int *)op->receive(read % OPS_SENDS);
+        const int *ids = (const int *)op->download_wait(read % OPS_DOWNLOADS);
         for (int b = 0; b < d->B; b++)
             if (text[b] >= 0 && !reader(context, text[b], ids[b])) text[b] = -1, writing--;
     }

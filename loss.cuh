@@ -57,7 +57,7 @@ typedef struct {
     SoftLoss soft;
     float jsd_beta;
     float band_low, band_high;           // nats; the band gate is off when low <= 0 and high is infinite
-    float sure_confidence, sure_factor;  // the sure gate is off when the confidence is > 1
+    float gate_confidence, gate_factor;  // the sure gate is off when the confidence is > 1
 } ObjectiveConfig;
 
 enum {
@@ -82,16 +82,16 @@ typedef struct {
     ObjectiveConfig config;  // changes only when nothing waits for objective_collect
     int Vs, Vt, chunk, max_positions;
     Arena arena;
-    const Ops *beside;                // where the row kernels run: the device's other lane, or op
+    const Ops *second;                // where the row kernels run: the device's other lane, or op
     floatX *student[2], *teacher[2];  // [chunk, Vs], [chunk, Vt], of chunks in turn; where there is one lane only [0]
     int *labels;                      // device [max_positions]
     float *row_gate;                  // [max_positions]
     /* the teacher */
     const Ops *teacher_op;  // its device; NULL without a teacher
     Weight teacher_head;    // on our device
-    void *near_head;        // copies of what lies on another device, else NULL: the head,
-    floatX *near_hidden;    // [max_positions, Wt]
-    floatX *near_tokens;    // [B, P, Wt]
+    void *staged_head;        // copies of what lies on another device, else NULL: the head,
+    floatX *staged_hidden;    // [max_positions, Wt]
+    floatX *staged_tokens;    // [B, P, Wt]
     /* embedding loss, when a teacher is there */
     int images, tokens, width, teacher_width;  // per image: image tokens, their widths
     Params map;                                  // "embed_map" [Wt, Ws] when the widths differ
@@ -105,11 +105,11 @@ typedef struct {
 } Objective;
 
 /* How many chunks have their logits at a time. */
-static inline int objective_turns(const Objective *o) { return o->beside == o->op ? 1 : 2; }
+static inline int objective_slots(const Objective *o) { return o->second == o->op ? 1 : 2; }
 
 static inline void objective_plan_pass(Objective *o) {
     size_t rows = (size_t)o->chunk, n = (size_t)o->max_positions, B = (size_t)o->images;
-    for (int i = 0; i < objective_turns(o); i++) {
+    for (int i = 0; i < objective_slots(o); i++) {
         o->student[i] = arena_x(&o->arena, rows * (size_t)o->Vs);
         o->teacher[i] = arena_x(&o->arena, rows * (size_t)o->Vt);
     }
@@ -119,10 +119,10 @@ static inline void objective_plan_pass(Objective *o) {
     bool far = o->teacher_op && o->teacher_op != o->op, embed = o->config.w_embed > 0 && o->Vt;
     size_t tokens = B * (size_t)o->tokens;
     if (far && !ops_share_memory(o->teacher_op, o->op))
-        o->near_head =
+        o->staged_head =
             arena_take(&o->arena, (size_t)o->Vt * (size_t)o->teacher_width, dtype_size(o->teacher_head.dtype));
-    if (far) o->near_hidden = arena_x(&o->arena, n * (size_t)o->teacher_width);
-    if (far && embed) o->near_tokens = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
+    if (far) o->staged_hidden = arena_x(&o->arena, n * (size_t)o->teacher_width);
+    if (far && embed) o->staged_tokens = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
     if (embed) {
         o->mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
         o->d_mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
@@ -136,7 +136,7 @@ static inline void objective_plan_pass(Objective *o) {
  * gradient); whole tiles of the products. */
 static inline int objective_chunk(const Objective *o) {
     const size_t tile = 256, free_bytes = o->op->memory_free();
-    size_t position = (size_t)objective_turns(o) * (size_t)(o->Vs + o->Vt) * sizeof(floatX),
+    size_t position = (size_t)objective_slots(o) * (size_t)(o->Vs + o->Vt) * sizeof(floatX),
            most = OBJECTIVE_MEGABYTES;
     if (!free_bytes) return OBJECTIVE_CHUNK;
     most = (free_bytes / 4 < most << 20 ? free_bytes / 4 : most << 20) / position / tile * tile;
@@ -159,11 +159,11 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
     o->Vt = teacher_op ? teacher_head.rows : 0;
     o->teacher_width = teacher_op ? teacher_head.cols : 0;
     o->max_positions = max_positions;
-    o->beside = ops_open_lane(op);
+    o->second = ops_second_stream(op);
     o->chunk = chunk > 0 ? chunk : objective_chunk(o);
     if (o->chunk >= max_positions) {  // one chunk, nothing to run beside it
         o->chunk = max_positions;
-        o->beside = op;
+        o->second = op;
     }
     o->rows_room = max_positions > OBJECTIVE_ROWS ? max_positions : OBJECTIVE_ROWS;
     o->cosine_room = images > OBJECTIVE_IMAGES ? images : OBJECTIVE_IMAGES;
@@ -173,10 +173,10 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
     objective_plan_pass(o);
     arena_allocate(&o->arena, op, "the objective's chunks");
     objective_plan_pass(o);
-    if (o->near_head) {
+    if (o->staged_head) {
         size_t bytes = (size_t)o->Vt * (size_t)o->teacher_width * dtype_size(teacher_head.dtype);
-        op->copy_from(o->near_head, teacher_op, teacher_head.data, bytes);
-        o->teacher_head.data = o->near_head;
+        op->copy_from(o->staged_head, teacher_op, teacher_head.data, bytes);
+        o->teacher_head.data = o->staged_head;
     } else if (teacher_op) {
         teacher_op->sync();  // the head may have come through the other lane
     }
@@ -185,9 +185,9 @@ static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig c
     o->host_cosines = (float *)xcalloc((size_t)o->cosine_room, sizeof(float));
     params_reserve(&o->map, 1);
     if (config.w_embed > 0 && o->Vt && width != o->teacher_width) {
-        param_add(&o->map, PART_CONNECTOR, "", -1, "embed_map", o->teacher_width, width, 1 / sqrtf((float)width));
+        param_add(&o->map, GROUP_CONNECTOR, "", -1, "embed_map", o->teacher_width, width, 1 / sqrtf((float)width));
         params_allocate_values(&o->map, op);
-        params_randomise(&o->map, op, PART_ALL, seed + 1000);  // not the student's first stream
+        params_randomise(&o->map, op, GROUP_ALL, seed + 1000);  // not the student's first stream
     }
 }
 
@@ -207,8 +207,8 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
     r.temperature = c->temperature;
     r.soft = c->soft;
     r.jsd_beta = c->jsd_beta;
-    r.sure_confidence = c->sure_confidence;
-    r.sure_factor = c->sure_factor;
+    r.gate_confidence = c->gate_confidence;
+    r.gate_factor = c->gate_factor;
     r.scale = scale;
     return r;
 }
@@ -276,13 +276,13 @@ static inline size_t objective_rows(const Objective *o, const ObjectivePass *p, 
     return (size_t)(p->n - at < o->chunk ? p->n - at : o->chunk);
 }
 
-static inline int objective_turn(const Objective *o, int at) { return at / o->chunk % objective_turns(o); }
+static inline int objective_slot(const Objective *o, int at) { return at / o->chunk % objective_slots(o); }
 
 /* Both heads' logits of the chunk starting at row `at`. */
 static inline void objective_logits(Objective *o, const ObjectivePass *p, int at) {
     Weight head = p->head, teacher_head = o->teacher_head;
     size_t rows = objective_rows(o, p, at);
-    int turn = objective_turn(o, at);
+    int turn = objective_slot(o, at);
     o->op->linear_forward(o->student[turn], p->hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL,
                           rows);
     if (p->teacher_hidden)
@@ -293,7 +293,7 @@ static inline void objective_logits(Objective *o, const ObjectivePass *p, int at
 /* What the chunk's gradients, which lie where the student's logits were, give the hidden states and the head. */
 static inline void objective_backward(Objective *o, const ObjectivePass *p, int at) {
     size_t rows = objective_rows(o, p, at), first = (size_t)at * (size_t)p->head.cols;
-    const floatX *d_logits = o->student[objective_turn(o, at)];
+    const floatX *d_logits = o->student[objective_slot(o, at)];
     if (!p->d_hidden) return;
     o->op->linear_backward_input(p->d_hidden + first, d_logits, p->head, rows, false);
     if (p->d_head)
@@ -307,7 +307,7 @@ static inline const float *objective_band(Objective *o, const ObjectivePass *p, 
     if (!p->teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
     ObjectiveRow row = objective_row(c, true, 1);
     for (int at = 0; at < p->n; at += o->chunk) {
-        int turn = objective_turn(o, at);
+        int turn = objective_slot(o, at);
         objective_logits(o, p, at);
         o->op->distill_rows(o->student[turn], o->teacher[turn], o->labels + at, NULL, stats + at, row,
                             objective_rows(o, p, at), o->Vs, o->Vt, false);
@@ -324,29 +324,29 @@ static inline const float *objective_band(Objective *o, const ObjectivePass *p, 
  * forward for the one after. Where there is one lane, each chunk is finished before the next begins. */
 static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, const floatX *hidden, Weight head,
                                  const floatX *teacher_hidden, const int *labels, int n, float scale) {
-    const Ops *op = o->op, *beside = o->beside;
-    const int behind = beside == op ? 0 : o->chunk;
+    const Ops *op = o->op, *second = o->second;
+    const int behind = second == op ? 0 : o->chunk;
     if (n > o->rows_room - o->rows) objective_drain(o);
     RowStats *stats = o->stats + o->rows;
     memcpy(o->host_labels + o->rows, labels, (size_t)n * sizeof(int));
     o->rows += n;
     op->upload(o->labels, labels, (size_t)n * sizeof(int));
-    teacher_hidden = objective_bring(o, o->near_hidden, teacher_hidden, (size_t)n * (size_t)o->teacher_width);
+    teacher_hidden = objective_bring(o, o->staged_hidden, teacher_hidden, (size_t)n * (size_t)o->teacher_width);
     ObjectivePass pass = {hidden, teacher_hidden, head, d_hidden, d_head, n};
     const float *gate = objective_band(o, &pass, stats);
     ObjectiveRow row = objective_row(&o->config, teacher_hidden != NULL, scale);
     int at = 0;
     for (; at < n; at += o->chunk) {
-        int turn = objective_turn(o, at);
+        int turn = objective_slot(o, at);
         objective_logits(o, &pass, at);
-        op->after(beside);  // the last chunk's rows
-        beside->after(op);  // this one's logits
-        beside->distill_rows(o->student[turn], teacher_hidden ? o->teacher[turn] : NULL, o->labels + at,
+        op->wait_for(second);  // the last chunk's rows
+        second->wait_for(op);  // this one's logits
+        second->distill_rows(o->student[turn], teacher_hidden ? o->teacher[turn] : NULL, o->labels + at,
                              gate ? gate + at : NULL, stats + at, row, objective_rows(o, &pass, at), o->Vs, o->Vt,
                              d_hidden != NULL);
         if (at >= behind) objective_backward(o, &pass, at - behind);
     }
-    op->after(beside);
+    op->wait_for(second);
     if (behind && at) objective_backward(o, &pass, at - behind);
 }
 
@@ -360,7 +360,7 @@ static inline const floatX *objective_embed(Objective *o, const floatX *student,
     Param *map = o->map.count ? &o->map.list[0] : NULL;
     size_t tokens = (size_t)B * (size_t)o->tokens, per_image = (size_t)o->tokens * (size_t)o->teacher_width;
     const floatX *e = student;
-    teacher = objective_bring(o, o->near_tokens, teacher, (size_t)B * per_image);
+    teacher = objective_bring(o, o->staged_tokens, teacher, (size_t)B * per_image);
     if (map) {
         op->linear_forward(o->mapped, student, param_weight(map), NULL, ACT_NONE, NULL, tokens);
         e = o->mapped;

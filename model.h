@@ -329,20 +329,20 @@ static inline void model_declare(Model *m) {
     vision_declare(&m->vision, &m->params);
     m->layer = (LmLayer *)xcalloc((size_t)c->layers, sizeof(LmLayer));
     m->acts = (LmActs *)xcalloc((size_t)c->layers, sizeof(LmActs));
-    m->embed = param_add(&m->params, PART_LM, "lm.", -1, "embed", c->vocab, W, in);
+    m->embed = param_add(&m->params, GROUP_LM, "lm.", -1, "embed", c->vocab, W, in);
     for (int l = 0; l < c->layers; l++) {
         LmLayer *y = &m->layer[l];
         Params *p = &m->params;
         float from_heads = deep / sqrtf(3.0f * (float)(c->heads * D)), from_ffn = deep / sqrtf(3.0f * (float)c->ffn);
-        y->norm1 = param_add(p, PART_LM, "lm.", l, "norm1", W, 0, 1);
-        y->qkv = param_add(p, PART_LM, "lm.", l, "qkv.weight", (c->heads + 2 * c->kv_heads) * D, W, in);
-        y->out = param_add(p, PART_LM, "lm.", l, "out.weight", W, c->heads * D, from_heads);
-        y->norm2 = param_add(p, PART_LM, "lm.", l, "norm2", W, 0, 1);
-        y->gate_up = param_add(p, PART_LM, "lm.", l, "gate_up.weight", 2 * c->ffn, W, in);
-        y->down = param_add(p, PART_LM, "lm.", l, "down.weight", W, c->ffn, from_ffn);
+        y->norm1 = param_add(p, GROUP_LM, "lm.", l, "norm1", W, 0, 1);
+        y->qkv = param_add(p, GROUP_LM, "lm.", l, "qkv.weight", (c->heads + 2 * c->kv_heads) * D, W, in);
+        y->out = param_add(p, GROUP_LM, "lm.", l, "out.weight", W, c->heads * D, from_heads);
+        y->norm2 = param_add(p, GROUP_LM, "lm.", l, "norm2", W, 0, 1);
+        y->gate_up = param_add(p, GROUP_LM, "lm.", l, "gate_up.weight", 2 * c->ffn, W, in);
+        y->down = param_add(p, GROUP_LM, "lm.", l, "down.weight", W, c->ffn, from_ffn);
     }
-    m->norm = param_add(&m->params, PART_LM, "lm.", -1, "norm", W, 0, 1);
-    m->head = c->tied ? m->embed : param_add(&m->params, PART_LM, "lm.", -1, "head", c->vocab, W, in);
+    m->norm = param_add(&m->params, GROUP_LM, "lm.", -1, "norm", W, 0, 1);
+    m->head = c->tied ? m->embed : param_add(&m->params, GROUP_LM, "lm.", -1, "head", c->vocab, W, in);
 }
 
 /* Rotation angles of every position, fp32 [max_positions, D]: cosines then sines. Frequencies theta^(-2i/D); `linear`
@@ -375,7 +375,7 @@ static inline void model_make_rope(Model *m) {
 
 static inline void model_close(Model *m) {
     if (m->op) {
-        m->op->forget(m);
+        m->op->graph_free(m);
         params_release(&m->params, m->op);
         arena_release(&m->arena, m->op);
         if (m->rope) m->op->release(m->rope);
@@ -431,7 +431,7 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     m->op = op;
     model_declare(m);
     params_allocate_values(&m->params, op);
-    params_randomise(&m->params, op, PART_ALL, seed);
+    params_randomise(&m->params, op, GROUP_ALL, seed);
     vision_white_is_zero(&m->vision, op);
     vision_sincos_positions(&m->vision, op);
     model_make_rope(m);
@@ -496,7 +496,7 @@ static inline void lm_plan_acts(Model *m, int l, size_t N) {
     size_t W = (size_t)c->width, D = (size_t)c->head_dim, H = (size_t)c->heads, K = (size_t)c->kv_heads;
     if (l > 0) *a = m->acts[0];
     if (l == 0 || m->trained) a->input = arena_x(arena, N * W);
-    if (l == 0 || ((m->trained & PART_LM) && m->recompute == RECOMPUTE_NONE)) {
+    if (l == 0 || ((m->trained & GROUP_LM) && m->recompute == RECOMPUTE_NONE)) {
         a->norm1 = arena_x(arena, N * W);
         a->norm2 = arena_x(arena, N * W);
         a->swiglu = arena_x(arena, N * (size_t)c->ffn);
@@ -556,8 +556,8 @@ static inline void model_plan(Model *m, int B, int T) {
 static inline void model_train(Model *m, int parts, Recompute recompute) {
     m->trained = parts;
     m->recompute = recompute;
-    m->vision.trains_encoder = (parts & PART_VISION) != 0;
-    m->vision.trains_connector = (parts & PART_CONNECTOR) != 0;
+    m->vision.trains_encoder = (parts & GROUP_VISION) != 0;
+    m->vision.trains_connector = (parts & GROUP_CONNECTOR) != 0;
     m->vision.recompute = recompute;
 }
 
@@ -581,13 +581,13 @@ static inline bool param_same(const Param *a, const Ops *a_op, const Param *b, c
  * pass. */
 static inline bool model_share_encoder(Model *student, const Model *teacher) {
     const VisionConfig *a = &student->c.vision, *b = &teacher->c.vision;
-    if (student->trained & PART_VISION || a->image_size != b->image_size || a->patch != b->patch ||
+    if (student->trained & GROUP_VISION || a->image_size != b->image_size || a->patch != b->patch ||
         a->width != b->width || a->layers != b->layers || a->heads != b->heads || a->mlp != b->mlp ||
         a->activation != b->activation || a->eps != b->eps)
         return false;
     for (int i = 0; i < student->params.count; i++) {  // the encoders' are the first ones, in the same order
         const Param *p = &student->params.list[i], *q = &teacher->params.list[i];
-        if (p->part == PART_VISION && !param_same(p, student->op, q, teacher->op)) return false;
+        if (p->part == GROUP_VISION && !param_same(p, student->op, q, teacher->op)) return false;
     }
     student->vision.source = &teacher->vision;
     student->vision.source_op = teacher->op == student->op ? NULL : teacher->op;
@@ -704,7 +704,7 @@ static inline void lm_start(Model *m, int B, int S) {
     m->op->rmsnorm_forward(a->norm1, a->rstd1, a->input, m->layer[0].norm1->value, N, c->width, c->eps);
 }
 
-/* Names of a pass's calls for Ops.replay: they are the same for the same B and T, for every array of a model lies
+/* Names of a pass's calls for Ops.graph_launch: they are the same for the same B and T, for every array of a model lies
  * where it lies. How many positions count differs from batch to batch, so what depends on that is not in them. */
 enum { RECORDED_FORWARD, RECORDED_BACKWARD, RECORDED_BACKWARD_VISION, RECORDED_KINDS };
 
@@ -720,14 +720,14 @@ static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids
     model_layout(m, ids, B, T);
     model_take_pixels(m, pixels, B);
     if (m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);  // copies from another device
-    if (!m->op->replay(m, model_recording(RECORDED_FORWARD, B, T))) {
+    if (!m->op->graph_launch(m, model_recording(RECORDED_FORWARD, B, T))) {
         if (!m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);
         lm_start(m, B, S);
         for (int l = 0; l < c->layers; l++) {
             lm_block(m, l, B, S);
             lm_next(m, l, (size_t)B * (size_t)S);
         }
-        m->op->record_end();
+        m->op->graph_end();
     }
     m->op->gather_rows(m->picked, m->last, m->index, (size_t)m->n, c->width);
     m->op->rmsnorm_forward(m->hidden, m->rstd, m->picked, m->norm->value, (size_t)m->n, c->width, c->eps);
@@ -745,7 +745,7 @@ static inline void lm_block_again(Model *m, int l, int B, int S) {
     LmActs *a = &m->acts[l];
     size_t N = (size_t)B * (size_t)S;
     bool blocks = m->recompute == RECOMPUTE_BLOCKS;
-    if (l + 1 == c->layers || !(blocks || (m->recompute == RECOMPUTE_ACTIVATIONS && (m->trained & PART_LM)))) return;
+    if (l + 1 == c->layers || !(blocks || (m->recompute == RECOMPUTE_ACTIVATIONS && (m->trained & GROUP_LM)))) return;
     op->rmsnorm_forward(a->norm1, a->rstd1, a->input, y->norm1->value, N, c->width, c->eps);
     if (blocks) {
         lm_block_attention(m, l, B, S);
@@ -763,7 +763,7 @@ static inline void lm_block_backward(Model *m, int l, int B, int S) {
     LmActs *a = &m->acts[l];
     int W = c->width, F = c->ffn, heads = c->heads * c->head_dim, qkv = (c->heads + 2 * c->kv_heads) * c->head_dim;
     size_t N = (size_t)B * (size_t)S;
-    bool trains = (m->trained & PART_LM) != 0;
+    bool trains = (m->trained & GROUP_LM) != 0;
     lm_block_again(m, l, B, S);
     if (trains) op->linear_backward_weight(y->down->gradient, NULL, m->d_stream, a->swiglu, N, W, F);
     op->linear_backward_input(m->d_narrow, m->d_stream, param_weight(y->down), N, false);
@@ -786,7 +786,7 @@ static inline void lm_backward(Model *m) {
         lm_block_backward(m, l, m->B, S);
         gradients_ready(&m->hook, m->layer[l].norm1);
     }
-    if (m->trained & PART_LM)
+    if (m->trained & GROUP_LM)
         m->op->embedding_backward(m->embed->gradient, m->d_stream, m->inputs, (size_t)m->B * (size_t)S, m->c.lm.width,
                                   m->c.lm.vocab);
     gradients_ready(&m->hook, m->embed);
@@ -795,11 +795,11 @@ static inline void lm_backward(Model *m) {
 /* Whether these calls of the backward pass need not be made, as they have been played back. With a hook they are
  * never recorded: it sends gradients on their way, which no recording can. */
 static inline bool model_replay_backward(Model *m, int kind) {
-    return !m->hook.ready && m->op->replay(m, model_recording(kind, m->B, m->T));
+    return !m->hook.ready && m->op->graph_launch(m, model_recording(kind, m->B, m->T));
 }
 
 static inline void model_record_end(Model *m) {
-    if (!m->hook.ready) m->op->record_end();
+    if (!m->hook.ready) m->op->graph_end();
 }
 
 /* Adds the gradients of everything that is trained. d_hidden [n, W]: the loss's gradient at m->hidden of the last
@@ -817,7 +817,7 @@ static inline void model_backward(Model *m, const floatX *d_hidden, const floatX
         lm_backward(m);
         model_record_end(m);
     }
-    if (!(m->trained & (PART_VISION | PART_CONNECTOR))) return;
+    if (!(m->trained & (GROUP_VISION | GROUP_CONNECTOR))) return;
     op->copy_rows(m->d_tokens, P * row, m->d_stream, S * row, P * row, B);
     if (d_image_tokens) op->residual_forward(m->d_tokens, m->d_tokens, d_image_tokens, B * P * (size_t)W);
     if (!model_replay_backward(m, RECORDED_BACKWARD_VISION)) {

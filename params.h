@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 /* Parts of a model that can be trained or frozen apart (a bit mask). */
-enum { PART_VISION = 1, PART_CONNECTOR = 2, PART_LM = 4, PART_ALL = 7 };
+enum { GROUP_VISION = 1, GROUP_CONNECTOR = 2, GROUP_LM = 4, GROUP_ALL = 7 };
 
 typedef struct {
     char name[96];

@@ -232,7 +232,7 @@ static void start_loader(Run *r) {
 static void plan_optimizer(Run *r) {
     AdamW adamw;
     Params *lists[2] = {&r->student.params, &r->objective.map};
-    int parts[2] = {r->parts, PART_ALL};
+    int parts[2] = {r->parts, GROUP_ALL};
     adamw.beta1 = (float)opt.beta1;
     adamw.beta2 = (float)opt.beta2;
     adamw.eps = 1e-8f;
@@ -349,7 +349,7 @@ static const floatX *pass(Run *r, const Batch *batch, int first, int B, int64_t 
 static double pass_flops(const Run *r, int B, int T) {
     const Model *s = &r->student;
     double forward = model_flops(s, B, T, s->n), encoder = vision_flops(&s->vision, B);
-    double flops = forward + 2 * (r->parts & PART_VISION ? forward : forward - encoder);
+    double flops = forward + 2 * (r->parts & GROUP_VISION ? forward : forward - encoder);
     return r->has_teacher ? flops + model_flops(&r->teacher, B, T, s->n) : flops;
 }
 
@@ -686,12 +686,12 @@ static void print_summary(const Run *r) {
     print_ranks(r);
     if (r->has_teacher)
         fprintf(stderr, "teacher %s: %.2f M parameters, %s%s\n", opt.teacher,
-                (double)params_total(&r->teacher.params, PART_ALL) / 1e6,
+                (double)params_total(&r->teacher.params, GROUP_ALL) / 1e6,
                 taught_from_afar(r) ? "on ranks of its own" : "on ", taught_from_afar(r) ? "" : r->teacher_op->name);
     fprintf(stderr, "student %s: %.2f M parameters (vision %.2f, connector %.2f, lm %.2f), %.2f M trained\n",
-            opt.resume ? r->student_path : opt.student, (double)params_total(&s->params, PART_ALL) / 1e6,
-            (double)params_total(&s->params, PART_VISION) / 1e6,
-            (double)params_total(&s->params, PART_CONNECTOR) / 1e6, (double)params_total(&s->params, PART_LM) / 1e6,
+            opt.resume ? r->student_path : opt.student, (double)params_total(&s->params, GROUP_ALL) / 1e6,
+            (double)params_total(&s->params, GROUP_VISION) / 1e6,
+            (double)params_total(&s->params, GROUP_CONNECTOR) / 1e6, (double)params_total(&s->params, GROUP_LM) / 1e6,
             (double)params_total(&s->params, r->parts) / 1e6);
     fprintf(
         stderr,
@@ -895,7 +895,7 @@ static void open_devices(Run *r) {
     threads_use(opt.threads ? (int)opt.threads : processors ? processors : 1);
     r->teacher_op = open_device(r, "teacher-device", opt.teacher_device);
     r->op = k->teaches ? r->teacher_op : open_device(r, "student-device", opt.student_device);
-    if (strcmp(opt.teacher, "none") && !k->teachers && r->teacher_op == r->op) r->teacher_op = ops_open_lane(r->op);
+    if (strcmp(opt.teacher, "none") && !k->teachers && r->teacher_op == r->op) r->teacher_op = ops_second_stream(r->op);
     r->overlaps =
         strcmp(opt.teacher, "none") && !k->teachers && r->teacher_op != r->op && !r->teacher_op->host_memory;
     r->looked_at = -1;
@@ -1021,7 +1021,7 @@ static void parse_options(Run *r, int argc, char **argv) {
         if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
         opt.init = "none";
     }
-    if (r->config.w_embed > 0 && r->parts == PART_LM)
+    if (r->config.w_embed > 0 && r->parts == GROUP_LM)
         options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
     if (opt.patience && !strcmp(opt.val_data, "none")) options_die("--patience needs --val-data");
     if (!strcmp(opt.recompute, "true")) opt.recompute = "blocks";  // as checkpoints from before have it

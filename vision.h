@@ -95,31 +95,31 @@ static inline void vision_declare(Vision *v, Params *p) {
     float in = 1 / sqrtf(3.0f * (float)C), deep = in / sqrtf(2.0f * (float)c->layers);
     v->layer = (VisionLayer *)xcalloc((size_t)c->layers, sizeof(VisionLayer));
     v->acts = (VisionActs *)xcalloc((size_t)c->layers, sizeof(VisionActs));
-    v->patch_w = param_add(p, PART_VISION, "vision.", -1, "patch.weight", C, inputs, 4 / sqrtf(3.0f * (float)inputs));
-    v->patch_b = param_add(p, PART_VISION, "vision.", -1, "patch.bias", C, 0, 0);
-    v->position = param_add(p, PART_VISION, "vision.", -1, "position", vision_patches(c), C, 0.02f);
+    v->patch_w = param_add(p, GROUP_VISION, "vision.", -1, "patch.weight", C, inputs, 4 / sqrtf(3.0f * (float)inputs));
+    v->patch_b = param_add(p, GROUP_VISION, "vision.", -1, "patch.bias", C, 0, 0);
+    v->position = param_add(p, GROUP_VISION, "vision.", -1, "position", vision_patches(c), C, 0.02f);
     v->position->decay = false;
     for (int l = 0; l < c->layers; l++) {
         VisionLayer *y = &v->layer[l];
-        y->norm1_w = param_add(p, PART_VISION, "vision.", l, "norm1.weight", C, 0, 1);
-        y->norm1_b = param_add(p, PART_VISION, "vision.", l, "norm1.bias", C, 0, 0);
-        y->qkv_w = param_add(p, PART_VISION, "vision.", l, "qkv.weight", 3 * C, C, in);
-        y->qkv_b = param_add(p, PART_VISION, "vision.", l, "qkv.bias", 3 * C, 0, 0);
-        y->proj_w = param_add(p, PART_VISION, "vision.", l, "proj.weight", C, C, deep);
-        y->proj_b = param_add(p, PART_VISION, "vision.", l, "proj.bias", C, 0, 0);
-        y->norm2_w = param_add(p, PART_VISION, "vision.", l, "norm2.weight", C, 0, 1);
-        y->norm2_b = param_add(p, PART_VISION, "vision.", l, "norm2.bias", C, 0, 0);
-        y->fc1_w = param_add(p, PART_VISION, "vision.", l, "fc1.weight", M, C, in);
-        y->fc1_b = param_add(p, PART_VISION, "vision.", l, "fc1.bias", M, 0, 0);
-        y->fc2_w = param_add(p, PART_VISION, "vision.", l, "fc2.weight", C, M, deep * sqrtf((float)C / (float)M));
-        y->fc2_b = param_add(p, PART_VISION, "vision.", l, "fc2.bias", C, 0, 0);
+        y->norm1_w = param_add(p, GROUP_VISION, "vision.", l, "norm1.weight", C, 0, 1);
+        y->norm1_b = param_add(p, GROUP_VISION, "vision.", l, "norm1.bias", C, 0, 0);
+        y->qkv_w = param_add(p, GROUP_VISION, "vision.", l, "qkv.weight", 3 * C, C, in);
+        y->qkv_b = param_add(p, GROUP_VISION, "vision.", l, "qkv.bias", 3 * C, 0, 0);
+        y->proj_w = param_add(p, GROUP_VISION, "vision.", l, "proj.weight", C, C, deep);
+        y->proj_b = param_add(p, GROUP_VISION, "vision.", l, "proj.bias", C, 0, 0);
+        y->norm2_w = param_add(p, GROUP_VISION, "vision.", l, "norm2.weight", C, 0, 1);
+        y->norm2_b = param_add(p, GROUP_VISION, "vision.", l, "norm2.bias", C, 0, 0);
+        y->fc1_w = param_add(p, GROUP_VISION, "vision.", l, "fc1.weight", M, C, in);
+        y->fc1_b = param_add(p, GROUP_VISION, "vision.", l, "fc1.bias", M, 0, 0);
+        y->fc2_w = param_add(p, GROUP_VISION, "vision.", l, "fc2.weight", C, M, deep * sqrtf((float)C / (float)M));
+        y->fc2_b = param_add(p, GROUP_VISION, "vision.", l, "fc2.bias", C, 0, 0);
     }
-    v->norm_w = param_add(p, PART_VISION, "vision.", -1, "norm.weight", C, 0, 1);
-    v->norm_b = param_add(p, PART_VISION, "vision.", -1, "norm.bias", C, 0, 0);
+    v->norm_w = param_add(p, GROUP_VISION, "vision.", -1, "norm.weight", C, 0, 1);
+    v->norm_b = param_add(p, GROUP_VISION, "vision.", -1, "norm.bias", C, 0, 0);
     int joined = c->concat * C;
     v->connector_w =
-        param_add(p, PART_CONNECTOR, "connector.", -1, "weight", c->out, joined, 1 / sqrtf(3.0f * (float)joined));
-    if (c->bias) v->connector_b = param_add(p, PART_CONNECTOR, "connector.", -1, "bias", c->out, 0, 0);
+        param_add(p, GROUP_CONNECTOR, "connector.", -1, "weight", c->out, joined, 1 / sqrtf(3.0f * (float)joined));
+    if (c->bias) v->connector_b = param_add(p, GROUP_CONNECTOR, "connector.", -1, "bias", c->out, 0, 0);
 }
 
 /* White paper (pixels of 1 after normalisation) starts as zero: the patch biases cancel the weights' sums. Otherwise

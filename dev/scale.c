@@ -189,9 +189,9 @@ static Pair declare_pair(const char *teacher, const char *student, const char *t
     p.has_teacher = strcmp(teacher, "none") != 0;
     declare(&p.student, "student", student);
     if (p.has_teacher) declare(&p.teacher, "teacher", teacher);
-    if (strstr(train, "vision")) p.parts |= PART_VISION;
-    if (strstr(train, "connector")) p.parts |= PART_CONNECTOR;
-    if (strstr(train, "lm")) p.parts |= PART_LM;
+    if (strstr(train, "vision")) p.parts |= GROUP_VISION;
+    if (strstr(train, "connector")) p.parts |= GROUP_CONNECTOR;
+    if (strstr(train, "lm")) p.parts |= GROUP_LM;
     if (!p.parts) options_die("--train names no part; expected vision, connector, lm or several with commas");
     return p;
 }
@@ -321,8 +321,8 @@ static void print_table(Pair *p, const Plan *plan, const Machine *m) {
     Step s = step_of(p, plan, m);
     const Params *params = &p->student.params;
     printf("student %s, %.2f G parameters, %.2f G trained; teacher %s", opt.student,
-           (double)params_total(params, PART_ALL) / 1e9, (double)params_total(params, p->parts) / 1e9, opt.teacher);
-    if (p->has_teacher) printf(", %.2f G parameters", (double)params_total(&p->teacher.params, PART_ALL) / 1e9);
+           (double)params_total(params, GROUP_ALL) / 1e9, (double)params_total(params, p->parts) / 1e9, opt.teacher);
+    if (p->has_teacher) printf(", %.2f G parameters", (double)params_total(&p->teacher.params, GROUP_ALL) / 1e9);
     printf("\n%d teachers, %d students, %d x %d images a student, %d image and %d text positions\n\n",
            plan->teachers, plan->students, plan->accum, plan->batch, vision_tokens(&p->student.c.vision), plan->text);
     printf("a student's step\n");
@@ -523,7 +523,7 @@ static void check_work(const char *train, int teachers, Recompute recompute) {
     double again = w.layer_again + w.encoder_again;
     expect("recomputed operations are fewer than the forward pass's",
            recompute == RECOMPUTE_BLOCKS ? again > 0.5 * w.forward && again < w.forward : again == 0, 1, 0);
-    double parameters = (double)params_total(&p.student.params, PART_LM) - (double)p.student.embed->n;
+    double parameters = (double)params_total(&p.student.params, GROUP_LM) - (double)p.student.embed->n;
     double rows = 2.0 * model_sequence(&p.student, 1024), head = (double)p.student.head->n;
     double scores = 2.0 * rows * p.student.c.lm.layers * (243 + 1023) * 2048;  // causal attention
     double connector = 2.0 * 2 * 729 * 1152 * 2048, encoder = vision_flops(&p.student.vision, 2);

@@ -61,7 +61,7 @@ static void configure(Pair *p, const Plan *plan) {
     s.bias = t.bias = false;
     bool same = p->has_teacher && !memcmp(&s, &t, sizeof s);
     model_train(&p->student, p->parts, plan->recompute);
-    p->student.vision.source = same && !plan->teachers && !(p->parts & PART_VISION) ? &p->teacher.vision : NULL;
+    p->student.vision.source = same && !plan->teachers && !(p->parts & GROUP_VISION) ? &p->teacher.vision : NULL;
 }
 
 /* Operations of one micro-batch. */
@@ -84,7 +84,7 @@ static Work work_of(Pair *p, const Plan *plan) {
     double forward = model_flops(&p->student, B, plan->text, n), encoder = vision_flops(&p->student.vision, B);
     double patches = (double)B * vision_patches(v), rows = (double)B * model_sequence(&p->student, plan->text);
     double connector = 2 * patches * v->width * s->lm.width;
-    double seen = p->parts & PART_VISION ? encoder : 0;  // by the backward pass
+    double seen = p->parts & GROUP_VISION ? encoder : 0;  // by the backward pass
     w.positions = n;
     w.head = 2.0 * n * s->lm.width * s->lm.vocab;
     w.forward = forward - w.head;
@@ -94,7 +94,7 @@ static Work work_of(Pair *p, const Plan *plan) {
     if (plan->recompute == RECOMPUTE_BLOCKS) {  // all but the last block, without its last product
         w.layer_again = (s->lm.layers - 1) * (layer - 2 * rows * s->lm.width * s->lm.ffn);
         w.encoder_again = seen * (v->layers - 1) / v->layers - 2 * patches * v->width * v->mlp * (v->layers - 1);
-        if (!(p->parts & PART_VISION)) w.encoder_again = 0;
+        if (!(p->parts & GROUP_VISION)) w.encoder_again = 0;
     }
     w.model = forward + 2 * (forward - encoder + seen);
     if (!p->has_teacher) return w;
@@ -182,14 +182,14 @@ static Memory memory_of(Pair *p, const Plan *plan) {
     configure(p, plan);
     Optimizer o = lay_out(p, plan);
     optimizer_plan_state(&o);
-    m.weights = planned_values(&p->student.params, PART_ALL & ~p->parts) + (double)o.n * sizeof(floatX);
+    m.weights = planned_values(&p->student.params, GROUP_ALL & ~p->parts) + (double)o.n * sizeof(floatX);
     m.gradients = (double)o.n * sizeof(float);
     m.state = (double)o.state_memory.used;
     m.activations = planned_activations(&p->student, plan);
     m.chunks = planned_objective(p, plan, apart);
     if (p->has_teacher) {
         double hidden = (double)plan->batch * plan->text * p->teacher.c.lm.width * sizeof(floatX);
-        m.teacher = planned_values(&p->teacher.params, PART_ALL) + planned_activations(&p->teacher, plan);
+        m.teacher = planned_values(&p->teacher.params, GROUP_ALL) + planned_activations(&p->teacher, plan);
         if (apart) m.received = FEED_RING * hidden;
     }
     free(o.list);
@@ -238,7 +238,7 @@ static double gradient_ready(const Pair *p, const Param *x, double layer, double
     if (sscanf(x->name, "lm.%d.%n", &l, &at) == 1 && at) return layer * (c->lm.layers - l);
     if (sscanf(x->name, "vision.%d.%n", &l, &at) == 1 && at)
         return decoder + vision * (c->vision.layers - l) / c->vision.layers;
-    return x->part == PART_VISION ? decoder + vision : decoder;
+    return x->part == GROUP_VISION ? decoder + vision : decoder;
 }
 
 typedef struct {

@@ -132,7 +132,7 @@ static NcclGroup *nccl_join(const Ops *op, const char key[NCCL_KEY_BYTES], int r
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     ncclUniqueId id;
     memcpy(&id, key, sizeof id);
-    g->device = lane_of(op);
+    g->device = stream_of(op);
     g->index = (int)(g->device - cuda_devices);
     g->rank = rank;
     g->ranks = ranks;

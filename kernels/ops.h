@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-enum { OPS_SENDS = 4, OPS_SEND_BYTES = 4096 };
+enum { OPS_DOWNLOADS = 4, OPS_DOWNLOAD_BYTES = 4096 };
 
 typedef enum { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF } Activation;
 
@@ -56,8 +56,8 @@ typedef struct {
     float temperature;  // tau > 0
     SoftLoss soft;
     float jsd_beta;                      // beta in (0, 1)
-    float sure_confidence, sure_factor;  // distillation is scaled by sure_factor where the teacher's argmax is the
-                                         // label with probability (tau = 1) >= sure_confidence; > 1: never
+    float gate_confidence, gate_factor;  // distillation is scaled by gate_factor where the teacher's argmax is the
+                                         // label with probability (tau = 1) >= gate_confidence; > 1: never
     float scale;
 } ObjectiveRow;
 
@@ -68,7 +68,7 @@ typedef struct {
     float hard;        // -log softmax(s)[argmax t]
     float entropy;     // of p (teacher at tau), nats
     float confidence;  // max softmax(t), tau = 1
-    float gate;        // the factor the distillation terms of this row were given (row_gate times sure_factor)
+    float gate;        // the factor the distillation terms of this row were given (row_gate times gate_factor)
     int student_top, teacher_top;  // argmax over the row; the smaller id where equal; -1 without a teacher
 } RowStats;
 
@@ -84,7 +84,7 @@ typedef struct {
 typedef struct Ops {
     const char *name;  // as the --device option has it: cpu, cuda:0, ...
     int device;        // N of cuda:N; 0 for the CPU
-    int lane;          // 1: beside another table of the same device (ops_open_lane)
+    int stream;          // 1: beside another table of the same device (ops_second_stream)
 
     /* ---- memory ---- a device runs what it is asked for in that order, but need not be done when a call returns */
     bool host_memory;               // device pointers can be read by the host (the CPU)
@@ -99,26 +99,26 @@ typedef struct Ops {
     void (*copy_from)(void *dst, const struct Ops *from, const void *src, size_t bytes);
     /* Later calls here wait for the calls made so far on the device or lane `other`; the host does not, unless one of
      * the two is the CPU. */
-    void (*after)(const struct Ops *other);
+    void (*wait_for)(const struct Ops *other);
     /* rows times: dst row r at dst + r*dst_stride gets `width` bytes of src + r*src_stride (strides in bytes) */
     void (*copy_rows)(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width, size_t rows);
     void (*zero)(void *p, size_t bytes);
     void (*sync)(void);
-    /* A download that nobody waits for yet, of up to OPS_SEND_BYTES, under a number below OPS_SENDS; receive waits for
+    /* A download that nobody waits for yet, of up to OPS_DOWNLOAD_BYTES, under a number below OPS_DOWNLOADS; receive waits for
      * it and returns the bytes, which stay there until the number is sent again. */
-    void (*send)(int number, const void *src, size_t bytes);
-    const void *(*receive)(int number);
+    void (*download_async)(int number, const void *src, size_t bytes);
+    const void *(*download_wait)(int number);
 
     /* ---- recordings ---- many calls that come again with the same arguments (what these point to may differ) cost
      * the host less as one:
-     *     if (!op->replay(owner, variant)) { the calls; op->record_end(); }
+     *     if (!op->graph_launch(owner, variant)) { the calls; op->graph_end(); }
      * replay makes the calls recorded under this name and returns true; when it returns false the caller makes them,
      * and they may be recorded. `variant` must stand for everything that decides which calls are made and their
      * arguments; they may only be operations on device memory (none of the section "memory" but copy, copy_rows and
      * zero). forget: what was recorded for an owner is not needed any more; before its memory is released. */
-    bool (*replay)(const void *owner, uint64_t variant);
-    void (*record_end)(void);
-    void (*forget)(const void *owner);
+    bool (*graph_launch)(const void *owner, uint64_t variant);
+    void (*graph_end)(void);
+    void (*graph_free)(const void *owner);
 
     /* ---- inputs ---- */
     /* out[r, :] = table[ids[r], :]; rows with ids[r] < 0 are left as they are (image positions) */
@@ -198,10 +198,10 @@ typedef struct Ops {
                              AttentionShape s, int max_T);
 
     /* The next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is counted up, to where the token
-     * will stand, and ids[b] gets the token. forbidden u8 [V]: not 0 where a token is never chosen. What is drawn
+     * will stand, and ids[b] gets the token. token_mask u8 [V]: not 0 where a token is never chosen. What is drawn
      * depends on (s.seed, streams[b], positions[b]) alone, the same on every device bit for bit (kernels/sample.h). 0
      * where no token is allowed or a number */
-    void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *forbidden, const int *streams,
+    void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                    Sampling s, int B, int V);
 
     /* ---- objective ---- formulas in loss.cuh */
@@ -236,7 +236,7 @@ extern const Ops cpu_ops;
  * ... */
 #ifdef WITH_CUDA
 int cuda_device_count(void);  // 0 where there is none or no driver
-const Ops *cuda_ops_open(int device, int lane, Error *err);
+const Ops *cuda_ops_open(int device, int stream, Error *err);
 #endif
 
 /* The table that a --device option names: cpu; cuda:N, or cuda for the first GPU; auto for that if one answers, else the
@@ -262,12 +262,12 @@ static inline const Ops *ops_open(const char *name, Error *err) {
 
 /* A second table for the same device, whose calls run beside the first one's: memory of one is memory of the other, and
  * `after` or copy_from say what must wait for what. The CPU does one thing after another: its own table again. */
-static inline const Ops *ops_open_lane(const Ops *op) {
+static inline const Ops *ops_second_stream(const Ops *op) {
 #ifdef WITH_CUDA
     Error err;
-    const Ops *lane = op->host_memory ? op : cuda_ops_open(op->device, 1, &err);
-    if (!lane) die("%s", err.text);
-    return lane;
+    const Ops *second = op->host_memory ? op : cuda_ops_open(op->device, 1, &err);
+    if (!second) die("%s", err.text);
+    return second;
 #else
     return op;
 #endif

@@ -178,8 +178,8 @@ static ObjectiveConfig setting(const Pair *p, int k) {
     c.jsd_beta = (float)setting_number(p, k, "jsd_beta");
     c.band_low = (float)setting_number(p, k, "band_low");
     c.band_high = (float)setting_number(p, k, "band_high");
-    c.sure_confidence = (float)setting_number(p, k, "sure_confidence");
-    c.sure_factor = (float)setting_number(p, k, "sure_factor");
+    c.gate_confidence = (float)setting_number(p, k, "sure_confidence");
+    c.gate_factor = (float)setting_number(p, k, "sure_factor");
     char key[32];
     snprintf(key, sizeof key, "%d.soft", k);
     const char *soft = safetensors_metadata(&p->expected, key);
@@ -329,7 +329,7 @@ static void check_setting(Pair *p, int k) {
     Objective o;
     open_objective(&o, p, c, k == 0 ? 0 : CHUNK);
     Optimizer map;
-    if (o.map.count) open_optimizer(&map, p->op, &o.map, PART_ALL);
+    if (o.map.count) open_optimizer(&map, p->op, &o.map, GROUP_ALL);
     optimizer_zero_gradients(&p->optimizer);
     learn(p, &o, 0, p->B);
     ObjectiveSums sums = objective_collect(&o);
@@ -515,7 +515,7 @@ static void check_writing(Pair *p, float temperature) {
 #endif
 }
 
-/* The tokens that are chosen from logits which like the forbidden ones best, then the end, then token `liked`; they
+/* The tokens that are chosen from logits which like the token_mask ones best, then the end, then token `liked`; they
  * stand at number `at` of texts whose number `first` may not be the end. */
 static void check_choice(Decoder *d, const Pair *p, int at, int first, int liked) {
     const Tokenizer *t = &p->student.tokenizer;
@@ -583,7 +583,7 @@ static void check_decoding(Pair *p) {
 
 /* Gradients of all parameters, one after another, frozen ones left out; the caller frees. */
 static float *gather_gradients(const Params *params, const Ops *op, int parts, size_t *count) {
-    float *all = (float *)xmalloc(params_total(params, PART_ALL) * sizeof(float));
+    float *all = (float *)xmalloc(params_total(params, GROUP_ALL) * sizeof(float));
     *count = 0;
     for (int i = 0; i < params->count; i++) {
         const Param *x = &params->list[i];
@@ -623,21 +623,21 @@ static void expect_bits(const char *name, const char *what, float *a, size_t a_c
 }
 
 static void check_equivalents(const Ops *op, const char *folder, const char *name) {
-    static const int masks[] = {PART_VISION, PART_CONNECTOR, PART_LM, PART_VISION | PART_CONNECTOR,
-                                PART_CONNECTOR | PART_LM};
+    static const int masks[] = {GROUP_VISION, GROUP_CONNECTOR, GROUP_LM, GROUP_VISION | GROUP_CONNECTOR,
+                                GROUP_CONNECTOR | GROUP_LM};
     size_t n, count;
-    float *whole = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_NONE, 1, PART_ALL, &n);
-    float *other = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_ACTIVATIONS, 1, PART_ALL, &count);
+    float *whole = gradients_of(op, folder, name, 0, GROUP_ALL, RECOMPUTE_NONE, 1, GROUP_ALL, &n);
+    float *other = gradients_of(op, folder, name, 0, GROUP_ALL, RECOMPUTE_ACTIVATIONS, 1, GROUP_ALL, &count);
     expect_bits(name, "--recompute activations", other, count, whole, n);
-    other = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_BLOCKS, 1, PART_ALL, &count);
+    other = gradients_of(op, folder, name, 0, GROUP_ALL, RECOMPUTE_BLOCKS, 1, GROUP_ALL, &count);
     expect_bits(name, "--recompute blocks", other, count, whole, n);
-    other = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_NONE, 2, PART_ALL, &count);
+    other = gradients_of(op, folder, name, 0, GROUP_ALL, RECOMPUTE_NONE, 2, GROUP_ALL, &count);
     double error = relative_error(other, whole, n);
     check(count == n && error <= SAME, "%s: two micro-batches differ from one batch by %.1e", name, error);
     free(other);
     free(whole);
     for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
-        whole = gradients_of(op, folder, name, 0, PART_ALL, RECOMPUTE_NONE, 1, masks[i], &n);
+        whole = gradients_of(op, folder, name, 0, GROUP_ALL, RECOMPUTE_NONE, 1, masks[i], &n);
         other = gradients_of(op, folder, name, 0, masks[i], (Recompute)(i % 3), 1, masks[i], &count);
         expect_bits(name, "freezing the other parts", other, count, whole, n);
         free(whole);
@@ -709,9 +709,9 @@ static float *gradients_with_threads(const Ops *op, const char *tokenizer_file, 
     int before = omp_get_max_threads();
     omp_set_num_threads(threads);
 #endif
-    drawn_open(&d, op, tokenizer_file, "tiny", PART_ALL, RECOMPUTE_NONE, NULL);
+    drawn_open(&d, op, tokenizer_file, "tiny", GROUP_ALL, RECOMPUTE_NONE, NULL);
     *loss = drawn_learn(&d);
-    float *all = gather_gradients(&d.m.params, op, PART_ALL, count);
+    float *all = gather_gradients(&d.m.params, op, GROUP_ALL, count);
     drawn_close(&d);
 #ifdef _OPENMP
     omp_set_num_threads(before);
@@ -751,7 +751,7 @@ static void check_recompute(const Ops *op, const char *tokenizer_file, const cha
         drawn_open(&d, op, tokenizer_file, shape, parts, (Recompute)level, NULL);
         drawn_learn(&d);
         float *all = gather_gradients(&d.m.params, op, parts, &count);
-        bool same = parts == PART_CONNECTOR && level == RECOMPUTE_ACTIVATIONS;
+        bool same = parts == GROUP_CONNECTOR && level == RECOMPUTE_ACTIVATIONS;
         check(d.m.arena.used < memory || (same && d.m.arena.used == memory),
               "%s: parts %d, --recompute %s takes %zu bytes, the level before %zu", shape, parts, levels[level],
               d.m.arena.used, memory);
@@ -800,8 +800,8 @@ static void check_hook(const Ops *op, const char *tokenizer_file, const char *sh
     d.m.hook.ready = told;
     d.m.hook.context = &t;
     drawn_learn(&d);
-    int calls = parts & PART_LM ? 2 + d.m.c.lm.layers : 0;
-    calls += (parts & PART_CONNECTOR ? 1 : 0) + (parts & PART_VISION ? 1 + d.m.c.vision.layers : 0);
+    int calls = parts & GROUP_LM ? 2 + d.m.c.lm.layers : 0;
+    calls += (parts & GROUP_CONNECTOR ? 1 : 0) + (parts & GROUP_VISION ? 1 + d.m.c.vision.layers : 0);
     check(t.backwards && t.calls == calls, "%s: parts %d, the hook was called %d times, expected %d, each earlier",
           shape, parts, t.calls, calls);
     for (int i = 0; i < params->count; i++) {
@@ -836,26 +836,26 @@ static void check_shared_encoder(const Ops *op, const char *tokenizer_file) {
     Ops elsewhere = *op;  // a device of its own, as far as the models can see
     Drawn teacher, other;
     size_t n, count, own, memory;
-    float *alone = gradients_with_eyes(op, tokenizer_file, shape, PART_CONNECTOR | PART_LM, NULL, &n, &own);
+    float *alone = gradients_with_eyes(op, tokenizer_file, shape, GROUP_CONNECTOR | GROUP_LM, NULL, &n, &own);
     for (int copied = 0; copied < 2; copied++) {
         drawn_open(&teacher, copied ? &elsewhere : op, tokenizer_file,
                    "tiny,vision.image_size=48,vision.layers=3,vision.activation=gelu,connector.concat=1,lm.layers=1",
                    0, RECOMPUTE_NONE, NULL);
         float *shared =
-            gradients_with_eyes(op, tokenizer_file, shape, PART_CONNECTOR | PART_LM, &teacher, &count, &memory);
+            gradients_with_eyes(op, tokenizer_file, shape, GROUP_CONNECTOR | GROUP_LM, &teacher, &count, &memory);
         expect_bits(shape, copied ? "a copy of the teacher's features" : "the teacher's encoder", shared, count,
                     alone, n);
         check(memory < own, "%s: %zu bytes without an encoder, %zu with one", shape, memory, own);
-        drawn_open(&other, op, tokenizer_file, shape, PART_ALL, RECOMPUTE_NONE, NULL);
+        drawn_open(&other, op, tokenizer_file, shape, GROUP_ALL, RECOMPUTE_NONE, NULL);
         check(!model_share_encoder(&other.m, &teacher.m), "%s: an encoder is shared although it is trained", shape);
-        model_train(&other.m, PART_LM, RECOMPUTE_NONE);
+        model_train(&other.m, GROUP_LM, RECOMPUTE_NONE);
         check(model_share_encoder(&other.m, &teacher.m), "%s: a frozen encoder is not shared", shape);
         const Param *last = teacher.m.vision.norm_b;
         floatX one = to_x(0.5f);
         op->upload(last->value + last->n - 1, &one, sizeof one);
         check(!model_share_encoder(&other.m, &teacher.m), "%s: an encoder with other weights is shared", shape);
         drawn_close(&other);
-        drawn_open(&other, op, tokenizer_file, drawn_shapes[1], PART_LM, RECOMPUTE_NONE, NULL);
+        drawn_open(&other, op, tokenizer_file, drawn_shapes[1], GROUP_LM, RECOMPUTE_NONE, NULL);
         check(!model_share_encoder(&other.m, &teacher.m), "an encoder of another shape is shared");
         drawn_close(&other);
         drawn_close(&teacher);
@@ -864,7 +864,7 @@ static void check_shared_encoder(const Ops *op, const char *tokenizer_file) {
 }
 
 static void check_drawn(const Ops *op, const char *folder) {
-    static const int masks[] = {PART_ALL, PART_LM, PART_CONNECTOR, PART_VISION, PART_CONNECTOR | PART_LM};
+    static const int masks[] = {GROUP_ALL, GROUP_LM, GROUP_CONNECTOR, GROUP_VISION, GROUP_CONNECTOR | GROUP_LM};
     char *path = format_string("%s/gqa.student.safetensors", folder);
     check_threads(op, path);
     for (int i = 0; i < DRAWN_SHAPES; i++)
@@ -951,7 +951,7 @@ static void check_schedule(void) {
 
 static void test_pair(const Ops *op, const char *folder, const char *name) {
     Pair p;
-    pair_open(&p, op, folder, name, PART_ALL, RECOMPUTE_NONE);
+    pair_open(&p, op, folder, name, GROUP_ALL, RECOMPUTE_NONE);
     check_forward(&p, &p.student, p.pixels, "");
     check_forward(&p, &p.teacher, p.teacher_pixels, "teacher.");
     for (int k = 0; k < (int)number(&p, "settings"); k++) check_setting(&p, k);

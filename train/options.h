@@ -17,7 +17,7 @@ static struct {
     const char *recompute = "none", *schedule = "cosine", *loss = "kl", *kd_schedule = "anneal";
     double lr = 1e-3, lr_final = 0.05, lr_gamma = 0.1, decay = 0.05, beta1 = 0.9, beta2 = 0.98, clip = 1;
     double temperature = 4, alpha = NAN, w_ce = 0.2, w_soft = 0.8, w_hard = 0, w_embed = 0, beta = 0.5;
-    double entropy_low = 0, entropy_high = 1e9, sure = 2, sure_factor = 0.3;
+    double entropy_low = 0, entropy_high = 1e9, sure = 2, gate_factor = 0.3;
     bool resume = false, overwrite = false, augment = false, shard = true;
     const char *rendezvous = NULL;
     int64_t gpus = 0, ranks = 0, rank = -1, teachers = -1, students = 0;
@@ -84,7 +84,7 @@ static const Option table[] = {
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
     {"sure", 0, OPT_FLOAT, &opt.sure, "P",
      "scale the distillation where the teacher is right with at least this probability; above 1: never", 0, 2},
-    {"sure-factor", 0, OPT_FLOAT, &opt.sure_factor, "X", "the factor for --sure", 0, 1},
+    {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor for --sure", 0, 1},
     {"chunk", 0, OPT_INT, &opt.chunk, "N", "positions whose logits exist at a time; 0: 4096, on a GPU by its memory",
      0, 1e9},
     HEADING("machine"),
@@ -160,8 +160,8 @@ static ObjectiveConfig parse_objective(void) {
     c.jsd_beta = (float)opt.beta;
     c.band_low = (float)opt.entropy_low;
     c.band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high;
-    c.sure_confidence = (float)opt.sure;
-    c.sure_factor = (float)opt.sure_factor;
+    c.gate_confidence = (float)opt.sure;
+    c.gate_factor = (float)opt.gate_factor;
     return c;
 }
 

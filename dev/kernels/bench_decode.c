@@ -48,7 +48,7 @@ static void make(const char *path, const char *shape) {
     Model m;
     create(&m, &cpu_ops, shape);
     if (model_save(&m, path, &err)) die("%s", err.text);
-    printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, PART_ALL) / 1e6);
+    printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, GROUP_ALL) / 1e6);
     model_close(&m);
 }
 
@@ -113,7 +113,7 @@ static double step_bytes(const Decoder *d) {
     const LmConfig *c = &m->c.lm;
     size_t embed = m->head == m->embed ? 0 : m->embed->n;
     double cache = 2.0 * c->layers * c->kv_heads * c->head_dim * d->B * d->length;
-    return ((double)(params_total(&m->params, PART_LM) - embed) + cache) * sizeof(floatX);
+    return ((double)(params_total(&m->params, GROUP_LM) - embed) + cache) * sizeof(floatX);
 }
 
 /* What decoder_start leaves, without looking: B empty texts after as many positions as an image has. */

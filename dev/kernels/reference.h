@@ -230,8 +230,8 @@ static double ref_objective(RefStats *out, const double *s, const double *t, int
         for (int i = 0; i < V; i++) r.entropy -= exp(lp[i]) * lp[i];
         r.soft = ref_divergence(lp, lq, V, o->soft, o->jsd_beta);
         r.hard = -lq1[r.teacher_top];
-        bool sure = r.teacher_top == label && r.confidence >= o->sure_confidence;
-        r.gate = row_gate * (sure ? o->sure_factor : 1);
+        bool sure = r.teacher_top == label && r.confidence >= o->gate_confidence;
+        r.gate = row_gate * (sure ? o->gate_factor : 1);
     }
     free(lq1);
     *out = r;

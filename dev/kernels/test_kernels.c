@@ -48,7 +48,7 @@ static const struct {
     {"sample", test_sample, 60},
     {"sample_often", test_sample_often, 1},
     {"recordings", test_recordings, 1},
-    {"lanes", test_lanes, 12},
+    {"second stream", test_second_stream, 12},
     {"sending", test_sending, 4},
     {"objective", test_objective, 150},
     {"objective_wide", test_objective_wide, 12},

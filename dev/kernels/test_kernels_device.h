@@ -17,14 +17,14 @@ typedef struct {
 } Recorded;
 
 static bool recorded_run(const Recorded *r, const void *owner, uint64_t variant) {
-    if (op->replay(owner, variant)) return true;
+    if (op->graph_launch(owner, variant)) return true;
     op->residual_forward(r->sum, r->a, r->b, r->n);
     op->residual_forward(r->sum, r->sum, r->a, r->n);
     op->copy(r->copy, r->sum, r->n * sizeof(floatX));
     op->cast_from_x(r->floats, r->copy, r->n);
     op->zero(r->sum, r->n * sizeof(floatX));
     op->squared_norm(r->norm, r->floats, r->n, false);
-    op->record_end();
+    op->graph_end();
     return false;
 }
 
@@ -68,9 +68,9 @@ static void test_recording(void) {
     op->linear_backward_weight(dw, db, dout, inp, 4, (int)wide, 1);  // needs more scratch memory than ever
     recorded_check(&r, EITHER, &r, 0);
     recorded_check(&r, REPLAYED, &r, 0);
-    op->forget(&r);
+    op->graph_free(&r);
     for (int i = 0; i < 3; i++) recorded_check(&r, i >= 2 ? REPLAYED : MADE, &r, 0);
-    op->forget(&r);
+    op->graph_free(&r);
 }
 
 /* Owners and variants are kept apart, and more of them than a device keeps make it forget the oldest. */
@@ -79,7 +79,7 @@ static void test_recordings(void) {
     Recorded r[2] = {recorded_make(20), recorded_make(33)};
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < 4; k++) recorded_check(&r[k % 2], i >= 2 ? REPLAYED : MADE, &owners[k / 2], (uint64_t)(k % 2));
-    op->forget(&owners[0]);
+    op->graph_free(&owners[0]);
     recorded_check(&r[1], REPLAYED, &owners[1], 1);
     recorded_check(&r[0], MADE, &owners[0], 0);
     for (int i = 2; i < 200; i++) {
@@ -90,54 +90,54 @@ static void test_recordings(void) {
     report(was == !op->host_memory, "the latest recording was forgotten");
     was = recorded_run(&r[0], &owners[1], 0);
     report(!was, "more recordings are kept than there is room for");
-    op->forget(&owners[0]);
-    op->forget(&owners[1]);
+    op->graph_free(&owners[0]);
+    op->graph_free(&owners[1]);
 }
 
 /* Two lanes that work on each other's results, neither of them waiting for the host: 3 (2x + 1) + ... in whole
  * numbers, which floatX holds exactly. */
-static void test_lanes(void) {
-    const Ops *lane = ops_open_lane(op);
+static void test_second_stream(void) {
+    const Ops *second = ops_second_stream(op);
     const size_t n = 1 + (size_t)below(3000);
     double *want = zeros(n), *want_copy = zeros(n);
     floatX *x = put_x(zeros(n), n), *one, *y = out_x(n), *z = out_x(n), *copy = out_x(n);
     double *ones = zeros(n);
     for (size_t i = 0; i < n; i++) ones[i] = 1;
     one = put_x(ones, n);
-    report(lane->device == op->device && !strcmp(lane->name, op->name), "a lane has the name of its device");
+    report(second->device == op->device && !strcmp(second->name, op->name), "a second has the name of its device");
     for (int i = 0; i < 5; i++) {
         op->residual_forward(x, x, one, n);  // x + 1
-        lane->after(op);
-        lane->residual_forward(y, x, x, n);  // 2x
+        second->wait_for(op);
+        second->residual_forward(y, x, x, n);  // 2x
         if (i % 2) {
-            op->copy_from(z, lane, y, n * sizeof(floatX));
-            lane->zero(y, n * sizeof(floatX));  // after it has been read
+            op->copy_from(z, second, y, n * sizeof(floatX));
+            second->zero(y, n * sizeof(floatX));  // after it has been read
         } else {
-            op->after(lane);
+            op->wait_for(second);
             op->copy(z, y, n * sizeof(floatX));
         }
-        op->residual_forward(x, z, one, n);  // 2x + 1, after the lane has read x
+        op->residual_forward(x, z, one, n);  // 2x + 1, after the second has read x
         op->copy(copy, x, n * sizeof(floatX));
         for (size_t k = 0; k < n; k++) want_copy[k] = want[k] = 2 * (want[k] + 1) + 1;
     }
-    lane->sync();
-    check_x("lanes x", x, want, n, FP32);
-    check_x("lanes copy", copy, want_copy, n, FP32);
+    second->sync();
+    check_x("second stream x", x, want, n, FP32);
+    check_x("second stream copy", copy, want_copy, n, FP32);
 }
 
 /* What is received is what stood there when it was sent. */
 static void test_sending(void) {
-    int values[OPS_SENDS * 3], n = 1 + below(OPS_SEND_BYTES / (int)sizeof(int));
+    int values[OPS_DOWNLOADS * 3], n = 1 + below(OPS_DOWNLOAD_BYTES / (int)sizeof(int));
     int *d = (int *)device((size_t)n * sizeof(int)), *h = (int *)host((size_t)n * sizeof(int));
-    for (int i = 0; i < OPS_SENDS * 3; i++) {
+    for (int i = 0; i < OPS_DOWNLOADS * 3; i++) {
         values[i] = below(1 << 30);
         for (int k = 0; k < n; k++) h[k] = values[i] + k;
         op->upload(d, h, (size_t)n * sizeof(int));
-        op->send(i % OPS_SENDS, d, (size_t)n * sizeof(int));
+        op->download_async(i % OPS_DOWNLOADS, d, (size_t)n * sizeof(int));
         op->zero(d, (size_t)n * sizeof(int));
-        if (i + 1 < OPS_SENDS) continue;
-        const int *got = (const int *)op->receive((i + 1) % OPS_SENDS);
-        int first = values[i + 1 - OPS_SENDS], wrong = 0;
+        if (i + 1 < OPS_DOWNLOADS) continue;
+        const int *got = (const int *)op->download_wait((i + 1) % OPS_DOWNLOADS);
+        int first = values[i + 1 - OPS_DOWNLOADS], wrong = 0;
         for (int k = 0; k < n; k++) wrong += got[k] != first + k;
         report(wrong == 0, "%d of %d received values are not what was sent", wrong, n);
     }

@@ -8,7 +8,7 @@ enum { SAMPLE_ROWS = 12 };
 
 typedef struct {
     const float *logits;  // [V]
-    const uint8_t *forbidden;
+    const uint8_t *token_mask;
     int V, never;  // never: the end token where it may not stand, or -1
     Sampling s;
 } SampleCase;
@@ -34,9 +34,9 @@ static int ref_sample(const SampleCase *c, double u, double shift) {
     double top = -INFINITY, total = 0, kept = 0;
     int n = 0, used = 0, id = 0;
     for (int i = 0; i < c->V; i++)
-        if (!c->forbidden[i] && i != c->never && (double)c->logits[i] > top) top = (double)c->logits[i];
+        if (!c->token_mask[i] && i != c->never && (double)c->logits[i] > top) top = (double)c->logits[i];
     for (int i = 0; i < c->V && top > -INFINITY; i++) {
-        if (c->forbidden[i] || i == c->never || !(c->logits[i] > -INFINITY)) continue;
+        if (c->token_mask[i] || i == c->never || !(c->logits[i] > -INFINITY)) continue;
         double size = (double)c->logits[i];
         choice[n].p = size == top ? 1 : c->s.temperature > 0 ? exp((size - top) / (double)c->s.temperature) : 0;
         choice[n].id = i;
@@ -83,7 +83,7 @@ static void test_sample(void) {
     uint64_t state;
     size_t n = (size_t)B * (size_t)V;
     float *logits = (float *)host(n * sizeof(float));
-    uint8_t *forbidden = (uint8_t *)host((size_t)V);
+    uint8_t *token_mask = (uint8_t *)host((size_t)V);
     int streams[SAMPLE_ROWS], positions[SAMPLE_ROWS], ids[SAMPLE_ROWS], other[SAMPLE_ROWS], at[SAMPLE_ROWS];
     Sampling s = {ONE_OF(float, 0, 0.01f, 0.8f, 1, 5), ONE_OF(float, 1, 1, 0.95f, 0.5f, 0), ONE_OF(int, 0, 0, 1, 3, 40),
                   random_bits(), below(V), 7};
@@ -92,12 +92,12 @@ static void test_sample(void) {
         streams[b] = below(100);
         positions[b] = 5 + below(4);
     }
-    for (int i = 0; i < V; i++) forbidden[i] = below(10) == 0;
+    for (int i = 0; i < V; i++) token_mask[i] = below(10) == 0;
     float *d_logits = (float *)device(n * sizeof(float));
     uint8_t *d_forbidden = (uint8_t *)device((size_t)V);
     int *d_ids = put_i(streams, (size_t)B), *d_positions = put_i(positions, (size_t)B), *d_streams = put_i(streams, (size_t)B);
     op->upload(d_logits, logits, n * sizeof(float));
-    op->upload(d_forbidden, forbidden, (size_t)V);
+    op->upload(d_forbidden, token_mask, (size_t)V);
     op->sample(d_ids, d_positions, d_logits, d_forbidden, d_streams, s, B, V);
     op->download(ids, d_ids, (size_t)B * sizeof(int));
     op->download(at, d_positions, (size_t)B * sizeof(int));
@@ -105,10 +105,10 @@ static void test_sample(void) {
     if (!comparing) return;
     memcpy(other, positions, sizeof other);
     int reference[SAMPLE_ROWS];
-    cpu_ops.sample(reference, other, logits, forbidden, streams, s, B, V);
+    cpu_ops.sample(reference, other, logits, token_mask, streams, s, B, V);
     state = random_state;
     for (int b = 0; b < B; b++) {
-        SampleCase c = {logits + (size_t)b * (size_t)V, forbidden, V, positions[b] + 1 == s.first ? s.end : -1, s};
+        SampleCase c = {logits + (size_t)b * (size_t)V, token_mask, V, positions[b] + 1 == s.first ? s.end : -1, s};
         report(at[b] == positions[b] + 1, "position %d after %d", at[b], positions[b]);
         report(ids[b] == reference[b], "row %d: %d, on the CPU %d", b, ids[b], reference[b]);
         report(is_drawn(&c, ids[b], streams[b], at[b]), "row %d: %d is not what the distribution says", b, ids[b]);
@@ -122,7 +122,7 @@ static void test_sample_often(void) {
     enum { V = 40, ROWS = 200 };
     int rounds = op->host_memory ? 40 : 1, counts[V] = {0}, streams[ROWS], positions[ROWS], ids[ROWS];
     float row[V], *logits = (float *)host(ROWS * V * sizeof(float));
-    uint8_t forbidden[V] = {0};
+    uint8_t token_mask[V] = {0};
     double p[V], total = 0, chi = 0;
     Sampling s = {0.8f, 1, 20, random_bits(), -1, 0};
     for (int i = 0; i < V; i++) row[i] = (float)normal();
@@ -130,7 +130,7 @@ static void test_sample_often(void) {
     float *d_logits = (float *)device(ROWS * V * sizeof(float));
     uint8_t *d_forbidden = (uint8_t *)device(V);
     op->upload(d_logits, logits, ROWS * V * sizeof(float));
-    op->upload(d_forbidden, forbidden, V);
+    op->upload(d_forbidden, token_mask, V);
     for (int r = 0; r < ROWS; r++) streams[r] = r, positions[r] = 0;
     int *d_ids = put_i(streams, ROWS), *d_streams = put_i(streams, ROWS), *d_positions = put_i(positions, ROWS);
     for (int round = 0; round < rounds; round++) {

@@ -166,8 +166,8 @@ static void distill_row(floatX *s, const floatX *t, int label, float row_gate, R
         if (o->soft == SOFT_JSD) out.soft = row_jsd(&r, s, t, V, o->jsd_beta);
         out.teacher_top = teacher.top;
         out.hard = r.log_z + (r.s_max - from_x(s[teacher.top]));
-        bool sure = teacher.top == label && out.confidence >= o->sure_confidence;
-        out.gate = row_gate * (sure ? o->sure_factor : 1.0f);
+        bool sure = teacher.top == label && out.confidence >= o->gate_confidence;
+        out.gate = row_gate * (sure ? o->gate_factor : 1.0f);
     } else {
         r.log_z = logf(row_sum_exp(s, 0, Vs, r.s_max));
     }

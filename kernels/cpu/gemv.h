@@ -7,13 +7,13 @@
 #include "vector.h"
 #include "../ops.h"
 
-enum { FEW_ROWS = 4 };
+enum { GEMV = 4 };
 
 /* x [rows, I] to fp32, in steps of 2 LANES columns, padded with zeros: in a step the even columns and then the odd
  * ones (bf16 weights), or the columns in order (fp32 weights). */
-static float *few_rows_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
+static float *gemv_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
     size_t ld = div_up(I, 2 * LANES) * 2 * LANES;
-    float *f = (float *)scratch(SCRATCH_SHARED, FEW_ROWS * ld * sizeof(float));
+    float *f = (float *)scratch(SCRATCH_SHARED, GEMV * ld * sizeof(float));
     memset(f, 0, rows * ld * sizeof(float));
     for (size_t r = 0; r < rows; r++)
         for (size_t i = 0; i < I; i++) {
@@ -23,8 +23,8 @@ static float *few_rows_input(const floatX *x, size_t rows, size_t I, Dtype dtype
     return f;
 }
 
-/* Two vectors of weights from element i on, in few_rows_input's order; only the first n are read. */
-static inline void few_rows_load(vf w[2], const void *row, size_t i, size_t n, const bool is_bf16) {
+/* Two vectors of weights from element i on, in gemv_input's order; only the first n are read. */
+static inline void gemv_load(vf w[2], const void *row, size_t i, size_t n, const bool is_bf16) {
     if (is_bf16) {
         vu pair = {0};
         memcpy(&pair, (const bf16 *)row + i, n == 2 * LANES ? sizeof pair : n * sizeof(bf16));
@@ -37,11 +37,11 @@ static inline void few_rows_load(vf w[2], const void *row, size_t i, size_t n, c
 }
 
 /* sum += x_r * w over the n weights from element i on */
-static inline __attribute__((always_inline)) void few_rows_step(vf sum[FEW_ROWS][2], const float *x, size_t ld,
+static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV][2], const float *x, size_t ld,
                                                                 const char *w, size_t i, size_t n, const size_t rows,
                                                                 const bool is_bf16) {
     vf pair[2];
-    few_rows_load(pair, w, i, n, is_bf16);
+    gemv_load(pair, w, i, n, is_bf16);
     for (size_t r = 0; r < rows; r++) {
         sum[r][0] += pair[0] * vf_load(x + r * ld + i);
         sum[r][1] += pair[1] * vf_load(x + r * ld + i + LANES);
@@ -50,24 +50,24 @@ static inline __attribute__((always_inline)) void few_rows_step(vf sum[FEW_ROWS]
 
 /* c[r * ldc] = <x_r, w> for the weights w [I] of one output channel. Lines are asked for ahead of time, because the
  * processor's own prefetching stops at every page. */
-static inline __attribute__((always_inline)) void few_rows_channel(float *c, size_t ldc, const float *x,
+static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t ldc, const float *x,
                                                                    const char *w, size_t I, const size_t rows,
                                                                    const bool is_bf16) {
     enum { STEP = 2 * LANES, LINE = 64, AHEAD = 2048 };  // elements, bytes, bytes
     const size_t bytes = STEP * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, STEP) * STEP;
-    vf sum[FEW_ROWS][2];
+    vf sum[GEMV][2];
     size_t i = 0;
     for (size_t r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vf_zero();
     for (const char *ahead = w + AHEAD; i + STEP <= I; i += STEP, ahead += bytes) {
         for (size_t line = 0; line < bytes; line += LINE) __builtin_prefetch(ahead + line);
-        few_rows_step(sum, x, ld, w, i, STEP, rows, is_bf16);
+        gemv_step(sum, x, ld, w, i, STEP, rows, is_bf16);
     }
-    if (i < I) few_rows_step(sum, x, ld, w, i, I - i, rows, is_bf16);
+    if (i < I) gemv_step(sum, x, ld, w, i, I - i, rows, is_bf16);
     for (size_t r = 0; r < rows; r++) c[r * ldc] = vf_sum(sum[r][0] + sum[r][1]);
 }
 
-/* c [rows, ldc] = the products of x (from few_rows_input) with the output channels begin .. end */
-static void few_rows_product(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
+/* c [rows, ldc] = the products of x (from gemv_input) with the output channels begin .. end */
+static void gemv_product(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
                              size_t end) {
     const bool is_bf16 = w->dtype == DT_BF16;
     size_t bytes = w->cols * dtype_size(w->dtype);
@@ -76,9 +76,9 @@ static void few_rows_product(float *c, size_t ldc, const float *x, const Weight 
 #define ROWS(n)                                                   \
     if (rows == n) {                                              \
         if (is_bf16)                                              \
-            few_rows_channel(c, ldc, x, data, w->cols, n, true);  \
+            gemv_channel(c, ldc, x, data, w->cols, n, true);  \
         else                                                      \
-            few_rows_channel(c, ldc, x, data, w->cols, n, false); \
+            gemv_channel(c, ldc, x, data, w->cols, n, false); \
     }
         ROWS(1)
         ROWS(2)

@@ -50,21 +50,21 @@ static void cpu_copy_rows(void *dst, size_t dst_stride, const void *src, size_t 
 static void cpu_sync(void) {}
 static size_t cpu_memory_free(void) { return 0; }
 
-static void cpu_after(const Ops *other) {
+static void cpu_wait_for(const Ops *other) {
     if (!other->host_memory) other->sync();
 }
 
-static char cpu_sent[OPS_SENDS][OPS_SEND_BYTES];
+static char cpu_sent[OPS_DOWNLOADS][OPS_DOWNLOAD_BYTES];
 
-static void cpu_send(int number, const void *src, size_t bytes) { memcpy(cpu_sent[number], src, bytes); }
-static const void *cpu_receive(int number) { return cpu_sent[number]; }
+static void cpu_download_async(int number, const void *src, size_t bytes) { memcpy(cpu_sent[number], src, bytes); }
+static const void *cpu_download_wait(int number) { return cpu_sent[number]; }
 
-static bool cpu_replay(const void *owner, uint64_t variant) {
+static bool cpu_graph_launch(const void *owner, uint64_t variant) {
     (void)owner, (void)variant;
     return false;
 }
-static void cpu_record_end(void) {}
-static void cpu_forget(const void *owner) { (void)owner; }
+static void cpu_graph_end(void) {}
+static void cpu_graph_free(const void *owner) { (void)owner; }
 
 /* ---- embedding ---- */
 

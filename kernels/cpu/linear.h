@@ -171,15 +171,15 @@ static Matrix weight_matrix(Weight w) {
     return m;
 }
 
-static void product_few_rows(const floatX *inp, const Weight *w, const Epilogue *e, size_t rows) {
-    float *x = few_rows_input(inp, rows, w->cols, w->dtype);
+static void product_gemv(const floatX *inp, const Weight *w, const Epilogue *e, size_t rows) {
+    float *x = gemv_input(inp, rows, w->cols, w->dtype);
     size_t tasks = div_up(w->rows, BLOCK_N);
 #pragma omp parallel for schedule(static) if ((size_t)w->rows * w->cols > 16384)
     for (size_t task = 0; task < tasks; task++) {
-        float c[FEW_ROWS * BLOCK_N];
+        float c[GEMV * BLOCK_N];
         size_t begin = task * BLOCK_N, end = min_size(w->rows, begin + BLOCK_N);
         memset(c, 0, sizeof c);
-        few_rows_product(c, BLOCK_N, x, w, rows, begin, end);
+        gemv_product(c, BLOCK_N, x, w, rows, begin, end);
         epilogue_block(e, c, BLOCK_N, 0, rows, begin, end - begin);
     }
 }
@@ -188,8 +188,8 @@ static void cpu_linear_forward(floatX *out, const floatX *inp, Weight w, const f
                                floatX *preact, size_t rows) {
     Matrix a = activation_matrix(inp, w.cols), b = weight_matrix(w);
     Epilogue e = {(size_t)w.rows, out, preact, bias, act, NULL, false};
-    if (rows <= FEW_ROWS)
-        product_few_rows(inp, &w, &e, rows);
+    if (rows <= GEMV)
+        product_gemv(inp, &w, &e, rows);
     else
         product(&a, &b, true, &e, rows, w.rows, w.cols);
 }
@@ -197,8 +197,8 @@ static void cpu_linear_forward(floatX *out, const floatX *inp, Weight w, const f
 static void cpu_linear_logits(float *out, const floatX *inp, Weight w, size_t rows) {
     Matrix a = activation_matrix(inp, w.cols), b = weight_matrix(w);
     Epilogue e = {(size_t)w.rows, NULL, NULL, NULL, ACT_NONE, out, false};
-    if (rows <= FEW_ROWS)
-        product_few_rows(inp, &w, &e, rows);
+    if (rows <= GEMV)
+        product_gemv(inp, &w, &e, rows);
     else
         product(&a, &b, true, &e, rows, w.rows, w.cols);
 }

@@ -45,11 +45,11 @@ static uint64_t sample_last_kept(SampleItem *items, const uint32_t *distance, co
 }
 
 /* The likeliest token that is allowed, the first of equals; -1: there is none. */
-static int sample_best(const float *logits, const uint8_t *forbidden, int never, int V) {
+static int sample_best(const float *logits, const uint8_t *token_mask, int never, int V) {
     float top = -INFINITY;
     int best = -1;
     for (int i = 0; i < V; i++)
-        if (logits[i] > top && !forbidden[i] && i != never) {
+        if (logits[i] > top && !token_mask[i] && i != never) {
             top = logits[i];
             best = i;
         }
@@ -57,15 +57,15 @@ static int sample_best(const float *logits, const uint8_t *forbidden, int never,
 }
 
 /* never: a token that is not allowed here, or -1 */
-static int sample_row(const float *logits, const uint8_t *forbidden, const Sampling *s, int never, int stream,
+static int sample_row(const float *logits, const uint8_t *token_mask, const Sampling *s, int never, int stream,
                       int position, int V) {
-    const int best = sample_best(logits, forbidden, never, V);
+    const int best = sample_best(logits, token_mask, never, V);
     if (best < 0 || sample_is_greedy(s)) return best < 0 ? 0 : best;
     const float scale = sample_scale(s->temperature), top = logits[best];
     uint32_t *distance = (uint32_t *)scratch(SCRATCH_A, (size_t)V * sizeof *distance);
     uint64_t last = UINT64_MAX, total = 0;
     for (int i = 0; i < V; i++)
-        distance[i] = forbidden[i] || i == never ? SAMPLE_NEVER : sample_distance(logits[i], top, scale);
+        distance[i] = token_mask[i] || i == never ? SAMPLE_NEVER : sample_distance(logits[i], top, scale);
     if (sample_is_limited(s)) {
         SampleItem *items = (SampleItem *)scratch(SCRATCH_B, (size_t)V * sizeof *items);
         last = sample_last_kept(items, distance, s, V);
@@ -79,12 +79,12 @@ static int sample_row(const float *logits, const uint8_t *forbidden, const Sampl
     return id;
 }
 
-static void cpu_sample(int *ids, int *positions, const float *logits, const uint8_t *forbidden, const int *streams,
+static void cpu_sample(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                        Sampling s, int B, int V) {
 #pragma omp parallel for schedule(dynamic) if (B > 1)
     for (int b = 0; b < B; b++) {
         const int position = ++positions[b];
-        ids[b] = sample_row(logits + (size_t)b * (size_t)V, forbidden, &s, position == s.first ? s.end : -1,
+        ids[b] = sample_row(logits + (size_t)b * (size_t)V, token_mask, &s, position == s.first ? s.end : -1,
                             streams[b], position, V);
     }
 }

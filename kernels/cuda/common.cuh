@@ -44,7 +44,7 @@ static inline void cuda_check(cudaError_t e, const char *file, int line) {
 /* ---- the device in use ---- */
 
 /* A lane is a stream of a GPU with what belongs to it; a CudaDevice is one lane of one GPU. */
-enum { CUDA_GPUS = 8, CUDA_LANES = 2, CUDA_MAX_DEVICES = CUDA_GPUS * CUDA_LANES };
+enum { CUDA_GPUS = 8, CUDA_STREAMS = 2, CUDA_MAX_DEVICES = CUDA_GPUS * CUDA_STREAMS };
 enum { CUDA_SLOTS = 4, CUDA_RECORDINGS = 64 };
 #ifdef CUDA_EMULATION
 enum { CUDA_SLOT_BYTES = 256 << 10 };
@@ -77,8 +77,8 @@ typedef struct {
     int next_slot;
     cudaEvent_t ready;  // for another device or lane that waits for this one
     unsigned peers;     // the GPUs to which a straight way has been sought
-    char *sent;         // pinned memory [OPS_SENDS, OPS_SEND_BYTES]
-    cudaEvent_t sends[OPS_SENDS];
+    char *sent;         // pinned memory [OPS_DOWNLOADS, OPS_DOWNLOAD_BYTES]
+    cudaEvent_t sends[OPS_DOWNLOADS];
     CudaRecording recordings[CUDA_RECORDINGS];
     CudaRecording *recording;  // the one whose calls are being made; NULL: none
     bool capturing;            // and they go into a graph
@@ -346,7 +346,7 @@ static __device__ __forceinline__ float warp_max(float v) {
 /* Called by all threads of a block. The barriers also order what the threads wrote to shared memory before. */
 template <typename T> static __device__ inline T block_sum(T v) {
     __shared__ T part[32];
-    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_sum(v);
     __syncthreads();  // everyone has read the last call's
     if (lane == 0) part[warp] = v;
@@ -357,7 +357,7 @@ template <typename T> static __device__ inline T block_sum(T v) {
 /* a and b together, with the barriers of one. */
 static __device__ inline void block_sum_pair(float &a, float &b) {
     __shared__ float part[2][32];
-    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     a = warp_sum(a);
     b = warp_sum(b);
     __syncthreads();
@@ -369,7 +369,7 @@ static __device__ inline void block_sum_pair(float &a, float &b) {
 
 static __device__ inline float block_max(float v) {
     __shared__ float part[32];
-    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_max(v);
     __syncthreads();
     if (lane == 0) part[warp] = v;

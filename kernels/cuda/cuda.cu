@@ -108,23 +108,23 @@ static void cuda_download(void *host_dst, const void *src, size_t bytes) {
     cuda_sync();
 }
 
-static void cuda_send(int number, const void *src, size_t bytes) {
+static void cuda_download_async(int number, const void *src, size_t bytes) {
     CudaDevice *d = cuda_device;
     not_recorded("a download");
-    if (number < 0 || number >= OPS_SENDS || bytes > OPS_SEND_BYTES) die("internal error: %zu bytes sent", bytes);
+    if (number < 0 || number >= OPS_DOWNLOADS || bytes > OPS_DOWNLOAD_BYTES) die("internal error: %zu bytes sent", bytes);
     if (!d->sent) {
-        pinned_alloc(&d->sent, OPS_SENDS * OPS_SEND_BYTES);
-        for (int i = 0; i < OPS_SENDS; i++)
+        pinned_alloc(&d->sent, OPS_DOWNLOADS * OPS_DOWNLOAD_BYTES);
+        for (int i = 0; i < OPS_DOWNLOADS; i++)
             CUDA_CHECK(cudaEventCreateWithFlags(&d->sends[i], cudaEventDisableTiming));
     }
-    CUDA_CHECK(cudaMemcpyAsync(d->sent + (size_t)number * OPS_SEND_BYTES, src, bytes, cudaMemcpyDeviceToHost,
+    CUDA_CHECK(cudaMemcpyAsync(d->sent + (size_t)number * OPS_DOWNLOAD_BYTES, src, bytes, cudaMemcpyDeviceToHost,
                                d->stream));
     CUDA_CHECK(cudaEventRecord(d->sends[number], d->stream));
 }
 
-static const void *cuda_receive(int number) {
+static const void *cuda_download_wait(int number) {
     CUDA_CHECK(cudaEventSynchronize(cuda_device->sends[number]));
-    return cuda_device->sent + (size_t)number * OPS_SEND_BYTES;
+    return cuda_device->sent + (size_t)number * OPS_DOWNLOAD_BYTES;
 }
 
 static void cuda_copy(void *dst, const void *src, size_t bytes) {
@@ -156,15 +156,15 @@ static void stream_after(CudaDevice *then, CudaDevice *first) {
     CUDA_CHECK(cudaStreamWaitEvent(then->stream, first->ready, 0));
 }
 
-static CudaDevice *lane_of(const Ops *op) { return &cuda_devices[op->lane * CUDA_GPUS + op->device]; }
+static CudaDevice *stream_of(const Ops *op) { return &cuda_devices[op->stream * CUDA_GPUS + op->device]; }
 
-static void cuda_after(const Ops *other) {
+static void cuda_wait_for(const Ops *other) {
     not_recorded("a wait");
-    if (!other->host_memory && lane_of(other) != cuda_device) stream_after(cuda_device, lane_of(other));
+    if (!other->host_memory && stream_of(other) != cuda_device) stream_after(cuda_device, stream_of(other));
 }
 
 static void cuda_copy_from(void *dst, const Ops *from, const void *src, size_t bytes) {
-    CudaDevice *here = cuda_device, *there = lane_of(from);
+    CudaDevice *here = cuda_device, *there = stream_of(from);
     not_recorded("a copy from another device");
     if (from->host_memory) {
         cuda_upload(dst, src, bytes);
@@ -203,7 +203,7 @@ static CudaRecording *recording_of(CudaDevice *d, const void *owner, uint64_t va
     return oldest;
 }
 
-static bool cuda_replay(const void *owner, uint64_t variant) {
+static bool cuda_graph_launch(const void *owner, uint64_t variant) {
     CudaDevice *d = cuda_device;
     not_recorded("another recording");
     CudaRecording *r = recording_of(d, owner, variant);
@@ -220,7 +220,7 @@ static bool cuda_replay(const void *owner, uint64_t variant) {
     return false;
 }
 
-static void cuda_record_end(void) {
+static void cuda_graph_end(void) {
     CudaDevice *d = cuda_device;
     CudaRecording *r = d->recording;
     if (!r) die("internal error: the end of a recording that has not begun");
@@ -235,7 +235,7 @@ static void cuda_record_end(void) {
     CUDA_CHECK(cudaGraphLaunch(r->graph, d->stream));
 }
 
-static void cuda_forget(const void *owner) {
+static void cuda_graph_free(const void *owner) {
     for (int i = 0; i < CUDA_RECORDINGS; i++)
         if (cuda_device->recordings[i].owner == owner) recording_drop(&cuda_device->recordings[i]);
 }
@@ -260,8 +260,8 @@ template <int N, typename Result, typename... Arguments, Result (*FUNCTION)(Argu
 template <int N> static void table_fill(Ops *t) {
 #define ENTRY(name) t->name = On<N, cuda_##name>::call
     ENTRY(alloc), ENTRY(release), ENTRY(upload), ENTRY(download), ENTRY(copy), ENTRY(copy_from), ENTRY(copy_rows);
-    ENTRY(memory_free), ENTRY(zero), ENTRY(sync), ENTRY(after), ENTRY(send), ENTRY(receive);
-    ENTRY(replay), ENTRY(record_end), ENTRY(forget);
+    ENTRY(memory_free), ENTRY(zero), ENTRY(sync), ENTRY(wait_for), ENTRY(download_async), ENTRY(download_wait);
+    ENTRY(graph_launch), ENTRY(graph_end), ENTRY(graph_free);
     ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(patchify), ENTRY(position_forward);
     ENTRY(position_backward), ENTRY(gather_rows), ENTRY(scatter_rows);
     ENTRY(layernorm_forward), ENTRY(residual_layernorm_forward), ENTRY(layernorm_backward);
@@ -310,7 +310,7 @@ static bool can_launch_early(int major) {
     int driver = 0;
     cudaFuncAttributes code;
     CUDA_CHECK(cudaDriverGetVersion(&driver));
-    CUDA_CHECK(cudaFuncGetAttributes(&code, few_rows_kernel<floatX, 1, VECTOR>));
+    CUDA_CHECK(cudaFuncGetAttributes(&code, gemv_kernel<floatX, 1, VECTOR>));
     return major >= 9 && driver >= 12030 && code.ptxVersion >= 90;
 #endif
 }
@@ -347,10 +347,10 @@ extern "C" int cuda_device_count(void) {
     return 0;
 }
 
-extern "C" const Ops *cuda_ops_open(int device, int lane, Error *err) {
+extern "C" const Ops *cuda_ops_open(int device, int stream, Error *err) {
     static Ops tables[CUDA_MAX_DEVICES];
     static char names[CUDA_MAX_DEVICES][16];
-    const int index = lane * CUDA_GPUS + device;
+    const int index = stream * CUDA_GPUS + device;
     CudaDevice *d = device >= 0 && device < CUDA_GPUS ? &cuda_devices[index] : NULL;
     if (d && d->open) return &tables[index];
     program_name_set(program_invocation_name);  // for the sentences of this file and its headers
@@ -363,7 +363,7 @@ extern "C" const Ops *cuda_ops_open(int device, int lane, Error *err) {
     snprintf(names[index], sizeof names[index], "cuda:%d", device);
     tables[index].name = names[index];
     tables[index].device = device;
-    tables[index].lane = lane;
+    tables[index].stream = stream;
     tables[index].host_memory = false;
     table_fill_for<0>(&tables[index], index);
     return &tables[index];

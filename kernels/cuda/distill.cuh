@@ -436,8 +436,8 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
             out.soft = LN_2 * (r->centre - r->log_zq + r->log_zp);
         }
         out.hard = LN_2 * (log_z - fmaf(row.at_top, r->k.at_one, -r->offset));
-        bool sure = r->top == r->label && out.confidence >= o.sure_confidence;
-        out.gate = row_gate * (sure ? o.sure_factor : 1.0f);
+        bool sure = r->top == r->label && out.confidence >= o.gate_confidence;
+        out.gate = row_gate * (sure ? o.gate_factor : 1.0f);
     }
     float soft = o.scale * out.gate * o.w_soft * o.temperature;
     if (KIND != SOFT_KL) soft *= LN_2;  // what it multiplies counts in bits

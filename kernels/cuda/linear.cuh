@@ -275,12 +275,12 @@ static void cuda_product(Product p) {
  * from the first-level cache, which every warp of a multiprocessor shares. `warps` warps make an output channel: one,
  * or all four of a block where channels are few, so that the GPU has enough loads under way. */
 
-enum { FEW_ROWS = 4, FEW_THREADS = 128, FEW_WARPS = FEW_THREADS / 32, FEW_LOADS = 4 };
+enum { GEMV = 4, FEW_THREADS = 128, FEW_WARPS = FEW_THREADS / 32, FEW_LOADS = 4 };
 
 template <typename W, int ROWS, int WIDTH>
-static __global__ void __launch_bounds__(FEW_THREADS) few_rows_kernel(Product p, int warps) {
+static __global__ void __launch_bounds__(FEW_THREADS) gemv_kernel(Product p, int warps) {
     __shared__ float parts[FEW_WARPS][ROWS];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, part = warp % warps;
+    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, part = warp % warps;
     const int channel = (int)blockIdx.x * (FEW_WARPS / warps) + warp / warps, step = 32 * warps * WIDTH;
     const W *weight = (const W *)p.right + (size_t)min(channel, p.N - 1) * p.K;
     float sum[ROWS] = {};
@@ -317,31 +317,31 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_rows_kernel(Product p,
     }
 }
 
-template <typename W, int WIDTH> static void few_rows(const Product &p) {
+template <typename W, int WIDTH> static void gemv(const Product &p) {
     const int warps = p.N <= 8192 ? FEW_WARPS : 1;
     const unsigned grid = cuda_blocks((size_t)p.N, (size_t)(FEW_WARPS / warps));
-    if (p.M == 1) LAUNCH_EARLY((few_rows_kernel<W, 1, WIDTH>), grid, FEW_THREADS, 0, p, warps);
-    if (p.M == 2) LAUNCH_EARLY((few_rows_kernel<W, 2, WIDTH>), grid, FEW_THREADS, 0, p, warps);
-    if (p.M == 3) LAUNCH_EARLY((few_rows_kernel<W, 3, WIDTH>), grid, FEW_THREADS, 0, p, warps);
-    if (p.M == 4) LAUNCH_EARLY((few_rows_kernel<W, 4, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 1) LAUNCH_EARLY((gemv_kernel<W, 1, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 2) LAUNCH_EARLY((gemv_kernel<W, 2, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 3) LAUNCH_EARLY((gemv_kernel<W, 3, WIDTH>), grid, FEW_THREADS, 0, p, warps);
+    if (p.M == 4) LAUNCH_EARLY((gemv_kernel<W, 4, WIDTH>), grid, FEW_THREADS, 0, p, warps);
 }
 
-static void product_few_rows(const Product &p) {
+static void product_gemv(const Product &p) {
     if (p.right_type == DT_FLOATX && vectors_fit((size_t)p.K, VECTOR, p.left, (const floatX *)p.right))
-        few_rows<floatX, VECTOR>(p);
+        gemv<floatX, VECTOR>(p);
     else if (p.right_type == DT_BF16)
-        few_rows<bf16, 1>(p);
+        gemv<bf16, 1>(p);
     else
-        few_rows<float, 1>(p);
+        gemv<float, 1>(p);
 }
 
 /* Few rows on the vector units, some on the tensor cores, more through the library. The first two read the weight
  * while the kernel before them still runs (LAUNCH_EARLY): that one makes their input; weights are written by AdamW
  * and by uploads, after which other kernels come first. */
 static void forward_run(const Product &p) {
-    if (p.M <= FEW_ROWS)
-        product_few_rows(p);
-    else if (!product_some_rows(p))
+    if (p.M <= GEMV)
+        product_gemv(p);
+    else if (!product_small_m(p))
         cuda_product(p);
 }
 
@@ -353,7 +353,7 @@ enum { SUM_THREADS = 256, SUM_ROWS = SUM_THREADS / 32, SUM_PART = 256 };
  * columns; the warps' sums are added in order. Reads x once. */
 template <int WIDTH> static __global__ void column_sum_kernel(float *parts, const floatX *x, size_t rows, int C) {
     __shared__ __align__(16) float sums[SUM_ROWS][32 * WIDTH];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, c0 = (int)blockIdx.x * 32 * WIDTH;
+    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, c0 = (int)blockIdx.x * 32 * WIDTH;
     const int c = c0 + lane * WIDTH;
     const size_t end = min(rows, (size_t)(blockIdx.y + 1) * SUM_PART);
     Floats<WIDTH> sum = {};

@@ -11,7 +11,7 @@ enum { SAMPLE_THREADS = SAMPLE_BINS, SAMPLE_WARPS = SAMPLE_THREADS / 32 };
 /* One sequence. */
 typedef struct {
     const float *logits;
-    const uint8_t *forbidden;
+    const uint8_t *token_mask;
     int never, V;  // never: a token that is not allowed here, or -1
     float top, scale;
 } SampleRow;
@@ -24,13 +24,13 @@ typedef struct {
 } SampleFound;
 
 static __device__ __forceinline__ uint32_t row_distance(const SampleRow &r, int i) {
-    return r.forbidden[i] || i == r.never ? SAMPLE_NEVER : sample_distance(r.logits[i], r.top, r.scale);
+    return r.token_mask[i] || i == r.never ? SAMPLE_NEVER : sample_distance(r.logits[i], r.top, r.scale);
 }
 
 /* Called by all threads of a block; every one gets the largest. */
 static __device__ inline unsigned long long block_largest(unsigned long long v) {
     __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int bits = 16; bits > 0; bits >>= 1) v = max(v, __shfl_xor_sync(ALL_LANES, v, bits));
     if (lane == 0) part[warp] = v;
     __syncthreads();
@@ -47,7 +47,7 @@ static __device__ __forceinline__ int row_best(const SampleRow &r) {
     for (int i = (int)threadIdx.x; i < r.V; i += SAMPLE_THREADS) {
         const float x = r.logits[i];
         const unsigned bits = __float_as_uint(x), order = x < 0.0f ? ~bits : bits | 0x80000000u;
-        if (x > -INFINITY && !r.forbidden[i] && i != r.never)
+        if (x > -INFINITY && !r.token_mask[i] && i != r.never)
             best = max(best, (unsigned long long)order << 32 | ~(unsigned)i);
     }
     best = block_largest(best);
@@ -57,7 +57,7 @@ static __device__ __forceinline__ int row_best(const SampleRow &r) {
 /* v added up over the threads up to and with this one. */
 static __device__ inline unsigned long long block_running_sum(unsigned long long v) {
     __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int n = 1; n < 32; n *= 2) {
         const unsigned long long from = __shfl_up_sync(ALL_LANES, v, n);
         if (lane >= n) v += from;
@@ -124,7 +124,7 @@ static __device__ inline uint64_t row_kept(uint64_t *total, int *shift, const Sa
 /* The first token up to and with which those kept weigh more than `draw`. A warp adds up a stretch of the row; the
  * one whose stretch it is looks again. */
 static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kept, int shift, uint64_t draw) {
-    const int lane = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
+    const int stream = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
     const int begin = (int)threadIdx.x / 32 * stretch, end = min(begin + stretch, r.V);
     unsigned long long sum = 0;
 #pragma unroll 1
@@ -156,10 +156,10 @@ static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kep
 /* Grid B. Reads a row once for the likeliest token, and one to five times more to find what is kept (twice as a
  * rule), and to pick from it, from the second-level cache: logits of 32000 tokens are 128 KB. */
 static __global__ void __launch_bounds__(SAMPLE_THREADS)
-    sample_kernel(int *ids, int *positions, const float *logits, const uint8_t *forbidden, const int *streams,
+    sample_kernel(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                   Sampling s, int V) {
     const int b = (int)blockIdx.x, position = positions[b] + 1;
-    SampleRow r = {logits + (size_t)b * V, forbidden, position == s.first ? s.end : -1, V, 0.0f, 0.0f};
+    SampleRow r = {logits + (size_t)b * V, token_mask, position == s.first ? s.end : -1, V, 0.0f, 0.0f};
     const int best = row_best(r);
     if (threadIdx.x == 0) positions[b] = position;
     if (best < 0 || sample_is_greedy(&s)) {
@@ -174,9 +174,9 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
     row_pick(&ids[b], r, kept, shift, sample_draw(s.seed, streams[b], position, total));
 }
 
-static void cuda_sample(int *ids, int *positions, const float *logits, const uint8_t *forbidden, const int *streams,
+static void cuda_sample(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                         Sampling s, int B, int V) {
-    if (B) LAUNCH(sample_kernel, (unsigned)B, SAMPLE_THREADS, 0, ids, positions, logits, forbidden, streams, s, V);
+    if (B) LAUNCH(sample_kernel, (unsigned)B, SAMPLE_THREADS, 0, ids, positions, logits, token_mask, streams, s, V);
 }
 
 #endif

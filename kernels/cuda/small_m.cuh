@@ -13,7 +13,7 @@
 #include "epilogue.cuh"
 #include "mma.cuh"
 
-enum { SOME_ROWS = 32, SOME_THREADS = 256, SOME_WARPS = SOME_THREADS / 32, SOME_K = 32 };
+enum { SMALL_M = 32, SOME_THREADS = 256, SOME_WARPS = SOME_THREADS / 32, SOME_K = 32 };
 
 /* 8 neighbouring elements, or zeros. */
 static __device__ __forceinline__ uint4 some_load(const bf16 *p, bool inside) {
@@ -22,9 +22,9 @@ static __device__ __forceinline__ uint4 some_load(const bf16 *p, bool inside) {
 
 /* LOADS steps of SOME_K of the sum: first all reads of the weight, so that many are under way. */
 template <int RT, int CT, int LOADS>
-static __device__ __forceinline__ void some_rows_steps(float (&sum)[RT][CT][4], const bf16 *x, const bf16 *weight,
+static __device__ __forceinline__ void small_m_steps(float (&sum)[RT][CT][4], const bf16 *x, const bf16 *weight,
                                                        int k0, int rows, int channels, int K) {
-    const int lane = (int)threadIdx.x % 32, g = lane / 4, k = k0 + lane % 4 * 8;
+    const int stream = (int)threadIdx.x % 32, g = lane / 4, k = k0 + lane % 4 * 8;
     uint4 w[LOADS][CT][2];
 #pragma unroll
     for (int u = 0; u < LOADS; u++)
@@ -52,15 +52,15 @@ static __device__ __forceinline__ void some_rows_steps(float (&sum)[RT][CT][4], 
 }
 
 /* Grid: N / (16 CT). */
-template <int RT, int CT> static __global__ void __launch_bounds__(SOME_THREADS) some_rows_kernel(Product p) {
+template <int RT, int CT> static __global__ void __launch_bounds__(SOME_THREADS) small_m_kernel(Product p) {
     __shared__ float parts[SOME_WARPS][8 * RT][16 * CT + 1];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n0 = (int)blockIdx.x * 16 * CT;
+    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n0 = (int)blockIdx.x * 16 * CT;
     const bf16 *weight = (const bf16 *)p.right + (size_t)n0 * p.K, *x = (const bf16 *)(const void *)p.left;
     constexpr int LOADS = 4 / CT;
     float sum[RT][CT][4] = {};
     let_next_begin();
     for (int k0 = warp * SOME_K; k0 < p.K; k0 += LOADS * SOME_WARPS * SOME_K)
-        some_rows_steps<RT, CT, LOADS>(sum, x, weight, k0, p.M, p.N - n0, p.K);
+        small_m_steps<RT, CT, LOADS>(sum, x, weight, k0, p.M, p.N - n0, p.K);
     wait_for_previous();  // all, also those that had nothing to read
 #pragma unroll
     for (int r = 0; r < RT; r++)
@@ -79,17 +79,17 @@ template <int RT, int CT> static __global__ void __launch_bounds__(SOME_THREADS)
 }
 
 /* False: not for this. */
-static bool product_some_rows(const Product &p) {
+static bool product_small_m(const Product &p) {
     const bool fits = sizeof(floatX) == sizeof(bf16) && p.right_type == DT_BF16 && p.right_turned && !p.left_turned &&
-                      p.M <= SOME_ROWS && p.K > 0 && p.N > 0 &&
+                      p.M <= SMALL_M && p.K > 0 && p.N > 0 &&
                       vectors_fit((size_t)p.K, 8, p.left, (const floatX *)p.right);
     if (!fits) return false;
     if (p.M <= 8)
-        LAUNCH_EARLY((some_rows_kernel<1, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
+        LAUNCH_EARLY((small_m_kernel<1, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
     else if (p.M <= 16)
-        LAUNCH_EARLY((some_rows_kernel<2, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
+        LAUNCH_EARLY((small_m_kernel<2, 1>), cuda_blocks((size_t)p.N, 16), SOME_THREADS, 0, p);
     else
-        LAUNCH_EARLY((some_rows_kernel<4, 2>), cuda_blocks((size_t)p.N, 32), SOME_THREADS, 0, p);
+        LAUNCH_EARLY((small_m_kernel<4, 2>), cuda_blocks((size_t)p.N, 32), SOME_THREADS, 0, p);
     return true;
 }
 
