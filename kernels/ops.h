@@ -273,6 +273,8 @@ static inline const Ops *ops_second_stream(const Ops *op) {
 #endif
 }
 
+static inline const Ops *ops_stream(const Ops *op, int stream) { return stream ? ops_second_stream(op) : op; }
+
 /* Tables of one device, whose memory is the same. */
 static inline bool ops_share_memory(const Ops *a, const Ops *b) {
     return a->host_memory == b->host_memory && a->device == b->device;
