@@ -62,9 +62,9 @@ static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double p
 /* The objective at `progress` in [0, 1] of the training.
  *
  * Annealing (after Jafari et al. 2021, "Annealing Knowledge Distillation"): the temperature goes linearly from its base
- * to 1 at 80 % of the training and stays there. A high temperature teaches the student where it is uncertain:
- * tau² (q - p) at tau = 4 is many times the gradient at tau = 1 where q is neither 0 nor 1. But at its minimum the
- * student's distribution is right at tau, not at 1, where it generates; so the schedule ends at 1. */
+ * to 1 at 80 % of the training and stays there. At a high temperature the small probabilities of the teacher's row count
+ * too, and say which wrong tokens are nearly right. But the student generates at temperature 1, and as it cannot match
+ * the teacher exactly, the best match at another temperature is not the best one there; so the schedule ends at 1. */
 static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, KdSchedule schedule, double progress) {
     const double annealed = 0.8;
     if (schedule == KD_IMAGE2TIKZ) return schedule_image2tikz(base, progress);
