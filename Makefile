@@ -6,7 +6,7 @@
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
 #   ONEDNN=0             the built-in product instead of oneDNN
-#   MPI=0                without MPI (mpirun); training on several machines goes by sockets then
+#   MPI=0                without MPI: one process only, on one or two GPUs
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
 #   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulator)
 #   CC=clang CXX=clang++ another compiler
@@ -16,7 +16,7 @@ ONEDNN    ?= 1
 MPI       ?= 1
 NVCC      ?= nvcc
 CUDA      ?= 1
-BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-sockets)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
+BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-nompi)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
 CPPFLAGS += -MMD -MP -D_GNU_SOURCE
@@ -61,21 +61,22 @@ CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/b
 ifeq ($(CUDA),emulated)
 DEVICES  := the CPU and an emulated GPU
 CPPFLAGS += -DWITH_CUDA -DWITH_NCCL -DCUDA_EMULATION
-OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulator.o streams.o cublaslt.o nccl.o)
+OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulator.o streams.o cublaslt.o emulated_nccl.o nccl.o)
 LDLIBS   += -lstdc++
 else ifneq ($(wildcard $(CUDA_HOME)/include/cublasLt.h),)
 DEVICES  := the CPU and NVIDIA GPUs
 CUDA_LIB := $(firstword $(dir $(wildcard $(addprefix $(CUDA_HOME)/,lib64/libcudart_static.a lib/libcudart_static.a targets/*/lib/libcudart_static.a))))
-CPPFLAGS += -DWITH_CUDA $(if $(wildcard $(CUDA_HOME)/include/nccl.h),-DWITH_NCCL)
-OBJECTS  += $(BUILD)/cuda.o
+HAS_NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h)
+CPPFLAGS += -DWITH_CUDA $(if $(HAS_NCCL),-DWITH_NCCL)
+OBJECTS  += $(BUILD)/cuda.o $(if $(HAS_NCCL),$(BUILD)/nccl.o)
 LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
 endif
 
-# Between processes: MPI where Open MPI's compiler says how, for the programs that train; sockets are always there.
+# Several processes: MPI, where Open MPI's compiler says how, for the program that trains.
 MPI_COMPILE := $(if $(filter-out 0,$(MPI)),$(shell mpicc --showme:compile 2>/dev/null))
-BETWEEN     := sockets
+PROCESSES   := one process (scripts/deps.sh mpi brings what several need)
 ifneq ($(MPI_COMPILE),)
-BETWEEN := MPI or sockets
+PROCESSES := one process or several, through MPI
 $(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_COMPILE)
 $(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
 endif
@@ -83,7 +84,7 @@ endif
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS), $(BETWEEN) between processes"
+	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS), $(PROCESSES)"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -100,7 +101,7 @@ $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm scale
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
@@ -116,7 +117,10 @@ EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulator -O1 -g1 -fno-strict-aliasing -Wno-u
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
 
-$(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: dev/emulator/%.cpp | $(BUILD)
+$(BUILD)/nccl.o: dist/nccl.cu | $(BUILD)
+	$(EMULATE) -MF $(BUILD)/nccl.d -x c++ -c $< -o $@
+
+$(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o emulated_nccl.o): $(BUILD)/%.o: dev/emulator/%.cpp | $(BUILD)
 	$(EMULATE) -O2 -MF $(BUILD)/$*.d -c $< -o $@
 
 $(BUILD)/test_emulator: dev/emulator/test_emulator.cu $(BUILD)/emulator.o $(BUILD)/streams.o
@@ -134,15 +138,15 @@ NVCCFLAGS += -std=c++17 -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-W
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
 
+$(BUILD)/nccl.o: dist/nccl.cu | $(BUILD)
+	$(NVCC) $(CPPFLAGS) -Ikernels/cuda $(NVCCFLAGS) -MF $(BUILD)/nccl.d -c $< -o $@
+
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@ -ldl -Xlinker -rpath -Xlinker $(CUDA_LIB)
 endif
 
 $(BUILD):
 	@mkdir -p $@
-
-# Step times on other machines (dev/scale.md).
-scale: $(BUILD)/scale
 
 build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
@@ -166,7 +170,7 @@ test:
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
-	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz 'build/BF16-sanitize-1/scale --check' \
+	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
@@ -194,4 +198,4 @@ demo:
 clean:
 	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: scale all clean demo starter test build-tests
+.PHONY: all clean demo starter test build-tests

@@ -29,13 +29,13 @@ static void create(Model *m, const Ops *op, const char *shape) {
     if (tokenizer_load(&m->tokenizer, &m->file, &err)) die("%s", err.text);
     if (config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, &err)) die("%s", err.text);
     m->op = op;
-    model_declare(m);
+    model_declare(m, "");
     params_allocate(&m->params, op);
     for (int i = 0; i < m->params.count; i++) {
         const Param *x = &m->params.list[i];
         floatX host[4096];
         size_t n = x->n < 4096 ? x->n : 4096;
-        for (size_t k = 0; k < n; k++) host[k] = to_x(((float)(k * 2654435761u % 4099) / 2049.5f - 1) * x->spread);
+        for (size_t k = 0; k < n; k++) host[k] = to_x(((float)(k * 2654435761u % 4099) / 2049.5f - 1) * x->init_std);
         op->upload(x->value, host, n * sizeof(floatX));
         for (size_t done = n; done < x->n; done *= 2)
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
@@ -58,9 +58,9 @@ static double open_and_multiply(Model *m, const Ops *op, const char *path) {
     double start = seconds_now();
     if (!file_exists(path))
         create(m, op, path);
-    else if (model_open(m, op, path, &err))
+    else if (model_open(m, op, path, "", &err))
         die("%s", err.text);
-    Weight w = param_weight(m->layer[0].qkv);
+    Weight w = param_weight(m->layer[0].qkv_proj);
     floatX *x = (floatX *)op->alloc((size_t)w.cols * sizeof(floatX));
     floatX *y = (floatX *)op->alloc((size_t)w.rows * sizeof(floatX));
     if (!x || !y) die("out of memory");
@@ -111,7 +111,7 @@ static void write_json(const char *path, const Ops *op, const Result *r) {
 static double step_bytes(const Generator *d) {
     const Model *m = d->m;
     const LmConfig *c = &m->c.lm;
-    size_t embed = m->head == m->embed ? 0 : m->embed->n;
+    size_t embed = m->lm_head == m->embed_tokens ? 0 : m->embed_tokens->n;
     double cache = 2.0 * c->layers * c->kv_heads * c->head_dim * d->B * d->length;
     return ((double)(params_total(&m->params, GROUP_LM) - embed) + cache) * sizeof(floatX);
 }
@@ -120,9 +120,9 @@ static double step_bytes(const Generator *d) {
 static void begin(Generator *d, int B) {
     d->B = B;
     d->length = model_image_tokens(d->m);
-    decoder_upload(d, d->positions, d->length - 1);
-    decoder_upload(d, d->numbers, 0);
-    decoder_upload(d, d->ids, 0);
+    generator_set_all(d, d->positions, d->length - 1);
+    generator_set_all(d, d->streams, 0);
+    generator_set_all(d, d->ids, 0);
 }
 
 static bool read_on(void *context, int b, int id) {
