@@ -42,7 +42,7 @@ static const Batch *batch_next(Data *d);
 static MicroBatch micro_batch(const Batch *batch, int m);
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next);
 static StepResult collect_step(const Trainer *t, Parallel *p, Report report, const Batch *batch, double lr);
-static void check_finite(const Trainer *t, const StepResult *r, const RunFolder *folder);
+static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder);
 static Stop after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
                        Parallel *p, const Log *log, const StepResult *r);
 static void say_goodbye(const Trainer *t, const RunFolder *folder, Stop stop);
@@ -102,7 +102,7 @@ int main(int argc, char **argv) {
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // here the host waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
-        check_finite(&t, &r, &folder);
+        check_finite(&t, &teacher, &r, &folder);
         log_step(&log, t.step, &r);
         progress_update(&progress, t.step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", r.loss, r.tokens / r.seconds,
                         100 * r.report.flops / r.seconds / peak);
@@ -357,6 +357,8 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
     if (s->has_val) {
         ObjectiveSums sums = evaluate(t, teacher, d, s, p);
         double ce = sums.ce / sums.positions;
+        if (!isfinite(ce))
+            die("the validation loss became %g after step %lld; %s", fabs(ce), (long long)t->step, resume_advice(folder));
         log_evaluation(log, t->step, &sums);
         t->evals_since_best = ce < t->best ? 0 : t->evals_since_best + 1;
         if (ce < t->best) {
@@ -367,12 +369,13 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
     checkpoint_save(t, folder, p);
 }
 
-static void check_finite(const Trainer *t, const StepResult *r, const RunFolder *folder) {
+/* Ends the program when the loss or the gradient norm is not finite, and says what is to blame. */
+static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
-    bool saved = file_exists(folder->state);
-    die("the loss became %g (gradient norm %g) at step %lld%s%s with a smaller --lr", r->loss, r->norm,
-        (long long)t->step, saved ? "; --resume continues from the checkpoint in " : "",
-        saved ? folder->path : ", before the first checkpoint; start anew");
+    const Param *p = teacher->op ? params_not_finite(&teacher->model.params, teacher->op) : NULL;
+    if (p) die("the teacher %s is damaged: tensor %s holds a value that is not finite", opt.teacher, p->name);
+    die("the loss became %g (gradient norm %g) at step %lld; %s", fabs(r->loss), fabs(r->norm), (long long)t->step,
+        resume_advice(folder));
 }
 
 /* Evaluates and saves where that is due, and says whether the run ends although steps are left. */

@@ -139,12 +139,56 @@ static inline int state_load(const SafeTensors *files, int count, const Optimize
 
 /* ---- saving ---- */
 
+/* The trained parameter whose master or moments on this rank are not all finite, or NULL. A sum of squares on the device
+ * tells first whether there can be one. */
+static const Param *optimizer_not_finite(const Optimizer *o) {
+    size_t kept = o->sharded ? o->n / o->ranks : o->n;
+    const Param *found = NULL;
+    Slice *slices = xcalloc(optimizer_buckets(o), sizeof *slices);
+    for (int kind = 0; kind < 3; kind++) {
+        float squares;
+        o->op->squared_norm(o->norm_squared, state_kind(o, kind), kept, false);
+        o->op->download(&squares, o->norm_squared, sizeof squares);
+        if (isfinite(squares)) continue;
+        for (int i = 0; i < o->count && !found; i++) {
+            int n = state_slices(o, o->list[i], kind, slices);
+            for (int k = 0; k < n && !found; k++) {
+                size_t length = slices[k].end - slices[k].begin;
+                float *host = xmalloc(length * sizeof *host);
+                o->op->download(host, state_kind(o, kind) + slices[k].local, length * sizeof *host);
+                for (size_t j = 0; j < length && !found; j++)
+                    if (!isfinite(host[j])) found = o->list[i];
+                free(host);
+            }
+        }
+    }
+    free(slices);
+    return found;
+}
+
+/* What to do when training has gone wrong: where the last good checkpoint is, if there is one. */
+static char *resume_advice(const RunFolder *folder) {
+    return file_exists(folder->state)
+               ? format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
+                               folder->path)
+               : format_string("there is no checkpoint yet; start anew with a smaller --lr");
+}
+
+/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. */
+static void check_finite_state(const Trainer *t, const RunFolder *folder) {
+    const Param *p = optimizer_not_finite(&t->optimizer);
+    if (p)
+        die("the weights of %s are not finite after step %lld; %s", p->name, (long long)t->step,
+            resume_advice(folder));
+}
+
 /* The student goes first: if the state cannot follow, the old state still fits, because it carries everything that is
  * trained. Where ranks share the state, each writes its shard beside the last checkpoint's; when all are there, the state
  * file, which then holds only the step and the number of shards, makes them the checkpoint. */
 static void checkpoint_save(const Trainer *t, const RunFolder *folder, Parallel *p) {
     Error err;
     const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
+    check_finite_state(t, folder);
     char step[32], best[40], evals[32], shards[16];
     snprintf(step, sizeof step, "%lld", (long long)t->step);
     snprintf(best, sizeof best, "%.17g", t->best);
