@@ -363,6 +363,7 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
         t->evals_since_best = ce < t->best ? 0 : t->evals_since_best + 1;
         if (ce < t->best) {
             t->best = ce;
+            run_folder_check(folder);
             if (is_rank0(p)) die_if(model_save(&t->student, folder->best, &err), &err);
         }
     }

@@ -47,6 +47,9 @@ static inline bool options_given(const void *entry_or_value) {
     return false;
 }
 
+/* Makes options_given false for all: a program that reads its options a second time begins anew. */
+static inline void options_forget_given(void) { options_state.given_count = 0; }
+
 static inline const char *options_keep(char *s) {
     options_state.strings =
         (char **)xrealloc(options_state.strings, (size_t)(options_state.string_count + 1) * sizeof(char *));

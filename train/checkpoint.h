@@ -189,6 +189,7 @@ static void checkpoint_save(const Trainer *t, const RunFolder *folder, Parallel 
     Error err;
     const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
     check_finite_state(t, folder);
+    run_folder_check(folder);
     char step[32], best[40], evals[32], shards[16];
     snprintf(step, sizeof step, "%lld", (long long)t->step);
     snprintf(best, sizeof best, "%.17g", t->best);

@@ -153,6 +153,16 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
 static const char *const train_usage =
     "[options]\n\nTrains an image-to-TikZ model, by default from the starter teacher on the starter data.";
 
+/* Ends the program when options.txt is not whole: every version of this program has written these options. */
+static void options_check_recalled(const char *path) {
+    static const void *const recorded[] = {&opt.student, &opt.data, &opt.seed, &opt.batch, &opt.accum, &opt.lr};
+    for (size_t i = 0; i < sizeof recorded / sizeof recorded[0]; i++)
+        if (!options_given(recorded[i]))
+            die("%s is not whole: it does not say all options of the run; put it back from a copy, or start anew in "
+                "another --out folder",
+                path);
+}
+
 /* --resume: reads the options of the first run, then again what the command line says. */
 static void options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
     Error err;
@@ -160,7 +170,9 @@ static void options_recall(int argc, char **argv, const char *state_path, const 
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
     if (!file_exists(state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", state_path);
+    options_forget_given();
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
+    options_check_recalled(options_path);
     const char *student = opt.student;
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
     if (strcmp(opt.student, student))
