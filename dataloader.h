@@ -27,6 +27,7 @@
 
 #include "lib/crc32.h"
 #include "lib/file.h"
+#include "lib/hash.h"
 #include "lib/json.h"
 #include "lib/image.h"
 #include "lib/random.h"
@@ -213,6 +214,21 @@ static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
     s.tokens = (const uint32_t *)(const void *)(s.record + dataset_padded(s.image_bytes));
     s.record_bytes = dataset_padded(s.image_bytes) + 4 * (size_t)s.token_count;
     return s;
+}
+
+/* How many samples have at most max_tokens tokens. */
+static inline int64_t dataset_fitting(const Dataset *d, int max_tokens) {
+    int64_t n = 0;
+    for (uint64_t i = 0; i < d->count; i++) n += dataset_sample(d, i).token_count <= (uint32_t)max_tokens;
+    return n;
+}
+
+/* A fingerprint of all samples in their order: the hash of the index, which has every record's size and checksum. */
+static inline uint64_t dataset_content(const Dataset *d) {
+    uint64_t hash = HASH_BEGIN;
+    for (int i = 0; i < d->shard_count; i++)
+        hash = hash_bytes(hash, d->shards[i].index, d->shards[i].count * DATASET_ENTRY);
+    return hash;
 }
 
 /* Reads the whole record: its checksum, and that every id is below vocab (0: below 2^31). */

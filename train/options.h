@@ -163,8 +163,9 @@ static void options_check_recalled(const char *path) {
                 path);
 }
 
-/* --resume: reads the options of the first run, then again what the command line says. */
-static void options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
+/* --resume: reads the options of the first run, then again what the command line says. Returns the images of a step that
+ * the first run had. */
+static int64_t options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
     Error err;
     const char *out = opt.out;
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
@@ -174,6 +175,7 @@ static void options_recall(int argc, char **argv, const char *state_path, const 
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
     options_check_recalled(options_path);
     const char *student = opt.student;
+    int64_t images = opt.batch * opt.accum;
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
     if (strcmp(opt.student, student))
         die("--resume continues with the student in %s, which began as %s; --student %s is another: leave it out, or "
@@ -181,6 +183,7 @@ static void options_recall(int argc, char **argv, const char *state_path, const 
             out, student, opt.student);
     opt.out = out;  // the folder may have been moved
     opt.resume = true;
+    return images;
 }
 
 /* ---- what follows from the options ---- */
@@ -194,6 +197,7 @@ typedef struct {
     ObjectiveConfig objective;  // the schedule moves a copy of it
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
+    int64_t recorded_images;  // --resume: images of a step in the run so far; 0: a new run
     int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
     int64_t eval_batches;  // validation batches; 0: all
 } Settings;
