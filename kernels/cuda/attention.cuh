@@ -590,7 +590,7 @@ static __device__ __forceinline__ void decode_scores(float *scores, const float 
 template <int HEADS>
 static __device__ __forceinline__ void decode_softmax(float *scores, DecodePart *parts, int rows, int heads,
                                                       const DecodePlan &p) {
-    const int stream = (int)threadIdx.x % 32;
+    const int lane = (int)threadIdx.x % 32;
     for (int h = (int)threadIdx.x / 32; h < HEADS; h += DECODE_WARPS) {
         float *x = scores + h * p.chunk, top = -INFINITY, sum = 0.0f;
         for (int r = lane; r < rows; r += 32) top = fmaxf(top, x[r]);
@@ -629,7 +629,7 @@ template <int HEADS, int WIDTH>
 static __device__ __forceinline__ void decode_join(float *out, Floats<WIDTH> (&o)[HEADS], float *sums, int c0,
                                                    int heads, const DecodePlan &p) {
     const int lanes = 1 << p.lanes_log, width = WIDTH << p.lanes_log, D = p.s.D;
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
 #pragma unroll

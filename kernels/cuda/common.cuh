@@ -346,7 +346,7 @@ static __device__ __forceinline__ float warp_max(float v) {
 /* Called by all threads of a block. The barriers also order what the threads wrote to shared memory before. */
 template <typename T> static __device__ inline T block_sum(T v) {
     __shared__ T part[32];
-    int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_sum(v);
     __syncthreads();  // everyone has read the last call's
     if (lane == 0) part[warp] = v;
@@ -357,7 +357,7 @@ template <typename T> static __device__ inline T block_sum(T v) {
 /* a and b together, with the barriers of one. */
 static __device__ inline void block_sum_pair(float &a, float &b) {
     __shared__ float part[2][32];
-    int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     a = warp_sum(a);
     b = warp_sum(b);
     __syncthreads();
@@ -369,7 +369,7 @@ static __device__ inline void block_sum_pair(float &a, float &b) {
 
 static __device__ inline float block_max(float v) {
     __shared__ float part[32];
-    int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_max(v);
     __syncthreads();
     if (lane == 0) part[warp] = v;

@@ -107,7 +107,7 @@ template <int D> static __device__ __forceinline__ int tile_place(int row, int c
 template <int D, bool DOWN> struct LanePlace {
     int row, flip;
     __device__ __forceinline__ LanePlace() {
-        const int stream = (D > 80 ? thread_again() : (int)threadIdx.x) % 32, half = DOWN ? lane / 16 : lane / 8 % 2;
+        const int lane = (D > 80 ? thread_again() : (int)threadIdx.x) % 32, half = DOWN ? lane / 16 : lane / 8 % 2;
         row = DOWN ? lane % 16 : lane % 8 + lane / 16 * 8;
         flip = half ^ Swizzle<D>::bits(row);
     }
@@ -300,7 +300,7 @@ static __device__ __forceinline__ float power_of_two(float x) {
 
 /* Scores of keys key0.. that the warp's queries query0.. do not see become -inf. */
 template <int M, int N>
-static __device__ __forceinline__ void mask_scores(float (&s)[M][N][4], int query0, int key0, int stream,
+static __device__ __forceinline__ void mask_scores(float (&s)[M][N][4], int query0, int key0, int lane,
                                                    const AttentionShape &shape) {
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -383,7 +383,7 @@ static __device__ __forceinline__ void store_rows(bf16 *y, size_t stride, const 
                                                   const float (&factor)[M][2], bf16 *tile, int t0,
                                                   const AttentionShape &s) {
     constexpr int LANES = D <= 32 ? 4 : D <= 64 ? 8 : 16;
-    const int stream = (int)threadIdx.x % 32;
+    const int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -456,7 +456,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
         warp_weigh<D>(o, weights, v);
     }
     const FlashPlace end = flash_place(tiles, s.H, s.B, section);
-    const int stream = thread_again() % 32, warp_row = thread_again() / 32 * 32, query0 = t0 + warp_row;
+    const int lane = thread_again() % 32, warp_row = thread_again() / 32 * 32, query0 = t0 + warp_row;
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -549,7 +549,7 @@ static __device__ __forceinline__ void store_gradient(bf16 *y, size_t stride, co
                                                       float factor, float *stage, int t0, bool turned,
                                                       const AttentionShape &s) {
     constexpr int LD = D + 8;
-    const int stream = (int)threadIdx.x % 32, half = s.D / 2;
+    const int lane = (int)threadIdx.x % 32, half = s.D / 2;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -580,7 +580,7 @@ template <int D, int KEYS> static size_t flash_queries_shared() {
 template <int M, int N>
 static __device__ __forceinline__ void row_gradients(float (&ds)[M][N][4], const float (&scores)[M][N][4],
                                                      const float2 *stats, float scale) {
-    const int stream = thread_again() % 32;
+    const int lane = thread_again() % 32;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -667,7 +667,7 @@ template <int D, int M, int QUERIES> static size_t flash_keys_shared() {
  * see the key. */
 template <int M, int N>
 static __device__ __forceinline__ void mask_columns(float (&s)[M][N][4], int query0, int key0) {
-    const int stream = thread_again() % 32;
+    const int lane = thread_again() % 32;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -685,7 +685,7 @@ static __device__ __forceinline__ void mask_columns(float (&s)[M][N][4], int que
 template <int M, int N>
 static __device__ __forceinline__ void column_gradients(float (&scores)[M][N][4], float (&ds)[M][N][4],
                                                         const float2 *stats, float scale) {
-    const int stream = thread_again() % 32;
+    const int lane = thread_again() % 32;
 #pragma unroll
     for (int n = 0; n < N; n++) {
         const float4 two = *(const float4 *)(stats + 8 * n + mma_column(lane, 0));

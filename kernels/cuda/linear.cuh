@@ -280,7 +280,7 @@ enum { GEMV = 4, FEW_THREADS = 128, FEW_WARPS = FEW_THREADS / 32, FEW_LOADS = 4 
 template <typename W, int ROWS, int WIDTH>
 static __global__ void __launch_bounds__(FEW_THREADS) gemv_kernel(Product p, int warps) {
     __shared__ float parts[FEW_WARPS][ROWS];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, part = warp % warps;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, part = warp % warps;
     const int channel = (int)blockIdx.x * (FEW_WARPS / warps) + warp / warps, step = 32 * warps * WIDTH;
     const W *weight = (const W *)p.right + (size_t)min(channel, p.N - 1) * p.K;
     float sum[ROWS] = {};
@@ -353,7 +353,7 @@ enum { SUM_THREADS = 256, SUM_ROWS = SUM_THREADS / 32, SUM_PART = 256 };
  * columns; the warps' sums are added in order. Reads x once. */
 template <int WIDTH> static __global__ void column_sum_kernel(float *parts, const floatX *x, size_t rows, int C) {
     __shared__ __align__(16) float sums[SUM_ROWS][32 * WIDTH];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, c0 = (int)blockIdx.x * 32 * WIDTH;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, c0 = (int)blockIdx.x * 32 * WIDTH;
     const int c = c0 + lane * WIDTH;
     const size_t end = min(rows, (size_t)(blockIdx.y + 1) * SUM_PART);
     Floats<WIDTH> sum = {};

@@ -14,8 +14,8 @@
 #include "common.cuh"
 
 /* Where element i of a lane's sums lies. */
-static __device__ __forceinline__ int mma_row(int stream, int i) { return lane / 4 + i / 2 * 8; }
-static __device__ __forceinline__ int mma_column(int stream, int i) { return lane % 4 * 2 + i % 2; }
+static __device__ __forceinline__ int mma_row(int lane, int i) { return lane / 4 + i / 2 * 8; }
+static __device__ __forceinline__ int mma_column(int lane, int i) { return lane % 4 * 2 + i % 2; }
 
 #ifdef CUDA_EMULATION
 

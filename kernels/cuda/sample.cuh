@@ -30,7 +30,7 @@ static __device__ __forceinline__ uint32_t row_distance(const SampleRow &r, int 
 /* Called by all threads of a block; every one gets the largest. */
 static __device__ inline unsigned long long block_largest(unsigned long long v) {
     __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int bits = 16; bits > 0; bits >>= 1) v = max(v, __shfl_xor_sync(ALL_LANES, v, bits));
     if (lane == 0) part[warp] = v;
     __syncthreads();
@@ -57,7 +57,7 @@ static __device__ __forceinline__ int row_best(const SampleRow &r) {
 /* v added up over the threads up to and with this one. */
 static __device__ inline unsigned long long block_running_sum(unsigned long long v) {
     __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int n = 1; n < 32; n *= 2) {
         const unsigned long long from = __shfl_up_sync(ALL_LANES, v, n);
         if (lane >= n) v += from;
@@ -124,7 +124,7 @@ static __device__ inline uint64_t row_kept(uint64_t *total, int *shift, const Sa
 /* The first token up to and with which those kept weigh more than `draw`. A warp adds up a stretch of the row; the
  * one whose stretch it is looks again. */
 static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kept, int shift, uint64_t draw) {
-    const int stream = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
+    const int lane = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
     const int begin = (int)threadIdx.x / 32 * stretch, end = min(begin + stretch, r.V);
     unsigned long long sum = 0;
 #pragma unroll 1

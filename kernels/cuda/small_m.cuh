@@ -24,7 +24,7 @@ static __device__ __forceinline__ uint4 some_load(const bf16 *p, bool inside) {
 template <int RT, int CT, int LOADS>
 static __device__ __forceinline__ void small_m_steps(float (&sum)[RT][CT][4], const bf16 *x, const bf16 *weight,
                                                        int k0, int rows, int channels, int K) {
-    const int stream = (int)threadIdx.x % 32, g = lane / 4, k = k0 + lane % 4 * 8;
+    const int lane = (int)threadIdx.x % 32, g = lane / 4, k = k0 + lane % 4 * 8;
     uint4 w[LOADS][CT][2];
 #pragma unroll
     for (int u = 0; u < LOADS; u++)
@@ -54,7 +54,7 @@ static __device__ __forceinline__ void small_m_steps(float (&sum)[RT][CT][4], co
 /* Grid: N / (16 CT). */
 template <int RT, int CT> static __global__ void __launch_bounds__(SOME_THREADS) small_m_kernel(Product p) {
     __shared__ float parts[SOME_WARPS][8 * RT][16 * CT + 1];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n0 = (int)blockIdx.x * 16 * CT;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n0 = (int)blockIdx.x * 16 * CT;
     const bf16 *weight = (const bf16 *)p.right + (size_t)n0 * p.K, *x = (const bf16 *)(const void *)p.left;
     constexpr int LOADS = 4 / CT;
     float sum[RT][CT][4] = {};
