@@ -126,7 +126,7 @@ $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(addprefix $(BUIL
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
 CUDA_ARCHITECTURES ?= 80 90
-NVCCFLAGS += -std=c++17 -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
+NVCCFLAGS += -std=c++17 -Ikernels/cuda -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
     $(if $(filter native,$(CUDA_ARCHITECTURES)),-arch=native,$(foreach a,$(CUDA_ARCHITECTURES),-gencode \
     arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES)),code=compute_$(lastword \
     $(CUDA_ARCHITECTURES)))

@@ -23,6 +23,7 @@
 extern "C" {
 #endif
 
+enum { OPS_STREAMS = 3 };  // of one device
 enum { OPS_DOWNLOADS = 4, OPS_DOWNLOAD_BYTES = 4096 };
 
 typedef enum { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF } Activation;
@@ -82,15 +83,16 @@ typedef struct {
 } Sampling;
 
 typedef struct Ops {
-    const char *name;  // as the --device option has it: cpu, cuda:0, ...
-    int device;        // N of cuda:N; 0 for the CPU
-    int stream;          // 1: beside another table of the same device (ops_second_stream)
+    const char *name;     // as the --device option has it: cpu, cuda:0, ...
+    int device;           // N of cuda:N; 0 for the CPU
+    int stream;           // 0 .. OPS_STREAMS-1: which of the device's streams these calls run on (ops_stream)
+    void *native_stream;  // a GPU's cudaStream_t, for libraries that queue work of their own; NULL for the CPU
 
     /* ---- memory ---- a device runs what it is asked for in that order, but need not be done when a call returns */
-    bool host_memory;               // device pointers can be read by the host (the CPU)
-    void *(*alloc)(size_t bytes);   // 64-byte aligned, zeroed; NULL when it does not fit
+    bool host_memory;              // device pointers can be read by the host (the CPU)
+    void *(*alloc)(size_t bytes);  // 64-byte aligned, zeroed; NULL when it does not fit
     void (*release)(void *p);
-    size_t (*memory_free)(void);    // bytes that alloc could still give; 0 where it cannot be told (the CPU)
+    size_t (*memory_free)(void);  // bytes that alloc could still give; 0 where it cannot be told (the CPU)
     void (*upload)(void *dst, const void *host_src, size_t bytes);    // host_src may change as soon as it returns
     void (*download)(void *host_dst, const void *src, size_t bytes);  // waits for the device
     void (*copy)(void *dst, const void *src, size_t bytes);           // within the device
@@ -104,8 +106,8 @@ typedef struct Ops {
     void (*copy_rows)(void *dst, size_t dst_stride, const void *src, size_t src_stride, size_t width, size_t rows);
     void (*zero)(void *p, size_t bytes);
     void (*sync)(void);
-    /* A download that nobody waits for yet, of up to OPS_DOWNLOAD_BYTES, under a number below OPS_DOWNLOADS; receive waits for
-     * it and returns the bytes, which stay there until the number is sent again. */
+    /* A download that nobody waits for yet, of up to OPS_DOWNLOAD_BYTES, under a number below OPS_DOWNLOADS; receive
+     * waits for it and returns the bytes, which stay there until the number is sent again. */
     void (*download_async)(int number, const void *src, size_t bytes);
     const void *(*download_wait)(int number);
 
@@ -155,8 +157,8 @@ typedef struct Ops {
     void (*residual_rmsnorm_forward)(floatX *sum, floatX *out, float *rstd, const floatX *a, const floatX *b,
                                      const floatX *weight, size_t rows, int C, float eps);
     /* dinp += ...; dweight added (NULL when frozen) */
-    void (*rmsnorm_backward)(floatX *dinp, float *dweight, const floatX *dout, const floatX *inp, const floatX *weight,
-                             const float *rstd, size_t rows, int C);
+    void (*rmsnorm_backward)(floatX *dinp, float *dweight, const floatX *dout, const floatX *inp,
+                             const floatX *weight, const float *rstd, size_t rows, int C);
     /* out = a + b; out may alias either */
     void (*residual_forward)(floatX *out, const floatX *a, const floatX *b, size_t n);
 
@@ -197,10 +199,10 @@ typedef struct Ops {
     void (*attention_decode)(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
                              AttentionShape s, int max_T);
 
-    /* The next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is counted up, to where the token
-     * will stand, and ids[b] gets the token. token_mask u8 [V]: not 0 where a token is never chosen. What is drawn
-     * depends on (s.seed, streams[b], positions[b]) alone, the same on every device bit for bit (kernels/sample.h). 0
-     * where no token is allowed or a number */
+    /* The next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is counted up, to where the
+     * token will stand, and ids[b] gets the token. token_mask u8 [V]: not 0 where a token is never chosen. What is
+     * drawn depends on (s.seed, streams[b], positions[b]) alone, the same on every device bit for bit
+     * (kernels/sample.h). 0 where no token is allowed or a number */
     void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                    Sampling s, int B, int V);
 
@@ -223,24 +225,25 @@ typedef struct Ops {
     /* AdamW (Loshchilov & Hutter 2019), decoupled decay. Gradients are first multiplied by
      * min(1, max_norm / sqrt(norm_squared[0])) (max_norm <= 0: not clipped). step counts from 1. master fp32 [n] is
      * updated and param (floatX [n]) gets its rounded copy. */
-    void (*adamw)(floatX *param, float *master, float *m, float *v, const float *grad, size_t n, float lr, float beta1,
-                  float beta2, float eps, float decay, const float *norm_squared, float max_norm, int step);
+    void (*adamw)(floatX *param, float *master, float *m, float *v, const float *grad, size_t n, float lr,
+                  float beta1, float beta2, float eps, float decay, const float *norm_squared, float max_norm,
+                  int step);
     void (*cast_to_x)(floatX *out, const float *inp, size_t n);
     void (*cast_from_x)(float *out, const floatX *inp, size_t n);
 } Ops;
 
 extern const Ops cpu_ops;
 
-/* The table of GPU `device`, whose memory and streams are made at the first call; tables of different GPUs, and the two
- * lanes of one, work side by side in one thread. NULL with a sentence in *err: no such GPU, a driver that is too old,
- * ... */
+/* The table of a stream (0 .. OPS_STREAMS-1) of GPU `device`, which the first call opens. Tables of different GPUs,
+ * and of the streams of one, work side by side in one thread. NULL with a sentence in *err when there is no such GPU,
+ * the driver is too old, ... */
 #ifdef WITH_CUDA
 int cuda_device_count(void);  // 0 where there is none or no driver
 const Ops *cuda_ops_open(int device, int stream, Error *err);
 #endif
 
-/* The table that a --device option names: cpu; cuda:N, or cuda for the first GPU; auto for that if one answers, else the
- * CPU. NULL with a sentence in *err. */
+/* The table that a --device option names: cpu; cuda:N, or cuda for the first GPU; auto for that if one answers, else
+ * the CPU. NULL with a sentence in *err. */
 static inline const Ops *ops_open(const char *name, Error *err) {
     int number = 0, end = 0;
     bool any = !strcmp(name, "auto");
@@ -254,24 +257,29 @@ static inline const Ops *ops_open(const char *name, Error *err) {
     return op || !any ? op : &cpu_ops;
 #else
     if (any) return &cpu_ops;
-    error_set(err, "device %.40s: this program was built without CUDA; build it again where nvcc is, or use --device cpu",
+    error_set(err,
+              "device %.40s: this program was built without CUDA; build it again where nvcc is, or use --device cpu",
               name);
     return NULL;
 #endif
 }
 
-/* A second table for the same device, whose calls run beside the first one's: memory of one is memory of the other, and
- * `after` or copy_from say what must wait for what. The CPU does one thing after another: its own table again. */
-static inline const Ops *ops_second_stream(const Ops *op) {
+/* The table of stream 0 .. OPS_STREAMS-1 of the same device. Its calls run beside those of the other streams, and all
+ * of them see the same memory; wait_for and copy_from say what must wait for what. The CPU does one thing after
+ * another, so it has one table only. */
+static inline const Ops *ops_stream(const Ops *op, int stream) {
 #ifdef WITH_CUDA
     Error err;
-    const Ops *second = op->host_memory ? op : cuda_ops_open(op->device, 1, &err);
-    if (!second) die("%s", err.text);
-    return second;
+    const Ops *table = op->host_memory ? op : cuda_ops_open(op->device, stream, &err);
+    if (!table) die("%s", err.text);
+    return table;
 #else
+    (void)stream;
     return op;
 #endif
 }
+
+static inline const Ops *ops_second_stream(const Ops *op) { return ops_stream(op, 1); }
 
 /* Tables of one device, whose memory is the same. */
 static inline bool ops_share_memory(const Ops *a, const Ops *b) {

@@ -1,5 +1,5 @@
-/* Attention forward from the plainest version to the one that ships (kernels/cuda/flash.cuh). README.md beside this
- * file explains the steps.
+/* Attention forward from the plainest version to the one that ships (kernels/cuda/attention.cuh). README.md beside
+ * this file explains the steps.
  *
  * For every query row t of a head, under a causal mask: out_t = sum over j <= t of softmax_j(scale <q_t, k_j>) v_j.
  * --rows is T, the positions of a sequence, --width D, the channels of a head. The queries, keys and values of a
@@ -9,7 +9,7 @@
  */
 #include "learn.cuh"
 
-#include "../../kernels/cuda/flash.cuh"
+#include "../../kernels/cuda/attention.cuh"
 #include "../../kernels/cuda/linear.cuh"
 
 /* ---- what all versions read and write ---- */

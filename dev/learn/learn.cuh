@@ -41,8 +41,8 @@ static void learn_open() {
     int count = 0;
     program_name_set(program_invocation_name);
     if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) die("no NVIDIA GPU answers");
-    cuda_device = &cuda_devices[0];
-    CUDA_CHECK(cudaStreamCreateWithFlags(&cuda_device->stream, cudaStreamNonBlocking));
+    cuda_current = &cuda_streams[0];
+    CUDA_CHECK(cudaStreamCreateWithFlags(&cuda_current->stream, cudaStreamNonBlocking));
 }
 
 template <typename T> static T *learn_room(size_t n) {
@@ -90,11 +90,7 @@ static double learn_element(const floatX *block, size_t i) { return (double)from
 
 /* ---- time ---- */
 
-#ifdef CUDA_EMULATION
-static const bool timed = false;
-#else
-static const bool timed = true;
-#endif
+static const bool timed = EVENTS_TELL_TIME;
 
 /* Milliseconds of a call: the best of five rounds of as many calls as fill five milliseconds. */
 template <typename Call> static double learn_time(Call call) {

@@ -37,9 +37,9 @@ static inline void gemv_load(vf w[2], const void *row, size_t i, size_t n, const
 }
 
 /* sum += x_r * w over the n weights from element i on */
-static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV][2], const float *x, size_t ld,
-                                                                const char *w, size_t i, size_t n, const size_t rows,
-                                                                const bool is_bf16) {
+static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV][2], const float *x, size_t ld, const char *w,
+                                                            size_t i, size_t n, const size_t rows,
+                                                            const bool is_bf16) {
     vf pair[2];
     gemv_load(pair, w, i, n, is_bf16);
     for (size_t r = 0; r < rows; r++) {
@@ -50,9 +50,8 @@ static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV][2], con
 
 /* c[r * ldc] = <x_r, w> for the weights w [I] of one output channel. Lines are asked for ahead of time, because the
  * processor's own prefetching stops at every page. */
-static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t ldc, const float *x,
-                                                                   const char *w, size_t I, const size_t rows,
-                                                                   const bool is_bf16) {
+static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t ldc, const float *x, const char *w,
+                                                               size_t I, const size_t rows, const bool is_bf16) {
     enum { STEP = 2 * LANES, LINE = 64, AHEAD = 2048 };  // elements, bytes, bytes
     const size_t bytes = STEP * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, STEP) * STEP;
     vf sum[GEMV][2];
@@ -68,16 +67,16 @@ static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t 
 
 /* c [rows, ldc] = the products of x (from gemv_input) with the output channels begin .. end */
 static void gemv_product(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
-                             size_t end) {
+                         size_t end) {
     const bool is_bf16 = w->dtype == DT_BF16;
     size_t bytes = w->cols * dtype_size(w->dtype);
     const char *data = (const char *)w->data + begin * bytes;
     for (size_t j = begin; j < end; j++, c++, data += bytes) {
-#define ROWS(n)                                                   \
-    if (rows == n) {                                              \
-        if (is_bf16)                                              \
+#define ROWS(n)                                               \
+    if (rows == n) {                                          \
+        if (is_bf16)                                          \
             gemv_channel(c, ldc, x, data, w->cols, n, true);  \
-        else                                                      \
+        else                                                  \
             gemv_channel(c, ldc, x, data, w->cols, n, false); \
     }
         ROWS(1)

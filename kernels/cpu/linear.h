@@ -1,7 +1,7 @@
 /* Products with weights: y = x W^T with bias and activation in its epilogue, dx = dy W, dW += dy^T x. Tasks are
- * panels of the result whose size depends on the shape only. Inside a task the engine of cpu/microkernel.h works, or oneDNN
- * where it is built in (WITH_ONEDNN) and the engine is not AMX; of the two on AMX ours measured faster at the shapes
- * of small models and equal at large ones. */
+ * panels of the result whose size depends on the shape only. Inside a task the engine of cpu/microkernel.h works, or
+ * oneDNN where it is built in (WITH_ONEDNN) and the engine is not AMX; of the two on AMX ours measured faster at the
+ * shapes of small models and equal at large ones. */
 #ifndef KERNELS_CPU_PRODUCT_H
 #define KERNELS_CPU_PRODUCT_H
 

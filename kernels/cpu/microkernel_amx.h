@@ -1,8 +1,8 @@
-/* The engine of cpu/microkernel.h for AMX. A tile register holds 16 rows of 64 bytes; one instruction multiplies a 16 x 32
- * bf16 tile with a 32 x 16 one and adds to 16 x 16 fp32. The right tile's rows hold pairs: row i has B(2i, n) and
- * B(2i+1, n) side by side for its 16 n. Two packing steps give every form that is needed: interleaving two rows, and
- * transposing 16 x 16 elements of 32 bits. (Intel 64 and IA-32 Architectures Optimization Reference Manual, chapter
- * on AMX; the Linux kernel's Documentation/arch/x86/xstate.rst for the permission.) */
+/* The engine of cpu/microkernel.h for AMX. A tile register holds 16 rows of 64 bytes; one instruction multiplies a 16
+ * x 32 bf16 tile with a 32 x 16 one and adds to 16 x 16 fp32. The right tile's rows hold pairs: row i has B(2i, n)
+ * and B(2i+1, n) side by side for its 16 n. Two packing steps give every form that is needed: interleaving two rows,
+ * and transposing 16 x 16 elements of 32 bits. (Intel 64 and IA-32 Architectures Optimization Reference Manual,
+ * chapter on AMX; the Linux kernel's Documentation/arch/x86/xstate.rst for the permission.) */
 #ifndef KERNELS_CPU_TILE_AMX_H
 #define KERNELS_CPU_TILE_AMX_H
 

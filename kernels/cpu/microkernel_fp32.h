@@ -1,4 +1,5 @@
-/* The portable engine of cpu/microkernel.h: fp32 operands, a block of rows times two vectors of columns in registers. */
+/* The portable engine of cpu/microkernel.h: fp32 operands, a block of rows times two vectors of columns in registers.
+ */
 #ifndef KERNELS_CPU_TILE_FP32_H
 #define KERNELS_CPU_TILE_FP32_H
 

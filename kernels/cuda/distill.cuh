@@ -28,10 +28,7 @@
 #ifndef KERNELS_CUDA_DISTILL_CUH
 #define KERNELS_CUDA_DISTILL_CUH
 
-#include "cluster.cuh"
 #include "common.cuh"
-#include "mma.cuh"
-#include "../ops.h"
 
 enum {
     ROW_THREADS = 384,  // two such blocks a multiprocessor leave 80 registers a thread, and three of
@@ -40,28 +37,6 @@ enum {
     ROW_WARPS = ROW_THREADS / 32,
     NO_TEACHER = -1  // the kind of a row without a soft term, beside those of SoftLoss
 };
-
-static const float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
-
-static __device__ __forceinline__ float fast_exp2(float x) {  // relative error 2^-22; below 2^-126: 0
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return exp2f(x);
-#endif
-}
-
-static __device__ __forceinline__ float fast_log2(float x) {  // absolute error 2^-22
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return log2f(x);
-#endif
-}
 
 /* W neighbouring entries of a row, loaded and stored at once. */
 template <int W> struct alignas(W * sizeof(floatX)) Group { floatX x[W]; };
@@ -131,14 +106,14 @@ static __device__ __forceinline__ float offset(float largest, float k) { return 
 
 /* e^1 from e at tau, or from the exponent at tau = 1 when tau is neither 1 nor 2 */
 template <int POWER> static __device__ __forceinline__ float at_one(float at_tau, float exponent) {
-    return POWER == 1 ? at_tau : POWER == 2 ? at_tau * at_tau : fast_exp2(exponent);
+    return POWER == 1 ? at_tau : POWER == 2 ? at_tau * at_tau : exp2_approx(exponent);
 }
 
 /* The same sums relative to larger maxima. */
 template <int KIND, int POWER>
 static __device__ __forceinline__ void rebase(RowSums *r, float q_max, float p_max, Scales k) {
-    float dq = offset(r->q_max, k.at_tau) - offset(q_max, k.at_tau), fq = fast_exp2(dq);  // <= 0, <= 1
-    float dp = offset(r->p_max, k.at_tau) - offset(p_max, k.at_tau), fp = fast_exp2(dp);
+    float dq = offset(r->q_max, k.at_tau) - offset(q_max, k.at_tau), fq = exp2_approx(dq);  // <= 0, <= 1
+    float dp = offset(r->p_max, k.at_tau) - offset(p_max, k.at_tau), fp = exp2_approx(dp);
     if (KIND == SOFT_KL) r->apart = fp * (r->apart + (dp - dq) * r->zp);
     if (KIND == SOFT_REVERSE_KL) r->apart = fq * (r->apart + (dq - dp) * r->zq);
     r->entropy = fp * (r->entropy + dp * r->zp);
@@ -158,7 +133,7 @@ static __device__ __forceinline__ void sums_add(RowSums *r, const Group<W> &s, c
     for (int i = 0; i < W; i++) {
         float x = to_float(s.x[i]), y = to_float(t.x[i]);
         float aq = fmaf(x, k.at_tau, -q_offset), ap = fmaf(y, k.at_tau, -p_offset);
-        float eq = fast_exp2(aq), ep = fast_exp2(ap);
+        float eq = exp2_approx(aq), ep = exp2_approx(ap);
         r->z1 += at_one<POWER>(eq, fmaf(x, k.at_one, -q_offset1));
         r->t1 += at_one<POWER>(ep, fmaf(y, k.at_one, -p_offset1));
         r->zq += eq;
@@ -170,7 +145,7 @@ static __device__ __forceinline__ void sums_add(RowSums *r, const Group<W> &s, c
 }
 
 static __device__ __forceinline__ void rest_rebase(RowSums *r, float largest, Scales k) {
-    r->rest *= fast_exp2(offset(r->rest_max, k.at_one) - offset(largest, k.at_one));
+    r->rest *= exp2_approx(offset(r->rest_max, k.at_one) - offset(largest, k.at_one));
     r->rest_max = largest;
 }
 
@@ -180,7 +155,7 @@ static __device__ __forceinline__ void rest_add(RowSums *sums, const Group<W> &s
     if (largest > sums->rest_max) rest_rebase(sums, largest, k);
     float rest_offset = offset(sums->rest_max, k.at_one);
 #pragma unroll
-    for (int i = 0; i < W; i++) sums->rest += fast_exp2(fmaf(to_float(s.x[i]), k.at_one, -rest_offset));
+    for (int i = 0; i < W; i++) sums->rest += exp2_approx(fmaf(to_float(s.x[i]), k.at_one, -rest_offset));
 }
 
 /* One group of each row. */
@@ -327,7 +302,7 @@ struct alignas(16) RowSpace {
  * for it: off by little, in what is multiplied by less than 1e-30. */
 static __device__ __forceinline__ float log2_mixture(const RowState &r, float eq, float ep, float aq, float ap) {
     float m = r.mix_q * eq + r.mix_p * ep;
-    return m > 1e-30f ? fast_log2(m) : fmaxf(aq - r.log_zq, ap - r.log_zp);
+    return m > 1e-30f ? log2_approx(m) : fmaxf(aq - r.log_zq, ap - r.log_zp);
 }
 
 /* JSD's two sums under the calling thread's part of the rows: of e_p log2(p/m) and e_q log2(q/m). */
@@ -336,8 +311,8 @@ static __device__ __forceinline__ void jsd_add(float (&sums)[2], const Group<W> 
                                                const RowState &r) {
 #pragma unroll
     for (int i = 0; i < W; i++) {
-        float aq = fmaf(to_float(s.x[i]), r.k.at_tau, -r.q_offset), eq = fast_exp2(aq);
-        float ap = fmaf(to_float(t.x[i]), r.k.at_tau, -r.p_offset), ep = fast_exp2(ap);
+        float aq = fmaf(to_float(s.x[i]), r.k.at_tau, -r.q_offset), eq = exp2_approx(aq);
+        float ap = fmaf(to_float(t.x[i]), r.k.at_tau, -r.p_offset), ep = exp2_approx(ap);
         float lm = log2_mixture(r, eq, ep, aq, ap);
         sums[0] += ep * (ap - r.log_zp - lm);
         sums[1] += eq * (aq - r.log_zq - lm);
@@ -360,7 +335,7 @@ template <int W> static __device__ void jsd_sums(float (&sums)[2], const Rows<W>
 template <int KIND, int POWER>
 static __device__ __forceinline__ float both_gradient(const RowState &r, float s, float t) {
     float aq = fmaf(s, r.k.at_tau, -r.q_offset), ap = fmaf(t, r.k.at_tau, -r.p_offset);
-    float eq = fast_exp2(aq), ep = KIND == SOFT_REVERSE_KL ? 0 : fast_exp2(ap);
+    float eq = exp2_approx(aq), ep = KIND == SOFT_REVERSE_KL ? 0 : exp2_approx(ap);
     float e1 = at_one<POWER>(eq, fmaf(s, r.k.at_one, -r.q_offset1));
     float soft = KIND == SOFT_KL           ? r.weight_q * eq - r.weight_p * ep
                  : KIND == SOFT_REVERSE_KL ? r.weight_q * eq * (aq - ap - r.centre)
@@ -390,7 +365,7 @@ static __device__ __forceinline__ void write_group(const Rows<W> &rows, int g, c
         for (int i = 0; i < W; i++) d[i] = both_gradient<KIND, POWER>(r, to_float(s.x[i]), to_float(t.x[i]));
     } else {
 #pragma unroll
-        for (int i = 0; i < W; i++) d[i] = r.weight_z * fast_exp2(fmaf(to_float(s.x[i]), r.k.at_one, -r.offset));
+        for (int i = 0; i < W; i++) d[i] = r.weight_z * exp2_approx(fmaf(to_float(s.x[i]), r.k.at_one, -r.offset));
     }
     store_gradient(rows, g, d, r);
 }
@@ -420,27 +395,27 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
     RowStats out = {0, 0, 0, 0, 0, 0, row.student.at, r->top};
     float s_max = teacher ? fmaxf(b.q_max, b.rest_max) : b.rest_max;
     r->offset = offset(s_max, r->k.at_one);
-    float share = fast_exp2(offset(b.q_max, r->k.at_one) - r->offset);  // of an exponential relative to q_max
-    float z = b.rest * fast_exp2(offset(b.rest_max, r->k.at_one) - r->offset) + (teacher ? b.z1 * share : 0.0f);
+    float share = exp2_approx(offset(b.q_max, r->k.at_one) - r->offset);  // of an exponential relative to q_max
+    float z = b.rest * exp2_approx(offset(b.rest_max, r->k.at_one) - r->offset) + (teacher ? b.z1 * share : 0.0f);
     float log_z = log2f(z);
-    out.ce = LN_2 * (log_z - fmaf(row.at_label, r->k.at_one, -r->offset));
+    out.ce = LN2 * (log_z - fmaf(row.at_label, r->k.at_one, -r->offset));
     if (teacher) {
         r->q_offset = offset(b.q_max, r->k.at_tau), r->p_offset = offset(b.p_max, r->k.at_tau);
         r->q_offset1 = offset(b.q_max, r->k.at_one);
         r->log_zq = log2f(b.zq), r->log_zp = log2f(b.zp), r->one_over_zq = 1.0f / b.zq;
-        out.entropy = LN_2 * (r->log_zp - b.entropy / b.zp);
+        out.entropy = LN2 * (r->log_zp - b.entropy / b.zp);
         out.confidence = 1.0f / b.t1;
-        if (KIND == SOFT_KL) out.soft = LN_2 * (b.apart / b.zp - r->log_zp + r->log_zq);
+        if (KIND == SOFT_KL) out.soft = LN2 * (b.apart / b.zp - r->log_zp + r->log_zq);
         if (KIND == SOFT_REVERSE_KL) {
             r->centre = b.apart / b.zq;
-            out.soft = LN_2 * (r->centre - r->log_zq + r->log_zp);
+            out.soft = LN2 * (r->centre - r->log_zq + r->log_zp);
         }
-        out.hard = LN_2 * (log_z - fmaf(row.at_top, r->k.at_one, -r->offset));
+        out.hard = LN2 * (log_z - fmaf(row.at_top, r->k.at_one, -r->offset));
         bool sure = r->top == r->label && out.confidence >= o.gate_confidence;
         out.gate = row_gate * (sure ? o.gate_factor : 1.0f);
     }
     float soft = o.scale * out.gate * o.w_soft * o.temperature;
-    if (KIND != SOFT_KL) soft *= LN_2;  // what it multiplies counts in bits
+    if (KIND != SOFT_KL) soft *= LN2;  // what it multiplies counts in bits
     if (KIND == SOFT_JSD) soft *= 1.0f - o.jsd_beta;
     r->ce = o.scale * o.w_ce, r->hard = o.scale * out.gate * o.w_hard;
     r->weight_z = (r->ce + r->hard) / z, r->weight_1 = r->weight_z * share;
@@ -542,7 +517,7 @@ static __device__ __forceinline__ float share_jsd(RowSpace *space, const Rows<W>
     sums[0] = sums[1] = 0;
     for (int b = 0; b < blocks; b++) sums[0] += space->jsd_part[b][0], sums[1] += space->jsd_part[b][1];
     r->centre = sums[1] * r->one_over_zq + r->log_zq;
-    return LN_2 * (r->mix_p * sums[0] + r->mix_q * sums[1]);
+    return LN2 * (r->mix_p * sums[0] + r->mix_q * sums[1]);
 }
 
 /* Grid: `blocks` neighbouring blocks a row, a cluster where they are more than one. */
@@ -568,7 +543,7 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     if (with_teacher)
         rows.teacher = (const Group<W> *)(const void *)(teacher + row * Vt), rows.both = min(Vs, Vt) / W;
     RowState r = {};
-    r.k = {LOG2_E / o.temperature, LOG2_E};
+    r.k = {LOG2E / o.temperature, LOG2E};
     r.label = labels[row];
     share_rows<KIND, POWER>(space, rows, r, rank, blocks);
 
@@ -610,7 +585,7 @@ static void row_cut(RowPlan *p, int groups, size_t bytes, int threads) {
  * A multiprocessor has 1 KB more than a block may ask for, and takes 1 KB for itself per block. */
 static RowPlan row_plan(int groups, size_t bytes, int most_blocks) {
     int most;
-    CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_device->number));
+    CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_current->gpu));
     const size_t third = ((size_t)most + 1024) / 3 - 1024, half = ((size_t)most + 1024) / 2 - 1024;
     RowPlan p = {1, 0, 0, 0};
     row_cut(&p, groups, bytes, ROW_THREADS_3);
@@ -641,7 +616,7 @@ static void launch_rows(floatX *student, const floatX *teacher, const int *label
         LAUNCH(kernel, grid, threads, p.shared, student, teacher, labels, row_gate, stats, o, Vs, Vt, p.blocks,
                p.kept, gradient);
     else
-        LAUNCH_CLUSTER(kernel, blocks, grid, threads, p.shared, student, teacher, labels, row_gate, stats, o, Vs, Vt,
+        LAUNCH_CLUSTER(blocks, kernel, grid, threads, p.shared, student, teacher, labels, row_gate, stats, o, Vs, Vt,
                        p.blocks, p.kept, gradient);
 }
 

@@ -8,12 +8,19 @@
 
 enum { POINTWISE_THREADS = 256 };
 
-/* ---- activations ---- */
+/* ---- GELU ---- */
 
 static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
-/* The derivative of gelu() in cuda/epilogue.cuh. */
-template <Activation ACT> static __device__ __forceinline__ float activation_derivative(float x) {
+/* GELU(x) = x Phi(x). The tanh form (Hendrycks & Gimpel 2016) is x sigmoid(2u) with
+ * u = sqrt(2/pi) (x + 0.044715 x^3), because (1 + tanh u) / 2 = sigmoid(2u). */
+static __device__ __forceinline__ float gelu(float x, Activation act) {
+    if (act == ACT_GELU_ERF) return 0.5f * x * (1.0f + erff(0.707106781f * x));
+    return x / (1.0f + __expf(-1.59576912f * x * (1.0f + 0.044715f * x * x)));
+}
+
+/* The derivative of gelu(). */
+template <Activation ACT> static __device__ __forceinline__ float gelu_derivative(float x) {
     if constexpr (ACT == ACT_GELU_TANH) {
         float s = sigmoid(1.59576912f * x * (1.0f + 0.044715f * x * x));
         return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
@@ -24,12 +31,33 @@ template <Activation ACT> static __device__ __forceinline__ float activation_der
     }
 }
 
+/* out = act(preact) for n elements; out may be preact. Reads and writes once. */
+template <int WIDTH>
+static __global__ void gelu_forward_kernel(floatX *out, const floatX *preact, size_t n, Activation act) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
+    if (i >= n) return;
+    Floats<WIDTH> v = load<WIDTH>(preact + i);
+#pragma unroll
+    for (int k = 0; k < WIDTH; k++)
+        if (act != ACT_NONE) v.x[k] = gelu(v.x[k], act);
+    store<WIDTH>(out + i, v);
+}
+
+static void cuda_gelu_forward(floatX *out, const floatX *preact, size_t n, Activation act) {
+    if (n == 0 || (out == preact && act == ACT_NONE)) return;
+    if (vectors_fit(n, VECTOR, out, preact))
+        LAUNCH(gelu_forward_kernel<VECTOR>, cuda_blocks(n, POINTWISE_THREADS * VECTOR), POINTWISE_THREADS, 0, out,
+               preact, n, act);
+    else
+        LAUNCH(gelu_forward_kernel<1>, cuda_blocks(n, POINTWISE_THREADS), POINTWISE_THREADS, 0, out, preact, n, act);
+}
+
 /* dinp = dout * act'(preact): reads two arrays, writes one. */
 template <Activation ACT, int N>
 static __device__ __forceinline__ void gelu_backward_at(floatX *dinp, const floatX *dout, const floatX *preact) {
     Floats<N> d = load<N>(dout), x = load<N>(preact);
 #pragma unroll
-    for (int k = 0; k < N; k++) d.x[k] *= activation_derivative<ACT>(x.x[k]);
+    for (int k = 0; k < N; k++) d.x[k] *= gelu_derivative<ACT>(x.x[k]);
     store<N>(dinp, d);
 }
 
