@@ -1,4 +1,5 @@
 /* The scheduler of the emulated GPU (machine.h): fibers, barriers, the meetings of a warp's lanes. */
+#include "../../lib/random.h"
 #include "streams.h"
 
 #include <elf.h>
@@ -188,13 +189,6 @@ static bool same_place(const Place &a, const Place &b) { return a.line == b.line
 
 /* ---- the scheduler ---- */
 
-static uint64_t next_random(uint64_t *state) {  // splitmix64
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static void make_ready(Thread *t) {
     t->state = Thread::READY;
     unsigned number = (unsigned)(t - machine->thread);
@@ -228,7 +222,7 @@ static int warp_count() { return (machine->count + WARP - 1) / WARP; }
 /* A new order of the warps. */
 static void shuffle_warps() {
     for (int i = 0; i < warp_count(); i++) {
-        int j = (int)(next_random(&machine->random) % (uint64_t)(i + 1));
+        int j = (int)(random_splitmix(&machine->random) % (uint64_t)(i + 1));
         machine->favour[i] = machine->favour[j];
         machine->favour[j] = (unsigned char)i;
     }
@@ -244,11 +238,11 @@ static Thread *choose() {
         if (!barriers_open(m)) fail_stuck();
         if (m->unfair) shuffle_warps();
     }
-    int at = m->unfair ? 0 : (int)(next_random(&m->random) % (uint64_t)warp_count());
+    int at = m->unfair ? 0 : (int)(random_splitmix(&m->random) % (uint64_t)warp_count());
     while (!m->ready[m->unfair ? m->favour[at] : at]) at = (at + 1) % warp_count();
     int warp = m->unfair ? m->favour[at] : at;
     unsigned lanes = m->ready[warp];
-    for (uint64_t skip = next_random(&m->random) % (uint64_t)__builtin_popcount(lanes); skip > 0; skip--)
+    for (uint64_t skip = random_splitmix(&m->random) % (uint64_t)__builtin_popcount(lanes); skip > 0; skip--)
         lanes &= lanes - 1;
     lanes &= -lanes;  // the thread's bit
     m->ready[warp] ^= lanes;
@@ -469,7 +463,7 @@ static void run_cluster(Machine *m, const Launch &l, uint64_t number) {
     uint64_t start = seed ^ (launches * 0x632be59bd9b4e019u) ^ (number * 0x9e6c63d0876a9a47u);
     m->launch = &l;
     m->random = start;
-    m->unfair = next_random(&m->random) % 2;
+    m->unfair = random_splitmix(&m->random) % 2;
     m->count = (int)(l.size.x * l.size.y * l.size.z * l.cluster);
     shuffle_warps();
     m->returned = m->ready_count = 0;
@@ -546,7 +540,7 @@ static uint64_t common_divisor(uint64_t a, uint64_t b) { return b ? common_divis
 void launch(const Launch &l) {
     launches++;
     uint64_t clusters = (uint64_t)l.grid.x * l.grid.y * l.grid.z / l.cluster, random = seed + launches;
-    uint64_t first = next_random(&random) % clusters, step = next_random(&random) % clusters;
+    uint64_t first = random_splitmix(&random) % clusters, step = random_splitmix(&random) % clusters;
     while (common_divisor(step, clusters) != 1) step = (step + 1) % clusters;
 #if defined(_OPENMP) && !defined(WITH_ASAN)
 #pragma omp parallel for schedule(dynamic) if (clusters > 1)

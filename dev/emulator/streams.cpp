@@ -1,6 +1,8 @@
 /* The queues of the emulated GPU's streams (streams.h). */
 #include "streams.h"
 
+#include "../../lib/random.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,14 +57,9 @@ static uint64_t first_seed() {
 
 static uint64_t random_state = first_seed();
 static unsigned pace, pace_left;  // 0: only what is waited for is done, 1: everything at once, 2: one task a call
-static size_t queued, finished;  // pieces of work
+static size_t queued, finished;   // pieces of work
 
-static unsigned draw(unsigned below) {
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (unsigned)((z ^ (z >> 31)) % below);
-}
+static unsigned draw(unsigned below) { return (unsigned)(random_splitmix(&random_state) % below); }
 
 /* ---- devices ---- */
 

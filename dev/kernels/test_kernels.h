@@ -4,6 +4,7 @@
 #define DEV_TEST_KERNELS_H
 
 #include "reference.h"
+#include "../../lib/random.h"
 #include <stdarg.h>
 #include <stdio.h>
 #ifdef __SANITIZE_ADDRESS__
@@ -27,16 +28,11 @@ static char case_name[256];
 static bool comparing;      // false when a case only runs again for its bits
 static uint64_t case_hash;  // of all outputs of this run of the case
 
-/* ---- random numbers (splitmix64) ---- */
+/* ---- random numbers ---- */
 
 static uint64_t random_state;
 
-static uint64_t random_bits(void) {
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
+static uint64_t random_bits(void) { return random_splitmix(&random_state); }
 
 static double uniform(void) { return (double)(random_bits() >> 11) * 0x1p-53; }
 static double normal(void) { return sqrt(-2 * log(1 - uniform())) * cos(2 * PI * uniform()); }

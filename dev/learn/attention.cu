@@ -189,7 +189,7 @@ static __device__ __forceinline__ void mma_softmax(float (&s)[1][N][4], float (&
     }
 }
 
-/* A warp owns 16 queries alone. The sums of mma.sync are laid out as its left operand wants them, so that scores
+/* A warp owns 16 queries alone. The sums of mma.sync are laid out as its A operand must be, so that scores
  * become weights without leaving the registers (Dao 2023, FlashAttention-2). */
 template <int D>
 static __global__ void __launch_bounds__(FLASH_THREADS) mma_kernel(floatX *out, const floatX *qkv, AttentionShape s) {
@@ -200,7 +200,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS) mma_kernel(floatX *out, 
     const Head x = head_of(out, qkv, s, blockIdx.z, blockIdx.y);
     mma_tile_load<D, MMA_QUERIES>(q, x.q, x.row, t0, s.T);
     __syncthreads();
-    const LeftRows<D, 1, true> left(q + warp_row * D);
+    const RowFragments<D, 1, true> queries_a(q + warp_row * D);
     float o[1][D / 8][4], top[2] = {-INFINITY, -INFINITY}, sum[1][2] = {{0, 0}};
     sums_zero(o);
     for (int j0 = 0; j0 < min(t0 + MMA_QUERIES, s.T); j0 += MMA_KEYS) {
@@ -210,7 +210,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS) mma_kernel(floatX *out, 
         mma_tile_load<D, MMA_KEYS>(k, x.k, x.row, j0, s.T);
         mma_tile_load<D, MMA_KEYS>(v, x.v, x.row, j0, s.T);
         __syncthreads();
-        warp_scores(scores, left, k);
+        warp_scores(scores, queries_a, k);
         mask_scores(scores, query0, j0, lane, s);
         mma_softmax(scores, top, sum[0], o, s.scale);
         warp_pack(weights, scores);

@@ -8,7 +8,7 @@
 
 enum { CACHE_THREADS = 256 };
 
-/* Key and value of head kv at row (b, t) of qkv to position `start + t`; a warp takes one. */
+/* Stores the key and value of each head and row (b, t) of qkv at position `start + t`; a warp stores one. */
 template <int WIDTH>
 static __global__ void cache_store_kernel(floatX *kcache, floatX *vcache, const floatX *qkv, AttentionShape s,
                                           int start, int max_T) {
@@ -18,7 +18,7 @@ static __global__ void cache_store_kernel(floatX *kcache, floatX *vcache, const 
     const floatX *key = qkv + row * (s.H + 2 * s.K) * D + (s.H + kv) * D, *value = key + s.K * D;
     const size_t at = ((b * s.K + kv) * max_T + position) * D;
     for (int c = (int)threadIdx.x % 32 * WIDTH; c < s.D; c += 32 * WIDTH) {
-        store<WIDTH>(kcache + at + c, load_turned<WIDTH>(key, rope_at(s, (int)position), c, s.D, 1.0f));
+        store<WIDTH>(kcache + at + c, load_rotated<WIDTH>(key, rope_at(s, (int)position), c, s.D, 1.0f));
         store<WIDTH>(vcache + at + c, load<WIDTH>(value + c));
     }
 }
@@ -34,17 +34,18 @@ static void cuda_cache_store(floatX *kcache, floatX *vcache, const floatX *qkv, 
 }
 
 /* ---- decoding ----
- * The positions are cut into chunks, so that one sequence fills the GPU. A block reads the keys and values of one
- * chunk of one key/value head once, for up to HEADS query heads of its group, and leaves for each the largest score,
- * the sum of the probabilities relative to it, and the values weighted by them; a second kernel joins the chunks in
- * order. Chunks depend on the cache's size only, so a result does not depend on what else is decoded. */
+ * The positions are cut into chunks, so that a single sequence keeps the GPU busy. A block reads the keys and values
+ * of one chunk of one key/value head once, for up to HEADS query heads of its group. For each of these it stores the
+ * largest score, the sum of the probabilities relative to it, and the values weighted by them. A second kernel
+ * combines the chunks in order. The chunks depend on the cache's size only, so a result does not depend on what else
+ * is decoded. */
 
 enum { DECODE_THREADS = 128, DECODE_WARPS = DECODE_THREADS / 32, DECODE_ROWS = 4 };
 
 typedef struct {
     AttentionShape s;
     int max_T, chunk, chunks;  // positions in a chunk, chunks in the cache
-    int lanes_log;             // 2^lanes_log lanes read a row
+    int lanes_log;             // 2^lanes_log threads read a row
 } DecodePlan;
 
 /* A chunk's result for one query head. */
@@ -52,8 +53,8 @@ typedef struct {
     float top, sum;  // scores are in powers of two
 } DecodePart;
 
-/* Stores the new token's key and value; query heads first .. first + HEADS of head kv's group, turned, scaled to
- * powers of two, to q [HEADS, D]; zero beyond the group. */
+/* q [HEADS, D] = query heads first .. first + HEADS of key/value head kv's group, rotated, and scaled for powers of
+ * two; zero beyond the group. Also stores the new token's key and value if `newest`. */
 template <int HEADS>
 static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX *value, const floatX *row, int kv,
                                                    int first, int position, bool newest, const AttentionShape &s) {
@@ -62,22 +63,22 @@ static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX
     for (int i = (int)threadIdx.x; i < HEADS * D; i += DECODE_THREADS) {
         const int head = first + i / D;
         const floatX *from = row + (size_t)(kv * group + head) * D;
-        q[i] = head < group ? load_turned<1>(from, rope, i % D, D, 1.0f).x[0] * (s.scale * LOG2E) : 0.0f;
+        q[i] = head < group ? load_rotated<1>(from, rope, i % D, D, 1.0f).x[0] * (s.scale * LOG2E) : 0.0f;
     }
     for (int c = (int)threadIdx.x; c < D && newest; c += DECODE_THREADS) {
         const floatX *from = row + (size_t)(s.H + kv) * D;
-        key[c] = from_float<floatX>(load_turned<1>(from, rope, c, D, 1.0f).x[0]);
+        key[c] = from_float<floatX>(load_rotated<1>(from, rope, c, D, 1.0f).x[0]);
         value[c] = from[(size_t)s.K * D + c];
     }
 }
 
-/* Groups of 2^lanes_log lanes take rows in turn, DECODE_ROWS at a time so that as many loads are under way: the row
- * of this thread's u-th load after `base`. */
+/* The row of this thread's u-th load after `base`. Groups of 2^lanes_log threads take rows in turn, DECODE_ROWS at a
+ * time, so that as many loads are under way. */
 static __device__ __forceinline__ int decode_row(int base, int u, const DecodePlan &p) {
     return base + ((u * DECODE_THREADS + (int)threadIdx.x) >> p.lanes_log);
 }
 
-/* scores [HEADS, chunk] = the products of q [HEADS, D] with `rows` keys. */
+/* scores [HEADS, chunk] = q K^T, of q [HEADS, D] and `rows` keys. */
 template <int HEADS, int WIDTH>
 static __device__ __forceinline__ void decode_scores(float *scores, const float *q, const floatX *keys, int rows,
                                                      const DecodePlan &p) {
@@ -109,7 +110,7 @@ static __device__ __forceinline__ void decode_scores(float *scores, const float 
     }
 }
 
-/* Scores [HEADS, chunk] to probabilities relative to the largest of each head; a warp takes a head. */
+/* Turns the scores [HEADS, chunk] into probabilities relative to the largest of each head; a warp takes a head. */
 template <int HEADS>
 static __device__ __forceinline__ void decode_softmax(float *scores, DecodePart *parts, int rows, int heads,
                                                       const DecodePlan &p) {
@@ -124,7 +125,7 @@ static __device__ __forceinline__ void decode_softmax(float *scores, DecodePart 
     }
 }
 
-/* This thread's part of the weighted values: columns c .. c+WIDTH over the rows it takes in turn. */
+/* Adds this thread's part of the weighted values to o: columns c .. c+WIDTH of the rows that it takes in turn. */
 template <int HEADS, int WIDTH>
 static __device__ __forceinline__ void decode_values(Floats<WIDTH> (&o)[HEADS], const float *weights,
                                                      const floatX *values, int rows, const DecodePlan &p) {
@@ -146,11 +147,11 @@ static __device__ __forceinline__ void decode_values(Floats<WIDTH> (&o)[HEADS], 
     }
 }
 
-/* Columns c0 .. c0 + width of the weighted values of all heads, summed over the block's groups of lanes: first within
+/* Sums columns c0 .. c0 + width of the weighted values of all heads over the block's groups of threads: first within
  * a warp, then over the warps in order, through `sums` [DECODE_WARPS, HEADS, width]. */
 template <int HEADS, int WIDTH>
-static __device__ __forceinline__ void decode_join(float *out, Floats<WIDTH> (&o)[HEADS], float *sums, int c0,
-                                                   int heads, const DecodePlan &p) {
+static __device__ __forceinline__ void decode_reduce(float *out, Floats<WIDTH> (&o)[HEADS], float *sums, int c0,
+                                                     int heads, const DecodePlan &p) {
     const int lanes = 1 << p.lanes_log, width = WIDTH << p.lanes_log, D = p.s.D;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
 #pragma unroll
@@ -175,8 +176,8 @@ template <int HEADS, int WIDTH> static size_t decode_shared(const DecodePlan &p)
 }
 
 /* parts [B, H, chunks], o [B, H, chunks, D]; grid (chunks, K * ceil(group / HEADS), B). Chunks after the newest
- * position have nothing to do. The chunk of the newest position stores it (every block of its group does, with the
- * same bytes, so that none waits for another). */
+ * position have nothing to do. The chunk that contains the newest position stores its key and value: every block of
+ * the group does, with the same bytes, so that none waits for another. */
 template <int HEADS, int WIDTH>
 static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     attention_decode_kernel(DecodePart *parts, float *o, floatX *kcache, floatX *vcache, const floatX *qkv,
@@ -205,13 +206,13 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
         const int c = c0 + ((int)threadIdx.x & ((1 << p.lanes_log) - 1)) * WIDTH;
         Floats<WIDTH> sum[HEADS] = {};
         if (c < D) decode_values<HEADS, WIDTH>(sum, scores, values + (size_t)begin * D + c, rows, p);
-        decode_join<HEADS, WIDTH>(o + part * D, sum, sums, c0, heads, p);
+        decode_reduce<HEADS, WIDTH>(o + part * D, sum, sums, c0, heads, p);
     }
 }
 
-/* out [B, H*D]: the chunks of one query head joined, a block for each head. */
-static __global__ void attention_join_kernel(floatX *out, const DecodePart *parts, const float *o,
-                                             const int *positions, DecodePlan p) {
+/* out [B, H*D] = the combined chunks; a block for each query head. */
+static __global__ void attention_combine_kernel(floatX *out, const DecodePart *parts, const float *o,
+                                                const int *positions, DecodePlan p) {
     let_next_begin();
     wait_for_previous();
     const int row = (int)blockIdx.x, D = p.s.D, live = positions[row / p.s.H] / p.chunk + 1;
@@ -240,10 +241,11 @@ static void launch_attention_decode(floatX *out, floatX *kcache, floatX *vcache,
     dim3 grid((unsigned)p.chunks, (unsigned)(s.K * ((s.H / s.K + HEADS - 1) / HEADS)), (unsigned)s.B);
     LAUNCH_EARLY((attention_decode_kernel<HEADS, WIDTH>), grid, DECODE_THREADS, (decode_shared<HEADS, WIDTH>(p)),
                  parts, o, kcache, vcache, qkv, positions, p);
-    LAUNCH_EARLY(attention_join_kernel, (unsigned)(s.B * s.H), DECODE_THREADS, 0, out, parts, o, positions, p);
+    LAUNCH_EARLY(attention_combine_kernel, (unsigned)(s.B * s.H), DECODE_THREADS, 0, out, parts, o, positions, p);
 }
 
-/* Calls launch<HEADS, WIDTH>; eight heads of more than 128 channels would not fit into 48 KB of shared memory. */
+/* Calls launch<HEADS, WIDTH> for the size of the group. Eight heads of more than 128 channels would not fit into 48
+ * KB of shared memory. */
 #define DECODE_HEADS(launch, width, group, D, ...) \
     do {                                           \
         if ((group) == 1)                          \
@@ -256,7 +258,7 @@ static void launch_attention_decode(floatX *out, floatX *kcache, floatX *vcache,
             launch<8, width>(__VA_ARGS__);         \
     } while (0)
 
-/* Chunks of 64 positions, so that a short cache has several; longer ones once there are 64 of them. */
+/* Chunks have 64 positions, so that a short cache has several of them, and grow once there are 64. */
 static DecodePlan decode_plan(AttentionShape s, int max_T, int width) {
     int chunk = min(512, max(64, (max_T + 64 * 64 - 1) / (64 * 64) * 64));
     DecodePlan p = {s, max_T, chunk, (max_T + chunk - 1) / chunk, 0};

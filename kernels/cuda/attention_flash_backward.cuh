@@ -1,18 +1,18 @@
-/* The backward pass of attention on tensor cores. */
+/* Attention on tensor cores, the backward pass; attention_flash.cuh has its tiles and the matmuls of a warp.
+ *
+ * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
+ *   dS = P (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO.
+ * Two kernels compute them. In one a block owns queries (dQ), in the other keys (dK and dV, summed over the heads of
+ * their group). P and dS never leave the registers, and no sum is shared between blocks, so the order of every sum is
+ * fixed. This takes 7 matmuls in place of the 5 that one kernel with atomic additions to dQ would need. The tiles
+ * that a block loops over alternate between two buffers in shared memory, with one barrier for each tile. */
 #ifndef KERNELS_CUDA_ATTENTION_FLASH_BACKWARD_CUH
 #define KERNELS_CUDA_ATTENTION_FLASH_BACKWARD_CUH
 
 #include "attention_flash.cuh"
 
-/* ---- backward ----
- * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
- *   dS = P (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO.
- * One kernel owns queries (dQ), the other keys (dK, dV, summed over the heads of their group): P and dS never leave
- * the registers and no sum is shared between blocks, so the order of every sum is fixed, for 7 products in place of
- * the 5 that one kernel with atomic additions to dQ would need. Tiles alternate between two places in shared memory,
- * with one barrier for each. */
-
-/* stats [B, H, padded] from lse [B, H, T] and dout, out [B, T, H, D]; grid (rows, H, B). Reads all once. */
+/* stats [B, H, padded] = (lse in powers of two, delta), of lse [B, H, T] and dout, out [B, T, H, D]; grid (rows, H,
+ * B). Reads all once. */
 static __global__ void flash_stats_kernel(float2 *stats, const float *lse, const bf16 *dout, const bf16 *out,
                                           AttentionShape s, int padded, int lanes_log) {
     const int lanes = 1 << lanes_log, c = ((int)threadIdx.x & (lanes - 1)) * 8;
@@ -31,11 +31,11 @@ static __global__ void flash_stats_kernel(float2 *stats, const float *lse, const
             t < s.T ? make_float2(lse[head * s.T + t] * LOG2E, sum) : make_float2(INFINITY, 0.0f);
 }
 
-/* A warp's rows of a gradient, times `factor`, to rows t0.. of y, turned back where `angles` are given; `stage` holds
- * [16 M, D + 8] floats of this warp alone, which nobody else reads any more. */
+/* Stores a warp's rows of a gradient, times `factor`, to rows t0.. of y, with the rotation undone if rotate. They go
+ * through `stage`, [16 M, D + 8] floats that belong to this warp alone. */
 template <int D, int M>
 static __device__ __forceinline__ void store_gradient(bf16 *y, size_t stride, const float (&o)[M][D / 8][4],
-                                                      float factor, float *stage, int t0, bool turned,
+                                                      float factor, float *stage, int t0, bool rotate,
                                                       const AttentionShape &s) {
     constexpr int LD = D + 8;
     const int lane = (int)threadIdx.x % 32, half = s.D / 2;
@@ -52,7 +52,7 @@ static __device__ __forceinline__ void store_gradient(bf16 *y, size_t stride, co
         const int row = i / (D / 8), c = i % (D / 8) * 4, t = t0 + row;
         if (c >= half || t >= s.T) continue;
         Floats<4> a = load<4>(stage + row * LD + c), b = load<4>(stage + row * LD + half + c);
-        if (turned) turn(a, b, rope_at(s, t), c, half, -1.0f);
+        if (rotate) rotate_pairs(a, b, rope_at(s, t), c, half, -1.0f);
         store<4>(y + t * stride + c, a);
         store<4>(y + t * stride + half + c, b);
     }
@@ -65,7 +65,8 @@ template <int D, int KEYS> static size_t flash_queries_shared() {
     return tiles > stage ? tiles : stage;
 }
 
-/* dP to dS, from the scores, for a warp's queries and a few keys; `stats` of the queries in shared memory. */
+/* dS = P (dP - delta) in place of dP, from the scores, for a warp's queries and a few keys; `stats` of the queries in
+ * shared memory. */
 template <int M, int N>
 static __device__ __forceinline__ void row_gradients(float (&ds)[M][N][4], const float (&scores)[M][N][4],
                                                      const float2 *stats, float scale) {
@@ -83,14 +84,14 @@ static __device__ __forceinline__ void row_gradients(float (&ds)[M][N][4], const
         }
 }
 
-/* stats of rows t0.. of a head, asynchronously. */
+/* Copies the stats of rows t0.. of a head to shared memory, asynchronously. */
 template <int ROWS>
 static __device__ __forceinline__ void stats_copy(float2 *to, const FlashPlan &p, int b, int h, int t0) {
     const float2 *from = p.stats + ((size_t)b * p.s.H + h) * p.padded + t0;
     if (threadIdx.x < ROWS / 2) copy_async_16(to + 2 * threadIdx.x, from + 2 * threadIdx.x);
 }
 
-/* The queries' part of dqkv; grid as in the forward pass. */
+/* The queries' part of dqkv; the grid is the forward pass's. */
 template <int D, int KEYS, int STEP, bool KEPT, int BLOCKS>
 static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     flash_backward_queries_kernel(bf16 *dqkv, FlashPlan p, int tiles_of_queries, int section) {
@@ -114,12 +115,12 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     sums_zero(dq);
     copy_async_wait<0>();
     __syncthreads();
-    const LeftRows<D, 2, KEPT> left(q + warp_row * D), left_g(g + warp_row * D);
-    for (int j0 = 0, turn = 0; j0 < seen; j0 += KEYS, turn ^= 1) {
-        const bf16 *k = tiles + turn * 2 * KEYS * D, *v = k + KEYS * D;
-        bf16 *next = tiles + (turn ^ 1) * 2 * KEYS * D;
+    const RowFragments<D, 2, KEPT> queries_a(q + warp_row * D), gradients_a(g + warp_row * D);
+    for (int j0 = 0, buffer = 0; j0 < seen; j0 += KEYS, buffer ^= 1) {
+        const bf16 *k = tiles + buffer * 2 * KEYS * D, *v = k + KEYS * D;
+        bf16 *next = tiles + (buffer ^ 1) * 2 * KEYS * D;
         copy_async_wait<0>();
-        __syncthreads();  // this tile is there, and nobody reads the one before it any more
+        __syncthreads();  // this tile has arrived, and all have read the one before it
         if (j0 + KEYS < seen) {
             tile_copy<D, KEYS>(next, keys, p.k.row, j0 + KEYS, s.T, s.D);
             tile_copy<D, KEYS>(next + KEYS * D, values, p.v.row, j0 + KEYS, s.T, s.D);
@@ -129,8 +130,8 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
         for (int j = 0; j < KEYS && (!s.causal || j0 + j < query0 + 32); j += STEP) {
             float scores[2][STEP / 8][4], ds[2][STEP / 8][4];
             unsigned weights[2][STEP / 16][4];
-            warp_scores(scores, left, k + j * D);
-            warp_scores(ds, left_g, v + j * D);
+            warp_scores(scores, queries_a, k + j * D);
+            warp_scores(ds, gradients_a, v + j * D);
             if (j0 + j + STEP > (s.causal ? min(query0 + 1, s.T) : s.T))
                 mask_scores(scores, query0, j0 + j, opaque_thread() % 32, s);
             row_gradients(ds, scores, stats + warp_row, s.scale * LOG2E);
@@ -138,7 +139,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
             warp_weigh<D>(dq, weights, k + j * D);
         }
     }
-    __syncthreads();  // nobody reads any tile any more
+    __syncthreads();  // all have read their last tiles
     const FlashPlace end = flash_place(tiles_of_queries, s.H, s.B, section);
     bf16 *to = dqkv + (size_t)end.b * s.T * (s.H + 2 * s.K) * s.D + (size_t)end.head * s.D;
     store_gradient<D, 2>(to, (size_t)(s.H + 2 * s.K) * s.D, dq, s.scale, (float *)q + warp_row * (D + 8), query0,
@@ -152,8 +153,8 @@ template <int D, int M, int QUERIES> static size_t flash_keys_shared() {
     return tiles > stage ? tiles : stage;
 }
 
-/* Transposed scores, of a warp's keys key0.. and queries query0.. under a causal mask: -inf where the query does not
- * see the key. */
+/* Sets the transposed scores of a warp's keys key0.. and queries query0.. to -inf where, under a causal mask, the
+ * query does not see the key. */
 template <int M, int N>
 static __device__ __forceinline__ void mask_columns(float (&s)[M][N][4], int query0, int key0) {
     const int lane = opaque_thread() % 32;
@@ -170,7 +171,7 @@ static __device__ __forceinline__ void mask_columns(float (&s)[M][N][4], int que
         }
 }
 
-/* Transposed scores and dP to P and dS; `stats` of the queries in shared memory. */
+/* Turns transposed scores and dP into P and dS; `stats` of the queries in shared memory. */
 template <int M, int N>
 static __device__ __forceinline__ void column_gradients(float (&scores)[M][N][4], float (&ds)[M][N][4],
                                                         const float2 *stats, float scale) {
@@ -189,7 +190,7 @@ static __device__ __forceinline__ void column_gradients(float (&scores)[M][N][4]
     }
 }
 
-/* A tile of queries, of their gradients, and their stats, asynchronously. */
+/* Copies a tile of queries, one of their gradients, and their stats, asynchronously. */
 template <int D, int QUERIES>
 static __device__ __forceinline__ void queries_copy(bf16 *tile, float2 *stats, const FlashPlan &p, int b, int h,
                                                     int t0) {
@@ -198,8 +199,8 @@ static __device__ __forceinline__ void queries_copy(bf16 *tile, float2 *stats, c
     stats_copy<QUERIES>(stats, p, b, h, t0);
 }
 
-/* The keys' and values' parts of dqkv; a block for each tile of 64 M keys of each of their heads, the keys that most
- * queries see first. */
+/* The keys' and values' parts of dqkv; a block for each tile of 64 M keys of each key/value head. The keys that most
+ * queries see come first. */
 template <int D, int M, int QUERIES, int STEP, bool KEPT, int BLOCKS>
 static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     flash_backward_keys_kernel(bf16 *dqkv, FlashPlan p, int tiles_of_keys, int section) {
@@ -219,28 +220,29 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
-    const LeftRows<D, M, KEPT> left(k + warp_row * D), left_v(v + warp_row * D);
+    const RowFragments<D, M, KEPT> keys_a(k + warp_row * D), values_a(v + warp_row * D);
     float dk[M][D / 8][4], dv[M][D / 8][4];
     sums_zero(dk);
     sums_zero(dv);
     int h = kv * group, t0 = first;
-    for (int turn = 0; h < (kv + 1) * group; turn ^= 1) {
+    for (int buffer = 0; h < (kv + 1) * group; buffer ^= 1) {
         const int next_t0 = t0 + QUERIES < s.T ? t0 + QUERIES : first, next_h = t0 + QUERIES < s.T ? h : h + 1;
-        const bf16 *q = tiles + turn * TILE, *g = q + QUERIES * D;
+        const bf16 *q = tiles + buffer * TILE, *g = q + QUERIES * D;
         copy_async_wait<0>();
-        __syncthreads();  // this tile is there, and nobody reads the one before it any more
+        __syncthreads();  // this tile has arrived, and all have read the one before it
         if (next_h < (kv + 1) * group)
-            queries_copy<D, QUERIES>(tiles + (turn ^ 1) * TILE, stats + (turn ^ 1) * QUERIES, p, b, next_h, next_t0);
+            queries_copy<D, QUERIES>(tiles + (buffer ^ 1) * TILE, stats + (buffer ^ 1) * QUERIES, p, b, next_h,
+                                     next_t0);
         copy_async_commit();
 #pragma unroll 1
         for (int i = 0; i < QUERIES; i += STEP) {
             float scores[M][STEP / 8][4], ds[M][STEP / 8][4];
             unsigned weights[M][STEP / 16][4];
             if (s.causal && t0 + i + STEP <= key0) continue;  // no query sees any of the warp's keys
-            warp_scores(scores, left, q + i * D);
-            warp_scores(ds, left_v, g + i * D);
+            warp_scores(scores, keys_a, q + i * D);
+            warp_scores(ds, values_a, g + i * D);
             if (s.causal && t0 + i < key0 + 16 * M - 1) mask_columns(scores, t0 + i, key0);
-            column_gradients(scores, ds, stats + turn * QUERIES + i, s.scale * LOG2E);
+            column_gradients(scores, ds, stats + buffer * QUERIES + i, s.scale * LOG2E);
             warp_pack(weights, scores);
             warp_weigh<D>(dv, weights, g + i * D);
             warp_pack(weights, ds);
@@ -248,7 +250,7 @@ static __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
         }
         t0 = next_t0, h = next_h;
     }
-    __syncthreads();  // nobody reads any tile any more
+    __syncthreads();  // all have read their last tiles
     const size_t stride = (size_t)(s.H + 2 * s.K) * s.D;
     bf16 *to = dqkv + b * s.T * stride + (size_t)(s.H + kv) * s.D;
     float *stage = (float *)k + warp_row * (D + 8);
@@ -273,15 +275,15 @@ static void launch_flash_keys(bf16 *dqkv, const FlashPlan &p) {
            (flash_keys_shared<D, M, QUERIES>()), dqkv, p, (int)tiles, flash_section(p.s, 1, p.s.H / p.s.K));
 }
 
-/* stats and, with RoPE, queries and keys turned, in the device's scratch memory. */
+/* Computes the stats and, with RoPE, the rotated queries and keys, in scratch memory. */
 static FlashPlan flash_backward_plan(const bf16 *dout, const bf16 *out, const float *lse, const bf16 *qkv,
                                      const AttentionShape &s) {
     FlashPlan p = {};
     p.s = s;
     p.padded = (int)cuda_div_up((size_t)s.T, FLASH_QUERIES) * FLASH_QUERIES;
     size_t stats_bytes = (size_t)s.B * s.H * p.padded * sizeof(float2);
-    size_t turned_bytes = s.rope ? (size_t)s.B * (s.H + s.K) * s.T * s.D * sizeof(bf16) : 0;
-    float2 *stats = (float2 *)cuda_scratch(stats_bytes + turned_bytes);
+    size_t rotated_bytes = s.rope ? (size_t)s.B * (s.H + s.K) * s.T * s.D * sizeof(bf16) : 0;
+    float2 *stats = (float2 *)cuda_scratch(stats_bytes + rotated_bytes);
     int lanes_log = 0;
     while (8 << lanes_log < s.D) lanes_log++;
     dim3 grid(cuda_blocks((size_t)p.padded << lanes_log, 256), (unsigned)s.H, (unsigned)s.B);
@@ -292,9 +294,9 @@ static FlashPlan flash_backward_plan(const bf16 *dout, const bf16 *out, const fl
     p.v = rows_of_qkv(qkv, s, s.H + s.K);
     HeadRows g = {dout, (size_t)s.T * s.H * s.D, (size_t)s.D, (unsigned)s.H * s.D};
     p.dout = g;
-    p.turned = true;
+    p.rotated = true;
     if (s.rope) {
-        p.q = p.k = rows_turned((bf16 *)((char *)stats + stats_bytes), qkv, s, 0, s.H + s.K);
+        p.q = p.k = rotated_rows((bf16 *)((char *)stats + stats_bytes), qkv, s, 0, s.H + s.K);
         p.k.x += s.H * p.k.head;
     }
     return p;

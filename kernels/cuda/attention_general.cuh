@@ -1,10 +1,12 @@
-/* Attention: softmax(scale q k^T) v, full or causal, grouped queries, RoPE applied on the way in, without an array of
- * T x T scores (FlashAttention: Dao et al. 2022). A block owns a tile of rows (queries, or keys in one of the
- * backward kernels) of one head and walks over tiles of the other kind. Its 256 threads are a square of 16 x 16:
- * thread (y, x) owns ROWS rows from y * ROWS on, the columns x + 16 j of a tile of scores, and the columns 2 x + 32 j
- * (in pairs) of a result. So the threads of a row are 16 neighbours in one warp, and what belongs to a row (its
- * maximum, its sum, its probabilities) never leaves the warp. All the arithmetic is in two tile products, tile_scores
- * and tile_weigh: fp32 from shared memory into registers. */
+/* Attention in fp32 arithmetic, forward and backward, for every head size up to 512 and both storage types: what the
+ * tensor cores' kernels (attention_flash.cuh) do not take. Full or causal, grouped queries, RoPE applied on the way
+ * in, without an array of T x T scores (FlashAttention: Dao et al. 2022).
+ *
+ * A block owns a tile of rows (queries, or keys in one of the backward kernels) of one head and loops over tiles of
+ * the other kind. Its 256 threads form a square of 16 x 16: thread (y, x) owns ROWS rows from y * ROWS on, the
+ * columns x + 16 j of a tile of scores, and the columns 2 x + 32 j (in pairs) of a result. So the threads of a row
+ * are 16 neighbours in one warp, and the row's maximum, sum and probabilities never leave that warp. All the
+ * arithmetic is in two matmuls of tiles, tile_scores and tile_weigh, from shared memory into registers. */
 #ifndef KERNELS_CUDA_ATTENTION_GENERAL_CUH
 #define KERNELS_CUDA_ATTENTION_GENERAL_CUH
 
@@ -12,12 +14,12 @@
 
 enum { SIDE = 16, ATTENTION_THREADS = SIDE * SIDE };
 
-/* What every kernel here is given. */
+/* The arguments that all kernels here share. */
 typedef struct {
     AttentionShape s;
-    int ld;         // floats between the rows of a tile in shared memory; 4 more than a multiple of 8: rows that
-                    // neighbouring threads read 16 bytes of begin in different banks
-    int lanes_log;  // 2^lanes_log threads move a row
+    int ld;         // floats between the rows of a tile in shared memory. It is 4 more than a multiple of 8, so that
+                    // rows of which neighbouring threads read 16 bytes begin in different banks
+    int lanes_log;  // 2^lanes_log threads load or store a row
 } AttentionPlan;
 
 static AttentionPlan attention_plan(AttentionShape s, int width) {
@@ -26,27 +28,28 @@ static AttentionPlan attention_plan(AttentionShape s, int width) {
     return p;
 }
 
-/* tile [rows, ld] = rows t0.. of a head, `stride` elements apart in x, turned where `turn`; zero beyond row T and, up
- * to a multiple of 4, beyond column D. */
+/* tile [rows, ld] = rows t0.. of a head, `stride` elements apart in x, rotated if rotate. It is zero beyond row T
+ * and, up to a multiple of 4, beyond column D. */
 template <int WIDTH>
 static __device__ __forceinline__ void load_tile(float *tile, int rows, const floatX *x, size_t stride, int t0,
-                                                 bool turn, const AttentionPlan &p) {
+                                                 bool rotate, const AttentionPlan &p) {
     const int D = p.s.D, lane = threadIdx.x & ((1 << p.lanes_log) - 1);
     for (int row = threadIdx.x >> p.lanes_log; row < rows; row += ATTENTION_THREADS >> p.lanes_log)
         for (int c = lane * WIDTH; c < ((D + 3) & ~3); c += WIDTH << p.lanes_log) {
             const int t = t0 + row;
             Floats<WIDTH> v = {};
-            if (t < p.s.T && c < D) v = load_turned<WIDTH>(x + t * stride, turn ? rope_at(p.s, t) : NULL, c, D, 1.0f);
+            if (t < p.s.T && c < D)
+                v = load_rotated<WIDTH>(x + t * stride, rotate ? rope_at(p.s, t) : NULL, c, D, 1.0f);
             store<WIDTH>(tile + row * p.ld + c, v);
         }
 }
 
-/* A thread's part of a result tile [16 ROWS, D] to rows t0.. of y, times `factor[row]`, turned back where `turn`. The
- * tile goes through shared memory, so that rows are written whole; `stage` is one whose rows this warp alone used,
- * before the last tile_weigh, in which its lanes wait for each other. */
+/* Stores a thread's part of a result tile [16 ROWS, D], times factor[row], to rows t0.. of y, with the rotation
+ * undone if rotate. The tile goes through shared memory, so that whole rows are written. `stage` is a tile whose rows
+ * only this warp has used, and not since the last tile_weigh, in which the warp's lanes wait for each other. */
 template <int WIDTH, int ROWS, int PAIRS>
 static __device__ __forceinline__ void store_tile(floatX *y, size_t stride, float2 (&o)[ROWS][PAIRS],
-                                                  const float (&factor)[ROWS], float *stage, int t0, bool turn,
+                                                  const float (&factor)[ROWS], float *stage, int t0, bool rotate,
                                                   const AttentionPlan &p) {
     const int D = p.s.D, x = threadIdx.x % SIDE, first = threadIdx.x / SIDE * ROWS;
 #pragma unroll
@@ -60,15 +63,15 @@ static __device__ __forceinline__ void store_tile(floatX *y, size_t stride, floa
     for (int i = 0; i < ROWS && t0 + first + i < p.s.T; i++)
         for (int c = x * WIDTH; c < D; c += SIDE * WIDTH) {
             const int t = t0 + first + i;
-            const float *angles = turn ? rope_at(p.s, t) : NULL;
-            store<WIDTH>(y + t * stride + c, load_turned<WIDTH>(stage + (first + i) * p.ld, angles, c, D, -1.0f));
+            const float *angles = rotate ? rope_at(p.s, t) : NULL;
+            store<WIDTH>(y + t * stride + c, load_rotated<WIDTH>(stage + (first + i) * p.ld, angles, c, D, -1.0f));
         }
 }
 
-/* ---- the two tile products ---- */
+/* ---- the two matmuls of tiles ---- */
 
-/* s[i][j] = <row i of this thread's rows of a, row x + 16 j of b>, over D columns. 16 ROWS COLS multiplications for
- * ROWS + COLS loads of 16 bytes. */
+/* s[i][j] = <row i of this thread's rows of a, row x + 16 j of b> over D columns. ROWS + COLS loads of 16 bytes serve
+ * 4 ROWS COLS multiplications. */
 template <int ROWS, int COLS>
 static __device__ __forceinline__ void tile_scores(float (&s)[ROWS][COLS], const float *a, const float *b,
                                                    const AttentionPlan &p) {
@@ -97,8 +100,8 @@ static __device__ __forceinline__ void tile_scores(float (&s)[ROWS][COLS], const
     }
 }
 
-/* o[i] += sum over the rows r of b of weight(row i, r) * b[r]. The weights [16 ROWS, 16 COLS] arrive in registers as
- * tile_scores leaves scores, and cross to the row's other threads through `weights` in shared memory. */
+/* o[i] += sum over rows r of b of w(i, r) b[r]. The weights [16 ROWS, 16 COLS] arrive in registers, laid out as
+ * tile_scores leaves its scores, and reach the row's other threads through `weights` in shared memory. */
 template <int ROWS, int COLS, int PAIRS>
 static __device__ __forceinline__ void tile_weigh(float2 (&o)[ROWS][PAIRS], const float (&w)[ROWS][COLS],
                                                   float *weights, const float *b, const AttentionPlan &p) {
@@ -142,7 +145,7 @@ static __device__ __forceinline__ bool sees(const AttentionShape &s, int query, 
     return key < s.T && query < s.T && (!s.causal || key <= query);
 }
 
-/* The 16 threads of a row agree on its largest value, or its sum. */
+/* The largest value of a row, or its sum, over the 16 threads of the row; all of them get it. */
 static __device__ __forceinline__ float row_max(float x) {
     for (int n = SIDE / 2; n > 0; n /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, n));
     return x;
@@ -153,9 +156,9 @@ static __device__ __forceinline__ float row_sum(float x) {
     return x;
 }
 
-/* Online softmax (Milakov & Gimelshein 2018) in powers of two: scores of one more tile of keys to probabilities
- * relative to the largest score so far, and what was summed before rescaled to it. `sum` is of this thread's columns
- * only. */
+/* One step of the online softmax (Milakov & Gimelshein 2018), in powers of two: turns the scores of the next tile of
+ * keys into probabilities relative to the largest score so far, and rescales the earlier sums to it. `sum` covers
+ * this thread's columns only. */
 template <int ROWS, int COLS, int PAIRS>
 static __device__ __forceinline__ void softmax_step(float (&s)[ROWS][COLS], float (&top)[ROWS], float (&sum)[ROWS],
                                                     float2 (&o)[ROWS][PAIRS], int query, int key,
@@ -187,8 +190,8 @@ template <int ROWS, int COLS> static size_t attention_forward_shared(int ld) {
 }
 
 /* out [B, T, H*D], lse [B, H, T]; grid (tiles of 16 ROWS queries, H, B), the longest rows of a causal mask first. The
- * probabilities take the place of the keys in shared memory. Reads qkv's keys and values once for every tile of
- * queries; arithmetic bound. */
+ * probabilities are stored over the keys in shared memory. Keys and values are read once for every tile of queries;
+ * the kernel is bound by its arithmetic. */
 template <int ROWS, int COLS, int PAIRS, int WIDTH>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 ? 1 : 2)
     attention_forward_kernel(floatX *out, float *lse, const floatX *qkv, AttentionPlan p) {
@@ -208,13 +211,13 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, WIDTH == 1 ? 1 : 2)
     load_tile<WIDTH>(q, QUERIES, row + h * (size_t)s.D, stride, t0, true, p);
     const int seen = s.causal ? min(t0 + QUERIES, s.T) : s.T;
     for (int j0 = 0; j0 < seen; j0 += KEYS) {
-        __syncthreads();  // nobody reads the previous tiles any more
+        __syncthreads();  // all have read the previous tiles
         load_tile<WIDTH>(k, KEYS, keys, stride, j0, true, p);
         load_tile<WIDTH>(v, KEYS, keys + s.K * (size_t)s.D, stride, j0, false, p);
         __syncthreads();
         tile_scores(scores, q, k, p);
         softmax_step(scores, top, sum, o, t0 + y, j0 + x, s);
-        __syncthreads();  // the keys make room for the probabilities
+        __syncthreads();  // all have read the keys, and the probabilities may replace them
         tile_weigh<ROWS, COLS>(o, scores, k, v, p);
     }
 #pragma unroll
@@ -236,8 +239,8 @@ static void launch_attention_forward(floatX *out, float *lse, const floatX *qkv,
     LAUNCH((attention_forward_kernel<ROWS, COLS, PAIRS, WIDTH>), grid, ATTENTION_THREADS, bytes, out, lse, qkv, p);
 }
 
-/* Calls launch<ROWS, COLS, PAIRS, WIDTH> with the tile for the head size: 32 PAIRS columns hold it, and a thread's
- * 2 ROWS PAIRS results stay in registers. */
+/* Calls launch<ROWS, COLS, PAIRS, WIDTH> with the tile size for the head size: 32 PAIRS columns hold a row, and a
+ * thread's 2 ROWS PAIRS results stay in registers. */
 #define ATTENTION_TILES(launch, cols, width, D, ...)    \
     do {                                                \
         if ((D) <= 64)                                  \
@@ -263,16 +266,18 @@ static void attention_forward_general(floatX *out, float *lse, const floatX *qkv
 /* ---- backward ----
  * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
  *   dS = P (dP - delta),  dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T dO.
- * One kernel owns queries and sums over keys (dQ), the other owns keys and sums over the queries of all heads of
- * their group (dK, dV): each recomputes P from the saved log-sum-exp, and no sum is shared between blocks, so the
- * order of every sum is fixed.
+ * Two kernels compute them. In one a block owns queries and sums over keys (dQ); in the other it owns keys and sums
+ * over the queries of all heads of their group (dK, dV). Each recomputes P from the saved log-sum-exp, and no sum is
+ * shared between blocks, so the order of every sum is fixed.
  *
- * Heads of more than 96 channels have room for one of the two tiles that a block walks over (`together` false), so
- * that 99 KB of shared memory are enough, as GPUs other than those of data centres have: they take turns there. */
+ * A block loops over two tiles at a time, K and V or Q and dO. With heads of more than 96 channels only one of them
+ * is in shared memory at a time (`together` is false), so that 99 KB are enough, which is what GPUs outside data
+ * centres have. */
 
 static __host__ __device__ constexpr bool tiles_together(int pairs) { return pairs <= 3; }
 
-/* delta [B, H, T] from dout and out [B, T, H, D]: a warp takes 32 / 2^lanes_log rows. Reads both once. */
+/* delta [B, H, T] = <dout, out> over D, of dout and out [B, T, H, D]; a warp takes 32 / 2^lanes_log rows. Reads both
+ * once. */
 template <int WIDTH>
 static __global__ void attention_delta_kernel(float *delta, const floatX *dout, const floatX *out, AttentionPlan p) {
     const AttentionShape &s = p.s;
@@ -290,7 +295,7 @@ static __global__ void attention_delta_kernel(float *delta, const floatX *dout, 
     if (inside && lane == 0) delta[(bt / s.T * s.H + h) * s.T + bt % s.T] = sum;
 }
 
-/* Scores to probabilities, given the rows' log-sum-exp in powers of two; 0 where the query does not see the key. */
+/* A score's probability, given its row's log-sum-exp in powers of two; 0 where the query does not see the key. */
 static __device__ __forceinline__ float probability(float score, float lse, int query, int key,
                                                     const AttentionShape &s) {
     return sees(s, query, key) ? exp2f(score * (s.scale * LOG2E) - lse) : 0.0f;

@@ -5,7 +5,8 @@
 
 #include "common.cuh"
 
-/* True where rows can move 16 bytes at a time, also in the two halves that RoPE joins. */
+/* The rows at these addresses can be read and written 16 bytes at a time, and with RoPE so can their two halves,
+ * which it combines. */
 template <typename... P> static bool attention_vectors(const AttentionShape &s, const P *...p) {
     return vectors_fit(s.rope ? s.D / 2 : s.D, VECTOR, s.rope, p...);
 }
@@ -17,11 +18,12 @@ static void attention_check(const AttentionShape *s) {
             s->D);
 }
 
-/* Elements c .. c+WIDTH of row [D], turned by the angles of its position (a row of AttentionShape's rope, or NULL);
- * direction -1 turns back. An element's partner is half a row away. */
+/* Elements c .. c+WIDTH of row [D], rotated by the angles of the row's position (a row of AttentionShape's rope;
+ * NULL: not rotated). direction is 1, or -1 to undo the rotation. The element that is rotated together with element c
+ * is half a row away. */
 template <int WIDTH, typename T>
-static __device__ __forceinline__ Floats<WIDTH> load_turned(const T *row, const float *rope, int c, int D,
-                                                            float direction) {
+static __device__ __forceinline__ Floats<WIDTH> load_rotated(const T *row, const float *rope, int c, int D,
+                                                             float direction) {
     const int half = D / 2;
     Floats<WIDTH> v = load<WIDTH>(row + c);
     if (!rope) return v;

@@ -1,6 +1,8 @@
-/* cuBLASLt, loaded when the first product runs on a GPU. It is a library of half a gigabyte: linked, it would cost
- * every start of a program an eighth of a second, also where there is no GPU. Its functions are called as
- * cublaslt()->Matmul(...) for cublasLtMatmul(...). */
+/* cuBLASLt's matmul. The library is loaded when the first matmul runs on a GPU (library_open in platform.cuh), and
+ * its functions are called as cublaslt()->Matmul(...) for cublasLtMatmul(...).
+ *
+ * Everything here is row-major and cuBLASLt is column-major: a row-major [M, N] is to it the transposed matrix [N,
+ * M]. So for C = A B it computes C^T = B^T A^T, with our B as its first operand and our A as its second. */
 #ifndef KERNELS_CUDA_CUBLASLT_CUH
 #define KERNELS_CUDA_CUBLASLT_CUH
 
@@ -51,7 +53,7 @@ static inline const CublasLt *cublaslt(void) {
     return &loaded;
 }
 
-/* ---- plans ---- */
+/* ---- plans ---- which algorithm a matmul uses; asked of the library once and kept */
 
 static inline void cublas_check(cublasStatus_t status, const char *file, int line) {
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -64,18 +66,18 @@ static inline void cublas_check(cublasStatus_t status, const char *file, int lin
 
 enum { LT_PLANS = 1024 };
 
-/* What cuBLASLt's choice of an algorithm depends on. */
+/* What the library's choice of an algorithm depends on. */
 typedef struct {
-    int M, N, K, a_transposed, b_transposed, wide, epilogue;
+    int M, N, K, a_transposed, b_transposed, fp32_out, epilogue;
     int align_a, align_b, align_out;  // bytes
 } LtKey;
 
-/* The choice, and the descriptors it is called with. A: right, B: left, D: C, all transposed. */
+/* The choice, and the descriptors of the call: first describes our B, second our A, and out our C. */
 typedef struct {
     LtKey key;
-    bool made, works;  // works: there is an algorithm
+    bool created, usable;  // usable: the library has an algorithm for it
     cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatrixLayout_t first, second, out;
     cublasLtMatmulAlgo_t algorithm;
 } LtPlan;
 
@@ -84,14 +86,14 @@ typedef struct {
 typedef struct {
     cublasLtHandle_t handle;
     LtPlan plans[LT_PLANS];
-} LtDevice;
+} LtStream;
 
-static LtDevice lt_devices[CUDA_TABLES];
+static LtStream lt_streams[CUDA_TABLES];
 
 static int pointer_alignment(const void *p) { return p ? 1 << min(4, __builtin_ctzll((uintptr_t)p)) : 16; }
 
-static cudaDataType_t lt_type(bool wide) {
-    return wide || sizeof(floatX) == sizeof(float) ? CUDA_R_32F : CUDA_R_16BF;
+static cudaDataType_t lt_type(bool fp32) {
+    return fp32 || sizeof(floatX) == sizeof(float) ? CUDA_R_32F : CUDA_R_16BF;
 }
 
 static LtKey lt_key(const Matmul *p) {
@@ -99,7 +101,7 @@ static LtKey lt_key(const Matmul *p) {
     memset(&key, 0, sizeof key);
     key.M = p->M, key.N = p->N, key.K = p->K;
     key.a_transposed = p->a_transposed, key.b_transposed = p->b_transposed;
-    key.wide = p->sum != NULL;
+    key.fp32_out = p->sum != NULL;
     key.epilogue = p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     key.align_a = pointer_alignment(p->a);
     key.align_b = pointer_alignment(p->b);
@@ -112,31 +114,32 @@ static void lt_set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_
     CUBLAS_CHECK(cublaslt()->MatmulDescSetAttribute(operation, attribute, value, bytes));
 }
 
-/* The epilogue's pointer, which changes from call to call. */
+/* Sets the bias pointer, which changes from call to call. */
 static void lt_set_bias(cublasLtMatmulDesc_t operation, const Matmul *p) {
     if (p->bias) lt_set(operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias);
 }
 
 static void lt_describe(LtPlan *plan, const Matmul *p) {
-    int32_t transpose_a = p->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
-            transpose_b = p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    int32_t op_first = p->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+            op_second = p->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     uint32_t epilogue = (uint32_t)plan->key.epilogue;
     int32_t type = lt_type(false);
     uint64_t M = (uint64_t)p->M, N = (uint64_t)p->N, K = (uint64_t)p->K;
     CUBLAS_CHECK(cublaslt()->MatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose_a, sizeof transpose_a);
-    lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transpose_b, sizeof transpose_b);
+    lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &op_first, sizeof op_first);
+    lt_set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &op_second, sizeof op_second);
     lt_set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (p->bias) lt_set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
     lt_set_bias(plan->operation, p);
-    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->a, lt_type(false), p->b_transposed ? K : N,
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->first, lt_type(false), p->b_transposed ? K : N,
                                                 p->b_transposed ? N : K, p->b_transposed ? p->K : p->N));
-    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->b, lt_type(false), p->a_transposed ? M : K,
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->second, lt_type(false), p->a_transposed ? M : K,
                                                 p->a_transposed ? K : M, p->a_transposed ? p->M : p->K));
-    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->d, lt_type(p->sum != NULL), N, M, p->N));
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->out, lt_type(p->sum != NULL), N, M, p->N));
 }
 
-/* Asks for an algorithm. Of those that split K only the ones that add the parts in a fixed order and in fp32. */
+/* Asks for an algorithm. Of those that split K, only ones that add the parts in a fixed order and in fp32 are
+ * allowed. */
 static void lt_choose(LtPlan *plan, cublasLtHandle_t handle) {
     const uint64_t workspace = CUBLASLT_WORKSPACE;
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -146,57 +149,57 @@ static void lt_choose(LtPlan *plan, cublasLtHandle_t handle) {
         cublasLtMatmulPreferenceAttributes_t attribute;
         const void *value;
         size_t bytes;
-    } wishes[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
-                  {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
-                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a, sizeof a},
-                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b, sizeof b},
-                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &d, sizeof d},
-                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d, sizeof d}};
+    } preferences[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+                       {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
+                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &a, sizeof a},
+                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &b, sizeof b},
+                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &d, sizeof d},
+                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &d, sizeof d}};
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t result;
     int count = 0;
     CUBLAS_CHECK(cublaslt()->MatmulPreferenceCreate(&preference));
-    for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++)
-        CUBLAS_CHECK(cublaslt()->MatmulPreferenceSetAttribute(preference, wishes[i].attribute, wishes[i].value,
-                                                              wishes[i].bytes));
-    cublasStatus_t status = cublaslt()->MatmulAlgoGetHeuristic(handle, plan->operation, plan->a, plan->b, plan->d,
-                                                               plan->d, preference, 1, &result, &count);
-    plan->works = status == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
-    if (plan->works) plan->algorithm = result.algo;
+    for (size_t i = 0; i < sizeof preferences / sizeof *preferences; i++)
+        CUBLAS_CHECK(cublaslt()->MatmulPreferenceSetAttribute(preference, preferences[i].attribute,
+                                                              preferences[i].value, preferences[i].bytes));
+    cublasStatus_t status = cublaslt()->MatmulAlgoGetHeuristic(handle, plan->operation, plan->first, plan->second,
+                                                               plan->out, plan->out, preference, 1, &result, &count);
+    plan->usable = status == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+    if (plan->usable) plan->algorithm = result.algo;
     CUBLAS_CHECK(cublaslt()->MatmulPreferenceDestroy(preference));
 }
 
-/* The plan for a product, made at its first call. */
-static LtPlan *lt_plan(LtDevice *device, const Matmul *p) {
+/* The plan for a matmul, created at its first call. */
+static LtPlan *lt_plan(LtStream *lt, const Matmul *p) {
     LtKey key = lt_key(p);
     uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
     for (size_t i = 0; i < sizeof key; i++) hash = (hash ^ ((const unsigned char *)&key)[i]) * 0x100000001b3u;
-    LtPlan *plan = &device->plans[(hash ^ hash >> 32) % LT_PLANS];
-    if (plan->made && memcmp(&plan->key, &key, sizeof key) == 0) return plan;
-    if (plan->made) {
+    LtPlan *plan = &lt->plans[(hash ^ hash >> 32) % LT_PLANS];
+    if (plan->created && memcmp(&plan->key, &key, sizeof key) == 0) return plan;
+    if (plan->created) {
         CUBLAS_CHECK(cublaslt()->MatmulDescDestroy(plan->operation));
-        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->a));
-        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->b));
-        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->d));
+        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->first));
+        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->second));
+        CUBLAS_CHECK(cublaslt()->MatrixLayoutDestroy(plan->out));
     }
     plan->key = key;
-    plan->made = true;
+    plan->created = true;
     lt_describe(plan, p);
-    lt_choose(plan, device->handle);
+    lt_choose(plan, lt->handle);
     return plan;
 }
 
-/* False where cuBLASLt has no algorithm for it. */
+/* Returns false, having done nothing, where cuBLASLt has no algorithm. */
 static bool lt_matmul(const Matmul *p) {
-    LtDevice *device = &lt_devices[cuda_current - cuda_streams];
-    if (!device->handle) CUBLAS_CHECK(cublaslt()->Create(&device->handle));
-    LtPlan *plan = lt_plan(device, p);
-    if (!plan->works) return false;
+    LtStream *lt = &lt_streams[cuda_current - cuda_streams];
+    if (!lt->handle) CUBLAS_CHECK(cublaslt()->Create(&lt->handle));
+    LtPlan *plan = lt_plan(lt, p);
+    if (!plan->usable) return false;
     const float alpha = 1.0f, beta = p->accumulate ? 1.0f : 0.0f;
     void *c = p->sum ? (void *)p->sum : (void *)p->out;
     lt_set_bias(plan->operation, p);
-    CUBLAS_CHECK(cublaslt()->Matmul(device->handle, plan->operation, &alpha, p->b, plan->a, p->a, plan->b, &beta, c,
-                                    plan->d, c, plan->d, &plan->algorithm, cuda_scratch(CUBLASLT_WORKSPACE),
+    CUBLAS_CHECK(cublaslt()->Matmul(lt->handle, plan->operation, &alpha, p->b, plan->first, p->a, plan->second, &beta,
+                                    c, plan->out, c, plan->out, &plan->algorithm, cuda_scratch(CUBLASLT_WORKSPACE),
                                     CUBLASLT_WORKSPACE, cuda_stream()));
     return true;
 }

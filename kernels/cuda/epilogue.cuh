@@ -13,14 +13,14 @@ typedef struct {
     bool a_transposed;  // A is stored as [K, M]
     bool b_transposed;  // B is stored as [N, K]
     int M, N, K;
-    floatX *out, *preact;  // preact: C + bias before the activation, or NULL
+    floatX *out, *preact;  // preact: gets C + bias before the activation, or NULL
     const floatX *bias;
     Activation act;
     float *sum;
     bool accumulate;  // C is added to what is there
 } Matmul;
 
-/* What happens to a finished element of C. */
+/* Stores a finished element of C. */
 static __device__ __forceinline__ void store_element(const Matmul &p, size_t m, size_t n, float value) {
     const size_t at = m * p.N + n;
     if (p.sum) {
@@ -30,7 +30,9 @@ static __device__ __forceinline__ void store_element(const Matmul &p, size_t m, 
     if (p.accumulate) value += to_float(p.out[at]);
     if (p.bias) value += to_float(p.bias[n]);
     if (p.preact) p.preact[at] = from_float<floatX>(value);
-    if (p.act != ACT_NONE) value = gelu(rounded<floatX>(value), p.act);  // of what the backward pass will see
+    if (p.act != ACT_NONE)
+        value = gelu(rounded<floatX>(value),
+                     p.act);  // GELU of the rounded value, which is what the backward pass will read
     p.out[at] = from_float<floatX>(value);
 }
 

@@ -1,8 +1,8 @@
 /* Matmuls with up to four rows (decoding): y = x W^T, bound by the reading of the weight.
  *
- * Each weight is read once, 16 bytes at a time, and used for all rows: 2 O I bytes in bf16. The rows themselves come
- * from the first-level cache, which every warp of a multiprocessor shares. `warps` warps make an output channel: one,
- * or all four of a block where channels are few, so that the GPU has enough loads under way. */
+ * Each weight is read once, 16 bytes at a time, and used for all rows: 2 N K bytes in bf16. The rows of x come from
+ * the first-level cache, which the warps of a multiprocessor share. An output channel is computed by one warp, or by
+ * all four warps of a block where there are few channels, so that the GPU has enough loads in flight. */
 #ifndef KERNELS_CUDA_GEMV_CUH
 #define KERNELS_CUDA_GEMV_CUH
 
@@ -10,6 +10,7 @@
 
 enum { GEMV_ROWS = 4, GEMV_THREADS = 128, GEMV_WARPS = GEMV_THREADS / 32, GEMV_LOADS = 4 };
 
+/* `warps` warps compute an output channel. */
 template <typename W, int ROWS, int WIDTH>
 static __global__ void __launch_bounds__(GEMV_THREADS) gemv_kernel(Matmul p, int warps) {
     __shared__ float parts[GEMV_WARPS][ROWS];
@@ -36,7 +37,7 @@ static __global__ void __launch_bounds__(GEMV_THREADS) gemv_kernel(Matmul p, int
                 for (int i = 0; i < WIDTH; i++) sum[r] = fmaf(x.x[i], w[u].x[i], sum[r]);
             }
     }
-    wait_for_previous();  // all, also those that had nothing to read
+    wait_for_previous();  // every thread calls it, also one that had nothing to read
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         sum[r] = warp_sum(sum[r]);
@@ -50,7 +51,7 @@ static __global__ void __launch_bounds__(GEMV_THREADS) gemv_kernel(Matmul p, int
     }
 }
 
-template <typename W, int WIDTH> static void gemv(const Matmul &p) {
+template <typename W, int WIDTH> static void gemv_launch(const Matmul &p) {
     const int warps = p.N <= 8192 ? GEMV_WARPS : 1;
     const unsigned grid = cuda_blocks((size_t)p.N, (size_t)(GEMV_WARPS / warps));
     if (p.M == 1) LAUNCH_EARLY((gemv_kernel<W, 1, WIDTH>), grid, GEMV_THREADS, 0, p, warps);
@@ -59,13 +60,13 @@ template <typename W, int WIDTH> static void gemv(const Matmul &p) {
     if (p.M == 4) LAUNCH_EARLY((gemv_kernel<W, 4, WIDTH>), grid, GEMV_THREADS, 0, p, warps);
 }
 
-static void gemv_matmul(const Matmul &p) {
+static void gemv(const Matmul &p) {
     if (p.b_type == DT_FLOATX && vectors_fit((size_t)p.K, VECTOR, p.a, (const floatX *)p.b))
-        gemv<floatX, VECTOR>(p);
+        gemv_launch<floatX, VECTOR>(p);
     else if (p.b_type == DT_BF16)
-        gemv<bf16, 1>(p);
+        gemv_launch<bf16, 1>(p);
     else
-        gemv<float, 1>(p);
+        gemv_launch<float, 1>(p);
 }
 
 #endif

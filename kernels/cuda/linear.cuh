@@ -1,11 +1,9 @@
-/* Products with weights: y = x W^T with bias in its epilogue, dx = dy W, dW += dy^T x. cuBLASLt does them, in bf16 or
- * fp32 with fp32 sums (activations in a pass of their own, so that a model gives the same bits whether it keeps what
- * the activation was given or not, and one that computes the activation again the same too); a kernel of our own does
- * what cuBLASLt does not take (weights of another type, rows that are not aligned) and what is too small to matter;
- * another one does products of few rows (decoding), which are bound by the reading of the weight.
+/* Linear layers: y = x W^T + bias, dx = dy W, dW += dy^T x. Which matmul does the work depends on the shape:
  *
- * Everything is row-major. cuBLASLt thinks in columns: a row-major [M, N] is to it the transposed matrix [N, M], so
- * it is asked for C^T = right^T left^T. */
+ *   gemv.cuh      1 to 4 rows (decoding), bound by the reading of the weight
+ *   small_m.cuh   5 to 32 rows in bf16 (several sequences decoded together), on tensor cores
+ *   cublaslt.cuh  more rows: the library
+ *   matmul.cuh    what cuBLASLt does not take or does slowly, and what is too small to matter */
 #ifndef KERNELS_CUDA_LINEAR_CUH
 #define KERNELS_CUDA_LINEAR_CUH
 
@@ -14,13 +12,15 @@
 #include "matmul.cuh"
 #include "small_m.cuh"
 
-/* Rows that are not a multiple of 16 bytes: cuBLASLt is slow at them where it takes them. */
+/* Some rows are not a multiple of 16 bytes. cuBLASLt is slow with them where it takes them. */
 static bool matmul_ragged(const Matmul &p) {
     return !vectors_fit((size_t)(p.a_transposed ? p.M : p.K), VECTOR, p.a) ||
            !vectors_fit((size_t)(p.b_transposed ? p.K : p.N), VECTOR, (const floatX *)p.b) ||
            !vectors_fit((size_t)p.N, VECTOR, p.out, p.preact);
 }
 
+/* The activation after cuBLASLt's matmul is a kernel of its own, not the library's epilogue. So a model gives the
+ * same bits whether it stores the preactivation or computes it again in the backward pass. */
 static void matmul(Matmul p) {
     if (p.M == 0 || p.N == 0) return;
     const bool small = (double)p.M * p.N * p.K < 1 << 20;
@@ -40,13 +40,12 @@ static void matmul(Matmul p) {
         matmul_tiles<float>(p);
 }
 
-/* Few rows on the vector units, some on the tensor cores, more through the library. The first two read the weight
- * while the kernel before them still runs (LAUNCH_EARLY): that one makes their input; weights are written by AdamW
- * and by uploads, after which other kernels come first. */
+/* y = x W^T. The kernels for few rows read the weight while the kernel that computes their input still runs
+ * (LAUNCH_EARLY). That is safe because only AdamW and uploads write weights, and other kernels come between. */
 static void matmul_forward(const Matmul &p) {
     if (p.M <= GEMV_ROWS)
-        gemv_matmul(p);
-    else if (!small_m_matmul(p))
+        gemv(p);
+    else if (!small_m(p))
         matmul(p);
 }
 
@@ -54,8 +53,8 @@ static void matmul_forward(const Matmul &p) {
 
 enum { SUM_THREADS = 256, SUM_ROWS = SUM_THREADS / 32, SUM_PART = 256 };
 
-/* parts [gridDim.y, C]: the sums of x [rows, C] over SUM_PART rows each. A warp takes every eighth row, a lane WIDTH
- * columns; the warps' sums are added in order. Reads x once. */
+/* parts [gridDim.y, C] = sums of x [rows, C] over SUM_PART rows each. A warp takes every eighth row, a lane WIDTH
+ * columns, and the warps' sums are added in order. Reads x once. */
 template <int WIDTH> static __global__ void column_sum_kernel(float *parts, const floatX *x, size_t rows, int C) {
     __shared__ __align__(16) float sums[SUM_ROWS][32 * WIDTH];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, c0 = (int)blockIdx.x * 32 * WIDTH;
@@ -79,7 +78,7 @@ template <int WIDTH> static __global__ void column_sum_kernel(float *parts, cons
     }
 }
 
-/* sums [C] += the parts [n, C] in order */
+/* sums [C] += the sum of parts [n, C], in order. */
 static __global__ void add_parts_kernel(float *sums, const float *parts, int n, int C) {
     const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (c >= C) return;
@@ -101,7 +100,7 @@ static void cuda_column_sums(float *sums, const floatX *x, size_t rows, int C) {
 
 /* ---- the operations ---- */
 
-static Matmul forward_matmul(const floatX *inp, Weight w, size_t rows) {
+static Matmul forward_shape(const floatX *inp, Weight w, size_t rows) {
     Matmul p;
     memset(&p, 0, sizeof p);
     p.a = inp;
@@ -114,19 +113,19 @@ static Matmul forward_matmul(const floatX *inp, Weight w, size_t rows) {
 
 static void cuda_linear_forward(floatX *out, const floatX *inp, Weight w, const floatX *bias, Activation act,
                                 floatX *preact, size_t rows) {
-    Matmul p = forward_matmul(inp, w, rows);
+    Matmul p = forward_shape(inp, w, rows);
     p.out = out, p.bias = bias, p.act = act, p.preact = preact;
     matmul_forward(p);
 }
 
 static void cuda_linear_logits(float *out, const floatX *inp, Weight w, size_t rows) {
-    Matmul p = forward_matmul(inp, w, rows);
+    Matmul p = forward_shape(inp, w, rows);
     p.sum = out;
     matmul_forward(p);
 }
 
 static void cuda_linear_backward_input(floatX *dinp, const floatX *dout, Weight w, size_t rows, bool accumulate) {
-    Matmul p = forward_matmul(dout, w, rows);
+    Matmul p = forward_shape(dout, w, rows);
     p.b_transposed = false;
     p.N = w.cols, p.K = w.rows;
     p.out = dinp, p.accumulate = accumulate;
@@ -136,7 +135,7 @@ static void cuda_linear_backward_input(floatX *dinp, const floatX *dout, Weight 
 static void cuda_linear_backward_weight(float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                         size_t rows, int O, int I) {
     Weight w = {inp, DT_FLOATX, (int)rows, I, NULL};
-    Matmul p = forward_matmul(dout, w, (size_t)O);
+    Matmul p = forward_shape(dout, w, (size_t)O);
     p.a_transposed = true, p.b_transposed = false;
     p.N = I, p.K = (int)rows;
     p.sum = dweight, p.accumulate = true;

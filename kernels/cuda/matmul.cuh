@@ -1,7 +1,8 @@
 /* Our own matmul, for what cuBLASLt does not take (weights of another type than floatX, rows that are not a multiple
  * of 16 bytes) and for what is too small to matter. fp32 arithmetic from shared memory.
  *
- * A block of 256 threads makes a tile of 64 x 64 from slices of 16 deep in shared memory; a thread makes 4 x 4. */
+ * A block of 256 threads computes a tile of 64 x 64, of which a thread computes 4 x 4, from slices in shared memory
+ * that are 16 deep. */
 #ifndef KERNELS_CUDA_MATMUL_CUH
 #define KERNELS_CUDA_MATMUL_CUH
 
@@ -9,8 +10,8 @@
 
 enum { TILE = 64, TILE_K = 16, TILE_THREADS = 256, TILE_LD = TILE + 4 };
 
-/* tile [TILE_K, TILE] = rows k0.. and columns n0.. of a matrix [K, N], or of the transposed of one stored as [N, K];
- * zero outside. Threads read neighbouring elements of memory. */
+/* tile [TILE_K, TILE] = rows k0.. and columns n0.. of a matrix that is stored as [K, N], or as [N, K] if TRANSPOSED;
+ * zero outside. Neighbouring threads read neighbouring elements. */
 template <bool TRANSPOSED, typename T>
 static __device__ __forceinline__ void load_slice(float (*tile)[TILE_LD], const T *x, int K, int N, int k0, int n0) {
     for (int i = (int)threadIdx.x; i < TILE * TILE_K; i += TILE_THREADS) {
@@ -21,7 +22,7 @@ static __device__ __forceinline__ void load_slice(float (*tile)[TILE_LD], const 
     }
 }
 
-/* Grid (tiles of M, tiles of N). */
+/* Grid: (tiles of M, tiles of N). */
 template <typename B, bool A_TRANSPOSED, bool B_TRANSPOSED>
 static __global__ void __launch_bounds__(TILE_THREADS) matmul_kernel(Matmul p) {
     __shared__ __align__(16) float tile_a[TILE_K][TILE_LD], tile_b[TILE_K][TILE_LD];

@@ -1,6 +1,6 @@
-/* Pointwise kernels: activations, their gradients, residual addition, casts. Memory-bound: each reads its inputs and
- * writes its output once, a 16-byte vector (N elements) per thread; elements past the last whole vector go one by one
- * to the last thread. */
+/* Pointwise operations: GELU, SwiGLU, their gradients, residual addition, casts. They are memory-bound: each reads
+ * its inputs and writes its output once, a 16-byte vector (N elements) for each thread. The last thread takes the
+ * elements past the last whole vector one by one. */
 #ifndef KERNELS_CUDA_POINTWISE_CUH
 #define KERNELS_CUDA_POINTWISE_CUH
 

@@ -19,18 +19,19 @@ static __device__ __forceinline__ float warp_max(float v) {
     return v;
 }
 
-/* Called by all threads of a block. The barriers also order what the threads wrote to shared memory before. */
+/* The sum over a block, which all of its threads call. Its barriers also order what the threads have written to
+ * shared memory before. */
 template <typename T> static __device__ inline T block_sum(T v) {
     __shared__ T part[32];
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_sum(v);
-    __syncthreads();  // everyone has read the last call's
+    __syncthreads();  // all have read the last call's sums
     if (lane == 0) part[warp] = v;
     __syncthreads();
     return warp_sum(lane < warps ? part[lane] : T(0));
 }
 
-/* a and b together, with the barriers of one. */
+/* Sums a and b at once, with the barriers of one sum. */
 static __device__ inline void block_sum_pair(float &a, float &b) {
     __shared__ float part[2][32];
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;

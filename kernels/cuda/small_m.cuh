@@ -1,12 +1,13 @@
-/* Products with 5 to 32 rows in bf16 (texts written together): y = x W^T on the tensor cores, bound by the reading of
- * the weight, 2 N K bytes, like the product of one row.
+/* Matmuls with 5 to 32 rows in bf16 (several sequences decoded together): y = x W^T on the tensor cores, bound by the
+ * reading of the weight, 2 N K bytes, like the matmul with one row.
  *
- * The weight is mma's left operand, so its channels fill the 16 rows of a fragment and the rows of x its 8 columns:
- * y^T = W x^T. Which k of the sum an element of a fragment belongs to does not matter as long as both operands agree;
- * so a lane reads 8 neighbouring k of its channels and of its rows, 16 bytes each, straight into the fragments of two
- * mma instructions, and nothing passes through shared memory on the way in. The warps of a block take turns along K
- * and add up at the end, in order. A block reads all of x, from the second-level cache: RT tiles of 8 rows and CT
- * tiles of 16 channels, chosen so that this is no more than it reads of the weight. */
+ * The weight is the A operand of mma, so output channels fill the 16 rows of a fragment and rows of x its 8 columns:
+ * y^T = W x^T. It does not matter to which k of the sum an element of a fragment belongs, as long as both operands
+ * agree. So a lane reads 8 neighbouring k of its channels and of its rows, 16 bytes each, straight into the fragments
+ * of two mma instructions, and nothing passes through shared memory on the way in. The warps of a block take turns
+ * along K, and their sums are added at the end, in order. A block computes RT tiles of 8 rows and CT tiles of 16
+ * channels. It reads all of x, from the second-level cache; RT and CT are chosen so that this is no more than it
+ * reads of the weight. */
 #ifndef KERNELS_CUDA_SMALL_M_CUH
 #define KERNELS_CUDA_SMALL_M_CUH
 
@@ -20,7 +21,7 @@ static __device__ __forceinline__ uint4 small_m_load(const bf16 *p, bool inside)
     return inside ? *(const uint4 *)(const void *)p : make_uint4(0, 0, 0, 0);
 }
 
-/* LOADS steps of SMALL_M_K of the sum: first all reads of the weight, so that many are under way. */
+/* LOADS steps of SMALL_M_K along K. All reads of the weight come first, so that many are in flight. */
 template <int RT, int CT, int LOADS>
 static __device__ __forceinline__ void small_m_steps(float (&sum)[RT][CT][4], const bf16 *x, const bf16 *weight,
                                                      int k0, int rows, int channels, int K) {
@@ -51,7 +52,7 @@ static __device__ __forceinline__ void small_m_steps(float (&sum)[RT][CT][4], co
         }
 }
 
-/* Grid: N / (16 CT). */
+/* Grid: N / (16 CT) blocks. */
 template <int RT, int CT> static __global__ void __launch_bounds__(SMALL_M_THREADS) small_m_kernel(Matmul p) {
     __shared__ float parts[SMALL_M_WARPS][8 * RT][16 * CT + 1];
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, n0 = (int)blockIdx.x * 16 * CT;
@@ -61,7 +62,7 @@ template <int RT, int CT> static __global__ void __launch_bounds__(SMALL_M_THREA
     let_next_begin();
     for (int k0 = warp * SMALL_M_K; k0 < p.K; k0 += LOADS * SMALL_M_WARPS * SMALL_M_K)
         small_m_steps<RT, CT, LOADS>(sum, x, weight, k0, p.M, p.N - n0, p.K);
-    wait_for_previous();  // all, also those that had nothing to read
+    wait_for_previous();  // every thread calls it, also one that had nothing to read
 #pragma unroll
     for (int r = 0; r < RT; r++)
 #pragma unroll
@@ -78,8 +79,8 @@ template <int RT, int CT> static __global__ void __launch_bounds__(SMALL_M_THREA
     }
 }
 
-/* False: not for this. */
-static bool small_m_matmul(const Matmul &p) {
+/* Returns false, having done nothing, for shapes and types that it is not for. */
+static bool small_m(const Matmul &p) {
     const bool fits = sizeof(floatX) == sizeof(bf16) && p.b_type == DT_BF16 && p.b_transposed && !p.a_transposed &&
                       p.M <= SMALL_M_ROWS && p.K > 0 && p.N > 0 &&
                       vectors_fit((size_t)p.K, 8, p.a, (const floatX *)p.b);

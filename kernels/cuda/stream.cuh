@@ -54,7 +54,7 @@ static inline cudaStream_t cuda_stream() { return cuda_current->stream; }
 
 static inline CudaStream *cuda_stream_of(const Ops *op) { return &cuda_streams[op->stream * CUDA_GPUS + op->device]; }
 
-static void cuda_select(int table) {
+static inline void cuda_select(int table) {
     CudaStream *s = &cuda_streams[table];
     if (cuda_current == s) return;
     CUDA_CHECK(cudaSetDevice(s->gpu));
@@ -63,7 +63,7 @@ static void cuda_select(int table) {
 
 /* Ends the program when `what` happens between graph_launch and graph_end: a graph cannot hold it, or would hold it
  * with the host's memory of today. */
-static void forbid_in_graph(const char *what) {
+static inline void forbid_in_graph(const char *what) {
     if (cuda_current->graph) die("internal error: %s inside a graph", what);
 }
 

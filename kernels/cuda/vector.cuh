@@ -57,8 +57,7 @@ template <int WORDS> static __device__ __forceinline__ void store_words(void *p,
     }
 }
 
-/* N elements from p on, in accesses of up to 16 bytes, to whose size p is aligned. N = 1 is always possible: the same
- * kernel with N = 1 serves shapes whose rows are not a multiple of 16 bytes. */
+/* Loads N elements from p on, in accesses of up to 16 bytes, to whose size p must be aligned. */
 template <int N> static __device__ __forceinline__ Floats<N> load(const float *p) {
     unsigned w[N];
     Floats<N> v;
@@ -110,10 +109,11 @@ template <typename T> static __device__ __forceinline__ void store128(T *p, Pack
     store<Vector<T>::N>(p, v);
 }
 
-/* v as it will be read back from memory. */
+/* v rounded to T, as it will be read back from memory. */
 template <typename T> static __device__ __forceinline__ float rounded(float v) { return to_float(from_float<T>(v)); }
 
-/* Rows of C elements that begin at these addresses can be read in vectors of N elements; NULL is not read at all. */
+/* Rows of C elements that begin at these addresses can be read in vectors of N elements. A NULL address always fits.
+ */
 template <typename... P> static inline bool vectors_fit(size_t C, int N, const P *...p) {
     bool fit = C % (size_t)N == 0;
     for (const void *q : {(const void *)p...}) fit = fit && (uintptr_t)q % 16 == 0;
