@@ -4,22 +4,22 @@
 
 #include "attention.h"
 
-/* dst [D] = a query or key, turned where there is RoPE */
-static inline void load_turned(float *dst, const floatX *src, const float *rope, size_t D) {
+/* dst [D] = a query or key as fp32, rotated where there is RoPE. */
+static inline void load_rotated(float *dst, const floatX *src, const float *rope, size_t D) {
     if (rope)
         rotate_x(dst, src, rope, D);
     else
         FOR_LANES (d, m, 0, D) vf_store_n(dst + d, vx_load_n(src + d, m), m);
 }
 
-/* Key (turned) and value of head kv at row (b, t) of qkv to `position` of the caches. */
+/* Stores the key, rotated, and the value of head kv at row (b, t) of qkv at `position` of the caches. */
 static void cache_store_row(floatX *kcache, floatX *vcache, const floatX *qkv, const AttentionShape *s, size_t b,
                             size_t kv, size_t t, size_t position, size_t max_T) {
     size_t D = s->D;
     const floatX *row = qkv + (b * s->T + t) * (size_t)(s->H + 2 * s->K) * D;
     size_t at = ((b * s->K + kv) * max_T + position) * D;
     float *key = (float *)scratch(SCRATCH_C, round_up(D, LANES) * sizeof(float));
-    load_turned(key, row + (s->H + kv) * D, rope_row(s, position), D);
+    load_rotated(key, row + (s->H + kv) * D, rope_row(s, position), D);
     FOR_LANES (e, n, 0, D) vx_store_n(kcache + at + e, vf_load_n(key + e, n), n);
     memcpy(vcache + at, row + (s->H + s->K + kv) * D, D * sizeof(floatX));
 }
@@ -33,13 +33,13 @@ static void cpu_cache_store(floatX *kcache, floatX *vcache, const floatX *qkv, A
     }
 }
 
-/* One query head of one new token against positions 0 .. position of the caches of its key/value head. */
+/* One query head of one new token attends to positions 0 .. position of the caches of its key/value head. */
 static void decode_head(floatX *out, const floatX *query, const floatX *keys, const floatX *values, size_t position,
                         const AttentionShape *s) {
     size_t D = s->D, n = position + 1, padded = round_up(n, LANES);
     float *q = (float *)scratch(SCRATCH_A, (round_up(D, LANES) + padded) * sizeof(float)),
           *x = q + round_up(D, LANES);
-    load_turned(q, query, rope_row(s, position), D);
+    load_rotated(q, query, rope_row(s, position), D);
     for (size_t t = 0; t < n; t++) {
         vf sum = vf_zero();
         FOR_LANES (d, m, 0, D) sum += vf_load_n(q + d, m) * vx_load_n(keys + t * D + d, m);

@@ -12,7 +12,8 @@ static void cpu_embedding_forward(floatX *out, const int *ids, const floatX *tab
         if (ids[r] >= 0) memcpy(out + r * C, table + (size_t)ids[r] * C, C * sizeof(floatX));
 }
 
-/* Every task owns the vocabulary rows with the same remainder, and adds to them in the order of the positions. */
+/* A task owns the rows of the vocabulary whose ids have the same remainder, and adds to them in the order of the
+ * positions. */
 static void cpu_embedding_backward(float *dtable, const floatX *dout, const int *ids, size_t rows, int C, int vocab) {
     enum { TASKS = 32 };
 #pragma omp parallel for schedule(static) if (rows * C > 16384)

@@ -17,7 +17,7 @@ static void cpu_zero(void *p, size_t bytes) {
 }
 
 static void *cpu_alloc(size_t bytes) {
-    if (bytes > PTRDIFF_MAX) return NULL;  // no array is larger, and below it nothing overflows
+    if (bytes > PTRDIFF_MAX) return NULL;  // no array can be larger, and below it nothing overflows
     size_t size = (bytes + 63) / 64 * 64;
     const size_t huge = 2 << 20;  // large arrays on large pages, where the system gives them
     void *p = aligned_alloc(size >= huge ? huge : 64, size >= huge ? div_up(size, huge) * huge : size ? size : 64);
@@ -48,12 +48,13 @@ static void cpu_copy_rows(void *dst, size_t dst_stride, const void *src, size_t 
 }
 
 static void cpu_sync(void) {}
-static size_t cpu_memory_free(void) { return 0; }
+static size_t cpu_memory_free(void) { return 0; }  // cannot be told
 
 static void cpu_wait_for(const Ops *other) {
     if (!other->host_memory) other->sync();
 }
 
+/* A download is done at once; the bytes wait here. */
 static char cpu_downloads[OPS_DOWNLOADS][OPS_DOWNLOAD_BYTES];
 
 static void cpu_download_async(int number, const void *src, size_t bytes) {
