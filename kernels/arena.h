@@ -1,7 +1,7 @@
-/* One block of device memory cut into pieces by a planning function that runs twice: first with base == NULL to
- * count the bytes, then with the block in place to hand out the pieces. */
-#ifndef LIB_ARENA_H
-#define LIB_ARENA_H
+/* An arena: one block of device memory, divided into pieces by a planning function that runs twice, first with base
+ * == NULL to count the bytes, then with the block in place to hand out the pieces. */
+#ifndef KERNELS_ARENA_H
+#define KERNELS_ARENA_H
 
 #include "ops.h"
 #include "../lib/error.h"
@@ -11,8 +11,8 @@ typedef struct {
     size_t used;
 } Arena;
 
-/* The next piece, aligned to 64 bytes; NULL while counting. A sum beyond size_t stays at its largest value, which
- * arena_allocate then cannot get. */
+/* The next piece, aligned to 64 bytes; NULL while counting. When the sum overflows size_t, it stays at the largest
+ * value, which arena_allocate then cannot get. */
 static inline void *arena_take(Arena *a, size_t count, size_t element_size) {
     const size_t most = SIZE_MAX - 63;
     size_t bytes;
@@ -27,7 +27,7 @@ static inline floatX *arena_x(Arena *a, size_t count) { return (floatX *)arena_t
 static inline float *arena_f32(Arena *a, size_t count) { return (float *)arena_take(a, count, sizeof(float)); }
 static inline int *arena_int(Arena *a, size_t count) { return (int *)arena_take(a, count, sizeof(int)); }
 
-/* What the arenas of this program hold, for the sentence when another one does not fit. */
+/* The arenas of this program, for the error sentence when another one does not fit. */
 enum { ARENAS_LISTED = 32 };
 static struct {
     const char *base, *whose, *what;
@@ -35,10 +35,11 @@ static struct {
     size_t bytes;
 } arenas_listed[ARENAS_LISTED];
 
-/* Whose the arenas are that are allocated from now on: "" or, where there are two models, "the teacher's ". */
+/* The owner of the arenas that are allocated from now on, for the same sentence: "", or, where there are two models,
+ * "the teacher's ". */
 static const char *arena_whose = "";
 
-/* Notes that the memory at `base` is there, or, with `what` NULL, that it is not any more. */
+/* Adds the memory at `base` to the list, or, with `what` NULL, removes it. */
 static inline void arena_list(const char *base, const Ops *op, const char *what, size_t bytes) {
     int i = 0;
     const char *place = what ? NULL : base;
@@ -51,8 +52,8 @@ static inline void arena_list(const char *base, const Ops *op, const char *what,
     arenas_listed[i].bytes = bytes;
 }
 
-/* "parameters 1.2 MB, the teacher's parameters 2.4 MB", or "nothing": what lies on the device, in any of its lanes.
- */
+/* Writes what the list has on the device of op, on any of its streams, as "parameters 1.2 MB, the teacher's
+ * parameters 2.4 MB", or "nothing". */
 static inline void arena_listing(char *text, size_t size, const Ops *op) {
     size_t length = (size_t)snprintf(text, size, "nothing");
     bool first = true;
@@ -67,7 +68,8 @@ static inline void arena_listing(char *text, size_t size, const Ops *op) {
     }
 }
 
-/* Allocates what was counted and rewinds. Stops the program with a sentence when the memory is not there. */
+/* Allocates the bytes that were counted and rewinds, so that the pieces can be handed out. Ends the program with a
+ * sentence when they do not fit. */
 static inline void arena_allocate(Arena *a, const Ops *op, const char *what) {
     char held[1024];
     a->base = (char *)op->alloc(a->used ? a->used : 64);

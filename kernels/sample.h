@@ -1,5 +1,5 @@
-/* The arithmetic of choosing a token. It is the same on every device bit for bit, so that a seed gives the same completion
- * on all of them: weights are whole numbers, whose sums do not depend on the order of the additions.
+/* The arithmetic of choosing a token. It is the same on every device bit for bit, so that a seed gives the same
+ * completion on all of them: weights are whole numbers, whose sums do not depend on the order of the additions.
  *
  *   distance  q = log2 of (the largest probability / this one), in steps of 2^-24; tokens beyond 2^40 are never drawn
  *   weight    2^40 / 2^(q 2^-24), to fp32's precision

@@ -17,7 +17,7 @@
 #ifdef PRECISION_FP32
 static const double FORWARD = 1e-5, BACKWARD = 1e-4, ATTENTION = 1e-4;
 #else
-/* A result rounded to bf16 is off by up to 2^-8 = 0.004; attention also rounds what lies between its products. */
+/* A result rounded to bf16 is off by up to 2^-8 = 0.004; attention also rounds between its matmuls. */
 static const double FORWARD = 1e-2, BACKWARD = 1e-2, ATTENTION = 6e-2;
 #endif
 static const double FP32 = 2e-5;  // results that stay in fp32 on every build

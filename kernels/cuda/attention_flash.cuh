@@ -12,7 +12,7 @@
  * L2).
  *
  * RoPE: queries are rotated once, when their block reads them. Keys would be rotated again in every block. The angles
- * are fp32, so a tile's angles have twice the bytes of its keys and would triple what comes from L2, and cp.async
+ * are fp32, so a tile's angles have twice the bytes of its keys and would double what comes from L2, and cp.async
  * cannot rotate. So a small kernel first rotates the keys of a call into scratch memory. It moves 4 bytes for each of
  * B T K D elements, against 2 B T^2 H D operations of a causal forward pass: 0.2 of its time at T = 2048 with as many
  * key heads as query heads, 0.03 with a group of 8, and half of that where the scratch memory stays in L2. The

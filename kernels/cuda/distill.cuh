@@ -20,12 +20,12 @@
  *     half a multiprocessor and read the rest again in each pass, from L2 where the rows in flight fit into it.
  *     Rows that are not whole vectors of 16 bytes keep nothing.
  *   - Enough loads are in flight. 3.35 TB/s times 0.7 us of latency under load is 2.3 MB, 18 KB for each
- * multiprocessor. A thread starts the copies of ROW_DEPTH turns of its share at once (cp.async: 16 bytes for each row
- * and turn, no registers), which is the whole share of 64 KB of a block at V = 32768. A multiprocessor's three blocks
- * are at different points: one that reads has 64 KB in flight while the others compute or write.
+ *     multiprocessor. A thread starts the copies of ROW_DEPTH turns of its share at once (cp.async: 16 bytes for
+ *     each row and turn, no registers), which is the whole share of 64 KB of a block at V = 32768. The three blocks
+ *     of a multiprocessor are at different points: one has 64 KB in flight while the others compute or write.
  *   - The arithmetic hides behind the bytes. It takes 4 exponentials for each entry at tau 1 and 2, else 7, and 4
- * more for JSD. At 8192 x 32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when tau is
- * neither 1 nor 2 the exponentials are the floor. */
+ *     more for JSD. At 8192 x 32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when
+ *     tau is neither 1 nor 2 the exponentials are the floor. */
 #ifndef KERNELS_CUDA_DISTILL_CUH
 #define KERNELS_CUDA_DISTILL_CUH
 
