@@ -151,8 +151,8 @@ static float *unpack(const void *data, const cublasLtMatrixLayoutOpaque_t *x, bo
     return f;
 }
 
-/* Eight partial sums, so that the compiler can use vectors. Not sanitized, because it reads only memory of this file.
- */
+/* Eight partial sums, so that the compiler can use vectors. Not sanitized, because it reads only memory of this
+ * file. */
 __attribute__((no_sanitize("address", "undefined"))) static float dot(const float *a, const float *b, size_t k) {
     float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, total = 0;
     size_t i = 0;

@@ -28,8 +28,8 @@ struct dim3 {
 namespace emulation {
 
 enum { WARP = 32, MAX_THREADS = 1024, MAX_CLUSTER = 8, MAX_COPIES = 64, MAX_SHARED = 227 * 1024 };
-/* What a kernel may use without asking. On a GPU it is 48 KB with its static variables, whose size is not known here.
- */
+/* What a kernel may use without asking. On a GPU it is 48 KB with its static variables, whose size is not known
+ * here. */
 enum { PLAIN_SHARED = 40 * 1024 };
 
 /* What the lanes of a warp do together once all have arrived. lane[i] points to the operand of lane i (NULL for lanes
@@ -107,8 +107,8 @@ void cluster_wait(Place place);
 void *cluster_address(void *mine, unsigned rank);
 
 /* griddepcontrol.wait. Kernels run one after another here. But a thread of a kernel that may begin early ends the
- * program when it returns without having waited, because on a GPU the next kernel could then overlap the one before.
- */
+ * program when it returns without having waited, because on a GPU the next kernel could then overlap the one
+ * before. */
 void wait_for_previous();
 
 /* cp.async: a copy is done as late as possible, when its thread waits for the copy's group. So a wait that is

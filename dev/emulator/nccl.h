@@ -1,5 +1,5 @@
-/* The part of NCCL that dist/nccl.cu uses, between processes with emulated GPUs on one machine (nccl.cpp).
- */
+/* The part of NCCL that dist/nccl.cu uses, between processes with emulated GPUs on one machine
+ * (nccl.cpp). */
 #ifndef EMULATION_NCCL_H
 #define EMULATION_NCCL_H
 

@@ -35,8 +35,8 @@ void event_destroy(Event *e);
  * graph instead. */
 void stream_do(Stream *s, std::function<void()> work);
 
-/* Queues `attempt`, which is tried again and again until it returns true. It is for work that needs another process.
- */
+/* Queues `attempt`, which is tried again and again until it returns true. It is for work that needs another
+ * process. */
 void stream_attempt(Stream *s, std::function<bool()> attempt);
 bool stream_here(const Stream *s);  // it belongs to the selected device
 

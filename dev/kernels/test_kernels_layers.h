@@ -144,8 +144,8 @@ static void test_linear_forward(void) {
     for (size_t i = 0; i < rows * O && biased; i++) want[i] += bias[i % O];
     if (keep) check_x("linear_forward preact", preact, want, rows * O, FORWARD);
     if (keep) check_same("gelu_forward of linear_forward's preact", activated(preact, rows * O, act), out, rows * O);
-    /* The activation passes on the rounding of what it is given, which is as large as that is, not as the result is.
-     */
+    /* The activation passes on the rounding of what it is given, which is as large as that is, not as the result
+     * is. */
     double given = ref_dot(want, want, (int)(rows * O));
     for (size_t i = 0; i < rows * O; i++) want[i] = ref_activation(want[i], act);
     double left = ref_dot(want, want, (int)(rows * O));

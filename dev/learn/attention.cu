@@ -5,8 +5,8 @@
  * --rows is T, the positions of a sequence, --width D, the channels of a head. The queries, keys and values of a
  * position lie side by side, as the matmul before leaves them: qkv [B, T, (H + 2K) D], out [B, T, H D]; H / K heads
  * of queries share one of keys. No RoPE here: the shipped kernel would do that as well.
- * FLOPs at least: two matmuls, 4 D for each of the B H T (T + 1) / 2 pairs. Bytes at least: qkv read, out written.
- */
+ * FLOPs at least: two matmuls, 4 D for each of the B H T (T + 1) / 2 pairs. Bytes at least: qkv read, out
+ * written. */
 #include "learn.cuh"
 
 #include "../../kernels/cuda/attention.cuh"

@@ -82,8 +82,8 @@ static __global__ void coalesced_kernel(floatX *student, const floatX *teacher, 
 
 /* ---- 3 online: maxima and sums in one pass ---- */
 
-/* The same sums relative to larger maxima (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
- */
+/* The same sums relative to larger maxima (Milakov & Gimelshein 2018, "Online normalizer calculation for
+ * softmax"). */
 static __device__ __forceinline__ void online_rebase(Sums &x, float s_max, float t_max) {
     float ds = x.s_max - s_max, dt = x.t_max - t_max, fp = expf(dt / TAU);  // <= 0, <= 1
     x.divergence = fp * (x.divergence + (dt - ds) / TAU * x.zp);

@@ -6,8 +6,8 @@
 typedef float element;
 enum { M_STEP = 1, N_STEP = LANES, K_STEP = 1 };
 
-/* B in blocks of LANES columns, one block after the other: B(k, n) is data[(n / LANES * K + k) * LANES + n % LANES].
- */
+/* B in blocks of LANES columns, one block after the other: B(k, n) is data[(n / LANES * K + k) * LANES + n %
+ * LANES]. */
 typedef struct {
     element *data;
     size_t K, N;

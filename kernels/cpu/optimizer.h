@@ -1,5 +1,5 @@
-/* AdamW and the gradient norm. Memory-bound: AdamW reads 16 bytes and writes 12 plus the rounded copy per parameter.
- */
+/* AdamW and the gradient norm. Memory-bound: AdamW reads 16 bytes and writes 12 plus the rounded copy per
+ * parameter. */
 #ifndef KERNELS_CPU_OPTIMIZER_H
 #define KERNELS_CPU_OPTIMIZER_H
 

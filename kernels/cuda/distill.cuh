@@ -274,8 +274,8 @@ static __device__ void block_peaks(Peak *student, Peak *teacher, float *q_max, f
 /* ---- from the sums to the gradient ---- */
 
 /* What the gradient needs to know about a row. With the exponentials e_q and e_p at tau, relative to the offsets, and
- * e_1 at tau = 1: q = e_q / z_q, p = e_p / z_p, and the gradient is weight_1 e_1 + weight_q e_q (...) - weight_p e_p.
- */
+ * e_1 at tau = 1: q = e_q / z_q, p = e_p / z_p, and the gradient is weight_1 e_1 + weight_q e_q (...) - weight_p
+ * e_p. */
 struct RowState {
     Scales k;
     float q_offset, p_offset, q_offset1, offset;   // offset: of the whole row, at tau = 1

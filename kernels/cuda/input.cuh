@@ -208,8 +208,8 @@ static void cuda_position_forward(floatX *x, const floatX *position, int B, int 
         LAUNCH(position_forward_kernel<1>, rows, cuda_row_threads((size_t)C), 0, x, position, T, C);
 }
 
-/* dposition [T * C] += the sum over the batch, in order; a thread for N elements. Reads B * T * C elements of dout.
- */
+/* dposition [T * C] += the sum over the batch, in order; a thread for N elements. Reads B * T * C elements of
+ * dout. */
 template <int N>
 static __global__ void position_backward_kernel(float *dposition, const floatX *dout, int B, size_t size) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * N;

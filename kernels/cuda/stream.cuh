@@ -16,8 +16,8 @@ typedef struct {
     cudaEvent_t emptied;  // recorded when device has been copied to where the bytes belong
 } UploadSlot;
 
-/* The calls that were made under one name (graph_launch in kernels/ops.h) and, from the second time on, their graph.
- */
+/* The calls that were made under one name (graph_launch in kernels/ops.h) and, from the second time on, their
+ * graph. */
 typedef struct {
     const void *owner;  // NULL: this place is free
     uint64_t variant;

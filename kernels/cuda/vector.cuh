@@ -112,8 +112,8 @@ template <typename T> static __device__ __forceinline__ void store128(T *p, Pack
 /* v rounded to T, as it will be read back from memory. */
 template <typename T> static __device__ __forceinline__ float rounded(float v) { return to_float(from_float<T>(v)); }
 
-/* Rows of C elements that begin at these addresses can be read in vectors of N elements. A NULL address always fits.
- */
+/* Rows of C elements that begin at these addresses can be read in vectors of N elements. A NULL address always
+ * fits. */
 template <typename... P> static inline bool vectors_fit(size_t C, int N, const P *...p) {
     bool fit = C % (size_t)N == 0;
     for (const void *q : {(const void *)p...}) fit = fit && (uintptr_t)q % 16 == 0;
