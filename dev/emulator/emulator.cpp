@@ -479,8 +479,7 @@ static void run_cluster(Machine *m, const Launch &l, uint64_t number) {
 }
 
 /* OpenMP ends and begins threads as their number changes; a new thread takes over the machine of the last one with
- * its
- * number. */
+ * its number. */
 static Machine *machine_here() {
     static Machine *machines[1024];
 #ifdef _OPENMP
