@@ -12,7 +12,7 @@ static void cpu_entropy_band(float *row_gate, const RowStats *stats, size_t rows
         row_gate[i] = stats[i].entropy >= low && stats[i].entropy <= high ? 1.0f : 0.0f;
         inside += row_gate[i] > 0;
     }
-    for (size_t i = 0; i < rows && inside * 100 < rows * (size_t)percent; i++) row_gate[i] = 1.0f;
+    for (size_t i = 0; i < rows && inside * 100 < rows * percent; i++) row_gate[i] = 1.0f;
 }
 
 /* d cos / da = t / (|a||t|) - cos a / |a|^2. Where a norm is below 1e-12 the direction has no meaning: the cosine

@@ -35,7 +35,7 @@ static __global__ void norm_forward_kernel(floatX *sum, floatX *out, float *mean
     let_next_begin();
     wait_for_previous();
     if (r >= rows) return;  // true for a whole warp or block
-    size_t at = (size_t)r * (size_t)C;
+    size_t at = (size_t)r * C;
     float *cache = shared + w.row_in_block * ((C + step - 1) / step * step) + w.rank;
     float total = 0.0f, squares = 0.0f;
     for (int c = w.rank * N, j = 0; c < C; c += step, j += step) {
@@ -107,7 +107,7 @@ template <bool LAYER>
 static void norm_forward(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a, const floatX *b,
                          const floatX *weight, const floatX *bias, size_t rows, int C, float eps) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, sum, out, a, b, weight, bias))
+    if (vectors_fit(C, VECTOR, sum, out, a, b, weight, bias))
         norm_forward<LAYER, VECTOR>(sum, out, mean, rstd, a, b, weight, bias, rows, C, eps);
     else
         norm_forward<LAYER, 1>(sum, out, mean, rstd, a, b, weight, bias, rows, C, eps);
@@ -157,7 +157,7 @@ static __global__ void norm_backward_kernel(floatX *dinp, float *parts, const fl
         for (int j = 0; j < (LAYER ? 2 : 1) * padded; j += threads) dweight[j] = 0.0f;
     int begin = (int)blockIdx.x * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
     for (int r = begin; r < end; r++) {
-        size_t at = (size_t)r * (size_t)C;
+        size_t at = (size_t)r * C;
         float mu = LAYER ? mean[r] : 0.0f, scale = rstd[r], sum_g = 0.0f, sum_gx = 0.0f;
         for (int c = first, j = 0; c < C; c += step, j += step) {
             Floats<N> d = load<N>(dout + at + c), x = load<N>(inp + at + c), w = load<N>(weight + c);
@@ -185,7 +185,7 @@ static __global__ void norm_backward_kernel(floatX *dinp, float *parts, const fl
         }
     }
     if (!parts) return;
-    float *part = parts + (size_t)blockIdx.x * (LAYER ? 2 : 1) * (size_t)C;
+    float *part = parts + (size_t)blockIdx.x * (LAYER ? 2 : 1) * C;
     for (int c = first, j = 0; c < C; c += step, j += step)
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -200,7 +200,7 @@ static __global__ void norm_combine_kernel(float *total, const float *parts, int
     __shared__ float sums[8][32];
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, c = (int)blockIdx.x * 32 + lane;
     float sum = 0.0f;
-    for (int p = warp; p < count && c < C; p += 8) sum += parts[(size_t)p * (size_t)stride + c];
+    for (int p = warp; p < count && c < C; p += 8) sum += parts[(size_t)p * stride + c];
     sums[warp][lane] = sum;
     __syncthreads();
     if (warp > 0 || c >= C) return;
@@ -215,7 +215,7 @@ static void norm_backward(floatX *dinp, float *dweight, float *dbias, const floa
     if (part_rows < NORM_PART_ROWS) part_rows = NORM_PART_ROWS;
     unsigned blocks = cuda_blocks(rows, part_rows), threads = cuda_row_threads((size_t)C / N);
     size_t shared = cuda_div_up((size_t)C, threads * N) * threads * N * kinds * sizeof(float);
-    float *parts = dweight ? (float *)cuda_scratch(blocks * kinds * (size_t)C * sizeof(float)) : NULL;
+    float *parts = dweight ? (float *)cuda_scratch(blocks * kinds * C * sizeof(float)) : NULL;
     cuda_allow_shared(norm_backward_kernel<LAYER, N>, shared);
     LAUNCH((norm_backward_kernel<LAYER, N>), blocks, threads, shared, dinp, parts, dout, inp, weight, mean, rstd,
            (int)rows, (int)part_rows, C);
@@ -230,7 +230,7 @@ template <bool LAYER>
 static void norm_backward(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                           const floatX *weight, const float *mean, const float *rstd, size_t rows, int C) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, dinp, dout, inp, weight))
+    if (vectors_fit(C, VECTOR, dinp, dout, inp, weight))
         norm_backward<LAYER, VECTOR>(dinp, dweight, dbias, dout, inp, weight, mean, rstd, rows, C);
     else
         norm_backward<LAYER, 1>(dinp, dweight, dbias, dout, inp, weight, mean, rstd, rows, C);

@@ -92,8 +92,8 @@ static void cuda_gelu_backward(floatX *dinp, const floatX *dout, const floatX *p
 
 /* Reads 2F, writes F elements a row. Grid (rows, blocks that share a row). */
 template <int N> static __global__ void swiglu_forward_kernel(floatX *out, const floatX *gate_up, int F) {
-    const floatX *gate = gate_up + (size_t)blockIdx.x * 2 * (size_t)F, *up = gate + F;
-    floatX *o = out + (size_t)blockIdx.x * (size_t)F;
+    const floatX *gate = gate_up + (size_t)blockIdx.x * 2 * F, *up = gate + F;
+    floatX *o = out + (size_t)blockIdx.x * F;
     let_next_begin();
     wait_for_previous();
     for (int i = (int)(blockIdx.y * blockDim.x + threadIdx.x) * N; i < F; i += (int)(gridDim.y * blockDim.x) * N) {
@@ -108,8 +108,8 @@ template <int N> static __global__ void swiglu_forward_kernel(floatX *out, const
  * row; each thread reads what it overwrites, so dgate_up may be gate_up. */
 template <int N>
 static __global__ void swiglu_backward_kernel(floatX *dgate_up, const floatX *dout, const floatX *gate_up, int F) {
-    size_t row = (size_t)blockIdx.x * 2 * (size_t)F;
-    const floatX *gate = gate_up + row, *up = gate + F, *d = dout + (size_t)blockIdx.x * (size_t)F;
+    size_t row = (size_t)blockIdx.x * 2 * F;
+    const floatX *gate = gate_up + row, *up = gate + F, *d = dout + (size_t)blockIdx.x * F;
     floatX *dgate = dgate_up + row, *dup = dgate + F;
     for (int i = (int)threadIdx.x * N; i < F; i += (int)blockDim.x * N) {
         Floats<N> g = load<N>(gate + i), u = load<N>(up + i), o = load<N>(d + i), dg, du;
@@ -132,7 +132,7 @@ template <int N> static void swiglu_forward(floatX *out, const floatX *gate_up, 
 
 static void cuda_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, int F) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)F, VECTOR, out, gate_up))
+    if (vectors_fit(F, VECTOR, out, gate_up))
         swiglu_forward<VECTOR>(out, gate_up, rows, F);
     else
         swiglu_forward<1>(out, gate_up, rows, F);
@@ -140,11 +140,11 @@ static void cuda_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows,
 
 static void cuda_swiglu_backward(floatX *dgate_up, const floatX *dout, const floatX *gate_up, size_t rows, int F) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)F, VECTOR, dgate_up, dout, gate_up))
-        LAUNCH(swiglu_backward_kernel<VECTOR>, (unsigned)rows, cuda_row_threads((size_t)F / VECTOR), 0, dgate_up,
-               dout, gate_up, F);
+    if (vectors_fit(F, VECTOR, dgate_up, dout, gate_up))
+        LAUNCH(swiglu_backward_kernel<VECTOR>, (unsigned)rows, cuda_row_threads(F / VECTOR), 0, dgate_up, dout,
+               gate_up, F);
     else
-        LAUNCH(swiglu_backward_kernel<1>, (unsigned)rows, cuda_row_threads((size_t)F), 0, dgate_up, dout, gate_up, F);
+        LAUNCH(swiglu_backward_kernel<1>, (unsigned)rows, cuda_row_threads(F), 0, dgate_up, dout, gate_up, F);
 }
 
 /* ---- residual addition ---- reads two arrays, writes one */
