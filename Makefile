@@ -5,8 +5,8 @@
 #   make test            everything that can be tested without a GPU; ends with "N passed, M failed"
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
-#   ONEDNN=0             the built-in product instead of oneDNN
-#   MPI=0                without MPI (mpirun); training on several machines goes by sockets then
+#   ONEDNN=0             our own matmul on the CPU instead of oneDNN
+#   MPI=0                without MPI: one process only, on one or two GPUs
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
 #   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulator)
 #   CC=clang CXX=clang++ another compiler
@@ -16,7 +16,7 @@ ONEDNN    ?= 1
 MPI       ?= 1
 NVCC      ?= nvcc
 CUDA      ?= 1
-BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-sockets)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
+BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-nompi)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
 CPPFLAGS += -MMD -MP -D_GNU_SOURCE
@@ -24,7 +24,7 @@ CPPFLAGS += -MMD -MP -D_GNU_SOURCE
 export GOMP_SPINCOUNT ?= 20000
 
 OPTIMISE := -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp -g
-CFLAGS   += -std=c11 $(WARNINGS) $(OPTIMISE)
+CFLAGS   += -std=gnu11 $(WARNINGS) $(OPTIMISE)
 CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
 LDLIBS   += -ljpeg -lm -lpthread
 
@@ -40,16 +40,16 @@ else ifdef SANITIZE
 OPTIMISE += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif
 
-# The matrix products: our own on a processor with AMX (there it is the fastest for these shapes), else oneDNN's when its
-# header is there, else our own with the compiler's vectors. fp32 has no AMX.
+# Matmul on the CPU: our own microkernel on a processor with AMX, where it is the fastest for these shapes; else oneDNN
+# where its header is; else our own with the compiler's vectors. fp32 has no AMX.
 HASH := \#
 HAS_ONEDNN := $(if $(filter-out 0,$(ONEDNN)),$(shell echo '$(HASH)include <oneapi/dnnl/dnnl.h>' | $(CC) -x c -fsyntax-only - 2>/dev/null && echo yes))
 HAS_AMX    := $(if $(filter BF16,$(PRECISION)),$(shell $(CC) $(OPTIMISE) -dM -E - </dev/null 2>/dev/null | grep -c __AMX_TILE__))
-PRODUCTS   := the built-in product (libdnnl-dev would make it faster)
+MATMUL     := our microkernel (libdnnl-dev would make it faster)
 ifneq ($(filter 1,$(HAS_AMX)),)
-PRODUCTS := the built-in AMX product
+MATMUL := our AMX microkernel
 else ifneq ($(HAS_ONEDNN),)
-PRODUCTS := oneDNN
+MATMUL := oneDNN
 CPPFLAGS += -DWITH_ONEDNN
 LDLIBS   += -ldnnl
 endif
@@ -61,21 +61,22 @@ CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/b
 ifeq ($(CUDA),emulated)
 DEVICES  := the CPU and an emulated GPU
 CPPFLAGS += -DWITH_CUDA -DWITH_NCCL -DCUDA_EMULATION
-OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulator.o streams.o cublaslt.o nccl.o)
+OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulator.o streams.o cublaslt.o emulated_nccl.o nccl.o)
 LDLIBS   += -lstdc++
 else ifneq ($(wildcard $(CUDA_HOME)/include/cublasLt.h),)
 DEVICES  := the CPU and NVIDIA GPUs
 CUDA_LIB := $(firstword $(dir $(wildcard $(addprefix $(CUDA_HOME)/,lib64/libcudart_static.a lib/libcudart_static.a targets/*/lib/libcudart_static.a))))
-CPPFLAGS += -DWITH_CUDA $(if $(wildcard $(CUDA_HOME)/include/nccl.h),-DWITH_NCCL)
-OBJECTS  += $(BUILD)/cuda.o
+HAS_NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h)
+CPPFLAGS += -DWITH_CUDA $(if $(HAS_NCCL),-DWITH_NCCL)
+OBJECTS  += $(BUILD)/cuda.o $(if $(HAS_NCCL),$(BUILD)/nccl.o)
 LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
 endif
 
-# Between processes: MPI where Open MPI's compiler says how, for the programs that train; sockets are always there.
+# Several processes: MPI, where Open MPI's compiler says how, for the program that trains.
 MPI_COMPILE := $(if $(filter-out 0,$(MPI)),$(shell mpicc --showme:compile 2>/dev/null))
-BETWEEN     := sockets
+PROCESSES   := one process (scripts/deps.sh mpi brings what several need)
 ifneq ($(MPI_COMPILE),)
-BETWEEN := MPI or sockets
+PROCESSES := one process or several, through MPI
 $(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_COMPILE)
 $(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
 endif
@@ -83,15 +84,16 @@ endif
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS), $(BETWEEN) between processes"
+	@echo "built for $(DEVICES), $(PRECISION), matmul on the CPU by $(MATMUL), $(PROCESSES)"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
 	@cmp -s $< $@ || cp -f $< $@
 FORCE:
 
+# No kernels in it: plain C that looks like CUDA.
 $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MF $@.d -x c++ $< -x none $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d -x c $< -x none $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -99,7 +101,7 @@ $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm scale
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
@@ -115,7 +117,10 @@ EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulator -O1 -g1 -fno-strict-aliasing -Wno-u
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
 
-$(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o nccl.o): $(BUILD)/%.o: dev/emulator/%.cpp | $(BUILD)
+$(BUILD)/nccl.o: dist/nccl.cu | $(BUILD)
+	$(EMULATE) -MF $(BUILD)/nccl.d -x c++ -c $< -o $@
+
+$(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o emulated_nccl.o): $(BUILD)/%.o: dev/emulator/%.cpp | $(BUILD)
 	$(EMULATE) -O2 -MF $(BUILD)/$*.d -c $< -o $@
 
 $(BUILD)/test_emulator: dev/emulator/test_emulator.cu $(BUILD)/emulator.o $(BUILD)/streams.o
@@ -133,6 +138,9 @@ NVCCFLAGS += -std=c++17 -Ikernels/cuda -O3 --threads 2 -Werror all-warnings -Xco
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
 
+$(BUILD)/nccl.o: dist/nccl.cu | $(BUILD)
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/nccl.d -c $< -o $@
+
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@ -ldl -Xlinker -rpath -Xlinker $(CUDA_LIB)
 endif
@@ -140,14 +148,11 @@ endif
 $(BUILD):
 	@mkdir -p $@
 
-# Step times on other machines (dev/scale.md).
-scale: $(BUILD)/scale
-
 build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
 JOBS ?= $(shell nproc)
 
-# Both precisions, the built-in product, the address and thread sanitizers on what is small enough for them, and the CUDA
+# Both precisions, our own microkernel, the address and thread sanitizers on what is small enough for them, and the CUDA
 # kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
 test:
 	@$(MAKE) -j$(JOBS) --no-print-directory build-tests
@@ -165,7 +170,7 @@ test:
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
-	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz 'build/BF16-sanitize-1/scale --check' \
+	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
@@ -193,4 +198,4 @@ demo:
 clean:
 	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: scale all clean demo starter test build-tests
+.PHONY: all clean demo starter test build-tests

@@ -177,12 +177,12 @@ static inline int dataset_open(Dataset *d, const char *glob_pattern, Error *err)
     memset(&found, 0, sizeof found);
     if (file_exists(glob_pattern) || glob(glob_pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0) {
         globfree(&found);
-        d->shards = (DatasetShard *)xcalloc(1, sizeof *d->shards);
+        d->shards = xcalloc(1, sizeof *d->shards);
         int status = dataset_add(d, glob_pattern, err);  // a name that matches nothing is reported as a missing file
         if (status != 0) dataset_close(d);
         return status;
     }
-    d->shards = (DatasetShard *)xcalloc(found.gl_pathc, sizeof *d->shards);
+    d->shards = xcalloc(found.gl_pathc, sizeof *d->shards);
     int status = 0;
     for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], err);
     globfree(&found);
@@ -260,17 +260,19 @@ typedef struct {
     uint64_t first_batch;  // where to begin
     int vocab;             // ids must be below it; 0: not checked
     int hold;              // batches given to the caller that stay valid, at most 2; 0: 1
-    /* When several processes share a batch: its rows are dealt out in items of item_rows, numbered through all
-     * batches, and a batch here has only the items whose number modulo `parts` is `part`. parts 0: all. */
-    int item_rows, part, parts;
+    /* Data-parallel ranks share a batch: its rows are dealt out in micro-batches of micro_rows, numbered through all
+     * batches, and a batch here has only those whose number modulo `ranks` is `rank`. ranks 0: all of them. */
+    int micro_rows, rank, ranks;
 } LoaderConfig;
 
 typedef struct {
-    int B, T;            // T: tokens of the longest sample, rounded up to a multiple of 8, at most max_tokens. Where
-                         // processes share the batch, B counts the rows of this one, T is of all
-    int rows;            // of the whole batch
+    int B, T;            // rows of this rank; tokens of the longest sample of all ranks, rounded up to a multiple of 8,
+                         // at most max_tokens
+    int rows;            // of the whole batch, on all ranks
+    int micro_rows;      // of a micro-batch
     int *ids;            // [B, T], padded with -1
-    uint8_t *pixels[2];  // [B, S, S, 3] for each size
+    int sizes[2], size_count;
+    uint8_t *pixels[2];  // [B, S, S, 3] for each size S
     uint32_t *samples;   // [B] indices into the dataset
     int tokens;          // ids of the whole batch that are not padding
     uint64_t number, epoch;
@@ -322,7 +324,7 @@ static inline int loader_compare(const void *a, const void *b) {
 
 /* Sorts the samples order[begin .. begin + n) by length and deals out the batches of this window in random order. */
 static inline void loader_plan_window(Loader *l, Random *random, size_t begin, size_t n, uint64_t first_batch) {
-    LoaderKey *keys = (LoaderKey *)xmalloc(n * sizeof *keys);
+    LoaderKey *keys = xmalloc(n * sizeof *keys);
     for (size_t i = 0; i < n; i++) {
         keys[i].sample = l->order[begin + i];
         keys[i].place = (uint32_t)i;
@@ -436,7 +438,7 @@ static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Err
         if (status != 0) return -1;
         bool keep = bytes <= l->config.cache_bytes - l->cached_bytes;
         if (keep) {
-            l->cache[sample] = (uint8_t *)xmalloc(bytes);
+            l->cache[sample] = xmalloc(bytes);
             l->cached_bytes += bytes;
         }
         for (int i = 0; i < l->config.size_count; i++) {
@@ -456,14 +458,15 @@ static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Err
     return 0;
 }
 
-/* Items of a batch, and the number of the one that a row belongs to. */
-static inline uint64_t loader_items(const LoaderConfig *c) {
-    return (uint64_t)((c->batch + c->item_rows - 1) / c->item_rows);
+/* Micro-batches of a batch. */
+static inline uint64_t loader_micro_batches(const LoaderConfig *c) {
+    return (uint64_t)((c->batch + c->micro_rows - 1) / c->micro_rows);
 }
 
+/* Whether a row of batch `number` is this rank's. */
 static inline bool loader_wants(const LoaderConfig *c, uint64_t number, int row) {
-    if (!c->parts) return true;
-    return (number * loader_items(c) + (uint64_t)(row / c->item_rows)) % (uint64_t)c->parts == (uint64_t)c->part;
+    if (!c->ranks) return true;
+    return (number * loader_micro_batches(c) + (uint64_t)(row / c->micro_rows)) % (uint64_t)c->ranks == (uint64_t)c->rank;
 }
 
 static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) {
@@ -473,6 +476,9 @@ static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) 
     b->epoch = epoch;
     b->first_of_epoch = within == 0;
     b->rows = l->lengths[within];
+    b->micro_rows = l->config.micro_rows;
+    b->size_count = l->config.size_count;
+    memcpy(b->sizes, l->config.sizes, sizeof b->sizes);
     b->B = b->tokens = 0;
     uint32_t longest = 0;
     for (int i = 0; i < b->rows; i++) {
@@ -572,23 +578,23 @@ static inline void loader_stop(Loader *l) {
 static inline void loader_allocate(Loader *l) {
     const LoaderConfig *c = &l->config;
     size_t batch = (size_t)c->batch, rows;
-    if (c->parts &&
-        (rows = (loader_items(c) + (uint64_t)c->parts - 1) / (uint64_t)c->parts * (uint64_t)c->item_rows) < batch)
+    if (c->ranks &&
+        (rows = (loader_micro_batches(c) + (uint64_t)c->ranks - 1) / (uint64_t)c->ranks * (uint64_t)c->micro_rows) < batch)
         batch = rows;
     size_t largest = 0;
     for (int i = 0; i < LOADER_RING; i++) {
-        l->ring[i].ids = (int *)xcalloc(batch * (size_t)c->max_tokens, sizeof(int));
-        l->ring[i].samples = (uint32_t *)xcalloc(batch, sizeof(uint32_t));
-        for (int k = 0; k < c->size_count; k++) l->ring[i].pixels[k] = (uint8_t *)xcalloc(batch, loader_pixels(l, k));
+        l->ring[i].ids = xcalloc(batch * (size_t)c->max_tokens, sizeof(int));
+        l->ring[i].samples = xcalloc(batch, sizeof(uint32_t));
+        for (int k = 0; k < c->size_count; k++) l->ring[i].pixels[k] = xcalloc(batch, loader_pixels(l, k));
     }
     for (int k = 0; k < c->size_count; k++)
         if (loader_pixels(l, k) > largest) largest = loader_pixels(l, k);
-    l->scratch = (uint8_t *)xmalloc(largest);
-    l->cache = (uint8_t **)xcalloc((size_t)l->data->count, sizeof *l->cache);
-    l->checked = (uint8_t *)xcalloc((size_t)l->data->count, 1);
-    l->order = (uint32_t *)xcalloc(l->kept_count, sizeof *l->order);
-    l->starts = (size_t *)xcalloc((size_t)l->batches_per_epoch, sizeof *l->starts);
-    l->lengths = (int *)xcalloc((size_t)l->batches_per_epoch, sizeof *l->lengths);
+    l->scratch = xmalloc(largest);
+    l->cache = xcalloc((size_t)l->data->count, sizeof *l->cache);
+    l->checked = xcalloc((size_t)l->data->count, 1);
+    l->order = xcalloc(l->kept_count, sizeof *l->order);
+    l->starts = xcalloc((size_t)l->batches_per_epoch, sizeof *l->starts);
+    l->lengths = xcalloc((size_t)l->batches_per_epoch, sizeof *l->lengths);
 }
 
 /* Starts loading. l->skipped tells how many samples are left out because they have more than max_tokens tokens. */
@@ -598,10 +604,10 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
         return error_set(err, "the batch size is %d, 1 to 1048576 was expected", config.batch);
     if (!config.hold) config.hold = 1;
     if (config.hold < 0 || config.hold > 2 ||
-        (config.parts &&
-         (config.parts < 0 || config.part < 0 || config.part >= config.parts || config.item_rows < 1)))
-        return error_set(err, "internal error: batches held %d, part %d of %d in items of %d", config.hold,
-                         config.part, config.parts, config.item_rows);
+        (config.ranks &&
+         (config.ranks < 0 || config.rank < 0 || config.rank >= config.ranks || config.micro_rows < 1)))
+        return error_set(err, "internal error: batches held %d, rank %d of %d in micro-batches of %d", config.hold,
+                         config.rank, config.ranks, config.micro_rows);
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 image sizes were expected");
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i] < 1 || config.sizes[i] > 4096)
@@ -609,7 +615,7 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     const int64_t most = ((int64_t)d->longest + 7) / 8 * 8;
     if (config.max_tokens <= 0 || config.max_tokens > most) config.max_tokens = (int)most;
     l->config = config;
-    l->kept = (uint32_t *)xcalloc((size_t)d->count, sizeof *l->kept);
+    l->kept = xcalloc((size_t)d->count, sizeof *l->kept);
     for (uint64_t i = 0; i < d->count; i++)
         if (dataset_sample(d, i).token_count <= (uint32_t)config.max_tokens) l->kept[l->kept_count++] = (uint32_t)i;
     l->skipped = d->count - l->kept_count;

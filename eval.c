@@ -9,6 +9,7 @@
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "loss.cuh"
+#include "metrics/report.h"
 
 static struct {
     StringList models;
@@ -53,19 +54,18 @@ typedef struct {
     double parameters;
     ObjectiveSums sums;
     int64_t samples, exact;
-    double seconds, tokens_written, write_seconds;
+    double seconds, tokens_generated, generate_seconds;
 } Report;
 
 static SoftLoss soft_loss(void) {
-    static const char *const names[] = {"kl", "reverse-kl", "jsd"};
-    int i = name_index(opt.loss, names, 3);
+    int i = name_index(opt.loss, soft_loss_names, SOFT_LOSSES);
     if (i < 0) options_die("--soft-loss is '%s'; expected kl, reverse-kl or jsd", opt.loss);
     return (SoftLoss)i;
 }
 
 /* Batches of the first --samples samples in their order, with images for the model and, if it wants another size,
  * the teacher. */
-static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int text) {
+static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int max_tokens) {
     Error err;
     LoaderConfig c;
     memset(&c, 0, sizeof c);
@@ -73,13 +73,13 @@ static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model
     c.sizes[0] = m->c.vision.image_size;
     c.sizes[1] = teacher ? teacher->c.vision.image_size : c.sizes[0];
     c.size_count = c.sizes[0] == c.sizes[1] ? 1 : 2;
-    c.max_tokens = text;
+    c.max_tokens = max_tokens;
     c.vocab = m->tokenizer.count;
     if (teacher && teacher->c.lm.vocab < c.vocab) c.vocab = teacher->c.lm.vocab;
     die_if(loader_start(l, d, c, &err), &err);
     if (l->skipped)
         warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
-             (unsigned long long)d->count, text);
+             (unsigned long long)d->count, max_tokens);
 }
 
 /* The next batch, cut so that no more than --samples are seen in all; NULL at the end. */
@@ -122,8 +122,8 @@ static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab
     f->positions = positions;
     f->vocab = vocab;
     f->samples = 0;
-    f->row = (float *)xcalloc((size_t)positions * (size_t)vocab, sizeof(float));
-    f->ids = (int *)xcalloc((size_t)samples * (size_t)positions, sizeof(int));
+    f->row = xcalloc((size_t)positions * (size_t)vocab, sizeof(float));
+    f->ids = xcalloc((size_t)samples * (size_t)positions, sizeof(int));
     die_if(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
 }
 
@@ -141,10 +141,10 @@ static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int
             n += out[t] >= 0;
         }
         memset(f->row, 0, row * sizeof(float));
-        m->op->linear_logits(device, hidden, param_weight(m->head), (size_t)n);
+        linear_logits(m->op, device, hidden, m->lm_head, n);
         m->op->download(f->row, device, (size_t)n * (size_t)f->vocab * sizeof(float));
         die_if(safetensors_write_data(&f->writer, f->row, row * sizeof(float), &err), &err);
-        hidden += (size_t)n * (size_t)m->c.lm.width;
+        hidden += (size_t)n * m->c.lm.hidden_size;
     }
     m->op->release(device);
 }
@@ -158,36 +158,34 @@ static void logits_close(LogitsFile *f) {
     free(f->ids);
 }
 
-static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, int text) {
+/* The teacher-forced pass over all samples: the sums of the metrics, and the logits if they are wanted. */
+static void measure_forced(Report *report, Model *m, Model *teacher, const Dataset *d, int max_tokens) {
     Objective objective;
-    ObjectiveConfig config;
+    ObjectiveConfig config = {.w_ce = 1,
+                              .w_soft = teacher ? 1 : 0,
+                              .temperature = (float)opt.temperature,
+                              .soft = soft_loss(),
+                              .jsd_beta = (float)opt.beta,
+                              .band_high = INFINITY,
+                              .gate_confidence = 2};
     Loader loader;
     LogitsFile logits;
+    Progress progress;
     const Batch *batch;
     int B = 0;
     double start = seconds_now();
-    memset(&config, 0, sizeof config);
-    config.w_ce = 1;
-    config.temperature = (float)opt.temperature;
-    config.soft = soft_loss();
-    config.jsd_beta = (float)opt.beta;
-    config.band_high = INFINITY;
-    config.gate_confidence = 2;
-    config.w_soft = teacher ? 1 : 0;
-    objective_open(&objective, m->op, config, m->c.lm.vocab, m->c.lm.width, teacher ? teacher->op : NULL,
-                   param_weight(teacher ? teacher->head : m->head), 0, (int)opt.batch * text, (int)opt.batch,
-                   model_image_tokens(m), 0);
-    open_loader(&loader, d, m, teacher, text);
+    objective_open(&objective, config, m, teacher ? param_weight(teacher->lm_head) : (Weight){0}, 0,
+                   (int)opt.batch * max_tokens, (int)opt.batch, 0);
+    open_loader(&loader, d, m, teacher, max_tokens);
     int64_t total = (int64_t)(d->count - loader.skipped);
     if (opt.samples && opt.samples < total) total = opt.samples;
-    if (opt.logits) logits_open(&logits, total, text, m->c.lm.vocab);
-    Progress progress;
+    if (opt.logits) logits_open(&logits, total, max_tokens, m->c.lm.vocab);
     progress_begin(&progress, "measuring", 0, total);
     while ((batch = next_batch(&loader, report->samples, &B))) {
-        if (teacher) model_forward(teacher, batch->pixels[loader.config.size_count - 1], batch->ids, B, batch->T);
+        if (teacher) model_forward(teacher, batch->pixels[batch->size_count - 1], batch->ids, B, batch->T);
+        TeacherOutput q = {teacher ? teacher->hidden : NULL, NULL};
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
-        objective_run(&objective, NULL, NULL, m->hidden, param_weight(m->head), teacher ? teacher->hidden : NULL,
-                      m->labels, m->n, 0);
+        objective_run(&objective, m, &q, (LossScale){0, 0});
         if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
         report->samples += B;
         progress_update(&progress, report->samples, NULL);
@@ -200,7 +198,7 @@ static void forced(Report *report, Model *m, Model *teacher, const Dataset *d, i
     report->seconds = seconds_now() - start;
 }
 
-/* ---- greedy ---- */
+/* ---- greedy programs ---- */
 
 static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample, const char *ending) {
     Error err;
@@ -214,62 +212,62 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
     free(path);
 }
 
-/* The texts of a batch: ids [B, room], lengths [B] without the end token. */
+/* The programs of a batch: ids [B, max_tokens], lengths [B] without the end token. */
 typedef struct {
-    int *ids, *lengths, *numbers;
-    int room, end;
-} Texts;
+    int *ids, *lengths, *streams;
+    int max_tokens, end;
+} Programs;
 
 static bool read_token(void *context, int b, int id) {
-    Texts *t = (Texts *)context;
-    if (id == t->end) return false;
-    t->ids[(size_t)b * (size_t)t->room + (size_t)t->lengths[b]++] = id;
+    Programs *p = context;
+    if (id == p->end) return false;
+    p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
     return true;
 }
 
-static Texts texts_for(int B, int room, int end) {
-    Texts t = {(int *)xcalloc((size_t)B * (size_t)room, sizeof(int)), (int *)xcalloc((size_t)B, sizeof(int)),
-               (int *)xcalloc((size_t)B, sizeof(int)), room, end};
-    return t;
+/* Compares the programs of a batch with the data's. */
+static void compare_programs(Report *report, const Model *m, const Batch *batch, const Programs *p, int B,
+                             int64_t first) {
+    for (int b = 0; b < B; b++) {
+        const int *ids = batch->ids + (size_t)b * batch->T, *mine = p->ids + (size_t)b * p->max_tokens;
+        int n = 0;
+        while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
+        report->exact += n == p->lengths[b] && !memcmp(ids, mine, n * sizeof(int));
+        report->tokens_generated += p->lengths[b] + 1;
+        if (!opt.texts) continue;
+        write_text(&m->tokenizer, mine, p->lengths[b], first + b, ".tex");
+        write_text(&m->tokenizer, ids, n, first + b, ".ref.tex");
+    }
 }
 
-static void greedy(Report *report, Model *m, const Dataset *d, int text) {
+static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_tokens) {
     Loader loader;
-    Decoder decoder;
+    Generator generator;
+    Progress progress;
     const Batch *batch;
-    Texts texts = texts_for((int)opt.batch, text, m->tokenizer.end);
-    int B = 0, *lengths = texts.lengths;
+    Programs programs = {xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
+                         xcalloc(opt.batch, sizeof(int)), max_tokens, m->tokenizer.end};
+    int B = 0;
     int64_t seen = 0;
     double start = seconds_now();
-    open_loader(&loader, d, m, NULL, text);
-    decoder_open(&decoder, m, (int)opt.batch, text);
-    Progress progress;
+    open_loader(&loader, d, m, NULL, max_tokens);
+    generator_open(&generator, m, (int)opt.batch, max_tokens);
     progress_begin(&progress, "writing", 0, report->samples);
     while ((batch = next_batch(&loader, seen, &B))) {
-        memset(lengths, 0, (size_t)B * sizeof(int));
-        decoder_start(&decoder, batch->pixels[0], B, NULL, 0);
-        decoder_write(&decoder, texts.numbers, text, read_token, &texts);
-        for (int b = 0; b < B; b++) {
-            const int *ids = batch->ids + (size_t)b * (size_t)batch->T, *mine = texts.ids + (size_t)b * (size_t)text;
-            int n = 0;
-            while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
-            report->exact += n == lengths[b] && !memcmp(ids, mine, (size_t)n * sizeof(int));
-            report->tokens_written += lengths[b] + 1;
-            if (opt.texts) {
-                write_text(&m->tokenizer, mine, lengths[b], seen + b, ".tex");
-                write_text(&m->tokenizer, ids, n, seen + b, ".ref.tex");
-            }
-        }
+        memset(programs.lengths, 0, B * sizeof(int));
+        generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
+        generator_run(&generator, programs.streams, max_tokens, read_token, &programs);
+        compare_programs(report, m, batch, &programs, B, seen);
         seen += B;
         progress_update(&progress, seen, "%.1f %% exact", 100 * (double)report->exact / (double)seen);
     }
     progress_end(&progress);
-    decoder_close(&decoder);
+    generator_close(&generator);
     loader_stop(&loader);
-    free(texts.ids);
-    free(texts.lengths);
-    free(texts.numbers);
-    report->write_seconds = seconds_now() - start;
+    free(programs.ids);
+    free(programs.lengths);
+    free(programs.streams);
+    report->generate_seconds = seconds_now() - start;
 }
 
 /* ---- the report ---- */
@@ -278,16 +276,13 @@ static void print_reports(const Report *reports, int count, bool teacher) {
     int width = 5;
     for (int i = 0; i < count; i++)
         if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
-    printf("%-*s %10s %8s %9s", width, "model", "parameters", "CE", "accuracy");
-    if (teacher) printf(" %9s %9s", "soft", "agreement");
-    if (opt.greedy) printf(" %7s", "exact");
-    printf("\n");
+    printf("%-*s %10s", width, "model", "parameters");
+    metrics_print_row(stdout, NULL, teacher);
+    printf("%s\n", opt.greedy ? "   exact" : "");
     for (int i = 0; i < count; i++) {
         const Report *r = &reports[i];
-        double n = r->sums.positions;
-        printf("%-*s %9.2fM %8.4f %8.2f%%", width, r->path, r->parameters / 1e6, r->sums.ce / n,
-               100 * r->sums.right / n);
-        if (teacher) printf(" %9.4f %8.2f%%", r->sums.soft / n, 100 * r->sums.agree / n);
+        printf("%-*s %9.2fM", width, r->path, r->parameters / 1e6);
+        metrics_print_row(stdout, &r->sums, teacher);
         if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->samples);
         printf("\n");
     }
@@ -295,28 +290,22 @@ static void print_reports(const Report *reports, int count, bool teacher) {
 
 static void json_reports(AtomicFile *file, const Report *reports, int count, bool teacher) {
     Error err;
-    JsonWriter w;
-    memset(&w, 0, sizeof w);
+    JsonWriter w = {0};
     json_begin_array(&w);
     for (int i = 0; i < count; i++) {
         const Report *r = &reports[i];
-        double n = r->sums.positions;
         json_begin_object(&w);
         json_key(&w, "model"), json_string(&w, r->path);
         json_key(&w, "data"), json_string(&w, opt.data);
         json_key(&w, "parameters"), json_number(&w, r->parameters);
         json_key(&w, "samples"), json_integer(&w, r->samples);
-        json_key(&w, "tokens"), json_number(&w, n);
-        json_key(&w, "ce"), json_number(&w, r->sums.ce / n);
-        json_key(&w, "accuracy"), json_number(&w, r->sums.right / n);
-        if (teacher) {
-            json_key(&w, "temperature"), json_number(&w, opt.temperature);
-            json_key(&w, "soft"), json_number(&w, r->sums.soft / n);
-            json_key(&w, "agreement"), json_number(&w, r->sums.agree / n);
-        }
+        json_key(&w, "tokens"), json_number(&w, r->sums.positions);
+        if (teacher) json_key(&w, "temperature"), json_number(&w, opt.temperature);
+        metrics_json(&w, &r->sums, teacher);
         if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->exact / (double)r->samples);
-        json_key(&w, "tokens_per_second"), json_number(&w, n / r->seconds);
-        if (opt.greedy) json_key(&w, "written_per_second"), json_number(&w, r->tokens_written / r->write_seconds);
+        json_key(&w, "tokens_per_second"), json_number(&w, r->sums.positions / r->seconds);
+        if (opt.greedy)
+            json_key(&w, "written_per_second"), json_number(&w, r->tokens_generated / r->generate_seconds);
         json_end_object(&w);
     }
     json_end_array(&w);
@@ -329,21 +318,21 @@ static void measure(Report *report, const char *path, Model *teacher, const Data
     Error err;
     static Model model;
     Model *m = &model;
-    die_if(model_open(m, op, path, &err), &err);
+    die_if(model_open(m, op, path, "", &err), &err);
     if (d->fingerprint != m->tokenizer.fingerprint)
         die("%s was made with another tokenizer than %s; convert the data again with the model's tokenizer", opt.data,
             path);
     if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
         die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
-    int text = (int)d->longest, room = model_text_room(m);
-    if (teacher && teacher->max_T < room) room = teacher->max_T;
-    if (text > room) text = room;
-    if (opt.greedy) decoder_fit(m, (int)opt.batch, false, text, text);
-    model_plan(m, (int)opt.batch, text);
+    int max_tokens = (int)d->longest, most = model_max_text(m);
+    if (teacher && teacher->max_T < most) most = teacher->max_T;
+    if (max_tokens > most) max_tokens = most;
+    if (opt.greedy) generator_fit(m, (int)opt.batch, false, max_tokens, max_tokens);
+    model_plan(m, (int)opt.batch, max_tokens);
     report->path = path;
     report->parameters = (double)params_total(&m->params, GROUP_ALL);
-    forced(report, m, teacher, d, text);
-    if (opt.greedy) greedy(report, m, d, text);
+    measure_forced(report, m, teacher, d, max_tokens);
+    if (opt.greedy) measure_greedy(report, m, d, max_tokens);
     model_close(m);
 }
 
@@ -368,12 +357,12 @@ int main(int argc, char **argv) {
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {
-        die_if(model_open(&teacher, op, opt.teacher, &err), &err);
-        int room = model_text_room(&teacher), longest = (int)data.longest;
-        model_plan(&teacher, (int)opt.batch, longest < room ? longest : room);
+        die_if(model_open(&teacher, op, opt.teacher, "the teacher's ", &err), &err);
+        int most = model_max_text(&teacher), longest = (int)data.longest;
+        model_plan(&teacher, (int)opt.batch, longest < most ? longest : most);
     }
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // a wrong name is told now, not after the work
-    Report *reports = (Report *)xcalloc((size_t)opt.models.count, sizeof(Report));
+    Report *reports = xcalloc((size_t)opt.models.count, sizeof(Report));
     for (int i = 0; i < opt.models.count; i++)
         measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);
     print_reports(reports, opt.models.count, opt.teacher != NULL);

@@ -1,259 +1,234 @@
-/* Writing texts: a batch of images decoded together with a key-value cache.
+/* Generation: from images to programs, many sequences side by side, with a key-value cache.
  *
- *   decoder_start   looks at the images and reads the prefix, which is the same for all
- *   decoder_write   chooses token after token of every text, until whoever reads them has enough of each
- *   decoder_step    appends given tokens instead, one to each text
+ *   generator_prefill   encodes the images and reads the prefix, which is the same for all sequences
+ *   generator_run       samples token after token of every sequence, until whoever reads them has enough of each
+ *   generator_append    appends given tokens instead, one to each sequence
  *
- * Everything that changes from token to token lies on the device: the last token and the position of every text. A
- * step is therefore the same calls with the same arguments, which a GPU gets as one (replay in kernels/ops.h), and
- * the next one is under way there while the host looks at the last one's tokens. What is written does not depend on
- * the other texts of the batch, but for the rounding of the products. */
-#ifndef DECODE_H
-#define DECODE_H
+ * Everything that changes from token to token lies on the device: the last token and the position of every sequence. A
+ * step is therefore the same calls with the same arguments, which a GPU runs as one graph, and the next step is already
+ * running there while the host reads the last one's tokens. A sequence does not depend on the others of its batch,
+ * except for the rounding of the matmuls.
+ *
+ * How one token is drawn (greedy, temperature, top-k, top-p) is in kernels/sample.h. */
+#ifndef GENERATE_H
+#define GENERATE_H
 
 #include "model.h"
 
+/* ---- the key-value cache ---- */
+
+/* Bytes of the cache of one sequence with `capacity` positions. */
+static inline size_t kv_cache_bytes(const LmConfig *c, int capacity) {
+    return 2 * (size_t)c->layers * c->kv_heads * capacity * c->head_dim * sizeof(floatX);
+}
+
+/* Hands out the cache of B sequences from an arena. */
+static inline void kv_cache_plan(KVCache *cache, const LmConfig *c, int B, Arena *arena) {
+    size_t n = (size_t)B * c->kv_heads * cache->capacity * c->head_dim;
+    for (int l = 0; l < c->layers; l++) {
+        cache->keys[l] = arena_x(arena, n);
+        cache->values[l] = arena_x(arena, n);
+    }
+}
+
+/* Moves the first `length` positions of sequence `from` to the place of sequence `to`. */
+static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from, int length) {
+    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads;
+    size_t stride = head * sizeof(floatX), used = (size_t)length * c->head_dim * sizeof(floatX);
+    for (int l = 0; l < c->layers; l++) {
+        floatX *keys = cache->keys[l], *values = cache->values[l];
+        op->copy_rows(keys + to * sequence, stride, keys + from * sequence, stride, used, c->kv_heads);
+        op->copy_rows(values + to * sequence, stride, values + from * sequence, stride, used, c->kv_heads);
+    }
+}
+
+/* ---- the generator ---- */
+
 typedef struct {
     Model *m;
-    int max_B, max_T;  // texts decoded together; positions the cache holds, of image and text
+    int max_B;  // sequences side by side
     Arena arena;
-    floatX **kcache, **vcache;  // per layer [max_B, K, max_T, D]
-    int *ids, *positions;       // device [max_B]: the last token of every text, and where it stands
-    int *numbers;               // device [max_B]: what the random numbers of a text depend on
-    float *logits;              // device [max_B, V]: of the next token
-    uint8_t *token_mask;         // device [V]: not 0 where a token is never written
+    KVCache cache;
+    int *ids, *positions;  // device [max_B]: the last token of every sequence, and its position
+    int *streams;          // device [max_B]: the random stream of every sequence
+    float *logits;         // device [max_B, V]: of the next token
+    uint8_t *token_mask;   // device [V]: not 0 where a token is never generated
     Sampling sampling;
-    int B, length;  // texts now; positions in the cache, the same number for each
-    int *host;      // [max_B]
-} Decoder;
+    int B, length;  // sequences now; positions in the cache, the same number for each
+    int *host;      // [max_B] scratch
+} Generator;
 
-static inline void decoder_plan_pass(Decoder *d) {
-    const LmConfig *c = &d->m->c.lm;
-    size_t cache = (size_t)d->max_B * (size_t)c->kv_heads * (size_t)d->max_T * (size_t)c->head_dim;
-    for (int l = 0; l < c->layers; l++) {
-        d->kcache[l] = arena_x(&d->arena, cache);
-        d->vcache[l] = arena_x(&d->arena, cache);
-    }
-    d->ids = arena_int(&d->arena, (size_t)d->max_B);
-    d->positions = arena_int(&d->arena, (size_t)d->max_B);
-    d->numbers = arena_int(&d->arena, (size_t)d->max_B);
-    d->logits = arena_f32(&d->arena, (size_t)d->max_B * (size_t)c->vocab);
-    d->token_mask = (uint8_t *)arena_take(&d->arena, (size_t)c->vocab, 1);
+static inline void generator_plan(Generator *g) {
+    const LmConfig *c = &g->m->c.lm;
+    kv_cache_plan(&g->cache, c, g->max_B, &g->arena);
+    g->ids = arena_int(&g->arena, g->max_B);
+    g->positions = arena_int(&g->arena, g->max_B);
+    g->streams = arena_int(&g->arena, g->max_B);
+    g->logits = arena_f32(&g->arena, (size_t)g->max_B * c->vocab);
+    g->token_mask = arena_take(&g->arena, c->vocab, 1);
 }
 
-/* Never written: padding rows of the vocabulary, and special tokens other than the end (the image token). */
-static inline void decoder_forbid(const Decoder *d) {
-    const Tokenizer *t = &d->m->tokenizer;
-    size_t vocab = (size_t)d->m->c.lm.vocab;
-    uint8_t *token_mask = (uint8_t *)xmalloc(vocab);
-    for (int i = 0; i < (int)vocab; i++)
-        token_mask[i] = i >= t->count || (i != t->end && (t->flags[i] & TOKEN_SPECIAL) != 0);
-    d->m->op->upload(d->token_mask, token_mask, vocab);
-    free(token_mask);
+/* Never generated: padding rows of the vocabulary, and special tokens other than the end (the image token). */
+static inline void generator_mask_tokens(const Generator *g) {
+    const Tokenizer *t = &g->m->tokenizer;
+    int vocab = g->m->c.lm.vocab;
+    uint8_t *mask = xmalloc(vocab);
+    for (int i = 0; i < vocab; i++) mask[i] = i >= t->count || (i != t->end && (t->flags[i] & TOKEN_SPECIAL) != 0);
+    g->m->op->upload(g->token_mask, mask, vocab);
+    free(mask);
 }
 
-/* For up to B images at a time and max_text tokens each; the model must be planned for B images and at least the
- * prefix it will be given plus one token. Takes the likeliest tokens until decoder_sample says otherwise. */
-static inline void decoder_open(Decoder *d, Model *m, int B, int max_text) {
-    const int most = OPS_DOWNLOAD_BYTES / (int)sizeof(int);
-    if (B > most) die("at most %d texts are written together; %d were asked for, take a smaller --batch", most, B);
-    memset(d, 0, sizeof *d);
-    d->m = m;
-    d->max_B = B;
-    d->max_T = model_image_tokens(m) + max_text;
-    d->kcache = (floatX **)xcalloc((size_t)m->c.lm.layers, sizeof(floatX *));
-    d->vcache = (floatX **)xcalloc((size_t)m->c.lm.layers, sizeof(floatX *));
-    decoder_plan_pass(d);
-    arena_allocate(&d->arena, m->op, "the key-value cache");
-    decoder_plan_pass(d);
-    d->host = (int *)xmalloc((size_t)B * sizeof(int));
-    d->sampling.top_p = 1;
-    d->sampling.end = m->tokenizer.end;
-    d->sampling.first = model_image_tokens(m);
-    decoder_forbid(d);
-    params_settle(&m->params, m->op, GROUP_LM);
+/* For up to B sequences at a time, each with up to max_tokens text tokens, the prefix included. The model must be planned
+ * for B images and for at least one token more than the prefix. Generates greedily until generator_set_sampling says
+ * otherwise. */
+static inline void generator_open(Generator *g, Model *m, int B, int max_tokens) {
+    const int most = OPS_DOWNLOAD_BYTES / (int)sizeof(int), layers = m->c.lm.layers;
+    if (B > most)
+        die("at most %d programs are generated together; %d were asked for, take a smaller --batch", most, B);
+    *g = (Generator){.m = m, .max_B = B};
+    g->cache.capacity = model_image_tokens(m) + max_tokens;
+    g->cache.keys = xcalloc(layers, sizeof(floatX *));
+    g->cache.values = xcalloc(layers, sizeof(floatX *));
+    generator_plan(g);
+    arena_allocate(&g->arena, m->op, "", "the key-value cache");
+    generator_plan(g);
+    g->host = xmalloc(B * sizeof(int));
+    g->sampling = (Sampling){.top_p = 1, .end = m->tokenizer.end, .first = model_image_tokens(m)};
+    generator_mask_tokens(g);
+    params_move_to_large_pages(&m->params, m->op, GROUP_LM);
 }
 
-/* Memory for B texts: what model_plan takes for T text tokens, and decoder_open. Before model_plan. */
-static inline size_t decoder_bytes(Model *m, int B, int T, int max_text) {
-    const LmConfig *c = &m->c.lm;
-    const size_t head = (size_t)(model_image_tokens(m) + max_text) * (size_t)c->head_dim * sizeof(floatX);
-    m->max_B = B;
-    m->max_T = T;
-    model_plan_pass(m);
-    const size_t activations = m->arena.used, cache = 2 * (size_t)c->layers * (size_t)c->kv_heads * head;
-    m->arena.used = 0;
-    return activations + (size_t)B * (cache + (size_t)c->vocab * sizeof(float));
+static inline void generator_close(Generator *g) {
+    g->m->op->graph_free(g);
+    arena_release(&g->arena, g->m->op);
+    free(g->cache.keys);
+    free(g->cache.values);
+    free(g->host);
 }
 
-/* B; or, where it may be less, as much less as leaves the machine three quarters of its memory, a GPU a twentieth of
- * what is free. Stops the program with a sentence when the memory is not there: a CPU's cannot be relied on to say
- * no. Before model_plan. */
-static inline int decoder_fit(Model *m, int B, bool or_less, int T, int max_text) {
+/* The largest batch of at most B sequences whose memory fits into a quarter of the machine's (on a GPU, 95 % of what is
+ * free); B itself unless or_less. T is what model_plan gets. Ends the program with a sentence when even that does not
+ * fit, because a CPU's allocation cannot be relied on to fail. To be called before model_plan. */
+static inline int generator_fit(Model *m, int B, bool or_less, int T, int max_tokens) {
     const bool host = m->op->host_memory;
     const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    const size_t there = host ? machine : m->op->memory_free(), most = host ? there / 4 : there / 20 * 19;
-    while (or_less && B > 1 && decoder_bytes(m, B, T, max_text) > most) B /= 2;
-    const size_t bytes = decoder_bytes(m, B, T, max_text);
-    if (bytes > there)
-        die("%d text%s of up to %d tokens and %s %.1f MB of memory beside the model, and %s %.1f MB; %sfewer tokens "
-            "or a smaller model need less",
-            B, B == 1 ? "" : "s together", max_text, B == 1 ? "its image need" : "their images need",
-            (double)bytes / 1e6, host ? "this machine has" : "the GPU has free", (double)there / 1e6,
+    const size_t available = host ? machine : m->op->memory_free();
+    const size_t limit = host ? available / 4 : available / 20 * 19;
+    const size_t sequence =
+        kv_cache_bytes(&m->c.lm, model_image_tokens(m) + max_tokens) + m->c.lm.vocab * sizeof(float);
+    while (or_less && B > 1 && model_activation_bytes(m, B, T) + B * sequence > limit) B /= 2;
+    const size_t bytes = model_activation_bytes(m, B, T) + B * sequence;
+    if (bytes > available)
+        die("%d program%s of up to %d tokens and %s %.1f MB of memory beside the model, and %s %.1f MB; %sfewer "
+            "tokens or a smaller model need less",
+            B, B == 1 ? "" : "s together", max_tokens, B == 1 ? "its image need" : "their images need",
+            (double)bytes / 1e6, host ? "this machine has" : "the GPU has free", (double)available / 1e6,
             B == 1 ? "" : "a smaller --batch, ");
     return B;
 }
 
-/* How tokens are chosen from now on (Sampling in kernels/ops.h); the end may not be number `first` of a text. */
-static inline void decoder_sample(Decoder *d, float temperature, float top_p, int top_k, uint64_t seed, int first) {
-    d->sampling.temperature = temperature;
-    d->sampling.top_p = top_p;
-    d->sampling.top_k = top_k;
-    d->sampling.seed = seed;
-    d->sampling.first = model_image_tokens(d->m) + first;
-    d->m->op->graph_free(d);
+/* How tokens are sampled from now on (Sampling in kernels/ops.h). The end token may not be text token number `first`. */
+static inline void generator_set_sampling(Generator *g, float temperature, float top_p, int top_k, uint64_t seed,
+                                          int first) {
+    g->sampling.temperature = temperature;
+    g->sampling.top_p = top_p;
+    g->sampling.top_k = top_k;
+    g->sampling.seed = seed;
+    g->sampling.first = model_image_tokens(g->m) + first;
+    g->m->op->graph_free(g);
 }
 
-static inline void decoder_close(Decoder *d) {
-    d->m->op->graph_free(d);
-    arena_release(&d->arena, d->m->op);
-    free(d->kcache);
-    free(d->vcache);
-    free(d->host);
+/* ---- steps ---- */
+
+/* Sets one device int per sequence to the same value. */
+static inline void generator_set_all(const Generator *g, int *to, int value) {
+    for (int b = 0; b < g->B; b++) g->host[b] = value;
+    g->m->op->upload(to, g->host, g->B * sizeof(int));
 }
 
-/* The same number for every text. */
-static inline void decoder_upload(const Decoder *d, int *to, int value) {
-    for (int b = 0; b < d->B; b++) d->host[b] = value;
-    d->m->op->upload(to, d->host, (size_t)d->B * sizeof(int));
+/* Encodes B images (host u8 [B, S, S, 3]) and reads the prefix. g->logits are then of the next token. */
+static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B, const int *prefix, int prefix_count) {
+    g->B = B;
+    g->length = model_prefill(g->m, pixels, B, prefix, prefix_count, &g->cache, g->logits);
+    generator_set_all(g, g->positions, g->length - 1);
 }
 
-/* Logits from m->picked, the last row of the stream of every text. */
-static inline void decoder_read(const Decoder *d) {
-    const Model *m = d->m;
-    const LmConfig *c = &m->c.lm;
-    m->op->rmsnorm_forward(m->hidden, NULL, m->picked, m->norm->value, (size_t)d->B, c->width, c->eps);
-    m->op->linear_logits(d->logits, m->hidden, param_weight(m->head), (size_t)d->B);
+/* Draws the next token of every sequence from g->logits. */
+static inline void generator_sample(const Generator *g) {
+    g->m->op->sample(g->ids, g->positions, g->logits, g->token_mask, g->streams, g->sampling, g->B,
+                     g->m->c.lm.vocab);
 }
 
-/* Looks at B images (host u8 [B, S, S, 3]) and reads `prefix` (the same for all): d->logits are then of the next
- * token. */
-static inline void decoder_start(Decoder *d, const uint8_t *pixels, int B, const int *prefix, int prefix_count) {
-    Model *m = d->m;
-    const LmConfig *c = &m->c.lm;
-    int S = model_image_tokens(m) + prefix_count, T = prefix_count + 1;
-    int *ids = (int *)xmalloc((size_t)B * (size_t)T * sizeof(int));
-    for (int b = 0; b < B; b++)
-        for (int t = 0; t < T; t++) ids[b * T + t] = t < prefix_count ? prefix[t] : 0;
-    model_layout(m, ids, B, T);
-    free(ids);
-    model_look(m, pixels, B);
-    lm_start(m, B, S);
-    for (int l = 0; l < c->layers; l++) {
-        lm_block(m, l, B, S);
-        m->op->cache_store(d->kcache[l], d->vcache[l], m->acts[l].qkv, lm_attention(m, B, S), 0, d->max_T);
-        lm_next(m, l, (size_t)B * (size_t)S);
-    }
-    d->B = B;
-    d->length = S;
-    decoder_upload(d, d->positions, S - 1);
-    size_t row = (size_t)c->width * sizeof(floatX), last = (size_t)(S - 1) * row;
-    m->op->copy_rows(m->picked, row, (const char *)m->last + last, (size_t)S * row, row, (size_t)B);
-    decoder_read(d);
-}
-
-static inline void decoder_choose(const Decoder *d) {
-    d->m->op->sample(d->ids, d->positions, d->logits, d->token_mask, d->numbers, d->sampling, d->B, d->m->c.lm.vocab);
-}
-
-/* Reads the last tokens, d->ids at d->positions; d->logits are then of the next ones, and with `choose` these are
- * chosen. */
-static inline void decoder_run(Decoder *d, bool choose) {
-    Model *m = d->m;
-    const Ops *op = m->op;
-    const LmConfig *c = &m->c.lm;
-    const size_t B = (size_t)d->B;
-    d->length++;
-    if (op->graph_launch(d, 2 * B + choose)) return;
-    op->embedding_forward(m->acts[0].input, d->ids, m->embed->value, B, c->width);
-    op->rmsnorm_forward(m->acts[0].norm1, NULL, m->acts[0].input, m->layer[0].norm1->value, B, c->width, c->eps);
-    for (int l = 0; l < c->layers; l++) {
-        LmActs *a = &m->acts[l];
-        op->linear_forward(a->qkv, a->norm1, param_weight(m->layer[l].qkv), NULL, ACT_NONE, NULL, B);
-        op->attention_decode(a->att, d->kcache[l], d->vcache[l], a->qkv, d->positions, lm_attention(m, d->B, 1),
-                             d->max_T);
-        lm_block_after_attention(m, l, B);
-        lm_next(m, l, B);
-    }
-    op->copy(m->picked, m->last, B * (size_t)c->width * sizeof(floatX));
-    decoder_read(d);
-    if (choose) decoder_choose(d);
+/* Reads the last tokens (g->ids at g->positions); g->logits are then of the next ones, which are drawn if `sample`. */
+static inline void generator_step(Generator *g, bool sample) {
+    const Ops *op = g->m->op;
+    g->length++;
+    if (op->graph_launch(g, 2 * (uint64_t)g->B + sample)) return;
+    model_decode_step(g->m, g->ids, g->positions, g->B, &g->cache, g->logits);
+    if (sample) generator_sample(g);
     op->graph_end();
 }
 
-/* Appends one token to every text (host ids [B]); d->logits are then of the next ones. */
-static inline void decoder_step(Decoder *d, const int *ids) {
-    d->m->op->upload(d->ids, ids, (size_t)d->B * sizeof(int));
-    decoder_upload(d, d->positions, d->length);
-    decoder_run(d, false);
+/* Appends one given token to every sequence (host ids [B]). g->logits are then of the next ones. */
+static inline void generator_append(Generator *g, const int *ids) {
+    g->m->op->upload(g->ids, ids, g->B * sizeof(int));
+    generator_set_all(g, g->positions, g->length);
+    generator_step(g, false);
 }
 
-/* The logits of the next tokens, to host [B, V]; waits for them. */
-static inline void decoder_logits(const Decoder *d, float *host) {
-    d->m->op->download(host, d->logits, (size_t)d->B * (size_t)d->m->c.lm.vocab * sizeof(float));
+/* Copies the logits of the next tokens to host fp32 [B, V]; waits for them. */
+static inline void generator_logits(const Generator *g, float *host) {
+    g->m->op->download(host, g->logits, (size_t)g->B * g->m->c.lm.vocab * sizeof(float));
 }
 
-/* Goes on with the n texts in the places `kept` only, in increasing order: they move up. */
-static inline void decoder_keep(Decoder *d, const int *kept, int n) {
-    const Ops *op = d->m->op;
-    const LmConfig *c = &d->m->c.lm;
-    const size_t head = (size_t)d->max_T * (size_t)c->head_dim, text = head * (size_t)c->kv_heads;
-    const size_t used = (size_t)d->length * (size_t)c->head_dim * sizeof(floatX);
-    int *const arrays[] = {d->ids, d->positions, d->numbers};
+/* Goes on with only n of the sequences, those in the places `kept` (in increasing order), which move up. */
+static inline void generator_compact(Generator *g, const int *kept, int n) {
+    const Ops *op = g->m->op;
+    int *const arrays[] = {g->ids, g->positions, g->streams};
     for (int i = 0; i < n; i++) {
-        const size_t to = (size_t)i * text, from = (size_t)kept[i] * text, stride = head * sizeof(floatX);
         if (kept[i] == i) continue;
-        for (int l = 0; l < c->layers; l++) {
-            op->copy_rows(d->kcache[l] + to, stride, d->kcache[l] + from, stride, used, (size_t)c->kv_heads);
-            op->copy_rows(d->vcache[l] + to, stride, d->vcache[l] + from, stride, used, (size_t)c->kv_heads);
-        }
+        kv_cache_move(&g->cache, &g->m->c.lm, op, i, kept[i], g->length);
         for (int k = 0; k < 3; k++) op->copy(arrays[k] + i, arrays[k] + kept[i], sizeof(int));
     }
-    d->B = n;
+    g->B = n;
 }
 
-/* Takes the next token of text b of the batch; returns whether that text is to go on. */
+/* ---- the loop ---- */
+
+/* Takes the next token of sequence b (numbered as at the prefill); returns whether that sequence goes on. */
 typedef bool (*TokenReader)(void *context, int b, int id);
 
-/* After decoder_start: gives every text's tokens, up to `room` of them, to `reader` as they come. numbers [B]: what a
- * text's random numbers depend on. A GPU is one step ahead of the reader; texts that are done are written on, unread,
- * until half of the batch is done and the others move up. */
-static inline void decoder_write(Decoder *d, const int *numbers, int room, TokenReader reader, void *context) {
-    const Ops *op = d->m->op;
-    int *text = (int *)xmalloc((size_t)d->B * sizeof(int)), *kept = (int *)xmalloc((size_t)d->B * sizeof(int));
-    int writing = d->B, asked = 0;
-    for (int b = 0; b < d->B; b++) text[b] = b;  // in each place; -1: done
-    op->upload(d->numbers, numbers, (size_t)d->B * sizeof(int));
-    for (int read = 0; writing && read < room; read++) {
-        bool sparse = 2 * writing <= d->B;
-        if (sparse && asked == read) {
-            for (int b = 0, n = 0; b < d->B; b++)
-                if (text[b] >= 0) text[n] = text[b], kept[n++] = b;
-            decoder_keep(d, kept, writing);
+/* After generator_prefill: generates up to max_new_tokens for every sequence and gives them to `reader` as they come.
+ * streams [B] numbers the sequences' random streams. A GPU is one step ahead of the reader. Finished sequences go on
+ * unread until half of the batch is finished; then the others move up. */
+static inline void generator_run(Generator *g, const int *streams, int max_new_tokens, TokenReader reader,
+                                 void *context) {
+    const Ops *op = g->m->op;
+    int *sequence = xmalloc(g->B * sizeof(int)), *kept = xmalloc(g->B * sizeof(int));
+    int running = g->B, started = 0;  // sequences that go on; steps that the device has been given
+    for (int b = 0; b < g->B; b++) sequence[b] = b;  // which sequence is in each place; -1: a finished one
+    op->upload(g->streams, streams, g->B * sizeof(int));
+    for (int step = 0; running && step < max_new_tokens; step++) {
+        bool sparse = 2 * running <= g->B;
+        if (sparse && started == step) {
+            for (int b = 0, n = 0; b < g->B; b++)
+                if (sequence[b] >= 0) sequence[n] = sequence[b], kept[n++] = b;
+            generator_compact(g, kept, running);
             sparse = false;
         }
-        for (int ahead = sparse || op->host_memory ? 0 : 1; asked < room && asked <= read + ahead; asked++) {
-            if (asked)
-                decoder_run(d, true);
+        for (int ahead = sparse || op->host_memory ? 0 : 1; started < max_new_tokens && started <= step + ahead;
+             started++) {
+            if (started)
+                generator_step(g, true);
             else
-                decoder_choose(d);
-            op->download_async(asked % OPS_DOWNLOADS, d->ids, (size_t)d->B * sizeof(int));
+                generator_sample(g);
+            op->download_async(started % OPS_DOWNLOADS, g->ids, g->B * sizeof(int));
         }
-        const int *ids = (const int *)op->download_wait(read % OPS_DOWNLOADS);
-        for (int b = 0; b < d->B; b++)
-            if (text[b] >= 0 && !reader(context, text[b], ids[b])) text[b] = -1, writing--;
+        const int *ids = op->download_wait(step % OPS_DOWNLOADS);
+        for (int b = 0; b < g->B; b++)
+            if (sequence[b] >= 0 && !reader(context, sequence[b], ids[b])) sequence[b] = -1, running--;
     }
-    free(text);
+    free(sequence);
     free(kept);
 }
 

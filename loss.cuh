@@ -9,8 +9,8 @@
  *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
  *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
  *   hard  = -log softmax(s)[argmax t]                                          over V_s, argmax over V
- *   embed = 1 - cos(e_s, e_t), per image: the flattened image tokens; e_s goes through a learned linear map first
- *           when the widths differ
+ *   embed = 1 - cos(e_s, e_t), per image, of the flattened image tokens; where the widths differ, e_s first goes
+ *           through a learned linear map
  *   loss  = mean over counted positions of (w_ce CE + gate (w_soft soft + w_hard hard)) + w_embed mean of embed
  *
  * Gradients. With z = s/tau, dq_i/dz_j = q_i (delta_ij - q_j), and for any D(q) whose partial derivative in q_i is
@@ -23,32 +23,32 @@
  *   cos:      d cos/d a = t/(|a||t|) - cos a/|a|^2
  * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta.)
  *
- * Gates, all optional, multiply the soft and hard terms of a position:
- *   band   1 where the teacher's entropy at tau lies inside [low, high], else 0; not applied when fewer than 45 % of
- *          the positions of a micro-batch would remain. The mean stays over all counted positions, so that only this
- *          limit can tell accumulated micro-batches from one large batch.
- *   sure   0.3 where the teacher's argmax is the label with probability at least 0.75
+ * Gates, all optional, multiply the soft and the hard term of a position:
+ *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than
+ *                    45 % of the positions of a micro-batch would remain. The mean stays over all counted positions, so
+ *                    only this limit can tell accumulated micro-batches from one large batch.
+ *   confidence gate  a factor (0.3) where the teacher's argmax is the label with at least a given probability (0.75)
  *
- * Memory. Only hidden states of all n positions are kept, never all logits. The driver walks the positions in
- * chunks: student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, the row kernel (Ops.distill_rows, each row read
- * from memory once, the gradient written over the student's logits), dh_s = g W_s, dW_s += gᵀ h_s. Extra memory: the
- * logits of a chunk, of two on a GPU.
+ * Memory. The hidden states of all n positions are kept, but never all logits. The positions are walked in chunks:
+ * student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, then the row kernel (Ops.distill_rows: each row is read from
+ * memory once, and the gradient g is written over the student's logits), then dh_s = g W_s and dW_s += gᵀ h_s. The extra
+ * memory is the logits of one chunk, or of two on a GPU.
  *
- * Time. The products make the most of it: 8 n V d FLOPs with a teacher as wide as the student (two heads forward, dh
- * and dW), against 6 bytes of logits per position and entry in the row kernel. A GPU has two lanes: the row kernel of
- * a chunk, which waits for memory, runs in one beside the products of the chunks before and after it, which do not,
- * in the other. dW is added to in the product's own epilogue (fp32, beta = 1): 8 V d bytes a chunk, no pass of its
- * own; a chunk of r rows multiplies for 2 r V d FLOPs meanwhile, so r should be above a thousand.
- * Never writing the logits, as Cut Cross-Entropy does, costs more here: dev/learn/README.md has the figures.
+ * Time. Most of it goes into the matmuls: 8 n V d FLOPs with a teacher as wide as the student (two heads forward, dh
+ * and dW), against 6 bytes per logit in the row kernel. On a GPU the row kernel, which is bound by memory, runs on a
+ * second stream while the matmuls of the chunks before and after it run on the first. dW is accumulated by the matmul
+ * itself (fp32, beta = 1), which moves 8 V d bytes per chunk; a chunk of r rows computes 2 r V d FLOPs meanwhile, so r
+ * should be above a thousand. Never writing the logits, as Cut Cross-Entropy does, costs more here:
+ * dev/learn/README.md has the figures.
  *
- * Devices. Everything here runs on the student's device. A teacher on another one sends its hidden states and image
- * tokens, which are narrow, and once its head; its logits, which are wide, come into being here. The statistics of a
- * pass stay on the device until objective_collect asks for them, so that the host need not wait inside a step. */
+ * Devices. Everything here runs on the student's device, where train/teacher.h brings the teacher's hidden states
+ * (narrow) and its head (once); the teacher's logits (wide) are made here. The statistics of a pass stay on the device
+ * until objective_collect asks for them, so that the host need not wait inside a step. */
 #ifndef LOSS_CUH
 #define LOSS_CUH
 
 #include "kernels/ops.h"
-#include "kernels/arena.h"
+#include "model.h"
 #include "params.h"
 
 typedef struct {
@@ -56,138 +56,131 @@ typedef struct {
     float temperature;
     SoftLoss soft;
     float jsd_beta;
-    float band_low, band_high;           // nats; the band gate is off when low <= 0 and high is infinite
-    float gate_confidence, gate_factor;  // the sure gate is off when the confidence is > 1
+    float band_low, band_high;           // nats; the entropy band is off when low <= 0 and high is infinite
+    float gate_confidence, gate_factor;  // the confidence gate is off when the confidence is > 1
 } ObjectiveConfig;
+
+static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd"};  // by SoftLoss
+enum { SOFT_LOSSES = 3 };
 
 enum {
     OBJECTIVE_BAND_FLOOR = 45,  // per cent of positions the band must leave, or it is not applied
-    OBJECTIVE_ROWS = 65536,     // positions whose statistics wait on the device, at least
-    OBJECTIVE_IMAGES = 4096,  // images whose cosines do
-    OBJECTIVE_CHUNK = 4096,     // positions in a chunk, where the device does not tell how much memory is free
+    OBJECTIVE_ROWS = 65536,     // capacity for positions whose statistics wait on the device, at least
+    OBJECTIVE_IMAGES = 4096,    // and for images whose cosines do
+    OBJECTIVE_CHUNK = 4096,     // positions in a chunk where the device does not tell how much memory is free
     OBJECTIVE_MEGABYTES = 512   // of logits, at most, where it does
 };
 
+/* What the objective reads of the teacher for one micro-batch, all of it on the student's device. */
+typedef struct {
+    const floatX *hidden;        // [n, Wt]; NULL: there is no teacher
+    const floatX *image_tokens;  // [B, P, Wt]
+} TeacherOutput;
+
+/* Factors of the gradient: 1 / counted positions and 1 / images of the whole batch. Zeros: no gradient is wanted. */
+typedef struct {
+    double positions, images;
+} LossScale;
+
 /* Sums over positions (and images) of one or more passes; divide by positions (images) for means. */
 typedef struct {
-    double ce, soft, hard, embed;  // soft includes tau^2; soft and hard are not gated here
+    double ce, soft, hard, embed;  // soft includes tau²; soft and hard are not gated here
     double entropy, gate;
-    double right, agree;  // student's argmax equals the label; the teacher's argmax
+    double correct, agreement;  // the student's argmax equals the label; the teacher's argmax
     double positions, images;
     double loss;  // the weighted, gated sum that is differentiated, times positions
 } ObjectiveSums;
 
 typedef struct {
     const Ops *op;
+    const Ops *second;       // where the row kernels run: the device's second stream, or op where one chunk is enough
     ObjectiveConfig config;  // changes only when nothing waits for objective_collect
-    int Vs, Vt, chunk, max_positions;
+    Weight teacher_head;     // [Vt, Wt] on op; rows 0 without a teacher
+    int Vs, chunk, max_positions;
     Arena arena;
-    const Ops *second;                // where the row kernels run: the device's other lane, or op
-    floatX *student[2], *teacher[2];  // [chunk, Vs], [chunk, Vt], of chunks in turn; where there is one lane only [0]
-    int *labels;                      // device [max_positions]
-    float *row_gate;                  // [max_positions]
-    /* the teacher */
-    const Ops *teacher_op;  // its device; NULL without a teacher
-    Weight teacher_head;    // on our device
-    void *staged_head;        // copies of what lies on another device, else NULL: the head,
-    floatX *staged_hidden;    // [max_positions, Wt]
-    floatX *staged_tokens;    // [B, P, Wt]
-    /* embedding loss, when a teacher is there */
-    int images, tokens, width, teacher_width;  // per image: image tokens, their widths
-    Params map;                                  // "embed_map" [Wt, Ws] when the widths differ
-    floatX *mapped, *d_mapped, *d_tokens;        // [B, P, Wt] twice, [B, P, Ws]
-    /* what waits for objective_collect: rows and images so far, room for more */
-    int rows, rows_room, cosine_count, cosine_room;
-    RowStats *stats, *host_stats;   // [rows_room]
-    int *host_labels;               // [rows_room]
-    float *cosines, *host_cosines;  // [cosine_room]
-    ObjectiveSums sums;             // of what is no longer waiting
+    floatX *student_logits[2], *teacher_logits[2];  // [chunk, Vs], [chunk, Vt]; two chunks in turn with a second stream
+    int *labels;                                    // device [max_positions]
+    float *row_gate;                                // [max_positions]
+    /* the embedding loss, where there is a teacher */
+    int max_images, image_tokens, student_width;
+    Params map;                                   // "embed_map" [Wt, Ws] where the widths differ
+    floatX *mapped, *d_mapped, *d_image_tokens;   // [B, P, Wt] twice, [B, P, Ws]
+    /* statistics that wait for objective_collect */
+    int rows, rows_capacity, cosine_count, cosine_capacity;
+    RowStats *stats, *host_stats;   // [rows_capacity]
+    int *host_labels;               // [rows_capacity]
+    float *cosines, *host_cosines;  // [cosine_capacity]
+    ObjectiveSums sums;             // of what no longer waits
 } Objective;
 
-/* How many chunks have their logits at a time. */
+/* ---- memory ---- */
+
+/* How many chunks have their logits in memory at a time. */
 static inline int objective_slots(const Objective *o) { return o->second == o->op ? 1 : 2; }
 
-static inline void objective_plan_pass(Objective *o) {
-    size_t rows = (size_t)o->chunk, n = (size_t)o->max_positions, B = (size_t)o->images;
+static inline void objective_plan(Objective *o) {
+    size_t n = o->max_positions, Vt = o->teacher_head.rows, Wt = o->teacher_head.cols;
+    size_t tokens = (size_t)o->max_images * o->image_tokens;
     for (int i = 0; i < objective_slots(o); i++) {
-        o->student[i] = arena_x(&o->arena, rows * (size_t)o->Vs);
-        o->teacher[i] = arena_x(&o->arena, rows * (size_t)o->Vt);
+        o->student_logits[i] = arena_x(&o->arena, (size_t)o->chunk * o->Vs);
+        o->teacher_logits[i] = arena_x(&o->arena, o->chunk * Vt);
     }
     o->labels = arena_int(&o->arena, n);
-    o->stats = (RowStats *)arena_take(&o->arena, (size_t)o->rows_room, sizeof(RowStats));
+    o->stats = arena_take(&o->arena, o->rows_capacity, sizeof(RowStats));
     o->row_gate = arena_f32(&o->arena, n);
-    bool far = o->teacher_op && o->teacher_op != o->op, embed = o->config.w_embed > 0 && o->Vt;
-    size_t tokens = B * (size_t)o->tokens;
-    if (far && !ops_share_memory(o->teacher_op, o->op))
-        o->staged_head =
-            arena_take(&o->arena, (size_t)o->Vt * (size_t)o->teacher_width, dtype_size(o->teacher_head.dtype));
-    if (far) o->staged_hidden = arena_x(&o->arena, n * (size_t)o->teacher_width);
-    if (far && embed) o->staged_tokens = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
-    if (embed) {
-        o->mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
-        o->d_mapped = arena_x(&o->arena, tokens * (size_t)o->teacher_width);
-        o->d_tokens = arena_x(&o->arena, tokens * (size_t)o->width);
+    if (o->config.w_embed > 0 && Vt) {
+        o->mapped = arena_x(&o->arena, tokens * Wt);
+        o->d_mapped = arena_x(&o->arena, tokens * Wt);
+        o->d_image_tokens = arena_x(&o->arena, tokens * o->student_width);
     }
-    o->cosines = arena_f32(&o->arena, (size_t)o->cosine_room);
+    o->cosines = arena_f32(&o->arena, o->cosine_capacity);
 }
 
-/* Positions in a chunk, where nobody asks for a number: as many as a quarter of the free memory holds the logits of,
- * but not for more than 512 MB (so with 2 GB free it is always the same number, and with it the bits of the head's
- * gradient); whole tiles of the products. */
+/* The default number of positions in a chunk: as many as a quarter of the free memory holds the logits of, but for at
+ * most 512 MB (so with 2 GB free it is always the same number, and with it the bits of the head's gradient), in whole
+ * tiles of the matmuls. */
 static inline int objective_chunk(const Objective *o) {
-    const size_t tile = 256, free_bytes = o->op->memory_free();
-    size_t position = (size_t)objective_slots(o) * (size_t)(o->Vs + o->Vt) * sizeof(floatX),
-           most = OBJECTIVE_MEGABYTES;
+    const size_t tile = 256, free_bytes = o->op->memory_free(), limit = (size_t)OBJECTIVE_MEGABYTES << 20;
+    size_t position = objective_slots(o) * (size_t)(o->Vs + o->teacher_head.rows) * sizeof(floatX);
     if (!free_bytes) return OBJECTIVE_CHUNK;
-    most = (free_bytes / 4 < most << 20 ? free_bytes / 4 : most << 20) / position / tile * tile;
+    size_t most = (free_bytes / 4 < limit ? free_bytes / 4 : limit) / position / tile * tile;
     return most < tile ? (int)tile : most > (size_t)o->max_positions ? o->max_positions : (int)most;
 }
 
-/* Buffers for up to max_positions positions of up to `images` images in a pass, `chunk` of them (0: by the memory
- * that is free) at a time through the heads. The student's head is [Vs, width]. teacher_op and teacher_head: the
- * teacher's device and its head there; NULL without a teacher. tokens: image tokens of an image, for the embedding
- * loss. */
-static inline void objective_open(Objective *o, const Ops *op, ObjectiveConfig config, int Vs, int width,
-                                  const Ops *teacher_op, Weight teacher_head, int chunk, int max_positions,
-                                  int images, int tokens, uint64_t seed) {
-    memset(o, 0, sizeof *o);
-    o->op = op;
-    o->config = config;
-    o->Vs = Vs;
-    o->teacher_op = teacher_op;
-    o->teacher_head = teacher_head;
-    o->Vt = teacher_op ? teacher_head.rows : 0;
-    o->teacher_width = teacher_op ? teacher_head.cols : 0;
-    o->max_positions = max_positions;
-    o->second = ops_second_stream(op);
+/* For passes of up to `images` images with up to max_positions counted positions in all, `chunk` of them at a time
+ * through the heads (0: as many as the free memory suggests). teacher_head: the teacher's head on the student's device;
+ * rows 0 without a teacher. seed: for the map of the embedding loss. */
+static inline void objective_open(Objective *o, ObjectiveConfig config, const Model *student, Weight teacher_head,
+                                  int chunk, int max_positions, int images, uint64_t seed) {
+    const Ops *op = student->op;
+    int width = student->c.lm.hidden_size;
+    *o = (Objective){.op = op,
+                     .second = ops_second_stream(op),
+                     .config = config,
+                     .teacher_head = teacher_head,
+                     .Vs = student->c.lm.vocab,
+                     .max_positions = max_positions,
+                     .rows_capacity = max_positions > OBJECTIVE_ROWS ? max_positions : OBJECTIVE_ROWS,
+                     .cosine_capacity = images > OBJECTIVE_IMAGES ? images : OBJECTIVE_IMAGES,
+                     .max_images = images,
+                     .image_tokens = model_image_tokens(student),
+                     .student_width = width};
     o->chunk = chunk > 0 ? chunk : objective_chunk(o);
-    if (o->chunk >= max_positions) {  // one chunk, nothing to run beside it
+    if (o->chunk >= max_positions) {  // a single chunk has nothing to run beside
         o->chunk = max_positions;
         o->second = op;
     }
-    o->rows_room = max_positions > OBJECTIVE_ROWS ? max_positions : OBJECTIVE_ROWS;
-    o->cosine_room = images > OBJECTIVE_IMAGES ? images : OBJECTIVE_IMAGES;
-    o->images = images;
-    o->tokens = tokens;
-    o->width = width;
-    objective_plan_pass(o);
-    arena_allocate(&o->arena, op, "the objective's chunks");
-    objective_plan_pass(o);
-    if (o->staged_head) {
-        size_t bytes = (size_t)o->Vt * (size_t)o->teacher_width * dtype_size(teacher_head.dtype);
-        op->copy_from(o->staged_head, teacher_op, teacher_head.data, bytes);
-        o->teacher_head.data = o->staged_head;
-    } else if (teacher_op) {
-        teacher_op->sync();  // the head may have come through the other lane
-    }
-    o->host_stats = (RowStats *)xcalloc((size_t)o->rows_room, sizeof(RowStats));
-    o->host_labels = (int *)xcalloc((size_t)o->rows_room, sizeof(int));
-    o->host_cosines = (float *)xcalloc((size_t)o->cosine_room, sizeof(float));
-    params_reserve(&o->map, 1);
-    if (config.w_embed > 0 && o->Vt && width != o->teacher_width) {
-        param_add(&o->map, GROUP_CONNECTOR, "", -1, "embed_map", o->teacher_width, width, 1 / sqrtf((float)width));
-        params_allocate_values(&o->map, op);
-        params_randomise(&o->map, op, GROUP_ALL, seed + 1000);  // not the student's first stream
+    objective_plan(o);
+    arena_allocate(&o->arena, op, "", "the objective's chunks");
+    objective_plan(o);
+    o->host_stats = xcalloc(o->rows_capacity, sizeof(RowStats));
+    o->host_labels = xcalloc(o->rows_capacity, sizeof(int));
+    o->host_cosines = xcalloc(o->cosine_capacity, sizeof(float));
+    params_reserve(&o->map, 1, "");
+    if (config.w_embed > 0 && teacher_head.rows && width != teacher_head.cols) {
+        param_add(&o->map, GROUP_CONNECTOR, "", -1, "embed_map", teacher_head.cols, width, 1 / sqrtf((float)width));
+        params_allocate(&o->map, op);
+        params_init_random(&o->map, op, seed + 1000);  // another random stream than the student's
     }
 }
 
@@ -199,18 +192,16 @@ static inline void objective_close(Objective *o) {
     free(o->host_cosines);
 }
 
-static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher, float scale) {
-    ObjectiveRow r;
-    r.w_ce = c->w_ce;
-    r.w_soft = teacher ? c->w_soft : 0;
-    r.w_hard = teacher ? c->w_hard : 0;
-    r.temperature = c->temperature;
-    r.soft = c->soft;
-    r.jsd_beta = c->jsd_beta;
-    r.gate_confidence = c->gate_confidence;
-    r.gate_factor = c->gate_factor;
-    r.scale = scale;
-    return r;
+static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher, double scale) {
+    return (ObjectiveRow){.w_ce = c->w_ce,
+                          .w_soft = teacher ? c->w_soft : 0,
+                          .w_hard = teacher ? c->w_hard : 0,
+                          .temperature = c->temperature,
+                          .soft = c->soft,
+                          .jsd_beta = c->jsd_beta,
+                          .gate_confidence = c->gate_confidence,
+                          .gate_factor = c->gate_factor,
+                          .scale = (float)scale};
 }
 
 /* ---- statistics ---- */
@@ -218,30 +209,29 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
 static inline void objective_add(Objective *o) {
     const ObjectiveConfig *c = &o->config;
     ObjectiveSums *sums = &o->sums;
-    double tau2 = (double)c->temperature * (double)c->temperature;
+    double tau2 = (double)c->temperature * c->temperature;
     for (int i = 0; i < o->rows; i++) {
         const RowStats *r = &o->host_stats[i];
-        double soft = tau2 * (double)r->soft;
-        sums->ce += (double)r->ce;
+        double soft = tau2 * r->soft;
+        sums->ce += r->ce;
         sums->soft += soft;
-        sums->hard += (double)r->hard;
-        sums->entropy += (double)r->entropy;
-        sums->gate += (double)r->gate;
-        sums->loss += (double)c->w_ce * (double)r->ce;
-        if (r->teacher_top >= 0)
-            sums->loss += (double)r->gate * ((double)c->w_soft * soft + (double)c->w_hard * (double)r->hard);
-        sums->agree += r->student_top == r->teacher_top;
-        sums->right += r->student_top == o->host_labels[i];
+        sums->hard += r->hard;
+        sums->entropy += r->entropy;
+        sums->gate += r->gate;
+        sums->loss += (double)c->w_ce * r->ce;
+        if (r->teacher_top >= 0) sums->loss += r->gate * (c->w_soft * soft + (double)c->w_hard * r->hard);
+        sums->agreement += r->student_top == r->teacher_top;
+        sums->correct += r->student_top == o->host_labels[i];
     }
     for (int i = 0; i < o->cosine_count; i++) sums->embed += 1 - (double)o->host_cosines[i];
     sums->positions += o->rows;
     sums->images += o->cosine_count;
 }
 
-/* Waits for the device and adds up what is there. */
+/* Waits for the device and adds up the statistics that are there. */
 static inline void objective_drain(Objective *o) {
-    if (o->rows) o->op->download(o->host_stats, o->stats, (size_t)o->rows * sizeof(RowStats));
-    if (o->cosine_count) o->op->download(o->host_cosines, o->cosines, (size_t)o->cosine_count * sizeof(float));
+    if (o->rows) o->op->download(o->host_stats, o->stats, o->rows * sizeof(RowStats));
+    if (o->cosine_count) o->op->download(o->host_cosines, o->cosines, o->cosine_count * sizeof(float));
     objective_add(o);
     o->rows = o->cosine_count = 0;
 }
@@ -250,177 +240,136 @@ static inline void objective_drain(Objective *o) {
 static inline ObjectiveSums objective_collect(Objective *o) {
     objective_drain(o);
     ObjectiveSums sums = o->sums;
-    memset(&o->sums, 0, sizeof o->sums);
+    o->sums = (ObjectiveSums){0};
     return sums;
 }
 
-/* ---- passes ---- */
-
-/* What the teacher's device has computed, on ours. */
-static inline const floatX *objective_bring(Objective *o, floatX *near, const floatX *from, size_t n) {
-    if (!from || o->teacher_op == o->op) return from;
-    o->op->copy_from(near, o->teacher_op, from, n * sizeof(floatX));
-    return near;
+/* The mean loss that was differentiated. */
+static inline double objective_mean(const Objective *o, const ObjectiveSums *s) {
+    double loss = s->positions > 0 ? s->loss / s->positions : 0;
+    if (s->images > 0) loss += o->config.w_embed * s->embed / s->images;
+    return loss;
 }
 
-/* One pass: its arguments, and the rows of a chunk, at .. at + rows. */
+/* ---- the terms over positions ---- */
+
+/* The arguments of one pass over n positions. */
 typedef struct {
-    const floatX *hidden, *teacher_hidden;
-    Weight head;
-    floatX *d_hidden;
-    float *d_head;
+    const floatX *hidden, *teacher_hidden;  // [n, Ws], [n, Wt] or NULL
+    const Param *head;                      // the student's
+    floatX *d_hidden;                       // [n, Ws], or NULL
     int n;
 } ObjectivePass;
 
+/* Rows of the chunk that begins at row `at`, and the slot where its logits lie. */
 static inline size_t objective_rows(const Objective *o, const ObjectivePass *p, int at) {
-    return (size_t)(p->n - at < o->chunk ? p->n - at : o->chunk);
+    return p->n - at < o->chunk ? p->n - at : o->chunk;
 }
 
 static inline int objective_slot(const Objective *o, int at) { return at / o->chunk % objective_slots(o); }
 
-/* Both heads' logits of the chunk starting at row `at`. */
+/* Both heads' logits of the chunk at row `at`. */
 static inline void objective_logits(Objective *o, const ObjectivePass *p, int at) {
-    Weight head = p->head, teacher_head = o->teacher_head;
     size_t rows = objective_rows(o, p, at);
-    int turn = objective_slot(o, at);
-    o->op->linear_forward(o->student[turn], p->hidden + (size_t)at * (size_t)head.cols, head, NULL, ACT_NONE, NULL,
-                          rows);
+    int slot = objective_slot(o, at);
+    linear(o->op, o->student_logits[slot], p->hidden + (size_t)at * p->head->cols, p->head, rows);
     if (p->teacher_hidden)
-        o->op->linear_forward(o->teacher[turn], p->teacher_hidden + (size_t)at * (size_t)teacher_head.cols,
-                              teacher_head, NULL, ACT_NONE, NULL, rows);
+        o->op->linear_forward(o->teacher_logits[slot], p->teacher_hidden + (size_t)at * o->teacher_head.cols,
+                              o->teacher_head, NULL, ACT_NONE, NULL, rows);
 }
 
-/* What the chunk's gradients, which lie where the student's logits were, give the hidden states and the head. */
+/* From the chunk's gradients, which lie where the student's logits were, to the hidden states and the head. */
 static inline void objective_backward(Objective *o, const ObjectivePass *p, int at) {
-    size_t rows = objective_rows(o, p, at), first = (size_t)at * (size_t)p->head.cols;
-    const floatX *d_logits = o->student[objective_slot(o, at)];
+    size_t first = (size_t)at * p->head->cols;
     if (!p->d_hidden) return;
-    o->op->linear_backward_input(p->d_hidden + first, d_logits, p->head, rows, false);
-    if (p->d_head)
-        o->op->linear_backward_weight(p->d_head, NULL, d_logits, p->hidden + first, rows, p->head.rows, p->head.cols);
+    linear_backward(o->op, p->d_hidden + first, o->student_logits[objective_slot(o, at)], p->hidden + first, p->head,
+                    NULL, objective_rows(o, p, at));
 }
 
-/* The band gate needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
- * device gates, or NULL when the gate is off. */
+/* The entropy band needs every position's entropy before the first gradient, so it costs a pass of its own. Returns the
+ * device's gates, or NULL when the band is off. */
 static inline const float *objective_band(Objective *o, const ObjectivePass *p, RowStats *stats) {
     const ObjectiveConfig *c = &o->config;
     if (!p->teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
     ObjectiveRow row = objective_row(c, true, 1);
     for (int at = 0; at < p->n; at += o->chunk) {
-        int turn = objective_slot(o, at);
+        int slot = objective_slot(o, at);
         objective_logits(o, p, at);
-        o->op->distill_rows(o->student[turn], o->teacher[turn], o->labels + at, NULL, stats + at, row,
-                            objective_rows(o, p, at), o->Vs, o->Vt, false);
+        o->op->distill_rows(o->student_logits[slot], o->teacher_logits[slot], o->labels + at, NULL, stats + at, row,
+                            objective_rows(o, p, at), o->Vs, o->teacher_head.rows, false);
     }
-    o->op->entropy_band(o->row_gate, stats, (size_t)p->n, c->band_low, c->band_high, OBJECTIVE_BAND_FLOOR);
+    o->op->entropy_band(o->row_gate, stats, p->n, c->band_low, c->band_high, OBJECTIVE_BAND_FLOOR);
     return o->row_gate;
 }
 
-/* One pass over n positions: hidden states [n, Ws], those of the teacher [n, Wt] on its device (NULL: without it),
- * host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole
- * batch), and d_head [Vs, Ws], if not NULL, has its own added. objective_collect gives the statistics.
+/* CE, soft and hard over n positions: hidden states [n, Ws], the teacher's [n, Wt] on the same device (NULL: without
+ * it), host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the
+ * whole batch), and the gradient of the head, where it is trained, is added to. objective_collect gives the statistics.
  *
- * With two lanes the products go back from a chunk (`behind` rows ago) while the row kernel is at the next one, and
- * forward for the one after. Where there is one lane, each chunk is finished before the next begins. */
-static inline void objective_run(Objective *o, floatX *d_hidden, float *d_head, const floatX *hidden, Weight head,
-                                 const floatX *teacher_hidden, const int *labels, int n, float scale) {
+ * With a second stream the matmuls go back from a chunk (`behind` rows ago) while the row kernel works on the next one,
+ * and forward for the one after. With one stream, each chunk is finished before the next begins. */
+static inline void objective_positions(Objective *o, floatX *d_hidden, const floatX *hidden, const Param *head,
+                                       const floatX *teacher_hidden, const int *labels, int n, double scale) {
     const Ops *op = o->op, *second = o->second;
     const int behind = second == op ? 0 : o->chunk;
-    if (n > o->rows_room - o->rows) objective_drain(o);
+    if (n > o->rows_capacity - o->rows) objective_drain(o);
     RowStats *stats = o->stats + o->rows;
-    memcpy(o->host_labels + o->rows, labels, (size_t)n * sizeof(int));
+    memcpy(o->host_labels + o->rows, labels, n * sizeof(int));
     o->rows += n;
-    op->upload(o->labels, labels, (size_t)n * sizeof(int));
-    teacher_hidden = objective_bring(o, o->staged_hidden, teacher_hidden, (size_t)n * (size_t)o->teacher_width);
-    ObjectivePass pass = {hidden, teacher_hidden, head, d_hidden, d_head, n};
+    op->upload(o->labels, labels, n * sizeof(int));
+    ObjectivePass pass = {hidden, teacher_hidden, head, d_hidden, n};
     const float *gate = objective_band(o, &pass, stats);
     ObjectiveRow row = objective_row(&o->config, teacher_hidden != NULL, scale);
     int at = 0;
     for (; at < n; at += o->chunk) {
-        int turn = objective_slot(o, at);
+        int slot = objective_slot(o, at);
         objective_logits(o, &pass, at);
         op->wait_for(second);  // the last chunk's rows
         second->wait_for(op);  // this one's logits
-        second->distill_rows(o->student[turn], teacher_hidden ? o->teacher[turn] : NULL, o->labels + at,
-                             gate ? gate + at : NULL, stats + at, row, objective_rows(o, &pass, at), o->Vs, o->Vt,
-                             d_hidden != NULL);
+        second->distill_rows(o->student_logits[slot], teacher_hidden ? o->teacher_logits[slot] : NULL, o->labels + at,
+                             gate ? gate + at : NULL, stats + at, row, objective_rows(o, &pass, at), o->Vs,
+                             o->teacher_head.rows, d_hidden != NULL);
         if (at >= behind) objective_backward(o, &pass, at - behind);
     }
     op->wait_for(second);
     if (behind && at) objective_backward(o, &pass, at - behind);
 }
 
-/* The embedding loss over B images: image tokens e_s [B, P, Ws], e_t [B, P, Wt] on the teacher's device. Returns
- * its gradient with respect to e_s times scale (1 / images of the whole batch) times w_embed, or NULL when
- * `gradient` is false or the term is off; the map's own gradient is added to it. */
+/* ---- the embedding term ---- */
+
+/* The embedding loss over B images: image tokens e_s [B, P, Ws], e_t [B, P, Wt]. Returns its gradient with respect to
+ * e_s times scale (1 / images of the whole batch) times w_embed, or NULL where `gradient` is false or the term is off;
+ * the map's own gradient is added to. */
 static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B,
-                                            float scale, bool gradient) {
+                                            double scale, bool gradient) {
     if (!(o->config.w_embed > 0) || !teacher) return NULL;
     const Ops *op = o->op;
     Param *map = o->map.count ? &o->map.list[0] : NULL;
-    size_t tokens = (size_t)B * (size_t)o->tokens, per_image = (size_t)o->tokens * (size_t)o->teacher_width;
+    size_t tokens = (size_t)B * o->image_tokens, per_image = (size_t)o->image_tokens * o->teacher_head.cols;
     const floatX *e = student;
-    teacher = objective_bring(o, o->staged_tokens, teacher, (size_t)B * per_image);
     if (map) {
-        op->linear_forward(o->mapped, student, param_weight(map), NULL, ACT_NONE, NULL, tokens);
+        linear(op, o->mapped, student, map, tokens);
         e = o->mapped;
     }
-    if (B > o->cosine_room - o->cosine_count) objective_drain(o);
+    if (B > o->cosine_capacity - o->cosine_count) objective_drain(o);
     op->cosine(o->cosines + o->cosine_count, gradient ? o->d_mapped : NULL, e, teacher, B, per_image,
-               scale * o->config.w_embed);
+               (float)scale * o->config.w_embed);
     o->cosine_count += B;
     if (!gradient || !map) return gradient ? o->d_mapped : NULL;
-    op->linear_backward_weight(map->gradient, NULL, o->d_mapped, student, tokens, o->teacher_width, o->width);
-    op->linear_backward_input(o->d_tokens, o->d_mapped, param_weight(map), tokens, false);
-    return o->d_tokens;
+    linear_backward(op, o->d_image_tokens, o->d_mapped, student, map, NULL, tokens);
+    return o->d_image_tokens;
 }
 
-/* Mean loss that was differentiated. */
-static inline double objective_mean(const Objective *o, const ObjectiveSums *s) {
-    double loss = s->positions > 0 ? s->loss / s->positions : 0;
-    if (s->images > 0) loss += (double)o->config.w_embed * s->embed / s->images;
-    return loss;
-}
+/* ---- all of it ---- */
 
-/* How the objective moves while it trains. */
-typedef enum { SCHEDULE_NONE, SCHEDULE_ANNEAL, SCHEDULE_IMAGE2TIKZ } KdSchedule;
-
-/* Image2TikZ's: the temperature falls in quarters (1, 0.85, 0.70, then 0.60 of its base but not below 2), the weight
- * of the soft term stays at its base to 10 %, falls linearly to 55 % of it by 40 % and to 40 % by 70 %, CE taking the
- * rest; the entropy band opens at 40 %. */
-static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double progress) {
-    static const float quarters[4] = {1.0f, 0.85f, 0.70f, 0.60f};
-    ObjectiveConfig c = base;
-    int quarter = progress < 0.25 ? 0 : progress < 0.5 ? 1 : progress < 0.75 ? 2 : 3;
-    c.temperature = base.temperature * quarters[quarter];
-    if (quarter == 3 && c.temperature < 2) c.temperature = base.temperature < 2 ? base.temperature : 2;
-    double share = progress < 0.1   ? 1
-                   : progress < 0.4 ? 1 - 0.45 * (progress - 0.1) / 0.3
-                   : progress < 0.7 ? 0.55 - 0.15 * (progress - 0.4) / 0.3
-                                    : 0.40;
-    c.w_soft = base.w_soft * (float)share;
-    c.w_ce = base.w_ce + (base.w_soft - c.w_soft);
-    if (progress < 0.4) {
-        c.band_low = 0;
-        c.band_high = INFINITY;
-    }
-    return c;
-}
-
-/* The objective at `progress` in [0, 1] of the training.
- *
- * Annealing (after Jafari et al. 2021, "Annealing Knowledge Distillation"): the temperature goes linearly from its
- * base to 1 at 80 % and stays. A high temperature makes the student learn where it doubts: tau^2 (q - p) at tau = 4
- * is many times the gradient at 1 where q is neither 0 nor 1. But at its minimum the student's distribution is right
- * at tau, not at 1, where it writes: so it ends there. */
-static inline ObjectiveConfig objective_schedule(ObjectiveConfig base, KdSchedule schedule, double progress) {
-    const double annealed = 0.8;
-    if (schedule == SCHEDULE_IMAGE2TIKZ) return schedule_image2tikz(base, progress);
-    if (schedule == SCHEDULE_ANNEAL) {
-        double share = progress < annealed ? progress / annealed : 1;
-        base.temperature += (float)share * (1 - base.temperature);
-    }
-    return base;
+/* The objective of the student's last forward pass. With a scale its gradient follows, for model_backward: in
+ * student->d_hidden and, where the embedding loss is on, student->d_embed_loss. */
+static inline void objective_run(Objective *o, Model *student, const TeacherOutput *teacher, LossScale scale) {
+    bool learn = scale.positions > 0;
+    objective_positions(o, learn ? student->d_hidden : NULL, student->hidden, student->lm_head, teacher->hidden,
+                        student->labels, student->n, scale.positions);
+    student->d_embed_loss = objective_embed(o, student->vision.tokens, teacher->image_tokens, student->B, scale.images,
+                                            learn);
 }
 
 #endif

@@ -1,162 +1,134 @@
-/* What ranks do together with arrays on their devices: sums, gathering, broadcasts (Comm), and sending from one to
- * another (Link).
+/* What the data-parallel processes (ranks) of one training run do together: sums, gathering, agreement, failing.
  *
  *     Comm c;
- *     comm_open(&c, &w, 0, w.ranks, op, &err);
- *     comm_all_reduce(&c, gradients, n);     // started, not waited for
+ *     die_if(comm_init(&c, &err), &err);      // rank 0 of 1, unless mpirun or srun started several
+ *     comm_check_same(&c, settings);          // ends all ranks where one differs from rank 0
+ *     die_if(comm_use_device(&c, op, &err), &err);
+ *     comm_all_reduce(&c, gradients, n);      // started, not waited for
  *     ... compute ...
- *     comm_finish(&c);                       // from here on op sees the sums
+ *     comm_finish(&c);                        // from here on op sees the sums
  *     comm_close(&c);
  *
- * The members of a group make the same calls in the same order. Engines: NCCL between GPUs, where every member has
- * its own and the library is there; otherwise, through the host's memory, MPI under mpirun and sockets elsewhere,
- * with a thread that does the work while the caller computes (arrays on a GPU are moved by the caller, at once). */
-#ifndef LIB_COMM_H
-#define LIB_COMM_H
+ * All ranks make the same calls in the same order. Gradients go through NCCL where every rank has a GPU of its own and
+ * the library is there. Otherwise they go through the host's memory and MPI: a worker thread makes the calls while the
+ * caller computes (arrays on a GPU are moved by the caller, at once).
+ *
+ * die() on any rank says its sentence and ends all ranks. A rank that is killed is noticed by the launcher, which ends
+ * the others. */
+#ifndef DIST_COMM_H
+#define DIST_COMM_H
 
-#include "nccl.h"
 #include "../kernels/ops.h"
-#include "../lib/transport.h"
+#include "../lib/clock.h"
+#include "../lib/file.h"
+#include "../lib/hash.h"
+#include "../lib/threads.h"
+#include "mpi.h"
+#include "nccl.h"
 
-typedef enum { COMM_REDUCE, COMM_ALL_REDUCE, COMM_GATHER, COMM_BROADCAST } CommKind;
+#include <sched.h>
 
-/* Something to do in the host's memory. n: floats when a sum, else bytes. */
+typedef enum { COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_ALL_GATHER, COMM_BROADCAST } CommKind;
+
+/* A collective in the host's memory. n: floats of a sum (of each piece, for reduce-scatter), else bytes of a piece. */
 typedef struct {
     CommKind kind;
-    char *buffer;
+    void *buffer;
     size_t n;
-    int root;
 } CommJob;
 
-enum { COMM_JOBS = 256, COMM_CHUNK_BYTES = 4 << 20 };
+enum { COMM_JOBS = 256 };
 
 typedef struct Comm {
-    int rank, ranks;     // within the group
-    const char *engine;  // none, sockets, MPI, NCCL
+    int rank, ranks;
+    int local_rank, local_ranks;  // among the ranks of this machine
+    int sharing;                  // ranks that run on the same processor cores as this one, itself included
+    const char *engine;           // none, MPI or NCCL
     const Ops *op;
-    double seconds_busy;    // communication in all; what is through, as of comm_finish
-    double seconds_waited;  // of it, how long the caller (with NCCL: the device) had to wait for its end
-    NcclGroup *group;       // NULL: the engine is not NCCL
-    Transport transport;
+    double seconds_waited;  // in which the caller had nothing to do but wait for MPI (NCCL is not timed)
+    NcclGroup *nccl;  // NULL: the engine is not NCCL
     pthread_t worker;
     pthread_mutex_t lock;  // of all below
     pthread_cond_t changed;
-    CommJob jobs[COMM_JOBS];  // the job of number i at i % COMM_JOBS
-    uint64_t started, done;   // how many have been given, and are through
+    CommJob jobs[COMM_JOBS];  // job number i is at i % COMM_JOBS
+    uint64_t started, done;   // jobs given to the worker, and finished by it
     bool closing;
-    Message *messages;  // [2 * ranks], the worker's
-    float *parts;       // what other members sent for a sum, `part` floats of each; the worker's
-    size_t part;
-    char *staging;  // what is on a GPU, in the host's memory
+    float *parts;  // the worker's: what other ranks sent for a sum
+    size_t parts_bytes;
+    char *staging;  // copies of arrays on a GPU, in the host's memory
     size_t staging_bytes;
 } Comm;
 
-/* Grows a buffer of the host's memory; its contents are lost. */
-static inline char *staging_for(char **buffer, size_t *capacity, size_t bytes) {
-    if (bytes > *capacity) {
-        free(*buffer);
-        *buffer = (char *)xmalloc(bytes);
-        *capacity = bytes;
-    }
-    return *buffer;
+/* ---- failing ---- */
+
+static const Comm *comm_world;  // for die(), which has no arguments of ours; NULL with a single rank
+
+/* What die() does with its sentence: says which rank it is, and ends all of them. */
+static void comm_die(const char *sentence) {
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    report_error("rank %d of %d (on %s): %s", comm_world->rank, comm_world->ranks, host, sentence);
+    files_abandon();
+    if (comm_world->nccl) nccl_abort(comm_world->nccl);
+    mpi_abort();
 }
 
-/* ---- the algorithms ---- every member is responsible for one piece of an array and exchanges pieces with all others
- * at once: as many bytes per member as in a ring, without its many steps. */
+/* ---- the worker: collectives in the host's memory ---- */
 
-/* Where the piece of a member begins among n elements; the first n % ranks pieces have one more. */
-static inline size_t piece_begin(const Comm *c, size_t n, int member) {
-    size_t ranks = (size_t)c->ranks, m = (size_t)member, more = n % ranks;
-    return n / ranks * m + (m < more ? m : more);
+/* Grows a buffer; its contents are lost. */
+static inline void *comm_grow(void *buffer, size_t *capacity, size_t bytes) {
+    if (bytes <= *capacity) return buffer;
+    free(buffer);
+    *capacity = bytes;
+    return xmalloc(bytes);
 }
 
-static inline size_t piece_size(const Comm *c, size_t n, int member) {
-    return piece_begin(c, n, member + 1) - piece_begin(c, n, member);
+/* sum[i] = parts[0][i] + parts[1][i] + ...: in this order on every rank. */
+static inline void comm_add(float *sum, const float *parts, int ranks, size_t n) {
+    memcpy(sum, parts, n * sizeof *sum);
+    for (int r = 1; r < ranks; r++)
+        for (size_t i = 0; i < n; i++) sum[i] += parts[(size_t)r * n + i];
 }
 
-/* The part from `at` on, at most `most` elements, of a member's piece: its size; *begin: where. */
-static inline size_t piece_part(const Comm *c, size_t n, int member, size_t at, size_t most, size_t *begin) {
-    size_t size = piece_size(c, n, member), left = size > at ? size - at : 0;
-    *begin = piece_begin(c, n, member) + at;
-    return left < most ? left : most;
+static inline void host_reduce_scatter(Comm *c, float *buffer, size_t piece) {
+    if (!piece) return;
+    c->parts = comm_grow(c->parts, &c->parts_bytes, piece * c->ranks * sizeof *buffer);
+    mpi_all_to_all(c->parts, buffer, piece);
+    comm_add(buffer + c->rank * piece, c->parts, c->ranks, piece);
 }
 
-/* sum = parts[0] + parts[1] + ..., in this order, whoever adds: so the bits do not depend on how an array is cut. */
-static inline void add_in_order(const Comm *c, float *own, size_t n) {
-    float *sum = c->rank ? c->parts : own;
-    for (int r = 1; r < c->ranks; r++) {
-        const float *part = r == c->rank ? own : c->parts + (size_t)r * c->part;
-        for (size_t i = 0; i < n; i++) sum[i] += part[i];
-    }
-    if (sum != own) memcpy(own, sum, n * sizeof *own);
+/* Equal pieces are reduced and gathered; each rank adds up the few elements that are left over by itself. */
+static inline void host_all_reduce(Comm *c, float *buffer, size_t n) {
+    size_t piece = n / c->ranks, rest = n - piece * c->ranks;
+    float *tail = buffer + piece * c->ranks;
+    host_reduce_scatter(c, buffer, piece);
+    if (piece) mpi_all_gather(buffer, piece * sizeof *buffer);
+    if (!rest) return;
+    c->parts = comm_grow(c->parts, &c->parts_bytes, rest * c->ranks * sizeof *buffer);
+    memcpy(c->parts + c->rank * rest, tail, rest * sizeof *tail);
+    mpi_all_gather(c->parts, rest * sizeof *tail);
+    comm_add(tail, c->parts, c->ranks, rest);
 }
-
-/* This member's piece of n floats becomes the sum over all members; the other pieces stay as they were. */
-static inline void host_reduce(Comm *c, float *buffer, size_t n) {
-    if (!c->parts) c->parts = (float *)xmalloc((size_t)c->ranks * c->part * sizeof *c->parts);
-    for (size_t at = 0; at < piece_size(c, n, 0); at += c->part) {
-        size_t begin, own, mine = piece_part(c, n, c->rank, at, c->part, &own);
-        int count = 0;
-        for (int r = 0; r < c->ranks; r++) {
-            if (r == c->rank) continue;
-            size_t theirs = piece_part(c, n, r, at, c->part, &begin);
-            if (theirs) c->messages[count++] = message_to(r, buffer + begin, theirs * sizeof *buffer);
-            if (mine) c->messages[count++] = message_from(r, c->parts + (size_t)r * c->part, mine * sizeof *buffer);
-        }
-        transport_move(&c->transport, c->messages, count);
-        add_in_order(c, buffer + own, mine);
-    }
-}
-
-/* Everyone gets every member's piece of n elements of `unit` bytes. */
-static inline void host_gather(Comm *c, char *buffer, size_t n, size_t unit) {
-    size_t own = piece_begin(c, n, c->rank) * unit, mine = piece_size(c, n, c->rank) * unit;
-    int count = 0;
-    for (int r = 0; r < c->ranks; r++) {
-        if (r == c->rank) continue;
-        size_t theirs = piece_size(c, n, r) * unit;
-        if (mine) c->messages[count++] = message_to(r, buffer + own, mine);
-        if (theirs) c->messages[count++] = message_from(r, buffer + piece_begin(c, n, r) * unit, theirs);
-    }
-    transport_move(&c->transport, c->messages, count);
-}
-
-/* The root gives every member its piece; then all give theirs to all (van de Geijn's broadcast): the root sends twice
- * the bytes, whatever the number of members. */
-static inline void host_broadcast(Comm *c, char *buffer, size_t bytes, int root) {
-    int count = 0;
-    for (int r = 0; r < c->ranks && c->rank == root; r++)
-        if (r != root && piece_size(c, bytes, r))
-            c->messages[count++] = message_to(r, buffer + piece_begin(c, bytes, r), piece_size(c, bytes, r));
-    size_t mine = piece_size(c, bytes, c->rank);
-    if (c->rank != root && mine)
-        c->messages[count++] = message_from(root, buffer + piece_begin(c, bytes, c->rank), mine);
-    transport_move(&c->transport, c->messages, count);
-    host_gather(c, buffer, bytes, 1);
-}
-
-/* ---- the worker ---- */
 
 static inline void comm_run(Comm *c, const CommJob *job) {
-    if (job->kind == COMM_REDUCE || job->kind == COMM_ALL_REDUCE)
-        host_reduce(c, (float *)(void *)job->buffer, job->n);
-    if (job->kind == COMM_ALL_REDUCE) host_gather(c, job->buffer, job->n, sizeof(float));
-    if (job->kind == COMM_GATHER) host_gather(c, job->buffer, job->n, 1);
-    if (job->kind == COMM_BROADCAST) host_broadcast(c, job->buffer, job->n, job->root);
+    switch (job->kind) {
+    case COMM_REDUCE_SCATTER: host_reduce_scatter(c, job->buffer, job->n); break;
+    case COMM_ALL_REDUCE: host_all_reduce(c, job->buffer, job->n); break;
+    case COMM_ALL_GATHER: mpi_all_gather(job->buffer, job->n); break;
+    case COMM_BROADCAST: mpi_broadcast(job->buffer, job->n); break;
+    }
 }
 
 static inline void *comm_work(void *argument) {
-    Comm *c = (Comm *)argument;
+    Comm *c = argument;
     pthread_mutex_lock(&c->lock);
     for (;;) {
         while (c->done == c->started && !c->closing) pthread_cond_wait(&c->changed, &c->lock);
         if (c->done == c->started) break;
         CommJob job = c->jobs[c->done % COMM_JOBS];
         pthread_mutex_unlock(&c->lock);
-        double begin = seconds_now();
         comm_run(c, &job);
         pthread_mutex_lock(&c->lock);
-        c->seconds_busy += seconds_now() - begin;
         c->done++;
         pthread_cond_broadcast(&c->changed);
     }
@@ -164,14 +136,10 @@ static inline void *comm_work(void *argument) {
     return NULL;
 }
 
-static inline void comm_start(Comm *c, CommKind kind, void *buffer, size_t n, int root) {
+static inline void comm_start(Comm *c, CommKind kind, void *buffer, size_t n) {
     pthread_mutex_lock(&c->lock);
     while (c->started - c->done == COMM_JOBS) pthread_cond_wait(&c->changed, &c->lock);
-    CommJob *job = &c->jobs[c->started++ % COMM_JOBS];
-    job->kind = kind;
-    job->buffer = (char *)buffer;
-    job->n = n;
-    job->root = root;
+    c->jobs[c->started++ % COMM_JOBS] = (CommJob){kind, buffer, n};
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->lock);
 }
@@ -184,152 +152,194 @@ static inline void comm_wait(Comm *c) {
     pthread_mutex_unlock(&c->lock);
 }
 
-/* Starts a job on an array of the device. On a GPU the `before` bytes from `before_at` on are fetched first, and the
- * `after` bytes from `after_at` on are put back when it is done. */
-typedef struct {
-    size_t bytes, before_at, before, after_at, after;
-} CommStage;
+/* ---- values in the host's memory; finished when the call returns ---- */
 
-static inline void comm_start_staged(Comm *c, CommKind kind, void *buffer, size_t n, int root, CommStage s) {
-    if (c->op->host_memory) {
-        comm_start(c, kind, buffer, n, root);
-        return;
-    }
-    char *host = staging_for(&c->staging, &c->staging_bytes, s.bytes);
-    if (s.before) c->op->download(host + s.before_at, (char *)buffer + s.before_at, s.before);
-    comm_start(c, kind, host, n, root);
-    comm_wait(c);
-    if (s.after) c->op->upload((char *)buffer + s.after_at, host + s.after_at, s.after);
-}
-
-/* all [ranks, bytes], in the host's memory as `mine`: what every member gave. Done when it returns. */
+/* all [ranks, bytes]: what every rank gave. */
 static inline void comm_gather_host(Comm *c, const void *mine, size_t bytes, void *all) {
-    memcpy((char *)all + bytes * (size_t)c->rank, mine, bytes);
+    memcpy((char *)all + bytes * c->rank, mine, bytes);
     if (c->ranks == 1) return;
-    comm_start(c, COMM_GATHER, all, bytes * (size_t)c->ranks, 0);
+    comm_start(c, COMM_ALL_GATHER, all, bytes);
     comm_wait(c);
 }
 
+/* Rank 0's bytes go to all. */
+static inline void comm_broadcast_host(Comm *c, void *data, size_t bytes) {
+    if (c->ranks == 1) return;
+    comm_start(c, COMM_BROADCAST, data, bytes);
+    comm_wait(c);
+}
+
+/* Returns when all ranks have called it. */
 static inline void comm_barrier(Comm *c) {
-    char mine = 0, *all = (char *)xmalloc((size_t)c->ranks);
+    char mine = 0, *all = xmalloc(c->ranks);
     comm_gather_host(c, &mine, 1, all);
     free(all);
 }
 
-/* ---- NCCL ---- */
+/* ---- beginning and agreeing ---- */
 
-typedef struct {
-    uint64_t machine;
-    char place[NCCL_PLACE_BYTES];  // the GPU's; "": a CPU, or no NCCL
-} GpuPlace;
+/* Counts the ranks of this machine that run on the same processor cores. */
+static inline int comm_count_sharing(Comm *c) {
+    struct {
+        uint64_t host, cores;
+    } mine, *all = xcalloc(c->ranks, sizeof mine);
+    char host[256] = "";
+    cpu_set_t cores;
+    int sharing = 0;
+    gethostname(host, sizeof host - 1);
+    CPU_ZERO(&cores);
+    sched_getaffinity(0, sizeof cores, &cores);
+    mine.host = hash_bytes(HASH_BEGIN, host, strlen(host));
+    mine.cores = hash_bytes(HASH_BEGIN, &cores, sizeof cores);
+    comm_gather_host(c, &mine, sizeof mine, all);
+    for (int r = 0; r < c->ranks; r++) sharing += all[r].host == mine.host && all[r].cores == mine.cores;
+    free(all);
+    return sharing;
+}
 
-/* Every member has a GPU that no other has, and NCCL. The answer is the same on all. */
-static inline bool comm_gpus_differ(Comm *c, const World *w, const Ops *op) {
-    GpuPlace mine, *all = (GpuPlace *)xcalloc((size_t)c->ranks, sizeof mine);
+/* Finds out which rank this process is. With several, die() ends all of them from here to comm_close. */
+static inline int comm_init(Comm *c, Error *err) {
+    MpiRank r = {0, 1, 0, 1};
+    *c = (Comm){.ranks = 1, .local_ranks = 1, .sharing = 1, .engine = "none"};
+    if (launched_ranks() == 1) return 0;
+    if (mpi_begin(&r, err)) return -1;
+    c->rank = r.rank;
+    c->ranks = r.ranks;
+    c->local_rank = r.local_rank;
+    c->local_ranks = r.local_ranks;
+    c->engine = "MPI";
+    comm_world = c;
+    die_hook = comm_die;
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_cond_init(&c->changed, NULL);
+    thread_start(&c->worker, comm_work, c);
+    c->sharing = comm_count_sharing(c);
+    return 0;
+}
+
+/* "another --lr than rank 0: 0.002 instead of 0.001": what the first line that differs says. Lines are "key = value". */
+static inline void comm_difference(char *out, size_t size, char *mine, char *theirs) {
+    char *rest_mine = NULL, *rest_theirs = NULL;
+    char *a = strtok_r(mine, "\n", &rest_mine), *b = strtok_r(theirs, "\n", &rest_theirs);
+    while (a && b && !strcmp(a, b)) {
+        a = strtok_r(NULL, "\n", &rest_mine);
+        b = strtok_r(NULL, "\n", &rest_theirs);
+    }
+    char *value_a = a ? strstr(a, " = ") : NULL, *value_b = b ? strstr(b, " = ") : NULL;
+    if (!value_a || !value_b || value_a - a != value_b - b || strncmp(a, b, value_a - a))
+        snprintf(out, size, "another build than rank 0");
+    else
+        snprintf(out, size, "another %.*s than rank 0: %.300s instead of %.300s", (int)(value_a - a), a, value_a + 3,
+                 value_b + 3);
+}
+
+/* Ends all ranks with a sentence where this rank's settings, lines of "key = value", are not those of rank 0. */
+static inline void comm_check_same(Comm *c, const char *settings) {
+    char what[700];
+    uint64_t size = strlen(settings) + 1;
+    comm_broadcast_host(c, &size, sizeof size);
+    char *theirs = xcalloc(size + 1, 1), *mine = xstrdup(settings);
+    if (c->rank == 0) memcpy(theirs, settings, size);
+    comm_broadcast_host(c, theirs, size);
+    if (strcmp(mine, theirs)) {
+        comm_difference(what, sizeof what, mine, theirs);
+        die("this rank has %s; start all ranks alike", what);
+    }
+    comm_barrier(c);  // nobody goes on where one differs
+    free(theirs);
+    free(mine);
+}
+
+/* ---- the device ---- */
+
+/* Whether every rank has a GPU that no other has, and NCCL. The answer is the same on all ranks. */
+static inline bool comm_gpus_differ(Comm *c, const Ops *op) {
+    typedef struct {
+        uint64_t host;
+        char place[GPU_PLACE_BYTES];  // "": a CPU, or no NCCL
+    } Gpu;
+    char host[256] = "";
+    Gpu mine = {0}, *all = xcalloc(c->ranks, sizeof mine);
     bool differ = true;
-    memset(&mine, 0, sizeof mine);
-    mine.machine = w->peers[w->rank].machine;
-    if (op->host_memory || !cuda_nccl() || !cuda_nccl()->place(op, mine.place)) mine.place[0] = '\0';
+    gethostname(host, sizeof host - 1);
+    mine.host = hash_bytes(HASH_BEGIN, host, strlen(host));
+    if (op->host_memory || !nccl_place(op, mine.place)) mine.place[0] = '\0';
     comm_gather_host(c, &mine, sizeof mine, all);
     for (int a = 0; a < c->ranks; a++) {
         differ = differ && all[a].place[0];
-        for (int b = 0; b < a; b++)
-            differ = differ && (all[a].machine != all[b].machine || strcmp(all[a].place, all[b].place));
+        for (int b = 0; b < a; b++) differ = differ && (all[a].host != all[b].host || strcmp(all[a].place, all[b].place));
     }
     free(all);
     return differ;
 }
 
-/* Connects the GPUs of c's members, called by all of them. NULL: they do not use NCCL. */
-static inline int comm_join_gpus(NcclGroup **group, Comm *c, const World *w, const Ops *op, bool to_wait,
-                                 Error *err) {
-    *group = NULL;
-    if (!comm_gpus_differ(c, w, op)) return 0;
-    char key[NCCL_KEY_BYTES], *keys = (char *)xcalloc((size_t)c->ranks, sizeof key);
-    memset(key, 0, sizeof key);
-    int status = c->rank == 0 ? cuda_nccl()->key_make(key, err) : 0;
-    if (status == 0) {
-        comm_gather_host(c, key, sizeof key, keys);
-        *group = cuda_nccl()->join(op, keys, c->rank, c->ranks, to_wait, err);
-        status = *group ? 0 : -1;
-    }
-    free(keys);
-    return status;
-}
-
-/* ---- a group ---- */
-
-/* Ranks first .. first+count-1 of the world open it together; their arrays are memory of op. -1: wrong usage. */
-static inline int comm_open(Comm *c, World *w, int first, int count, const Ops *op, Error *err) {
-    memset(c, 0, sizeof *c);
+/* The arrays of the collectives below are memory of op, on every rank; all ranks call this together. */
+static inline int comm_use_device(Comm *c, const Ops *op, Error *err) {
+    char id[NCCL_ID_BYTES] = "";
     c->op = op;
-    c->ranks = count;
-    c->rank = w->rank - first;
-    c->engine = "none";
-    if (count == 1 && c->rank == 0) return 0;
-    if (transport_open(&c->transport, w, first, count, err)) return -1;
-    c->engine = w->mpi ? "MPI" : "sockets";
-    c->messages = (Message *)xmalloc((size_t)count * 2 * sizeof *c->messages);
-    c->part = COMM_CHUNK_BYTES / sizeof *c->parts / (size_t)count;
-    pthread_mutex_init(&c->lock, NULL);
-    condition_make(&c->changed);
-    thread_start(&c->worker, comm_work, c);
-    if (comm_join_gpus(&c->group, c, w, op, false, err)) return -1;
-    if (c->group) c->engine = "NCCL";
+    if (c->ranks == 1 || !comm_gpus_differ(c, op)) return 0;
+    if (c->rank == 0 && nccl_unique_id(id, err)) return -1;
+    comm_broadcast_host(c, id, sizeof id);
+    c->nccl = nccl_join(op, id, c->rank, c->ranks, err);
+    if (!c->nccl) return -1;
+    c->engine = "NCCL";
     return 0;
 }
 
-/* buffer fp32 [ranks, piece]: piece `rank` becomes the sum over the members, added in their order (NCCL: in one of
- * its own); the others are undefined after. Started, not waited for, as the next three. */
+/* ---- collectives on arrays of the device: started, not waited for ---- */
+
+/* Starts a collective on `bytes` of the device's memory; on a GPU without NCCL, by way of the host's memory. */
+static inline void comm_start_on_device(Comm *c, CommKind kind, void *buffer, size_t bytes, size_t n) {
+    if (c->op->host_memory) {
+        comm_start(c, kind, buffer, n);
+        return;
+    }
+    c->staging = comm_grow(c->staging, &c->staging_bytes, bytes);
+    c->op->download(c->staging, buffer, bytes);
+    comm_start(c, kind, c->staging, n);
+    comm_wait(c);
+    c->op->upload(buffer, c->staging, bytes);
+}
+
+/* buffer fp32 [ranks, piece]: piece `rank` becomes the sum over the ranks, added in their order (NCCL: in one of its
+ * own); the others are undefined afterwards. */
 static inline void comm_reduce_scatter(Comm *c, float *buffer, size_t piece) {
-    size_t n = piece * (size_t)c->ranks, bytes = piece * sizeof *buffer;
-    CommStage s = {n * sizeof *buffer, 0, n * sizeof *buffer, bytes * (size_t)c->rank, bytes};
-    if (c->group)
-        cuda_nccl()->reduce_scatter(c->group, buffer, piece);
+    if (c->nccl)
+        nccl_reduce_scatter(c->nccl, buffer, piece);
     else if (c->ranks > 1)
-        comm_start_staged(c, COMM_REDUCE, buffer, n, 0, s);
+        comm_start_on_device(c, COMM_REDUCE_SCATTER, buffer, piece * c->ranks * sizeof *buffer, piece);
 }
 
-/* buffer fp32 [n] becomes the sum over the members: the bits of comm_reduce_scatter, but for NCCL. */
+/* buffer fp32 [n] becomes the sum over the ranks, with the bits of comm_reduce_scatter. */
 static inline void comm_all_reduce(Comm *c, float *buffer, size_t n) {
-    CommStage s = {n * sizeof *buffer, 0, n * sizeof *buffer, 0, n * sizeof *buffer};
-    if (c->group)
-        cuda_nccl()->all_reduce(c->group, buffer, n);
+    if (c->nccl)
+        nccl_all_reduce(c->nccl, buffer, n);
     else if (c->ranks > 1)
-        comm_start_staged(c, COMM_ALL_REDUCE, buffer, n, 0, s);
+        comm_start_on_device(c, COMM_ALL_REDUCE, buffer, n * sizeof *buffer, n);
 }
 
-/* buffer [ranks, piece_bytes]: every member's piece goes to all. */
+/* buffer [ranks, piece_bytes]: every rank's piece goes to all. */
 static inline void comm_all_gather(Comm *c, void *buffer, size_t piece_bytes) {
-    size_t n = piece_bytes * (size_t)c->ranks;
-    CommStage s = {n, piece_bytes * (size_t)c->rank, piece_bytes, 0, n};
-    if (c->group)
-        cuda_nccl()->all_gather(c->group, buffer, piece_bytes);
+    if (c->nccl)
+        nccl_all_gather(c->nccl, buffer, piece_bytes);
     else if (c->ranks > 1)
-        comm_start_staged(c, COMM_GATHER, buffer, n, 0, s);
+        comm_start_on_device(c, COMM_ALL_GATHER, buffer, piece_bytes * c->ranks, piece_bytes);
 }
 
-/* The bytes of member `root` go to all. */
-static inline void comm_broadcast(Comm *c, void *buffer, size_t bytes, int root) {
-    CommStage s = {bytes, 0, c->rank == root ? bytes : 0, 0, c->rank == root ? 0 : bytes};
-    if (c->group)
-        cuda_nccl()->broadcast(c->group, buffer, bytes, root);
-    else if (c->ranks > 1)
-        comm_start_staged(c, COMM_BROADCAST, buffer, bytes, root, s);
-}
-
-/* What op is asked for from now on sees the results of all that was started. The host waits only for the CPU's. */
+/* What op is given from now on sees the results of everything that was started. Only on a CPU does the host wait. */
 static inline void comm_finish(Comm *c) {
-    if (c->group)
-        cuda_nccl()->finish(c->group, &c->seconds_busy, &c->seconds_waited);
+    if (c->nccl)
+        nccl_finish(c->nccl);
     else if (c->ranks > 1)
         comm_wait(c);
 }
 
-/* All members; what was started is done first. */
+/* All ranks together, after everything that was started has finished. */
 static inline void comm_close(Comm *c) {
     if (c->ranks == 1) return;
-    if (c->group) cuda_nccl()->leave(c->group);
+    comm_barrier(c);
+    die_hook = NULL;
+    if (c->nccl) nccl_leave(c->nccl);
     pthread_mutex_lock(&c->lock);
     c->closing = true;
     pthread_cond_broadcast(&c->changed);
@@ -337,80 +347,10 @@ static inline void comm_close(Comm *c) {
     pthread_join(c->worker, NULL);
     pthread_mutex_destroy(&c->lock);
     pthread_cond_destroy(&c->changed);
-    transport_close(&c->transport);
-    free(c->messages);
     free(c->parts);
     free(c->staging);
-    memset(c, 0, sizeof *c);
-    c->ranks = 1;
-}
-
-/* ---- from one rank to another ---- */
-
-/* Between any two ranks of the world. One thread may send while another receives. */
-typedef struct Link {
-    const char *engine;
-    bool device_buffers;  // NCCL: link_send and link_receive take arrays of op; otherwise the host's memory
-    World *w;
-    NcclGroup *group;
-    Transport sending, receiving;
-} Link;
-
-static inline bool link_over(void *link) { return world_over(((const Link *)link)->w); }
-
-/* All ranks of the world together. */
-static inline int link_open(Link *l, World *w, const Ops *op, Error *err) {
-    Comm all;
-    memset(l, 0, sizeof *l);
-    l->w = w;
-    l->engine = w->ranks == 1 ? "none" : w->mpi ? "MPI" : "sockets";
-    if (transport_open(&l->sending, w, 0, w->ranks, err)) return -1;
-    if (transport_open(&l->receiving, w, 0, w->ranks, err)) return -1;
-    l->receiving.channel = l->sending.channel;  // the other ranks' sending
-    if (w->ranks == 1) return 0;
-    if (comm_open(&all, w, 0, w->ranks, &cpu_ops, err)) return -1;
-    int status = comm_join_gpus(&l->group, &all, w, op, true, err);
-    comm_close(&all);
-    l->device_buffers = l->group != NULL;
-    if (l->device_buffers) l->engine = "NCCL";
-    return status;
-}
-
-/* Sends bytes of the host's memory to a rank; returns when they may be changed. The receiver asks for as many.
- * COMM_OVER: the run is over (world_finish), and they may not have gone out. */
-static inline CommStatus link_send_host(Link *l, const void *data, size_t bytes, int to) {
-    return transport_send(&l->sending, data, bytes, to);
-}
-
-/* Receives bytes into the host's memory; returns when they are there. COMM_OVER: the run is over, and they are not.
- */
-static inline CommStatus link_receive_host(Link *l, void *data, size_t bytes, int from) {
-    return transport_receive(&l->receiving, data, bytes, from);
-}
-
-/* The same for an array of the device when the link has device_buffers. A send waits for what op has been given so
- * far. */
-static inline CommStatus link_send(Link *l, const void *buffer, size_t bytes, int to) {
-    if (!l->device_buffers) return link_send_host(l, buffer, bytes, to);
-    return cuda_nccl()->send(l->group, buffer, bytes, to, link_over, l) ? COMM_OK : COMM_OVER;
-}
-
-static inline CommStatus link_receive(Link *l, void *buffer, size_t bytes, int from) {
-    if (!l->device_buffers) return link_receive_host(l, buffer, bytes, from);
-    return cuda_nccl()->receive(l->group, buffer, bytes, from, link_over, l) ? COMM_OK : COMM_OVER;
-}
-
-/* What is received from now on waits for what op has been given so far: its buffers may still be read by that. Called
- * by the thread that uses op, while another may be receiving. */
-static inline void link_after(Link *l) {
-    if (l->device_buffers) cuda_nccl()->after(l->group);
-}
-
-static inline void link_close(Link *l) {
-    if (l->group) cuda_nccl()->leave(l->group);
-    transport_close(&l->sending);
-    transport_close(&l->receiving);
-    memset(l, 0, sizeof *l);
+    mpi_end();
+    *c = (Comm){.ranks = 1, .local_ranks = 1, .sharing = 1, .engine = "none"};
 }
 
 #endif

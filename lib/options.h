@@ -14,7 +14,8 @@
 
 #include <math.h>
 
-typedef enum { OPT_FLAG, OPT_INT, OPT_FLOAT, OPT_STRING, OPT_LIST } OptionType;
+/* OPT_RETIRED: an option of older versions, ignored in config files; on the command line `help` says what replaced it. */
+typedef enum { OPT_FLAG, OPT_INT, OPT_FLOAT, OPT_STRING, OPT_LIST, OPT_RETIRED } OptionType;
 
 typedef struct {
     const char **items;
@@ -45,6 +46,9 @@ static inline bool options_given(const void *entry_or_value) {
         if (options_state.given[i] == entry_or_value || options_state.given[i]->value == entry_or_value) return true;
     return false;
 }
+
+/* Makes options_given false for all: a program that reads its options a second time begins anew. */
+static inline void options_forget_given(void) { options_state.given_count = 0; }
 
 static inline const char *options_keep(char *s) {
     options_state.strings =
@@ -185,7 +189,7 @@ static inline const char *options_suggestion(const Option *table, int n, const c
     const char *nearest = NULL;
     int best = length < 4 ? 1 : length < 8 ? 2 : 3;
     for (int i = 0; i < n; i++) {
-        if (!table[i].name) continue;
+        if (!table[i].name || table[i].type == OPT_RETIRED) continue;
         size_t full = strlen(table[i].name);
         int distance = options_distance(name, length, table[i].name, full);
         if (length >= 3 && length < full && !strncmp(name, table[i].name, length)) distance = 1;
@@ -246,6 +250,7 @@ static inline int options_config_line(const Option *table, int n, char *line, co
     if (!o)
         return error_set(err, "%s: there is no option '%.100s'%s", where, key,
                          options_suggestion(table, n, key, strlen(key), suggestion, sizeof suggestion));
+    if (o->type == OPT_RETIRED) return 0;
     char *what = format_string("%s: %s", where, key);
     int status = options_set(o, value, what, !seen[o - table], err);
     seen[o - table] = true;
@@ -310,21 +315,41 @@ static inline const char *options_double(double x, char *out, size_t size) {
     return out;
 }
 
-/* Writes all values in the syntax of a config file; a string that is not set, or a number that is NAN (which stands
- * for not set), becomes a comment. */
-static inline void options_write(const Option *table, int n, FILE *f) {
+/* A value that is written instead of an option's own; NULL: the option is left out. */
+typedef struct {
+    const char *name, *value;
+} OptionOverride;
+
+static inline const OptionOverride *options_override(const OptionOverride *overrides, int count, const char *name) {
+    for (int i = 0; i < count; i++)
+        if (!strcmp(overrides[i].name, name)) return &overrides[i];
+    return NULL;
+}
+
+static inline void options_write_list(const Option *o, FILE *f) {
+    const StringList *list = (const StringList *)o->value;
+    for (int k = 0; k < list->count; k++) {
+        fprintf(f, "%s = ", o->name);
+        options_write_string(list->items[k], f);
+        fputc('\n', f);
+    }
+    if (list->count == 0) fprintf(f, "# %s =\n", o->name);
+}
+
+/* Writes all values, but for the overrides, in the syntax of a config file. A string that is not set, or a number that
+ * is NAN (which stands for not set), becomes a comment. */
+static inline void options_write(const Option *table, int n, FILE *f, const OptionOverride *overrides, int count) {
     char number[40];
     for (int i = 0; i < n; i++) {
         const Option *o = &table[i];
-        if (!o->name) continue;
+        if (!o->name || o->type == OPT_RETIRED) continue;
+        const OptionOverride *override = options_override(overrides, count, o->name);
+        if (override) {
+            if (override->value) fprintf(f, "%s = %s\n", o->name, override->value);
+            continue;
+        }
         if (o->type == OPT_LIST) {
-            const StringList *list = (const StringList *)o->value;
-            for (int k = 0; k < list->count; k++) {
-                fprintf(f, "%s = ", o->name);
-                options_write_string(list->items[k], f);
-                fputc('\n', f);
-            }
-            if (list->count == 0) fprintf(f, "# %s =\n", o->name);
+            options_write_list(o, f);
             continue;
         }
         const char *s = o->type == OPT_STRING ? *(const char **)o->value : "";
@@ -397,6 +422,7 @@ static inline void options_help(const Option *table, int n, const char *usage_li
     if (n == 0 || table[0].name) printf("\noptions:\n");
     for (int i = 0; i < n; i++) {
         const Option *o = &table[i];
+        if (o->type == OPT_RETIRED) continue;
         if (!o->name) {
             printf("\n%s:\n", o->help);
             continue;
@@ -477,6 +503,7 @@ static inline void options_long(OptionsWalk *w, const char *argument) {
     if (!o)
         options_die("there is no option %s%s", what,
                     options_suggestion(w->table, w->n, name, length, suggestion, sizeof suggestion));
+    if (o->type == OPT_RETIRED) options_die("there is no option %s any more: %s", what, o->help);
     if (!value) value = o->type == OPT_FLAG ? "true" : options_next(w, what);
     options_apply(w, o, value, what);
 }

@@ -294,37 +294,37 @@ static void test_deterministic(const Dataset *d) {
 /* Processes that share the batches get, together, what one gets alone: items of two rows in turn. The batch before is
  * still there when the next one has come. */
 static void test_dealt_out(const Dataset *d) {
-    enum { N = 12, PARTS = 3, ITEM = 2, BATCH = 8 };
-    Loader whole, shared[PARTS];
+    enum { N = 12, RANKS = 3, MICRO = 2, BATCH = 8 };
+    Loader whole, shared[RANKS];
     Error err;
     LoaderConfig c = config_make(BATCH, true);
     c.augment = c.drop_last = true;
     CHECK_OK(loader_start(&whole, d, c, &err), err);
-    c.parts = PARTS;
-    c.item_rows = ITEM;
+    c.ranks = RANKS;
+    c.micro_rows = MICRO;
     c.hold = 2;
-    for (c.part = 0; c.part < PARTS; c.part++) CHECK_OK(loader_start(&shared[c.part], d, c, &err), err);
+    for (c.rank = 0; c.rank < RANKS; c.rank++) CHECK_OK(loader_start(&shared[c.rank], d, c, &err), err);
     for (int number = 0, item = 0; number < N; number++) {
-        const Batch *w = loader_next(&whole, &err), *s[PARTS];
-        int rows[PARTS] = {0};
-        for (int p = 0; p < PARTS; p++) s[p] = loader_next(&shared[p], &err);
-        for (int row = 0; row < w->B; row += ITEM, item++) {
-            const Batch *b = s[item % PARTS];
-            int at = rows[item % PARTS];
-            rows[item % PARTS] += ITEM;
-            CHECK(b->T == w->T && b->tokens == w->tokens && b->rows == w->B && at + ITEM <= b->B);
-            CHECK(!memcmp(b->samples + at, w->samples + row, ITEM * sizeof(uint32_t)));
-            CHECK(!memcmp(b->ids + at * b->T, w->ids + row * w->T, sizeof(int) * (size_t)(ITEM * w->T)));
+        const Batch *w = loader_next(&whole, &err), *s[RANKS];
+        int rows[RANKS] = {0};
+        for (int p = 0; p < RANKS; p++) s[p] = loader_next(&shared[p], &err);
+        for (int row = 0; row < w->B; row += MICRO, item++) {
+            const Batch *b = s[item % RANKS];
+            int at = rows[item % RANKS];
+            rows[item % RANKS] += MICRO;
+            CHECK(b->T == w->T && b->tokens == w->tokens && b->rows == w->B && at + MICRO <= b->B);
+            CHECK(!memcmp(b->samples + at, w->samples + row, MICRO * sizeof(uint32_t)));
+            CHECK(!memcmp(b->ids + at * b->T, w->ids + row * w->T, sizeof(int) * (size_t)(MICRO * w->T)));
             for (int k = 0; k < 2; k++) {
                 size_t image = loader_pixels(&whole, k);
                 CHECK(!memcmp(b->pixels[k] + (size_t)at * image, w->pixels[k] + (size_t)row * image,
-                              ITEM * image));
+                              MICRO * image));
             }
         }
-        for (int p = 0; p < PARTS; p++) CHECK(rows[p] == s[p]->B);
+        for (int p = 0; p < RANKS; p++) CHECK(rows[p] == s[p]->B);
     }
     loader_stop(&whole);
-    for (int p = 0; p < PARTS; p++) loader_stop(&shared[p]);
+    for (int p = 0; p < RANKS; p++) loader_stop(&shared[p]);
 }
 
 static void test_held(const Dataset *d) {

@@ -410,7 +410,7 @@ static int parse(const char *arguments, char *output, size_t size) {
         close(ends[1]);
         StringList positional = {NULL, 0};
         options_parse(table, TABLE, argc, argv, "[options] FILE...", &positional);
-        options_write(table, TABLE, stdout);
+        options_write(table, TABLE, stdout, NULL, 0);
         for (int i = 0; i < positional.count; i++) printf("positional %s\n", positional.items[i]);
         printf("given%s%s%s\n", options_given(&opt.steps) ? " steps" : "", options_given(&table[2]) ? " lr" : "",
                options_given(&opt.models) ? " model" : "");
@@ -506,7 +506,7 @@ static void test_options_write(void) {
         opt.out = strings[i];
         opt.rate = 0.1 + (double)i / 3;
         FILE *f = fopen(sample_path("written.cfg"), "wb");
-        options_write(table, TABLE, f);
+        options_write(table, TABLE, f, NULL, 0);
         fclose(f);
         double rate = opt.rate;
         opt.out = NULL;

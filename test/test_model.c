@@ -12,6 +12,7 @@
 
 #include "../generate.h"
 #include "../train/optimizer.h"
+#include "../train/schedule.h"
 #include "../loss.cuh"
 #include "../model.h"
 
@@ -61,15 +62,15 @@ static double relative_error(const float *a, const float *b, size_t n) {
 }
 
 static float *host_f32(const Ops *op, const float *x, size_t n) {
-    float *host = (float *)xmalloc(n * sizeof(float));
+    float *host = xmalloc(n * sizeof(float));
     op->download(host, x, n * sizeof(float));
     return host;
 }
 
 static float *host_x(const Ops *op, const floatX *x, size_t n) {
-    floatX *raw = (floatX *)xmalloc(n * sizeof(floatX));
+    floatX *raw = xmalloc(n * sizeof(floatX));
     op->download(raw, x, n * sizeof(floatX));
-    float *host = (float *)xmalloc(n * sizeof(float));
+    float *host = xmalloc(n * sizeof(float));
     for (size_t i = 0; i < n; i++) host[i] = from_x(raw[i]);
     free(raw);
     return host;
@@ -120,7 +121,7 @@ static void expect(const Pair *p, const char *name, float *got, size_t n, double
 static void open_model(Model *m, const Ops *op, const char *folder, const char *name, const char *role) {
     Error err;
     char *path = format_string("%s/%s.%s.safetensors", folder, name, role);
-    if (model_open(m, op, path, &err)) die("%s", err.text);
+    if (model_open(m, op, path, "", &err)) die("%s", err.text);
     free(path);
 }
 
@@ -146,7 +147,7 @@ static void pair_open(Pair *p, const Ops *op, const char *folder, const char *na
     p->ids = (const int *)ids->data;
     p->pixels = expected(p, "pixels")->data;
     p->teacher_pixels = expected(p, "teacher.pixels")->data;
-    p->labels = (int *)xcalloc((size_t)(p->B * p->T), sizeof(int));
+    p->labels = xcalloc((size_t)(p->B * p->T), sizeof(int));
     for (int i = 0; i < p->B * p->T; i++)
         if (p->ids[i] >= 0) p->labels[p->n++] = p->ids[i];
     open_model(&p->teacher, op, folder, name, "teacher");
@@ -189,9 +190,7 @@ static ObjectiveConfig setting(const Pair *p, int k) {
 }
 
 static void open_objective(Objective *o, const Pair *p, ObjectiveConfig c, int chunk) {
-    const Model *s = &p->student, *t = &p->teacher;
-    objective_open(o, p->op, c, s->c.lm.vocab, s->c.lm.width, t->op, param_weight(t->head), chunk, p->B * p->T, p->B,
-                   model_image_tokens(s), 1);
+    objective_open(o, c, &p->student, param_weight(p->teacher.lm_head), chunk, p->B * p->T, p->B, 1);
     if (o->map.count) param_copy_from(&o->map.list[0], expected(p, "embed_map"), p->op);
 }
 
@@ -199,23 +198,14 @@ static void open_objective(Objective *o, const Pair *p, ObjectiveConfig c, int c
  * added to those there; the means are over the whole batch. */
 static void learn(Pair *p, Objective *o, int first, int B) {
     Model *s = &p->student, *t = &p->teacher;
-    const Ops *op = p->op;
-    size_t side = (size_t)s->c.vision.image_size, teacher_side = (size_t)t->c.vision.image_size;
+    size_t side = s->c.vision.image_size, teacher_side = t->c.vision.image_size;
     const int *ids = p->ids + first * p->T;
-    int labels[1024], n = 0;
-    for (int i = 0; i < B * p->T; i++)
-        if (ids[i] >= 0 && n < 1024) labels[n++] = ids[i];
-    model_forward(t, p->teacher_pixels + (size_t)first * teacher_side * teacher_side * 3, ids, B, p->T);
-    model_forward(s, p->pixels + (size_t)first * side * side * 3, ids, B, p->T);
-    size_t bytes = (size_t)n * (size_t)s->c.lm.width * sizeof(floatX);
-    floatX *d_hidden = s->trained ? (floatX *)op->alloc(bytes) : NULL;
-    objective_run(o, d_hidden, s->head->gradient, s->hidden, param_weight(s->head), t->hidden, labels, n,
-                  1 / (float)p->n);
-    const floatX *d_tokens =
-        objective_embed(o, s->vision.tokens, t->vision.tokens, B, 1 / (float)p->B, d_hidden != NULL);
-    if (!d_hidden) return;
-    model_backward(s, d_hidden, d_tokens);
-    op->release(d_hidden);
+    model_forward(t, p->teacher_pixels + first * teacher_side * teacher_side * 3, ids, B, p->T);
+    model_forward(s, p->pixels + first * side * side * 3, ids, B, p->T);
+    TeacherOutput q = {t->hidden, t->vision.tokens};
+    LossScale scale = {1.0 / p->n, 1.0 / p->B};
+    objective_run(o, s, &q, s->trained ? scale : (LossScale){0, 0});
+    if (s->trained) model_backward(s);
 }
 
 /* ---- the forward pass ---- */
@@ -223,7 +213,7 @@ static void learn(Pair *p, Objective *o, int first, int B) {
 static float *logits_of(const Model *m) {
     size_t n = (size_t)m->n * (size_t)m->c.lm.vocab;
     float *device = (float *)m->op->alloc(n * sizeof(float));
-    m->op->linear_logits(device, m->hidden, param_weight(m->head), (size_t)m->n);
+    m->op->linear_logits(device, m->hidden, param_weight(m->lm_head), (size_t)m->n);
     float *host = host_f32(m->op, device, n);
     m->op->release(device);
     return host;
@@ -258,7 +248,7 @@ static void check_greedy(const Pair *p, const char *name, const float *logits, i
 
 static void check_forward(const Pair *p, Model *m, const uint8_t *pixels, const char *prefix) {
     char name[64];
-    size_t W = (size_t)m->c.lm.width, V = (size_t)m->c.lm.vocab, n = (size_t)p->n;
+    size_t W = (size_t)m->c.lm.hidden_size, V = (size_t)m->c.lm.vocab, n = (size_t)p->n;
     model_forward(m, pixels, p->ids, p->B, p->T);
     check(m->n == p->n, "%s: %d positions predict a token, expected %d", p->name, m->n, p->n);
     snprintf(name, sizeof name, "%simage", prefix);
@@ -279,8 +269,8 @@ static void check_rows(const Pair *p, int k, const Objective *o) {
     char name[64];
     snprintf(name, sizeof name, "%d.rows", k);
     const float *reference = (const float *)expected(p, name)->data;
-    float *got = (float *)xmalloc((size_t)p->n * sizeof(float)),
-          *want = (float *)xmalloc((size_t)p->n * sizeof(float));
+    float *got = xmalloc((size_t)p->n * sizeof(float)),
+          *want = xmalloc((size_t)p->n * sizeof(float));
     for (int column = 0; column < 6; column++) {
         for (int i = 0; i < p->n; i++) {
             const RowStats *r = &o->host_stats[i];
@@ -307,15 +297,14 @@ static void check_gradients(const Pair *p, int k, const Params *params) {
 }
 
 /* After learn(): the same loss without gradients, and without the teacher only the cross-entropy. */
-static void check_evaluation(const Pair *p, int k, Objective *o, const ObjectiveSums *sums) {
-    const Model *s = &p->student, *t = &p->teacher;
-    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), t->hidden, p->labels, p->n, 1);
-    objective_embed(o, s->vision.tokens, t->vision.tokens, p->B, 1, false);
+static void check_evaluation(Pair *p, int k, Objective *o, const ObjectiveSums *sums) {
+    const TeacherOutput q = {p->teacher.hidden, p->teacher.vision.tokens}, none = {NULL, NULL};
+    objective_run(o, &p->student, &q, (LossScale){0, 0});
     ObjectiveSums again = objective_collect(o);
     check(objective_mean(o, &again) == objective_mean(o, sums),
           "%s: setting %d: the loss without a gradient is %.9g, with one %.9g", p->name, k, objective_mean(o, &again),
           objective_mean(o, sums));
-    objective_run(o, NULL, NULL, s->hidden, param_weight(s->head), NULL, p->labels, p->n, 1);
+    objective_run(o, &p->student, &none, (LossScale){0, 0});
     ObjectiveSums alone = objective_collect(o);
     double ce = (double)o->config.w_ce * sums->ce / sums->positions;
     check(fabs(objective_mean(o, &alone) - ce) <= 1e-7 * fabs(ce),  // a row's CE is fp32, and summed in another order
@@ -335,12 +324,12 @@ static void check_setting(Pair *p, int k) {
     ObjectiveSums sums = objective_collect(&o);
     char name[64];
     snprintf(name, sizeof name, "%d.loss", k);
-    float *loss = (float *)xmalloc(sizeof(float));
+    float *loss = xmalloc(sizeof(float));
     *loss = (float)objective_mean(&o, &sums);
     expect(p, name, loss, 1, LOSS);
     check_rows(p, k, &o);
     if (c.w_embed > 0) {
-        float *embed = (float *)xmalloc((size_t)p->B * sizeof(float));
+        float *embed = xmalloc((size_t)p->B * sizeof(float));
         for (int b = 0; b < p->B; b++) embed[b] = 1 - o.host_cosines[b];
         snprintf(name, sizeof name, "%d.embed", k);
         expect(p, name, embed, (size_t)p->B, LOSS);
@@ -367,8 +356,8 @@ static void check_adamw(Pair *p) {
     optimizer->adamw.max_norm = (float)number(p, "adamw.max_norm");
     float lr = (float)number(p, "adamw.lr");
     int steps = (int)number(p, "steps");
-    float *losses = (float *)xcalloc((size_t)steps, sizeof(float)),
-          *norms = (float *)xcalloc((size_t)steps, sizeof(float));
+    float *losses = xcalloc((size_t)steps, sizeof(float)),
+          *norms = xcalloc((size_t)steps, sizeof(float));
     Objective o;
     open_objective(&o, p, setting(p, 0), 0);
     for (int step = 0; step < steps; step++) {
@@ -386,7 +375,7 @@ static void check_adamw(Pair *p) {
     expect(p, "adamw.norm", norms, (size_t)steps, GRADIENT);
     for (int i = 0; i < optimizer->count; i++) {
         const Param *x = optimizer->list[i];
-        const float *trained = optimizer->master + x->at;
+        const float *trained = optimizer->master + x->offset;
         char name[160];
         snprintf(name, sizeof name, "adamw.%s", x->name);
         expect(p, name, host_f32(op, trained, x->n), x->n, WEIGHTS);
@@ -409,10 +398,10 @@ static int predicting_row(const Pair *p, int b, int t) {
     return row;
 }
 
-static double decoder_error(const Pair *p, const Decoder *d, int place, const float *logits, int b, int t) {
+static double generator_error(const Pair *p, const Generator *d, int place, const float *logits, int b, int t) {
     size_t V = (size_t)p->student.c.lm.vocab;
-    float *got = (float *)xmalloc((size_t)d->B * V * sizeof(float));
-    decoder_logits(d, got);
+    float *got = xmalloc((size_t)d->B * V * sizeof(float));
+    generator_logits(d, got);
     double error = relative_error(got + (size_t)place * V, logits + (size_t)predicting_row(p, b, t) * V, V);
     free(got);
     return error;
@@ -425,38 +414,38 @@ static void check_prefix(Pair *p, const float *logits, int b, int prefix) {
     int length = 0;
     while (length < p->T && ids[length] >= 0) length++;
     if (prefix >= length) return;
-    Decoder d;
-    decoder_open(&d, &p->student, 1, p->T);
-    decoder_start(&d, p->pixels + (size_t)b * side * side * 3, 1, ids, prefix);
-    double worst = decoder_error(p, &d, 0, logits, b, prefix);
+    Generator d;
+    generator_open(&d, &p->student, 1, p->T);
+    generator_prefill(&d, p->pixels + (size_t)b * side * side * 3, 1, ids, prefix);
+    double worst = generator_error(p, &d, 0, logits, b, prefix);
     for (int t = prefix; t + 1 < length; t++) {
-        decoder_step(&d, &ids[t]);
-        double error = decoder_error(p, &d, 0, logits, b, t + 1);
+        generator_append(&d, &ids[t]);
+        double error = generator_error(p, &d, 0, logits, b, t + 1);
         worst = error > worst ? error : worst;
     }
     check(worst <= SAME, "%s: text %d, prefix %d: decoding differs from the whole pass by %.1e", p->name, b, prefix,
           worst);
-    decoder_close(&d);
+    generator_close(&d);
 }
 
 /* All texts side by side, without a prefix. */
 static void check_batch_decoding(Pair *p, const float *logits) {
-    Decoder d;
-    decoder_open(&d, &p->student, p->B, p->T);
-    decoder_start(&d, p->pixels, p->B, NULL, 0);
+    Generator d;
+    generator_open(&d, &p->student, p->B, p->T);
+    generator_prefill(&d, p->pixels, p->B, NULL, 0);
     double worst = 0;
     for (int t = 0; t < p->T; t++) {
         int next[64];
         for (int b = 0; b < p->B; b++) {
             int id = p->ids[b * p->T + t];
-            double error = id >= 0 ? decoder_error(p, &d, b, logits, b, t) : 0;
+            double error = id >= 0 ? generator_error(p, &d, b, logits, b, t) : 0;
             worst = error > worst ? error : worst;
             next[b] = id >= 0 ? id : 0;
         }
-        if (t + 1 < p->T) decoder_step(&d, next);
+        if (t + 1 < p->T) generator_append(&d, next);
     }
     check(worst <= SAME, "%s: decoding %d texts together differs from the whole pass by %.1e", p->name, p->B, worst);
-    decoder_close(&d);
+    generator_close(&d);
 }
 
 enum { WRITTEN = 6 };
@@ -482,7 +471,7 @@ static void check_writing(Pair *p, float temperature) {
     static Written together, alone;
     size_t pixels = (size_t)p->student.c.vision.image_size * (size_t)p->student.c.vision.image_size * 3;
     int room = p->T < WRITTEN ? p->T : WRITTEN, numbers[64], wrong = 0;
-    Decoder d;
+    Generator d;
     memset(&together, 0, sizeof together);
     memset(&alone, 0, sizeof alone);
     together.tokenizer = alone.tokenizer = &p->student.tokenizer;
@@ -490,22 +479,22 @@ static void check_writing(Pair *p, float temperature) {
         numbers[b] = 10 + b;
         together.lengths[b] = alone.lengths[0] = 1 + (b * 2 + 1) % room;
     }
-    decoder_open(&d, &p->student, p->B, p->T);
-    decoder_sample(&d, temperature, 0.9f, 0, 5, 0);
+    generator_open(&d, &p->student, p->B, p->T);
+    generator_set_sampling(&d, temperature, 0.9f, 0, 5, 0);
     for (int again = 0; again < 2; again++) {  // a decoder can be used again
         memset(together.count, 0, sizeof together.count);
-        decoder_start(&d, p->pixels, p->B, NULL, 0);
-        decoder_write(&d, numbers, room, write_down, &together);
+        generator_prefill(&d, p->pixels, p->B, NULL, 0);
+        generator_run(&d, numbers, room, write_down, &together);
     }
     for (int b = 0; b < p->B; b++) {
         alone.count[0] = 0;
         alone.lengths[0] = together.lengths[b];
-        decoder_start(&d, p->pixels + (size_t)b * pixels, 1, NULL, 0);
-        decoder_write(&d, numbers + b, room, write_down, &alone);
+        generator_prefill(&d, p->pixels + (size_t)b * pixels, 1, NULL, 0);
+        generator_run(&d, numbers + b, room, write_down, &alone);
         wrong += together.count[b] != alone.count[0];
         wrong += memcmp(together.ids[b], alone.ids[0], (size_t)alone.count[0] * sizeof(int)) != 0;
     }
-    decoder_close(&d);
+    generator_close(&d);
     check(together.wrong + alone.wrong == 0, "%s: %d tokens that are not allowed", p->name, together.wrong + alone.wrong);
 #ifdef PRECISION_FP32
     check(wrong == 0, "%s: %d of %d texts are others when written together (temperature %g)", p->name, wrong, p->B,
@@ -517,18 +506,18 @@ static void check_writing(Pair *p, float temperature) {
 
 /* The tokens that are chosen from logits which like the token_mask ones best, then the end, then token `liked`; they
  * stand at number `at` of texts whose number `first` may not be the end. */
-static void check_choice(Decoder *d, const Pair *p, int at, int first, int liked) {
+static void check_choice(Generator *d, const Pair *p, int at, int first, int liked) {
     const Tokenizer *t = &p->student.tokenizer;
     const int V = p->student.c.lm.vocab, prefix[] = {liked, liked};
-    float *logits = (float *)xcalloc((size_t)(p->B * V), sizeof(float));
-    int *ids = (int *)xcalloc((size_t)p->B, sizeof(int)), wrong = 0;
+    float *logits = xcalloc((size_t)(p->B * V), sizeof(float));
+    int *ids = xcalloc((size_t)p->B, sizeof(int)), wrong = 0;
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < V; i++)
             logits[b * V + i] = i == t->end ? 2.0f : i >= t->count || (t->flags[i] & TOKEN_SPECIAL) ? 3.0f : i == liked;
-    decoder_sample(d, 0, 1, 0, 1, first);
-    decoder_start(d, p->pixels, p->B, prefix, at);
+    generator_set_sampling(d, 0, 1, 0, 1, first);
+    generator_prefill(d, p->pixels, p->B, prefix, at);
     p->op->upload(d->logits, logits, (size_t)(p->B * V) * sizeof(float));
-    decoder_choose(d);
+    generator_sample(d);
     p->op->download(ids, d->ids, (size_t)p->B * sizeof(int));
     for (int b = 0; b < p->B; b++) wrong += ids[b] != (at == first ? liked : t->end);
     check(wrong == 0, "%s: token %d, where the end may not be number %d: %d of %d texts got another one, the first %d",
@@ -548,21 +537,21 @@ static bool read_on(void *context, int b, int id) {
 static void check_limits(Pair *p) {
     Tokenizer *t = &p->student.tokenizer;
     const Tokenizer own = *t;
-    uint8_t *flags = (uint8_t *)xcalloc((size_t)t->count, 1);
+    uint8_t *flags = xcalloc((size_t)t->count, 1);
     int liked = t->count - 2, counts[64] = {0}, numbers[64] = {0};
-    Decoder d;
+    Generator d;
     flags[1] = TOKEN_SPECIAL;
     t->flags = flags;
     t->end = 2;
     t->count--;
-    decoder_open(&d, &p->student, p->B, p->T);
+    generator_open(&d, &p->student, p->B, p->T);
     for (int at = 0; at < 3 && at < p->T; at++)
         for (int first = 0; first < 2; first++) check_choice(&d, p, at, first, liked);
-    decoder_start(&d, p->pixels, p->B, NULL, 0);
-    decoder_write(&d, numbers, p->T, read_on, counts);
+    generator_prefill(&d, p->pixels, p->B, NULL, 0);
+    generator_run(&d, numbers, p->T, read_on, counts);
     for (int b = 0; b < p->B; b++)
         check(counts[b] == p->T, "%s: text %d has %d tokens, there is room for %d", p->name, b, counts[b], p->T);
-    decoder_close(&d);
+    generator_close(&d);
     *t = own;
     free(flags);
 }
@@ -583,11 +572,11 @@ static void check_decoding(Pair *p) {
 
 /* Gradients of all parameters, one after another, frozen ones left out; the caller frees. */
 static float *gather_gradients(const Params *params, const Ops *op, int parts, size_t *count) {
-    float *all = (float *)xmalloc(params_total(params, GROUP_ALL) * sizeof(float));
+    float *all = xmalloc(params_total(params, GROUP_ALL) * sizeof(float));
     *count = 0;
     for (int i = 0; i < params->count; i++) {
         const Param *x = &params->list[i];
-        if (!x->gradient || !(x->part & parts)) continue;
+        if (!x->gradient || !(x->group & parts)) continue;
         op->download(all + *count, x->gradient, x->n * sizeof(float));
         *count += x->n;
     }
@@ -606,7 +595,7 @@ static float *gradients_of(const Ops *op, const char *folder, const char *name, 
     if (first < p.B) learn(&p, &o, first, p.B - first);
     for (int i = 0; i < p.student.params.count; i++) {
         const Param *x = &p.student.params.list[i];
-        check(((x->part & trained) != 0) == (x->gradient != NULL), "%s: %s %s a gradient", name, x->name,
+        check(((x->group & trained) != 0) == (x->gradient != NULL), "%s: %s %s a gradient", name, x->name,
               x->gradient ? "is frozen but has" : "is trained but lacks");
     }
     float *all = gather_gradients(&p.student.params, op, parts, count);
@@ -655,7 +644,6 @@ typedef struct {
     Objective objective;
     uint8_t *pixels;
     int ids[DRAWN_B * DRAWN_T];
-    floatX *d_hidden;
 } Drawn;
 
 /* With the parts in the mask trained. teacher: its encoder is shared, if there is one and it can be. */
@@ -673,29 +661,25 @@ static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, cons
     if (parts) open_optimizer(&d->optimizer, op, &m->params, parts);
     if (teacher) check(model_share_encoder(m, teacher), "%s: equal encoders are not shared", shape);
     model_plan(m, DRAWN_B, DRAWN_T);
-    objective_open(&d->objective, op, c, m->c.lm.vocab, m->c.lm.width, NULL, param_weight(m->head), 0,
-                   DRAWN_B * DRAWN_T, DRAWN_B, model_image_tokens(m), 1);
+    objective_open(&d->objective, c, m, (Weight){0}, 0, DRAWN_B * DRAWN_T, DRAWN_B, 1);
     size_t side = (size_t)m->c.vision.image_size, pixels_size = DRAWN_B * side * side * 3;
-    d->pixels = (uint8_t *)xmalloc(pixels_size);
+    d->pixels = xmalloc(pixels_size);
     random_seed(&rng, 7);
     for (size_t i = 0; i < pixels_size; i++) d->pixels[i] = (uint8_t)random_below(&rng, 256);
     for (int i = 0; i < DRAWN_B * DRAWN_T; i++) d->ids[i] = (int)random_below(&rng, (uint64_t)m->tokenizer.count);
-    d->d_hidden = (floatX *)op->alloc(DRAWN_B * DRAWN_T * (size_t)m->c.lm.width * sizeof(floatX));
 }
 
 /* Forward, objective, backward; returns the loss. */
 static double drawn_learn(Drawn *d) {
     Model *m = &d->m;
     model_forward(m, d->pixels, d->ids, DRAWN_B, DRAWN_T);
-    objective_run(&d->objective, d->d_hidden, m->head->gradient, m->hidden, param_weight(m->head), NULL, d->ids, m->n,
-                  1 / (float)m->n);
-    model_backward(m, d->d_hidden, NULL);
+    objective_run(&d->objective, m, &(TeacherOutput){NULL, NULL}, (LossScale){1.0 / m->n, 1.0 / DRAWN_B});
+    model_backward(m);
     ObjectiveSums sums = objective_collect(&d->objective);
     return objective_mean(&d->objective, &sums);
 }
 
 static void drawn_close(Drawn *d) {
-    d->m.op->release(d->d_hidden);
     free(d->pixels);
     objective_close(&d->objective);
     if (d->optimizer.op) optimizer_close(&d->optimizer);
@@ -891,7 +875,7 @@ static void check_saving(Pair *p) {
     check(status == 0, "%s: %s", p->name, status ? err.text : "");
     if (status == 0) {
         Model again;
-        status = model_open(&again, p->op, path, &err);
+        status = model_open(&again, p->op, path, "", &err);
         check(status == 0, "%s: %s", p->name, status ? err.text : "");
         if (status) die("%s", err.text);
         model_plan(&again, p->B, p->T);
@@ -929,18 +913,18 @@ static void check_schedule(void) {
     base.band_low = 1;
     base.band_high = 2;
     for (size_t i = 0; i < sizeof points / sizeof points[0]; i++) {
-        ObjectiveConfig c = objective_schedule(base, SCHEDULE_IMAGE2TIKZ, points[i].progress);
+        ObjectiveConfig c = objective_schedule(base, KD_IMAGE2TIKZ, points[i].progress);
         check(fabsf(c.temperature - points[i].temperature) < 1e-5f && fabsf(c.w_soft - points[i].soft) < 1e-5f &&
                   fabsf(c.w_ce + c.w_soft - 1) < 1e-5f && (c.band_low > 0 || !isinf(c.band_high)) == points[i].band,
               "schedule at %.2f: temperature %g, soft %g, CE %g, band %g to %g", points[i].progress,
               (double)c.temperature, (double)c.w_soft, (double)c.w_ce, (double)c.band_low, (double)c.band_high);
     }
     base.temperature = 3;
-    check(objective_schedule(base, SCHEDULE_IMAGE2TIKZ, 0.9).temperature == 2, "schedule: the temperature does not stop at 2");
+    check(objective_schedule(base, KD_IMAGE2TIKZ, 0.9).temperature == 2, "schedule: the temperature does not stop at 2");
     base.temperature = 4;
-    check(objective_schedule(base, SCHEDULE_NONE, 0.9).temperature == 4, "schedule: none moves the temperature");
+    check(objective_schedule(base, KD_CONSTANT, 0.9).temperature == 4, "schedule: none moves the temperature");
     for (int i = 0; i <= 10; i++) {
-        ObjectiveConfig c = objective_schedule(base, SCHEDULE_ANNEAL, 0.1 * i);
+        ObjectiveConfig c = objective_schedule(base, KD_ANNEAL, 0.1 * i);
         float expected = i < 8 ? 4 - 3 * (float)i / 8 : 1;
         check(fabsf(c.temperature - expected) < 1e-5f && c.w_soft == base.w_soft,
               "annealing at %.1f: temperature %g, expected %g", 0.1 * i, (double)c.temperature, (double)expected);

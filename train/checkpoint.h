@@ -1,14 +1,19 @@
-/* The checkpoint of the optimizer: fp32 masters and moments, as safetensors.
+/* Checkpoints: the student's weights, and what resuming needs besides: the optimizer state and the step.
+ *
+ * A state file is safetensors, fp32:
  *
  *   NAME.master, NAME.m, NAME.v          of parameter NAME, whole
  *   NAME.master[BEGIN:END], ...          its elements BEGIN .. END-1
  *
- * One process writes one file. Ranks that share the optimizer state write one file each, with what they hold;
- * together the files are a checkpoint, whatever the number of ranks that reads them. */
-#ifndef LIB_STATE_H
-#define LIB_STATE_H
+ * One process writes one file. Ranks that share the optimizer state write one shard each, with what they hold; together
+ * the shards are a checkpoint, whatever the number of ranks that reads them. */
+#ifndef TRAIN_CHECKPOINT_H
+#define TRAIN_CHECKPOINT_H
 
-#include "optimizer.h"
+#include "parallel.h"
+#include "trainer.h"
+
+/* ---- the optimizer state in files ---- */
 
 static const char *const state_kinds[3] = {"master", "m", "v"};
 
@@ -16,24 +21,23 @@ static inline float *state_kind(const Optimizer *o, int kind) {
     return kind == 0 ? o->master : kind == 1 ? o->m : o->v;
 }
 
-/* What one tensor of the file holds. */
+/* The part of a parameter's state that one tensor of a file holds. */
 typedef struct {
     const Param *param;
     int kind;
     size_t begin, end;  // elements of the parameter
-    size_t local;       // where the first is in our masters or moments
+    size_t local;       // where the first is in this rank's masters or moments
 } Slice;
 
-/* The slices of a parameter that we hold; returns how many. `slices` has room for one a bucket. */
+/* The slices of a parameter whose state is on this rank; returns how many. `slices` has room for one per bucket. */
 static inline int state_slices(const Optimizer *o, const Param *p, int kind, Slice *slices) {
     int count = 0;
-    for (int b = 0; b < (o->sharded ? optimizer_buckets(o) : 1); b++) {
-        Piece piece = {0, o->n, 0};
-        if (o->sharded) piece = optimizer_piece(o, b);
-        size_t begin = piece.begin > p->at ? piece.begin : p->at;
-        size_t end = piece.begin + piece.n < p->at + p->n ? piece.begin + piece.n : p->at + p->n;
+    for (int i = 0; i < optimizer_state_pieces(o); i++) {
+        Piece piece = optimizer_state_piece(o, i);
+        size_t begin = piece.begin > p->offset ? piece.begin : p->offset;
+        size_t end = piece.begin + piece.n < p->offset + p->n ? piece.begin + piece.n : p->offset + p->n;
         if (begin >= end) continue;
-        Slice s = {p, kind, begin - p->at, end - p->at, piece.local + (begin - piece.begin)};
+        Slice s = {p, kind, begin - p->offset, end - p->offset, piece.local + (begin - piece.begin)};
         slices[count++] = s;
     }
     return count;
@@ -50,14 +54,14 @@ static inline void state_specify(SafeTensorSpec *spec, const Slice *s) {
     spec->shape[0] = (int64_t)(s->end - s->begin);
 }
 
-/* Writes what we hold, with the given metadata; whole or not at all. */
+/* Writes the state on this rank, with the given metadata; whole or not at all. */
 static inline int state_save(const char *path, const Optimizer *o, const char *const *keys, const char *const *values,
                              int metadata_count, Error *err) {
     int n = 0, most = 3 * (o->count + (o->sharded ? 2 * optimizer_buckets(o) : 0));
-    Slice *slices = (Slice *)xcalloc((size_t)most + (size_t)optimizer_buckets(o), sizeof *slices);
+    Slice *slices = xcalloc((size_t)most + (size_t)optimizer_buckets(o), sizeof *slices);
     for (int i = 0; i < o->count; i++)
         for (int kind = 0; kind < 3; kind++) n += state_slices(o, o->list[i], kind, slices + n);
-    SafeTensorSpec *specs = (SafeTensorSpec *)xcalloc((size_t)n + 1, sizeof *specs);
+    SafeTensorSpec *specs = xcalloc((size_t)n + 1, sizeof *specs);
     for (int i = 0; i < n; i++) state_specify(&specs[i], &slices[i]);
     SafeTensorsWriter w;
     int bad = safetensors_write_begin(&w, path, specs, n, keys, values, metadata_count, err);
@@ -74,7 +78,7 @@ static inline int state_save(const char *path, const Optimizer *o, const char *c
     return bad;
 }
 
-/* What a tensor of the given kind is a slice of; false when it is something else. */
+/* Finds out what a tensor of the given kind is a slice of; false when it is something else. */
 static inline bool state_recognise(Slice *s, const Optimizer *o, const SafeTensor *t, int kind) {
     char name[sizeof t->name];
     unsigned long long begin, end;
@@ -97,9 +101,9 @@ static inline bool state_recognise(Slice *s, const Optimizer *o, const SafeTenso
            t->bytes == (s->end - s->begin) * sizeof(float);
 }
 
-/* Gathers masters or moments of all files in the flat array of gradients. */
+/* Gathers the masters, or one of the moments, of all files in the flat array of gradients. */
 static inline int state_gather(const SafeTensors *files, int count, const Optimizer *o, int kind, Error *err) {
-    size_t *found = (size_t *)xcalloc((size_t)o->count + 1, sizeof *found);
+    size_t *found = xcalloc((size_t)o->count + 1, sizeof *found);
     optimizer_zero_gradients(o);
     for (int f = 0; f < count; f++)
         for (int t = 0; t < files[f].count; t++) {
@@ -108,7 +112,7 @@ static inline int state_gather(const SafeTensors *files, int count, const Optimi
             if (!state_recognise(&s, o, &files[f].tensors[t], kind)) continue;
             while (o->list[i] != s.param) i++;
             found[i] += s.end - s.begin;
-            o->op->upload(o->gradients + s.param->at + s.begin, files[f].tensors[t].data, files[f].tensors[t].bytes);
+            o->op->upload(o->gradients + s.param->offset + s.begin, files[f].tensors[t].data, files[f].tensors[t].bytes);
         }
     int i = 0;
     while (i < o->count && found[i] == o->list[i]->n) i++;
@@ -120,19 +124,125 @@ static inline int state_gather(const SafeTensors *files, int count, const Optimi
                      files[0].file.path, o->list[i]->name, state_kinds[kind]);
 }
 
-/* Restores what state_save wrote, from all files of the checkpoint; the parameters themselves become the rounded
- * masters. */
+/* Restores what state_save wrote, from all files of the checkpoint. The parameters become the rounded masters. */
 static inline int state_load(const SafeTensors *files, int count, const Optimizer *o, Error *err) {
     for (int kind = 0; kind < 3; kind++) {
         if (state_gather(files, count, o, kind, err)) return -1;
         if (kind == 0) o->op->cast_to_x(o->values, o->gradients, o->n);
-        for (int b = 0; b < (o->sharded ? optimizer_buckets(o) : 1); b++) {
-            Piece p = {0, o->n, 0};
-            if (o->sharded) p = optimizer_piece(o, b);
+        for (int i = 0; i < optimizer_state_pieces(o); i++) {
+            Piece p = optimizer_state_piece(o, i);
             o->op->copy(state_kind(o, kind) + p.local, o->gradients + p.begin, p.n * sizeof(float));
         }
     }
     return 0;
+}
+
+/* ---- saving ---- */
+
+/* The trained parameter whose master or moments on this rank are not all finite, or NULL. A sum of squares on the device
+ * tells first whether there can be one. */
+static const Param *optimizer_not_finite(const Optimizer *o) {
+    size_t kept = o->sharded ? o->n / o->ranks : o->n;
+    const Param *found = NULL;
+    Slice *slices = xcalloc(optimizer_buckets(o), sizeof *slices);
+    for (int kind = 0; kind < 3; kind++) {
+        float squares;
+        o->op->squared_norm(o->norm_squared, state_kind(o, kind), kept, false);
+        o->op->download(&squares, o->norm_squared, sizeof squares);
+        if (isfinite(squares)) continue;
+        for (int i = 0; i < o->count && !found; i++) {
+            int n = state_slices(o, o->list[i], kind, slices);
+            for (int k = 0; k < n && !found; k++) {
+                size_t length = slices[k].end - slices[k].begin;
+                float *host = xmalloc(length * sizeof *host);
+                o->op->download(host, state_kind(o, kind) + slices[k].local, length * sizeof *host);
+                for (size_t j = 0; j < length && !found; j++)
+                    if (!isfinite(host[j])) found = o->list[i];
+                free(host);
+            }
+        }
+    }
+    free(slices);
+    return found;
+}
+
+/* What to do when training has gone wrong: where the last good checkpoint is, if there is one. */
+static char *resume_advice(const RunFolder *folder) {
+    return file_exists(folder->state)
+               ? format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
+                               folder->path)
+               : format_string("there is no checkpoint yet; start anew with a smaller --lr");
+}
+
+/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. */
+static void check_finite_state(const Trainer *t, const RunFolder *folder) {
+    const Param *p = optimizer_not_finite(&t->optimizer);
+    if (p)
+        die("the weights of %s are not finite after step %lld; %s", p->name, (long long)t->step,
+            resume_advice(folder));
+}
+
+/* The student goes first: if the state cannot follow, the old state still fits, because it carries everything that is
+ * trained. Where ranks share the state, each writes its shard beside the last checkpoint's; when all are there, the state
+ * file, which then holds only the step and the number of shards, makes them the checkpoint. */
+static void checkpoint_save(const Trainer *t, const RunFolder *folder, Parallel *p) {
+    Error err;
+    const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
+    check_finite_state(t, folder);
+    run_folder_check(folder);
+    char step[32], best[40], evals[32], shards[16];
+    snprintf(step, sizeof step, "%lld", (long long)t->step);
+    snprintf(best, sizeof best, "%.17g", t->best);
+    snprintf(evals, sizeof evals, "%lld", (long long)t->evals_since_best);
+    snprintf(shards, sizeof shards, "%d", o->sharded ? o->ranks : 0);
+    const char *keys[] = {"format", "step", "best", "worse", "shards"};
+    const char *values[] = {"tikz.c/state/1", step, best, evals, shards};
+    if (o->sharded) {
+        char *path = run_shard_path(folder, t->step, o->rank, o->ranks);
+        die_if(state_save(path, o, keys, values, 5, &err), &err);
+        free(path);
+        comm_barrier(&p->comm);
+    }
+    if (!is_rank0(p)) return;
+    die_if(model_save(&t->student, folder->student, &err), &err);
+    die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, 5, &err), &err);
+    run_remove_old_shards(folder, t->step, o->sharded ? o->ranks : 0);
+}
+
+/* ---- restoring ---- */
+
+static void checkpoint_restore_optimizer(Trainer *t, const RunFolder *folder, const SafeTensors *st, int shards) {
+    Error err;
+    SafeTensors *files = xcalloc(shards + 1, sizeof *files);
+    for (int i = 0; i < shards; i++) {
+        char *path = run_shard_path(folder, t->step, i, shards);
+        die_if(safetensors_open(&files[i], path, &err), &err);
+        free(path);
+    }
+    die_if(shards ? state_load(files, shards, &t->optimizer, &err) : state_load(st, 1, &t->optimizer, &err), &err);
+    for (int i = 0; i < shards; i++) safetensors_close(&files[i]);
+    free(files);
+}
+
+/* --resume: the step, the best evaluation and the optimizer state of the checkpoint in the folder. */
+static void checkpoint_restore(Trainer *t, const RunFolder *folder) {
+    Error err;
+    SafeTensors st;
+    die_if(safetensors_open(&st, folder->state, &err), &err);
+    const char *format = safetensors_metadata(&st, "format"), *step = safetensors_metadata(&st, "step");
+    const char *best = safetensors_metadata(&st, "best"), *evals = safetensors_metadata(&st, "worse");
+    const char *shards = safetensors_metadata(&st, "shards");  // missing in files of older versions
+    long long at, since;
+    int parts = 0;
+    if (!format || strcmp(format, "tikz.c/state/1") || !step || !best || !evals || sscanf(step, "%lld", &at) != 1 ||
+        at < 0 || at > INT_MAX || sscanf(evals, "%lld", &since) != 1 ||
+        (shards && (sscanf(shards, "%d", &parts) != 1 || parts < 0 || parts > 4096)))
+        die("%s is not a training state of this program", folder->state);
+    t->step = at;
+    t->best = strtod(best, NULL);
+    t->evals_since_best = since;
+    checkpoint_restore_optimizer(t, folder, &st, parts);
+    safetensors_close(&st);
 }
 
 #endif

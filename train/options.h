@@ -1,43 +1,78 @@
-/* What train_distill can be told: its options with their defaults, which also serve --help, --config, options.txt and
- * what ranks compare, and the options that are more than a number or a name. */
+/* What train_distill can be told, and what follows from it.
+ *
+ *   opt        the options as given, with their defaults; the table below serves --help, --config, options.txt and the
+ *              comparison of ranks. Nothing changes opt after options_read.
+ *   Settings   what the rest of the program uses: derived from opt and the number of ranks. */
 #ifndef TRAIN_OPTIONS_H
 #define TRAIN_OPTIONS_H
 
 #include "../lib/options.h"
 #include "../loss.cuh"
 #include "../model.h"
+#include "schedule.h"
 
 static struct {
-    const char *teacher = "dev/starter/teacher.safetensors", *student = "base,lm.layers=2", *tokenizer = NULL;
-    const char *init = "teacher", *train = "vision,connector,lm";
-    const char *data = "dev/starter/train.bin", *val_data = "dev/starter/val.bin", *out = "out";
-    const char *device = "auto", *teacher_device = NULL, *student_device = NULL;
-    int64_t steps = 0, epochs = 8, batch = 32, accum = 1, seed = 1, warmup = -1, max_tokens = 0;
-    int64_t eval_every = 0, eval_batches = 0, patience = 0, chunk = 0, cache = 512, threads = 0;
-    const char *recompute = "none", *schedule = "cosine", *loss = "kl", *kd_schedule = "anneal";
-    double lr = 1e-3, lr_final = 0.05, lr_gamma = 0.1, decay = 0.05, beta1 = 0.9, beta2 = 0.98, clip = 1;
-    double temperature = 4, alpha = NAN, w_ce = 0.2, w_soft = 0.8, w_hard = 0, w_embed = 0, beta = 0.5;
-    double entropy_low = 0, entropy_high = 1e9, sure = 2, gate_factor = 0.3;
-    bool resume = false, overwrite = false, augment = false, shard = true;
-    const char *rendezvous = NULL;
-    int64_t gpus = 0, ranks = 0, rank = -1, teachers = -1, students = 0;
-} opt;
+    const char *teacher, *student, *tokenizer, *init, *train;
+    const char *data, *val_data, *out, *device, *teacher_device, *student_device;
+    int64_t steps, epochs, batch, accum, seed, warmup, max_tokens;
+    int64_t eval_every, eval_batches, patience, chunk, cache, threads;
+    const char *recompute, *lr_schedule, *soft_loss, *kd_schedule;
+    double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
+    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta;
+    double entropy_low, entropy_high, gate_confidence, gate_factor;
+    bool resume, overwrite, augment, shard;
+} opt = {.teacher = "dev/starter/teacher.safetensors",
+         .student = "base,lm.layers=2",
+         .init = "teacher",
+         .train = "vision,connector,lm",
+         .data = "dev/starter/train.bin",
+         .val_data = "dev/starter/val.bin",
+         .out = "out",
+         .device = "auto",
+         .epochs = 8,
+         .batch = 32,
+         .accum = 1,
+         .seed = 1,
+         .warmup = -1,
+         .cache = 512,
+         .recompute = "none",
+         .lr_schedule = "cosine",
+         .soft_loss = "kl",
+         .kd_schedule = "anneal",
+         .lr = 1e-3,
+         .lr_final = 0.05,
+         .lr_gamma = 0.1,
+         .decay = 0.05,
+         .beta1 = 0.9,
+         .beta2 = 0.98,
+         .clip = 1,
+         .temperature = 4,
+         .alpha = NAN,
+         .w_ce = 0.2,
+         .w_soft = 0.8,
+         .jsd_beta = 0.5,
+         .entropy_high = 1e9,
+         .gate_confidence = 2,
+         .gate_factor = 0.3,
+         .shard = true};
 
-#define HEADING(text) \
-    { NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0 }
+#define HEADING(text) {NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0}
+#define RETIRED(name) \
+    {name, 0, OPT_RETIRED, NULL, NULL, "several processes are started by mpirun or srun, for example mpirun -n 4 ./train_distill", 0, 0}
 static const Option table[] = {
     HEADING("models"),
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "model to learn from, or none", 0, 0},
     {"student", 0, OPT_STRING, &opt.student, "FILE|SHAPE",
-     "model to train: a file, or a shape (tiny, small, base, tl-1.1b; small,lm.layers=4 changes a key) drawn at "
-     "random",
+     "model to train: a file, or a shape (tiny, small, base, tl-1.1b; small,lm.layers=4 changes a key) with random "
+     "weights",
      0, 0},
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree, its layers taken evenly; none: at random",
+     "start a new student from this model wherever names and shapes agree, with layers taken evenly from its depth; "
+     "none: random weights",
      0, 0},
-    {"train", 0, OPT_STRING, &opt.train, "PARTS", "parts to train; the others stay frozen", 0, 0},
+    {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
     HEADING("data"),
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "training data", 0, 0},
     {"val-data", 0, OPT_STRING, &opt.val_data, "FILE", "validation data, or none", 0, 0},
@@ -48,15 +83,15 @@ static const Option table[] = {
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
     HEADING("training"),
     {"out", 'o', OPT_STRING, &opt.out, "DIR", "folder for the student, checkpoints and the log", 0, 0},
-    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "go on from the checkpoint in --out, with the options of that run", 0,
-     0},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL,
+     "continue from the checkpoint in --out, with the options of that run", 0, 0},
     {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
     {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 2e9},
     {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
     {"batch", 'b', OPT_INT, &opt.batch, "N", "images in a micro-batch", 1, 65536},
-    {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step, of each student rank", 1, 1 << 20},
+    {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step, on each rank", 1, 1 << 20},
     {"lr", 0, OPT_FLOAT, &opt.lr, "X", "peak learning rate", 0, 10},
-    {"lr-schedule", 0, OPT_STRING, &opt.schedule, "NAME", "cosine, linear, constant or multistep", 0, 0},
+    {"lr-schedule", 0, OPT_STRING, &opt.lr_schedule, "NAME", "cosine, linear, constant or multistep", 0, 0},
     {"lr-final", 0, OPT_FLOAT, &opt.lr_final, "X", "share of --lr at the end (cosine, linear)", 0, 1},
     {"lr-gamma", 0, OPT_FLOAT, &opt.lr_gamma, "X", "factor at 50, 75 and 90 % of the steps (multistep)", 0, 1},
     {"warmup", 0, OPT_INT, &opt.warmup, "N", "steps of linear warm-up; -1: 5 % of the steps, at most 1000", -1, 1e12},
@@ -67,12 +102,12 @@ static const Option table[] = {
     {"eval-every", 0, OPT_INT, &opt.eval_every, "N", "steps between evaluations; 0: ten in the run", 0, 1e12},
     {"eval-batches", 0, OPT_INT, &opt.eval_batches, "N", "validation batches; 0: all", 0, 1e9},
     {"patience", 0, OPT_INT, &opt.patience, "N", "stop after N evaluations without a better one; 0: never", 0, 1e9},
-    {"seed", 0, OPT_INT, &opt.seed, "N", "of random weights and of the order of the data", 0, 1e15},
+    {"seed", 0, OPT_INT, &opt.seed, "N", "random seed of the weights and of the order of the data", 0, 1e15},
     HEADING("objective"),
     {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
-    {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
-    {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
+    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
+    {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
@@ -82,39 +117,89 @@ static const Option table[] = {
      0, 0},
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
-    {"sure", 0, OPT_FLOAT, &opt.sure, "P",
-     "scale the distillation where the teacher is right with at least this probability; above 1: never", 0, 2},
-    {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor for --sure", 0, 1},
-    {"chunk", 0, OPT_INT, &opt.chunk, "N", "positions whose logits exist at a time; 0: 4096, on a GPU by its memory",
-     0, 1e9},
+    {"sure", 0, OPT_FLOAT, &opt.gate_confidence, "P",
+     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: "
+     "off",
+     0, 2},
+    {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor of the confidence gate", 0, 1},
+    {"chunk", 0, OPT_INT, &opt.chunk, "N",
+     "positions whose logits are in memory at a time; 0: 4096, on a GPU by its memory", 0, 1e9},
     HEADING("machine"),
     {"device", 0, OPT_STRING, &opt.device, "NAME",
-     "where both models run: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers", 0, 0},
+     "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers; of two GPUs, the teacher takes one and the "
+     "student the other",
+     0, 0},
     {"teacher-device", 0, OPT_STRING, &opt.teacher_device, "NAME", "where the teacher runs, if elsewhere", 0, 0},
     {"student-device", 0, OPT_STRING, &opt.student_device, "NAME", "where the student runs, if elsewhere", 0, 0},
-    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all, divided among the ranks that share them",
-     0, 4096},
+    {"threads", 0, OPT_INT, &opt.threads, "N",
+     "processor threads; 0: all, divided among the processes that share them", 0, 4096},
     {"recompute", 0, OPT_STRING, &opt.recompute, "WHAT",
-     "computed twice instead of kept for the backward pass, with the same results: none; activations: what takes no "
-     "product; blocks: all but each block's input",
+     "gradient checkpointing, with the same results: none; activations: recompute what needs no matmul; blocks: "
+     "everything but each block's input",
      0, 0},
-    HEADING("several processes, for several GPUs or machines"),
-    {"gpus", 0, OPT_INT, &opt.gpus, "N",
-     "GPUs of this machine to use, a process for each; 0: two if there are two and a teacher, else one", 0, 8},
-    {"ranks", 0, OPT_INT, &opt.ranks, "N",
-     "processes in all; alone: all on this machine, started from here (mpirun and srun say it themselves)", 0, 4096},
-    {"rank", 0, OPT_INT, &opt.rank, "R", "which of them this one is, with --rendezvous", -1, 4095},
-    {"rendezvous", 0, OPT_STRING, &opt.rendezvous, "HOST:PORT", "where rank 0 waits for the others", 0, 0},
-    {"teachers", 0, OPT_INT, &opt.teachers, "N",
-     "of the ranks, those that run the teacher; 0: each student runs it too; -1: half of them", -1, 4095},
-    {"students", 0, OPT_INT, &opt.students, "N",
-     "those that train the student, each on a part of the batch; 0: the rest", 0, 4096},
-    {"shard", 0, OPT_FLAG, &opt.shard, NULL, "the students divide the optimizer's state among them (ZeRO 1)", 0, 0},
+    {"shard", 0, OPT_FLAG, &opt.shard, NULL, "several processes divide the optimizer state among them (ZeRO 1)", 0,
+     0},
+    RETIRED("gpus"),
+    RETIRED("ranks"),
+    RETIRED("rank"),
+    RETIRED("rendezvous"),
+    RETIRED("teachers"),
+    RETIRED("students"),
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 
-/* The place of an option's value among names; a wrong one is a usage mistake. */
-static int choice(const char *option, const char *text, const char *const *names, int count) {
+/* ---- reading ---- */
+
+static const char *const train_usage =
+    "[options]\n\nTrains an image-to-TikZ model, by default from the starter teacher on the starter data.";
+
+/* Ends the program when options.txt is not whole: every version of this program has written these options. */
+static void options_check_recalled(const char *path) {
+    static const void *const recorded[] = {&opt.student, &opt.data, &opt.seed, &opt.batch, &opt.accum, &opt.lr};
+    for (size_t i = 0; i < sizeof recorded / sizeof recorded[0]; i++)
+        if (!options_given(recorded[i]))
+            die("%s is not whole: it does not say all options of the run; put it back from a copy, or start anew in "
+                "another --out folder",
+                path);
+}
+
+/* --resume: reads the options of the first run, then again what the command line says. */
+static void options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
+    Error err;
+    const char *out = opt.out;
+    if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
+    if (!file_exists(state_path))
+        die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", state_path);
+    options_forget_given();
+    die_if(options_config(table, OPTIONS, options_path, &err), &err);
+    options_check_recalled(options_path);
+    const char *student = opt.student;
+    options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
+    if (strcmp(opt.student, student))
+        die("--resume continues with the student in %s, which began as %s; --student %s is another: leave it out, or "
+            "start anew in another --out folder",
+            out, student, opt.student);
+    opt.out = out;  // the folder may have been moved
+    opt.resume = true;
+}
+
+/* ---- what follows from the options ---- */
+
+typedef struct {
+    bool has_teacher, has_val;
+    bool explicit_accum;  // --resume with an explicit --accum: the batch split stays as given
+    int groups;           // parameter groups to train
+    Recompute recompute;
+    const char *init;           // file to start a new student from; NULL: random weights
+    ObjectiveConfig objective;  // the schedule moves a copy of it
+    KdSchedule kd_schedule;
+    LrSchedule lr_schedule;
+    int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
+    int64_t eval_batches;  // validation batches; 0: all
+} Settings;
+
+/* The index of an option's value among names; a wrong one is a usage mistake. */
+static int option_choice(const char *option, const char *text, const char *const *names, int count) {
     int i = name_index(text, names, count);
     if (i >= 0) return i;
     char list[200] = "";
@@ -125,52 +210,128 @@ static int choice(const char *option, const char *text, const char *const *names
     options_die("--%s is '%s'; expected one of %s", option, text, list);
 }
 
-static int parse_parts(const char *text) {
+static int settings_groups(void) {
     static const char *const names[] = {"vision", "connector", "lm"};
-    int parts = 0;
+    int groups = 0;
     char copy[64], *rest = NULL;
-    snprintf(copy, sizeof copy, "%s", text);
+    snprintf(copy, sizeof copy, "%s", opt.train);
     for (char *name = strtok_r(copy, ",", &rest); name; name = strtok_r(NULL, ",", &rest))
-        parts |= 1 << choice("train", name, names, 3);
-    if (!parts) options_die("--train names no part; expected vision, connector, lm or several with commas");
-    return parts;
+        groups |= 1 << option_choice("train", name, names, 3);
+    if (!groups)
+        options_die("--train names no group; expected vision, connector, lm or several of them with commas");
+    return groups;
 }
 
-static ObjectiveConfig parse_objective(void) {
-    static const char *const losses[] = {"kl", "reverse-kl", "jsd"};
-    ObjectiveConfig c;
-    memset(&c, 0, sizeof c);
-    if (!isnan(opt.alpha)) {
-        opt.w_soft = opt.alpha;
-        opt.w_ce = 1 - opt.alpha;
-        opt.alpha = NAN;  // what is recorded for --resume are the two weights
-    }
-    bool alone = !strcmp(opt.teacher, "none");
-    if (alone && !options_given(&opt.w_ce)) opt.w_ce = 1;
-    if (alone) opt.w_soft = opt.w_hard = opt.w_embed = 0;
-    if (opt.w_ce <= 0 && (alone || (opt.w_soft <= 0 && opt.w_hard <= 0 && opt.w_embed <= 0)))
+static ObjectiveConfig settings_objective(bool has_teacher) {
+    double w_ce = isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, w_soft = isnan(opt.alpha) ? opt.w_soft : opt.alpha;
+    if (!has_teacher && !options_given(&opt.w_ce)) w_ce = 1;
+    ObjectiveConfig c = {
+        .w_ce = (float)w_ce,
+        .w_soft = has_teacher ? (float)w_soft : 0,
+        .w_hard = has_teacher ? (float)opt.w_hard : 0,
+        .w_embed = has_teacher ? (float)opt.w_embed : 0,
+        .temperature = (float)opt.temperature,
+        .soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES),
+        .jsd_beta = (float)opt.jsd_beta,
+        .band_low = (float)opt.entropy_low,
+        .band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high,
+        .gate_confidence = (float)opt.gate_confidence,
+        .gate_factor = (float)opt.gate_factor,
+    };
+    if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0)
         options_die("every term of the objective has weight 0%s; there is nothing to learn",
-                    alone ? " without a teacher" : "");
-    c.w_ce = (float)opt.w_ce;
-    c.w_soft = (float)opt.w_soft;
-    c.w_hard = (float)opt.w_hard;
-    c.w_embed = (float)opt.w_embed;
-    c.temperature = (float)opt.temperature;
-    c.soft = (SoftLoss)choice("soft-loss", opt.loss, losses, 3);
-    c.jsd_beta = (float)opt.beta;
-    c.band_low = (float)opt.entropy_low;
-    c.band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high;
-    c.gate_confidence = (float)opt.sure;
-    c.gate_factor = (float)opt.gate_factor;
+                    has_teacher ? "" : " without a teacher");
     return c;
 }
 
-/* Options that may differ from rank to rank, or are compared by what their files hold. */
-static bool is_local_option(const char *line) {
-    static const char *const names[] = {"device",   "teacher-device", "student-device", "threads",  "cache",
-                                        "rank",     "rendezvous",     "ranks",          "gpus",     "out",
-                                        "teacher",  "student",        "tokenizer",      "init",     "data",
-                                        "val-data", "overwrite",      "teachers",       "students", "#"};
+static Recompute settings_recompute(void) {
+    static const char *const names[] = {"none", "activations", "blocks"};
+    if (!strcmp(opt.recompute, "true")) return RECOMPUTE_BLOCKS;  // as options.txt of older versions has it
+    if (!strcmp(opt.recompute, "false")) return RECOMPUTE_NONE;
+    return (Recompute)option_choice("recompute", opt.recompute, names, 3);
+}
+
+/* Refuses a student that is neither a file nor a shape, before anything is loaded. */
+static void check_student(const char *student) {
+    Error err;
+    ModelConfig c;
+    size_t length = strlen(student);
+    if (file_exists(student)) return;
+    if (strchr(student, '/') || (length > 12 && !strcmp(student + length - 12, ".safetensors")))
+        die("cannot read the student %s: %s", student, strerror(errno));
+    if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
+}
+
+static Settings settings_from_options(void) {
+    Settings s = {.has_teacher = strcmp(opt.teacher, "none") != 0,
+                  .has_val = opt.val_data && strcmp(opt.val_data, "none"),
+                  .groups = settings_groups(),
+                  .recompute = settings_recompute(),
+                  .batch = (int)opt.batch,
+                  .accum = (int)opt.accum,
+                  .eval_batches = opt.eval_batches};
+    if (!opt.resume) check_student(opt.student);
+    s.objective = settings_objective(s.has_teacher);
+    s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
+    s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
+    s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
+    if (!strcmp(opt.init, "teacher") && !s.has_teacher) {
+        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
+        s.init = NULL;
+    }
+    if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
+        options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
+    if (opt.patience && !s.has_val) options_die("--patience needs --val-data");
+    return s;
+}
+
+/* A resumed run keeps the images of a step, which options.txt has as one process's --batch and --accum, and
+ * redistributes them over the ranks there are now: in micro-batches of --batch, or of fewer where that does not divide
+ * them. */
+static void redistribute_batch(Settings *s, int ranks) {
+    int64_t images = (int64_t)s->batch * s->accum;
+    if (opt.resume && ranks > 1 && !s->explicit_accum) {
+        int64_t batch = s->batch;
+        if (images % ranks)
+            die("--resume: the %lld images of a step cannot be divided among %d processes; start a number that divides "
+                "%lld",
+                (long long)images, ranks, (long long)images);
+        while (images / ranks % batch) batch--;
+        s->eval_batches = (s->eval_batches * s->batch + batch - 1) / batch;  // as many images, or a few more
+        s->batch = (int)batch;
+        s->accum = (int)(images / ranks / batch);
+    }
+    images = (int64_t)s->batch * s->accum * ranks;
+    if (images > 1 << 20)
+        options_die("--batch times --accum, on all ranks, makes a step of %lld images; at most 1048576 are supported",
+                    (long long)images);
+}
+
+/* ---- recording ---- */
+
+/* Writes the options for --resume, which is also the --config of a run like this one: as one process that takes the same
+ * steps, with what was derived in place of what it was derived from. */
+static void options_record(const Settings *s, int ranks, FILE *f) {
+    char batch[24], accum[24], w[4][32];
+    const float weights[4] = {s->objective.w_ce, s->objective.w_soft, s->objective.w_hard, s->objective.w_embed};
+    const double given[4] = {isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, isnan(opt.alpha) ? opt.w_soft : opt.alpha,
+                             opt.w_hard, opt.w_embed};
+    for (int i = 0; i < 4; i++)  // as given, in double, unless a missing teacher changed it
+        options_double(weights[i] == (float)given[i] ? given[i] : weights[i], w[i], sizeof w[i]);
+    snprintf(batch, sizeof batch, "%d", s->batch);
+    snprintf(accum, sizeof accum, "%d", s->accum * ranks);
+    const OptionOverride overrides[] = {{"resume", "false"}, {"overwrite", "false"}, {"alpha", NULL},
+                                        {"w-ce", w[0]},      {"w-soft", w[1]},       {"w-hard", w[2]},
+                                        {"w-embed", w[3]},   {"batch", batch},       {"accum", accum},
+                                        {"init", s->init ? opt.init : "none"}};
+    options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
+}
+
+/* Options that may differ from rank to rank, or whose files are compared by content instead. */
+static bool option_may_differ(const char *line) {
+    static const char *const names[] = {"device",  "teacher-device", "student-device", "threads",  "cache",
+                                        "out",     "teacher",        "student",        "tokenizer", "init",
+                                        "data",    "val-data",       "overwrite",      "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;

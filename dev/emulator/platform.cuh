@@ -121,13 +121,13 @@ static inline float log2_approx(float x) { return log2f(x); }
 static inline int opaque(int x) { return x; }
 
 /* ---- libraries ----
- * They are emulated too and linked (cublaslt.cpp, nccl.cpp); EMULATION_WITHOUT_NCCL in the environment makes NCCL one
- * that cannot be loaded. */
+ * They are emulated too and linked (cublaslt.cpp, emulated_nccl.cpp); EMULATION_WITHOUT_NCCL in the environment makes
+ * NCCL one that cannot be loaded. */
 
-static inline void *library_open(const char *file) {
+static inline void *platform_open_library(const char *file) {
     return strstr(file, "nccl") && getenv("EMULATION_WITHOUT_NCCL") ? NULL : (void *)"linked";
 }
-static inline const char *library_error(void) { return "the emulated GPU goes without this library"; }
-#define LIBRARY_FUNCTION(library, name) ((void)(library), &name)
+static inline const char *platform_library_error(void) { return "the emulated GPU goes without this library"; }
+#define PLATFORM_FUNCTION(library, name) ((void)(library), &name)
 
 #endif

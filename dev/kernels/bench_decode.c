@@ -29,13 +29,13 @@ static void create(Model *m, const Ops *op, const char *shape) {
     if (tokenizer_load(&m->tokenizer, &m->file, &err)) die("%s", err.text);
     if (config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, &err)) die("%s", err.text);
     m->op = op;
-    model_declare(m);
-    params_allocate_values(&m->params, op);
+    model_declare(m, "");
+    params_allocate(&m->params, op);
     for (int i = 0; i < m->params.count; i++) {
         const Param *x = &m->params.list[i];
         floatX host[4096];
         size_t n = x->n < 4096 ? x->n : 4096;
-        for (size_t k = 0; k < n; k++) host[k] = to_x(((float)(k * 2654435761u % 4099) / 2049.5f - 1) * x->spread);
+        for (size_t k = 0; k < n; k++) host[k] = to_x(((float)(k * 2654435761u % 4099) / 2049.5f - 1) * x->init_std);
         op->upload(x->value, host, n * sizeof(floatX));
         for (size_t done = n; done < x->n; done *= 2)
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
@@ -58,9 +58,9 @@ static double open_and_multiply(Model *m, const Ops *op, const char *path) {
     double start = seconds_now();
     if (!file_exists(path))
         create(m, op, path);
-    else if (model_open(m, op, path, &err))
+    else if (model_open(m, op, path, "", &err))
         die("%s", err.text);
-    Weight w = param_weight(m->layer[0].qkv);
+    Weight w = param_weight(m->layer[0].qkv_proj);
     floatX *x = (floatX *)op->alloc((size_t)w.cols * sizeof(floatX));
     floatX *y = (floatX *)op->alloc((size_t)w.rows * sizeof(floatX));
     if (!x || !y) die("out of memory");
@@ -108,21 +108,21 @@ static void write_json(const char *path, const Ops *op, const Result *r) {
 
 /* Bytes that one step of B texts must read: every weight of the decoder (of the embedding a few rows, unless it is
  * also the head), and the keys and values so far. */
-static double step_bytes(const Decoder *d) {
+static double step_bytes(const Generator *d) {
     const Model *m = d->m;
     const LmConfig *c = &m->c.lm;
-    size_t embed = m->head == m->embed ? 0 : m->embed->n;
+    size_t embed = m->lm_head == m->embed_tokens ? 0 : m->embed_tokens->n;
     double cache = 2.0 * c->layers * c->kv_heads * c->head_dim * d->B * d->length;
     return ((double)(params_total(&m->params, GROUP_LM) - embed) + cache) * sizeof(floatX);
 }
 
-/* What decoder_start leaves, without looking: B empty texts after as many positions as an image has. */
-static void begin(Decoder *d, int B) {
+/* What generator_prefill leaves, without looking: B empty texts after as many positions as an image has. */
+static void begin(Generator *d, int B) {
     d->B = B;
     d->length = model_image_tokens(d->m);
-    decoder_upload(d, d->positions, d->length - 1);
-    decoder_upload(d, d->numbers, 0);
-    decoder_upload(d, d->ids, 0);
+    generator_set_all(d, d->positions, d->length - 1);
+    generator_set_all(d, d->streams, 0);
+    generator_set_all(d, d->ids, 0);
 }
 
 static bool read_on(void *context, int b, int id) {
@@ -131,14 +131,14 @@ static bool read_on(void *context, int b, int id) {
 }
 
 /* On the CPU, writing tokens and reading as many bytes take turns, so that both see the same machine; on a GPU the
- * bandwidth is that of its own copies, and tokens come as decoder_write gives them. */
-static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
+ * bandwidth is that of its own copies, and tokens come as generator_run gives them. */
+static void measure_batch(Result *r, Model *m, Generator *d, int B) {
     const Ops *op = m->op;
     const int tokens = B > 1 && op->host_memory ? TOKENS / 4 : TOKENS, i = r->count++;
     double times[TOKENS], rates[TOKENS];
     int *zeros = (int *)xcalloc((size_t)B, sizeof(int));
     begin(d, B);
-    decoder_write(d, zeros, 4, read_on, NULL);  // graphs and plans are made
+    generator_run(d, zeros, 4, read_on, NULL);  // graphs and plans are made
     double bytes = step_bytes(d);
     begin(d, B);
     if (op->host_memory) {
@@ -147,7 +147,7 @@ static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
         for (int t = 0; t < tokens; t++) {
             rates[t] = measure_read_bandwidth(data, (size_t)bytes);
             double start = seconds_now();
-            decoder_run(d, true);
+            generator_step(d, true);
             times[t] = seconds_now() - start;
         }
         op->release(data);
@@ -157,7 +157,7 @@ static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
             begin(d, B);
             op->sync();
             double start = seconds_now();
-            decoder_write(d, zeros, tokens, read_on, NULL);
+            generator_run(d, zeros, tokens, read_on, NULL);
             times[t] = (seconds_now() - start) / tokens;
             rates[t] = copying;
         }
@@ -176,7 +176,7 @@ static void measure_batch(Result *r, Model *m, Decoder *d, int B) {
 
 static void measure(const Ops *op, const char *path, const char *json, const char *batches) {
     static Model m;
-    Decoder d;
+    Generator d;
     Result r;
     memset(&r, 0, sizeof r);
     r.opened = open_and_multiply(&m, op, path);
@@ -192,13 +192,13 @@ static void measure(const Ops *op, const char *path, const char *json, const cha
         count++;
     }
     double start = seconds_now();
-    B = decoder_fit(&m, B, true, 1, TOKENS + 1);
+    B = generator_fit(&m, B, true, 1, TOKENS + 1);
     model_plan(&m, B, 1);
-    decoder_open(&d, &m, B, TOKENS + 1);  // copies the decoder's weights to large pages
+    generator_open(&d, &m, B, TOKENS + 1);  // copies the decoder's weights to large pages
     double prepared = seconds_now() - start, first[2];
     for (int i = 0; i < 2; i++) {  // the first one also brings the pages of the encoder into memory
         start = seconds_now();
-        decoder_start(&d, grey, 1, NULL, 0);
+        generator_prefill(&d, grey, 1, NULL, 0);
         op->sync();
         first[i] = seconds_now() - start;
     }
@@ -211,7 +211,7 @@ static void measure(const Ops *op, const char *path, const char *json, const cha
             printf("%2d texts do not fit into the memory\n", wanted[i]);
     }
     if (json) write_json(json, op, &r);
-    decoder_close(&d);
+    generator_close(&d);
     model_close(&m);
     free(grey);
 }

@@ -361,6 +361,10 @@ static void bench_objective(const Shapes *m) {
     floatX *h = random_x((size_t)n * ws), *ht = random_x((size_t)n * wt), *dh = random_x((size_t)n * ws);
     floatX *w = random_x((size_t)V * ws), *w_teacher = random_x((size_t)V * wt);
     float *dw = zeros_f((size_t)V * ws);
+    Param student_head = {.rows = V, .cols = ws, .n = (size_t)V * ws, .value = w, .gradient = dw};
+    Model student = {.op = op, .lm_head = &student_head};  // as much of one as the objective asks for
+    student.c.lm.vocab = V, student.c.lm.hidden_size = ws;
+    student.c.vision.image_size = student.c.vision.patch_size = student.c.vision.concat = 1;
     Weight head = {w, DT_FLOATX, V, ws, NULL}, teacher_head = {w_teacher, DT_FLOATX, V, wt, NULL};
     int *labels = (int *)calloc((size_t)n, sizeof *labels);
     if (!labels) die("out of memory");
@@ -369,12 +373,12 @@ static void bench_objective(const Shapes *m) {
                        (size_t)n);  // makes scratch
     op->sync();
     size_t free_before = op->memory_free();
-    objective_open(&o, op, config, V, ws, op, teacher_head, m->n_chunk, n, 0, 0, 1);
-    objective_run(&o, dh, dw, h, head, ht, labels, n, 1.0f / (float)n);
+    objective_open(&o, config, &student, teacher_head, m->n_chunk, n, 0, 1);
+    objective_positions(&o, dh, h, &student_head, ht, labels, n, 1.0 / n);
     objective_collect(&o);
     extra_memory = (double)free_before - (double)op->memory_free();
     SHAPE("n=%d V=%d student=%d teacher=%d", n, V, ws, wt);
-    BENCH(0, "objective", "", flops, 0, objective_run(&o, dh, dw, h, head, ht, labels, n, 1.0f / (float)n))
+    BENCH(0, "objective", "", flops, 0, objective_positions(&o, dh, h, &student_head, ht, labels, n, 1.0 / n))
     printf("    in chunks of %d positions; %.1f MB beyond inputs and gradients\n", o.chunk, extra_memory / 1e6);
     extra_memory = 0;
     objective_close(&o);

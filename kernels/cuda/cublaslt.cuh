@@ -1,5 +1,5 @@
-/* cuBLASLt's matmul. The library is loaded when the first matmul runs on a GPU (library_open in platform.cuh), and
- * its functions are called as cublaslt()->Matmul(...) for cublasLtMatmul(...).
+/* cuBLASLt's matmul. The library is loaded when the first matmul runs on a GPU (platform_open_library in
+ * platform.cuh), and its functions are called as cublaslt()->Matmul(...) for cublasLtMatmul(...).
  *
  * Everything here is row-major and cuBLASLt is column-major: a row-major [M, N] is to it the transposed matrix [N,
  * M]. So for C = A B it computes C^T = B^T A^T, with our B as its first operand and our A as its second. */
@@ -34,12 +34,12 @@ static inline CublasLt cublaslt_load(void) {
     char file[40];
     CublasLt lt;
     snprintf(file, sizeof file, "libcublasLt.so.%d", CUBLAS_VER_MAJOR);
-    void *library = library_open(file);
+    void *library = platform_open_library(file);
     if (!library)
         die("cannot load the matrix library of CUDA %d: %s; install it, or use --device cpu", CUBLAS_VER_MAJOR,
-            library_error());
+            platform_library_error());
 #define FIND(name)                                                                                       \
-    lt.name = LIBRARY_FUNCTION(library, cublasLt##name);                                                 \
+    lt.name = PLATFORM_FUNCTION(library, cublasLt##name);                                                \
     if (!lt.name)                                                                                        \
         die("the matrix library cuBLASLt has no function cublasLt" #name "; install the one of CUDA %d", \
             CUBLAS_VER_MAJOR);

@@ -203,10 +203,11 @@ static __device__ __forceinline__ int opaque(int x) {
  * cuBLASLt is half a gigabyte large: linked, it would cost every start of a program an eighth of a second, even where
  * there is no GPU. So it is loaded when it is first needed, and so is NCCL. */
 
-static inline void *library_open(const char *file) { return dlopen(file, RTLD_NOW | RTLD_LOCAL); }
-static inline const char *library_error(void) { return dlerror(); }
+static inline void *platform_open_library(const char *file) { return dlopen(file, RTLD_NOW | RTLD_LOCAL); }
+static inline const char *platform_library_error(void) { return dlerror(); }
 
-/* The library's function of this name, with the type its header gives it; NULL when the library does not have it. */
-#define LIBRARY_FUNCTION(library, name) ((decltype(&name))dlsym(library, #name))
+/* The library's function of this name, with the type that its header declares; NULL when the library does not have
+ * it. */
+#define PLATFORM_FUNCTION(library, name) ((decltype(&name))dlsym(library, #name))
 
 #endif

@@ -44,7 +44,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
 }
 
 /* Maps the file and returns when all ranks have mapped it, so that its name can be removed. */
-ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t *) {
+ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
     size_t boxes = (size_t)ranks * (size_t)ranks * sizeof(Mailbox), bytes = boxes + sizeof(std::atomic<int>);
     int fd = shm_open(id.internal, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (rank < 0 || rank >= ranks || !*id.internal) return ncclInvalidArgument;
@@ -72,8 +72,6 @@ ncclResult_t ncclCommAbort(ncclComm_t c) {
     ended.push_back(c);
     return c->aborted = true, ncclSuccess;
 }
-
-ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *result) { return *result = ncclSuccess, ncclSuccess; }
 
 /* ---- moving ---- */
 
@@ -178,30 +176,5 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t piece, ncclDataTyp
         memmove((char *)to + (size_t)c->rank * bytes, from, bytes);
         to_and_from_all(c, parts, (const char *)from, 0, (char *)to, bytes);
     };
-    return exchange(c, s, begin, NULL);
-}
-
-ncclResult_t ncclBroadcast(const void *from, void *to, size_t n, ncclDataType_t type, int root, ncclComm_t c,
-                           cudaStream_t s) {
-    size_t bytes = n * size_of(type);
-    if (root < 0 || root >= c->ranks) return ncclInvalidArgument;
-    auto begin = [=](std::vector<Part> &parts) {
-        if (c->rank != root) parts.push_back({false, root, (char *)to, bytes});
-        for (int r = 0; r < c->ranks && c->rank == root; r++)
-            if (r != root) parts.push_back({true, r, (char *)from, bytes});
-        if (c->rank == root) memmove(to, from, bytes);
-    };
-    return exchange(c, s, begin, NULL);
-}
-
-ncclResult_t ncclSend(const void *from, size_t n, ncclDataType_t type, int rank, ncclComm_t c, cudaStream_t s) {
-    if (rank < 0 || rank >= c->ranks || rank == c->rank) return ncclInvalidArgument;
-    auto begin = [=](std::vector<Part> &parts) { parts.push_back({true, rank, (char *)from, n * size_of(type)}); };
-    return exchange(c, s, begin, NULL);
-}
-
-ncclResult_t ncclRecv(void *to, size_t n, ncclDataType_t type, int rank, ncclComm_t c, cudaStream_t s) {
-    if (rank < 0 || rank >= c->ranks || rank == c->rank) return ncclInvalidArgument;
-    auto begin = [=](std::vector<Part> &parts) { parts.push_back({false, rank, (char *)to, n * size_of(type)}); };
     return exchange(c, s, begin, NULL);
 }

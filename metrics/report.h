@@ -1,0 +1,63 @@
+/* One table of metrics, for everything that prints them: the log, the progress notes, eval's table and its JSON. */
+#ifndef METRICS_REPORT_H
+#define METRICS_REPORT_H
+
+#include "../lib/json.h"
+#include "../loss.cuh"
+
+typedef enum { PER_POSITION, PER_IMAGE } MetricUnit;
+
+typedef struct {
+    const char *key, *title;  // in JSON; at the head of a column, or NULL: not in tables
+    size_t sum;               // offset in ObjectiveSums
+    MetricUnit unit;          // what the sum is divided by
+    bool teacher;             // only where there is a teacher
+    bool percent;             // shown as per cent in tables
+} Metric;
+
+static const Metric metrics[] = {
+    {"ce", "CE", offsetof(ObjectiveSums, ce), PER_POSITION, false, false},
+    {"accuracy", "accuracy", offsetof(ObjectiveSums, correct), PER_POSITION, false, true},
+    {"soft", "soft", offsetof(ObjectiveSums, soft), PER_POSITION, true, false},
+    {"hard", NULL, offsetof(ObjectiveSums, hard), PER_POSITION, true, false},
+    {"agreement", "agreement", offsetof(ObjectiveSums, agreement), PER_POSITION, true, true},
+    {"entropy", NULL, offsetof(ObjectiveSums, entropy), PER_POSITION, true, false},
+    {"gate", NULL, offsetof(ObjectiveSums, gate), PER_POSITION, true, false},
+    {"embed", NULL, offsetof(ObjectiveSums, embed), PER_IMAGE, true, false},
+};
+enum { METRICS = sizeof metrics / sizeof metrics[0] };
+
+static inline bool metric_applies(const Metric *m, const ObjectiveSums *s, bool has_teacher) {
+    return (has_teacher || !m->teacher) && (m->unit == PER_POSITION || s->images > 0);
+}
+
+/* The mean of a metric over the positions, or images, that were counted. */
+static inline double metric_value(const Metric *m, const ObjectiveSums *s) {
+    double sum = *(const double *)(const void *)((const char *)s + m->sum);
+    return sum / (m->unit == PER_POSITION ? s->positions : s->images);
+}
+
+/* Adds all metrics to an open JSON object. */
+static inline void metrics_json(JsonWriter *w, const ObjectiveSums *s, bool has_teacher) {
+    for (int i = 0; i < METRICS; i++) {
+        if (!metric_applies(&metrics[i], s, has_teacher)) continue;
+        json_key(w, metrics[i].key);
+        json_number(w, metric_value(&metrics[i], s));
+    }
+}
+
+/* The titles, or with sums the values, of the table's columns; each begins with a space. */
+static inline void metrics_print_row(FILE *f, const ObjectiveSums *s, bool has_teacher) {
+    for (int i = 0; i < METRICS; i++) {
+        const Metric *m = &metrics[i];
+        if (!m->title || (m->teacher && !has_teacher)) continue;
+        if (!s)
+            fprintf(f, " %9s", m->title);
+        else if (m->percent)
+            fprintf(f, " %8.2f%%", 100 * metric_value(m, s));
+        else
+            fprintf(f, " %9.4f", metric_value(m, s));
+    }
+}
+
+#endif

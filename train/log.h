@@ -1,0 +1,131 @@
+/* What a run tells: log.jsonl, one JSON object per step and evaluation, and the summary at its start. Only rank 0
+ * speaks. */
+#ifndef TRAIN_LOG_H
+#define TRAIN_LOG_H
+
+#include "../lib/json.h"
+#include "../metrics/report.h"
+#include "parallel.h"
+#include "trainer.h"
+
+typedef struct {
+    FILE *file;  // NULL on ranks that do not log
+    const char *path;
+    bool has_teacher;
+    int ranks;
+} Log;
+
+/* Copies the lines of the old log up to a step. */
+static void log_copy(FILE *to, FILE *from, int64_t step, const char *path) {
+    char *line = NULL;
+    size_t capacity = 0;
+    while (getline(&line, &capacity, from) > 0) {
+        long long at;
+        if (sscanf(line, "{\"step\":%lld", &at) == 1 && at <= (long long)step) fputs(line, to);
+    }
+    if (ferror(from)) die("cannot read %s: %s", path, strerror(errno));
+    free(line);
+}
+
+/* Opens the log. When resuming, lines of steps after the checkpoint are dropped: those steps run again. */
+static Log log_open(const RunFolder *folder, int64_t step, const Settings *s, const Parallel *p) {
+    Log log = {NULL, folder->log, s->has_teacher, p->comm.ranks};
+    if (!is_rank0(p)) return log;
+    FILE *old = opt.resume ? fopen(log.path, "r") : NULL;
+    if (opt.resume && !old && errno != ENOENT) die("cannot read %s: %s", log.path, strerror(errno));
+    char *kept_path = format_string("%s.new", log.path);
+    log.file = fopen(kept_path, "w");
+    if (!log.file) die("cannot write %s: %s", kept_path, strerror(errno));
+    if (old) log_copy(log.file, old, step, log.path);
+    if (old) fclose(old);
+    if (ferror(log.file) || fflush(log.file) || fsync(fileno(log.file)) || rename(kept_path, log.path))
+        die("cannot write %s: %s", log.path, strerror(errno));
+    free(kept_path);
+    return log;
+}
+
+static void log_close(Log *log) {
+    if (log->file && fclose(log->file)) die("cannot write %s: %s", log->path, strerror(errno));
+    log->file = NULL;
+}
+
+static JsonWriter log_begin(int64_t step) {
+    JsonWriter w = {0};
+    json_begin_object(&w);
+    json_key(&w, "step"), json_integer(&w, step);
+    return w;
+}
+
+static void log_end(const Log *log, JsonWriter *w) {
+    json_end_object(w);
+    if (log->file && (json_write_line(w, log->file) || fflush(log->file)))
+        die("cannot write %s: %s", log->path, strerror(errno));
+    json_writer_free(w);
+}
+
+/* One optimizer step, as it was logged. */
+typedef struct {
+    Report report;
+    double loss, norm, lr;
+    int tokens;          // counted text tokens of all ranks
+    double seconds;      // that the step took
+    double peak;         // measured matmul rate of all devices, FLOP/s
+} StepResult;
+
+static void log_step(const Log *log, int64_t step, const StepResult *r) {
+    JsonWriter w = log_begin(step);
+    json_key(&w, "loss"), json_number(&w, r->loss);
+    metrics_json(&w, &r->report.sums, log->has_teacher);
+    json_key(&w, "lr"), json_number(&w, r->lr);
+    json_key(&w, "norm"), json_number(&w, r->norm);
+    json_key(&w, "tokens_per_second"), json_number(&w, r->tokens / r->seconds);
+    json_key(&w, "peak_share"), json_number(&w, r->report.flops / r->seconds / r->peak);
+    if (log->ranks > 1) json_key(&w, "comm"), json_number(&w, r->report.waited);
+    log_end(log, &w);
+}
+
+static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *sums) {
+    JsonWriter w = log_begin(step);
+    json_key(&w, "val");
+    json_begin_object(&w);
+    metrics_json(&w, sums, log->has_teacher);
+    json_end_object(&w);
+    log_end(log, &w);
+    if (!log->file) return;
+    double n = sums->positions;
+    progress_note("step %lld: validation ce %.4f, token accuracy %.2f %%", (long long)step, sums->ce / n,
+                  100 * sums->correct / n);
+    if (log->has_teacher)
+        progress_note("          soft loss %.4f, agreement with the teacher %.2f %%", sums->soft / n,
+                      100 * sums->agreement / n);
+}
+
+/* ---- the summary ---- */
+
+static double megabytes(const Arena *a) { return (double)a->used / 1e6; }
+
+static void print_summary(const Trainer *t, const Teacher *teacher, const Settings *s, const RunFolder *folder,
+                          const Parallel *p, double peak) {
+    const Params *params = &t->student.params;
+    const Optimizer *o = &t->optimizer;
+    fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", t->op->name, omp_get_max_threads(),
+            peak / 1e12);
+    if (p->comm.ranks > 1)
+        fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,
+                o->sharded ? ", each with a part of the optimizer state" : "");
+    if (s->has_teacher)
+        fprintf(stderr, "teacher %s: %.2f M parameters, on %s\n", opt.teacher,
+                (double)params_total(&teacher->model.params, GROUP_ALL) / 1e6, teacher->op->name);
+    fprintf(stderr, "student %s: %.2f M parameters (vision %.2f, connector %.2f, lm %.2f), %.2f M trained\n",
+            opt.resume ? folder->student : opt.student, (double)params_total(params, GROUP_ALL) / 1e6,
+            (double)params_total(params, GROUP_VISION) / 1e6, (double)params_total(params, GROUP_CONNECTOR) / 1e6,
+            (double)params_total(params, GROUP_LM) / 1e6, (double)params_total(params, s->groups) / 1e6);
+    fprintf(stderr,
+            "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
+            "logits %.1f MB\n",
+            megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
+            megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
+            megabytes(&t->objective.arena));
+}
+
+#endif

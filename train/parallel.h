@@ -1,0 +1,207 @@
+/* Data parallelism: what the ranks of a run share. Every rank has the same student, its own micro-batches and, beside it,
+ * its own teacher.
+ *
+ *   gradients   summed over the ranks bucket by bucket, from the end of the flat arrays (train/optimizer.h), while the
+ *               last backward pass of a step still works on their beginning
+ *   optimizer   sharded, a rank updates its pieces of the values and then gathers the others'
+ *   reports     what was counted in a step, summed over the ranks, so that all of them log and decide the same
+ *
+ * With a single rank all of this does nothing. The engines (MPI, NCCL) are in dist/comm.h. */
+#ifndef TRAIN_PARALLEL_H
+#define TRAIN_PARALLEL_H
+
+#include "../dist/comm.h"
+#include "../lib/crc32.h"
+#include "../lib/interrupt.h"
+#include "../loss.cuh"
+#include "optimizer.h"
+#include "run.h"
+
+#include <glob.h>
+
+typedef struct {
+    Comm comm;
+    const Optimizer *optimizer;
+    const Params *params;  // the student's: what the gradient hook speaks of
+    int next_bucket;       // to be summed next; from the last one to the first
+} Parallel;
+
+static bool is_rank0(const Parallel *p) { return p->comm.rank == 0; }
+
+/* ---- gradients ---- */
+
+/* Starts summing the buckets whose gradients, from flat element `from` on, are final. */
+static void parallel_reduce_from(Parallel *p, size_t from) {
+    const Optimizer *o = p->optimizer;
+    for (; p->next_bucket >= 0 && p->next_bucket * o->bucket >= from; p->next_bucket--) {
+        float *bucket = o->gradients + p->next_bucket * o->bucket;
+        size_t n = optimizer_bucket_length(o, p->next_bucket);
+        if (o->sharded)
+            comm_reduce_scatter(&p->comm, bucket, n / o->ranks);
+        else
+            comm_all_reduce(&p->comm, bucket, n);
+    }
+}
+
+/* The gradient hook: the gradients of q and of everything declared after it are final. Those of norms and biases, which
+ * come first in the flat arrays, wait for the end. */
+static void parallel_gradients_ready(void *context, const Param *q) {
+    Parallel *p = context;
+    const Param *end = p->params->list + p->params->count;
+    while (q < end && !(q->gradient && q->decay)) q++;
+    if (q < end) parallel_reduce_from(p, q->offset);
+}
+
+/* Before a backward pass. In the last one of a step the all-reduce of what is final begins. */
+static void parallel_watch_backward(Parallel *p, Model *student, bool last) {
+    p->next_bucket = optimizer_buckets(p->optimizer) - 1;
+    student->hook = (GradientHook){last && p->comm.ranks > 1 ? parallel_gradients_ready : NULL, p};
+}
+
+/* Sums the rest of the gradients and takes their global norm. The device waits for all of it, the host does not. */
+static void all_reduce_gradients(Parallel *p) {
+    const Optimizer *o = p->optimizer;
+    parallel_reduce_from(p, 0);
+    comm_finish(&p->comm);
+    optimizer_norm(o);
+    if (o->ranks == 1) return;
+    comm_all_reduce(&p->comm, o->norm_squared, 1);
+    comm_finish(&p->comm);
+}
+
+/* AdamW; where the optimizer is sharded, every rank then gets the values that the others have updated. step counts
+ * from 1. */
+static void adamw_step(Parallel *p, double lr, int64_t step) {
+    const Optimizer *o = p->optimizer;
+    optimizer_step(o, (float)lr, (int)step);
+    for (int b = 0; o->sharded && b < optimizer_buckets(o); b++)
+        comm_all_gather(&p->comm, o->values + b * o->bucket,
+                        optimizer_bucket_length(o, b) / o->ranks * sizeof(floatX));
+    comm_finish(&p->comm);
+}
+
+/* ---- reports ---- */
+
+/* What was counted in a step or an evaluation. Doubles only, so that reports can be added up. */
+typedef struct {
+    ObjectiveSums sums;
+    double flops, interrupted;
+    double waited;  // seconds that communication made the step longer
+} Report;
+
+/* Sums the report over the ranks, in their order, so that every rank gets the same bits. `waited` is taken from the rank
+ * that waited least: the others also waited for it, the slowest one, in the all-reduce. */
+static Report all_reduce_report(Parallel *p, Report mine) {
+    enum { DOUBLES = sizeof(Report) / sizeof(double) };
+    int ranks = p->comm.ranks;
+    Report total = {0}, *all = xcalloc(ranks, sizeof *all);
+    comm_gather_host(&p->comm, &mine, sizeof mine, all);
+    double waited = all[0].waited;
+    for (int r = 0; r < ranks; r++) {
+        for (int k = 0; k < DOUBLES; k++) ((double *)&total)[k] += ((double *)&all[r])[k];
+        if (all[r].waited < waited) waited = all[r].waited;
+    }
+    total.waited = waited;
+    free(all);
+    return total;
+}
+
+/* The sum of a value over the ranks. */
+static double parallel_sum(Parallel *p, double mine) {
+    double sum = 0, *all = xcalloc(p->comm.ranks, sizeof *all);
+    comm_gather_host(&p->comm, &mine, sizeof mine, all);
+    for (int r = 0; r < p->comm.ranks; r++) sum += all[r];
+    free(all);
+    return sum;
+}
+
+/* ---- agreement ---- */
+
+/* Writes "key = checksum" of a file, or of all files that a pattern matches; a name that is no file goes as it is. Large
+ * files are sampled throughout. */
+static void write_checksum(FILE *text, const char *key, const char *path) {
+    Error err;
+    glob_t found = {0};
+    uint32_t crc = 0;
+    int files = 0;
+    bool one = !path || file_exists(path) || glob(path, 0, NULL, &found) || !found.gl_pathc;
+    for (size_t i = 0; path && i < (one ? 1 : found.gl_pathc); i++) {
+        MappedFile file;
+        const char *name = one ? path : found.gl_pathv[i];
+        if (!file_exists(name) || file_map(&file, name, &err)) continue;
+        size_t piece = 1 << 20, stride = file.size / 64 > piece ? file.size / 64 : piece;
+        for (size_t at = 0; at < file.size; at += stride)
+            crc = crc32_bytes(crc, file.data + at, file.size - at < piece ? file.size - at : piece);
+        crc = crc32_bytes(crc, (const uint8_t *)&file.size, sizeof file.size);
+        file_unmap(&file);
+        files++;
+    }
+    globfree(&found);
+    if (files)
+        fprintf(text, "%s = checksum %08x\n", key, crc);
+    else
+        fprintf(text, "%s = %s\n", key, path ? path : "none");
+}
+
+/* Ends all ranks where one runs another build, with other settings, or on other models or data than rank 0. */
+static void check_same_settings(Parallel *p, const RunFolder *folder) {
+    char *options = NULL, *text = NULL, *rest = NULL;
+    size_t size;
+    if (p->comm.ranks == 1) return;
+    FILE *f = open_memstream(&options, &size);
+    options_write(table, OPTIONS, f, NULL, 0);
+    fclose(f);
+    f = open_memstream(&text, &size);
+    write_checksum(f, "build", "/proc/self/exe");
+    write_checksum(f, "teacher", opt.teacher);
+    write_checksum(f, "student", opt.resume ? folder->student : opt.student);
+    write_checksum(f, "init", opt.init);
+    write_checksum(f, "tokenizer", opt.tokenizer);
+    write_checksum(f, "training data", opt.data);
+    write_checksum(f, "validation data", opt.val_data);
+    if (opt.resume && opt.shard) write_checksum(f, "checkpoint", folder->state);
+    for (char *line = strtok_r(options, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+        if (!option_may_differ(line)) fprintf(f, "--%s\n", line);
+    fclose(f);
+    comm_check_same(&p->comm, text);
+    free(options);
+    free(text);
+}
+
+/* Ends all ranks where the weights of one are not those of rank 0, whatever they were read from. */
+static void check_same_weights(Parallel *p) {
+    const Optimizer *o = p->optimizer;
+    const size_t most = 1 << 20;
+    uint32_t crc = 0, *all = xmalloc(p->comm.ranks * sizeof *all);
+    floatX *host = xmalloc(most * sizeof(floatX));
+    for (size_t at = 0; at < o->n && p->comm.ranks > 1; at += most) {
+        size_t bytes = (o->n - at < most ? o->n - at : most) * sizeof(floatX);
+        o->op->download(host, o->values + at, bytes);
+        crc = crc32_bytes(crc, (const uint8_t *)host, bytes);
+    }
+    comm_gather_host(&p->comm, &crc, sizeof crc, all);
+    for (int r = 1; r < p->comm.ranks; r++)
+        if (all[r] != all[0]) die("the student of rank %d does not begin with the weights of rank 0's", r);
+    free(all);
+    free(host);
+}
+
+/* ---- opening ---- */
+
+/* Finds the other ranks and makes sure that all of them are about to do the same. */
+static void parallel_open(Parallel *p) {
+    Error err;
+    *p = (Parallel){0};
+    die_if(comm_init(&p->comm, &err), &err);
+}
+
+static void parallel_use_optimizer(Parallel *p, const Optimizer *o, const Params *params) {
+    Error err;
+    p->optimizer = o;
+    p->params = params;
+    die_if(comm_use_device(&p->comm, o->op, &err), &err);
+}
+
+static void parallel_close(Parallel *p) { comm_close(&p->comm); }
+
+#endif

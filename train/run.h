@@ -1,0 +1,136 @@
+/* The folder of a run, and who may write into it.
+ *
+ *   student.safetensors   the newest weights              log.jsonl     one JSON object per step
+ *   best.safetensors      the best on the validation data options.txt   the options, for --resume and --config
+ *   state.safetensors     optimizer state and step        .lock         the process that writes here
+ *
+ * Where ranks share the optimizer state, each writes state-STEP.RANK-of-RANKS.safetensors (train/checkpoint.h). */
+#ifndef TRAIN_RUN_H
+#define TRAIN_RUN_H
+
+#include "../dist/comm.h"
+#include "../lib/file.h"
+#include "options.h"
+
+#include <dirent.h>
+
+typedef struct {
+    const char *path;
+    char *student, *best, *state, *log, *options, *lock;
+    dev_t device;  // of the lock file: whether the folder is still the one that the run began in
+    ino_t inode;   // 0: the rank does not write there
+} RunFolder;
+
+static RunFolder run_folder(const char *path) {
+    return (RunFolder){.path = path,
+                       .student = format_string("%s/student.safetensors", path),
+                       .best = format_string("%s/best.safetensors", path),
+                       .state = format_string("%s/state.safetensors", path),
+                       .log = format_string("%s/log.jsonl", path),
+                       .options = format_string("%s/options.txt", path),
+                       .lock = format_string("%s/.lock", path)};
+}
+
+static void run_folder_free(RunFolder *f) {
+    free(f->student);
+    free(f->best);
+    free(f->state);
+    free(f->log);
+    free(f->options);
+    free(f->lock);
+}
+
+/* Takes the folder for this run, on rank 0. One that holds a student is only touched with --resume or --overwrite. */
+static void run_folder_create(const RunFolder *f) {
+    Error err;
+    die_if(make_folder(f->path, &err), &err);
+    die_if(folder_lock(f->path, &err) < 0, &err);
+    if (!opt.resume && !opt.overwrite && file_exists(f->student))
+        die("%s already holds a trained student; --resume continues with it, --overwrite starts anew, --out DIR goes "
+            "elsewhere",
+            f->path);
+}
+
+/* Ranks that share the optimizer state all write into the folder. Whether they see the one that rank 0 has locked is
+ * better known now than at the first checkpoint. */
+static void run_folder_check_shared(const RunFolder *f, Comm *comm) {
+    char owner[24] = "";
+    int64_t process = getpid();
+    comm_broadcast_host(comm, &process, sizeof process);
+    if (comm->rank == 0 || !opt.shard) return;
+    FILE *lock = fopen(f->lock, "r");
+    bool same = lock && fgets(owner, sizeof owner, lock) && strtoll(owner, NULL, 10) == process;
+    if (lock) fclose(lock);
+    if (!same)
+        die("%s is not the folder of rank 0, where each rank saves its part of the optimizer state; give all ranks an "
+            "--out that they share, or --no-shard",
+            f->path);
+}
+
+/* Opens the folder on all ranks. */
+static void run_folder_open(RunFolder *f, Comm *comm) {
+    struct stat s;
+    if (comm->rank == 0) run_folder_create(f);
+    run_folder_check_shared(f, comm);
+    if (comm->rank > 0 && !opt.shard) return;
+    if (stat(f->lock, &s)) die("cannot read %s: %s", f->lock, strerror(errno));
+    f->device = s.st_dev;
+    f->inode = s.st_ino;
+}
+
+/* Before anything is written: ends the program when the folder is not the one that the run began in, so that no run
+ * writes into another's. */
+static void run_folder_check(const RunFolder *f) {
+    struct stat s;
+    if (!f->inode || (stat(f->lock, &s) == 0 && s.st_dev == f->device && s.st_ino == f->inode)) return;
+    die("%s is not the folder any more in which this run began: it was moved or replaced; nothing was written there",
+        f->path);
+}
+
+/* Makes what was unlinked or renamed in the folder durable. */
+static void run_folder_sync(const RunFolder *f) {
+    int fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return;
+    fsync(fd);  // some file systems refuse to sync a folder
+    close(fd);
+}
+
+/* The state file of one of several ranks. */
+static char *run_shard_path(const RunFolder *f, int64_t step, int rank, int ranks) {
+    return format_string("%s/state-%lld.%d-of-%d.safetensors", f->path, (long long)step, rank, ranks);
+}
+
+/* Removes the shards of other checkpoints than that of `step`, which has `ranks` of them (0: none), and what a killed
+ * rank has left half-written. To be called when no rank is saving. */
+static void run_remove_old_shards(const RunFolder *f, int64_t step, int ranks) {
+    DIR *folder = opendir(f->path);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        long long at;
+        int rank, of, end = 0;
+        if (sscanf(entry->d_name, "state-%lld.%d-of-%d.safetensors%n", &at, &rank, &of, &end) != 3 || !end) continue;
+        if (at == step && of == ranks && !entry->d_name[end]) continue;
+        char *path = format_string("%s/%s", f->path, entry->d_name);
+        unlink(path);
+        free(path);
+    }
+    if (folder) closedir(folder);
+    run_folder_sync(f);
+}
+
+/* Records the options, on rank 0, after everything that can fail, so that a mistake in one attempt to resume does not
+ * reach the next. With --overwrite the old checkpoint goes first, so that no --resume takes it for one of this run, and
+ * so does the old best student, so that infer does not. */
+static void run_record_options(const RunFolder *f, const Settings *s, int ranks) {
+    Error err;
+    AtomicFile file;
+    if (!opt.resume) {
+        unlink(f->state);
+        unlink(f->best);
+        run_remove_old_shards(f, -1, 0);
+    }
+    die_if(atomic_open(&file, f->options, &err), &err);
+    options_record(s, ranks, file.f);
+    die_if(atomic_commit(&file, &err), &err);
+}
+
+#endif

@@ -1,0 +1,120 @@
+/* The teacher: one seam for wherever its outputs come from.
+ *
+ *     TeacherOutput q = teacher_get(&teacher, &mb);        // on the student's device, whatever the teacher's
+ *     ...
+ *     teacher_prefetch(&teacher, &next);                   // the forward pass of the next micro-batch begins
+ *
+ * On a CPU, teacher and student take turns. On a GPU, the teacher has a second stream, or another GPU. It is then one
+ * micro-batch ahead: its forward pass runs while the student's backward pass does. Its hidden states, which are d wide
+ * and not vocabulary wide, go to the student's device by a (peer) copy on a stream of their own. */
+#ifndef TRAIN_TEACHER_H
+#define TRAIN_TEACHER_H
+
+#include "../dataloader.h"
+#include "../loss.cuh"
+#include "../model.h"
+
+/* The images that one forward pass of both models sees, and their texts; host memory. */
+typedef struct {
+    const uint8_t *pixels, *teacher_pixels;  // [B, S, S, 3], each at its model's image size
+    const int *ids;                          // [B, T], padded with -1
+    int B, T;
+    int64_t number;   // unique in the run; -1: of an evaluation
+    LossScale scale;  // zeros: no gradient is wanted
+} MicroBatch;
+
+typedef struct {
+    const Ops *op;  // NULL: there is no teacher
+    Model model;
+    const Ops *student_op, *copy_op;  // the student's device, and its stream for copies
+    bool overlaps;                    // the teacher can compute while the student does
+    bool staged;                      // its outputs are copied for the student
+    int64_t prefetched;               // number of the micro-batch whose forward pass has begun, or -1
+    Arena arena;                      // on the student's device
+    Weight head;                      // the teacher's head on the student's device
+    void *staged_head;                // its copy, or NULL where the memory is shared
+    floatX *staged_hidden;            // [max positions, Wt]
+    floatX *staged_tokens;            // [B, P, Wt]; NULL: not wanted
+} Teacher;
+
+/* Opens the teacher's model on op. */
+static void teacher_open(Teacher *t, const Ops *op, const char *path) {
+    Error err;
+    *t = (Teacher){.op = op, .prefetched = -1};
+    die_if(model_open(&t->model, op, path, "the teacher's ", &err), &err);
+}
+
+static void teacher_plan_staging(Teacher *t, int B, int max_tokens, bool image_tokens) {
+    const Param *head = t->model.lm_head;
+    size_t W = head->cols;
+    if (!ops_share_memory(t->op, t->student_op)) t->staged_head = arena_take(&t->arena, head->n, sizeof(floatX));
+    t->staged_hidden = arena_x(&t->arena, (size_t)B * max_tokens * W);
+    if (image_tokens) t->staged_tokens = arena_x(&t->arena, (size_t)B * model_image_tokens(&t->model) * W);
+}
+
+/* Prepares for micro-batches of up to B images with up to max_tokens text tokens each, for a student on student_op.
+ * image_tokens: they are wanted as well. */
+static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_tokens, bool image_tokens) {
+    if (!t->op) return;
+    t->student_op = student_op;
+    t->copy_op = ops_stream(student_op, 2);
+    t->overlaps = t->op != student_op && !t->op->host_memory;
+    t->staged = t->op != student_op;
+    model_plan(&t->model, B, max_tokens);
+    t->head = param_weight(t->model.lm_head);
+    if (!t->staged) return;
+    teacher_plan_staging(t, B, max_tokens, image_tokens);
+    arena_allocate(&t->arena, student_op, "the teacher's ", "outputs");
+    teacher_plan_staging(t, B, max_tokens, image_tokens);
+    t->op->sync();  // the head may have come through another stream
+    if (!t->staged_head) return;
+    student_op->copy_from(t->staged_head, t->op, t->head.data, t->model.lm_head->n * sizeof(floatX));
+    t->head.data = t->staged_head;
+}
+
+static void teacher_close(Teacher *t) {
+    if (!t->op) return;
+    if (t->student_op) arena_release(&t->arena, t->student_op);
+    model_close(&t->model);
+    t->op = NULL;
+}
+
+static void teacher_forward(Teacher *t, const MicroBatch *mb) {
+    model_forward(&t->model, mb->teacher_pixels, mb->ids, mb->B, mb->T);
+}
+
+/* Copies the last forward pass's outputs to the student's device. The copy waits for the teacher, and for the student's
+ * work so far, which may still read the outputs before. */
+static void teacher_stage(Teacher *t) {
+    const Model *m = &t->model;
+    size_t row = m->c.lm.hidden_size * sizeof(floatX);
+    t->copy_op->wait_for(t->student_op);
+    t->copy_op->copy_from(t->staged_hidden, t->op, m->hidden, m->n * row);
+    if (t->staged_tokens)
+        t->copy_op->copy_from(t->staged_tokens, t->op, m->vision.tokens,
+                              (size_t)m->B * model_image_tokens(m) * row);
+}
+
+/* Starts the forward pass of the micro-batch after the one that the student works on, if the teacher can compute beside
+ * the student. NULL: there is none. A CPU that is to copy the outputs waits for them, so it does that in teacher_get. */
+static void teacher_prefetch(Teacher *t, const MicroBatch *next) {
+    if (!t->op || !t->overlaps || !next) return;
+    teacher_forward(t, next);
+    if (!t->student_op->host_memory) teacher_stage(t);
+    t->prefetched = next->number;
+}
+
+/* What the objective needs of the teacher for a micro-batch. */
+static TeacherOutput teacher_get(Teacher *t, const MicroBatch *mb) {
+    const Model *m = &t->model;
+    if (!t->op) return (TeacherOutput){NULL, NULL};
+    bool ready = mb->number >= 0 && mb->number == t->prefetched;
+    if (!ready) teacher_forward(t, mb);
+    t->prefetched = -1;
+    if (!t->staged) return (TeacherOutput){m->hidden, m->vision.tokens};
+    if (!ready || t->student_op->host_memory) teacher_stage(t);
+    t->student_op->wait_for(t->copy_op);
+    return (TeacherOutput){t->staged_hidden, t->staged_tokens};
+}
+
+#endif

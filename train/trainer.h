@@ -1,0 +1,120 @@
+/* The trainer: the student with its objective and optimizer, and where the training stands. */
+#ifndef TRAIN_TRAINER_H
+#define TRAIN_TRAINER_H
+
+#include "../lib/progress.h"
+#include "optimizer.h"
+#include "run.h"
+#include "teacher.h"
+
+typedef struct {
+    const Ops *op;  // the student's device
+    Model student;
+    Objective objective;
+    Optimizer optimizer;
+    LearningRate lr;
+    int64_t step, steps;        // optimizer steps done, and in all
+    double best;                // validation CE of the best student so far
+    int64_t evals_since_best;
+} Trainer;
+
+/* ---- the student ---- */
+
+/* The name, in a model of another depth, of what the student calls `name`: layer l of n stands for the layer at the same
+ * share of the depth, first for first and last for last (Sanh et al. 2019, "DistilBERT", take every other layer). */
+static void name_in_source(char *out, size_t size, const char *name, const ModelConfig *c, const ModelConfig *from) {
+    int l, at = 0, vision = !strncmp(name, "vision.", 7);
+    int n = vision ? c->vision.layers : c->lm.layers, m = vision ? from->vision.layers : from->lm.layers;
+    if (sscanf(name, vision ? "vision.%d.%n" : "lm.%d.%n", &l, &at) != 1 || !at) {
+        snprintf(out, size, "%s", name);
+        return;
+    }
+    int source = n > 1 ? (l * (m - 1) + (n - 1) / 2) / (n - 1) : 0;
+    snprintf(out, size, "%s.%d.%s", vision ? "vision" : "lm", source, name + at);
+}
+
+/* --init: copies every tensor of another model that has its place in the student. */
+static void student_init_from(Model *student, const char *path, bool verbose) {
+    Error err;
+    SafeTensors st;
+    ModelConfig from;
+    Tokenizer tokenizer;
+    int taken = 0;
+    die_if(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) || tokenizer_load(&tokenizer, &st, &err),
+           &err);
+    bool same_tokens = !tokenizer_same(&student->tokenizer, &tokenizer, &err);
+    for (int i = 0; i < student->params.count; i++) {
+        Param *p = &student->params.list[i], source = *p;
+        if (!same_tokens && (p == student->embed_tokens || p == student->lm_head)) continue;
+        name_in_source(source.name, sizeof source.name, p->name, &student->c, &from);
+        const SafeTensor *t = param_find(&source, &st, &err);
+        if (!t) continue;
+        param_copy_from(p, t, student->op);
+        taken++;
+    }
+    safetensors_close(&st);
+    if (!taken && options_given(&opt.init))
+        die("--init: no tensor of %s has the name and shape of one of the student's", path);
+    if (verbose) progress_note("student: %d of %d tensors start from %s", taken, student->params.count, path);
+}
+
+/* Opens the student's file, or makes a new student of the shape. */
+static void student_open(Trainer *t, const Settings *s, const RunFolder *folder, const Teacher *teacher,
+                         bool verbose) {
+    Error err;
+    const char *path = opt.resume ? folder->student : opt.student;
+    if (opt.resume || file_exists(path)) {
+        die_if(model_open(&t->student, t->op, path, "", &err), &err);
+    } else {
+        const char *tokenizer = opt.tokenizer    ? opt.tokenizer
+                                : s->has_teacher ? opt.teacher
+                                                 : "dev/starter/tokenizer.safetensors";
+        die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
+        if (s->init) student_init_from(&t->student, s->init, verbose);
+    }
+    if (s->has_teacher && tokenizer_same(&t->student.tokenizer, &teacher->model.tokenizer, &err))
+        die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, path, err.text);
+    model_train(&t->student, s->groups, s->recompute);
+}
+
+/* Opens the student on op. */
+static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder, const Teacher *teacher,
+                         bool verbose) {
+    *t = (Trainer){.op = op, .best = INFINITY};
+    student_open(t, s, folder, teacher, verbose);
+}
+
+/* ---- memory ---- */
+
+/* Plans the objective, then the optimizer of everything that is trained (the student and the objective's map), then the
+ * student's activations. rank of ranks: the data-parallel processes. */
+static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, int max_tokens, int rank, int ranks) {
+    Model *student = &t->student;
+    const AdamW adamw = {(float)opt.beta1, (float)opt.beta2, 1e-8f, (float)opt.decay, (float)opt.clip};
+    int tokens = model_image_tokens(student);
+    if (s->has_teacher && s->objective.w_embed > 0 && model_image_tokens(&teacher->model) != tokens)
+        die("--w-embed needs as many image tokens in the student (%d) as in the teacher (%d)", tokens,
+            model_image_tokens(&teacher->model));
+    objective_open(&t->objective, s->objective, student, teacher->head, (int)opt.chunk, s->batch * max_tokens,
+                   s->batch, (uint64_t)opt.seed);
+    Params *lists[2] = {&student->params, &t->objective.map};
+    int groups[2] = {s->groups, GROUP_ALL};
+    optimizer_open(&t->optimizer, t->op, adamw, lists, groups, 2, rank, ranks, opt.shard);
+    model_plan(student, s->batch, max_tokens);
+}
+
+static void trainer_close(Trainer *t) {
+    objective_close(&t->objective);
+    optimizer_close(&t->optimizer);
+    model_close(&t->student);
+}
+
+/* FLOPs of training on B images: both forward passes and the student's backward pass. */
+static double trainer_flops(const Trainer *t, const Settings *s, const Teacher *teacher, int B, int T) {
+    const Model *m = &t->student;
+    double forward = model_flops(m, B, T, m->n), encoder = vision_flops(&m->vision, B);
+    double flops = forward + 2 * (s->groups & GROUP_VISION ? forward : forward - encoder);
+    return s->has_teacher ? flops + model_flops(&teacher->model, B, T, m->n) : flops;
+}
+
+#endif
