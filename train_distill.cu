@@ -214,26 +214,23 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 
 /* ---- data ---- */
 
-/* This rank's part of batches of `rows` images. */
+/* This rank's part of batches of `rows` images: for training endless, shuffled epochs, else one pass in order. */
 static LoaderConfig loader_config(const Data *d, const Settings *s, const Trainer *t, const Teacher *teacher,
                                   const Parallel *p, int rows, bool training) {
-    LoaderConfig c = {.batch = rows,
-                      .sizes = {t->student.c.vision.image_size},
-                      .size_count = 1,
-                      .max_tokens = d->max_tokens,
-                      .seed = (uint64_t)opt.seed,
-                      .shuffle = training,
-                      .drop_last = training,
-                      .cache_bytes = training ? (size_t)opt.cache << 20 : 0,  // an evaluation sees each image once
-                      .augment = training && opt.augment,
-                      .first_batch = training ? (uint64_t)t->batch : 0,
-                      .vocab = t->student.tokenizer.count,
-                      .hold = training && teacher->overlaps ? 2 : 1,
-                      .micro_rows = s->batch,
-                      .rank = p->comm.rank,
-                      .ranks = p->comm.ranks};
-    if (s->has_teacher && teacher->model.c.lm.vocab < c.vocab) c.vocab = teacher->model.c.lm.vocab;
-    if (!same_image_size(t, teacher)) c.sizes[c.size_count++] = teacher->model.c.vision.image_size;
+    bool has_teacher = s->has_teacher;
+    LoaderConfig c = loader_config_for(rows, d->max_tokens, t->student.c.vision.image_size, t->student.tokenizer.count,
+                                       has_teacher ? teacher->model.c.vision.image_size : 0,
+                                       has_teacher ? teacher->model.c.lm.vocab : 0);
+    c.micro_rows = s->batch;
+    c.rank = p->comm.rank;
+    c.ranks = p->comm.ranks;
+    if (!training) return c;
+    c.seed = (uint64_t)opt.seed;
+    c.shuffle = c.drop_last = true;
+    c.cache_bytes = (size_t)opt.cache << 20;
+    c.augment = opt.augment;
+    c.first_batch = (uint64_t)t->batch;
+    c.hold = teacher->overlaps ? 2 : 1;
     return c;
 }
 
