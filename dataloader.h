@@ -288,7 +288,8 @@ typedef struct {
  * image_size and a vocabulary, and a second one (0, 0: none), which gets images of its own where its size differs. */
 static inline LoaderConfig loader_config_for(int rows, int max_tokens, int image_size, int vocab, int second_size,
                                              int second_vocab) {
-    LoaderConfig c = {.batch = rows, .sizes = {image_size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
+    LoaderConfig c = {
+        .batch = rows, .sizes = {image_size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
     if (second_size && second_size != image_size) c.sizes[c.size_count++] = second_size;
     if (second_vocab && second_vocab < vocab) c.vocab = second_vocab;
     return c;

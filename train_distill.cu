@@ -23,8 +23,8 @@
 typedef struct {
     Dataset train, val;
     Loader loader;
-    const Batch *next;         // already taken from the loader, or NULL
-    int max_tokens;            // most text tokens of a sample
+    const Batch *next;  // already taken from the loader, or NULL
+    int max_tokens;     // most text tokens of a sample
     int64_t steps_per_epoch;
     int64_t eval_every, eval_batches;  // steps between evaluations; batches of one, on all ranks
 } Data;
@@ -94,10 +94,10 @@ int main(int argc, char **argv) {
             objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient at the hidden states
             teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
             parallel_watch_backward(&parallel, &t.student, m == s.accum - 1);
-            model_backward(&t.student);                                // adds the gradients of all parameters
+            model_backward(&t.student);  // adds the gradients of all parameters
             report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
         }
-        all_reduce_gradients(&parallel);                               // begun inside the last backward pass
+        all_reduce_gradients(&parallel);  // begun inside the last backward pass
         adamw_step(&parallel, lr, t.step + 1);
         t.step++, t.batch++, t.samples += t.images;
 
@@ -137,7 +137,8 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
 
 /* The device that an option names, else the one of --device. Without a word from the user, the ranks of a machine share
  * its GPUs evenly: where each can have two, the teacher runs on one and the student on the other. */
-static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher, bool teacher) {
+static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher,
+                              bool teacher) {
     Error err;
     char text[24];
     int gpus = gpus_visible(), ranks = p->comm.local_ranks, rank = p->comm.local_rank;
@@ -218,9 +219,9 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 static LoaderConfig loader_config(const Data *d, const Settings *s, const Trainer *t, const Teacher *teacher,
                                   const Parallel *p, int rows, bool training) {
     bool has_teacher = s->has_teacher;
-    LoaderConfig c = loader_config_for(rows, d->max_tokens, t->student.c.vision.image_size, t->student.tokenizer.count,
-                                       has_teacher ? teacher->model.c.vision.image_size : 0,
-                                       has_teacher ? teacher->model.c.lm.vocab : 0);
+    LoaderConfig c = loader_config_for(
+        rows, d->max_tokens, t->student.c.vision.image_size, t->student.tokenizer.count,
+        has_teacher ? teacher->model.c.vision.image_size : 0, has_teacher ? teacher->model.c.lm.vocab : 0);
     c.micro_rows = s->batch;
     c.rank = p->comm.rank;
     c.ranks = p->comm.ranks;
@@ -246,7 +247,8 @@ static void renumber_batches(Trainer *t, int64_t samples, const RunFolder *folde
     if (!t->restored_images || t->restored_images == t->images) return;
     int64_t before = samples / t->restored_images, now = samples / t->images;
     if (!before || t->batch % before)
-        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of %lld "
+        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of "
+            "%lld "
             "images can take over at the end of an epoch, after batch %lld (now at %lld)",
             folder->path, (long long)t->restored_images, (long long)t->images,
             before ? (long long)((t->batch / before + 1) * before) : 0, (long long)t->batch);
@@ -300,7 +302,8 @@ static const Batch *batch_next(Data *d) {
 
 /* Rows m * micro_rows, ... of a batch. */
 static MicroBatch micro_batch(const Batch *batch, int m) {
-    size_t first = (size_t)m * batch->micro_rows, S = batch->sizes[0], teacher_S = batch->sizes[batch->size_count - 1];
+    size_t first = (size_t)m * batch->micro_rows, S = batch->sizes[0],
+           teacher_S = batch->sizes[batch->size_count - 1];
     const uint8_t *teacher_pixels = batch->pixels[batch->size_count - 1];
     int left = batch->B - (int)first;
     return (MicroBatch){.pixels = batch->pixels[0] + first * S * S * 3,
@@ -371,7 +374,8 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
         ObjectiveSums sums = evaluate(t, teacher, d, s, p);
         double ce = sums.ce / sums.positions;
         if (!isfinite(ce))
-            die("the validation loss became %g after step %lld; %s", fabs(ce), (long long)t->step, resume_advice(folder));
+            die("the validation loss became %g after step %lld; %s", fabs(ce), (long long)t->step,
+                resume_advice(folder));
         log_evaluation(log, t->step, &sums);
         t->evals_since_best = ce < t->best ? 0 : t->evals_since_best + 1;
         if (ce < t->best) {

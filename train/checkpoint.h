@@ -112,7 +112,8 @@ static inline int state_gather(const SafeTensors *files, int count, const Optimi
             if (!state_recognise(&s, o, &files[f].tensors[t], kind)) continue;
             while (o->list[i] != s.param) i++;
             found[i] += s.end - s.begin;
-            o->op->upload(o->gradients + s.param->offset + s.begin, files[f].tensors[t].data, files[f].tensors[t].bytes);
+            o->op->upload(o->gradients + s.param->offset + s.begin, files[f].tensors[t].data,
+                          files[f].tensors[t].bytes);
         }
     int i = 0;
     while (i < o->count && found[i] == o->list[i]->n) i++;
@@ -194,8 +195,8 @@ typedef struct {
 
 static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     const Optimizer *o = &t->optimizer;
-    const long long numbers[CHECKPOINT_KEYS] = {0,          t->step,  0,        t->evals_since_best, o->sharded ? o->ranks : 0,
-                                                t->samples, t->batch, t->images, 0};
+    const long long numbers[CHECKPOINT_KEYS] = {
+        0, t->step, 0, t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch, t->images, 0};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
         m->values[i] = m->text[i];
