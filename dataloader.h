@@ -1,5 +1,5 @@
 // clang-format off
-/* The dataset file, and the loader that turns it into batches.
+/* The dataset file format, and the loader that makes batches of it.
  *
  * File (little-endian):
  *
@@ -13,12 +13,12 @@
  *    40  u64 source_offset
  *    48  u64 source_bytes                 record
  *    56  u64 file_bytes                     the bytes of a PNG or JPEG file, zeros up to a multiple of 4,
- *                                           token_count u32 ids: the text and the end token, no image tokens
+ *                                           token_count u32 ids: the program and the end token, no image tokens
  *
  * The source is UTF-8 text that says where the data came from.
  *
- * Batches are a pure function of (seed, batch number): training resumes by starting at a number. One thread decodes
- * images and fills a ring of batches ahead of the caller. */
+ * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread
+ * decodes images and fills a ring of prefetched batches. */
 // clang-format on
 #ifndef DATALOADER_H
 #define DATALOADER_H
@@ -27,6 +27,7 @@
 
 #include "lib/crc32.h"
 #include "lib/file.h"
+#include "lib/hash.h"
 #include "lib/json.h"
 #include "lib/image.h"
 #include "lib/random.h"
@@ -40,11 +41,12 @@
 
 /* ---- the dataset ---- */
 
-enum { DATASET_HEADER = 64, DATASET_ENTRY = 32, DATASET_MOST_TOKENS = 1 << 20 };
+enum { DATASET_HEADER = 64, DATASET_ENTRY = 32, DATASET_MAX_TOKENS = 1 << 20 };
 
+/* One file of a dataset. */
 typedef struct {
     MappedFile file;
-    uint64_t first, count;  // its samples are first .. first + count - 1 of the dataset
+    uint64_t first, count;  // it holds the samples first .. first + count - 1 of the dataset
     const uint8_t *index;
     const char *source;  // not NUL-terminated
     size_t source_bytes;
@@ -54,7 +56,7 @@ typedef struct Dataset {
     DatasetShard *shards;
     int shard_count;
     uint64_t count, fingerprint;
-    uint32_t longest;  // most tokens of a sample
+    uint32_t longest;  // largest number of tokens of a sample
 } Dataset;
 
 /* One sample, pointing into the mapped file. */
@@ -64,8 +66,8 @@ typedef struct {
     uint32_t image_bytes, token_count, crc;
     const uint8_t *record;
     size_t record_bytes;
-    const char *path;  // of its file
-    uint64_t number;   // of the record in its file, from 0
+    const char *path;  // of the file
+    uint64_t number;   // index of the record in the file, from 0
 } Sample;
 
 static inline uint64_t dataset_u64(const uint8_t *p) {
@@ -80,6 +82,7 @@ static inline uint32_t dataset_u32(const uint8_t *p) {
     return x;
 }
 
+/* The size of an image in a record, with its padding to a multiple of 4. */
 static inline size_t dataset_padded(uint32_t image_bytes) { return ((size_t)image_bytes + 3) & ~(size_t)3; }
 
 static inline void dataset_close(Dataset *d) {
@@ -88,6 +91,7 @@ static inline void dataset_close(Dataset *d) {
     memset(d, 0, sizeof *d);
 }
 
+/* Checks the header of a file against its size, and fills the shard. */
 static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, Error *err) {
     const uint8_t *h = s->file.data;
     const size_t size = s->file.size;
@@ -127,17 +131,18 @@ static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, E
     return 0;
 }
 
+/* Checks that an index entry describes a record inside the file. */
 static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Error *err) {
     const uint8_t *e = s->index + number * DATASET_ENTRY;
     uint64_t offset = dataset_u64(e);
     uint32_t image_bytes = dataset_u32(e + 8), tokens = dataset_u32(e + 12);
     const char *path = s->file.path;
     unsigned long long n = (unsigned long long)number;
-    if (image_bytes == 0 || tokens == 0 || tokens > DATASET_MOST_TOKENS)
+    if (image_bytes == 0 || tokens == 0 || tokens > DATASET_MAX_TOKENS)
         return error_set(err,
                          "cannot read %s: record %llu has %u bytes of image and %u tokens; an image and 1 to %d "
                          "tokens were expected",
-                         path, n, image_bytes, tokens, DATASET_MOST_TOKENS);
+                         path, n, image_bytes, tokens, DATASET_MAX_TOKENS);
     if (dataset_u32(e + 20) != 0 || dataset_u64(e + 24) != 0)
         return error_set(err, "cannot read %s: the unused part of index entry %llu is not zero; the file is damaged",
                          path, n);
@@ -149,6 +154,7 @@ static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Er
     return 0;
 }
 
+/* Opens a file as the next shard and checks its index. */
 static inline int dataset_add(Dataset *d, const char *path, Error *err) {
     DatasetShard *s = &d->shards[d->shard_count];
     uint64_t fingerprint = 0;
@@ -170,15 +176,15 @@ static inline int dataset_add(Dataset *d, const char *path, Error *err) {
     return 0;
 }
 
-/* Opens one file, or all files that a pattern such as train-*.bin matches, in the order of their names. */
+/* Opens one file, or all files that a pattern such as train-*.bin matches, sorted by name. The header and the index
+ * of every file are checked here, records only by dataset_check_sample. */
 static inline int dataset_open(Dataset *d, const char *glob_pattern, Error *err) {
-    memset(d, 0, sizeof *d);
-    glob_t found;
-    memset(&found, 0, sizeof found);
+    *d = (Dataset){0};
+    glob_t found = {0};
     if (file_exists(glob_pattern) || glob(glob_pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0) {
         globfree(&found);
         d->shards = xcalloc(1, sizeof *d->shards);
-        int status = dataset_add(d, glob_pattern, err);  // a name that matches nothing is reported as a missing file
+        int status = dataset_add(d, glob_pattern, err);  // a pattern without a match is reported as a missing file
         if (status != 0) dataset_close(d);
         return status;
     }
@@ -190,7 +196,7 @@ static inline int dataset_open(Dataset *d, const char *glob_pattern, Error *err)
     return status;
 }
 
-/* Sample i of the dataset, i < d->count. Only the index has been checked: see dataset_check_sample. */
+/* Sample i of the dataset, i < d->count. Its record has not been checked: see dataset_check_sample. */
 static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
     int low = 0, high = d->shard_count - 1;
     while (low < high) {
@@ -201,21 +207,34 @@ static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
             high = middle - 1;
     }
     const DatasetShard *shard = &d->shards[low];
-    Sample s;
-    s.number = i - shard->first;
-    s.path = shard->file.path;
+    Sample s = {.number = i - shard->first, .path = shard->file.path};
     const uint8_t *e = shard->index + s.number * DATASET_ENTRY;
     s.record = shard->file.data + dataset_u64(e);
     s.image_bytes = dataset_u32(e + 8);
     s.token_count = dataset_u32(e + 12);
     s.crc = dataset_u32(e + 16);
     s.image = s.record;
-    s.tokens = (const uint32_t *)(const void *)(s.record + dataset_padded(s.image_bytes));
+    s.tokens = (const void *)(s.record + dataset_padded(s.image_bytes));
     s.record_bytes = dataset_padded(s.image_bytes) + 4 * (size_t)s.token_count;
     return s;
 }
 
-/* Reads the whole record: its checksum, and that every id is below vocab (0: below 2^31). */
+/* How many samples have at most max_tokens tokens. */
+static inline int64_t dataset_fitting(const Dataset *d, int max_tokens) {
+    int64_t n = 0;
+    for (uint64_t i = 0; i < d->count; i++) n += dataset_sample(d, i).token_count <= (uint32_t)max_tokens;
+    return n;
+}
+
+/* A fingerprint of all samples in their order: the hash of the index, which has every record's size and checksum. */
+static inline uint64_t dataset_content(const Dataset *d) {
+    uint64_t hash = HASH_BEGIN;
+    for (int i = 0; i < d->shard_count; i++)
+        hash = hash_bytes(hash, d->shards[i].index, d->shards[i].count * DATASET_ENTRY);
+    return hash;
+}
+
+/* Checks the CRC of a record, and that every token id is below vocab (0: below 2^31). */
 static inline int dataset_check_sample(const Sample *s, int vocab, Error *err) {
     const unsigned long long number = s->number;
     uint32_t crc = crc32_bytes(0, s->record, s->record_bytes);
@@ -234,7 +253,7 @@ static inline int dataset_check_sample(const Sample *s, int vocab, Error *err) {
     return 0;
 }
 
-/* Checks every record of the dataset. */
+/* Checks every record of the dataset (see dataset_check_sample). */
 static inline int dataset_check_tokens(const Dataset *d, int vocab, Error *err) {
     for (uint64_t i = 0; i < d->count; i++) {
         Sample s = dataset_sample(d, i);
@@ -245,36 +264,47 @@ static inline int dataset_check_tokens(const Dataset *d, int vocab, Error *err) 
 
 /* ---- the loader ---- */
 
-enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches ahead; batches whose samples are sorted by length together
+enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches prefetched; batches of a window that is sorted by length
 
 typedef struct {
     int batch;
-    int sizes[2];  // sides of the images wanted: the student's and, where it differs, the teacher's
-    int size_count;
-    int max_tokens;  // longer samples are left out; 0: no limit
+    int sizes[2];    // image sizes: the student's and, if different, the teacher's
+    int size_count;  // 0 to 2
+    int max_tokens;  // longer samples are skipped; 0: no limit
     uint64_t seed;
-    bool shuffle;        // endless epochs in random order; otherwise one pass in the order of the file
-    bool drop_last;      // leaves out the last, smaller batch of an epoch
-    size_t cache_bytes;  // memory for prepared images
+    bool shuffle;        // endless epochs in random order; else one pass in the order of the file
+    bool drop_last;      // skip the last, smaller batch of an epoch
+    size_t cache_bytes;  // capacity of the cache of preprocessed images
     bool augment;
-    uint64_t first_batch;  // where to begin
-    int vocab;             // ids must be below it; 0: not checked
-    int hold;              // batches given to the caller that stay valid, at most 2; 0: 1
-    /* Data-parallel ranks share a batch: its rows are dealt out in micro-batches of micro_rows, numbered through all
-     * batches, and a batch here has only those whose number modulo `ranks` is `rank`. ranks 0: all of them. */
+    uint64_t first_batch;  // number of the batch to start with
+    int vocab;             // token ids must be below it; 0: below 2^31
+    int hold;              // how many of the last batches stay valid for the caller: 1 or 2; 0 means 1
+    /* Data-parallel ranks share a batch. It is divided into micro-batches of micro_rows rows, which are numbered
+     * consecutively over all batches; a rank loads those whose number modulo `ranks` is `rank`. ranks 0: all rows. */
     int micro_rows, rank, ranks;
 } LoaderConfig;
 
+/* The configuration of one pass in the order of the file, in batches of `rows` images, for a model with images of
+ * image_size and a vocabulary, and a second one (0, 0: none), which gets images of its own where its size differs. */
+static inline LoaderConfig loader_config_for(int rows, int max_tokens, int image_size, int vocab, int second_size,
+                                             int second_vocab) {
+    LoaderConfig c = {
+        .batch = rows, .sizes = {image_size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
+    if (second_size && second_size != image_size) c.sizes[c.size_count++] = second_size;
+    if (second_vocab && second_vocab < vocab) c.vocab = second_vocab;
+    return c;
+}
+
 typedef struct {
-    int B, T;            // rows of this rank; tokens of the longest sample of all ranks, rounded up to a multiple of 8,
-                         // at most max_tokens
-    int rows;            // of the whole batch, on all ranks
-    int micro_rows;      // of a micro-batch
-    int *ids;            // [B, T], padded with -1
+    int B, T;        // B: rows of this rank. T: tokens of the longest sample of all ranks, rounded up to a multiple
+                     // of 8, at most max_tokens
+    int rows;        // rows of the whole batch, over all ranks
+    int micro_rows;  // rows of a micro-batch
+    int *ids;        // [B, T], padded with -1
     int sizes[2], size_count;
     uint8_t *pixels[2];  // [B, S, S, 3] for each size S
-    uint32_t *samples;   // [B] indices into the dataset
-    int tokens;          // ids of the whole batch that are not padding
+    uint32_t *samples;   // [B], indices into the dataset
+    int tokens;          // tokens of the whole batch, over all ranks, without padding
     uint64_t number, epoch;
     bool first_of_epoch;
 } Batch;
@@ -282,73 +312,73 @@ typedef struct {
 typedef struct Loader {
     const Dataset *data;
     LoaderConfig config;
-    uint32_t *kept;  // samples that are not too long
+    uint32_t *kept;  // [kept_count], samples with at most max_tokens tokens
     size_t kept_count;
     uint64_t skipped, batches_per_epoch;
 
-    /* The plan of one epoch; only the thread uses these. */
+    /* The order of one epoch, the cache and a buffer; used by the thread only. */
     uint64_t planned_epoch;
-    uint32_t *order;  // samples
-    size_t *starts;   // batch b is order[starts[b] .. starts[b] + lengths[b])
+    uint32_t *order;  // [kept_count], samples
+    size_t *starts;   // batch b of the epoch is order[starts[b] .. starts[b] + lengths[b])
     int *lengths;
-    uint8_t **cache;  // per sample: its prepared images, one size after another
+    uint8_t **cache;  // for each sample: its preprocessed images, one size after the other, or NULL
     size_t cached_bytes;
-    uint8_t *checked;  // per sample: the record was read without error
-    uint8_t *scratch;  // for augmentation
+    uint8_t *checked;  // for each sample: whether its record has been checked
+    uint8_t *scratch;  // buffer of augmentation, one image
 
     pthread_t thread;
     bool running;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     Batch ring[LOADER_RING];
-    uint64_t written, read;  // batches put into the ring and given to the caller since the start of the thread
-    int held;                // the caller still uses so many of those before `read`
+    uint64_t written, read;  // batches that the thread has produced and the caller has consumed since the last seek
+    int held;                // of the consumed batches, how many the caller may still use
     bool stop, ended, failed;
     Error error;
 } Loader;
 
+/* Bytes of an image of size i. */
 static inline size_t loader_pixels(const Loader *l, int i) {
-    return (size_t)l->config.sizes[i] * (size_t)l->config.sizes[i] * 3;
+    return 3 * (size_t)l->config.sizes[i] * l->config.sizes[i];
 }
 
-/* A sort key: length first, then the place in the shuffled order, so that equal lengths keep a defined order. */
+/* A sort key: the length, then the position in the shuffled order, so that the order of equal lengths is defined. */
 typedef struct {
-    uint32_t length, place, sample;
+    uint32_t length, position, sample;
 } LoaderKey;
 
 static inline int loader_compare(const void *a, const void *b) {
-    const LoaderKey *x = (const LoaderKey *)a, *y = (const LoaderKey *)b;
+    const LoaderKey *x = a, *y = b;
     if (x->length != y->length) return x->length < y->length ? -1 : 1;
-    return x->place < y->place ? -1 : x->place > y->place;
+    return x->position < y->position ? -1 : x->position > y->position;
 }
 
-/* Sorts the samples order[begin .. begin + n) by length and deals out the batches of this window in random order. */
+/* Sorts the samples order[begin .. begin + n), one window, by length and cuts them into batches in random order. */
 static inline void loader_plan_window(Loader *l, Random *random, size_t begin, size_t n, uint64_t first_batch) {
     LoaderKey *keys = xmalloc(n * sizeof *keys);
     for (size_t i = 0; i < n; i++) {
-        keys[i].sample = l->order[begin + i];
-        keys[i].place = (uint32_t)i;
-        keys[i].length = dataset_sample(l->data, keys[i].sample).token_count;
+        uint32_t sample = l->order[begin + i];
+        keys[i] = (LoaderKey){dataset_sample(l->data, sample).token_count, i, sample};
     }
     qsort(keys, n, sizeof *keys, loader_compare);
     for (size_t i = 0; i < n; i++) l->order[begin + i] = keys[i].sample;
     free(keys);
-    const size_t batch = (size_t)l->config.batch, batches = (n + batch - 1) / batch;
-    uint32_t deal[LOADER_WINDOW];
-    for (size_t b = 0; b < batches; b++) deal[b] = (uint32_t)b;
-    random_shuffle(random, deal, batches);
+    const size_t batch = l->config.batch, batches = (n + batch - 1) / batch;
+    uint32_t permutation[LOADER_WINDOW];
+    for (size_t b = 0; b < batches; b++) permutation[b] = b;
+    random_shuffle(random, permutation, batches);
     for (size_t b = 0; b < batches; b++) {
-        size_t from = deal[b] * batch;
+        size_t from = permutation[b] * batch;
         l->starts[first_batch + b] = begin + from;
-        l->lengths[first_batch + b] = (int)(n - from < batch ? n - from : batch);
+        l->lengths[first_batch + b] = n - from < batch ? n - from : batch;
     }
 }
 
-/* Decides which samples make which batch of an epoch. Samples of like length meet in a batch (little padding), yet
- * the order is random: all samples are shuffled, windows of 32 batches sorted by length, their batches shuffled
- * again. */
+/* Plans an epoch: which samples make which batch. To keep padding small, a batch has samples of similar length, yet
+ * the order is random: all samples are shuffled, each window of 32 batches is sorted by length, and the batches of a
+ * window are shuffled again. */
 static inline void loader_plan(Loader *l, uint64_t epoch) {
-    const size_t batch = (size_t)l->config.batch, n = l->kept_count, window = batch * LOADER_WINDOW;
+    const size_t batch = l->config.batch, n = l->kept_count, window = batch * LOADER_WINDOW;
     Random random;
     random_seed3(&random, l->config.seed, epoch, 0x6f72646572u);
     memcpy(l->order, l->kept, n * sizeof *l->order);
@@ -359,7 +389,7 @@ static inline void loader_plan(Loader *l, uint64_t epoch) {
         if (l->config.shuffle) loader_plan_window(l, &random, begin, size, begin / batch);
         for (size_t at = 0; !l->config.shuffle && at < size; at += batch) {
             l->starts[(begin + at) / batch] = begin + at;
-            l->lengths[(begin + at) / batch] = (int)(size - at < batch ? size - at : batch);
+            l->lengths[(begin + at) / batch] = size - at < batch ? size - at : batch;
         }
     }
     l->planned_epoch = epoch;
@@ -372,27 +402,28 @@ typedef struct {
     bool blur;
 } Augmentation;
 
-/* [1 2 1] / 4 in both directions, in place; the border repeats. */
+/* Blurs an image [size, size, 3] in place with the kernel [1 2 1] / 4 in both directions; the border is replicated.
+ */
 static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
     const int stride = size * 3;
-    memcpy(copy, p, (size_t)size * (size_t)stride);
+    memcpy(copy, p, (size_t)size * stride);
     for (int y = 0; y < size; y++) {
-        const uint8_t *row = copy + (size_t)y * (size_t)stride;
+        const uint8_t *row = copy + (size_t)y * stride;
         const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size ? row + stride : row;
         for (int i = 0; i < stride; i++) {
             int left = i >= 3 ? i - 3 : i, right = i + 3 < stride ? i + 3 : i;
             int sum = above[left] + 2 * above[i] + above[right] + 2 * row[left] + 4 * row[i] + 2 * row[right] +
                       below[left] + 2 * below[i] + below[right];
-            p[(size_t)y * (size_t)stride + (size_t)i] = (uint8_t)((sum + 8) >> 4);
+            p[(size_t)y * stride + i] = (sum + 8) >> 4;
         }
     }
 }
 
-/* Small changes under which the same code stays the right answer: contrast and brightness by at most 10 % and 5 %, in
- * one image of three a slight blur, and noise of up to 6 levels. The noise is a sum of four uniform bytes, close to
- * normal and far cheaper (standard deviation of the sum: 147.8). */
+/* Augments an image [size, size, 3] in place, by small changes under which its program stays the correct target:
+ * blur, contrast, brightness and noise. The noise is a sum of four uniform bytes (standard deviation 147.8), which is
+ * close to normal and much cheaper. */
 static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentation a, Random *random) {
-    const size_t n = (size_t)size * (size_t)size * 3;
+    const size_t n = 3 * (size_t)size * size;
     if (a.blur) loader_blur(p, copy, size);
     for (size_t i = 0; i < n;) {
         uint64_t bits = random_u64(random);
@@ -405,25 +436,27 @@ static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentat
     }
 }
 
-/* The same change for the student's and the teacher's image; it depends on (seed, epoch, sample) only, and not on
- * whether both are made here. */
+/* Augments both image sizes of a sample alike: contrast within 10 %, brightness within 5 %, noise with a standard
+ * deviation of up to 6 levels, and a blur with probability 1/3. The changes depend on (seed, epoch, sample) only, not
+ * on which sizes are loaded. */
 static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
     Random random;
     random_seed3(&random, l->config.seed, b->epoch, (uint64_t)b->samples[at] | (uint64_t)1 << 40);
-    Augmentation a;
+    Augmentation a;  // the fields are drawn in this order
     a.contrast = 0.9f + 0.2f * (float)random_uniform(&random);
     a.brightness = 255 * (0.1f * (float)random_uniform(&random) - 0.05f);
     a.noise = 6 * (float)random_uniform(&random);
     a.blur = random_below(&random, 3) == 0;
     for (int i = 0; i < l->config.size_count; i++) {
         Random noise = random;
-        loader_augment(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->scratch, l->config.sizes[i], a, &noise);
+        loader_augment(b->pixels[i] + at * loader_pixels(l, i), l->scratch, l->config.sizes[i], a, &noise);
     }
 }
 
 /* ---- making batches (in the thread) ---- */
 
-/* The images of sample b->samples[at], from the cache or decoded; the first time also checks the record. */
+/* Fills row `at` of b->pixels with the images of its sample, from the cache or by decoding and preprocessing. Checks
+ * the record when the sample is first used. */
 static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Error *err) {
     const uint32_t sample = b->samples[at];
     size_t bytes = 0, offset = 0;
@@ -442,7 +475,7 @@ static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Err
             l->cached_bytes += bytes;
         }
         for (int i = 0; i < l->config.size_count; i++) {
-            uint8_t *to = b->pixels[i] + (size_t)at * loader_pixels(l, i);
+            uint8_t *to = b->pixels[i] + at * loader_pixels(l, i);
             image_prepare(to, &image, l->config.sizes[i]);
             if (keep) memcpy(l->cache[sample] + offset, to, loader_pixels(l, i));
             offset += loader_pixels(l, i);
@@ -450,7 +483,7 @@ static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Err
         image_free(&image);
     } else {
         for (int i = 0; i < l->config.size_count; i++) {
-            memcpy(b->pixels[i] + (size_t)at * loader_pixels(l, i), l->cache[sample] + offset, loader_pixels(l, i));
+            memcpy(b->pixels[i] + at * loader_pixels(l, i), l->cache[sample] + offset, loader_pixels(l, i));
             offset += loader_pixels(l, i);
         }
     }
@@ -458,18 +491,19 @@ static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Err
     return 0;
 }
 
-/* Micro-batches of a batch. */
+/* The number of micro-batches of a batch. */
 static inline uint64_t loader_micro_batches(const LoaderConfig *c) {
-    return (uint64_t)((c->batch + c->micro_rows - 1) / c->micro_rows);
+    return (c->batch + c->micro_rows - 1) / c->micro_rows;
 }
 
-/* Whether a row of batch `number` is this rank's. */
-static inline bool loader_wants(const LoaderConfig *c, uint64_t number, int row) {
+/* Whether a row of batch `number` belongs to this rank. */
+static inline bool loader_owns_row(const LoaderConfig *c, uint64_t number, int row) {
     if (!c->ranks) return true;
-    return (number * loader_micro_batches(c) + (uint64_t)(row / c->micro_rows)) % (uint64_t)c->ranks == (uint64_t)c->rank;
+    return (number * loader_micro_batches(c) + row / c->micro_rows) % c->ranks == (uint64_t)c->rank;
 }
 
-static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) {
+/* Makes batch `number`. */
+static inline int loader_make_batch(Loader *l, Batch *b, uint64_t number, Error *err) {
     const uint64_t epoch = number / l->batches_per_epoch, within = number % l->batches_per_epoch;
     if (epoch != l->planned_epoch) loader_plan(l, epoch);
     b->number = number;
@@ -482,8 +516,8 @@ static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) 
     b->B = b->tokens = 0;
     uint32_t longest = 0;
     for (int i = 0; i < b->rows; i++) {
-        uint32_t sample = l->order[l->starts[within] + (size_t)i], n = dataset_sample(l->data, sample).token_count;
-        if (loader_wants(&l->config, number, i)) b->samples[b->B++] = sample;
+        uint32_t sample = l->order[l->starts[within] + i], n = dataset_sample(l->data, sample).token_count;
+        if (loader_owns_row(&l->config, number, i)) b->samples[b->B++] = sample;
         b->tokens += (int)n;
         if (n > longest) longest = n;
     }
@@ -492,18 +526,17 @@ static inline int loader_make(Loader *l, Batch *b, uint64_t number, Error *err) 
     for (int i = 0; i < b->B; i++) {
         Sample s = dataset_sample(l->data, b->samples[i]);
         if (loader_image(l, b, i, &s, err) != 0) return -1;
-        int *ids = b->ids + (size_t)i * (size_t)b->T;
+        int *ids = b->ids + (size_t)i * b->T;
         for (int t = 0; t < b->T; t++) ids[t] = t < (int)s.token_count ? (int)s.tokens[t] : -1;
     }
     return 0;
 }
 
 static inline void *loader_thread(void *argument) {
-    Loader *l = (Loader *)argument;
+    Loader *l = argument;
     pthread_mutex_lock(&l->mutex);
     for (uint64_t number = l->config.first_batch;; number++) {
-        while (!l->stop && l->written - l->read + (uint64_t)l->held >= LOADER_RING)
-            pthread_cond_wait(&l->changed, &l->mutex);
+        while (!l->stop && l->written - l->read + l->held >= LOADER_RING) pthread_cond_wait(&l->changed, &l->mutex);
         if (l->stop) break;
         if (!l->config.shuffle && number >= l->batches_per_epoch) {
             l->ended = true;
@@ -512,7 +545,7 @@ static inline void *loader_thread(void *argument) {
         Batch *b = &l->ring[l->written % LOADER_RING];
         Error err;
         pthread_mutex_unlock(&l->mutex);
-        int status = loader_make(l, b, number, &err);
+        int status = loader_make_batch(l, b, number, &err);
         pthread_mutex_lock(&l->mutex);
         if (status != 0) {
             l->error = err;
@@ -529,6 +562,7 @@ static inline void *loader_thread(void *argument) {
 
 /* ---- the interface ---- */
 
+/* Stops the thread. */
 static inline void loader_halt(Loader *l) {
     if (!l->running) return;
     pthread_mutex_lock(&l->mutex);
@@ -539,8 +573,8 @@ static inline void loader_halt(Loader *l) {
     l->running = false;
 }
 
-/* Goes to a batch, counted from the beginning of training: seek(k) gives what k calls of loader_next would have left.
- * With shuffle off, seek(0) starts the next pass. */
+/* Continues at batch batch_number, counted from the beginning of training: after seek(k), loader_next returns the
+ * batch that it would return after k calls. Without shuffle, seek(0) starts the next pass. */
 static inline int loader_seek(Loader *l, uint64_t batch_number, Error *err) {
     loader_halt(l);
     l->config.first_batch = batch_number;
@@ -575,29 +609,31 @@ static inline void loader_stop(Loader *l) {
     memset(l, 0, sizeof *l);
 }
 
+/* Allocates the ring, for at most as many rows as this rank has of a batch, and the arrays of the thread. */
 static inline void loader_allocate(Loader *l) {
     const LoaderConfig *c = &l->config;
-    size_t batch = (size_t)c->batch, rows;
-    if (c->ranks &&
-        (rows = (loader_micro_batches(c) + (uint64_t)c->ranks - 1) / (uint64_t)c->ranks * (uint64_t)c->micro_rows) < batch)
-        batch = rows;
-    size_t largest = 0;
+    size_t batch = c->batch, largest = 0;
+    if (c->ranks) {
+        size_t rows = (loader_micro_batches(c) + c->ranks - 1) / c->ranks * c->micro_rows;
+        if (rows < batch) batch = rows;
+    }
     for (int i = 0; i < LOADER_RING; i++) {
-        l->ring[i].ids = xcalloc(batch * (size_t)c->max_tokens, sizeof(int));
+        l->ring[i].ids = xcalloc(batch * c->max_tokens, sizeof(int));
         l->ring[i].samples = xcalloc(batch, sizeof(uint32_t));
         for (int k = 0; k < c->size_count; k++) l->ring[i].pixels[k] = xcalloc(batch, loader_pixels(l, k));
     }
     for (int k = 0; k < c->size_count; k++)
         if (loader_pixels(l, k) > largest) largest = loader_pixels(l, k);
     l->scratch = xmalloc(largest);
-    l->cache = xcalloc((size_t)l->data->count, sizeof *l->cache);
-    l->checked = xcalloc((size_t)l->data->count, 1);
+    l->cache = xcalloc(l->data->count, sizeof *l->cache);
+    l->checked = xcalloc(l->data->count, 1);
     l->order = xcalloc(l->kept_count, sizeof *l->order);
-    l->starts = xcalloc((size_t)l->batches_per_epoch, sizeof *l->starts);
-    l->lengths = xcalloc((size_t)l->batches_per_epoch, sizeof *l->lengths);
+    l->starts = xcalloc(l->batches_per_epoch, sizeof *l->starts);
+    l->lengths = xcalloc(l->batches_per_epoch, sizeof *l->lengths);
 }
 
-/* Starts loading. l->skipped tells how many samples are left out because they have more than max_tokens tokens. */
+/* Starts loading batches. l->skipped is the number of samples that are skipped because they have more than max_tokens
+ * tokens. To be stopped with loader_stop; after a failure there is nothing to stop. */
 static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config, Error *err) {
     memset(l, 0, sizeof *l);
     if (config.batch < 1 || config.batch > 1 << 20)
@@ -612,14 +648,14 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i] < 1 || config.sizes[i] > 4096)
             return error_set(err, "the image size is %d, 1 to 4096 was expected", config.sizes[i]);
-    const int64_t most = ((int64_t)d->longest + 7) / 8 * 8;
-    if (config.max_tokens <= 0 || config.max_tokens > most) config.max_tokens = (int)most;
+    const int longest = (d->longest + 7) / 8 * 8;
+    if (config.max_tokens <= 0 || config.max_tokens > longest) config.max_tokens = longest;
     l->config = config;
-    l->kept = xcalloc((size_t)d->count, sizeof *l->kept);
+    l->kept = xcalloc(d->count, sizeof *l->kept);
     for (uint64_t i = 0; i < d->count; i++)
-        if (dataset_sample(d, i).token_count <= (uint32_t)config.max_tokens) l->kept[l->kept_count++] = (uint32_t)i;
+        if (dataset_sample(d, i).token_count <= (uint32_t)config.max_tokens) l->kept[l->kept_count++] = i;
     l->skipped = d->count - l->kept_count;
-    const uint64_t batch = (uint64_t)config.batch;
+    const uint64_t batch = config.batch;
     l->batches_per_epoch = config.drop_last ? l->kept_count / batch : (l->kept_count + batch - 1) / batch;
     if (l->batches_per_epoch == 0) {
         size_t kept = l->kept_count;
@@ -639,8 +675,9 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     return status;
 }
 
-/* The next batch, valid until the next call (or, with config.hold 2, the one after that). NULL: with a text in err,
- * an error (a damaged record or image); with an empty text, the end of the pass (only without shuffle). */
+/* The next batch, which is valid until the next call (or, with config.hold 2, the one after that). Returns NULL on an
+ * error (a damaged record or image), with a sentence in err, and at the end of the pass (only without shuffle), with
+ * err empty. */
 static inline const Batch *loader_next(Loader *l, Error *err) {
     const Batch *b = NULL;
     err->text[0] = '\0';

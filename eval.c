@@ -1,7 +1,7 @@
-/* eval: measures models on a dataset, against its text and, when one is given, against a teacher.
+/* eval: measures models on a dataset, against its reference programs and, if one is given, against a teacher.
  *
- *   for each model: teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
- *                   then greedy programs of all images (exact match with the text). */
+ *   for each model: a teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
+ *                   then greedy generation from all images (exact match with the reference). */
 #include "dataloader.h"
 #include "generate.h"
 #include "lib/json.h"
@@ -63,26 +63,20 @@ static SoftLoss soft_loss(void) {
     return (SoftLoss)i;
 }
 
-/* Batches of the first --samples samples in their order, with images for the model and, if it wants another size,
- * the teacher. */
+/* Opens a loader over the dataset in its order, with images in the size of the model and, if it differs, of the
+ * teacher. */
 static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int max_tokens) {
     Error err;
-    LoaderConfig c;
-    memset(&c, 0, sizeof c);
-    c.batch = (int)opt.batch;
-    c.sizes[0] = m->c.vision.image_size;
-    c.sizes[1] = teacher ? teacher->c.vision.image_size : c.sizes[0];
-    c.size_count = c.sizes[0] == c.sizes[1] ? 1 : 2;
-    c.max_tokens = max_tokens;
-    c.vocab = m->tokenizer.count;
-    if (teacher && teacher->c.lm.vocab < c.vocab) c.vocab = teacher->c.lm.vocab;
+    LoaderConfig c = loader_config_for((int)opt.batch, max_tokens, m->c.vision.image_size, m->tokenizer.count,
+                                       teacher ? teacher->c.vision.image_size : 0, teacher ? teacher->c.lm.vocab : 0);
     die_if(loader_start(l, d, c, &err), &err);
     if (l->skipped)
         warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
              (unsigned long long)d->count, max_tokens);
 }
 
-/* The next batch, cut so that no more than --samples are seen in all; NULL at the end. */
+/* The next batch, and in *rows how many of its rows to use, so that --samples are used in all; `seen` were used so
+ * far. NULL at the end. */
 static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
     Error err;
     err.text[0] = 0;
@@ -97,10 +91,10 @@ static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
 
 typedef struct {
     SafeTensorsWriter writer;
-    float *row;  // [positions, V]
-    int *ids;    // [samples, positions], written after the logits
+    float *row;  // [positions, V] logits of one sample
+    int *ids;    // [samples, positions], written after all logits
     int positions, vocab;
-    int64_t samples;
+    int64_t samples;  // written so far
 } LogitsFile;
 
 static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab) {
@@ -127,7 +121,8 @@ static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab
     die_if(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
 }
 
-/* The logits of the last forward pass over B rows of ids [B, T]. */
+/* Writes the logits of the last forward pass, over B rows of ids [B, T]. m->hidden holds the final hidden states of
+ * the positions that have a label, row after row. */
 static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int T) {
     Error err;
     size_t row = (size_t)f->positions * (size_t)f->vocab;
@@ -158,7 +153,7 @@ static void logits_close(LogitsFile *f) {
     free(f->ids);
 }
 
-/* The teacher-forced pass over all samples: the sums of the metrics, and the logits if they are wanted. */
+/* The teacher-forced pass over all samples: sums up the metrics, and writes the logits with --logits. */
 static void measure_forced(Report *report, Model *m, Model *teacher, const Dataset *d, int max_tokens) {
     Objective objective;
     ObjectiveConfig config = {.w_ce = 1,
@@ -200,6 +195,7 @@ static void measure_forced(Report *report, Model *m, Model *teacher, const Datas
 
 /* ---- greedy programs ---- */
 
+/* Writes n ids, decoded, as DIR/SAMPLE with the given ending. */
 static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample, const char *ending) {
     Error err;
     AtomicFile file;
@@ -212,12 +208,14 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
     free(path);
 }
 
-/* The programs of a batch: ids [B, max_tokens], lengths [B] without the end token. */
+/* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
+ * 0, since greedy decoding draws nothing). */
 typedef struct {
     int *ids, *lengths, *streams;
     int max_tokens, end;
 } Programs;
 
+/* Callback of the generator: stores token `id` of sequence b. Returns false at the end token. */
 static bool read_token(void *context, int b, int id) {
     Programs *p = context;
     if (id == p->end) return false;
@@ -225,7 +223,8 @@ static bool read_token(void *context, int b, int id) {
     return true;
 }
 
-/* Compares the programs of a batch with the data's. */
+/* Compares the generated programs of a batch with the reference programs. `first` is the number of its first sample.
+ */
 static void compare_programs(Report *report, const Model *m, const Batch *batch, const Programs *p, int B,
                              int64_t first) {
     for (int b = 0; b < B; b++) {
@@ -361,7 +360,7 @@ int main(int argc, char **argv) {
         int most = model_max_text(&teacher), longest = (int)data.longest;
         model_plan(&teacher, (int)opt.batch, longest < most ? longest : most);
     }
-    if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // a wrong name is told now, not after the work
+    if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     Report *reports = xcalloc((size_t)opt.models.count, sizeof(Report));
     for (int i = 0; i < opt.models.count; i++)
         measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);

@@ -1,8 +1,9 @@
-/* infer: reads images and writes the TikZ program of each.
+/* infer: generates the TikZ program of each image.
  *
- *   load the model; for each batch of images: prepare them, encode them, generate tokens until every program ends.
+ *   load the model; for each batch of images: preprocess and encode them, then generate tokens until every program
+ * ends.
  *
- * main is below the options; generate.h has the cache and the loop over tokens. */
+ * main follows the options; generate.h has the KV cache and the loop over tokens. */
 #include "generate.h"
 #include "lib/image.h"
 #include "lib/options.h"
@@ -26,8 +27,8 @@ static const Option table[] = {
      "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
     {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
      0, 0},
-    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T",
-     "0 takes the likeliest token; DeTikZify samples at 0.8", 0, 100},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8", 0,
+     100},
     {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
     {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
     {"seed", 0, OPT_INT, &opt.seed, "N", "random seed for sampling; each image has its own stream", 0, 1e15},
@@ -44,28 +45,28 @@ static const Option table[] = {
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 
-/* A program that is being written. */
+/* The program of one image while it is being generated. */
 typedef struct {
     const char *path;  // of the image
     FILE *out;
-    AtomicFile file;  // with -o
-    char *buffer;     // a program that must not appear before it is complete
+    AtomicFile file;  // with --output
+    char *buffer;     // the program, if it must not appear before it is complete
     size_t buffered;
     TokenDecoder text;
-    char last;  // the last byte
-    int count;  // tokens, with the prefix
+    char last;  // the last byte written
+    int count;  // number of tokens, including the prefix
     bool ended, failed;
 } Program;
 
-/* A batch of programs. */
+/* A batch of programs. A sequence of the generator is an image that could be read. */
 typedef struct {
-    Program *programs;  // [--batch]
-    int *program;       // [--batch]: which of them each of the generator's sequences is
-    int *streams;       // [--batch]: their random streams
-    uint8_t *pixels;    // [--batch, S, S, 3]
+    Program *programs;  // [batch]
+    int *program;       // [batch] index into programs of each sequence
+    int *streams;       // [batch] random stream of each sequence
+    uint8_t *pixels;    // [batch, S, S, 3] input of the vision encoder
     const Tokenizer *tokenizer;
     bool to_folder, several;
-    double first_token;  // when it had been generated, in seconds; 0: not yet
+    double first_token;  // time of the first token, from seconds_now; 0: none yet
 } Writer;
 
 static const char *default_model(void);
@@ -86,8 +87,8 @@ int main(int argc, char **argv) {
 
     threads_wait_politely(argv);
     atexit(files_abandon);
-    options_parse(table, OPTIONS, argc, argv,
-                  "[options] IMAGE...\n\nWrites the TikZ program that draws each image.", &images);
+    options_parse(table, OPTIONS, argc, argv, "[options] IMAGE...\n\nWrites the TikZ program that draws each image.",
+                  &images);
     if (!images.count) options_die("no image given");
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
@@ -133,7 +134,8 @@ static bool is_folder(const char *path) {
     return !stat(path, &s) && S_ISDIR(s.st_mode);
 }
 
-/* What was trained here, the best of it where there is one, else the model that ships. */
+/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter
+ * student. */
 static const char *default_model(void) {
     static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
                                          "dev/starter/student.safetensors"};
@@ -142,7 +144,7 @@ static const char *default_model(void) {
     die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
 }
 
-/* FOLDER/NAME.tex for FOLDER2/NAME.png */
+/* The output path of an image: FOLDER/NAME.tex for any/path/NAME.png. */
 static char *output_path(const char *folder, const char *image) {
     const char *slash = strrchr(image, '/'), *name = slash ? slash + 1 : image, *dot = strrchr(name, '.');
     int length = dot && dot != name ? (int)(dot - name) : (int)strlen(name);
@@ -151,7 +153,7 @@ static char *output_path(const char *folder, const char *image) {
 
 static int compare_names(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
-/* Refuses images such as a/x.png and b/x.jpg, of which one program would silently replace the other. */
+/* Rejects images whose programs would have the same name, such as a/x.png and b/x.jpg. */
 static void check_names(const StringList *images) {
     char **names = xcalloc(images->count, sizeof *names);
     for (int i = 0; i < images->count; i++) names[i] = output_path(opt.output, images->items[i]);
@@ -162,8 +164,8 @@ static void check_names(const StringList *images) {
     free(names);
 }
 
-/* The tokens before the first one that is generated: the token that begins every text, if the model has one, and the
- * --prefix. Refuses a prefix whose tokens would not decode to the same text. */
+/* The tokens that precede the generated ones: the begin token, if the model has one, and the encoded --prefix.
+ * Rejects a prefix that contains special tokens or does not decode to the same text. */
 static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, Error *err) {
     if (t->begin >= 0) token_ids_add(prefix, t->begin);
     if (!opt.prefix) return 0;
@@ -197,7 +199,7 @@ static int program_fail(Program *p, const Error *err) {
     return -1;
 }
 
-/* What is certain of the program so far goes out at once, so that one can read along. */
+/* Writes decoded bytes and flushes them at once, so that the program can be read while it is generated. */
 static int write_bytes(Program *p, const char *bytes, size_t n) {
     Error err;
     if (n) p->last = bytes[n - 1];
@@ -207,6 +209,7 @@ static int write_bytes(Program *p, const char *bytes, size_t n) {
     return program_fail(p, &err);
 }
 
+/* Decodes a token and writes the bytes that have become known. */
 static int write_token(Program *p, int id) {
     const char *bytes;
     size_t n = token_decoder_next(&p->text, id, &bytes);
@@ -214,7 +217,7 @@ static int write_token(Program *p, int id) {
     return write_bytes(p, bytes, n);
 }
 
-/* Opens FILE, or NAME.tex in the folder, for one image. */
+/* Opens the output of one image: FILE, or NAME.tex in the folder. */
 static int open_output(Program *p, const Writer *w) {
     Error err;
     char *name = w->to_folder ? output_path(opt.output, p->path) : xstrdup(opt.output);
@@ -224,8 +227,8 @@ static int open_output(Program *p, const Writer *w) {
     return bad ? program_fail(p, &err) : 0;
 }
 
-/* Decides where the program of an image goes. One that is written alone goes to its place at once (with -o to a file,
- * which appears under its name only when it is complete), the others to a buffer until they are complete. */
+/* Opens the output of a program. If it is the only one of its batch, it is written directly, to stdout or to its file
+ * (which appears under its name only when it is complete); otherwise it is buffered until it is complete. */
 static int program_open(Program *p, const Writer *w, const char *path, bool alone) {
     *p = (Program){.path = path, .last = '\n'};
     token_decoder_begin(&p->text, w->tokenizer);
@@ -235,7 +238,7 @@ static int program_open(Program *p, const Writer *w, const char *path, bool alon
     return 0;
 }
 
-/* Writes the last bytes, and puts the program in its place. */
+/* Writes the last bytes of a program, and its buffer if it has one, and commits its file. */
 static void program_close(Program *p, const Writer *w, bool alone) {
     Error err;
     const char *bytes;
@@ -276,7 +279,8 @@ static void writer_close(Writer *w) {
     free(w->pixels);
 }
 
-/* Draws two pixels per character (the upper half block, its colour and its background), every other pixel of the image. */
+/* Draws every other pixel of an image [size, size, 3] on the terminal, two pixels per character: the upper half block
+ * in the colour of one, on a background in the colour of the other. */
 static void show_image(const uint8_t *pixels, int size) {
     for (int y = 0; y + 2 < size; y += 4) {
         for (int x = 0; x < size; x += 2) {
@@ -288,7 +292,7 @@ static void show_image(const uint8_t *pixels, int size) {
     }
 }
 
-/* Reads an image and turns it into the pixels that the model sees. */
+/* Reads an image and preprocesses it into pixels [size, size, 3], the input of the vision encoder. */
 static int prepare(Program *p, uint8_t *pixels, const char *path, int size) {
     Error err;
     Image image;
@@ -299,13 +303,13 @@ static int prepare(Program *p, uint8_t *pixels, const char *path, int size) {
     return 0;
 }
 
-/* Writes the prefix; where several programs follow each other on stdout, the image's name before it. */
+/* Writes the prefix, preceded by the name of the image if several programs go to stdout. */
 static void write_prefix(Program *p, const Writer *w, const TokenIds *prefix) {
     if (w->several && !opt.output) fprintf(p->out, "%% %s\n", p->path);
     for (int k = 0; k < prefix->count && !p->failed; k++) write_token(p, prefix->ids[k]);
 }
 
-/* The generator's reader: writes token after token until the end token. */
+/* Callback of the generator: writes token `id` of sequence b. Returns false when the program ends. */
 static bool read_token(void *context, int b, int id) {
     Writer *w = context;
     Program *p = &w->programs[w->program[b]];
@@ -317,7 +321,7 @@ static bool read_token(void *context, int b, int id) {
     return write_token(p, id) == 0;
 }
 
-/* Says how long it took, and which programs are not complete. */
+/* Warns of programs that stopped without an end token, and reports the latency and the rate of generation. */
 static void print_timing(const Writer *w, int n, int B, int prefix, int max_tokens, double start, double done) {
     int tokens = 0;
     for (int i = 0; i < n; i++) {
@@ -338,8 +342,8 @@ static void print_timing(const Writer *w, int n, int B, int prefix, int max_toke
                 1e3 * (w->first_token - start), tokens, rate);
 }
 
-/* Writes the programs of n images, the first of which is number `first` on the command line. Returns whether all of
- * them came out. */
+/* Generates and writes the programs of n images, the first of which has index `first` on the command line. Returns
+ * whether all succeeded. */
 static bool write_batch(Writer *w, Generator *g, const TokenIds *prefix, const char **paths, int n, int first) {
     const int S = g->m->c.vision.image_size, max_tokens = g->cache.capacity - model_image_tokens(g->m);
     const size_t pixels = (size_t)S * S * 3;

@@ -1,4 +1,4 @@
-/* The clock that every duration is measured with. */
+/* The clock that all durations are measured with. */
 #ifndef LIB_CLOCK_H
 #define LIB_CLOCK_H
 
@@ -6,7 +6,7 @@
 
 #include <time.h>
 
-/* Seconds on a clock that never goes back. */
+/* Seconds on a monotonic clock; only differences have a meaning. */
 static inline double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

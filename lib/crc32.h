@@ -1,6 +1,6 @@
-/* CRC-32 with the polynomial of PNG, zip and zlib (reflected 0xedb88320), eight bytes at a step: byte i of the eight
- * goes through a table that also carries it over the 7 - i bytes after it (Kounavis and Berry, "Novel Table
- * Lookup-Based Algorithms for High-Performance CRC Generation", 2008). */
+/* CRC-32 with the polynomial of PNG, zip and zlib (reflected 0xedb88320), by "slicing by 8": eight bytes per step,
+ * where table t gives the effect of a byte that t more bytes follow (Kounavis and Berry, "Novel Table Lookup-Based
+ * Algorithms for High-Performance CRC Generation", 2008). */
 #ifndef LIB_CRC32_H
 #define LIB_CRC32_H
 
@@ -24,10 +24,10 @@ static inline void crc32_build(void) {
         }
 }
 
-/* The CRC of size bytes that follow bytes whose CRC is `crc` (0 to begin). Safe in several threads. */
+/* Extends `crc`, the CRC-32 of the bytes before (0 for none), by `size` bytes. Thread-safe. */
 static inline uint32_t crc32_bytes(uint32_t crc, const void *data, size_t size) {
     pthread_once(&crc32_once, crc32_build);
-    const uint8_t *p = (const uint8_t *)data;
+    const uint8_t *p = data;
     uint32_t c = ~crc;
     for (; size >= 8; p += 8, size -= 8) {
         c ^= (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;

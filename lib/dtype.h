@@ -1,4 +1,4 @@
-/* Element types of tensors in files and in memory, and conversions between bf16 and fp32.
+/* Element types of tensors in files and in memory, and conversions from and to fp32.
  *
  * floatX is the storage type of parameters and activations: bf16 by default, fp32 with
  * `make PRECISION=FP32`. Arithmetic always happens in fp32. */
@@ -17,12 +17,12 @@ static inline size_t dtype_size(Dtype t) {
     return sizes[t];
 }
 
-static inline const char *dtype_name(Dtype t) {  // the names safetensors uses
+static inline const char *dtype_name(Dtype t) {  // as in a safetensors header
     static const char *const names[DT_COUNT] = {"F32", "BF16", "F16", "U8", "I32", "I64"};
     return names[t];
 }
 
-/* The upper half of an fp32. A struct, so that no arithmetic happens on it by accident. */
+/* bf16 is the upper half of an fp32. It is a struct, so that no arithmetic happens on it by accident. */
 typedef struct {
     uint16_t bits;
 } bf16;
@@ -34,7 +34,7 @@ static inline float bf16_to_f32(bf16 x) {
     return f;
 }
 
-/* Rounds to nearest, ties to even; NaN stays NaN (the quiet bit is set so that it cannot round to infinity). */
+/* Rounds to nearest, ties to even. A NaN stays a NaN: its quiet bit is set, so that it cannot round to infinity. */
 static inline bf16 f32_to_bf16(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
@@ -46,6 +46,7 @@ static inline bf16 f32_to_bf16(float f) {
     return r;
 }
 
+/* h: the bits of an IEEE 754 binary16. */
 static inline float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 0x1fu, mantissa = h & 0x3ffu;
     float magnitude;

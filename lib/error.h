@@ -23,9 +23,9 @@ typedef struct {
 } Error;
 
 static const char *program_name_text = "tikz.c";
-static bool stderr_line_open = false;  // a progress bar is drawn on the current line of stderr (lib/progress.h)
+static bool stderr_line_open = false;  // a progress bar stands on the current line of stderr (lib/progress.h)
 
-/* The name messages begin with: the last part of argv[0]. */
+/* Sets the program name that every message begins with: the last component of `path`, which is argv[0]. */
 static inline void program_name_set(const char *path) {
     const char *slash = path ? strrchr(path, '/') : NULL;
     if (path && *path) program_name_text = slash ? slash + 1 : path;
@@ -41,7 +41,8 @@ __attribute__((format(printf, 2, 3))) static inline int error_set(Error *err, co
     return -1;
 }
 
-/* In one piece, so that what several processes say does not mix. */
+/* Prints "NAME: KIND: sentence" on stderr, clearing a progress bar first. The line is formatted before it is written,
+ * so that the messages of several processes do not interleave. */
 static inline void error_print(const char *kind, const char *format, va_list args) {
     char text[2048];
     vsnprintf(text, sizeof text, format, args);
@@ -50,11 +51,12 @@ static inline void error_print(const char *kind, const char *format, va_list arg
     stderr_line_open = false;
 }
 
-/* Where this process is one of several, what ends all of them with this one's sentence (lib/world.h); it does not
- * return. One variable for all parts of a program, so that it also holds for what dies in kernels/. */
+/* In a data-parallel run, the function that ends all ranks with this rank's error sentence (set by dist/comm.h); it
+ * does not return. The symbol is weak, so that every object of a program shares one variable and a die() in kernels/
+ * calls the hook too. */
 __attribute__((weak)) void (*die_hook)(const char *text) = NULL;
 
-/* For programs only: "NAME: error: ..." on stderr, exit status 1. */
+/* For programs only: prints "NAME: error: ..." on stderr and exits with status 1. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
     va_list args;
     if (die_hook) {
@@ -70,12 +72,12 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const cha
     exit(1);
 }
 
-/* die() with the sentence that a function which has failed left. */
+/* Calls die() with the sentence in err when a function has returned failure. */
 static inline void die_if(int failed, const Error *err) {
     if (failed) die("%s", err->text);
 }
 
-/* The same sentence from a program that goes on, for example with its next image. */
+/* Prints the sentence of die() but returns: for a program that continues, for example with the next image. */
 __attribute__((format(printf, 1, 2))) static inline void report_error(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -90,7 +92,7 @@ __attribute__((format(printf, 1, 2))) static inline void warn(const char *format
     va_end(args);
 }
 
-/* malloc, calloc and realloc that end the program when memory runs out; a size of 0 gives a pointer too. */
+/* malloc, calloc and realloc that end the program when memory runs out. A size of 0 returns a valid pointer too. */
 static inline void *xmalloc(size_t size) {
     void *p = malloc(size ? size : 1);
     if (!p) die("out of memory: %zu bytes were asked for; use a smaller model, batch or cache", size);
@@ -115,7 +117,7 @@ static inline char *xstrdup(const char *s) {
     return (char *)memcpy(xmalloc(size), s, size);
 }
 
-/* printf into a new string of the right size; the caller frees it. */
+/* printf into a newly allocated string of exactly the length needed; the caller frees it. */
 __attribute__((format(printf, 1, 2))) static inline char *format_string(const char *format, ...) {
     va_list args, again;
     va_start(args, format);

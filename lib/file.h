@@ -1,4 +1,5 @@
-/* Files: read-only maps, and files that are replaced whole or not at all. */
+/* Files: read-only memory maps, atomic replacement (a file is replaced completely or not at all), folders and locks.
+ */
 #ifndef LIB_FILE_H
 #define LIB_FILE_H
 
@@ -27,8 +28,8 @@ static inline void file_unmap(MappedFile *f) {
     memset(f, 0, sizeof *f);
 }
 
-/* Maps a whole file for reading. The pages come from the page cache as they are touched, so a model larger than free
- * memory still opens at once. Refuses folders, devices and empty files. */
+/* Maps a whole file for reading. Pages are loaded when they are first touched, so a model larger than the free memory
+ * opens at once too. Refuses folders, devices and empty files. */
 static inline int file_map(MappedFile *f, const char *path, Error *err) {
     memset(f, 0, sizeof *f);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // O_NONBLOCK: a named pipe must not block the open
@@ -43,13 +44,11 @@ static inline int file_map(MappedFile *f, const char *path, Error *err) {
         problem = "it is not a regular file";
     else if (s.st_size == 0)
         problem = "the file is empty";
-    void *data = problem ? NULL : mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    void *data = problem ? NULL : mmap(NULL, s.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED) problem = strerror(errno);
     close(fd);
     if (problem) return error_set(err, "cannot read %s: %s", path, problem);
-    f->data = (const uint8_t *)data;
-    f->size = (size_t)s.st_size;
-    f->path = xstrdup(path);
+    *f = (MappedFile){data, s.st_size, xstrdup(path)};
     return 0;
 }
 
@@ -58,20 +57,20 @@ static inline bool file_exists(const char *path) {
     return stat(path, &s) == 0;
 }
 
-/* A file under construction. It is written as PATH.partial; atomic_commit gives it its name once it is whole and on
- * disk, so that a crash or a full disk leaves the previous PATH as it was. */
+/* A file that is being written. Its data go to PATH.partial; atomic_commit renames it to PATH once it is complete and
+ * on disk, so that a crash or a full disk leaves the previous PATH unchanged. */
 typedef struct {
     FILE *f;
     char *path, *temporary;  // temporary is NULL for a device or pipe, which is written directly
 } AtomicFile;
 
-/* The partial files of this process, for files_abandon. */
+/* The partial files that this process is writing, for files_abandon. */
 enum { FILES_OPEN = 16 };
 static char *files_open[FILES_OPEN];
-static pthread_mutex_t files_lock = PTHREAD_MUTEX_INITIALIZER;  // held while one is made or goes
+static pthread_mutex_t files_lock = PTHREAD_MUTEX_INITIALIZER;  // held while a partial file is created or removed
 
-/* Notes, with the lock, that a partial file is there, or not any more. */
-static inline void files_note(char *temporary, bool open) {
+/* Enters a partial file into files_open, or removes it. The caller holds files_lock. */
+static inline void files_register(char *temporary, bool open) {
     for (int i = 0; i < FILES_OPEN; i++)
         if (files_open[i] == (open ? NULL : temporary)) {
             files_open[i] = open ? temporary : NULL;
@@ -79,20 +78,21 @@ static inline void files_note(char *temporary, bool open) {
         }
 }
 
-/* Removes all partial files, once, from whichever thread ends the process. It keeps the lock: a thread that goes on
- * writing meanwhile makes and finishes no file any more. */
+/* Removes all partial files; an exit handler, run by the thread that ends the process. It never releases files_lock,
+ * so that other threads, which may still be writing, can neither create nor commit a file any more. */
 static inline void files_abandon(void) {
     pthread_mutex_lock(&files_lock);
     for (int i = 0; i < FILES_OPEN; i++)
         if (files_open[i]) unlink(files_open[i]);
 }
 
-/* Gives up: removes the partial file. Safe to call at any time, also after a commit. */
+/* Discards the file: removes PATH.partial and leaves PATH unchanged. May be called at any time, also after a commit.
+ */
 static inline void atomic_abandon(AtomicFile *a) {
     if (a->temporary) {
         pthread_mutex_lock(&files_lock);
         unlink(a->temporary);
-        files_note(a->temporary, false);
+        files_register(a->temporary, false);
         pthread_mutex_unlock(&files_lock);
     }
     if (a->f) fclose(a->f);
@@ -101,6 +101,7 @@ static inline void atomic_abandon(AtomicFile *a) {
     memset(a, 0, sizeof *a);
 }
 
+/* Reports a system error and discards the file. Returns -1. */
 static inline int atomic_fail(AtomicFile *a, int error_number, Error *err) {
     const char *path = a->path ? a->path : "the file";
     if (a->path && a->temporary && file_exists(a->path))
@@ -111,8 +112,9 @@ static inline int atomic_fail(AtomicFile *a, int error_number, Error *err) {
     return -1;
 }
 
-/* Opens and locks PATH.partial. The lock keeps two processes from writing into the same partial file; the comparison
- * of inodes catches the other one having renamed its file between our open and our lock. */
+/* Opens and locks PATH.partial. Returns its descriptor, -1 with errno set, or -2 with a sentence in err. The lock
+ * keeps two processes from writing the same partial file. Comparing inodes detects that another process renamed its
+ * file between our open and our lock; then we try again. */
 static inline int atomic_open_partial(AtomicFile *a, Error *err) {
     for (;;) {
         int fd = open(a->temporary, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
@@ -121,7 +123,7 @@ static inline int atomic_open_partial(AtomicFile *a, Error *err) {
         if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
             close(fd);
             error_set(err, "cannot write %s: another process is writing it", a->path);
-            free(a->temporary);  // it belongs to the other process: it must not be removed
+            free(a->temporary);  // the file belongs to the other process and must not be removed
             a->temporary = NULL;
             return -2;
         }
@@ -136,14 +138,15 @@ static inline int atomic_open_partial(AtomicFile *a, Error *err) {
     }
 }
 
+/* Starts writing a file. If `path` is a symbolic link, the file it points to is replaced; a device or pipe is written
+ * directly. */
 static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
     memset(a, 0, sizeof *a);
     struct stat s, named;
     bool exists = stat(path, &s) == 0;
     if (exists && S_ISDIR(s.st_mode)) return error_set(err, "cannot write %s: it is a folder", path);
     bool link = lstat(path, &named) == 0 && S_ISLNK(named.st_mode);
-    char *target =
-        exists && link ? realpath(path, NULL) : NULL;  // a link stays a link: what it points to is replaced
+    char *target = exists && link ? realpath(path, NULL) : NULL;
     a->path = xstrdup(target ? target : path);
     free(target);
     int fd;
@@ -153,7 +156,7 @@ static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
         a->temporary = format_string("%s.partial", a->path);
         pthread_mutex_lock(&files_lock);
         fd = atomic_open_partial(a, err);
-        if (fd >= 0) files_note(a->temporary, true);
+        if (fd >= 0) files_register(a->temporary, true);
         pthread_mutex_unlock(&files_lock);
     }
     if (fd == -2) {
@@ -167,24 +170,24 @@ static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
     return atomic_fail(a, error_number, err);
 }
 
-/* On failure the partial file is gone and every later call fails too. */
+/* Appends `size` bytes. After a failure the partial file is removed, and every later call fails too. */
 static inline int atomic_write(AtomicFile *a, const void *data, size_t size, Error *err) {
     if (!a->f) return error_set(err, "cannot write: the file was closed after an earlier error");
     if (size && fwrite(data, 1, size, a->f) != size) return atomic_fail(a, errno, err);
     return 0;
 }
 
-/* Flushes, waits until the bytes are on disk, renames, then makes the rename itself durable. */
+/* Flushes and syncs the file, renames it to its final path, then syncs the folder to make the rename durable. */
 static inline int atomic_commit(AtomicFile *a, Error *err) {
     if (!a->f) return error_set(err, "cannot write: the file was closed after an earlier error");
-    bool failed = ferror(a->f) != 0;  // an unchecked fprintf; its reason is lost unless the flush meets it too
+    bool failed = ferror(a->f) != 0;  // of an unchecked fprintf; its errno is lost unless the flush fails as well
     if (fflush(a->f) != 0) return atomic_fail(a, errno, err);
     if (failed) return atomic_fail(a, EIO, err);
     if (a->temporary && fsync(fileno(a->f)) != 0) return atomic_fail(a, errno, err);
     if (a->temporary && rename(a->temporary, a->path) != 0) return atomic_fail(a, errno, err);
     if (a->temporary) {
         pthread_mutex_lock(&files_lock);
-        files_note(a->temporary, false);
+        files_register(a->temporary, false);
         pthread_mutex_unlock(&files_lock);
         free(a->temporary);
         a->temporary = NULL;
@@ -192,7 +195,7 @@ static inline int atomic_commit(AtomicFile *a, Error *err) {
         char *folder = slash ? format_string("%.*s", (int)(slash - a->path) + 1, a->path) : xstrdup(".");
         int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (fd >= 0) {
-            fsync(fd);  // some file systems refuse to sync a folder; the file itself is safe by now
+            fsync(fd);  // some file systems cannot sync a folder; the file itself is already on disk
             close(fd);
         }
         free(folder);
@@ -204,7 +207,7 @@ static inline int atomic_commit(AtomicFile *a, Error *err) {
     return 0;
 }
 
-/* Makes a folder and the folders above it; one that exists is fine. */
+/* Creates a folder and its missing parents, as mkdir -p. */
 static inline int make_folder(const char *path, Error *err) {
     char *copy = xstrdup(path);
     int status = 0;
@@ -225,7 +228,8 @@ static inline int make_folder(const char *path, Error *err) {
     return status;
 }
 
-/* Takes folder/.lock for this process: the descriptor (close it to let go; it ends with the process), or -1. */
+/* Locks folder/.lock for this process and writes the process id into it. Returns the descriptor that holds the lock,
+ * which is released by close or at the end of the process, or -1. */
 static inline int folder_lock(const char *folder, Error *err) {
     char *path = format_string("%s/.lock", folder);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -244,7 +248,7 @@ static inline int folder_lock(const char *folder, Error *err) {
     if (fd >= 0) {
         char owner[24];
         int length = snprintf(owner, sizeof owner, "%ld\n", (long)getpid());
-        if (ftruncate(fd, 0) != 0 || pwrite(fd, owner, (size_t)length, 0) != length) {
+        if (ftruncate(fd, 0) != 0 || pwrite(fd, owner, length, 0) != length) {
             error_set(err, "cannot write %s: %s", path, strerror(errno));
             close(fd);
             fd = -1;

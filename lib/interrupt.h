@@ -27,13 +27,13 @@ static inline void *interrupt_wait(void *argument) {
         if (interrupted()) signal(number, SIG_DFL);  // a second Ctrl-C stops at once
         pthread_sigmask(SIG_UNBLOCK, &set, NULL);
         raise(number);
-        pthread_sigmask(SIG_BLOCK, &set, NULL);  // where it is ignored
+        pthread_sigmask(SIG_BLOCK, &set, NULL);  // reached when the signal is ignored
     }
     return NULL;
 }
 
-/* Called before the program has any other thread, which would not know that these signals are taken here. Until
- * interrupts_keep they do what they always do. */
+/* Blocks SIGINT and SIGTERM and starts the thread that waits for them. To be called before any other thread exists,
+ * because threads inherit the signal mask. Until interrupts_keep the signals keep their default effect. */
 static inline void interrupts_take(void) {
     pthread_t thread;
     sigset_t set;
@@ -45,7 +45,7 @@ static inline void interrupts_take(void) {
     pthread_detach(thread);
 }
 
-/* From now on the first of them makes interrupted() true, and the second ends the program. */
+/* From now on the first signal makes interrupted() true, and the second ends the program. */
 static inline void interrupts_keep(void) { __atomic_store_n(&interrupts_kept, true, __ATOMIC_RELEASE); }
 
 #endif

@@ -1,12 +1,16 @@
-/* JSON (RFC 8259): a strict reader for headers and configs, and a writer for log lines and --json.
+/* JSON (RFC 8259): a strict parser for headers and configurations, and a writer for log lines and --json.
  *
- * Reading gives an array of values in the order of the text; the children of an object or array are linked through
- * `next`. Strings are UTF-8, checked, unescaped, NUL-terminated. Refused: invalid UTF-8, a NUL inside a string, a key
- * that occurs twice in one object, numbers outside the range of a double, more than 64 levels, text after the end. */
+ * The parser makes an array of values, in the order of the text; the children of an object or array are linked
+ * through `next`. Strings are valid UTF-8, unescaped and NUL-terminated. The parser rejects invalid UTF-8, a NUL
+ * inside a string, a key that occurs twice in one object, numbers outside the range of a double, more than 64 levels
+ * of nesting, and text after the end. (This file is also compiled as C++, for dev/learn.) */
 #ifndef LIB_JSON_H
 #define LIB_JSON_H
 
 #include "error.h"
+
+#include "hash.h"
+#include "utf8.h"
 
 #include <math.h>
 
@@ -17,12 +21,12 @@ typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_
 typedef struct {
     JsonType type;
     bool boolean;
-    bool is_integer;  // a number without fraction or exponent that fits an int64_t: use `integer`
+    bool is_integer;  // the number has no fraction or exponent and fits an int64_t: its value is `integer`
     double number;
     int64_t integer;
-    const char *string;  // of a JSON_STRING
-    const char *key;     // when the parent is an object
-    int count;           // children
+    const char *string;  // of a JSON_STRING, else NULL
+    const char *key;     // if the parent is an object, else NULL
+    int count;           // number of children
     int child, next;     // first child, next child of the same parent; -1: none
 } JsonValue;
 
@@ -38,42 +42,14 @@ static inline void json_free(Json *j) {
     memset(j, 0, sizeof *j);
 }
 
-/* The bytes of one valid UTF-8 sequence at s (n bytes left): 1 to 4, or 0 when it is not valid (Unicode 15, table
- * 3-7: no overlong forms, no surrogates, nothing above U+10FFFF). */
-static inline int utf8_sequence(const uint8_t *s, size_t n) {
-    if (n == 0) return 0;
-    uint8_t c = s[0];
-    if (c < 0x80) return 1;
-    int length = c >= 0xc2 && c <= 0xdf ? 2 : (c & 0xf0) == 0xe0 ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
-    if (length == 0 || (size_t)length > n) return 0;
-    for (int i = 1; i < length; i++)
-        if ((s[i] & 0xc0) != 0x80) return 0;
-    if ((c == 0xe0 && s[1] < 0xa0) || (c == 0xed && s[1] > 0x9f) || (c == 0xf0 && s[1] < 0x90) ||
-        (c == 0xf4 && s[1] > 0x8f))
-        return 0;
-    return length;
-}
-
-/* Writes a code point as UTF-8 (1 to 4 bytes) and returns the number of bytes. */
-static inline int utf8_write(char *out, uint32_t c) {
-    if (c < 0x80) {
-        out[0] = (char)c;
-        return 1;
-    }
-    int length = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (int i = length - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3f));
-    out[0] = (char)((length == 2 ? 0xc0u : length == 3 ? 0xe0u : 0xf0u) | c);
-    return length;
-}
-
-/* ---- reading ---- */
+/* ---- parsing ---- */
 
 typedef struct {
     const char *text;
     size_t size, at, strings_used;
-    const char *name;  // of what is read, for messages
+    const char *name;  // what is parsed, for error messages
     Json *out;
-    int *slots;  // open-addressed set of keyed values, to find keys that occur twice
+    int *slots;  // hash set of (parent, value) pairs with open addressing, to find keys that occur twice
     size_t slot_count, slots_used;
     Error *err;
 } JsonParser;
@@ -108,7 +84,7 @@ static inline int json_hex4(JsonParser *p, uint32_t *out) {
     return 0;
 }
 
-/* After the backslash. An escape is never shorter than the bytes it stands for, so the output always fits. */
+/* Parses an escape, after its backslash. An escape is never shorter than what it stands for, so the output fits. */
 static inline int json_escape(JsonParser *p, char *out, size_t *n) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     char c = p->at < p->size ? p->text[p->at] : '\0';
@@ -134,7 +110,7 @@ static inline int json_escape(JsonParser *p, char *out, size_t *n) {
     return 0;
 }
 
-/* At the opening quote. */
+/* Parses a string, from its opening quote. */
 static inline int json_parse_string(JsonParser *p, const char **string) {
     if (!json_take(p, '"')) return json_fail(p, "a string in double quotes was expected");
     char *out = p->out->strings + p->strings_used;
@@ -211,14 +187,12 @@ static inline int json_new_value(JsonParser *p) {
     return j->count++;
 }
 
-static inline uint64_t json_key_hash(int parent, const char *key) {  // FNV-1a
-    uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)parent * 0x9e3779b97f4a7c15u;
-    for (; *key; key++) h = (h ^ (uint8_t)*key) * 0x100000001b3u;
-    return h ^ (h >> 29);
+static inline size_t json_key_slot(const JsonParser *p, int parent, const char *key) {
+    return hash_slot(hash_bytes(hash_bytes(HASH_BEGIN, &parent, sizeof parent), key, strlen(key)), p->slot_count);
 }
 
-/* Notes that `parent` has the key of value v; false when it already had one. The set holds (parent, value) pairs. */
-static inline bool json_note_key(JsonParser *p, int parent, int v) {
+/* Enters the key of value v, a child of `parent`, into the set; false when the parent has that key already. */
+static inline bool json_add_key(JsonParser *p, int parent, int v) {
     const JsonValue *values = p->out->values;
     if (2 * (p->slots_used + 1) > p->slot_count) {
         size_t old_count = p->slot_count;
@@ -228,13 +202,13 @@ static inline bool json_note_key(JsonParser *p, int parent, int v) {
         memset(p->slots, 0xff, p->slot_count * 2 * sizeof *p->slots);
         for (size_t i = 0; i < old_count; i++) {
             if (old[2 * i + 1] < 0) continue;
-            size_t at = json_key_hash(old[2 * i], values[old[2 * i + 1]].key) & (p->slot_count - 1);
+            size_t at = json_key_slot(p, old[2 * i], values[old[2 * i + 1]].key);
             while (p->slots[2 * at + 1] >= 0) at = (at + 1) & (p->slot_count - 1);
             memcpy(p->slots + 2 * at, old + 2 * i, 2 * sizeof *old);
         }
         free(old);
     }
-    size_t at = json_key_hash(parent, values[v].key) & (p->slot_count - 1);
+    size_t at = json_key_slot(p, parent, values[v].key);
     for (; p->slots[2 * at + 1] >= 0; at = (at + 1) & (p->slot_count - 1))
         if (p->slots[2 * at] == parent && !strcmp(values[p->slots[2 * at + 1]].key, values[v].key)) return false;
     p->slots[2 * at] = parent;
@@ -245,7 +219,7 @@ static inline bool json_note_key(JsonParser *p, int parent, int v) {
 
 static inline int json_parse_value(JsonParser *p, int depth, const char *key);
 
-/* After the opening bracket of value `self`. */
+/* Parses the children of value `self`, after its opening bracket. */
 static inline int json_parse_children(JsonParser *p, int self, int depth) {
     bool object = p->out->values[self].type == JSON_OBJECT;
     char close = object ? '}' : ']';
@@ -262,7 +236,7 @@ static inline int json_parse_children(JsonParser *p, int self, int depth) {
         }
         int v = json_parse_value(p, depth + 1, key);
         if (v < 0) return -1;
-        if (object && !json_note_key(p, self, v)) return json_fail(p, "a key occurs twice in one object,");
+        if (object && !json_add_key(p, self, v)) return json_fail(p, "a key occurs twice in one object,");
         if (previous < 0)
             p->out->values[self].child = v;
         else
@@ -276,7 +250,7 @@ static inline int json_parse_children(JsonParser *p, int self, int depth) {
     }
 }
 
-/* Returns the index of the value, or -1. */
+/* Parses any value. Returns its index in values, or -1. */
 static inline int json_parse_value(JsonParser *p, int depth, const char *key) {
     static const char *const words[] = {"null", "false", "true"};
     if (depth > JSON_MAX_DEPTH) return json_fail(p, "there are more than 64 nested levels");
@@ -306,7 +280,8 @@ static inline int json_parse_value(JsonParser *p, int depth, const char *key) {
     return json_parse_number(p, v) == 0 ? self : -1;
 }
 
-/* Reads `size` bytes of text; `name` says in messages what is read ("the header of FILE"). Free with json_free. */
+/* Parses `size` bytes of text; `name` says in error messages what is parsed ("the header of FILE"). Free with
+ * json_free; after an error there is nothing to free. */
 static inline int json_parse(Json *j, const char *text, size_t size, const char *name, Error *err) {
     memset(j, 0, sizeof *j);
     JsonParser p;
@@ -316,7 +291,7 @@ static inline int json_parse(Json *j, const char *text, size_t size, const char 
     p.name = name;
     p.out = j;
     p.err = err;
-    j->strings = (char *)xmalloc(size + 1);  // a string with its NUL is shorter than its text with the two quotes
+    j->strings = (char *)xmalloc(size + 1);  // enough: a string and its NUL are shorter than its text with quotes
     int status = json_parse_value(&p, 0, NULL) < 0 ? -1 : 0;
     if (status == 0) {
         json_skip_space(&p);
@@ -327,7 +302,7 @@ static inline int json_parse(Json *j, const char *text, size_t size, const char 
     return status;
 }
 
-/* The member of an object (an index into values), or -1. */
+/* The index in values of the member `key` of an object; -1 when there is none, or `object` is not an object. */
 static inline int json_find(const Json *j, int object, const char *key) {
     if (object < 0 || j->values[object].type != JSON_OBJECT) return -1;
     int v = j->values[object].child;
@@ -335,13 +310,25 @@ static inline int json_find(const Json *j, int object, const char *key) {
     return v;
 }
 
+/* The member `key` if it is true or false, else `otherwise`. */
+static inline bool json_get_bool(const Json *j, int object, const char *key, bool otherwise) {
+    int v = json_find(j, object, key);
+    return v >= 0 && j->values[v].type == JSON_BOOL ? j->values[v].boolean : otherwise;
+}
+
+/* The member `key` if it is a string, else NULL. */
+static inline const char *json_get_string(const Json *j, int object, const char *key) {
+    int v = json_find(j, object, key);
+    return v >= 0 ? j->values[v].string : NULL;
+}
+
 /* ---- writing ---- */
 
-/* Appends JSON to a growing string; zero it to begin. Commas are put by the writer. */
+/* Builds JSON in a growing string. Initialize it with zeros; it inserts the commas itself. */
 typedef struct {
     char *text;
     size_t length, capacity;
-    bool comma;  // a value has ended at this level: a comma comes before the next one
+    bool comma;  // a value precedes at this level, so the next one needs a comma
 } JsonWriter;
 
 static inline void json_append(JsonWriter *w, const char *bytes, size_t n) {
@@ -377,7 +364,7 @@ static inline void json_end_array(JsonWriter *w) { json_end(w, "]"); }
 static inline void json_bool(JsonWriter *w, bool b) { json_append_value(w, b ? "true" : "false"); }
 static inline void json_null(JsonWriter *w) { json_append_value(w, "null"); }
 
-/* n bytes of text; what is not valid UTF-8 becomes U+FFFD, so that the output is always valid JSON. */
+/* Writes n bytes as a string. Invalid UTF-8 becomes U+FFFD, so that the output is always valid JSON. */
 static inline void json_string_bytes(JsonWriter *w, const char *s, size_t n) {
     json_append_value(w, "\"");
     for (size_t i = 0; i < n;) {
@@ -403,6 +390,7 @@ static inline void json_string_bytes(JsonWriter *w, const char *s, size_t n) {
     json_append(w, "\"", 1);
 }
 
+/* Writes a string, or null for NULL. */
 static inline void json_string(JsonWriter *w, const char *s) {
     if (s)
         json_string_bytes(w, s, strlen(s));
@@ -422,7 +410,8 @@ static inline void json_integer(JsonWriter *w, int64_t x) {
     json_append_value(w, s);
 }
 
-/* The fewest digits that read back as the same double; NaN and infinities become null, JSON has no word for them. */
+/* Writes the shortest decimal that reads back as the same double. NaN and infinities, which JSON lacks, become null.
+ */
 static inline void json_number(JsonWriter *w, double x) {
     char s[40] = "null";
     for (int digits = 15; isfinite(x) && digits <= 17; digits++) {
@@ -432,7 +421,7 @@ static inline void json_number(JsonWriter *w, double x) {
     json_append_value(w, s);
 }
 
-/* The same for a value that is exact only as a float: 0.1f is written 0.1. */
+/* Writes the shortest decimal that reads back as the same float: 0.1f becomes 0.1. */
 static inline void json_float(JsonWriter *w, float x) {
     char s[40] = "null";
     for (int digits = 6; isfinite(x) && digits <= 9; digits++) {
@@ -442,7 +431,8 @@ static inline void json_float(JsonWriter *w, float x) {
     json_append_value(w, s);
 }
 
-/* Writes what was built as one line and starts anew, keeping the memory. */
+/* Writes the JSON as one line to f and empties the writer, which keeps its memory. Returns 0, or -1 with errno set.
+ */
 static inline int json_write_line(JsonWriter *w, FILE *f) {
     json_append(w, "\n", 1);
     bool ok = fwrite(w->text, 1, w->length, f) == w->length && fflush(f) == 0;

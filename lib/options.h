@@ -1,12 +1,12 @@
-/* Command-line options. One table serves parsing, --help, the config file and what a checkpoint records.
+/* Command-line options. One table describes them for parsing, --help, the config file and the record in a checkpoint.
  *
  *     static int64_t steps = 1000;
  *     static const Option table[] = {{"steps", 's', OPT_INT, &steps, "N", "optimizer steps", 1, 1e9}};
  *     options_parse(table, 1, argc, argv, "[options]", NULL);
  *
- * GNU style: --name value, --name=value, --flag, --no-flag, -s value, -svalue; `--` ends the options. --help and
- * --config FILE are built in. A mistake ends the program with status 2. An entry whose name is NULL is a heading in
- * --help, its text is `help`. */
+ * The syntax is GNU's: --name value, --name=value, --flag, --no-flag, -s value, -svalue; `--` ends the options.
+ * --help and --config FILE are built in. A usage error ends the program with status 2. An entry whose name is NULL is
+ * a heading in --help, with the text `help`. */
 #ifndef LIB_OPTIONS_H
 #define LIB_OPTIONS_H
 
@@ -14,7 +14,8 @@
 
 #include <math.h>
 
-/* OPT_RETIRED: an option of older versions, ignored in config files; on the command line `help` says what replaced it. */
+/* OPT_RETIRED is an option of older versions: ignored in config files, and an error on the command line, where `help`
+ * says what replaced it. */
 typedef enum { OPT_FLAG, OPT_INT, OPT_FLOAT, OPT_STRING, OPT_LIST, OPT_RETIRED } OptionType;
 
 typedef struct {
@@ -26,21 +27,23 @@ typedef struct {
     const char *name;  // without the dashes
     char short_name;   // 0: none
     OptionType type;
-    void *value;           // bool, int64_t, double, const char * or StringList; what it holds is the default
-    const char *argument;  // what --help calls the value: "FILE", "N"
+    void *value;           // a bool, int64_t, double, const char * or StringList; initially the default
+    const char *argument;  // name of the value in --help: "FILE", "N"
     const char *help;
     double min, max;  // inclusive bounds of a number; both 0: none
 } Option;
 
-/* What the parser allocated, kept to the end of the program because option values point to it. */
+/* State of the parser. The strings stay allocated until the end of the program, because option values point to them.
+ */
 static struct {
     char **strings;
     int string_count;
-    const Option *given[256];
+    const Option *given[256];  // the options that the user has set
     int given_count;
 } options_state;
 
-/* Whether the user set an option, on the command line or in a config file. Asked by table entry or value pointer. */
+/* Whether the user has set an option, on the command line or in a config file. The option is named by its table entry
+ * or by the pointer to its value. */
 static inline bool options_given(const void *entry_or_value) {
     for (int i = 0; i < options_state.given_count; i++)
         if (options_state.given[i] == entry_or_value || options_state.given[i]->value == entry_or_value) return true;
@@ -50,18 +53,19 @@ static inline bool options_given(const void *entry_or_value) {
 /* Makes options_given false for all: a program that reads its options a second time begins anew. */
 static inline void options_forget_given(void) { options_state.given_count = 0; }
 
+/* Keeps an allocated string until the end of the program. */
 static inline const char *options_keep(char *s) {
-    options_state.strings =
-        (char **)xrealloc(options_state.strings, (size_t)(options_state.string_count + 1) * sizeof(char *));
+    options_state.strings = xrealloc(options_state.strings, (options_state.string_count + 1) * sizeof(char *));
     options_state.strings[options_state.string_count++] = s;
     return s;
 }
 
 static inline void string_list_add(StringList *list, const char *item) {
-    list->items = (const char **)xrealloc((void *)list->items, (size_t)(list->count + 1) * sizeof *list->items);
+    list->items = xrealloc(list->items, (list->count + 1) * sizeof *list->items);
     list->items[list->count++] = item;
 }
 
+/* Reports a usage error and ends the program with status 2. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void options_die(const char *format, ...) {
     va_list args;
     fflush(stdout);
@@ -75,7 +79,7 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void options_die(c
 
 /* ---- values ---- */
 
-/* A number's bounds as a sentence's end. */
+/* The bounds of a number, as the end of an error sentence. */
 static inline const char *options_range(const Option *o, char *out, size_t size) {
     bool below = o->min > -1e300, above = o->max < 1e300;
     if (below && above)
@@ -87,7 +91,7 @@ static inline const char *options_range(const Option *o, char *out, size_t size)
     return out;
 }
 
-/* `what` names the option in messages: "--steps", or "FILE, line 3: steps". */
+/* Parses a number. `what` names the option in error messages: "--steps", or "FILE, line 3: steps". */
 static inline int options_number(const Option *o, const char *text, const char *what, Error *err) {
     char *end, range[80];
     errno = 0;
@@ -123,19 +127,21 @@ static inline int options_boolean(bool *value, const char *text, const char *wha
     return error_set(err, "%s needs true or false, not '%s'", what, text);
 }
 
-/* Sets a value; `fresh`: the first time in this source (command line or config file), so a list starts anew. */
+/* Sets the value of an option. `fresh` says that this is the first time in this source (command line or config file);
+ * then a list is replaced, otherwise it grows. */
 static inline int options_set(const Option *o, const char *text, const char *what, bool fresh, Error *err) {
     int status = 0;
     if (o->type == OPT_FLAG)
-        status = options_boolean((bool *)o->value, text, what, err);
+        status = options_boolean(o->value, text, what, err);
     else if (o->type == OPT_INT || o->type == OPT_FLOAT)
         status = options_number(o, text, what, err);
     else if (o->type == OPT_STRING)
         *(const char **)o->value = options_keep(xstrdup(text));
     if (o->type == OPT_LIST) {
-        StringList *list = (StringList *)o->value;
-        if (fresh) {  // the default, or what the config file said, is replaced; it may be a constant, so no free
-            if (options_given(o)) options_keep((char *)(void *)list->items);
+        StringList *list = o->value;
+        if (fresh) {  // drops the default, which may be a constant, or the list of the config file, which is
+                      // allocated
+            if (options_given(o)) options_keep((void *)list->items);
             list->items = NULL;
             list->count = 0;
         }
@@ -148,7 +154,7 @@ static inline int options_set(const Option *o, const char *text, const char *wha
     return status;
 }
 
-/* ---- finding ---- */
+/* ---- lookup ---- */
 
 static inline const Option *options_find(const Option *table, int n, const char *name, size_t length) {
     for (int i = 0; i < n; i++)
@@ -163,7 +169,7 @@ static inline const Option *options_find_short(const Option *table, int n, char 
     return NULL;
 }
 
-/* Levenshtein's distance between two names, both cut to 63 characters. */
+/* The Levenshtein distance of two names, which are truncated to 63 characters. */
 static inline int options_distance(const char *a, size_t na, const char *b, size_t nb) {
     int row[64];
     if (na > 63) na = 63;
@@ -183,7 +189,7 @@ static inline int options_distance(const char *a, size_t na, const char *b, size
     return row[nb];
 }
 
-/* "; did you mean --NAME?" when a name is close enough, else "". */
+/* "; did you mean --NAME?" if the table has a name close enough, else "". */
 static inline const char *options_suggestion(const Option *table, int n, const char *name, size_t length, char *out,
                                              size_t size) {
     const char *nearest = NULL;
@@ -210,8 +216,8 @@ static inline char *options_trim(char *s) {
     return s;
 }
 
-/* Takes the value out of the text after '=': a double-quoted string with \" \\ \n, or the text up to a comment. In
- * place; NULL when a quote does not end or text follows it. */
+/* Extracts the value from the text after '=', in place: a double-quoted string with the escapes \" \\ \n, or the text
+ * up to a comment. NULL if a quote is not closed or text follows it. */
 static inline char *options_config_value(char *s) {
     s = options_trim(s);
     if (*s != '"') {
@@ -235,7 +241,7 @@ static inline char *options_config_value(char *s) {
     return *rest == '\0' || *rest == '#' ? value : NULL;
 }
 
-/* One line; `seen` has a mark per option that this file has set. */
+/* Reads one line of a config file. seen[i]: whether this file has set option i already. */
 static inline int options_config_line(const Option *table, int n, char *line, const char *where, bool *seen,
                                       Error *err) {
     char suggestion[100], *key = options_trim(line);
@@ -262,7 +268,7 @@ static inline int options_config_line(const Option *table, int n, char *line, co
 static inline int options_config(const Option *table, int n, const char *path, Error *err) {
     FILE *f = fopen(path, "rb");
     if (!f) return error_set(err, "cannot read the config file %s: %s", path, strerror(errno));
-    bool *seen = (bool *)xcalloc((size_t)n, sizeof *seen);
+    bool *seen = xcalloc(n, sizeof *seen);
     char *line = NULL;
     size_t capacity = 0;
     ssize_t length;
@@ -287,8 +293,9 @@ static inline int options_config(const Option *table, int n, const char *path, E
     return status;
 }
 
-/* ---- writing ---- */
+/* ---- writing a config file ---- */
 
+/* Writes a string, in double quotes if it needs them. */
 static inline void options_write_string(const char *s, FILE *f) {
     bool plain = *s && *s != '"' && *s != ' ' && *s != '\t' && s[strlen(s) - 1] != ' ' && !strpbrk(s, "#\n\r\t");
     if (plain) {
@@ -306,7 +313,7 @@ static inline void options_write_string(const char *s, FILE *f) {
     fputc('"', f);
 }
 
-/* The shortest decimal that reads back as the same double. */
+/* Formats a number as the shortest decimal that reads back as the same double. */
 static inline const char *options_double(double x, char *out, size_t size) {
     for (int digits = 6; digits <= 17; digits++) {
         snprintf(out, size, "%.*g", digits, x);
@@ -315,7 +322,7 @@ static inline const char *options_double(double x, char *out, size_t size) {
     return out;
 }
 
-/* A value that is written instead of an option's own; NULL: the option is left out. */
+/* A value to be written instead of the value of an option; NULL: the option is left out. */
 typedef struct {
     const char *name, *value;
 } OptionOverride;
@@ -327,7 +334,7 @@ static inline const OptionOverride *options_override(const OptionOverride *overr
 }
 
 static inline void options_write_list(const Option *o, FILE *f) {
-    const StringList *list = (const StringList *)o->value;
+    const StringList *list = o->value;
     for (int k = 0; k < list->count; k++) {
         fprintf(f, "%s = ", o->name);
         options_write_string(list->items[k], f);
@@ -336,8 +343,8 @@ static inline void options_write_list(const Option *o, FILE *f) {
     if (list->count == 0) fprintf(f, "# %s =\n", o->name);
 }
 
-/* Writes all values, but for the overrides, in the syntax of a config file. A string that is not set, or a number that
- * is NAN (which stands for not set), becomes a comment. */
+/* Writes the values of all options, or their overrides, as a config file. A string that is NULL or a number that is
+ * NAN counts as not set and becomes a comment. */
 static inline void options_write(const Option *table, int n, FILE *f, const OptionOverride *overrides, int count) {
     char number[40];
     for (int i = 0; i < n; i++) {
@@ -365,7 +372,7 @@ static inline void options_write(const Option *table, int n, FILE *f, const Opti
 
 /* ---- help ---- */
 
-/* Prints words from column `at`, wrapped at column 100 and indented by `indent`. */
+/* Prints a text from column `at` on, wrapped at column 100, with later lines indented by `indent`. */
 static inline void options_wrap(const char *text, int at, int indent) {
     while (*text) {
         int length = (int)strcspn(text, " ");
@@ -406,10 +413,10 @@ static inline void options_help_entry(const Option *o, const char *left) {
     if (o->value && o->type == OPT_STRING && *(const char **)o->value && **(const char **)o->value)
         snprintf(value, sizeof value, " (default: %.250s)", *(const char **)o->value);
     if (o->type == OPT_LIST) {
-        const StringList *list = (const StringList *)o->value;
-        size_t at = (size_t)snprintf(value, sizeof value, " (may be given again%s", list->count ? "; default:" : "");
+        const StringList *list = o->value;
+        size_t at = snprintf(value, sizeof value, " (may be given again%s", list->count ? "; default:" : "");
         for (int i = 0; i < list->count && at < sizeof value; i++)
-            at += (size_t)snprintf(value + at, sizeof value - at, " %s", list->items[i]);
+            at += snprintf(value + at, sizeof value - at, " %s", list->items[i]);
         if (at < sizeof value) snprintf(value + at, sizeof value - at, ")");
     }
     char *text = format_string("%s%s", o->help ? o->help : "", value);
@@ -446,8 +453,8 @@ typedef struct {
     char **argv;
     const char *usage_line;
     StringList *positional;
-    bool apply;  // the first walk only obeys --help and --config, the second sets values: the command line wins
-    bool *seen;
+    bool apply;  // false in the first pass, which handles --help and --config; true in the second, which sets values
+    bool *seen;  // [n] whether the command line has set option i already
 } OptionsWalk;
 
 static inline bool options_is_known(const OptionsWalk *w, const char *argument) {
@@ -457,7 +464,7 @@ static inline bool options_is_known(const OptionsWalk *w, const char *argument) 
     return options_find(w->table, w->n, name, length) || !strcmp(name, "config") || !strcmp(name, "help");
 }
 
-/* The argument after the option at `at`. */
+/* The value of the option at `at` if it is an argument of its own: consumes and returns the next argument. */
 static inline const char *options_next(OptionsWalk *w, const char *what) {
     const char *value = w->at + 1 < w->argc ? w->argv[w->at + 1] : NULL;
     if (!value) options_die("%s needs a value", what);
@@ -474,6 +481,7 @@ static inline void options_apply(OptionsWalk *w, const Option *o, const char *va
     w->seen[o - w->table] = true;
 }
 
+/* Handles --name, --name=value and --no-name. */
 static inline void options_long(OptionsWalk *w, const char *argument) {
     char what[80], suggestion[100];
     Error err;
@@ -508,7 +516,7 @@ static inline void options_long(OptionsWalk *w, const char *argument) {
     options_apply(w, o, value, what);
 }
 
-/* -x value, -xvalue, or several flags in one: -vx value. */
+/* Handles -x value, -xvalue, and several flags in one argument: -vx value. */
 static inline void options_short(OptionsWalk *w, const char *argument) {
     for (const char *p = argument + 1; *p; p++) {
         char what[4] = {'-', *p, '\0', '\0'};
@@ -526,23 +534,18 @@ static inline void options_short(OptionsWalk *w, const char *argument) {
     }
 }
 
-/* Parses argv into the values of the table. Arguments that are not options go to `positional`; NULL: there may be
- * none. Ends the program with status 2 on a mistake, and with 0 after --help. */
+/* Parses argv into the values of the table. Arguments that are not options are added to `positional`; if that is
+ * NULL, they are errors. There are two passes, so that the command line overrides a config file wherever --config
+ * stands. Ends the program with status 2 on a usage error and with 0 after --help. */
 static inline void options_parse(const Option *table, int n, int argc, char **argv, const char *usage_line,
                                  StringList *positional) {
     if (argc > 0) program_name_set(argv[0]);
-    OptionsWalk w;
-    memset(&w, 0, sizeof w);
-    w.table = table;
-    w.n = n;
-    w.argc = argc;
-    w.argv = argv;
-    w.usage_line = usage_line;
-    w.positional = positional;
+    OptionsWalk w = {
+        .table = table, .n = n, .argc = argc, .argv = argv, .usage_line = usage_line, .positional = positional};
     for (int pass = 0; pass < 2; pass++) {
         bool options_end = false;
         w.apply = pass == 1;
-        w.seen = (bool *)xcalloc((size_t)n, sizeof *w.seen);
+        w.seen = xcalloc(n, sizeof *w.seen);
         for (w.at = 1; w.at < argc; w.at++) {
             const char *argument = argv[w.at];
             if (options_end || argument[0] != '-' || argument[1] == '\0') {

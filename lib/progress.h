@@ -1,4 +1,4 @@
-/* A progress bar on stderr: one line drawn again and again on a terminal, a plain line now and then elsewhere.
+/* A progress bar on stderr: on a terminal one line that is redrawn, elsewhere a plain line every few seconds.
  *
  *     Progress p;
  *     progress_begin(&p, "train", first_step, steps);
@@ -15,26 +15,29 @@
 
 typedef struct {
     const char *title;
-    int64_t first, total, done;  // first: what was done before this run, left out of the rate
-    int64_t drawn;               // what `done` was when the last line was printed
+    int64_t first, total, done;  // first: items done before this run, which do not count for the rate
+    int64_t drawn;               // value of `done` when the bar was last drawn
     double start, last, every;   // seconds; every: least time between two plain lines (10; may be changed)
-    bool terminal, quiet;        // quiet: prints nothing
+    bool terminal, quiet;        // quiet: print nothing
     char text[256];
 } Progress;
 
+/* Begins a bar of `total` items, of which `first` were done before this run. */
 static inline void progress_begin(Progress *p, const char *title, int64_t first, int64_t total) {
-    memset(p, 0, sizeof *p);
-    p->title = title;
-    p->first = p->done = first;
-    p->drawn = -1;
-    p->total = total;
-    p->start = seconds_now();
-    p->last = p->start - 1e9;
-    p->every = 10;
-    p->terminal = isatty(STDERR_FILENO) && (!getenv("TERM") || strcmp(getenv("TERM"), "dumb") != 0);
+    const double now = seconds_now();
+    const bool terminal = isatty(STDERR_FILENO) && (!getenv("TERM") || strcmp(getenv("TERM"), "dumb") != 0);
+    *p = (Progress){.title = title,
+                    .first = first,
+                    .total = total,
+                    .done = first,
+                    .drawn = -1,
+                    .start = now,
+                    .last = now - 1e9,
+                    .every = 10,
+                    .terminal = terminal};
 }
 
-/* "42 s", "3:07", "1:02:33" or "2 d 03 h". */
+/* Formats a duration: "42 s", "3:07", "1:02:33" or "2 d 03 h". */
 static inline const char *progress_duration(double seconds, char *out, size_t size) {
     long long s = seconds < 1e9 ? (long long)(seconds + 0.5) : 1000000000;
     if (s < 60)
@@ -79,7 +82,8 @@ static inline void progress_draw(Progress *p, double now) {
     stderr_line_open = true;
 }
 
-/* done of total; format (may be NULL) gives a short free text such as the loss. Draws at most ten times a second. */
+/* Sets how many items are done. format (may be NULL) gives a short note beside the bar, such as the loss. Draws at
+ * most ten times a second. */
 __attribute__((format(printf, 3, 4))) static inline void progress_update(Progress *p, int64_t done,
                                                                          const char *format, ...) {
     p->done = done;
@@ -95,7 +99,7 @@ __attribute__((format(printf, 3, 4))) static inline void progress_update(Progres
     p->last = now;
 }
 
-/* A line of its own on stderr, above the bar. */
+/* Prints a line on stderr, above the bar. */
 __attribute__((format(printf, 1, 2))) static inline void progress_note(const char *format, ...) {
     va_list args;
     flockfile(stderr);
@@ -108,7 +112,7 @@ __attribute__((format(printf, 1, 2))) static inline void progress_note(const cha
     funlockfile(stderr);
 }
 
-/* Draws the last state and leaves the line. */
+/* Draws the final state and ends the line. */
 static inline void progress_end(Progress *p) {
     if (p->quiet) return;
     if (p->terminal || p->drawn != p->done) progress_draw(p, seconds_now());

@@ -1,17 +1,17 @@
-/* The regular expressions of pre-tokenizers, on ASCII text, with Oniguruma's meaning (the library of `tokenizers`):
- * the first alternative that matches wins, quantifiers take as much as they can and give back.
+/* Regular expressions of pre-tokenizers, matched against ASCII text. The semantics are those of Oniguruma, which
+ * `tokenizers` uses: a backtracking matcher, where the first matching alternative wins and quantifiers are greedy.
  *
- * Understood: alternatives; groups (?:...) and (?i:...) that are a whole alternative; characters, escapes, classes
- * with ranges, \s \d \w \p{L} \p{Lu} \p{Ll} \p{M} \p{N} \p{P} \p{S} and their complements; ? * + {m} {m,n} behind one
- * character or class; looking ahead or back at one character or class; $. Everything else is refused by name, above
- * all what would make the result depend on more than ASCII. A pattern may name characters beyond ASCII; they never
- * match. */
+ * Supported are alternatives; groups (?:...) and (?i:...) that are a whole alternative; characters, escapes, classes
+ * with ranges, \s \d \w \p{L} \p{Lu} \p{Ll} \p{M} \p{N} \p{P} \p{S} and their complements; the quantifiers ? * + {m}
+ * {m,n} after one character or class; lookahead and lookbehind of one character or class; $. Anything else is an
+ * error that names it, above all what would depend on characters beyond ASCII. A pattern may contain such characters;
+ * they never match. */
 #ifndef LIB_REGEX_ASCII_H
 #define LIB_REGEX_ASCII_H
 
 #include "error.h"
 
-#include "json.h"
+#include "utf8.h"
 
 #include <ctype.h>
 
@@ -22,23 +22,23 @@ typedef struct {
 } AsciiSet;
 
 typedef enum {
-    REGEX_TAKE,
-    REGEX_AHEAD,
-    REGEX_NOT_AHEAD,
-    REGEX_BEHIND,
-    REGEX_NOT_BEHIND,
-    REGEX_LINE_END,
-    REGEX_DONE
+    REGEX_REPEAT,      // min to max characters of the set
+    REGEX_AHEAD,       // (?=
+    REGEX_NOT_AHEAD,   // (?!
+    REGEX_BEHIND,      // (?<=
+    REGEX_NOT_BEHIND,  // (?<!
+    REGEX_LINE_END,    // $
+    REGEX_MATCH        // the end of an alternative
 } RegexKind;
 
 typedef struct {
     RegexKind kind;
-    AsciiSet set;  // unless REGEX_LINE_END, REGEX_DONE
-    int min, max;  // of REGEX_TAKE
+    AsciiSet set;  // not of REGEX_LINE_END and REGEX_MATCH
+    int min, max;  // of REGEX_REPEAT
 } RegexItem;
 
 typedef struct {
-    RegexItem items[REGEX_MAX_ITEMS];  // the alternatives one after another, each ended by REGEX_DONE
+    RegexItem items[REGEX_MAX_ITEMS];  // the alternatives one after another, each ended by REGEX_MATCH
     int count;
 } Regex;
 
@@ -70,19 +70,19 @@ static inline int regex_fail(const RegexParser *p, const char *what) {
                      p->pattern, what, (int)(p->at - p->pattern));
 }
 
-/* ---- reading a pattern ---- */
+/* ---- parsing a pattern ---- */
 
-/* One character of the pattern; its code point. */
+/* Consumes one character of the pattern and returns its code point. */
 static inline uint32_t regex_character(RegexParser *p) {
     const uint8_t *s = (const uint8_t *)p->at;
-    int length = utf8_sequence(s, strlen(p->at));  // the pattern comes from JSON, which is checked
+    int length = utf8_sequence(s, strlen(p->at));  // the JSON parser has checked that the pattern is valid UTF-8
     uint32_t c = length < 2 ? s[0] : s[0] & (0x7fu >> length);
     for (int i = 1; i < length; i++) c = c << 6 | (s[i] & 0x3f);
     p->at += length > 0 ? length : 1;
     return c;
 }
 
-/* After \p or \P: {NAME}, the ASCII part of a general category of Unicode. */
+/* Parses {NAME} after \p or \P, and adds the ASCII characters of that general category of Unicode to the set. */
 static inline int regex_category(RegexParser *p, AsciiSet *set) {
     static const struct {
         const char *name, *ranges;  // pairs of first and last character
@@ -103,7 +103,8 @@ static inline int regex_category(RegexParser *p, AsciiSet *set) {
     return regex_fail(p, "another property than {L}, {Lu}, {Ll}, {M}, {N}, {P} and {S}");
 }
 
-/* After a backslash. *single: the character when it is one, else -1. */
+/* Parses an escape after its backslash and adds its characters to the set. *single: the character, if it stands for
+ * one, else -1. */
 static inline int regex_escape(RegexParser *p, AsciiSet *set, int *single) {
     static const char from[] = "rntfv", to[] = "\r\n\t\f\v";
     char c = *p->at;
@@ -130,7 +131,7 @@ static inline int regex_escape(RegexParser *p, AsciiSet *set, int *single) {
     return 0;
 }
 
-/* After an opening bracket. */
+/* Parses a class after its opening bracket and adds its characters to the set. */
 static inline int regex_class(RegexParser *p, AsciiSet *set) {
     bool inverted = *p->at == '^';
     p->at += inverted;
@@ -163,6 +164,7 @@ static inline int regex_class(RegexParser *p, AsciiSet *set) {
     return 0;
 }
 
+/* Parses a character, an escape or a class, and sets `set` to the characters it matches. */
 static inline int regex_set(RegexParser *p, AsciiSet *set) {
     int single;
     char c = *p->at;
@@ -183,6 +185,7 @@ static inline int regex_set(RegexParser *p, AsciiSet *set) {
     return 0;
 }
 
+/* Parses the quantifier of an item, if it has one. */
 static inline int regex_quantifier(RegexParser *p, RegexItem *item) {
     item->min = item->max = 1;
     char c = *p->at;
@@ -221,35 +224,34 @@ static inline RegexItem *regex_new_item(RegexParser *p, RegexKind kind) {
     return item;
 }
 
-/* One alternative, up to | or ) or the end. */
+/* Parses one alternative, up to | or ) or the end. */
 static inline int regex_alternative(RegexParser *p) {
-    static const char *const looks[] = {"(?=", "(?!", "(?<=", "(?<!"};
-    int least = 0;
+    static const char *const lookarounds[] = {"(?=", "(?!", "(?<=", "(?<!"};  // in the order of RegexKind
+    int min_length = 0;
     while (*p->at && *p->at != '|' && *p->at != ')') {
-        int look = 0;
-        while (look < 4 && strncmp(p->at, looks[look], strlen(looks[look])) != 0) look++;
-        RegexItem *item = regex_new_item(p, look < 4        ? (RegexKind)(REGEX_AHEAD + look)
-                                            : *p->at == '$' ? REGEX_LINE_END
-                                                            : REGEX_TAKE);
+        int i = 0;
+        while (i < 4 && strncmp(p->at, lookarounds[i], strlen(lookarounds[i])) != 0) i++;
+        RegexKind kind = i < 4 ? REGEX_AHEAD + i : *p->at == '$' ? REGEX_LINE_END : REGEX_REPEAT;
+        RegexItem *item = regex_new_item(p, kind);
         if (!item) return -1;
-        if (item->kind == REGEX_LINE_END) {
+        if (kind == REGEX_LINE_END) {
             p->at++;
-        } else if (look < 4) {
-            p->at += strlen(looks[look]);
+        } else if (i < 4) {
+            p->at += strlen(lookarounds[i]);
             if (regex_set(p, &item->set) != 0) return -1;
             if (*p->at != ')') return regex_fail(p, "a look at more than one character");
             p->at++;
         } else {
             if (*p->at == '(') return regex_fail(p, "a group that is not a whole alternative");
             if (regex_set(p, &item->set) != 0 || regex_quantifier(p, item) != 0) return -1;
-            least |= item->min;
+            min_length |= item->min;
         }
     }
-    if (!least) return regex_fail(p, "an alternative that can match nothing");
-    return regex_new_item(p, REGEX_DONE) ? 0 : -1;
+    if (!min_length) return regex_fail(p, "an alternative that can match nothing");
+    return regex_new_item(p, REGEX_MATCH) ? 0 : -1;
 }
 
-/* `pattern` need not live longer than the call. */
+/* Compiles a pattern, which need not stay valid. Returns -1 with a sentence if it is not supported. */
 static inline int regex_parse(Regex *r, const char *pattern, Error *err) {
     RegexParser p = {pattern, pattern, r, false, err};
     r->count = 0;
@@ -276,15 +278,15 @@ typedef struct {
     const Regex *regex;
     const char *text;
     size_t n;
-    int64_t steps;  // left before the search is given up: a pattern can be made to need more than a lifetime
+    int64_t steps;  // steps left before the search is given up, because backtracking can take exponential time
 } RegexSearch;
 
-/* Where a match of the items from `item` on that begins at `at` ends, or -1. */
+/* Matches the items from `item` on against the text from `at` on. Returns the end of the match, or -1. */
 static inline int64_t regex_match(RegexSearch *s, const RegexItem *item, size_t at) {
     bool yes;
     if (--s->steps < 0) return -1;
     switch (item->kind) {
-    case REGEX_DONE: return (int64_t)at;
+    case REGEX_MATCH: return at;
     case REGEX_LINE_END: yes = at == s->n || s->text[at] == '\n'; break;
     case REGEX_AHEAD: yes = at < s->n && ascii_has(&item->set, s->text[at]); break;
     case REGEX_NOT_AHEAD: yes = at == s->n || !ascii_has(&item->set, s->text[at]); break;
@@ -303,7 +305,7 @@ static inline int64_t regex_match(RegexSearch *s, const RegexItem *item, size_t 
     return yes ? regex_match(s, item + 1, at) : -1;
 }
 
-/* The first match at or after `from`: true, and where it begins and ends. */
+/* Finds the first match at or after `from`, text[*begin .. *end). */
 static inline bool regex_find(RegexSearch *s, size_t from, size_t *begin, size_t *end) {
     for (; from < s->n; from++) {
         for (int i = 0; i < s->regex->count; i++) {
@@ -311,10 +313,10 @@ static inline bool regex_find(RegexSearch *s, size_t from, size_t *begin, size_t
             if (s->steps < 0) return false;
             if (found >= 0) {
                 *begin = from;
-                *end = (size_t)found;
+                *end = found;
                 return true;
             }
-            while (s->regex->items[i].kind != REGEX_DONE) i++;
+            while (s->regex->items[i].kind != REGEX_MATCH) i++;
         }
     }
     return false;

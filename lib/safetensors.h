@@ -1,7 +1,7 @@
-/* safetensors: 8 bytes of header length (little-endian), a JSON header, then the data of all tensors without gaps.
+/* safetensors: a header length in 8 bytes (little-endian), a JSON header, then the data of all tensors without gaps.
  * Format: https://github.com/huggingface/safetensors#format
  *
- * A file is mapped and checked completely when it is opened; afterwards every tensor may be read without a check. */
+ * Opening a file maps it and checks its whole header; afterwards every tensor can be read without further checks. */
 #ifndef LIB_SAFETENSORS_H
 #define LIB_SAFETENSORS_H
 
@@ -11,7 +11,7 @@
 #include "file.h"
 #include "json.h"
 
-#define SAFETENSORS_MAX_HEADER 100000000u  // bytes; the limit of the reference implementation
+#define SAFETENSORS_MAX_HEADER 100000000u  // bytes; as in the reference implementation
 
 typedef struct {
     char name[128];
@@ -46,14 +46,15 @@ static inline void safetensors_close(SafeTensors *st) {
     memset(st, 0, sizeof *st);
 }
 
-/* bytes = product of shape * size of an element; false on overflow or a negative dimension. */
+/* Sets *bytes to the size of a tensor, the product of its shape and the size of an element. Returns false on overflow
+ * or a negative dimension. */
 static inline bool safetensors_bytes(const int64_t *shape, int ndim, Dtype dtype, size_t *bytes) {
     size_t n = dtype_size(dtype);
     bool fits = true;
     for (int i = 0; i < ndim; i++) {
         if (shape[i] < 0) return false;
         if (shape[i] > 0 && n > (size_t)INT64_MAX / (size_t)shape[i])
-            fits = false;  // a later 0 would still make it an empty tensor, but nobody means that
+            fits = false;  // a later dimension of 0 would make the tensor empty, but that is no sensible shape
         else
             n *= (size_t)shape[i];
     }
@@ -61,12 +62,13 @@ static inline bool safetensors_bytes(const int64_t *shape, int ndim, Dtype dtype
     return fits;
 }
 
+/* Reads __metadata__: a JSON object of strings. */
 static inline int safetensors_metadata_read(SafeTensors *st, const Json *j, int object, Error *err) {
     const JsonValue *m = &j->values[object];
     if (m->type != JSON_OBJECT)
         return error_set(err, "cannot read %s: __metadata__ is not a JSON object", st->file.path);
-    st->keys = (char **)xcalloc((size_t)m->count, sizeof *st->keys);
-    st->values = (char **)xcalloc((size_t)m->count, sizeof *st->values);
+    st->keys = xcalloc(m->count, sizeof *st->keys);
+    st->values = xcalloc(m->count, sizeof *st->values);
     for (int v = m->child; v >= 0; v = j->values[v].next) {
         if (j->values[v].type != JSON_STRING)
             return error_set(err, "cannot read %s: the value of '%.100s' in __metadata__ is not a string",
@@ -77,6 +79,7 @@ static inline int safetensors_metadata_read(SafeTensors *st, const Json *j, int 
     return 0;
 }
 
+/* The element type that JSON value v names; -1 if it is none of those supported. */
 static inline int safetensors_dtype(const Json *j, int v, Dtype *dtype) {
     if (v < 0 || j->values[v].type != JSON_STRING) return -1;
     for (int i = 0; i < DT_COUNT; i++) {
@@ -87,7 +90,8 @@ static inline int safetensors_dtype(const Json *j, int v, Dtype *dtype) {
     return -1;
 }
 
-/* One entry of the header. `data` is where the data section begins, `data_bytes` its size. */
+/* Reads one entry of the header into the next tensor. `data` is the beginning of the data section, data_bytes its
+ * size. */
 static inline int safetensors_tensor_read(SafeTensors *st, const Json *j, int v, const uint8_t *data,
                                           size_t data_bytes, Error *err) {
     const char *path = st->file.path, *name = j->values[v].key;
@@ -118,23 +122,25 @@ static inline int safetensors_tensor_read(SafeTensors *st, const Json *j, int v,
     const JsonValue *begin = &j->values[j->values[offsets].child], *end = &j->values[begin->next];
     if (!begin->is_integer || !end->is_integer || begin->integer < 0 || begin->integer > end->integer ||
         (uint64_t)end->integer > data_bytes)
-        return error_set(err, "cannot read %s: data_offsets of tensor %s are outside the %zu bytes of data; the file "
-                              "is cut off or damaged",
+        return error_set(err,
+                         "cannot read %s: data_offsets of tensor %s are outside the %zu bytes of data; the file "
+                         "is cut off or damaged",
                          path, name, data_bytes);
     if ((uint64_t)(end->integer - begin->integer) != t->bytes)
         return error_set(err, "cannot read %s: tensor %s needs %zu bytes by its shape, its data_offsets give %lld",
                          path, name, t->bytes, (long long)(end->integer - begin->integer));
     t->data = data + begin->integer;
     if ((uintptr_t)t->data % dtype_size(t->dtype) != 0)
-        return error_set(err, "cannot read %s: tensor %s begins at byte %zu of the file, not at a multiple of %zu; "
-                              "save it anew with a current safetensors",
+        return error_set(err,
+                         "cannot read %s: tensor %s begins at byte %zu of the file, not at a multiple of %zu; "
+                         "save it anew with a current safetensors",
                          path, name, (size_t)(t->data - st->file.data), dtype_size(t->dtype));
     st->count++;
     return 0;
 }
 
 static inline int safetensors_compare_data(const void *a, const void *b) {
-    const SafeTensor *x = (const SafeTensor *)a, *y = (const SafeTensor *)b;
+    const SafeTensor *x = a, *y = b;
     if (x->data != y->data) return x->data < y->data ? -1 : 1;
     if (x->bytes != y->bytes) return x->bytes < y->bytes ? -1 : 1;  // empty tensors come before what follows them
     return strcmp(x->name, y->name);
@@ -149,9 +155,10 @@ static inline int safetensors_compare_name(const void *a, const void *b) {
     return strcmp(((const SafeTensorName *)a)->name, ((const SafeTensorName *)b)->name);
 }
 
-/* Sorts, and checks that the tensors cover the data without overlap or hole. */
+/* Sorts the tensors by position, checks that they cover the data section without overlap or hole, and makes by_name.
+ */
 static inline int safetensors_layout(SafeTensors *st, const uint8_t *data, size_t data_bytes, Error *err) {
-    qsort(st->tensors, (size_t)st->count, sizeof *st->tensors, safetensors_compare_data);
+    qsort(st->tensors, st->count, sizeof *st->tensors, safetensors_compare_data);
     const uint8_t *at = data;
     for (int i = 0; i < st->count; i++) {
         const SafeTensor *t = &st->tensors[i];
@@ -164,24 +171,22 @@ static inline int safetensors_layout(SafeTensors *st, const uint8_t *data, size_
     if (at != data + data_bytes)
         return error_set(err, "cannot read %s: the last %zu bytes belong to no tensor", st->file.path,
                          (size_t)(data + data_bytes - at));
-    SafeTensorName *names = (SafeTensorName *)xcalloc((size_t)st->count, sizeof *names);
-    for (int i = 0; i < st->count; i++) {
-        names[i].name = st->tensors[i].name;
-        names[i].index = i;
-    }
-    qsort(names, (size_t)st->count, sizeof *names, safetensors_compare_name);
-    st->by_name = (int *)xcalloc((size_t)st->count, sizeof *st->by_name);
+    SafeTensorName *names = xcalloc(st->count, sizeof *names);
+    for (int i = 0; i < st->count; i++) names[i] = (SafeTensorName){st->tensors[i].name, i};
+    qsort(names, st->count, sizeof *names, safetensors_compare_name);
+    st->by_name = xcalloc(st->count, sizeof *st->by_name);
     for (int i = 0; i < st->count; i++) st->by_name[i] = names[i].index;
     free(names);
     return 0;
 }
 
-static inline int safetensors_header(SafeTensors *st, Json *j, size_t header, Error *err) {
-    const uint8_t *data = st->file.data + 8 + header;
-    size_t data_bytes = st->file.size - 8 - header;
+/* Reads the parsed JSON header, which has header_bytes bytes in the file. */
+static inline int safetensors_header_read(SafeTensors *st, const Json *j, size_t header_bytes, Error *err) {
+    const uint8_t *data = st->file.data + 8 + header_bytes;
+    size_t data_bytes = st->file.size - 8 - header_bytes;
     if (j->values[0].type != JSON_OBJECT)
         return error_set(err, "cannot read %s: its header is not a JSON object", st->file.path);
-    st->tensors = (SafeTensor *)xcalloc((size_t)j->values[0].count, sizeof *st->tensors);
+    st->tensors = xcalloc(j->values[0].count, sizeof *st->tensors);
     for (int v = j->values[0].child; v >= 0; v = j->values[v].next) {
         int status = strcmp(j->values[v].key, "__metadata__")
                          ? safetensors_tensor_read(st, j, v, data, data_bytes, err)
@@ -191,38 +196,37 @@ static inline int safetensors_header(SafeTensors *st, Json *j, size_t header, Er
     return safetensors_layout(st, data, data_bytes, err);
 }
 
-/* Maps and checks a file. On failure nothing is left open. */
+/* Maps a file and checks its header. After a failure nothing is left open. */
 static inline int safetensors_open(SafeTensors *st, const char *path, Error *err) {
     memset(st, 0, sizeof *st);
     if (file_map(&st->file, path, err) != 0) return -1;
 #if defined(MADV_HUGEPAGE)
-    // All of it will be read: newer systems then read pages of 2 MiB, and the rest may ignore it.
-    madvise((void *)(uintptr_t)st->file.data, st->file.size, MADV_HUGEPAGE);
+    // A hint that all of the file will be read: newer kernels then use pages of 2 MiB; others ignore it.
+    madvise((void *)st->file.data, st->file.size, MADV_HUGEPAGE);
 #endif
-    uint64_t header = 0;
-    for (size_t i = 0; i < 8 && i < st->file.size; i++) header |= (uint64_t)st->file.data[i] << (8 * i);
-    Json j;
-    memset(&j, 0, sizeof j);
+    uint64_t header_bytes = 0;
+    for (size_t i = 0; i < 8 && i < st->file.size; i++) header_bytes |= (uint64_t)st->file.data[i] << (8 * i);
+    Json j = {0};
     char *name = format_string("the header of %s", path);
     int status;
     if (st->file.size < 10)
         status = error_set(err, "cannot read %s: %zu bytes are too few for a safetensors file", path, st->file.size);
-    else if (header > SAFETENSORS_MAX_HEADER || header > st->file.size - 8)
+    else if (header_bytes > SAFETENSORS_MAX_HEADER || header_bytes > st->file.size - 8)
         status =
             error_set(err,
                       "cannot read %s: it is not a safetensors file, or it is cut off (its first 8 bytes announce a "
                       "header of %llu bytes; the file has %zu, and 100 MB is the limit)",
-                      path, (unsigned long long)header, st->file.size);
+                      path, (unsigned long long)header_bytes, st->file.size);
     else
-        status = json_parse(&j, (const char *)st->file.data + 8, (size_t)header, name, err);
-    if (status == 0) status = safetensors_header(st, &j, (size_t)header, err);
+        status = json_parse(&j, (const char *)st->file.data + 8, header_bytes, name, err);
+    if (status == 0) status = safetensors_header_read(st, &j, header_bytes, err);
     free(name);
     json_free(&j);
     if (status != 0) safetensors_close(st);
     return status;
 }
 
-/* The tensor of that name, or NULL. */
+/* The tensor of that name, or NULL; a binary search. */
 static inline const SafeTensor *safetensors_find(const SafeTensors *st, const char *name) {
     int low = 0, high = st->count;
     while (low < high) {
@@ -236,7 +240,7 @@ static inline const SafeTensor *safetensors_find(const SafeTensors *st, const ch
     return NULL;
 }
 
-/* The value of a key in __metadata__, or NULL. */
+/* The value of a key of __metadata__, or NULL. */
 static inline const char *safetensors_metadata(const SafeTensors *st, const char *key) {
     for (int i = 0; i < st->metadata_count; i++)
         if (!strcmp(st->keys[i], key)) return st->values[i];
@@ -254,9 +258,9 @@ typedef struct {
 
 typedef struct {
     AtomicFile file;
-    size_t *offset, *bytes;  // of each spec, from the beginning of the file
-    int count, current;      // the spec whose data come next
-    size_t given;            // bytes of it given so far
+    size_t *offset, *bytes;  // [count] position in the file and size of each tensor, in the order of the specs
+    int count, current;      // current: the tensor that is being written
+    size_t written;          // bytes of it written so far
 } SafeTensorsWriter;
 
 static inline void safetensors_write_abandon(SafeTensorsWriter *w) {
@@ -266,9 +270,10 @@ static inline void safetensors_write_abandon(SafeTensorsWriter *w) {
     memset(w, 0, sizeof *w);
 }
 
-/* Data are given in the order of specs but lie in the file by falling element size, so that every tensor is aligned
- * whatever the order; the sort is stable. Offsets are from the beginning of the data. */
-static inline int safetensors_place(SafeTensorsWriter *w, const SafeTensorSpec *specs, const char *path, Error *err) {
+/* Assigns the offsets of the tensors in the data section. Data are passed to the writer in the order of the specs,
+ * but lie in the file by descending element size, which aligns every tensor; equal sizes keep their order. */
+static inline int safetensors_assign_offsets(SafeTensorsWriter *w, const SafeTensorSpec *specs, const char *path,
+                                             Error *err) {
     size_t at = 0;
     for (size_t size = 8; size > 0; size /= 2) {
         for (int i = 0; i < w->count; i++) {
@@ -313,20 +318,18 @@ static inline void safetensors_header_write(JsonWriter *j, const SafeTensorsWrit
         json_end_object(j);
     }
     json_end_object(j);
-    while ((8 + j->length) % 64 != 0) json_append(j, " ", 1);  // data start at a multiple of 64 bytes
+    while ((8 + j->length) % 64 != 0) json_append(j, " ", 1);  // the data section begins at a multiple of 64 bytes
 }
 
-/* Starts PATH (written as PATH.partial until safetensors_write_end). keys and values become __metadata__. */
+/* Begins a file with `count` tensors and metadata_count pairs of metadata. It appears under its name only after
+ * safetensors_write_end (see atomic_open). */
 static inline int safetensors_write_begin(SafeTensorsWriter *w, const char *path, const SafeTensorSpec *specs,
                                           int count, const char *const *keys, const char *const *values,
                                           int metadata_count, Error *err) {
-    memset(w, 0, sizeof *w);
-    w->count = count;
-    w->offset = (size_t *)xcalloc((size_t)count, sizeof *w->offset);
-    w->bytes = (size_t *)xcalloc((size_t)count, sizeof *w->bytes);
-    JsonWriter j;
-    memset(&j, 0, sizeof j);
-    int status = safetensors_place(w, specs, path, err);
+    *w = (SafeTensorsWriter){
+        .count = count, .offset = xcalloc(count, sizeof *w->offset), .bytes = xcalloc(count, sizeof *w->bytes)};
+    JsonWriter j = {0};
+    int status = safetensors_assign_offsets(w, specs, path, err);
     if (status == 0) safetensors_header_write(&j, w, specs, keys, values, metadata_count);
     if (status == 0 && j.length > SAFETENSORS_MAX_HEADER)
         status =
@@ -342,40 +345,40 @@ static inline int safetensors_write_begin(SafeTensorsWriter *w, const char *path
     return status;
 }
 
-/* The next bytes, in the order of specs; a call may give a part of a tensor, or several. */
+/* Writes the next bytes, in the order of the specs. A call may write a part of a tensor or several tensors. */
 static inline int safetensors_write_data(SafeTensorsWriter *w, const void *data, size_t bytes, Error *err) {
-    const uint8_t *from = (const uint8_t *)data;
+    const uint8_t *from = data;
     while (bytes > 0) {
-        while (w->current < w->count && w->given == w->bytes[w->current]) {
+        while (w->current < w->count && w->written == w->bytes[w->current]) {
             w->current++;
-            w->given = 0;
+            w->written = 0;
         }
         if (!w->file.f) return error_set(err, "cannot write: the file was closed after an earlier error");
         if (w->current >= w->count)
             return error_set(err, "cannot write %s: %zu bytes more than its tensors need", w->file.path, bytes);
-        if (w->given == 0 && ftello(w->file.f) != (off_t)w->offset[w->current] &&
+        if (w->written == 0 && ftello(w->file.f) != (off_t)w->offset[w->current] &&
             fseeko(w->file.f, (off_t)w->offset[w->current], SEEK_SET) != 0)
             return atomic_fail(&w->file, errno, err);
-        size_t n = w->bytes[w->current] - w->given;
+        size_t n = w->bytes[w->current] - w->written;
         if (n > bytes) n = bytes;
         if (atomic_write(&w->file, from, n, err) != 0) return -1;
-        w->given += n;
+        w->written += n;
         from += n;
         bytes -= n;
     }
     return 0;
 }
 
-/* Checks that every tensor was given, and puts the file in place. The writer is done after this, also on failure. */
+/* Checks that every tensor was written, and commits the file. The writer is freed, also after a failure. */
 static inline int safetensors_write_end(SafeTensorsWriter *w, Error *err) {
-    while (w->current < w->count && w->given == w->bytes[w->current]) {
+    while (w->current < w->count && w->written == w->bytes[w->current]) {
         w->current++;
-        w->given = 0;
+        w->written = 0;
     }
     int status;
     if (w->file.f && w->current < w->count)
         status = error_set(err, "cannot write %s: tensor number %d got %zu of its %zu bytes", w->file.path,
-                           w->current, w->given, w->bytes[w->current]);
+                           w->current, w->written, w->bytes[w->current]);
     else
         status = atomic_commit(&w->file, err);
     safetensors_write_abandon(w);

@@ -1,4 +1,4 @@
-/* Threads: how OpenMP's wait, and starting others. */
+/* Threads: the OpenMP settings, and starting other threads. */
 #ifndef LIB_THREADS_H
 #define LIB_THREADS_H
 
@@ -9,23 +9,24 @@
 #include <signal.h>
 #include <unistd.h>
 
-/* Called first in main. By default OpenMP's threads spin for long while they wait, which on a machine that does
- * anything else makes every step many times slower (seen here: 8.5 minutes instead of one); not spinning at all costs
- * 15 % on an idle one. So they spin briefly. They read their policy before main: the program sets it and starts
- * itself again, once; whoever has chosen a policy keeps it. */
+/* Makes OpenMP's threads spin only briefly while they wait; to be called first in main. By default they spin for
+ * long, which makes every step many times slower on a machine that is busy with something else (seen: 8.5 minutes
+ * instead of one), while not spinning at all costs 15 % on an idle machine. The OpenMP runtime reads its settings
+ * before main, so the program sets them in the environment and executes itself once more. A policy that the user has
+ * set is kept. */
 static inline void threads_wait_politely(char **argv) {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
     bool set = setenv("GOMP_SPINCOUNT", "20000", 1) == 0 && setenv("KMP_BLOCKTIME", "1", 1) == 0;  // GNU's, LLVM's
     if (set) execv("/proc/self/exe", argv);
-    /* where that fails the program goes on with what it has */
+    /* if that fails, the program continues with the default policy */
 }
 
-/* count 0: one per processor. */
+/* Sets the number of OpenMP threads; 0 keeps OpenMP's default, one per processor. */
 static inline void threads_use(int count) {
     if (count > 0) omp_set_num_threads(count);
 }
 
-/* A thread that leaves signals to the others. */
+/* Starts a thread with all signals blocked, so that other threads receive them. */
 static inline void thread_start(pthread_t *thread, void *(*run)(void *), void *argument) {
     sigset_t all, before;
     sigfillset(&all);

@@ -629,7 +629,7 @@ static void test_image_turn(void) {
         for (int i = 0; i < 18; i++) p.rgb[i] = (uint8_t)(i / 3);  // 0 1 2 / 3 4 5
         static const char *const expected[] = {"012345", "012345", "210543", "543210", "345012",
                                                "031425", "304152", "524130", "251403", "012345"};
-        image_turn(&p, orientation);
+        image_orient(&p, orientation);
         char got[7] = "";
         for (int i = 0; i < 6; i++) got[i] = (char)('0' + p.rgb[3 * i]);
         CHECK(!strcmp(got, expected[orientation]) && p.width == (orientation >= 5 && orientation <= 8 ? 2 : 3));

@@ -67,9 +67,9 @@ static void log_end(const Log *log, JsonWriter *w) {
 typedef struct {
     Report report;
     double loss, norm, lr;
-    int tokens;          // counted text tokens of all ranks
-    double seconds;      // that the step took
-    double peak;         // measured matmul rate of all devices, FLOP/s
+    int tokens;      // counted text tokens of all ranks
+    double seconds;  // that the step took
+    double peak;     // measured matmul rate of all devices, FLOP/s
 } StepResult;
 
 static void log_step(const Log *log, int64_t step, const StepResult *r) {
@@ -120,12 +120,13 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
             opt.resume ? folder->student : opt.student, (double)params_total(params, GROUP_ALL) / 1e6,
             (double)params_total(params, GROUP_VISION) / 1e6, (double)params_total(params, GROUP_CONNECTOR) / 1e6,
             (double)params_total(params, GROUP_LM) / 1e6, (double)params_total(params, s->groups) / 1e6);
-    fprintf(stderr,
-            "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
-            "logits %.1f MB\n",
-            megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
-            megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
-            megabytes(&t->objective.arena));
+    fprintf(
+        stderr,
+        "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
+        "logits %.1f MB\n",
+        megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
+        megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
+        megabytes(&t->objective.arena));
 }
 
 #endif

@@ -62,7 +62,8 @@ static void run_folder_check_shared(const RunFolder *f, Comm *comm) {
     bool same = lock && fgets(owner, sizeof owner, lock) && strtoll(owner, NULL, 10) == process;
     if (lock) fclose(lock);
     if (!same)
-        die("%s is not the folder of rank 0, where each rank saves its part of the optimizer state; give all ranks an "
+        die("%s is not the folder of rank 0, where each rank saves its part of the optimizer state; give all ranks "
+            "an "
             "--out that they share, or --no-shard",
             f->path);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything that ships in dev/starter again, from the generator to the distilled student: about two hours on two
+# Rebuilds everything that ships in dev/starter, from the generator to the distilled student: about two hours on two
 # cores with AMX. Works in build/starter and copies the results here at the end. Needs `scripts/deps.sh all` and the
 # Python packages of scripts/requirements.txt (PYTHON names the interpreter that has them).
 set -euo pipefail

@@ -1,4 +1,5 @@
-/* The elements of free scenes: circles, rectangles, polygons, lines; and what makes them clear in a small image. */
+/* The elements of free scenes (circles, rectangles, polygons, lines), and the tests of whether they can be recognized
+ * in a small image. */
 #ifndef STARTER_ELEMENTS_H
 #define STARTER_ELEMENTS_H
 
@@ -6,31 +7,31 @@
 
 #include "geometry.h"
 
-#define MIN_GAP 0.7      // least distance between outlines that do not cross, units (8 pixels of 96)
-#define MAX_OUTLINE 24   // segments of an outline; circles are 24-gons in the distance tests
+#define MIN_GAP 0.7     // least distance of outlines that do not cross, in units; 8 pixels of 96
+#define MAX_OUTLINE 24  // most segments of an outline; the distance tests treat circles as 24-gons
 
 typedef enum { CIRCLE, RECTANGLE, POLYGON, LINE } Kind;
 
 typedef struct {
     Kind kind;
-    Point p[4];  // circle: centre; rectangle: lower left, upper right; polygon: corners; line: its ends
-    int n, radius;
+    Point p[4];     // circle: centre; rectangle: lower left, upper right; polygon: corners; line: ends
+    int n, radius;  // n: number of points
     bool closed, filled;
-    char command[80];  // "\draw[red, dashed]"
+    char command[80];  // such as "\draw[red, dashed]"
 } Element;
 
-/* Turns and reverses the corners: smallest first, then counterclockwise. */
+/* Puts the corners of a polygon in canonical order: the smallest first, then counterclockwise. */
 static inline void make_canonical(Point *p, int n) {
     Point q[4];
     int first = 0, step = cross(vector(p[0]), vector(p[1]), vector(p[2])) > 0 ? 1 : n - 1;
     for (int i = 1; i < n; i++)
         if (point_order(p[i], p[first]) < 0) first = i;
     for (int i = 0; i < n; i++) q[i] = p[(first + i * step) % n];
-    memcpy(p, q, (size_t)n * sizeof *p);
+    memcpy(p, q, n * sizeof *p);
 }
 
-/* Counterclockwise and convex, no axis-aligned rectangle, and every corner far enough from the line through its
- * neighbours to be seen as one. */
+/* Whether a polygon is counterclockwise, convex, not an axis-aligned rectangle, and has clear corners: each one is
+ * far enough from the line through its neighbours. */
 static inline bool polygon_is_clear(const Point *p, int n) {
     bool axis_aligned = true;
     for (int i = 0; i < n; i++) {
@@ -42,7 +43,7 @@ static inline bool polygon_is_clear(const Point *p, int n) {
     return !axis_aligned;
 }
 
-/* The segments of the element's outline; returns their number. */
+/* Writes the segments of an element's outline to `out` and returns their number. */
 static inline int outline(const Element *e, Segment *out) {
     Vector v[MAX_OUTLINE];
     int n = e->n;
@@ -63,7 +64,7 @@ static inline int outline(const Element *e, Segment *out) {
     return segments;
 }
 
-/* Whether the point lies inside a closed outline (even-odd rule). */
+/* Whether a point lies inside a closed outline of n segments (even-odd rule). */
 static inline bool inside(Vector p, const Segment *s, int n) {
     bool in = false;
     for (int i = 0; i < n; i++)
@@ -73,28 +74,31 @@ static inline bool inside(Vector p, const Segment *s, int n) {
     return in;
 }
 
-/* Two elements of one scene can be told apart, and neither hides the other. */
+/* Whether two elements of a scene can be told apart and neither hides the other. */
 static inline bool compatible(const Element *e, const Element *f) {
     Segment s[MAX_OUTLINE], t[MAX_OUTLINE];
     int n = outline(e, s), m = outline(f, t);
     bool crossing = false;
     for (int i = 0; i < n; i++)
         for (int j = 0; j < m; j++) {
-            if (to_segment(s[i].a, t[j]) < MIN_GAP || to_segment(s[i].b, t[j]) < MIN_GAP) return false;
-            if (to_segment(t[j].a, s[i]) < MIN_GAP || to_segment(t[j].b, s[i]) < MIN_GAP) return false;
+            if (vector_segment_distance(s[i].a, t[j]) < MIN_GAP || vector_segment_distance(s[i].b, t[j]) < MIN_GAP)
+                return false;
+            if (vector_segment_distance(t[j].a, s[i]) < MIN_GAP || vector_segment_distance(t[j].b, s[i]) < MIN_GAP)
+                return false;
             if (!segments_cross(s[i], t[j])) continue;
             crossing = true;
             if (segment_sine(s[i], t[j]) < 0.6) return false;
         }
-    if (crossing)  // clear for a line across an open outline; two closed outlines or round ones would be hard to read
+    if (crossing)  // one of the two must be a line, and neither may be filled or a circle
         return (e->kind == LINE || f->kind == LINE) && !e->filled && !f->filled && e->kind != CIRCLE &&
                f->kind != CIRCLE;
     if (e->closed && e->filled && inside(t[0].a, s, n)) return false;
     return !(f->closed && f->filled && inside(s[0].a, t, m));
 }
 
+/* Compares elements by kind, then by position, for qsort. */
 static inline int element_order(const void *a, const void *b) {
-    const Element *e = (const Element *)a, *f = (const Element *)b;
+    const Element *e = a, *f = b;
     if (e->kind != f->kind) return (int)e->kind - (int)f->kind;
     for (int i = 0; i < 4; i++) {
         int order = point_order(e->p[i], f->p[i]);
@@ -103,7 +107,7 @@ static inline int element_order(const void *a, const void *b) {
     return e->radius - f->radius;
 }
 
-/* Whether the elements reach all four sides of the box. */
+/* Whether the bounding box of the elements is the whole box of width x height units. */
 static inline bool fills_box(const Element *e, int n, int width, int height) {
     int x0 = width, y0 = height, x1 = 0, y1 = 0;
     for (int i = 0; i < n; i++)

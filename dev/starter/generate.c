@@ -1,19 +1,21 @@
-/* generate: random TikZ figures for the starter data, one complete document each.
+/* generate: makes random TikZ figures for the starter data, each a complete document.
  *
  *   generate [--seed S] [--skip K] [--count N] [--out FOLDER]
  *
- * Writes figures K .. K+N-1 of the endless sequence that the seed S determines, as FOLDER/000000.tex and so on,
- * or to stdout, each followed by a NUL byte, when FOLDER is "-". No figure occurs twice in the sequence, so parts
- * of one sequence that do not overlap (training, validation, test) share no figure.
+ * The seed S determines an endless sequence of figures. Figures K .. K+N-1 of it are written as FOLDER/000000.tex and
+ * so on, or, if FOLDER is "-", to stdout, each followed by a NUL byte. No figure occurs twice in a sequence, so
+ * ranges that do not overlap (training, validation, test) share no figure.
  *
- * A figure must be recoverable from an image of 96 x 96 pixels without its position and scale. Hence the rules:
- *   - Every figure spans the same square: 8 units of 0.5 cm, 12 pixels a unit in the small image (graphs: 6 units
- *     between the outermost node centres). Where a figure is lower or narrower, it is centred in the square, so a
- *     place in the image is always the same coordinate. Plots have one fixed frame.
- *   - All coordinates are integers; outlines that do not cross stay MIN_GAP apart, crossings are clear ones.
- *   - One spelling for each image: elements are sorted by kind and position, lines run from the smaller point
- *     (x, then y) to the larger, polygons start at their smallest point and run counterclockwise.
- *   - Nothing is hidden: only what is not filled may lie around or across something else. */
+ * A model must be able to recover a figure from an image of 96 x 96 pixels without its position and scale. Hence the
+ * rules:
+ *   - Every figure spans the same square of 8 units of 0.5 cm; a unit is 12 pixels of the image (graphs: 6 units
+ * between the outermost node centres). A figure that is lower or narrower is centred in the square, so that a
+ * position in the image always means the same coordinate. Plots have a fixed frame.
+ *   - All coordinates are integers. Outlines that do not cross stay MIN_GAP apart; those that cross do so at a large
+ * angle.
+ *   - Each image has one program: elements are sorted by kind and position, lines run from the smaller point (x, then
+ * y) to the larger, polygons start at their smallest point and run counterclockwise.
+ *   - Nothing is hidden: an element that encloses or crosses another one is not filled. */
 #define _POSIX_C_SOURCE 200809L  // mkdir
 #include <errno.h>
 #include <stdarg.h>
@@ -22,11 +24,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "../../lib/hash.h"
 #include "elements.h"
 
-#define SPAN 8           // width of the square, units of 0.5 cm
-#define MAX_ELEMENTS 3   // of a free scene
-#define MAX_NODES 5      // of a graph or block diagram
+#define SPAN 8          // side of the square, in units of 0.5 cm
+#define MAX_ELEMENTS 3  // of a free scene
+#define MAX_NODES 5     // of a graph or block diagram
 #define MAX_EDGES 6
 #define COUNT_OF(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
@@ -35,6 +38,7 @@ typedef struct {
     size_t n;
 } Text;
 
+/* Appends formatted text. */
 static void put(Text *t, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
@@ -44,7 +48,7 @@ static void put(Text *t, const char *fmt, ...) {
         fprintf(stderr, "generate: error: a figure is longer than %zu bytes\n", sizeof t->s);
         exit(1);
     }
-    t->n += (size_t)n;
+    t->n += n;
 }
 
 /* ---- free scenes: circles, rectangles, polygons, lines and arrows ---- */
@@ -52,25 +56,25 @@ static void put(Text *t, const char *fmt, ...) {
 static const char *const colours[] = {"red", "blue", "green", "magenta"};
 static const char *const tints[] = {"red!30", "blue!30", "green!30", "yellow!30", "gray!50"};
 
-/* On even coordinates: 24 pixels apart in the model's image. */
+/* A random point with even coordinates in a box; such points are at least 24 pixels of the model's image apart. */
 static Point random_point(int width, int height) {
     Point p;
-    p.x = 2 * random_below(width / 2 + 1), p.y = 2 * random_below(height / 2 + 1);
+    p.x = 2 * choose(width / 2 + 1), p.y = 2 * choose(height / 2 + 1);
     return p;
 }
 
-/* Options always come in the order: arrow, colour, dashed, width, fill. */
+/* Chooses the TikZ options of an element. Their order is always arrow, colour, dashed, width, fill. */
 static void random_style(Element *e) {
     static const int closed_weights[] = {30, 25, 15, 20, 10}, line_weights[] = {50, 30, 20, 0, 0};
     enum { PLAIN, DASHED, THICK, TINTED, SOLID };
-    int style = random_weighted(e->closed ? closed_weights : line_weights, COUNT_OF(line_weights));
-    const char *colour = chance(50) ? colours[random_below(COUNT_OF(colours))] : NULL;
+    int style = choose_weighted(e->closed ? closed_weights : line_weights, COUNT_OF(line_weights));
+    const char *colour = chance(50) ? colours[choose(COUNT_OF(colours))] : NULL;
     char options[64] = "";
     bool arrow = !e->closed && style != THICK && chance(60);
-    const char *width = style == THICK ? ", ultra thick" : arrow ? ", thick" : "";  // for a tip that shows
+    const char *width = style == THICK ? ", ultra thick" : arrow ? ", thick" : "";  // thick: for a visible arrow tip
     e->filled = style == TINTED || style == SOLID;
     if (style == TINTED)
-        snprintf(options, sizeof options, ", fill=%s", tints[random_below(COUNT_OF(tints))]);
+        snprintf(options, sizeof options, ", fill=%s", tints[choose(COUNT_OF(tints))]);
     else
         snprintf(options, sizeof options, "%s%s%s%s%s", arrow ? ", -latex" : "", colour ? ", " : "",
                  colour ? colour : "", style == DASHED ? ", dashed" : "", width);
@@ -85,17 +89,15 @@ static void random_style(Element *e) {
     }
 }
 
-/* An element of the given kind anywhere in a box of width x height units. False: this attempt gave no clear one. */
+/* Makes a random element of the given kind in a box of width x height units. False if it would not be clear. */
 static bool random_element(Element *e, Kind kind, int corners, int width, int height) {
-    memset(e, 0, sizeof *e);
-    e->kind = kind;
-    e->closed = kind != LINE;
-    e->n = kind == CIRCLE ? 1 : kind == POLYGON ? corners : 2;
+    int n = kind == CIRCLE ? 1 : kind == POLYGON ? corners : 2;
+    *e = (Element){.kind = kind, .n = n, .closed = kind != LINE};
     for (int i = 0; i < e->n; i++) e->p[i] = random_point(width, height);
     if (kind == POLYGON) make_canonical(e->p, e->n);
     double length = point_distance(e->p[0], e->p[e->n - 1]);
     if (kind == CIRCLE) {
-        e->radius = chance(10) ? 4 : random_between(1, 2);
+        e->radius = chance(10) ? 4 : choose_between(1, 2);
         int x = e->p[0].x, y = e->p[0].y, r = e->radius;
         if (x < r || x + r > width || y < r || y + r > height) return false;
     }
@@ -121,15 +123,15 @@ static void put_element(Text *t, const Element *e) {
     put(t, "%s;\n", e->kind == POLYGON ? " -- cycle" : "");
 }
 
-/* One to three elements in a box that touches the square on two sides at least. False: they did not fit. */
+/* One to three elements in a box that has the full width or height of the square. False if no placement was found. */
 static bool free_scene(Text *t) {
     static const int counts[] = {12, 48, 40};
     static const int kind_weights[] = {30, 25, 22, 23};
     Element e[MAX_ELEMENTS];
-    Kind kind[MAX_ELEMENTS];  // chosen once: what fits easily would crowd out the rest if each attempt chose anew
-    int corners[MAX_ELEMENTS], n = 1 + random_weighted(counts, COUNT_OF(counts));
+    Kind kind[MAX_ELEMENTS];  // chosen once: choosing in each attempt would favour kinds that fit easily
+    int corners[MAX_ELEMENTS], n = 1 + choose_weighted(counts, COUNT_OF(counts));
     for (int i = 0; i < n; i++) {
-        kind[i] = (Kind)random_weighted(kind_weights, COUNT_OF(kind_weights));
+        kind[i] = (Kind)choose_weighted(kind_weights, COUNT_OF(kind_weights));
         corners[i] = chance(75) ? 3 : 4;
     }
     int width = SPAN, height = chance(30) ? 4 : SPAN;
@@ -145,7 +147,7 @@ static bool free_scene(Text *t) {
         if (made < n || !fills_box(e, n, width, height)) continue;
         for (int i = 0; i < n; i++)
             for (int j = 0; j < e[i].n; j++) e[i].p[j].x += (SPAN - width) / 2, e[i].p[j].y += (SPAN - height) / 2;
-        qsort(e, (size_t)n, sizeof e[0], element_order);
+        qsort(e, n, sizeof e[0], element_order);
         for (int i = 0; i < n; i++) put_element(t, &e[i]);
         return true;
     }
@@ -167,25 +169,26 @@ typedef struct {
     bool directed;
 } Graph;
 
-/* In the order of the nodes: a letter is six pixels high, and reading it takes far more training than all else. */
-static void put_labels(Graph *g) {
+/* Labels the nodes A, B, C ... in their order, which makes labels predictable: a letter is only six pixels high, and
+ * learning to read it would take far more training than everything else. */
+static void label_nodes(Graph *g) {
     for (int i = 0; i < g->nodes; i++) g->label[i] = (char)('A' + i);
 }
 
-/* All nodes plain, all in one tint, or a single one marked. */
+/* Fills no node, all nodes with one tint, or a single node. */
 static void random_fills(Graph *g) {
     static const int modes[] = {50, 30, 20};
-    int mode = random_weighted(modes, COUNT_OF(modes)), marked = random_below(g->nodes);
-    const char *tint = tints[random_below(COUNT_OF(tints))];
+    int mode = choose_weighted(modes, COUNT_OF(modes)), marked = choose(g->nodes);
+    const char *tint = tints[choose(COUNT_OF(tints))];
     for (int i = 0; i < g->nodes; i++) g->fill[i] = mode == 1 || (mode == 2 && i == marked) ? tint : NULL;
 }
 
 static int edge_order(const void *a, const void *b) {
-    const Edge *e = (const Edge *)a, *f = (const Edge *)b;
+    const Edge *e = a, *f = b;
     return e->from != f->from ? e->from - f->from : e->to - f->to;
 }
 
-/* Whether a straight edge i-j stays clear of the other nodes and of the edges there are. */
+/* Whether a straight edge from node i to node j stays clear of the other nodes and of the existing edges. */
 static bool edge_is_clear(const Graph *g, int i, int j) {
     for (int k = 0; k < g->nodes; k++)
         if (k != i && k != j && segment_distance(g->at[k], g->at[i], g->at[j]) < 1.2) return false;
@@ -197,7 +200,8 @@ static bool edge_is_clear(const Graph *g, int i, int j) {
     return true;
 }
 
-/* A random spanning tree of the allowed edges, then some more. False: the nodes could not be connected. */
+/* Connects the nodes by a random spanning tree of allowed edges and some additional edges. False if that is
+ * impossible. */
 static bool random_edges(Graph *g, bool axis_aligned) {
     int component[MAX_NODES], pairs[MAX_NODES * MAX_NODES], limit = g->nodes == 5 ? 5 : MAX_EDGES;
     g->edges = 0;
@@ -217,11 +221,11 @@ static bool random_edges(Graph *g, bool axis_aligned) {
         }
     for (int i = 1; i < g->nodes; i++)
         if (component[i] != component[0]) return false;
-    qsort(g->edge, (size_t)g->edges, sizeof g->edge[0], edge_order);
+    qsort(g->edge, g->edges, sizeof g->edge[0], edge_order);
     return true;
 }
 
-/* node_options: what all nodes have, such as "circle, draw"; edge_colour: a colour or NULL. */
+/* Writes a graph. node_options: the options of all nodes, such as "circle, draw"; edge_colour: a colour or NULL. */
 static void put_graph(Text *t, const Graph *g, const char *node_options, const char *edge_colour) {
     for (int i = 0; i < g->nodes; i++) {
         put(t, "  \\node[%s", node_options);
@@ -239,13 +243,12 @@ static void put_graph(Text *t, const Graph *g, const char *node_options, const c
     }
 }
 
-/* Nodes on a 4 x 4 grid of pitch 2. */
+/* A graph with its nodes on a 4 x 4 grid of pitch 2. False if no layout was found. */
 static bool graph_scene(Text *t) {
     static const int counts[] = {12, 40, 36, 12};
-    Graph g;
+    Graph g = {0};
     int cells[16];
-    memset(&g, 0, sizeof g);
-    g.nodes = 2 + random_weighted(counts, COUNT_OF(counts));
+    g.nodes = 2 + choose_weighted(counts, COUNT_OF(counts));
     g.directed = chance(50);
     for (int attempt = 0; attempt < 1000; attempt++) {
         bool taken[16] = {false};
@@ -262,24 +265,23 @@ static bool graph_scene(Text *t) {
         if (x1 - x0 < 6 && y1 - y0 < 6) continue;
         for (int i = 0; i < g.nodes; i++) g.at[i].x += (6 - x0 - x1) / 2, g.at[i].y += (6 - y0 - y1) / 2;
         if (!random_edges(&g, false)) continue;
-        put_labels(&g);
+        label_nodes(&g);
         random_fills(&g);
-        put_graph(t, &g, "circle, draw", chance(25) ? colours[random_below(COUNT_OF(colours))] : NULL);
+        put_graph(t, &g, "circle, draw", chance(25) ? colours[choose(COUNT_OF(colours))] : NULL);
         return true;
     }
     return false;
 }
 
-/* Square blocks of 2 units in three columns and one to three rows, or turned by a right angle. */
+/* A block diagram: square blocks of 2 units in three columns and one to three rows, or transposed. */
 static bool block_scene(Text *t) {
     static const int row_weights[] = {25, 50, 25}, counts[] = {10, 40, 35, 15};
-    static const int position[3][3] = {{4, 0, 0}, {2, 6, 0}, {1, 4, 7}};  // of 1, 2 and 3 rows
+    static const int position[3][3] = {{4, 0, 0}, {2, 6, 0}, {1, 4, 7}};  // coordinates of 1, 2 and 3 rows
     for (int attempt = 0; attempt < 1000; attempt++) {
-        Graph g;
-        memset(&g, 0, sizeof g);
-        int lines = 1 + random_weighted(row_weights, 3), used[3] = {0}, cells[9], total = 3 * lines;
-        bool turned = chance(30), taken[9] = {false};
-        g.nodes = 2 + random_weighted(counts, COUNT_OF(counts));
+        Graph g = {0};
+        int lines = 1 + choose_weighted(row_weights, 3), used[3] = {0}, cells[9], total = 3 * lines;
+        bool transposed = chance(30), taken[9] = {false};
+        g.nodes = 2 + choose_weighted(counts, COUNT_OF(counts));
         g.directed = chance(80);
         if (g.nodes > total) continue;
         for (int i = 0; i < total; i++) cells[i] = i;
@@ -287,16 +289,16 @@ static bool block_scene(Text *t) {
         for (int i = 0; i < g.nodes; i++) taken[cells[i]] = true, used[cells[i] % lines] |= 1 << cells[i] / lines;
         int columns = 0, ends = 0;
         for (int i = 0; i < lines; i++) columns |= used[i], ends += used[i] != 0;
-        if ((columns & 5) != 5 || ends < lines) continue;  // first and last column used, no empty row
+        if ((columns & 5) != 5 || ends < lines) continue;  // the outer columns must be used and no row empty
         int n = 0;
-        for (int i = 0; i < 9; i++) {  // by x, then y
-            int column = turned ? i % 3 : i / 3, line = turned ? i / 3 : i % 3;
+        for (int i = 0; i < 9; i++) {  // in the order of x, then y
+            int column = transposed ? i % 3 : i / 3, line = transposed ? i / 3 : i % 3;
             if (line >= lines || !taken[column * lines + line]) continue;
             int along = position[2][column], over = position[lines - 1][line];
-            g.at[n].x = turned ? over : along, g.at[n++].y = turned ? along : over;
+            g.at[n].x = transposed ? over : along, g.at[n++].y = transposed ? along : over;
         }
         if (!random_edges(&g, true)) continue;
-        put_labels(&g);
+        label_nodes(&g);
         random_fills(&g);
         put_graph(t, &g, "draw, minimum size=1cm", NULL);
         return true;
@@ -306,19 +308,20 @@ static bool block_scene(Text *t) {
 
 /* ---- plots ---- */
 
-/* Points of one curve, left to right, 2 units or more apart; every inner point is a visible bend. */
+/* Makes the points of a curve from left to right, at least 2 units apart, such that every inner point is a visible
+ * bend. Returns their number. */
 static int random_curve(Point *p) {
     for (;;) {
-        int n = 0, left_out = random_below(8);  // 4 to 7: none
+        int n = 0, skipped = choose(8);  // 4 to 7: none is skipped
         for (int i = 0; i < 4; i++)
-            if (i != left_out) p[n].x = 2 * i, p[n++].y = random_between(1, 5);
+            if (i != skipped) p[n].x = 2 * i, p[n++].y = choose_between(1, 5);
         bool ok = true;
         for (int i = 1; i + 1 < n; i++) ok = ok && segment_distance(p[i], p[i - 1], p[i + 1]) >= 0.8;
         if (ok) return n;
     }
 }
 
-/* No point of curve p lies on or near curve q. */
+/* Whether no point of curve p lies on or near curve q. */
 static bool curves_are_clear(const Point *p, int n, const Point *q, int m) {
     for (int i = 0; i < n; i++)
         for (int j = 0; j + 1 < m; j++)
@@ -326,13 +329,13 @@ static bool curves_are_clear(const Point *p, int n, const Point *q, int m) {
     return true;
 }
 
-/* One curve or two, each in its own colour; the one that starts further left or lower comes first. */
+/* Writes one or two curves of different colours; the one that starts further left, or lower, comes first. */
 static void put_curves(Text *t) {
     Point p[5], q[5];
     int order[COUNT_OF(colours)], n = random_curve(p), m = 0;
     bool two = chance(45);
     for (int tries = 0; two && (!m || !curves_are_clear(p, n, q, m) || !curves_are_clear(q, m, p, n));) {
-        if (++tries % 1000 == 0) n = random_curve(p);  // some curves leave no room for a second one
+        if (++tries % 1000 == 0) n = random_curve(p);  // some curves leave no space for a second one
         m = random_curve(q);
     }
     for (int i = 0; i < COUNT_OF(order); i++) order[i] = i;
@@ -346,17 +349,18 @@ static void put_curves(Text *t) {
     }
 }
 
-/* Two or three bars, one unit wide and one unit apart. */
+/* Writes two or three bars, one unit wide and one unit apart. */
 static void put_bars(Text *t) {
-    int n = random_between(2, 3), colour = random_below(COUNT_OF(tints));
+    int n = choose_between(2, 3), colour = choose(COUNT_OF(tints));
     bool mixed = chance(35);
     for (int i = 0; i < n; i++) {
         int x = 1 + 2 * i;
-        if (mixed) colour = random_below(COUNT_OF(tints));
-        put(t, "  \\draw[fill=%s] (%d,0) rectangle (%d,%d);\n", tints[colour], x, x + 1, random_between(1, 5));
+        if (mixed) colour = choose(COUNT_OF(tints));
+        put(t, "  \\draw[fill=%s] (%d,0) rectangle (%d,%d);\n", tints[colour], x, x + 1, choose_between(1, 5));
     }
 }
 
+/* Axes with curves or bars; always succeeds. */
 static bool plot_scene(Text *t) {
     put(t, "  \\draw[->] (0,0) -- (8,0);\n  \\draw[->] (0,0) -- (0,6);\n");
     if (chance(60))
@@ -368,26 +372,26 @@ static bool plot_scene(Text *t) {
 
 /* ---- the sequence of figures ---- */
 
-static uint64_t *seen;  // open-addressing set of the hashes of all figures so far; 0 is free
+static uint64_t *seen;  // hash set, with open addressing, of the figures so far; 0: empty slot
 static size_t seen_size, seen_count;
 
+/* Inserts a hash; false if it is in the set already. */
 static bool insert_hash(uint64_t hash) {
-    size_t i = (size_t)hash & (seen_size - 1);
+    size_t i = hash & (seen_size - 1);
     for (; seen[i]; i = (i + 1) & (seen_size - 1))
         if (seen[i] == hash) return false;
     seen[i] = hash;
     return true;
 }
 
-/* True the first time this text comes (64-bit FNV-1a stands for the text). */
+/* Whether a figure is new in the sequence; figures are compared by their 64-bit hashes. */
 static bool is_new(const Text *t) {
-    uint64_t hash = 0xcbf29ce484222325ull;
-    for (size_t i = 0; i < t->n; i++) hash = (hash ^ (unsigned char)t->s[i]) * 0x100000001b3ull;
+    uint64_t hash = hash_bytes(HASH_BEGIN, t->s, t->n);
     if (seen_count * 2 >= seen_size) {
         uint64_t *old = seen;
         size_t old_size = seen_size;
         seen_size = old_size ? old_size * 2 : 1 << 16;
-        seen = (uint64_t *)calloc(seen_size, sizeof *seen);
+        seen = calloc(seen_size, sizeof *seen);
         if (!seen) {
             fprintf(stderr, "generate: error: out of memory for %zu figures\n", seen_count);
             exit(1);
@@ -401,13 +405,14 @@ static bool is_new(const Text *t) {
     return fresh;
 }
 
+/* Makes the next figure of the sequence. */
 static void next_figure(Text *t) {
     static bool (*const scenes[])(Text *) = {free_scene, graph_scene, plot_scene, block_scene};
     static const int weights[] = {40, 25, 20, 15};
     for (;;) {
         t->n = 0;
         put(t, "\\documentclass[tikz]{standalone}\n\\begin{document}\n\\begin{tikzpicture}[scale=0.5]\n");
-        if (!scenes[random_weighted(weights, COUNT_OF(weights))](t)) continue;
+        if (!scenes[choose_weighted(weights, COUNT_OF(weights))](t)) continue;
         put(t, "\\end{tikzpicture}\n\\end{document}\n");
         if (is_new(t)) return;
     }
@@ -422,7 +427,7 @@ static void write_figure(const Text *t, const char *folder, long number) {
         fprintf(stderr, "generate: error: cannot write %s: %s\n", path, strerror(errno));
         exit(1);
     }
-    size_t bytes = t->n + (to_stdout ? 1 : 0);  // with the NUL that ends the text
+    size_t bytes = t->n + (to_stdout ? 1 : 0);  // including the terminating NUL
     if (fwrite(t->s, 1, bytes, f) != bytes || (to_stdout ? fflush(f) : fclose(f))) {
         fprintf(stderr, "generate: error: writing %s failed: %s\n", to_stdout ? "stdout" : path, strerror(errno));
         exit(1);
@@ -446,10 +451,14 @@ int main(int argc, char **argv) {
     const char *folder = "-";
     for (int i = 1; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
-        if (!strcmp(argv[i], "--seed")) seed = number_option(argv[i], value);
-        else if (!strcmp(argv[i], "--skip")) skip = number_option(argv[i], value);
-        else if (!strcmp(argv[i], "--count")) count = number_option(argv[i], value);
-        else if (!strcmp(argv[i], "--out") && value) folder = value;
+        if (!strcmp(argv[i], "--seed"))
+            seed = number_option(argv[i], value);
+        else if (!strcmp(argv[i], "--skip"))
+            skip = number_option(argv[i], value);
+        else if (!strcmp(argv[i], "--count"))
+            count = number_option(argv[i], value);
+        else if (!strcmp(argv[i], "--out") && value)
+            folder = value;
         else {
             fprintf(stderr, "usage: generate [--seed S] [--skip K] [--count N] [--out FOLDER or -]\n");
             return strcmp(argv[i], "--help") ? 2 : 0;
@@ -459,7 +468,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "generate: error: cannot make the folder %s: %s\n", folder, strerror(errno));
         return 1;
     }
-    random_state = (uint64_t)seed;
+    random_state = seed;
     Text t;
     for (long i = 0; i < skip + count; i++) {
         next_figure(&t);

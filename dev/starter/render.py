@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
-"""Generates starter figures, renders them with pdflatex and pdftoppm, packs images and token ids as a .bin dataset.
+"""Generates starter figures, renders them with pdflatex and pdftoppm, and packs images and token ids into a .bin dataset.
 
     render.py --generator BINARY --tokenizer FILE.safetensors --out OUT.bin [--seed S] [--skip K] [--count N]
               [--jobs J] [--batch B] [--pairs FOLDER]
 
-Starting TeX costs as much as 40 figures, so B figures become one document, whose class makes a page of each image;
-a page is the same as the figure's own document would give. The resolution changes every 10 pages: mostly 70 to 100
-dpi (images of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi:
-below, pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file, whatever
---jobs.
+Starting TeX takes as long as 40 figures, so B figures are joined to one document, whose class makes a page of each; the
+page equals that of the figure's own document. The resolution changes every 10 pages: mostly 70 to 100 dpi (images of
+100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi, because below that
+pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file, whatever --jobs is.
 With --pairs the figures are also written as FOLDER/000000.tex and .png, for convert_dataset.py.
 """
 import argparse
@@ -33,7 +32,7 @@ BEGIN, END = "\\begin{document}\n", "\\end{document}\n"
 
 
 def parse_ppm(data):
-    """The images of pdftoppm's output, binary PPM files one after another, as uint8 arrays (height, width, 3)."""
+    """Yields the images of pdftoppm's output, concatenated binary PPM files, as uint8 arrays (height, width, 3)."""
     at = 0
     while at < len(data):
         magic, width, height, depth = data[at:at + 64].split(maxsplit=4)[:4]
@@ -46,7 +45,7 @@ def parse_ppm(data):
 
 
 def png_bytes(image):
-    """The smallest lossless PNG that Pillow can make: with a palette when there are at most 256 colours."""
+    """The image (height, width, 3) as the smallest PNG that Pillow can make: with a palette if it has at most 256 colours."""
     packed = image.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours, index = np.unique(packed, return_inverse=True)
     if len(colours) <= 256:
@@ -60,9 +59,9 @@ def png_bytes(image):
     return out.getvalue()
 
 
-def is_coarse(text):
+def is_coarse(document):
     """Whether the figure may be rendered below 92 dpi: graphs, block diagrams and bar charts have one line width."""
-    return "\\node" in text or "\\draw[->]" in text and "ultra thick" not in text
+    return "\\node" in document or "\\draw[->]" in document and "ultra thick" not in document
 
 
 def resolution(generator, coarse):
@@ -79,39 +78,39 @@ def run(command, folder):
     return result.stdout
 
 
-def render(texts, generator):
-    """PNG bytes of each of the documents, which must share their preamble."""
-    order = sorted(range(len(texts)), key=lambda i: is_coarse(texts[i]))  # pages with equal limits side by side
-    bodies = [texts[i][texts[i].index(BEGIN) + len(BEGIN):texts[i].index(END)] for i in order]
-    fine = sum(not is_coarse(t) for t in texts)
-    starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(texts), PAGES_PER_RESOLUTION), len(texts)]
+def render(documents, generator):
+    """Renders documents that share their preamble. Returns the PNG bytes of each."""
+    order = sorted(range(len(documents)), key=lambda i: is_coarse(documents[i]))  # so that pages with the same limits are adjacent
+    bodies = [documents[i][documents[i].index(BEGIN) + len(BEGIN):documents[i].index(END)] for i in order]
+    fine = sum(not is_coarse(t) for t in documents)
+    starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(documents), PAGES_PER_RESOLUTION), len(documents)]
     images = []
     with tempfile.TemporaryDirectory() as folder:
-        document = texts[0][:texts[0].index(BEGIN)] + BEGIN + "".join(bodies) + END
+        document = documents[0][:documents[0].index(BEGIN)] + BEGIN + "".join(bodies) + END
         pathlib.Path(folder, "batch.tex").write_text(document)
         run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "batch.tex"], folder)
         for first, last in zip(starts[:-1], starts[1:]):
             dpi = resolution(generator, first >= fine)
             pages = run(["pdftoppm", "-r", str(dpi), "-f", str(first + 1), "-l", str(last), "batch.pdf"], folder)
             images += [png_bytes(p) for p in parse_ppm(pages)]
-    if len(images) != len(texts):
-        raise RuntimeError(f"{len(texts)} figures gave {len(images)} pages; expected one page a figure.")
+    if len(images) != len(documents):
+        raise RuntimeError(f"{len(documents)} figures gave {len(images)} pages; expected one page a figure.")
     return [image for _, image in sorted(zip(order, images))]
 
 
 def render_batch(seed, batch):
-    number, texts = batch
-    return texts, render(texts, random.Random(seed * 1000003 + number))
+    number, documents = batch
+    return documents, render(documents, random.Random(seed * 1000003 + number))
 
 
 def generate(args):
-    """Batches (number of the first figure, texts) from the generator's NUL-terminated output."""
+    """Runs the generator and yields batches (number of the first figure, documents)."""
     command = [args.generator, "--seed", str(args.seed), "--skip", str(args.skip), "--count", str(args.count)]
-    texts = [t.decode() for t in run(command, None).split(b"\0")[:-1]]
-    if len(texts) != args.count:
-        raise RuntimeError(f"{args.generator} wrote {len(texts)} figures, expected {args.count}.")
-    for i in range(0, len(texts), args.batch):
-        yield args.skip + i, texts[i:i + args.batch]
+    documents = [t.decode() for t in run(command, None).split(b"\0")[:-1]]
+    if len(documents) != args.count:
+        raise RuntimeError(f"{args.generator} wrote {len(documents)} figures, expected {args.count}.")
+    for i in range(0, len(documents), args.batch):
+        yield args.skip + i, documents[i:i + args.batch]
 
 
 def pack(args):
@@ -121,13 +120,13 @@ def pack(args):
         pathlib.Path(args.pairs).mkdir(parents=True, exist_ok=True)
     start, done, image_bytes, tokens, longest = time.time(), 0, 0, 0, 0
     with multiprocessing.Pool(args.jobs) as pool, tikzc.DatasetWriter(args.out, tokenizer, source) as writer:
-        for texts, images in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
-            for text, image in zip(texts, images):
-                ids = tokenizer.encode(text)
+        for documents, images in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
+            for document, image in zip(documents, images):
+                ids = tokenizer.encode(document)
                 writer.add(image, ids)
                 if args.pairs:
                     stem = pathlib.Path(args.pairs, f"{args.skip + done:06d}")
-                    stem.with_suffix(".tex").write_text(text)
+                    stem.with_suffix(".tex").write_text(document)
                     stem.with_suffix(".png").write_bytes(image)
                 done, image_bytes, tokens = done + 1, image_bytes + len(image), tokens + len(ids)
                 longest = max(longest, len(ids))

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compares what programs draw: of `eval --texts DIR`, each greedy DIR/N.tex with the data's own DIR/N.ref.tex.
+"""Compares programs by the images they draw: after `eval --texts DIR`, each generated program DIR/N.tex with its reference
+program DIR/N.ref.tex.
 
     score.py DIR [--jobs J] [--dpi D]
 
-Every program that is not letter for letter the reference is compiled by itself with pdflatex and drawn with pdftoppm,
-and so is its reference; two images are the same when all their pixels are. Prints how many programs compile and how
-many draw the same image. A program equal to its reference compiles and draws the same by definition; --all compiles
-those too.
+A program that differs from its reference is compiled with pdflatex and rendered with pdftoppm, as is the reference; two
+images are the same if all their pixels are. Prints how many programs compile and how many draw the same image. A program
+that equals its reference counts as compiling and drawing the same; --all compiles it too.
 """
 import argparse
 import multiprocessing
@@ -17,7 +17,7 @@ import tempfile
 
 
 def draw(source, dpi):
-    """The pixels of a program's first page as a PPM file, or None when it does not compile within 60 seconds."""
+    """The first page of a program as the bytes of a PPM file, or None if it does not compile within 60 seconds."""
     with tempfile.TemporaryDirectory() as folder:
         pathlib.Path(folder, "a.tex").write_bytes(source)
         tex = ["pdflatex", "-interaction=batchmode", "-halt-on-error", "-no-shell-escape", "a.tex"]
@@ -31,14 +31,14 @@ def draw(source, dpi):
         return page.stdout if page.returncode == 0 else None
 
 
-def judge(job):
-    """(compiles, draws the same, is the same text) of one program."""
-    mine, reference, dpi, compile_all = job
-    mine, reference = mine.read_bytes(), reference.read_bytes()
-    if mine == reference and not compile_all:
+def score(job):
+    """Returns (compiles, draws the same image, is the same text) of one program."""
+    program_path, reference_path, dpi, compile_all = job
+    program, reference = program_path.read_bytes(), reference_path.read_bytes()
+    if program == reference and not compile_all:
         return True, True, True
-    image = draw(mine, dpi)
-    return image is not None, image is not None and image == draw(reference, dpi), mine == reference
+    image = draw(program, dpi)
+    return image is not None, image is not None and image == draw(reference, dpi), program == reference
 
 
 def main():
@@ -53,10 +53,10 @@ def main():
         sys.exit(f"{args.folder} holds no N.ref.tex; make it with `./eval --texts {args.folder}`.")
     jobs = [(r.with_name(r.name.replace(".ref.tex", ".tex")), r, args.dpi, args.all) for r in references]
     with multiprocessing.Pool(args.jobs) as pool:
-        results = pool.map(judge, jobs, chunksize=1)
-    for column, what in enumerate(("compile", "draw the same image", "are the same text")):
-        good = sum(r[column] for r in results)
-        print(f"{good} of {len(results)} programs ({100 * good / len(results):.1f} %) {what}")
+        results = pool.map(score, jobs, chunksize=1)
+    for column, predicate in enumerate(("compile", "draw the same image", "are the same text")):
+        count = sum(r[column] for r in results)
+        print(f"{count} of {len(results)} programs ({100 * count / len(results):.1f} %) {predicate}")
 
 
 if __name__ == "__main__":
