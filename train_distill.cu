@@ -29,10 +29,16 @@ typedef struct {
     int64_t eval_every, eval_batches;  // steps between evaluations; batches of one, on all ranks
 } Data;
 
+typedef struct {
+    const Ops *teacher, *student;
+} Devices;
+
 typedef enum { GOING_ON, OUT_OF_PATIENCE, INTERRUPTED } Stop;
 
 static Settings read_options(int argc, char **argv, RunFolder *folder);
-static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const RunFolder *folder, const Parallel *p);
+static Devices open_devices(const Settings *s, const Parallel *p);
+static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
+                        const Parallel *p);
 static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher);
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p);
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
@@ -63,8 +69,9 @@ int main(int argc, char **argv) {
     parallel_open(&parallel);
     redistribute_batch(&s, parallel.comm.ranks);
     check_same_settings(&parallel, &folder);
+    Devices devices = open_devices(&s, &parallel);  // before the folder: a wrong --device makes none
     run_folder_open(&folder, &parallel.comm);
-    open_models(&t, &teacher, &s, &folder, &parallel);
+    open_models(&t, &teacher, devices, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
@@ -158,15 +165,20 @@ static const Ops *open_device(const char *option, const char *name, const Parall
     return op;
 }
 
-/* Opens the devices, then the teacher and the student on them. */
-static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const RunFolder *folder, const Parallel *p) {
+static Devices open_devices(const Settings *s, const Parallel *p) {
     int cores = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : p->comm.sharing);
     threads_use(opt.threads ? (int)opt.threads : cores ? cores : 1);
-    const Ops *teacher_op = open_device("teacher-device", opt.teacher_device, p, s->has_teacher, true);
-    const Ops *op = open_device("student-device", opt.student_device, p, s->has_teacher, false);
-    if (teacher_op == op) teacher_op = ops_second_stream(op);
-    if (s->has_teacher) teacher_open(teacher, teacher_op, opt.teacher);
-    trainer_open(t, op, s, folder, teacher, p->comm.ranks, is_rank0(p));
+    Devices d = {.teacher = open_device("teacher-device", opt.teacher_device, p, s->has_teacher, true),
+                 .student = open_device("student-device", opt.student_device, p, s->has_teacher, false)};
+    if (d.teacher == d.student) d.teacher = ops_second_stream(d.student);
+    return d;
+}
+
+/* Opens the teacher and the student on their devices. */
+static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
+                        const Parallel *p) {
+    if (s->has_teacher) teacher_open(teacher, devices.teacher, opt.teacher);
+    trainer_open(t, devices.student, s, folder, teacher, p->comm.ranks, is_rank0(p));
 }
 
 static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {
