@@ -1,12 +1,11 @@
-/* Data parallelism: what the ranks of a run share. Every rank has the same student, its own micro-batches and, beside it,
- * its own teacher.
+/* Data parallelism. Every rank has a full copy of student and teacher, and its own micro-batches.
  *
  *   gradients   summed over the ranks bucket by bucket, from the end of the flat arrays (train/optimizer.h), while the
- *               last backward pass of a step still works on their beginning
- *   optimizer   sharded, a rank updates its pieces of the values and then gathers the others'
- *   reports     what was counted in a step, summed over the ranks, so that all of them log and decide the same
+ *               last backward pass of a step is still computing the earlier layers
+ *   optimizer   sharded, each rank updates its pieces; then the parameters are all-gathered
+ *   reports     what was counted in a step, summed over the ranks, so that every rank takes the same decisions
  *
- * With a single rank all of this does nothing. The engines (MPI, NCCL) are in dist/comm.h. */
+ * With a single rank all of this does nothing. The backends (MPI, NCCL) are in dist/comm.h. */
 #ifndef TRAIN_PARALLEL_H
 #define TRAIN_PARALLEL_H
 
@@ -22,8 +21,9 @@
 typedef struct {
     Comm comm;
     const Optimizer *optimizer;
-    const Params *params;  // the student's: what the gradient hook speaks of
-    int next_bucket;       // to be summed next; from the last one to the first
+    const Params *params;  // the student's, in the order of declaration
+    int next_bucket;       // to be reduced next; counts down
+    double waited_before;  // seconds that communication had waited at the last report
 } Parallel;
 
 static bool is_rank0(const Parallel *p) { return p->comm.rank == 0; }
@@ -43,8 +43,8 @@ static void parallel_reduce_from(Parallel *p, size_t from) {
     }
 }
 
-/* The gradient hook: the gradients of q and of everything declared after it are final. Those of norms and biases, which
- * come first in the flat arrays, wait for the end. */
+/* The gradient hook: the gradients of q and of everything declared after it are final. Norms and biases come first in the
+ * flat arrays, so they are reduced last. */
 static void parallel_gradients_ready(void *context, const Param *q) {
     Parallel *p = context;
     const Param *end = p->params->list + p->params->count;
@@ -52,15 +52,15 @@ static void parallel_gradients_ready(void *context, const Param *q) {
     if (q < end) parallel_reduce_from(p, q->offset);
 }
 
-/* Before a backward pass. In the last one of a step the all-reduce of what is final begins. */
-static void parallel_watch_backward(Parallel *p, Model *student, bool last) {
+/* Before a backward pass: installs the gradient hook for the last micro-batch of a step, so that buckets are reduced as they
+ * become final. */
+static void parallel_overlap_backward(Parallel *p, Model *student, bool last) {
     p->next_bucket = optimizer_buckets(p->optimizer) - 1;
     student->hook = (GradientHook){last && p->comm.ranks > 1 ? parallel_gradients_ready : NULL, p};
 }
 
-/* Sums the rest of the gradients and takes their global norm. The device waits for all of it, the host does not. */
-static void all_reduce_gradients(Parallel *p) {
-    const Optimizer *o = p->optimizer;
+/* Reduces the remaining buckets, then computes the global gradient norm. With NCCL only the device waits. */
+static void all_reduce_gradients(Parallel *p, const Optimizer *o) {
     parallel_reduce_from(p, 0);
     comm_finish(&p->comm);
     optimizer_norm(o);
@@ -69,10 +69,8 @@ static void all_reduce_gradients(Parallel *p) {
     comm_finish(&p->comm);
 }
 
-/* AdamW; where the optimizer is sharded, every rank then gets the values that the others have updated. step counts
- * from 1. */
-static void adamw_step(Parallel *p, double lr, int64_t step) {
-    const Optimizer *o = p->optimizer;
+/* AdamW with global-norm clipping; with sharding, an all-gather of the parameters follows. step counts from 1. */
+static void adamw_step(const Optimizer *o, Parallel *p, double lr, int64_t step) {
     optimizer_step(o, (float)lr, (int)step);
     for (int b = 0; o->sharded && b < optimizer_buckets(o); b++)
         comm_all_gather(&p->comm, o->values + b * o->bucket,
@@ -86,15 +84,17 @@ static void adamw_step(Parallel *p, double lr, int64_t step) {
 typedef struct {
     ObjectiveSums sums;
     double flops, interrupted;
-    double waited;  // seconds that communication made the step longer
+    double waited;  // seconds blocked on MPI (0 with NCCL); filled by all_reduce_report
 } Report;
 
-/* Sums the report over the ranks, in their order, so that every rank gets the same bits. `waited` is taken from the rank
- * that waited least: the others also waited for it, the slowest one, in the all-reduce. */
+/* All-reduces the report in rank order, so that every rank gets the same bits. `waited` is the minimum: only the slowest
+ * rank's wait is pure communication time. */
 static Report all_reduce_report(Parallel *p, Report mine) {
     enum { DOUBLES = sizeof(Report) / sizeof(double) };
     int ranks = p->comm.ranks;
     Report total = {0}, *all = xcalloc(ranks, sizeof *all);
+    mine.waited = p->comm.seconds_waited - p->waited_before;
+    p->waited_before = p->comm.seconds_waited;
     comm_gather_host(&p->comm, &mine, sizeof mine, all);
     double waited = all[0].waited;
     for (int r = 0; r < ranks; r++) {
@@ -117,8 +117,8 @@ static double parallel_sum(Parallel *p, double mine) {
 
 /* ---- agreement ---- */
 
-/* Writes "key = checksum" of a file, or of all files that a pattern matches; a name that is no file goes as it is. Large
- * files are sampled throughout. */
+/* Writes "key = checksum" of a file, or of all files that a pattern matches (of large files, 1 MB samples throughout). A name
+ * that is not a file is written verbatim. */
 static void write_checksum(FILE *text, const char *key, const char *path) {
     Error err;
     glob_t found = {0};
@@ -143,7 +143,7 @@ static void write_checksum(FILE *text, const char *key, const char *path) {
         fprintf(text, "%s = %s\n", key, path ? path : "none");
 }
 
-/* Ends all ranks where one runs another build, with other settings, or on other models or data than rank 0. */
+/* Ends all ranks if a rank's build, settings, models or data differ from rank 0's. */
 static void check_same_settings(Parallel *p, const RunFolder *folder) {
     char *options = NULL, *text = NULL, *rest = NULL;
     size_t size;
@@ -168,7 +168,7 @@ static void check_same_settings(Parallel *p, const RunFolder *folder) {
     free(text);
 }
 
-/* Ends all ranks where the weights of one are not those of rank 0, whatever they were read from. */
+/* Ends all ranks if any rank's initial weights differ from rank 0's. */
 static void check_same_weights(Parallel *p) {
     const Optimizer *o = p->optimizer;
     const size_t most = 1 << 20;
@@ -181,14 +181,14 @@ static void check_same_weights(Parallel *p) {
     }
     comm_gather_host(&p->comm, &crc, sizeof crc, all);
     for (int r = 1; r < p->comm.ranks; r++)
-        if (all[r] != all[0]) die("the student of rank %d does not begin with the weights of rank 0's", r);
+        if (all[r] != all[0]) die("the student's initial weights on rank %d differ from those on rank 0", r);
     free(all);
     free(host);
 }
 
 /* ---- opening ---- */
 
-/* Finds the other ranks and makes sure that all of them are about to do the same. */
+/* Joins the process group. */
 static void parallel_open(Parallel *p) {
     Error err;
     *p = (Parallel){0};
