@@ -101,6 +101,11 @@ $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
+# The same three on the reader's own processor.
+CPU_LESSONS := learn_rmsnorm learn_attention learn_distill_rows
+$(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
