@@ -273,8 +273,8 @@ static inline void objective_logits(Objective *o, const ObjectivePass *p, int at
     int slot = objective_slot(o, at);
     linear(o->op, o->student_logits[slot], p->hidden + (size_t)at * p->head->cols, p->head, rows);
     if (p->teacher_hidden)
-        o->op->linear_forward(o->teacher_logits[slot], p->teacher_hidden + (size_t)at * o->teacher_head.cols,
-                              o->teacher_head, NULL, ACT_NONE, NULL, rows);
+        linear_weight(o->op, o->teacher_logits[slot], p->teacher_hidden + (size_t)at * o->teacher_head.cols,
+                      o->teacher_head, rows);
 }
 
 /* From the chunk's gradients, which lie where the student's logits were, to the hidden states and the head. */

@@ -283,7 +283,6 @@ static inline void model_train(Model *m, int groups, Recompute recompute) {
     m->trained = groups;
     m->recompute = recompute;
     m->vision.trains_encoder = (groups & GROUP_VISION) != 0;
-    m->vision.trains_connector = (groups & GROUP_CONNECTOR) != 0;
     m->vision.recompute = recompute;
 }
 

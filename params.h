@@ -76,8 +76,12 @@ static inline Weight param_weight(const Param *w) {
 }
 
 /* out [rows, O] = in [rows, I] Wᵀ, W [O, I]. */
+static inline void linear_weight(const Ops *op, floatX *out, const floatX *in, Weight w, size_t rows) {
+    op->linear_forward(out, in, w, NULL, ACT_NONE, NULL, rows);
+}
+
 static inline void linear(const Ops *op, floatX *out, const floatX *in, const Param *w, size_t rows) {
-    op->linear_forward(out, in, param_weight(w), NULL, ACT_NONE, NULL, rows);
+    linear_weight(op, out, in, param_weight(w), rows);
 }
 
 /* out = act(in Wᵀ + bias); bias may be NULL. preact [rows, O], if not NULL, keeps the value before the activation. */

@@ -62,7 +62,7 @@ int main(int argc, char **argv) {
     Settings s = read_options(argc, argv, &folder);
     parallel_open(&parallel);
     redistribute_batch(&s, parallel.comm.ranks);
-    check_same_settings(&parallel, &folder);
+    check_same_settings(&parallel, &folder, &s);
     run_folder_open(&folder, &parallel.comm);
     open_models(&t, &teacher, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
@@ -135,37 +135,13 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     return s;
 }
 
-/* Opens the device that an option names, or else --device's. By default, the ranks of a machine share its GPUs evenly;
- * where each can have two, the teacher runs on one and the student on the other. */
-static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher,
-                              bool teacher) {
-    Error err;
-    char text[24];
-    int gpus = gpus_visible(), ranks = p->comm.local_ranks, rank = p->comm.local_rank;
-    if (!name) {
-        name = opt.device;
-        option = "device";
-        bool automatic = !strcmp(name, "auto");
-        bool pair = automatic && has_teacher && gpus >= 2 * ranks && !opt.teacher_device && !opt.student_device;
-        if (gpus && (pair || (ranks > 1 && (automatic || !strcmp(name, "cuda"))))) {
-            snprintf(text, sizeof text, "cuda:%d", pair ? 2 * rank + !teacher : rank % gpus);
-            name = text;
-        }
-    }
-    const Ops *op = ops_open(name, &err);
-    if (!op && p->comm.ranks > 1) die("--%s: %s", option, err.text);
-    if (!op) options_die("--%s: %s", option, err.text);
-    return op;
-}
-
 /* Opens the devices, then the teacher and the student on them. */
 static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const RunFolder *folder, const Parallel *p) {
     int cores = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : p->comm.sharing);
     threads_use(opt.threads ? (int)opt.threads : cores ? cores : 1);
     const Ops *teacher_op = open_device("teacher-device", opt.teacher_device, p, s->has_teacher, true);
     const Ops *op = open_device("student-device", opt.student_device, p, s->has_teacher, false);
-    if (teacher_op == op) teacher_op = ops_second_stream(op);
-    if (s->has_teacher) teacher_open(teacher, teacher_op, opt.teacher);
+    if (s->has_teacher) teacher_open(teacher, teacher_op == op ? ops_second_stream(op) : teacher_op, opt.teacher);
     trainer_open(t, op, s, folder, teacher, p->comm.ranks, is_rank0(p));
 }
 
@@ -183,7 +159,6 @@ static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {
  * context and --max-tokens. */
 static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher) {
     open_dataset(&d->train, opt.data, t);
-    t->data_fingerprint = dataset_content(&d->train);
     if (s->has_val) open_dataset(&d->val, opt.val_data, t);
     int longest = (int)(d->val.longest > d->train.longest ? d->val.longest : d->train.longest);
     int most = model_max_text(&t->student);
@@ -191,17 +166,14 @@ static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *tea
     if (opt.max_tokens && opt.max_tokens < most) most = (int)opt.max_tokens;
     d->max_tokens = (longest + 7) / 8 * 8;
     if (d->max_tokens > most) d->max_tokens = most;
-}
-
-static bool same_image_size(const Trainer *t, const Teacher *teacher) {
-    return !teacher->op || teacher->model.c.vision.image_size == t->student.c.vision.image_size;
+    t->data_fingerprint = dataset_content(&d->train);
+    t->fitting = dataset_fitting(&d->train, d->max_tokens);
 }
 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p) {
     teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
-    if (s->has_teacher && same_image_size(t, teacher) && model_share_encoder(&t->student, &teacher->model) &&
-        is_rank0(p))
+    if (s->has_teacher && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
     parallel_use_optimizer(p, &t->optimizer, &t->student.params);
@@ -243,24 +215,11 @@ static int64_t evaluation_batches(const Data *d, const Settings *s) {
     return s->eval_batches && s->eval_batches < batches ? s->eval_batches : batches;
 }
 
-/* Resuming with another number of images per step renumbers the batches, which only works at the end of an epoch. */
-static void renumber_batches(Trainer *t, int64_t samples, const RunFolder *folder) {
-    if (!t->restored_images || t->restored_images == t->images) return;
-    int64_t before = samples / t->restored_images, now = samples / t->images;
-    if (!before || t->batch % before)
-        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of "
-            "%lld "
-            "images can take over at the end of an epoch, after batch %lld (now at %lld)",
-            folder->path, (long long)t->restored_images, (long long)t->images,
-            before ? (long long)((t->batch / before + 1) * before) : 0, (long long)t->batch);
-    t->batch = t->batch / before * now;
-}
-
 /* Starts the loader thread; sets the number of steps and the learning-rate schedule. */
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
                          const Parallel *p) {
     Error err;
-    renumber_batches(t, dataset_fitting(&d->train, d->max_tokens), folder);
+    checkpoint_renumber_batches(t, folder);
     die_if(loader_start(&d->loader, &d->train, loader_config(d, s, t, teacher, p, (int)t->images, true), &err), &err);
     if (d->loader.skipped && is_rank0(p))
         warn("%llu of %llu samples have more than %d text tokens and are left out",
@@ -277,7 +236,9 @@ static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *
     t->lr = (LearningRate){.kind = s->lr_schedule,
                            .base = opt.lr,
                            .final_share = opt.lr_final,
-                           .warmup = (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images,
+                           .warmup = t->restored_warmup >= 0
+                                         ? t->restored_warmup
+                                         : (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images,
                            .total = t->samples + (t->steps - t->step) * t->images,
                            .gamma = opt.lr_gamma};
 }

@@ -178,21 +178,28 @@ static inline void comm_barrier(Comm *c) {
 
 /* ---- start and consistency checks ---- */
 
+/* The same number for all processes of one machine, whatever its name and those of its containers. */
+static inline uint64_t comm_machine(void) {
+    char text[256] = "";
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
+    if (!f || !fgets(text, sizeof text, f)) gethostname(text, sizeof text - 1);
+    if (f) fclose(f);
+    return hash_bytes(HASH_BEGIN, text, strlen(text));
+}
+
 /* Counts the ranks of this machine that run on the same processor cores. */
 static inline int comm_count_sharing(Comm *c) {
     struct {
-        uint64_t host, cores;
+        uint64_t machine, cores;
     } mine, *all = xcalloc(c->ranks, sizeof mine);
-    char host[256] = "";
     cpu_set_t cores;
     int sharing = 0;
-    gethostname(host, sizeof host - 1);
     CPU_ZERO(&cores);
     sched_getaffinity(0, sizeof cores, &cores);
-    mine.host = hash_bytes(HASH_BEGIN, host, strlen(host));
+    mine.machine = comm_machine();
     mine.cores = hash_bytes(HASH_BEGIN, &cores, sizeof cores);
     comm_gather_host(c, &mine, sizeof mine, all);
-    for (int r = 0; r < c->ranks; r++) sharing += all[r].host == mine.host && all[r].cores == mine.cores;
+    for (int r = 0; r < c->ranks; r++) sharing += all[r].machine == mine.machine && all[r].cores == mine.cores;
     free(all);
     return sharing;
 }
@@ -255,20 +262,18 @@ static inline void comm_check_same(Comm *c, const char *settings) {
 /* Whether every rank has its own GPU, and NCCL loads. The answer is the same on all ranks. */
 static inline bool comm_can_use_nccl(Comm *c, const Ops *op) {
     typedef struct {
-        uint64_t host;
+        uint64_t machine;
         char place[GPU_PLACE_BYTES];  // "": a CPU, or no NCCL
     } Gpu;
-    char host[256] = "";
     Gpu mine = {0}, *all = xcalloc(c->ranks, sizeof mine);
     bool differ = true;
-    gethostname(host, sizeof host - 1);
-    mine.host = hash_bytes(HASH_BEGIN, host, strlen(host));
+    mine.machine = comm_machine();
     if (op->host_memory || !nccl_place(op, mine.place)) mine.place[0] = '\0';
     comm_gather_host(c, &mine, sizeof mine, all);
     for (int a = 0; a < c->ranks; a++) {
         differ = differ && all[a].place[0];
         for (int b = 0; b < a; b++)
-            differ = differ && (all[a].host != all[b].host || strcmp(all[a].place, all[b].place));
+            differ = differ && (all[a].machine != all[b].machine || strcmp(all[a].place, all[b].place));
     }
     free(all);
     return differ;
@@ -291,10 +296,7 @@ static inline int comm_use_device(Comm *c, const Ops *op, Error *err) {
 
 /* Starts a collective on `bytes` of the device's memory; on a GPU without NCCL, by way of the host's memory. */
 static inline void comm_start_on_device(Comm *c, CommKind kind, void *buffer, size_t bytes, size_t n) {
-    if (c->op->host_memory) {
-        comm_start(c, kind, buffer, n);
-        return;
-    }
+    if (c->op->host_memory) return comm_start(c, kind, buffer, n);
     c->staging = comm_grow(c->staging, &c->staging_bytes, bytes);
     c->op->download(c->staging, buffer, bytes);
     comm_start(c, kind, c->staging, n);

@@ -13,12 +13,9 @@
 /* The number of processes that the launcher has started; 1 without a launcher. */
 static inline int launched_ranks(void) {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
-    for (int i = 0; i < 3; i++) {
-        const char *text = getenv(names[i]);
-        int n = text ? atoi(text) : 1;
-        if (n > 1) return n;
-    }
-    return 1;
+    int ranks = 1;
+    for (int i = 0; i < 3 && ranks <= 1; i++) ranks = getenv(names[i]) ? atoi(getenv(names[i])) : 1;
+    return ranks > 1 ? ranks : 1;
 }
 
 typedef struct {

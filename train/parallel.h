@@ -11,7 +11,6 @@
 
 #include "../dist/comm.h"
 #include "../lib/crc32.h"
-#include "../lib/interrupt.h"
 #include "../loss.cuh"
 #include "optimizer.h"
 #include "run.h"
@@ -144,7 +143,7 @@ static void write_checksum(FILE *text, const char *key, const char *path) {
 }
 
 /* Ends all ranks if a rank's build, settings, models or data differ from rank 0's. */
-static void check_same_settings(Parallel *p, const RunFolder *folder) {
+static void check_same_settings(Parallel *p, const RunFolder *folder, const Settings *s) {
     char *options = NULL, *text = NULL, *rest = NULL;
     size_t size;
     if (p->comm.ranks == 1) return;
@@ -162,6 +161,8 @@ static void check_same_settings(Parallel *p, const RunFolder *folder) {
     if (opt.resume && opt.shard) write_checksum(f, "checkpoint", folder->state);
     for (char *line = strtok_r(options, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
         if (!option_may_differ(line)) fprintf(f, "--%s\n", line);
+    fprintf(f, "images of a micro-batch = %d\nmicro-batches of a step = %d\nvalidation batches = %lld\n", s->batch,
+            s->accum, (long long)s->eval_batches);
     fclose(f);
     comm_check_same(&p->comm, text);
     free(options);
@@ -188,7 +189,7 @@ static void check_same_weights(Parallel *p) {
 
 /* ---- opening ---- */
 
-/* Joins the process group. */
+/* Joins the process group. check_same_settings then compares what the ranks are about to do. */
 static void parallel_open(Parallel *p) {
     Error err;
     *p = (Parallel){0};
@@ -200,6 +201,31 @@ static void parallel_use_optimizer(Parallel *p, const Optimizer *o, const Params
     p->optimizer = o;
     p->params = params;
     die_if(comm_use_device(&p->comm, o->op, &err), &err);
+}
+
+/* Opens the device that an option names, or else --device's. By default, the ranks of a machine share its GPUs evenly;
+ * where each can have two, the teacher runs on one and the student on the other. */
+static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher,
+                              bool teacher) {
+    Error err;
+    char text[24];
+    bool automatic = false;
+    int gpus = gpus_visible(), ranks = p->comm.local_ranks, rank = p->comm.local_rank;
+    if (!name) {
+        name = opt.device;
+        option = "device";
+        automatic = !strcmp(name, "auto");
+        bool pair = automatic && has_teacher && gpus >= 2 * ranks && !opt.teacher_device && !opt.student_device;
+        if (gpus && (pair || (ranks > 1 && (automatic || !strcmp(name, "cuda"))))) {
+            snprintf(text, sizeof text, "cuda:%d", pair ? 2 * rank + !teacher : rank % gpus);
+            name = text;
+        }
+    }
+    const Ops *op = ops_open(name, &err);
+    if (!op && automatic) op = ops_open("auto", &err);  // a GPU that is too old
+    if (!op && p->comm.ranks > 1) die("--%s: %s", option, err.text);
+    if (!op) options_die("--%s: %s", option, err.text);
+    return op;
 }
 
 static void parallel_close(Parallel *p) { comm_close(&p->comm); }

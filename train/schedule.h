@@ -19,7 +19,8 @@ typedef struct {
 /* The learning rate of a step of `images` images after `seen` images. It is a function of images, not steps, so that a
  * run that is resumed with another batch size stays on the curve. */
 static inline double learning_rate(const LearningRate *s, int64_t seen, int64_t images) {
-    if (seen < s->warmup) return s->base * (double)(seen + images) / (double)s->warmup;
+    if (seen + images <= s->warmup) return s->base * (double)(seen + images) / (double)s->warmup;
+    if (seen < s->warmup) return s->base;
     double span = (double)(s->total - s->warmup), progress = span > 0 ? (double)(seen - s->warmup) / span : 0;
     if (progress > 1) progress = 1;
     double low = s->base * s->final_share;

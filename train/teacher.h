@@ -10,7 +10,6 @@
 #ifndef TRAIN_TEACHER_H
 #define TRAIN_TEACHER_H
 
-#include "../dataloader.h"
 #include "../loss.cuh"
 #include "../model.h"
 

@@ -19,6 +19,8 @@ typedef struct {
     int64_t images;             // images per step, over all ranks
     int64_t restored_images;    // the same in the resumed checkpoint; 0: a new run
     uint64_t data_fingerprint;  // of the training samples
+    int64_t fitting;            // training samples that are not too long
+    int64_t restored_warmup;    // images of the warm-up in the resumed checkpoint; -1: not known
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
 } Trainer;
@@ -89,7 +91,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
-    *t = (Trainer){.op = op, .best = INFINITY, .images = (int64_t)s->batch * s->accum * ranks};
+    *t = (Trainer){.op = op, .best = INFINITY, .restored_warmup = -1, .images = (int64_t)s->batch * s->accum * ranks};
     student_open(t, s, folder, teacher, verbose);
 }
 
@@ -113,6 +115,7 @@ static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, 
 }
 
 static void trainer_close(Trainer *t) {
+    t->op->graph_free(&t->student);  // its graphs point into the optimizer's arrays
     objective_close(&t->objective);
     optimizer_close(&t->optimizer);
     model_close(&t->student);
