@@ -119,7 +119,7 @@ static void training_stops(int argc, char **argv) {  // stops 4 to 10
     open_models(&t, &teacher, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
-    start_loader(&data, &t, &s, &teacher, &parallel);
+    start_loader(&data, &t, &s, &teacher, &folder, &parallel);
     const Batch *batch = batch_next(&data);
     const int at = 288, r = 83, y = 22, V = 512;  // position 82 of text 2; row 83 of the kernel; its label
     Model *m = student = &t.student;
@@ -179,11 +179,11 @@ static void training_stops(int argc, char **argv) {  // stops 4 to 10
     all_reduce_gradients(&parallel);
     const Param *p = m->layer[0].down_proj;
     const Optimizer *o = &t.optimizer;
-    double lr = learning_rate(&t.lr, t.step);
+    double lr = learning_rate(&t.lr, t.samples, t.images);
     printf("10 flat arrays of %zu, %zu without decay\n", o->n, o->undecayed);
     printf("   lr %g, norm %.7f, w %.9f, gradient %.8g", lr, sqrt(*o->norm_squared), o->master[p->offset],
            p->gradient[0]);
-    adamw_step(&parallel, lr, ++t.step);
+    adamw_step(&parallel, lr, t.step + 1);
     printf(" -> m %.8g, v %.8g, w %.9f, rounded %.9f\n", o->m[p->offset], o->v[p->offset], o->master[p->offset],
            from_x(p->value[0]));
     loader_stop(&data.loader);
