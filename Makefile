@@ -2,7 +2,8 @@
 #   make                 train_distill, infer, eval
 #   make demo            installs what is missing, builds, distils the starter student, shows an image and its code
 #   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
-#   make test            everything that can be tested without a GPU; ends with "N passed, M failed"
+#   make test            what a change must not break, in ten minutes on two cores; needs what `make` needs
+#   make test-all        everything that can be tested without a GPU; both end with "N passed, M failed"
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
 #   ONEDNN=0             our own matmul on the CPU instead of oneDNN
@@ -23,7 +24,8 @@ CPPFLAGS += -MMD -MP -D_GNU_SOURCE
 # Threads that wait spin only briefly, in the tests as in the programs (lib/threads.h).
 export GOMP_SPINCOUNT ?= 20000
 
-OPTIMISE := -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp -g
+# A sanitizer looks into every access: with -O1 it compiles in a third of the time, and its tests are short.
+OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -march=native -ffp-contract=fast -fno-math-errno -fopenmp
 CFLAGS   += -std=gnu11 $(WARNINGS) $(OPTIMISE)
 CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
 LDLIBS   += -ljpeg -lm -lpthread
@@ -107,6 +109,9 @@ $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJ
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm
+# These spend their time in the compiler, not in loops.
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm): private OPTIMISE := \
+    $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
@@ -118,7 +123,7 @@ ifeq ($(CUDA),emulated)
 # checks that a GPU's memory needs are faster in all. Memory is read in vectors whatever its type, as a GPU does.
 EMULATED_CHECKS := address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero
 EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulator -O1 -g1 -fno-strict-aliasing -Wno-unknown-pragmas \
-    $(patsubst -fsanitize=address%,-fsanitize=$(EMULATED_CHECKS),$(filter-out -O3 -g,$(CXXFLAGS)))
+    $(patsubst -fsanitize=address%,-fsanitize=$(EMULATED_CHECKS),$(filter-out -O1 -O3 -g -g1,$(CXXFLAGS)))
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
 
@@ -155,22 +160,44 @@ $(BUILD):
 
 build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
-JOBS ?= $(shell nproc)
+# ---- tests ----
+#
+# All builds of a target are made by one make, so that every core is busy to the end; then test/run.sh runs the tests, one
+# after another. A command that cannot run on this machine says "not tested here: ...".
+
+JOBS    ?= $(shell nproc)
+SEVERAL := $(if $(MPI_COMPILE),yes)
+# The programs without CUDA. Where there is no nvcc, those of `make` are.
+PLAIN   := $(if $(CUDA_HOME),-cpu)
+BUILD_PLAIN := +@$(MAKE) --no-print-directory CUDA=$(if $(CUDA_HOME),0,1)
+
+test:
+	@$(MAKE) -j$(JOBS) --no-print-directory quick-BF16 quick-FP32 quick-sanitized quick-emulated
+	@echo 'make test-all runs the rest: all cases of every test, our matmul, ThreadSanitizer, all tests on the emulated GPU' \
+	    'and on real ones, kills of ranks and full disks'
+	@test/run.sh 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
+	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model \
+	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
+	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
+	    'build/FP32-emulated/test_kernels --smoke cuda' 'test/test_comm.sh build/BF16$(PLAIN) quick' \
+	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
+	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_starter.sh build/BF16$(PLAIN) quick'
+
+quick-BF16:
+	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm)
+quick-FP32:
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model $(if $(SEVERAL),train_distill))
+quick-sanitized:
+	+@$(MAKE) --no-print-directory SANITIZE=1 \
+	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz)
+quick-emulated:
+	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
 # Both precisions, our own microkernel, the address and thread sanitizers on what is small enough for them, and the CUDA
 # kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
-test:
-	@$(MAKE) -j$(JOBS) --no-print-directory build-tests
-	@$(MAKE) -j$(JOBS) --no-print-directory build-tests PRECISION=FP32
-	@$(MAKE) -j$(JOBS) --no-print-directory build-tests SANITIZE=1
-	@$(MAKE) -j$(JOBS) --no-print-directory build/BF16-builtin-cpu/test_kernels ONEDNN=0 CUDA=0 \
-	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
-	@$(MAKE) -j$(JOBS) --no-print-directory SANITIZE=thread \
-	    $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
-	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))
-	@$(MAKE) -j$(JOBS) --no-print-directory CUDA=emulated PRECISION=FP32 \
-	    $(addprefix build/FP32-emulated/,test_kernels test_model test_comm train_distill infer)
+test-all:
+	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-builtin all-nompi \
+	    all-emulated all-emulated-sanitized
 	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin-cpu/test_kernels \
 	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
@@ -180,11 +207,31 @@ test:
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \
-	    'test/test_comm.sh build/BF16' 'build/BF16-sanitize-1/test_comm --ranks 3' \
-	    'OMP_NUM_THREADS=1 build/BF16-sanitize-thread/test_comm --ranks 3' \
-	    'build/FP32-emulated/test_comm --ranks 2 --device cuda' \
-	    'EMULATION_DEVICES=3 build/FP32-emulated/test_comm --ranks 3 --device cuda:rank' \
-	    'test/test_ranks.sh build/BF16 build/FP32' 'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
+	    'test/test_comm.sh build/BF16' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
+	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
+	    'test/test_comm.sh build/FP32-emulated emulated' \
+	    'test/test_parallel.sh build/BF16 build/FP32' 'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
+
+all-BF16:
+	+@$(MAKE) --no-print-directory \
+	    $(addprefix build/BF16/,$(PROGRAMS) test_kernels test_model test_lib test_tokenizer test_dataloader test_comm)
+all-FP32:
+	+@$(MAKE) --no-print-directory PRECISION=FP32 $(addprefix build/FP32/,train_distill test_kernels test_model)
+all-sanitized:
+	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
+all-thread:
+	+@$(MAKE) --no-print-directory SANITIZE=thread $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
+all-builtin:
+	+@$(MAKE) --no-print-directory ONEDNN=0 CUDA=0 build/BF16-builtin-cpu/test_kernels \
+	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
+all-nompi:
+	+@$(MAKE) --no-print-directory MPI=0 CUDA=0 build/BF16-nompi-cpu/test_comm
+all-emulated:
+	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
+	    $(addprefix build/FP32-emulated/,test_kernels test_model test_comm train_distill infer)
+all-emulated-sanitized:
+	+@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
+	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))
 
 # The shipped data, tokenizer, teacher and student, made again; see dev/starter/README.md. Hours.
 starter: train_distill
@@ -203,4 +250,5 @@ demo:
 clean:
 	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: all clean demo starter test build-tests
+.PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all all-BF16 \
+    all-FP32 all-sanitized all-thread all-builtin all-nompi all-emulated all-emulated-sanitized

@@ -32,7 +32,8 @@ typedef struct {
 typedef enum { NOT_STOPPED, OUT_OF_PATIENCE, INTERRUPTED } StopReason;
 
 static Settings read_options(int argc, char **argv, RunFolder *folder);
-static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const RunFolder *folder, const Parallel *p);
+static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
+                        const Parallel *p);
 static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher);
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p);
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
@@ -63,8 +64,9 @@ int main(int argc, char **argv) {
     parallel_open(&parallel);
     redistribute_batch(&s, parallel.comm.ranks);
     check_same_settings(&parallel, &folder, &s);
+    Devices devices = open_devices(s.has_teacher, &parallel);  // before the folder: a wrong --device makes none
     run_folder_open(&folder, &parallel.comm);
-    open_models(&t, &teacher, &s, &folder, &parallel);
+    open_models(&t, &teacher, devices, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
@@ -135,14 +137,11 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     return s;
 }
 
-/* Opens the devices, then the teacher and the student on them. */
-static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const RunFolder *folder, const Parallel *p) {
-    int cores = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : p->comm.sharing);
-    threads_use(opt.threads ? (int)opt.threads : cores ? cores : 1);
-    const Ops *teacher_op = open_device("teacher-device", opt.teacher_device, p, s->has_teacher, true);
-    const Ops *op = open_device("student-device", opt.student_device, p, s->has_teacher, false);
-    if (s->has_teacher) teacher_open(teacher, teacher_op == op ? ops_second_stream(op) : teacher_op, opt.teacher);
-    trainer_open(t, op, s, folder, teacher, p->comm.ranks, is_rank0(p));
+/* Opens the teacher and the student on their devices. */
+static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
+                        const Parallel *p) {
+    if (s->has_teacher) teacher_open(teacher, devices.teacher, opt.teacher);
+    trainer_open(t, devices.student, s, folder, teacher, p->comm.ranks, is_rank0(p));
 }
 
 static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {

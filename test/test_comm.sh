@@ -1,350 +1,142 @@
 #!/bin/bash
-# Several processes together: every check of test_comm as local processes, by --rendezvous and by mpirun; then what
-# must end a run, each time with one and the same sentence from every rank that is left, in less than 30 seconds.
+# dist/ with real processes: every check of test_comm.c under mpirun, and what must end a run.
 #
-#   test/test_comm.sh build/BF16 [quick]        the folder with test_comm; quick: without what waits or needs root
+#   test/test_comm.sh BUILD [GROUP...]      BUILD: the folder with test_comm
 #
-# Prints a check only when it fails, and what is left out; at the end "N passed, M failed".
-
+#   succeeding   all checks on 1 to 4 ranks of the CPU        sanitized    on 3 ranks, in a build with a sanitizer
+#   quick        all checks on 1 and 3 ranks                  emulated     on emulated GPUs, with and without NCCL
+#   failing      kills, errors, ranks that differ             without_mpi  in a build with MPI=0
+#
+# Default: succeeding failing. KILLS=N: how many ranks are killed at random moments (21). Where there is no mpirun only
+# the checks of one process are made, and that is said.
+. "$(dirname "$0")/check.sh"
 program=$(cd "${1:-build/BF16}" && pwd)/test_comm || exit 1
-quick=${2:-}
-tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-comm-XXXXXX") || exit 1
-spaces=() started=()
-finish() {
-    for pid in "${started[@]}"; do # those that are still this script's
-        [ "$(ps -o ppid= -p "$pid" | tr -d ' ')" = $$ ] && kill -9 "$pid"
-    done
-    for space in "${spaces[@]}"; do ip netns del "$space"; done
-    rm -rf "$tmp"
-}
-trap finish EXIT
+shift
+begin_test comm
 cd "$tmp" || exit 1
-export OMP_WAIT_POLICY=passive LC_ALL=C TEST_FOLDER=$tmp OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-passed=0 failed=0
-
-check() { # WHAT CONDITION...
-    local what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "failed: $what; the messages: $(cat err* 2>/dev/null | head -c 900)"
-    fi
-}
-
-# succeeds WHAT COMMAND...: a run that counts its own checks
-succeeds() {
-    local what=$1 last
-    shift
-    timeout 120 "$@" >out 2>err
-    local status=$?
-    last=$(tail -n 1 out)
-    if [[ $status = 0 && $last =~ ^([0-9]+)\ passed,\ 0\ failed$ ]]; then
-        passed=$((passed + BASH_REMATCH[1]))
-    else
-        failed=$((failed + 1))
-        echo "failed: $what (status $status): $(head -c 900 out err)"
-    fi
-}
-
-port() { echo $((20000 + (RANDOM * 32768 + RANDOM) % 12000)); }
-
-# rank R N PORT ARGUMENTS...: one rank in the background, its messages in out.R and err.R
-rank() {
-    local r=$1 n=$2 p=$3
-    shift 3
-    timeout 120 "$program" --rendezvous "127.0.0.1:$p" --rank "${r%[a-z]}" --ranks "$n" "$@" >"out.$r" 2>"err.$r" \
-        </dev/null &
-    started+=($!)
-    disown # bash shall not report how it ends
-}
-
-# begin COMMAND...: a run in the background, until all $ranks ranks have said which process they are
-begin() {
-    rm -f out* err*
-    : >out
-    timeout 120 "$@" >out 2>err </dev/null &
-    started+=($!)
-    disown
-    for ((i = 0; i < 300; i++)); do
-        [ "$(grep -c 'is process' out)" = "$ranks" ] && return
-        sleep 0.1
-    done
-}
-
-process() { sed -n "s/^rank $1 is process //p" out; }
-
-# ended COUNT PART [SECONDS]: within so many seconds (30) COUNT ranks say one and the same sentence, with PART in it
-ended() {
-    local count=$1 part=$2 until=$((SECONDS + ${3:-30})) lines
-    while [ "$(cat err* | grep -c 'error:')" -lt "$count" ] && [ $SECONDS -lt $until ]; do sleep 0.1; done
-    sleep 0.2
-    lines=$(cat err* | grep 'error:')
-    check "$count ranks say '$part' in time" [ "$(grep -c . <<<"$lines")" = "$count" -a \
-        "$(sort -u <<<"$lines" | grep -c .)" = 1 -a -n "$(grep -F -- "$part" <<<"$lines")" ]
-}
-
-# no process of the last run is left, but for those given; all are waited for up to 10 s
-gone() {
-    local left pid
-    for ((i = 0; i < 100; i++)); do
-        left=
-        for pid in $(sed -n 's/^rank [0-9]* is process //p' out*); do
-            [[ " $* " = *" $pid "* ]] || ! kill -0 "$pid" 2>/dev/null || left+=" $pid"
-        done
-        [ -z "$left" ] && break
-        sleep 0.1
-    done
-    check "no process is left:$left" [ -z "$left" ]
-}
+export TEST_FOLDER=$tmp OMP_NUM_THREADS=1
+. "$root/test/mpi.sh"
+host=$(hostname)
+RANDOM=${SEED:-6}
 
 # ---- what succeeds ----
 
-for n in 1 2 3 4; do succeeds "$n local ranks" "$program" --ranks $n; done
-
-by_rendezvous() { # N HOST
-    local p r
-    p=$(port)
-    for ((r = $1 - 1; r > 0; r--)); do
-        "$program" --rendezvous "$2:$p" --rank $r --ranks "$1" >"out.$r" 2>&1 &
-    done
-    sleep 0.3 # the others are first, and wait for rank 0
-    "$program" --rendezvous "$2:$p" --rank 0 --ranks "$1"
-    local status=$?
-    wait
-    return $status
+succeeding() {
+    counts "a process alone" "$program" --engine none
+    have_mpi "$program" || return
+    local n
+    for n in 1 2 3 4; do counts "$n ranks" "${mpirun[@]}" -n $n "$program" --engine "$(engine_of $n)"; done
 }
-export -f by_rendezvous port
-export program
-for n in 2 3; do succeeds "$n ranks by rendezvous" bash -c "by_rendezvous $n 127.0.0.1"; done
-[ -n "$quick" ] || succeeds "2 ranks that know this machine by its name" bash -c "by_rendezvous 2 $(hostname)"
 
-by_slurm() { # N: as srun does, all on this machine
-    local r
-    export SLURM_STEP_NUM_TASKS=$1 SLURM_JOB_ID=$RANDOM SLURM_STEP_ID=0 SLURM_STEP_NODELIST="localhost,other[1-3]"
-    for ((r = $1 - 1; r > 0; r--)); do SLURM_PROCID=$r "$program" >"out.$r" 2>&1 & done
-    SLURM_PROCID=0 "$program"
-    local status=$?
-    wait
-    return $status
+quick() {
+    counts "a process alone" "$program" --engine none
+    have_mpi "$program" && counts "3 ranks" "${mpirun[@]}" -n 3 "$program" --engine MPI
 }
-export -f by_slurm
-succeeds "2 ranks of a Slurm step" bash -c "by_slurm 2"
 
-with_strangers() { # connections of strangers before, a web browser's and a silent one, do not disturb
-    local p status first
-    p=$(port)
-    "$program" --rendezvous "127.0.0.1:$p" --rank 0 --ranks 2 &
-    first=$!
-    sleep 0.5
-    exec 8<>"/dev/tcp/127.0.0.1/$p" 9<>"/dev/tcp/127.0.0.1/$p"
-    printf 'GET / HTTP/1.0\r\n\r\n' >&9
-    "$program" --rendezvous "127.0.1.1:$p" --rank 1 --ranks 2
-    wait $first
-    status=$?
-    exec 8>&- 9>&-
-    return $status
+engine_of() { if [ "$1" = 1 ]; then echo none; else echo MPI; fi; }
+
+# Open MPI keeps memory to its end, and its own threads are unknown to ThreadSanitizer.
+sanitized() {
+    export ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS="suppressions=$root/test/tsan.txt ignore_noninstrumented_modules=1"
+    have_mpi "$program" && counts "3 ranks with a sanitizer" "${mpirun[@]}" -n 3 "$program" --engine MPI
 }
-export -f with_strangers
-succeeds "strangers at the port" bash -c with_strangers
 
-in_a_crowd() { # more connections at once than rank 0 reads at a time, behind that of rank 1
-    local p status first second i fd
-    p=$(port)
-    "$program" --rendezvous "127.0.0.1:$p" --rank 0 --ranks 2 &
-    first=$!
-    sleep 0.5
-    kill -STOP $first
-    "$program" --rendezvous "127.0.0.1:$p" --rank 1 --ranks 2 &
-    second=$!
-    sleep 0.5
-    for ((i = 0; i < 40; i++)); do exec {fd}<>"/dev/tcp/127.0.0.1/$p"; done
-    kill -CONT $first
-    wait $first
-    status=$?
-    wait $second && return $status
+emulated() {
+    counts "a process alone, with NCCL for one GPU" "$program" --device cuda
+    have_mpi "$program" || return
+    counts "2 ranks share a GPU: by way of the host" "${mpirun[@]}" -n 2 "$program" --device cuda --engine MPI
+    export EMULATION_DEVICES=3
+    counts "3 ranks, two of them on one GPU" "${mpirun[@]}" -n 1 "$program" --device cuda:0 --engine MPI : \
+        -n 2 "$program" --device cuda:1 --engine MPI
+    counts "2 ranks with a GPU each" "${mpirun[@]}" -n 2 "$program" --device cuda:rank --engine NCCL
+    counts "3 ranks with a GPU each" "${mpirun[@]}" -n 3 "$program" --device cuda:rank --engine NCCL
 }
-export -f in_a_crowd
-succeeds "a crowd at the port" bash -c in_a_crowd
 
-mpirun=
-if command -v mpirun >/dev/null && grep -q libmpi < <(ldd "$program"); then
-    mpirun=yes
-    [ -n "$quick" ] || for n in 2 3 4; do succeeds "mpirun with $n ranks" mpirun --oversubscribe -n $n "$program"; done
-else
-    echo "left out: mpirun (not installed, or the program was built without MPI)"
-fi
+without_mpi() {
+    counts "a process alone, without MPI" "$program" --engine none
+    command -v mpirun >/dev/null || return
+    run "${mpirun[@]}" -n 2 "$program"
+    check "a build without MPI says how to get it" eval 'grep -F "this is one of 2 processes, but the program was built without MPI" err | grep -qF "install Open MPI (scripts/deps.sh mpi), run make again, and start with mpirun"'
+    check "a build without MPI under mpirun fails" [ $status = 1 ]
+}
 
 # ---- what must end a run ----
 
-ranks=3
-rounds=$([ -n "$quick" ] && echo 1 || echo 7)
-for ((k = 0; k < 3 * rounds; k++)); do # at random moments
-    killed=$((k % 3))
-    begin "$program" --ranks 3 loop
-    pid=$(process $killed)
-    sleep 0.$((RANDOM % 300 + 100))
+all_begun() { [ "$(grep -c 'is process' out)" = 3 ]; } 2>/dev/null
+process() { sed -n "s/^rank $1 is process //p" out; }
+
+# Starts three ranks in the background, until each has said which process it is.
+start() { # ARGUMENTS...
+    last=("${mpirun_loud[@]}" -n 3 "$program" "$@")
+    : >out
+    timeout "$TIME_LIMIT" "${last[@]}" >out 2>err </dev/null &
+    launcher=$!
+    wait_for $launcher all_begun
+}
+
+# The launched run ends within so many seconds, with another status than 0, and none of its ranks is left.
+ends() { # WHAT SECONDS
+    local begin=$SECONDS
+    while kill -0 $launcher && [ $((SECONDS - begin)) -lt 40 ]; do pause 0.02; done 2>/dev/null
+    check "$1: the run ends within $2 s ($((SECONDS - begin)) s)" [ $((SECONDS - begin)) -le "$2" ]
+    wait $launcher
+    status=$?
+    check "$1: the status is not 0" [ $status != 0 ]
+    check "$1: no rank is left" none_left
+}
+
+none_left() { # a defunct process is gone, whether or not somebody has asked for its status
+    local pid
+    for pid in $(process '[0-9]*'); do ! grep -q '^State:.[^Z]' "/proc/$pid/status" 2>/dev/null || return 1; done
+}
+
+killed() { # RANK ARGUMENTS...
+    local rank=$1 pid
+    shift
+    start "$@"
+    pid=$(process "$rank")
+    pause 0.$((RANDOM % 300 + 100))
     kill -9 "$pid"
-    ended 2 "rank $killed (on $(hostname), process $pid) has gone" 5
-    gone
-done
-begin "$program" --ranks 3 wait 2
-kill -9 "$(process 1)" # the others wait in a collective for rank 2
-ended 2 "rank 1 (on" 5
-gone
+    ends "rank $rank killed" 30
+    check "mpirun says which rank was killed" grep -q "rank $rank with PID .* exited on signal 9 (Killed)" err
+}
 
-for who in 0 1; do
-    rm -f out* err*
-    timeout 60 "$program" --ranks 3 die $who >out 2>err
-    ended 3 "rank $who (on $(hostname)): cannot write out/state.safetensors: No space left on device" 1
-    check "no partial file is left" [ -z "$(ls file* 2>/dev/null)" ]
-done
-rm -f out* err*
-timeout 60 "$program" --ranks 3 exit 1 >out 2>err
-ended 2 "rank 1 (on" 1
-timeout 60 "$program" --ranks 2 differ 1 >out 2>err
-ended 2 "has another data than rank 0: that.bin instead of this.bin" 1
-timeout 60 "$program" --ranks 2 less 1 >out 2>err
-ended 2 "has another precision than rank 0: nothing instead of FP32" 1
-timeout 60 "$program" --ranks 2 sizes 1 >out 2>err
-ended 2 "rank 1 sends 8 bytes where rank 0 receives 4" 1
-
-# Sentences come from one rank alone: wrong usage.
-refuses() { # PART ARGUMENTS...
+# Three ranks of which one fails, with one sentence in all.
+one_fails() { # PART ARGUMENTS...
     local part=$1
     shift
-    rm -f out* err*
-    timeout 60 "$program" "$@" >out 2>err
-    check "status 1 with '$part'" [ $? = 1 -a "$(grep -c error: err)" = 1 -a -n "$(grep -F -- "$part" err)" ]
+    run "${mpirun[@]}" -n 3 "$program" "$@"
+    check "status 1 and once: $part" [ $status = 1 -a "$(grep -c error: err)" = 1 -a -n "$(grep -F -- "$part" err)" ]
 }
-refuses "--rank is 2 with --ranks 2" --rendezvous 127.0.0.1:1 --rank 2 --ranks 2
-refuses "expected HOST:PORT" --rendezvous here --rank 1 --ranks 2
-export TIKZ_ARRIVAL_SECONDS=1.5
-refuses "rank 0 does not answer at 127.0.0.1:1 " --rendezvous 127.0.0.1:1 --rank 1 --ranks 2
-refuses "the host 'no.such.host.invalid' is not known" --rendezvous no.such.host.invalid:9 --rank 1 --ranks 2
 
-rm -f out* err*
-p=$(port)
-rank 0 4 "$p"
-rank 2 4 "$p"
-ended 2 "ranks 1, 3 of 4 did not arrive within 2 s"
-unset TIKZ_ARRIVAL_SECONDS
+failing() {
+    have_mpi "$program" || return
+    local k who pids
+    for ((k = 0; k < ${KILLS:-21}; k++)); do killed $((k % 3)) loop; done
+    killed 1 wait 2 # the others wait in a collective for rank 2
 
-rm -f out* err*
-p=$(port)
-rank 0 3 "$p"
-rank 1 3 "$p"
-sleep 0.3
-rank 1b 3 "$p"
-ended 3 "two processes have --rank 1" 5
-rm -f out* err*
-p=$(port)
-rank 0 3 "$p"
-sleep 0.3
-rank 1 2 "$p"
-ended 2 "was started with --ranks 2, rank 0 with --ranks 3" 5
-rm -f out* err*
-p=$(port)
-rank 0 2 "$p" loop
-rank 1 2 "$p" loop
-sleep 1
-rank 1b 2 "$p" loop
-ended 1 "the run at this address has all its 2 ranks" 5
-check "the others go on" [ "$(cat out.0 out.1 | grep -c 'is process')" = 2 ]
-kill -9 "$(sed -n 's/.*process //p' out.1)"
-rm -f err.1b
-ended 1 "has gone" 5
-gone
-
-export TIKZ_SILENCE_SECONDS=2
-for stopped in 1 0; do
-    begin "$program" --ranks 3 loop
-    pid=$(process $stopped)
-    kill -STOP "$pid"
-    ended 2 "rank $stopped (on $(hostname), process $pid) has given no sign of life for 2 s" 10
-    kill -CONT "$pid" 2>/dev/null
-    gone
-done
-begin "$program" --ranks 3 loop
-pids=$(process '[0-9]*')
-kill -STOP $pids # as Ctrl-Z does
-sleep 4
-kill -CONT $pids
-sleep 1.5
-check "all go on after all were stopped" kill -0 $pids 2>/dev/null
-kill -9 "$(process 0)" 2>/dev/null
-ended 2 "rank 0 (on" 5
-gone
-unset TIKZ_SILENCE_SECONDS
-
-if [ -n "$mpirun" ]; then
-    ranks=3
-    for killed in 0 1; do
-        begin mpirun --oversubscribe -n 3 "$program" loop
-        pid=$(process $killed)
-        kill -9 "$pid"
-        ended 2 "rank $killed (on $(hostname), process $pid) has gone" 5
-        gone
+    for who in 0 1 2; do
+        one_fails "error: rank $who of 3 (on $host): cannot write out/state.safetensors: No space left" die $who
+        check "rank $who fails: its partial file is gone" [ ! -e file.$who.partial ]
+        check "rank $who fails: no file of its name" [ ! -e file.$who ]
+        rm -f file.*
     done
-    rm -f out* err*
-    timeout 60 mpirun --oversubscribe -n 3 "$program" die 2 >out 2>err
-    ended 3 "rank 2 (on $(hostname)): cannot write out/state.safetensors: No space left on device" 1
-    check "no partial file is left" [ -z "$(ls file* 2>/dev/null)" ]
-fi
+    run "${mpirun_loud[@]}" -n 3 "$program" exit 1
+    check "a rank that leaves early ends the run" [ $status != 0 -a $status != 124 ]
+    one_fails "rank 1 of 3 (on $host): this rank has another data than rank 0: that.bin instead of this.bin" differ 1
+    one_fails "rank 2 of 3 (on $host): this rank has another build than rank 0" less 2
 
-# ---- two machines ----
-
-# Two network namespaces with addresses of their own, joined by a cable.
-two_machines() {
-    local a=tikz-a-$$ b=tikz-b-$$
-    [ "$(id -u)" = 0 ] && command -v ip >/dev/null || return
-    ip netns add "$a" 2>/dev/null && spaces+=("$a") && ip netns add "$b" 2>/dev/null && spaces+=("$b") &&
-        ip -n "$a" link add cable type veth peer name cable netns "$b" 2>/dev/null &&
-        ip -n "$a" addr add 10.77.0.1/24 dev cable && ip -n "$b" addr add 10.77.0.2/24 dev cable &&
-        ip -n "$a" link set cable up && ip -n "$b" link set cable up &&
-        ip -n "$a" link set lo up && ip -n "$b" link set lo up
+    start loop
+    pids=$(process '[0-9]*')
+    kill -STOP $pids # as Ctrl-Z does
+    pause 1.5
+    kill -CONT $pids
+    pause 1
+    check "all go on after all were stopped" kill -0 $pids
+    kill -TERM $launcher
+    ends "mpirun ended" 30
 }
-on() { # SPACE RANK RANKS ARGUMENTS...
-    local space=$1 r=$2 n=$3
-    shift 3
-    timeout 120 ip netns exec "$space" "$program" --rendezvous "10.77.0.1:29600" --rank "$r" --ranks "$n" "$@" \
-        >"out.$r" 2>"err.$r" &
-    pids[r]=$!
-    started+=($!)
-}
-if [ -z "$quick" ] && two_machines; then
-    rm -f out* err*
-    on "${spaces[0]}" 0 3
-    on "${spaces[1]}" 1 3
-    on "${spaces[0]}" 2 3
-    wait "${pids[@]}"
-    [[ $(tail -n 1 out.0) =~ ^([0-9]+)\ passed,\ 0\ failed$ ]]
-    check "three ranks on two machines: $(tail -n 3 out.0)" [ -n "${BASH_REMATCH[1]}" ]
-    passed=$((passed + ${BASH_REMATCH[1]:-0}))
-    rm -f out* err*
-    on "${spaces[0]}" 0 3 loop
-    on "${spaces[1]}" 1 3 loop
-    on "${spaces[0]}" 2 3 loop
-    for ((i = 0; i < 100; i++)); do
-        [ "$(cat out.* | grep -c 'is process')" = 3 ] && break
-        sleep 0.1
-    done
-    ip -n "${spaces[1]}" link set cable down
-    since=$SECONDS
-    for ((i = 0; i < 300; i++)); do
-        [ "$(cat err.* | grep -c error:)" = 3 ] && break
-        sleep 0.1
-    done
-    check "all have ended within 30 s of the cut ($((SECONDS - since)) s)" [ $((SECONDS - since)) -lt 30 ]
-    silent='(on .*) has given no sign of life for 12 s'
-    check "the two that see each other name the one cut off" \
-        [ "$(cat err.0 err.2 | grep -c "error: rank 1 $silent")" = 2 ]
-    check "the one cut off names rank 0" grep -q "error: rank 0 $silent" err.1
-    gone
-elif [ -z "$quick" ]; then
-    echo "left out: two machines in network namespaces (needs root and iproute2)"
-fi
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+groups=("$@")
+run_groups "${groups[@]:-succeeding}" $([ ${#groups[@]} -gt 0 ] || echo failing)
+end_test

@@ -228,6 +228,20 @@ static const Ops *open_device(const char *option, const char *name, const Parall
     return op;
 }
 
+typedef struct {
+    const Ops *teacher, *student;  // the same device: two of its streams
+} Devices;
+
+/* Opens the devices of this rank, and divides the processor's cores among the ranks that share them. */
+static Devices open_devices(bool has_teacher, const Parallel *p) {
+    int cores = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : p->comm.sharing);
+    threads_use(opt.threads ? (int)opt.threads : cores ? cores : 1);
+    Devices d = {.teacher = open_device("teacher-device", opt.teacher_device, p, has_teacher, true),
+                 .student = open_device("student-device", opt.student_device, p, has_teacher, false)};
+    if (has_teacher && d.teacher == d.student) d.teacher = ops_second_stream(d.student);
+    return d;
+}
+
 static void parallel_close(Parallel *p) { comm_close(&p->comm); }
 
 #endif
