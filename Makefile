@@ -105,6 +105,10 @@ LESSONS := objective_rows rmsnorm attention
 
 # The same three on the reader's own processor.
 CPU_LESSONS := learn_rmsnorm learn_attention learn_distill_rows
+# What doc/walkthrough.md quotes: the training program with another main.
+$(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+
 $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 

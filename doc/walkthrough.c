@@ -116,7 +116,7 @@ static void training_stops(int argc, char **argv) {  // stops 4 to 10
     RunFolder folder;
     Settings s = read_options(argc, argv, &folder);
     parallel_open(&parallel);
-    open_models(&t, &teacher, &s, &folder, &parallel);
+    open_models(&t, &teacher, open_devices(s.has_teacher, &parallel), &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
     start_loader(&data, &t, &s, &teacher, &folder, &parallel);
@@ -130,7 +130,7 @@ static void training_stops(int argc, char **argv) {  // stops 4 to 10
     printf("4  B %d T %d S %d n %d, samples %u %u %u %u, text 2:", mb.B, mb.T, model_sequence(m, mb.T), m->n,
            batch->samples[0], batch->samples[1], batch->samples[2], batch->samples[3]);
     for (int i = 0; i < 40; i++) printf(" %d", mb.ids[80 + i]);
-    printf("\n5  input_ids[288] %d, predicting[83] %d, labels[83] %d\n", m->input_ids[at], m->predicting[r],
+    printf("\n5  input_ids[288] %d, target_rows[83] %d, labels[83] %d\n", m->input_ids[at], m->target_rows[r],
            m->labels[r]);
     for (int l = 0; l < 2; l++) {
         const DecoderActs *a = &m->acts[l];
@@ -176,14 +176,14 @@ static void training_stops(int argc, char **argv) {  // stops 4 to 10
     m->hook.ready = print_gradient;
     model_backward(m);
     print_x("   d_image_tokens", m->d_image_tokens, 4);
-    all_reduce_gradients(&parallel);
+    all_reduce_gradients(&parallel, &t.optimizer);
     const Param *p = m->layer[0].down_proj;
     const Optimizer *o = &t.optimizer;
     double lr = learning_rate(&t.lr, t.samples, t.images);
     printf("10 flat arrays of %zu, %zu without decay\n", o->n, o->undecayed);
     printf("   lr %g, norm %.7f, w %.9f, gradient %.8g", lr, sqrt(*o->norm_squared), o->master[p->offset],
            p->gradient[0]);
-    adamw_step(&parallel, lr, t.step + 1);
+    adamw_step(&t.optimizer, &parallel, lr, t.step + 1);
     printf(" -> m %.8g, v %.8g, w %.9f, rounded %.9f\n", o->m[p->offset], o->v[p->offset], o->master[p->offset],
            from_x(p->value[0]));
     loader_stop(&data.loader);
