@@ -103,6 +103,15 @@ $(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
+# The same three on the reader's own processor.
+CPU_LESSONS := learn_rmsnorm learn_attention learn_distill_rows
+# What doc/walkthrough.md quotes: the training program with another main.
+$(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+
+$(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm
 # These spend their time in the compiler, not in loops.
 $(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm): private OPTIMISE := \

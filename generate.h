@@ -1,15 +1,15 @@
-/* Generation: from images to programs, many sequences side by side, with a key-value cache.
+/* Batched generation from images to programs, with a key-value cache.
  *
  *   generator_prefill   encodes the images and reads the prefix, which is the same for all sequences
- *   generator_run       samples token after token of every sequence, until whoever reads them has enough of each
- *   generator_append    appends given tokens instead, one to each sequence
+ *   generator_run       samples token after token of every sequence until the reader stops it
+ *   generator_append    appends given tokens instead of sampled ones, one to each sequence
  *
- * Everything that changes from token to token lies on the device: the last token and the position of every sequence. A
- * step is therefore the same calls with the same arguments, which a GPU runs as one graph, and the next step is already
- * running there while the host reads the last one's tokens. A sequence does not depend on the others of its batch,
- * except for the rounding of the matmuls.
+ * All that changes from step to step is on the device: the last token and the position of every sequence. So every step
+ * makes identical calls, which a GPU replays as one graph, and the next step already runs while the host reads the last
+ * one's tokens. The sequences of a batch are independent of each other, up to the rounding of the matmuls.
  *
- * How one token is drawn (greedy, temperature, top-k, top-p) is in kernels/sample.h. */
+ * How one token is drawn (greedy, temperature, top-k, top-p) is in kernels/sample.h; the
+ * attention over the cache in kernels/{cpu,cuda}/attention_decode. Beam search is still to come. */
 #ifndef GENERATE_H
 #define GENERATE_H
 
@@ -31,7 +31,7 @@ static inline void kv_cache_plan(KVCache *cache, const LmConfig *c, int B, Arena
     }
 }
 
-/* Moves the first `length` positions of sequence `from` to the place of sequence `to`. */
+/* Copies the first `length` positions of sequence `from` over sequence `to`. */
 static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from,
                                  int length) {
     size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads;
@@ -47,15 +47,15 @@ static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const 
 
 typedef struct {
     Model *m;
-    int max_B;  // sequences side by side
+    int max_B;  // largest batch
     Arena arena;
     KVCache cache;
     int *ids, *positions;  // device [max_B]: the last token of every sequence, and its position
     int *streams;          // device [max_B]: the random stream of every sequence
     float *logits;         // device [max_B, V]: of the next token
-    uint8_t *token_mask;   // device [V]: not 0 where a token is never generated
+    uint8_t *token_mask;   // device [V]: 1 where a token is never generated
     Sampling sampling;
-    int B, length;  // sequences now; positions in the cache, the same number for each
+    int B, length;  // sequences now; positions of each in the cache
     int *host;      // [max_B] scratch
 } Generator;
 
@@ -69,7 +69,8 @@ static inline void generator_plan(Generator *g) {
     g->token_mask = arena_take(&g->arena, c->vocab, 1);
 }
 
-/* Never generated: padding rows of the vocabulary, and special tokens other than the end (the image token). */
+/* Masks the tokens that are never generated: padding rows of the vocabulary, and special tokens other than the end (the
+ * image token). */
 static inline void generator_mask_tokens(const Generator *g) {
     const Tokenizer *t = &g->m->tokenizer;
     int vocab = g->m->c.lm.vocab;
@@ -79,13 +80,12 @@ static inline void generator_mask_tokens(const Generator *g) {
     free(mask);
 }
 
-/* For up to B sequences at a time, each with up to max_tokens text tokens, the prefix included. The model must be planned
- * for B images and for at least one token more than the prefix. Generates greedily until generator_set_sampling says
- * otherwise. */
+/* Opens a generator for up to B sequences of up to max_tokens text tokens, the prefix included. model_plan must have been
+ * called for B images and at least prefix + 1 tokens. Greedy until generator_set_sampling. */
 static inline void generator_open(Generator *g, Model *m, int B, int max_tokens) {
-    const int most = OPS_DOWNLOAD_BYTES / (int)sizeof(int), layers = m->c.lm.layers;
-    if (B > most)
-        die("at most %d programs are generated together; %d were asked for, take a smaller --batch", most, B);
+    const int max_batch = OPS_DOWNLOAD_BYTES / (int)sizeof(int), layers = m->c.lm.layers;
+    if (B > max_batch)
+        die("at most %d programs are generated together; %d were asked for, take a smaller --batch", max_batch, B);
     *g = (Generator){.m = m, .max_B = B};
     g->cache.capacity = model_image_tokens(m) + max_tokens;
     g->cache.keys = xcalloc(layers, sizeof(floatX *));
@@ -107,9 +107,9 @@ static inline void generator_close(Generator *g) {
     free(g->host);
 }
 
-/* The largest batch of at most B sequences whose memory fits into a quarter of the machine's (on a GPU, 95 % of what is
- * free); B itself unless or_less. T is what model_plan gets. Ends the program with a sentence when even that does not
- * fit, because a CPU's allocation cannot be relied on to fail. To be called before model_plan. */
+/* The largest batch <= B that fits into a quarter of the RAM, or 95 % of the free GPU memory; B itself unless or_less. Ends
+ * the program when the batch exceeds all available memory, because an allocation on the CPU may not fail. T as for
+ * model_plan, which comes afterwards. */
 static inline int generator_fit(Model *m, int B, bool or_less, int T, int max_tokens) {
     const bool host = m->op->host_memory;
     const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
@@ -128,7 +128,8 @@ static inline int generator_fit(Model *m, int B, bool or_less, int T, int max_to
     return B;
 }
 
-/* How tokens are sampled from now on (Sampling in kernels/ops.h). The end token may not be text token number `first`. */
+/* How tokens are sampled from now on (Sampling in kernels/ops.h). first: index of the first
+ * generated text token, where the end token is masked, so that no program is empty. */
 static inline void generator_set_sampling(Generator *g, float temperature, float top_p, int top_k, uint64_t seed,
                                           int first) {
     g->sampling.temperature = temperature;
@@ -147,7 +148,8 @@ static inline void generator_set_all(const Generator *g, int *to, int value) {
     g->m->op->upload(to, g->host, g->B * sizeof(int));
 }
 
-/* Encodes B images (host u8 [B, S, S, 3]) and reads the prefix. g->logits are then of the next token. */
+/* Encodes B images (host u8 [B, S, S, 3]) and reads the prefix. Afterwards g->logits holds
+ * the logits of the next token. */
 static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B, const int *prefix,
                                      int prefix_count) {
     g->B = B;
@@ -160,7 +162,7 @@ static inline void generator_sample(const Generator *g) {
     g->m->op->sample(g->ids, g->positions, g->logits, g->token_mask, g->streams, g->sampling, g->B, g->m->c.lm.vocab);
 }
 
-/* Reads the last tokens (g->ids at g->positions); g->logits are then of the next ones, which are drawn if `sample`. */
+/* One decoding step: reads the last tokens (g->ids at g->positions) and, if `sample`, samples the next ones. */
 static inline void generator_step(Generator *g, bool sample) {
     const Ops *op = g->m->op;
     g->length++;
@@ -170,7 +172,7 @@ static inline void generator_step(Generator *g, bool sample) {
     op->graph_end();
 }
 
-/* Appends one given token to every sequence (host ids [B]). g->logits are then of the next ones. */
+/* Appends one given token to every sequence (host ids [B]). Afterwards g->logits holds the logits of the next ones. */
 static inline void generator_append(Generator *g, const int *ids) {
     g->m->op->upload(g->ids, ids, g->B * sizeof(int));
     generator_set_all(g, g->positions, g->length);
@@ -182,7 +184,7 @@ static inline void generator_logits(const Generator *g, float *host) {
     g->m->op->download(host, g->logits, (size_t)g->B * g->m->c.lm.vocab * sizeof(float));
 }
 
-/* Goes on with only n of the sequences, those in the places `kept` (in increasing order), which move up. */
+/* Compacts the batch to the sequences kept[0 .. n-1] (increasing indices). */
 static inline void generator_compact(Generator *g, const int *kept, int n) {
     const Ops *op = g->m->op;
     int *const arrays[] = {g->ids, g->positions, g->streams};
@@ -196,17 +198,17 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
 
 /* ---- the loop ---- */
 
-/* Takes the next token of sequence b (numbered as at the prefill); returns whether that sequence goes on. */
+/* Takes the next token of sequence b (numbered as at the prefill); returns false to stop it. */
 typedef bool (*TokenReader)(void *context, int b, int id);
 
 /* After generator_prefill: generates up to max_new_tokens for every sequence and gives them to `reader` as they come.
- * streams [B] numbers the sequences' random streams. A GPU is one step ahead of the reader. Finished sequences go on
- * unread until half of the batch is finished; then the others move up. */
+ * streams [B] numbers the sequences' random streams. A GPU is one step ahead of the reader. Finished sequences keep
+ * decoding, ignored, until half of the batch is finished; then the batch is compacted. */
 static inline void generator_run(Generator *g, const int *streams, int max_new_tokens, TokenReader reader,
                                  void *context) {
     const Ops *op = g->m->op;
     int *sequence = xmalloc(g->B * sizeof(int)), *kept = xmalloc(g->B * sizeof(int));
-    int running = g->B, started = 0;                 // sequences that go on; steps that the device has been given
+    int running = g->B, started = 0;                 // unfinished sequences; steps queued on the device
     for (int b = 0; b < g->B; b++) sequence[b] = b;  // which sequence is in each place; -1: a finished one
     op->upload(g->streams, streams, g->B * sizeof(int));
     for (int step = 0; running && step < max_new_tokens; step++) {

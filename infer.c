@@ -1,7 +1,7 @@
 /* infer: generates the TikZ program of each image.
  *
- *   load the model; for each batch of images: preprocess and encode them, then generate tokens until every program
- * ends.
+ *   load the model; for each batch of images: preprocess and encode them, then generate tokens until
+ *   every program ends.
  *
  * main follows the options; generate.h has the KV cache and the loop over tokens. */
 #include "generate.h"

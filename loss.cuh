@@ -1,5 +1,4 @@
-/* The distillation objective: what the student is asked to match, its gradient, and how the vocabulary-wide arrays
- * are kept small.
+/* The distillation loss and its gradient, without ever storing the full [n, V] logits.
  *
  * For a position with label y, student logits s (V_s values), teacher logits t (V_t), temperature tau,
  * V = min(V_s, V_t), p = softmax(t[:V]/tau), q = softmax(s[:V]/tau):
@@ -20,16 +19,16 @@
  *   JSD:      D_i = (1-beta) log(q_i/m_i) + const
  *                                       ->  tau (1-beta) q (log(q/m) - KL(q||m))
  *   CE, hard: softmax(s) - onehot
- *   cos:      d cos/d a = t/(|a||t|) - cos a/|a|^2
+ *   cos:      d cos/d e_s = e_t/(|e_s||e_t|) - cos e_s/|e_s|^2
  * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta.)
  *
- * Gates, all optional, multiply the soft and the hard term of a position:
+ * Gates, off by default, multiply the soft and the hard term of a position:
  *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than
- *                    45 % of the positions of a micro-batch would remain. The mean stays over all counted positions, so
- *                    only this limit can tell accumulated micro-batches from one large batch.
- *   confidence gate  a factor (0.3) where the teacher's argmax is the label with at least a given probability (0.75)
+ *                    45 % of the positions of a micro-batch would remain. Gradient accumulation equals one large batch
+ *                    except where this rule applies.
+ *   confidence gate  a factor where the teacher's argmax is the label with at least a given probability
  *
- * Memory. The hidden states of all n positions are kept, but never all logits. The positions are walked in chunks:
+ * Memory. The hidden states of all n positions are kept, but logits exist for one chunk of positions at a time:
  * student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, then the row kernel (Ops.distill_rows: each row is read from
  * memory once, and the gradient g is written over the student's logits), then dh_s = g W_s and dW_s += gᵀ h_s. The
  * extra memory is the logits of one chunk, or of two on a GPU.
@@ -37,7 +36,7 @@
  * Time. Most of it goes into the matmuls: 8 n V d FLOPs with a teacher as wide as the student (two heads forward, dh
  * and dW), against 6 bytes per logit in the row kernel. On a GPU the row kernel, which is bound by memory, runs on a
  * second stream while the matmuls of the chunks before and after it run on the first. dW is accumulated by the matmul
- * itself (fp32, beta = 1), which moves 8 V d bytes per chunk; a chunk of r rows computes 2 r V d FLOPs meanwhile, so r
+ * itself (fp32, accumulating), which moves 8 V d bytes per chunk; a chunk of r rows computes 2 r V d FLOPs meanwhile, so r
  * should be above a thousand. Never writing the logits, as Cut Cross-Entropy does, costs more here:
  * dev/learn/README.md has the figures.
  *
@@ -274,8 +273,8 @@ static inline void objective_logits(Objective *o, const ObjectivePass *p, int at
     int slot = objective_slot(o, at);
     linear(o->op, o->student_logits[slot], p->hidden + (size_t)at * p->head->cols, p->head, rows);
     if (p->teacher_hidden)
-        o->op->linear_forward(o->teacher_logits[slot], p->teacher_hidden + (size_t)at * o->teacher_head.cols,
-                              o->teacher_head, NULL, ACT_NONE, NULL, rows);
+        linear_weight(o->op, o->teacher_logits[slot], p->teacher_hidden + (size_t)at * o->teacher_head.cols,
+                      o->teacher_head, rows);
 }
 
 /* From the chunk's gradients, which lie where the student's logits were, to the hidden states and the head. */

@@ -1,4 +1,4 @@
-/* The whole vision-language model: parameters, memory, forward and backward passes, one decoding step.
+/* The whole vision-language model: parameters, memory, forward and backward passes, prefill and decoding step.
  *
  *      image [S x S]                                  "\draw (0,0) ..."  token ids
  *          |  vision.h: patches, encoder, connector          |  token embedding
@@ -17,7 +17,8 @@
  *             logits = hidden W_headᵀ   position P-1+t predicts text token t   [n, V]
  *
  * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
- * In training the head is multiplied in loss.cuh, chunk by chunk; only `hidden` leaves this file.
+ * In training, loss.cuh applies the head chunk by chunk; this file stops at `hidden`. Gradient checkpointing
+ * (--recompute) is decoder_block_recompute here and the table at Recompute in vision.h.
  *
  * A model file is one safetensors file: weights under the names declared here and in vision.h, the configuration in
  * its metadata (config.h), the tokenizer as tensors (lib/tokenizer.h). Metadata hub.* about the tokenizer's origin is
@@ -35,7 +36,8 @@ typedef struct {
     Param *input_layernorm, *qkv_proj, *o_proj, *post_attention_layernorm, *gate_up_proj, *down_proj;
 } DecoderLayer;
 
-/* The activations of one block; N = B * S rows, S the sequence length. Shared between blocks as VisionActs are. */
+/* The activations of one block; N = B * S rows, S the sequence length. Buffers that need not be stored are shared by all
+ * blocks (see Recompute in vision.h). */
 typedef struct {
     floatX *residual;                   // [N, W] the residual stream at the block's input
     floatX *normed1, *qkv, *attention;  // [N, W], [N, (H + 2K) D], [N, H D]
@@ -54,7 +56,7 @@ typedef struct {
 typedef struct {
     ModelConfig c;
     const Ops *op;
-    SafeTensors file;  // open while weights or the tokenizer live in it
+    SafeTensors file;  // kept open while weights or the tokenizer are mapped from it
     Tokenizer tokenizer;
     Params params;
     Vision vision;
@@ -62,15 +64,15 @@ typedef struct {
     DecoderLayer *layer;                   // [layers]
     int trained;                           // parameter groups with gradients
     Recompute recompute;
-    GradientHook hook;  // called by model_backward; with several micro-batches, set for the last one only
+    GradientHook hook;  // called as gradients become final; set for the last micro-batch of a step only
 
     Arena arena;        // the activations
-    int max_B, max_T;   // what they were planned for: images, text tokens
+    int max_B, max_T;   // capacity: images, text tokens
     DecoderActs *acts;  // [layers]
     uint8_t *pixels;    // device [max_B, S, S, 3]
     int *input_ids;     // device [B, S]: token ids, -1 at image positions
-    int *predicting;    // device [n]: the rows of [B, S] that predict a text token
-    int *host_input_ids, *host_predicting;
+    int *target_rows;   // device [n]: the rows of [B, S] that predict a text token
+    int *host_input_ids, *host_target_rows;
     int *labels;                    // host [n]: the tokens to predict, in the order of `hidden`
     float *rope;                    // device [max_positions, D]: cosines, then sines
     floatX *branch;                 // [N, W] the residual branch about to be added; scratch in the backward pass
@@ -82,14 +84,14 @@ typedef struct {
     floatX *d_wide, *d_narrow;      // [N, max(2F, (H + 2K) D)], [N, max(F, H D)]
     floatX *d_hidden, *d_selected;  // [n, W]; the objective fills d_hidden
     floatX *d_image_tokens;         // [B, P, W]
-    const floatX *d_embed_loss;     // [B, P, W] what the embedding loss adds to it, or NULL
+    const floatX *d_embed_loss;     // [B, P, W] the embedding loss's gradient, which is added to it, or NULL
 
     int B, T, n;  // of the last forward pass: images, text tokens, predicted tokens
 } Model;
 
 static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
 
-/* The most text tokens that fit behind the image. */
+/* The maximum number of text tokens after the image tokens. */
 static inline int model_max_text(const Model *m) { return m->c.lm.max_positions - model_image_tokens(m); }
 
 /* The sequence length for T text tokens: the last one is predicted but never read. */
@@ -125,7 +127,7 @@ static inline void model_declare(Model *m, const char *owner) {
 
 /* Rotation angles of every position, fp32 [max_positions, D]: cosines, then sines. Frequencies are theta^(-2i/D).
  * `linear` scaling divides the position by the factor (Chen et al. 2023). `llama3` divides low frequencies by it, keeps
- * high ones and blends between, by how often a frequency turns within the original context (Llama 3.1). */
+ * high ones and blends between, by the number of rotations within the original context (Llama 3.1). */
 static inline void model_make_rope(Model *m) {
     const LmConfig *c = &m->c.lm;
     int half = c->head_dim / 2;
@@ -164,15 +166,15 @@ static inline void model_close(Model *m) {
     free(m->layer);
     free(m->acts);
     free(m->host_input_ids);
-    free(m->host_predicting);
+    free(m->host_target_rows);
     free(m->labels);
     safetensors_close(&m->file);
     *m = (Model){0};
 }
 
-/* Opens a model file. Weights are used where they lie in the file, if that is possible (params_load); the file stays
- * open for them and for the tokenizer. owner is what messages call its memory: "", or "the teacher's " where there are
- * two models. -1 with *err filled: the file cannot be read or is not a model. */
+/* Opens a model file. Weights are mapped in place when possible (params_load); the file stays open for them and for the
+ * tokenizer. owner: prefix for messages about memory, "" or, where there are two models, "the teacher's ". -1 with *err
+ * filled: the file cannot be read or is not a model. */
 static inline int model_open(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
     *m = (Model){0};
     if (safetensors_open(&m->file, path, err)) return -1;
@@ -275,13 +277,12 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
 
 /* ---- memory ---- */
 
-/* Trains the parameter groups in the mask; the others stay frozen. To be called before model_plan; the gradients come
- * from optimizer_open (train/optimizer.h). */
+/* Selects the parameter groups to train; the others stay frozen. To be called before model_plan; optimizer_open
+ * (train/optimizer.h) allocates the gradients. */
 static inline void model_train(Model *m, int groups, Recompute recompute) {
     m->trained = groups;
     m->recompute = recompute;
     m->vision.trains_encoder = (groups & GROUP_VISION) != 0;
-    m->vision.trains_connector = (groups & GROUP_CONNECTOR) != 0;
     m->vision.recompute = recompute;
 }
 
@@ -318,7 +319,7 @@ static inline void model_plan_arena(Model *m) {
     for (int l = 0; l < c->layers; l++) model_plan_acts(m, l, N);
     if (!m->vision.source) m->pixels = arena_take(arena, B * S * S * 3, 1);
     m->input_ids = arena_int(arena, N);
-    m->predicting = arena_int(arena, n);
+    m->target_rows = arena_int(arena, n);
     m->branch = arena_x(arena, N * W);
     m->final_hidden = arena_x(arena, N * W);
     m->selected = arena_x(arena, n * W);
@@ -334,7 +335,7 @@ static inline void model_plan_arena(Model *m) {
     }
 }
 
-/* Bytes that model_plan would take for B images with T text tokens each. */
+/* The bytes that model_plan would allocate for B images with T text tokens each. */
 static inline size_t model_activation_bytes(Model *m, int B, int T) {
     m->max_B = B;
     m->max_T = T;
@@ -353,15 +354,14 @@ static inline void model_plan(Model *m, int B, int T) {
     arena_allocate(&m->arena, m->op, m->params.owner, "activations");
     model_plan_arena(m);
     m->host_input_ids = xmalloc((size_t)B * model_sequence(m, T) * sizeof(int));
-    m->host_predicting = xmalloc((size_t)B * T * sizeof(int));
+    m->host_target_rows = xmalloc((size_t)B * T * sizeof(int));
     m->labels = xmalloc((size_t)B * T * sizeof(int));
 }
 
-/* Lets the student use the features of the teacher's encoder, when its own is frozen and equal in shape and weights;
- * returns whether it is. To be called after model_train and before model_plan. From then on the student's forward pass
- * begins with the features of the teacher's last pass, which must have been over the same images. The results are the
- * ones that the student's encoder would have had on the teacher's kind of device. On a common stream the features are
- * read in place, so the teacher may go on to other images only after the student's backward pass. */
+/* Shares the teacher's encoder with the student if the student's is frozen and identical in shape and weights; returns
+ * whether it did. To be called after model_train and before model_plan. The student's forward pass then starts from the
+ * features of the teacher's last pass, which must be over the same images. On a common stream they are read in place, so
+ * the teacher may start other images only after the student's backward pass. */
 static inline bool model_share_encoder(Model *student, const Model *teacher) {
     const VisionConfig *a = &student->c.vision, *b = &teacher->c.vision;
     if (student->trained & GROUP_VISION || a->image_size != b->image_size || a->patch_size != b->patch_size ||
@@ -391,9 +391,11 @@ static inline AttentionShape decoder_attention_shape(const Model *m, int B, int 
                             .rope = m->rope};
 }
 
-/* Causal attention of block l over T positions per sequence; rotates queries and keys. With a cache and no positions
- * (prefill) the keys and values are also stored. With a cache and positions (decoding: T = 1, device int [B]) the new
- * key and value are stored there and the query attends to everything in the cache up to its position. */
+/* Causal attention of block l over T positions per sequence; rotates queries and keys.
+ *   training   cache NULL
+ *   prefill    cache: keys and values are also stored there
+ *   decoding   cache and positions (device int [B]), T = 1: the new key and value are stored at the position, and the query
+ *              attends to everything up to it */
 static inline void decoder_attention(Model *m, int l, int B, int T, const KVCache *cache, const int *positions) {
     DecoderActs *a = &m->acts[l];
     AttentionShape s = decoder_attention_shape(m, B, T);
@@ -406,9 +408,9 @@ static inline void decoder_attention(Model *m, int l, int B, int T, const KVCach
     if (cache) m->op->cache_store(cache->keys[l], cache->values[l], a->qkv, s, 0, cache->capacity);
 }
 
-/* One block over T positions per sequence, for training, prefill and decoding (cache and positions as above). The block
- * before has computed this one's first norm, together with its own residual addition. recompute: the backward pass
- * runs the block again, from its stored input up to what its last matmul reads. */
+/* One block over T positions per sequence, for training, prefill and decoding (cache and positions as above). The previous
+ * block's residual addition has already computed this one's first norm (they are fused). recompute: the backward pass runs
+ * the block again, from its stored input up to the input of down_proj. */
 static inline void decoder_block_forward(Model *m, int l, int B, int T, const KVCache *cache, const int *positions,
                                          bool recompute) {
     const Ops *op = m->op;
@@ -436,8 +438,8 @@ static inline void decoder_block_forward(Model *m, int l, int B, int T, const KV
 }
 
 /* Lays out the decoder's input for B rows of T text ids (padding is -1, at the end of a row): image positions get the
- * id -1, padding reads token 0, which no position that counts can see. Also lists the positions that predict a token,
- * and the tokens. */
+ * id -1, padding gets token 0, which causal masking hides from every counted position. Also lists the
+ * positions that predict a token, and the tokens. */
 static inline void model_layout(Model *m, const int *ids, int B, int T) {
     int P = model_image_tokens(m), S = model_sequence(m, T);
     if (B > m->max_B || T > m->max_T)
@@ -453,11 +455,11 @@ static inline void model_layout(Model *m, const int *ids, int B, int T) {
             if (t + 1 < T) row[P + t] = id < 0 ? 0 : id;
             if (id < 0) continue;
             m->labels[m->n] = id;
-            m->host_predicting[m->n++] = b * S + P - 1 + t;
+            m->host_target_rows[m->n++] = b * S + P - 1 + t;
         }
     }
     m->op->upload(m->input_ids, m->host_input_ids, (size_t)B * S * sizeof(int));
-    m->op->upload(m->predicting, m->host_predicting, m->n * sizeof(int));
+    m->op->upload(m->target_rows, m->host_target_rows, m->n * sizeof(int));
 }
 
 /* Uploads host pixels u8 [B, S, S, 3], unless the encoder is shared. */
@@ -467,7 +469,7 @@ static inline void model_upload_pixels(Model *m, const uint8_t *pixels, int B) {
     if (!m->vision.source) m->op->upload(m->pixels, pixels, B * S * S * 3);
 }
 
-/* The first block's input and its norm: image tokens, then the embeddings of the text. */
+/* Embeds the input: image tokens, then the embeddings of the text; and the first block's norm. */
 static inline void decoder_embed(Model *m, int B, int S) {
     const LmConfig *c = &m->c.lm;
     DecoderActs *a = &m->acts[0];
@@ -478,8 +480,8 @@ static inline void decoder_embed(Model *m, int B, int S) {
                            c->eps);
 }
 
-/* Names of the calls of a pass for Ops.graph_launch. They are the same for the same B and T, because every array of a
- * model stays where it is. How many positions count differs from batch to batch, so the calls that depend on it stay
+/* Keys of the graphs (Ops.graph_launch): a pass makes the same calls for the same B and T, because every array of a model
+ * stays where it is. The number of counted positions changes from batch to batch, so the calls that depend on it stay
  * outside the graphs. */
 enum { GRAPH_FORWARD, GRAPH_BACKWARD, GRAPH_BACKWARD_VISION, GRAPH_KINDS };
 
@@ -494,14 +496,15 @@ static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids
     int S = model_sequence(m, T);
     model_layout(m, ids, B, T);
     model_upload_pixels(m, pixels, B);
-    if (m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);  // may copy from another device: no graph
+    if (m->vision.source)
+        vision_forward(&m->vision, m->op, m->pixels, B);  // may copy from another device, which no graph can hold
     if (!m->op->graph_launch(m, model_graph(GRAPH_FORWARD, B, T))) {
         if (!m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);
         decoder_embed(m, B, S);
         for (int l = 0; l < c->layers; l++) decoder_block_forward(m, l, B, S, NULL, NULL, false);
         m->op->graph_end();
     }
-    m->op->gather_rows(m->selected, m->final_hidden, m->predicting, m->n, c->hidden_size);
+    m->op->gather_rows(m->selected, m->final_hidden, m->target_rows, m->n, c->hidden_size);
     m->op->rmsnorm_forward(m->hidden, m->rstd, m->selected, m->norm->value, m->n, c->hidden_size, c->eps);
 }
 
@@ -515,7 +518,7 @@ static inline void model_logits(Model *m, int B, float *logits) {
 }
 
 /* Encodes B images (host u8 [B, S, S, 3]), reads a prefix of text tokens, the same for all, and fills the cache.
- * logits, device fp32 [B, V], are of the next token. Returns the positions that the cache then holds. */
+ * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {
     size_t row = m->c.lm.hidden_size * sizeof(floatX);
@@ -577,19 +580,21 @@ static inline void decoder_block_backward(Model *m, int l, int B, int S) {
     int W = c->hidden_size;
     size_t N = (size_t)B * S;
     decoder_block_recompute(m, l, B, S);
-    linear_backward(op, m->d_narrow, m->d_residual, a->swiglu, y->down_proj, NULL, N);
-    op->swiglu_backward(m->d_wide, m->d_narrow, a->gate_up, N, c->intermediate_size);
-    linear_backward(op, m->branch, m->d_wide, a->normed2, y->gate_up_proj, NULL, N);
+    const floatX *d_x = m->d_residual;
+    linear_backward(op, m->d_narrow, d_x, a->swiglu, y->down_proj, NULL, N);           // d_s = d_x W_d
+    op->swiglu_backward(m->d_wide, m->d_narrow, a->gate_up, N, c->intermediate_size);  // d_gate, d_up
+    linear_backward(op, m->branch, m->d_wide, a->normed2, y->gate_up_proj, NULL, N);   // d_h = d_gu W_gu
     op->rmsnorm_backward(m->d_residual, y->post_attention_layernorm->gradient, m->branch, a->mid_residual,
-                         y->post_attention_layernorm->value, a->rstd2, N, W);
-    linear_backward(op, m->d_narrow, m->d_residual, a->attention, y->o_proj, NULL, N);
-    op->attention_backward(m->d_wide, m->d_narrow, a->attention, a->lse, a->qkv, decoder_attention_shape(m, B, S));
-    linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, NULL, N);
+                         y->post_attention_layernorm->value, a->rstd2, N, W);  // d_x += rmsnorm'(d_h)
+    linear_backward(op, m->d_narrow, d_x, a->attention, y->o_proj, NULL, N);   // d_attention = d_x W_o
+    op->attention_backward(m->d_wide, m->d_narrow, a->attention, a->lse, a->qkv,
+                           decoder_attention_shape(m, B, S));                     // d_q, d_k, d_v
+    linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, NULL, N);  // d_h = d_qkv W_qkv
     op->rmsnorm_backward(m->d_residual, y->input_layernorm->gradient, m->branch, a->residual,
-                         y->input_layernorm->value, a->rstd1, N, W);
+                         y->input_layernorm->value, a->rstd1, N, W);  // d_x += rmsnorm'(d_h)
 }
 
-/* From the gradient of the residual stream after the last block to that of its first input. */
+/* Backpropagates d_residual through all blocks and the embedding. */
 static inline void decoder_backward(Model *m) {
     int S = model_sequence(m, m->T);
     for (int l = m->c.lm.layers - 1; l >= 0; l--) {
@@ -602,8 +607,8 @@ static inline void decoder_backward(Model *m) {
     gradients_ready(&m->hook, m->embed_tokens);
 }
 
-/* Whether these calls of the backward pass have run as a graph. With a hook they never do: it starts communication,
- * which no graph can hold. */
+/* Replays a part of the backward pass as a graph, if possible. Not with a hook: it starts communication, which no graph can
+ * hold. */
 static inline bool model_graph_launch(Model *m, int kind) {
     return !m->hook.ready && m->op->graph_launch(m, model_graph(kind, m->B, m->T));
 }
@@ -612,8 +617,8 @@ static inline void model_graph_end(Model *m) {
     if (!m->hook.ready) m->op->graph_end();
 }
 
-/* Adds the gradients of everything that is trained, from what the objective left: m->d_hidden [n, W], the gradient of
- * the loss with respect to m->hidden of the last forward pass, and m->d_embed_loss. */
+/* Adds the gradients of all trained parameters, starting from m->d_hidden [n, W], the gradient of the loss with respect to
+ * m->hidden, and from m->d_embed_loss; objective_run has written both. */
 static inline void model_backward(Model *m) {
     const Ops *op = m->op;
     int W = m->c.lm.hidden_size;
@@ -621,7 +626,7 @@ static inline void model_backward(Model *m) {
     op->zero(m->d_selected, n * row);
     op->rmsnorm_backward(m->d_selected, m->norm->gradient, m->d_hidden, m->selected, m->norm->value, m->rstd, n, W);
     gradients_ready(&m->hook, m->norm);
-    op->scatter_rows(m->d_residual, m->d_selected, m->predicting, n, B * S, W);
+    op->scatter_rows(m->d_residual, m->d_selected, m->target_rows, n, B * S, W);
     if (!model_graph_launch(m, GRAPH_BACKWARD)) {
         decoder_backward(m);
         model_graph_end(m);
@@ -636,7 +641,7 @@ static inline void model_backward(Model *m) {
 }
 
 /* FLOPs of one forward pass (a multiply-add counts 2): the encoder unless it is shared, the connector, the decoder, and
- * the head on n positions. A backward pass takes twice as many, without the encoder's where that is frozen. */
+ * the head on n positions. The backward pass costs twice that, minus the encoder where it is frozen. */
 static inline double model_flops(const Model *m, int B, int T, int n) {
     const LmConfig *c = &m->c.lm;
     double S = model_sequence(m, T), W = c->hidden_size, A = (double)c->heads * c->head_dim;

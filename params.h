@@ -1,4 +1,4 @@
-/* The named parameters of a model, their groups and their memory, and the product with a matrix of them.
+/* The named parameters of a model, their groups and their memory, and linear layers over them.
  *
  * A model declares its parameters once (name, shape, group, standard deviation at initialisation). Their values are
  * then mapped from a file and used in place, copied from a file, or drawn at random. Trained parameters move to the
@@ -12,16 +12,16 @@
 
 #include <unistd.h>
 
-/* Parameter groups, trained or frozen as a whole (a bit mask). */
+/* Parameter groups (a bit mask); each is trained or frozen as a whole. */
 enum { GROUP_VISION = 1, GROUP_CONNECTOR = 2, GROUP_LM = 4, GROUP_ALL = 7 };
 
 typedef struct {
     char name[96];
-    int ndim, rows, cols;  // shape [rows, cols]; [rows] with cols = 1 where ndim is 1
+    int ndim, rows, cols;  // shape [rows, cols]; vectors have ndim 1 and cols = 1
     size_t n;              // elements
     int group;
     bool decay;       // AdamW's weight decay applies: to matrices, not to norms, biases and positions
-    float init_std;   // standard deviation of random initialisation; 0: zeros; 1 where ndim is 1: ones
+    float init_std;   // standard deviation of random initialisation; 0: zeros; vectors with 1: ones
     floatX *value;    // device [n]
     float *gradient;  // device [n]; NULL where frozen
     size_t offset;    // of a trained parameter in the optimizer's flat arrays
@@ -30,7 +30,7 @@ typedef struct {
 typedef struct {
     Param *list;
     int count, capacity;
-    const char *owner;  // whose parameters, in messages: "" or "the teacher's "
+    const char *owner;  // prefix in messages about memory: "" or "the teacher's "
     Arena arena;        // values that are not used in place in a file
     void *large_pages;  // values that params_move_to_large_pages moved, or NULL
 } Params;
@@ -41,7 +41,7 @@ static inline void params_reserve(Params *p, int capacity, const char *owner) {
     *p = (Params){.list = xcalloc((size_t)capacity, sizeof(Param)), .capacity = capacity, .owner = owner};
 }
 
-/* Declares a parameter; `layer` < 0 leaves the number out of the name. Pointers stay valid: the list never moves. */
+/* Declares a parameter; layer < 0: the name has no layer number. Pointers stay valid: the list never moves. */
 static inline Param *param_add(Params *p, int group, const char *prefix, int layer, const char *name, int rows,
                                int cols, float init_std) {
     if (p->count == p->capacity) die("internal error: more parameters declared than reserved (%d)", p->capacity);
@@ -68,16 +68,20 @@ static inline size_t params_total(const Params *p, int groups) {
     return n;
 }
 
-/* ---- the product with a matrix ---- Every matrix of a model is multiplied here: the place where adapters (LoRA) and
- * quantised weights come in. */
+/* ---- linear layers ---- All matmuls with a model's weights go through here: the place for adapters (LoRA) and quantised
+ * weights. */
 
 static inline Weight param_weight(const Param *w) {
     return (Weight){.data = w->value, .dtype = DT_FLOATX, .rows = w->rows, .cols = w->cols, .scales = NULL};
 }
 
 /* out [rows, O] = in [rows, I] Wᵀ, W [O, I]. */
+static inline void linear_weight(const Ops *op, floatX *out, const floatX *in, Weight w, size_t rows) {
+    op->linear_forward(out, in, w, NULL, ACT_NONE, NULL, rows);
+}
+
 static inline void linear(const Ops *op, floatX *out, const floatX *in, const Param *w, size_t rows) {
-    op->linear_forward(out, in, param_weight(w), NULL, ACT_NONE, NULL, rows);
+    linear_weight(op, out, in, param_weight(w), rows);
 }
 
 /* out = act(in Wᵀ + bias); bias may be NULL. preact [rows, O], if not NULL, keeps the value before the activation. */
@@ -91,8 +95,8 @@ static inline void linear_logits(const Ops *op, float *out, const floatX *in, co
     op->linear_logits(out, in, param_weight(w), rows);
 }
 
-/* The backward pass of linear and linear_act (without the activation): adds the gradients of W and of the bias (may be
- * NULL) where W is trained, and writes d_in [rows, I] = d_out [rows, O] W where d_in is not NULL. */
+/* Backward of linear: adds the gradients of W and of the bias (may be NULL) if W is trained, and writes
+ * d_in [rows, I] = d_out [rows, O] W if d_in is not NULL. The backward of an activation is the caller's. */
 static inline void linear_backward(const Ops *op, floatX *d_in, const floatX *d_out, const floatX *in, const Param *w,
                                    const Param *bias, size_t rows) {
     if (w->gradient)
@@ -112,7 +116,7 @@ static inline void params_allocate(Params *p, const Ops *op) {
     params_plan(p);
 }
 
-/* Gives back the memory of the groups in the mask, whose values have moved to the optimizer's array. */
+/* Frees the values of the groups in the mask, which have moved to the optimizer's array; compacts the rest. */
 static inline void params_release_groups(Params *p, const Ops *op, int groups) {
     Arena frozen = {NULL, 0};
     if (!p->arena.base) return;
@@ -133,10 +137,9 @@ static inline void params_release_groups(Params *p, const Ops *op, int groups) {
     p->arena = frozen;
 }
 
-/* Copies the values of some groups that are used in place in a file into memory of their own. That memory lies on
- * large pages where the system gives them, and is read a third faster than a file's small pages. Worth it for weights
- * that are read again and again at memory bandwidth, so small models, which stay in the caches, are left alone. So is
- * everything where the copy and the file's pages would crowd the machine, or where there is no memory. */
+/* Copies weights that are used in place in a file to large pages, where the system gives them: decoding, which is bound by
+ * reading them, is a third faster. Not for models under 32 MB, which stay in the caches, nor where the copy would take more
+ * than half of the RAM or cannot be allocated. */
 static inline void params_move_to_large_pages(Params *p, const Ops *op, int groups) {
     const size_t least = (size_t)32 << 20;
     size_t bytes = params_total(p, groups) * sizeof(floatX);
@@ -163,8 +166,8 @@ static inline void params_release(Params *p, const Ops *op) {
 
 /* ---- values ---- */
 
-/* Draws all parameters at random. Each has a random stream of its own, so that changing the shape of one leaves the
- * others as they were. */
+/* Random initialisation with one random stream per parameter, so that changing the shape of one leaves the others
+ * unchanged. */
 static inline void params_init_random(Params *p, const Ops *op, uint64_t seed) {
     for (int i = 0; i < p->count; i++) {
         Param *x = &p->list[i];
@@ -179,7 +182,7 @@ static inline void params_init_random(Params *p, const Ops *op, uint64_t seed) {
     }
 }
 
-/* The stored tensor of a parameter, its shape and type checked; NULL with *err filled when it does not fit. */
+/* Finds a parameter's stored tensor and checks shape and type; NULL with *err filled on a mismatch. */
 static inline const SafeTensor *param_find(const Param *x, const SafeTensors *st, Error *err) {
     const SafeTensor *t = safetensors_find(st, x->name);
     if (!t) {
@@ -251,7 +254,7 @@ static inline bool param_same(const Param *a, const Ops *a_op, const Param *b, c
     return same;
 }
 
-/* The first parameter with a value that is not finite, or NULL. Reads everything: for the sentence after a failure. */
+/* The first parameter with a NaN or an infinity, or NULL. Slow: for error messages. */
 static inline const Param *params_not_finite(const Params *p, const Ops *op) {
     const Param *found = NULL;
     for (int i = 0; i < p->count && !found; i++) {
@@ -267,8 +270,8 @@ static inline const Param *params_not_finite(const Params *p, const Ops *op) {
 
 /* ---- the backward pass tells when gradients are final ---- */
 
-/* `ready` is called during a backward pass: the gradients of p and of every parameter declared after it are final (the
- * device has been given all that adds to them), and their all-reduce can begin. NULL: nobody asks. */
+/* `ready` is called during a backward pass as soon as the gradients of p and of every parameter declared after it are final
+ * (their kernels are queued), so that their all-reduce can start. NULL: no hook. */
 typedef struct {
     void (*ready)(void *context, const Param *p);
     void *context;

@@ -1,6 +1,6 @@
-/* train_distill: trains a small image-to-code model, alone (--teacher none) or from a large one.
+/* train_distill: trains a small image-to-code model by distillation from a large one, or without a teacher.
  *
- * main is the algorithm. What it calls is below it and in train/: options.h (what can be told), run.h (the folder),
+ * main is the algorithm. What it calls is below it and in train/: options.h (command line), run.h (output folder),
  * teacher.h (where the teacher's outputs come from), trainer.h (student, objective, optimizer), parallel.h (several
  * processes), checkpoint.h, log.h. The formulas are in loss.cuh, the models in model.h and vision.h, the data in
  * dataloader.h. doc/walkthrough.md follows one batch through all of it. */
@@ -23,20 +23,15 @@
 typedef struct {
     Dataset train, val;
     Loader loader;
-    const Batch *next;  // already taken from the loader, or NULL
-    int max_tokens;     // most text tokens of a sample
+    const Batch *next;  // the next step's batch, where the prefetch has taken it from the loader; else NULL
+    int max_tokens;     // longest text, in tokens
     int64_t steps_per_epoch;
-    int64_t eval_every, eval_batches;  // steps between evaluations; batches of one, on all ranks
+    int64_t eval_every, eval_batches;  // steps between evaluations; batches in one, over all ranks
 } Data;
 
-typedef struct {
-    const Ops *teacher, *student;
-} Devices;
-
-typedef enum { GOING_ON, OUT_OF_PATIENCE, INTERRUPTED } Stop;
+typedef enum { NOT_STOPPED, OUT_OF_PATIENCE, INTERRUPTED } StopReason;
 
 static Settings read_options(int argc, char **argv, RunFolder *folder);
-static Devices open_devices(const Settings *s, const Parallel *p);
 static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
                         const Parallel *p);
 static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher);
@@ -48,34 +43,34 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 static const Batch *batch_next(Data *d);
 static MicroBatch micro_batch(const Batch *batch, int m);
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next);
-static StepResult collect_step(const Trainer *t, Parallel *p, Report report, const Batch *batch, double lr);
+static StepResult collect_step(Trainer *t, Parallel *p, Report report, const Batch *batch, double lr);
 static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder);
-static Stop after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
-                       Parallel *p, const Log *log, const StepResult *r);
-static void say_goodbye(const Trainer *t, const RunFolder *folder, Stop stop);
+static StopReason after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
+                             Parallel *p, const Log *log, const StepResult *r);
+static void print_result(const Trainer *t, const RunFolder *folder, StopReason stop);
 
 int main(int argc, char **argv) {
     static Trainer t;          // student, objective, optimizer, step
-    static Teacher teacher;    // its op is NULL if there is none
-    static Parallel parallel;  // the other processes, if there are any
+    static Teacher teacher;    // teacher.op is NULL without one
+    static Parallel parallel;  // the data-parallel ranks
     static Data data;
     RunFolder folder;
     Progress progress;
-    Stop stop = GOING_ON;
+    StopReason stop = NOT_STOPPED;
 
     threads_wait_politely(argv);
     interrupts_take();
     Settings s = read_options(argc, argv, &folder);
     parallel_open(&parallel);
     redistribute_batch(&s, parallel.comm.ranks);
-    check_same_settings(&parallel, &folder);
-    Devices devices = open_devices(&s, &parallel);  // before the folder: a wrong --device makes none
+    check_same_settings(&parallel, &folder, &s);
+    Devices devices = open_devices(s.has_teacher, &parallel);  // before the folder: a wrong --device makes none
     run_folder_open(&folder, &parallel.comm);
     open_models(&t, &teacher, devices, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
-    double peak = measure_peak(&t, &teacher, &parallel);  // before the loader's thread takes a core
+    double peak = measure_peak(&t, &teacher, &parallel);  // before the loader thread competes for a core
     start_loader(&data, &t, &s, &teacher, &folder, &parallel);
     interrupts_keep();
     check_same_weights(&parallel);
@@ -88,27 +83,27 @@ int main(int argc, char **argv) {
     progress_begin(&progress, "train", t.step, t.steps);
     progress.quiet = !is_rank0(&parallel) || t.step >= t.steps;
 
-    while (t.step < t.steps && stop == GOING_ON) {
+    while (t.step < t.steps && stop == NOT_STOPPED) {
         double begin = seconds_now(), lr = learning_rate(&t.lr, t.samples, t.images);
         const Batch *batch = batch_next(&data);
-        Report report = {.waited = -parallel.comm.seconds_waited};
+        Report report = {0};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
         optimizer_zero_gradients(&t.optimizer);
         for (int m = 0; m < s.accum; m++) {
             MicroBatch mb = micro_batch(batch, m), next;
             TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
-            model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // hidden states
-            objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient at the hidden states
+            model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
+            objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient -> student.d_hidden
             teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
-            parallel_watch_backward(&parallel, &t.student, m == s.accum - 1);
-            model_backward(&t.student);  // adds the gradients of all parameters
+            parallel_overlap_backward(&parallel, &t.student, m == s.accum - 1);
+            model_backward(&t.student);  // adds the gradients of the trained parameters
             report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
         }
-        all_reduce_gradients(&parallel);  // begun inside the last backward pass
-        adamw_step(&parallel, lr, t.step + 1);
+        all_reduce_gradients(&parallel, &t.optimizer);        // most of it begun inside the last backward pass
+        adamw_step(&t.optimizer, &parallel, lr, t.step + 1);  // clipped by the global norm
         t.step++, t.batch++, t.samples += t.images;
 
-        StepResult r = collect_step(&t, &parallel, report, batch, lr);  // here the host waits for the device
+        StepResult r = collect_step(&t, &parallel, report, batch, lr);  // waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
         check_finite(&t, &teacher, &r, &folder);
@@ -120,7 +115,7 @@ int main(int argc, char **argv) {
 
     progress_end(&progress);
     log_close(&log);
-    if (is_rank0(&parallel)) say_goodbye(&t, &folder, stop);
+    if (is_rank0(&parallel)) print_result(&t, &folder, stop);
     parallel_close(&parallel);
     loader_stop(&data.loader);
     trainer_close(&t);
@@ -142,38 +137,6 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     return s;
 }
 
-/* The device that an option names, else the one of --device. Without a word from the user, the ranks of a machine share
- * its GPUs evenly: where each can have two, the teacher runs on one and the student on the other. */
-static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher,
-                              bool teacher) {
-    Error err;
-    char text[24];
-    int gpus = gpus_visible(), ranks = p->comm.local_ranks, rank = p->comm.local_rank;
-    if (!name) {
-        name = opt.device;
-        option = "device";
-        bool any = !strcmp(name, "auto");
-        bool pair = any && has_teacher && gpus >= 2 * ranks && !opt.teacher_device && !opt.student_device;
-        if (gpus && (pair || (ranks > 1 && (any || !strcmp(name, "cuda"))))) {
-            snprintf(text, sizeof text, "cuda:%d", pair ? 2 * rank + !teacher : rank % gpus);
-            name = text;
-        }
-    }
-    const Ops *op = ops_open(name, &err);
-    if (!op && p->comm.ranks > 1) die("--%s: %s", option, err.text);
-    if (!op) options_die("--%s: %s", option, err.text);
-    return op;
-}
-
-static Devices open_devices(const Settings *s, const Parallel *p) {
-    int cores = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : p->comm.sharing);
-    threads_use(opt.threads ? (int)opt.threads : cores ? cores : 1);
-    Devices d = {.teacher = open_device("teacher-device", opt.teacher_device, p, s->has_teacher, true),
-                 .student = open_device("student-device", opt.student_device, p, s->has_teacher, false)};
-    if (d.teacher == d.student) d.teacher = ops_second_stream(d.student);
-    return d;
-}
-
 /* Opens the teacher and the student on their devices. */
 static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
                         const Parallel *p) {
@@ -191,10 +154,10 @@ static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {
             pattern, (unsigned long long)d->fingerprint, (unsigned long long)fingerprint);
 }
 
-/* Opens the datasets, and decides how long a text may be: as long as the longest, if it fits into both models. */
+/* Opens the datasets and sets max_tokens: the longest sample, rounded up to a multiple of 8 and capped by both models'
+ * context and --max-tokens. */
 static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher) {
     open_dataset(&d->train, opt.data, t);
-    t->data_fingerprint = dataset_content(&d->train);
     if (s->has_val) open_dataset(&d->val, opt.val_data, t);
     int longest = (int)(d->val.longest > d->train.longest ? d->val.longest : d->train.longest);
     int most = model_max_text(&t->student);
@@ -202,17 +165,14 @@ static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *tea
     if (opt.max_tokens && opt.max_tokens < most) most = (int)opt.max_tokens;
     d->max_tokens = (longest + 7) / 8 * 8;
     if (d->max_tokens > most) d->max_tokens = most;
+    t->data_fingerprint = dataset_content(&d->train);
+    t->fitting = dataset_fitting(&d->train, d->max_tokens);
 }
 
-static bool same_image_size(const Trainer *t, const Teacher *teacher) {
-    return !teacher->op || teacher->model.c.vision.image_size == t->student.c.vision.image_size;
-}
-
-/* Allocates everything that training needs, and tells the ranks what they share. */
+/* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p) {
     teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
-    if (s->has_teacher && same_image_size(t, teacher) && model_share_encoder(&t->student, &teacher->model) &&
-        is_rank0(p))
+    if (s->has_teacher && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
     parallel_use_optimizer(p, &t->optimizer, &t->student.params);
@@ -227,7 +187,8 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 
 /* ---- data ---- */
 
-/* This rank's part of batches of `rows` images: for training endless, shuffled epochs, else one pass in order. */
+/* Loader settings for this rank's part of batches of `rows` images: endless shuffled epochs for training, one pass in
+ * order for an evaluation. */
 static LoaderConfig loader_config(const Data *d, const Settings *s, const Trainer *t, const Teacher *teacher,
                                   const Parallel *p, int rows, bool training) {
     bool has_teacher = s->has_teacher;
@@ -253,25 +214,11 @@ static int64_t evaluation_batches(const Data *d, const Settings *s) {
     return s->eval_batches && s->eval_batches < batches ? s->eval_batches : batches;
 }
 
-/* A run that is resumed with another number of images in a step: its batches are others, so it can only continue where an
- * epoch begins. */
-static void renumber_batches(Trainer *t, int64_t samples, const RunFolder *folder) {
-    if (!t->restored_images || t->restored_images == t->images) return;
-    int64_t before = samples / t->restored_images, now = samples / t->images;
-    if (!before || t->batch % before)
-        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of "
-            "%lld "
-            "images can take over at the end of an epoch, after batch %lld (now at %lld)",
-            folder->path, (long long)t->restored_images, (long long)t->images,
-            before ? (long long)((t->batch / before + 1) * before) : 0, (long long)t->batch);
-    t->batch = t->batch / before * now;
-}
-
-/* Starts loading, and works out how long the run is. */
+/* Starts the loader thread; sets the number of steps and the learning-rate schedule. */
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
                          const Parallel *p) {
     Error err;
-    renumber_batches(t, dataset_fitting(&d->train, d->max_tokens), folder);
+    checkpoint_renumber_batches(t, folder);
     die_if(loader_start(&d->loader, &d->train, loader_config(d, s, t, teacher, p, (int)t->images, true), &err), &err);
     if (d->loader.skipped && is_rank0(p))
         warn("%llu of %llu samples have more than %d text tokens and are left out",
@@ -284,16 +231,18 @@ static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *
         die("every sample of %s has more than %d text tokens, so that nothing is left to evaluate; use other data or "
             "--val-data none",
             opt.val_data, d->max_tokens);
-    int64_t twentieth = t->steps / 20 < 1000 ? t->steps / 20 : 1000;
+    int64_t default_warmup = t->steps / 20 < 1000 ? t->steps / 20 : 1000;
     t->lr = (LearningRate){.kind = s->lr_schedule,
                            .base = opt.lr,
                            .final_share = opt.lr_final,
-                           .warmup = (opt.warmup >= 0 ? opt.warmup : twentieth) * t->images,
+                           .warmup = t->restored_warmup >= 0
+                                         ? t->restored_warmup
+                                         : (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images,
                            .total = t->samples + (t->steps - t->step) * t->images,
                            .gamma = opt.lr_gamma};
 }
 
-/* How much there is to do, or that nothing is left. */
+/* Prints the length of the run, or warns that it is already complete. */
 static void print_data(const Data *d, const Trainer *t) {
     fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
             (unsigned long long)d->train.count, (long long)t->steps, (long long)t->images,
@@ -312,7 +261,7 @@ static const Batch *batch_next(Data *d) {
     return batch;
 }
 
-/* Rows m * micro_rows, ... of a batch. */
+/* Micro-batch m of a batch. */
 static MicroBatch micro_batch(const Batch *batch, int m) {
     size_t first = (size_t)m * batch->micro_rows, S = batch->sizes[0],
            teacher_S = batch->sizes[batch->size_count - 1];
@@ -323,11 +272,12 @@ static MicroBatch micro_batch(const Batch *batch, int m) {
                         .ids = batch->ids + first * batch->T,
                         .B = left < batch->micro_rows ? left : batch->micro_rows,
                         .T = batch->T,
-                        .number = (int64_t)batch->number << 20 | m,
+                        .number = (int64_t)batch->number << 20 | m,  // unique: a batch has at most 2^20 micro-batches
                         .scale = {1.0 / batch->tokens, 1.0 / batch->rows}};
 }
 
-/* The micro-batch that comes after number m of a batch, for the teacher to begin with; NULL when the run ends there. */
+/* The micro-batch after m, for teacher_prefetch. NULL at the end of the run, and across a batch boundary where nothing is
+ * prefetched. */
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next) {
     if ((m + 1) * batch->micro_rows < batch->B) {
         *next = micro_batch(batch, m + 1);
@@ -341,12 +291,11 @@ static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, c
 
 /* ---- after a step ---- */
 
-/* What the step has counted, on all ranks. */
-static StepResult collect_step(const Trainer *t, Parallel *p, Report report, const Batch *batch, double lr) {
+/* Collects the step's statistics, summed over the ranks. */
+static StepResult collect_step(Trainer *t, Parallel *p, Report report, const Batch *batch, double lr) {
     float norm_squared;
-    report.sums = objective_collect((Objective *)&t->objective);
+    report.sums = objective_collect(&t->objective);
     report.interrupted = interrupted();
-    report.waited += p->comm.seconds_waited;
     StepResult r = {.report = all_reduce_report(p, report), .lr = lr, .tokens = batch->tokens};
     t->op->download(&norm_squared, t->optimizer.norm_squared, sizeof norm_squared);
     r.norm = sqrt((double)norm_squared);
@@ -354,18 +303,18 @@ static StepResult collect_step(const Trainer *t, Parallel *p, Report report, con
     return r;
 }
 
-/* Sums over the validation data, with the objective as it was given. */
+/* Evaluates on the validation data with the objective as given, unscheduled. Returns sums over all ranks. */
 static ObjectiveSums evaluate(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, Parallel *p) {
     Error err = {""};
     Loader loader;
     const Batch *batch;
     t->objective.config = s->objective;
     die_if(loader_start(&loader, &d->val, loader_config(d, s, t, teacher, p, s->batch, false), &err), &err);
-    if (loader.skipped && t->best == INFINITY && is_rank0(p))  // the first time
+    if (loader.skipped && t->best == INFINITY && is_rank0(p))  // warn at the first evaluation only
         warn("%llu of %llu validation samples have more than %d text tokens and are left out",
              (unsigned long long)loader.skipped, (unsigned long long)d->val.count, d->max_tokens);
     for (int64_t i = 0; i < d->eval_batches && (batch = loader_next(&loader, &err)); i++) {
-        if (!batch->B) continue;  // another rank's
+        if (!batch->B) continue;  // other ranks have this batch
         MicroBatch mb = micro_batch(batch, 0);
         mb.number = -1;
         mb.scale = (LossScale){0, 0};
@@ -378,7 +327,7 @@ static ObjectiveSums evaluate(Trainer *t, Teacher *teacher, const Data *d, const
     return all_reduce_report(p, (Report){.sums = objective_collect(&t->objective)}).sums;
 }
 
-/* Evaluates, keeps the best student, saves. */
+/* Evaluates, saves the student if it is the best so far, and writes a checkpoint. */
 static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
                               Parallel *p, const Log *log) {
     Error err;
@@ -399,7 +348,7 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
     checkpoint_save(t, folder, p);
 }
 
-/* Ends the program when the loss or the gradient norm is not finite, and says what is to blame. */
+/* Ends the program when the loss or the gradient norm is not finite, and names the likely cause. (fabs: nan, not -nan.) */
 static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
     const Param *p = teacher->op ? params_not_finite(&teacher->model.params, teacher->op) : NULL;
@@ -408,19 +357,19 @@ static void check_finite(const Trainer *t, const Teacher *teacher, const StepRes
         resume_advice(folder));
 }
 
-/* Evaluates and saves where that is due, and says whether the run ends although steps are left. */
-static Stop after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
-                       Parallel *p, const Log *log, const StepResult *r) {
+/* Evaluates and saves when due. Returns why to stop early, or NOT_STOPPED. */
+static StopReason after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
+                             Parallel *p, const Log *log, const StepResult *r) {
     bool due = t->step % d->eval_every == 0 || t->step == t->steps;
     if (due) evaluate_and_save(t, teacher, d, s, folder, p, log);
     if (due && opt.patience && t->evals_since_best >= opt.patience) return OUT_OF_PATIENCE;
-    if (r->report.interrupted == 0 || t->step == t->steps) return GOING_ON;
+    if (r->report.interrupted == 0 || t->step == t->steps) return NOT_STOPPED;
     if (!due) checkpoint_save(t, folder, p);
     return INTERRUPTED;
 }
 
-/* Why the run ended, if that needs saying, and where the student is. */
-static void say_goodbye(const Trainer *t, const RunFolder *folder, Stop stop) {
+/* Prints why the run stopped early, if it did, and the path of the student. */
+static void print_result(const Trainer *t, const RunFolder *folder, StopReason stop) {
     if (stop == OUT_OF_PATIENCE)
         fprintf(stderr, "stopped early: no better validation for %lld evaluations\n", (long long)t->evals_since_best);
     if (stop == INTERRUPTED)

@@ -61,7 +61,7 @@ typedef struct Vision {
     floatX *tokens;        // [B, P/concat, W] the image tokens
     floatX *d_residual;    // [N, C]; only when the encoder is trained, as the next one
     floatX *d_wide;        // [N, max(3C, M)]
-    bool trains_encoder, trains_connector;
+    bool trains_encoder;
     Recompute recompute;
     const struct Vision *source;  // the encoder whose features are used instead (model_share_encoder), or NULL
     const Ops *source_op;         // its device, where that is another one

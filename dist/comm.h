@@ -1,4 +1,4 @@
-/* What the data-parallel processes (ranks) of one training run do together: sums, gathering, agreement, failing.
+/* The process group of a data-parallel run: its ranks, their collectives, consistency checks and failing together.
  *
  *     Comm c;
  *     die_if(comm_init(&c, &err), &err);      // rank 0 of 1, unless mpirun or srun started several
@@ -6,15 +6,14 @@
  *     die_if(comm_use_device(&c, op, &err), &err);
  *     comm_all_reduce(&c, gradients, n);      // started, not waited for
  *     ... compute ...
- *     comm_finish(&c);                        // from here on op sees the sums
+ *     comm_finish(&c);                        // later work on op sees the results
  *     comm_close(&c);
  *
- * All ranks make the same calls in the same order. Gradients go through NCCL where every rank has a GPU of its own and
- * the library is there. Otherwise they go through the host's memory and MPI: a worker thread makes the calls while the
- * caller computes (arrays on a GPU are moved by the caller, at once).
+ * All ranks make the same calls in the same order. Gradients go through NCCL where every rank has its own GPU and NCCL
+ * is installed. Otherwise they go through the host's memory and MPI: a worker thread makes the MPI calls while the caller
+ * computes (arrays on a GPU are staged through the host's memory, and that blocks).
  *
- * die() on any rank says its sentence and ends all ranks. A rank that is killed is noticed by the launcher, which ends
- * the others. */
+ * die() on any rank prints its message and ends all ranks. When a rank is killed, the launcher ends the others. */
 #ifndef DIST_COMM_H
 #define DIST_COMM_H
 
@@ -30,7 +29,8 @@
 
 typedef enum { COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_ALL_GATHER, COMM_BROADCAST } CommKind;
 
-/* A collective in the host's memory. n: floats of a sum (of each piece, for reduce-scatter), else bytes of a piece. */
+/* A collective in the host's memory. n: floats of a reduction (per rank for reduce-scatter), else bytes (per rank for
+ * all-gather). */
 typedef struct {
     CommKind kind;
     void *buffer;
@@ -42,10 +42,10 @@ enum { COMM_JOBS = 256 };
 typedef struct Comm {
     int rank, ranks;
     int local_rank, local_ranks;  // among the ranks of this machine
-    int sharing;                  // ranks that run on the same processor cores as this one, itself included
+    int sharing;                  // ranks that are bound to the same cores as this one, itself included
     const char *engine;           // none, MPI or NCCL
     const Ops *op;
-    double seconds_waited;  // in which the caller had nothing to do but wait for MPI (NCCL is not timed)
+    double seconds_waited;  // that the caller was blocked on MPI (NCCL is not timed)
     NcclGroup *nccl;        // NULL: the engine is not NCCL
     pthread_t worker;
     pthread_mutex_t lock;  // of all below
@@ -53,7 +53,7 @@ typedef struct Comm {
     CommJob jobs[COMM_JOBS];  // job number i is at i % COMM_JOBS
     uint64_t started, done;   // jobs given to the worker, and finished by it
     bool closing;
-    float *parts;  // the worker's: what other ranks sent for a sum
+    float *parts;  // the worker's: the contributions of all ranks to a sum
     size_t parts_bytes;
     char *staging;  // copies of arrays on a GPU, in the host's memory
     size_t staging_bytes;
@@ -61,9 +61,9 @@ typedef struct Comm {
 
 /* ---- failing ---- */
 
-static const Comm *comm_world;  // for die(), which has no arguments of ours; NULL with a single rank
+static const Comm *comm_world;  // for comm_die, which die() calls without a context; NULL with a single rank
 
-/* What die() does with its sentence: says which rank it is, and ends all of them. */
+/* The hook of die(): prints the message with the rank, then ends all ranks. */
 static void comm_die(const char *sentence) {
     char host[64] = "";
     gethostname(host, sizeof host - 1);
@@ -97,7 +97,7 @@ static inline void host_reduce_scatter(Comm *c, float *buffer, size_t piece) {
     comm_add(buffer + c->rank * piece, c->parts, c->ranks, piece);
 }
 
-/* Equal pieces are reduced and gathered; each rank adds up the few elements that are left over by itself. */
+/* Equal pieces are reduced and gathered. The n % ranks elements left over are gathered, and every rank adds them itself. */
 static inline void host_all_reduce(Comm *c, float *buffer, size_t n) {
     size_t piece = n / c->ranks, rest = n - piece * c->ranks;
     float *tail = buffer + piece * c->ranks;
@@ -152,9 +152,9 @@ static inline void comm_wait(Comm *c) {
     pthread_mutex_unlock(&c->lock);
 }
 
-/* ---- values in the host's memory; finished when the call returns ---- */
+/* ---- blocking collectives in the host's memory ---- */
 
-/* all [ranks, bytes]: what every rank gave. */
+/* all [ranks, bytes]: every rank's contribution. */
 static inline void comm_gather_host(Comm *c, const void *mine, size_t bytes, void *all) {
     memcpy((char *)all + bytes * c->rank, mine, bytes);
     if (c->ranks == 1) return;
@@ -162,7 +162,7 @@ static inline void comm_gather_host(Comm *c, const void *mine, size_t bytes, voi
     comm_wait(c);
 }
 
-/* Rank 0's bytes go to all. */
+/* Broadcasts from rank 0. */
 static inline void comm_broadcast_host(Comm *c, void *data, size_t bytes) {
     if (c->ranks == 1) return;
     comm_start(c, COMM_BROADCAST, data, bytes);
@@ -176,28 +176,35 @@ static inline void comm_barrier(Comm *c) {
     free(all);
 }
 
-/* ---- beginning and agreeing ---- */
+/* ---- start and consistency checks ---- */
+
+/* The same number for all processes of one machine, whatever its name and those of its containers. */
+static inline uint64_t comm_machine(void) {
+    char text[256] = "";
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
+    if (!f || !fgets(text, sizeof text, f)) gethostname(text, sizeof text - 1);
+    if (f) fclose(f);
+    return hash_bytes(HASH_BEGIN, text, strlen(text));
+}
 
 /* Counts the ranks of this machine that run on the same processor cores. */
 static inline int comm_count_sharing(Comm *c) {
     struct {
-        uint64_t host, cores;
+        uint64_t machine, cores;
     } mine, *all = xcalloc(c->ranks, sizeof mine);
-    char host[256] = "";
     cpu_set_t cores;
     int sharing = 0;
-    gethostname(host, sizeof host - 1);
     CPU_ZERO(&cores);
     sched_getaffinity(0, sizeof cores, &cores);
-    mine.host = hash_bytes(HASH_BEGIN, host, strlen(host));
+    mine.machine = comm_machine();
     mine.cores = hash_bytes(HASH_BEGIN, &cores, sizeof cores);
     comm_gather_host(c, &mine, sizeof mine, all);
-    for (int r = 0; r < c->ranks; r++) sharing += all[r].host == mine.host && all[r].cores == mine.cores;
+    for (int r = 0; r < c->ranks; r++) sharing += all[r].machine == mine.machine && all[r].cores == mine.cores;
     free(all);
     return sharing;
 }
 
-/* Finds out which rank this process is. With several, die() ends all of them from here to comm_close. */
+/* Joins the process group. From here to comm_close, die() ends all ranks. */
 static inline int comm_init(Comm *c, Error *err) {
     MpiRank r = {0, 1, 0, 1};
     *c = (Comm){.ranks = 1, .local_ranks = 1, .sharing = 1, .engine = "none"};
@@ -217,7 +224,7 @@ static inline int comm_init(Comm *c, Error *err) {
     return 0;
 }
 
-/* "another --lr than rank 0: 0.002 instead of 0.001": what the first line that differs says. Lines are "key = value". */
+/* "another --lr than rank 0: 0.002 instead of 0.001": describes the first line that differs. Lines are "key = value". */
 static inline void comm_difference(char *out, size_t size, char *mine, char *theirs) {
     char *rest_mine = NULL, *rest_theirs = NULL;
     char *a = strtok_r(mine, "\n", &rest_mine), *b = strtok_r(theirs, "\n", &rest_theirs);
@@ -233,7 +240,7 @@ static inline void comm_difference(char *out, size_t size, char *mine, char *the
                  value_b + 3);
 }
 
-/* Ends all ranks with a sentence where this rank's settings, lines of "key = value", are not those of rank 0. */
+/* Ends all ranks if this rank's settings, lines of "key = value", differ from rank 0's. */
 static inline void comm_check_same(Comm *c, const char *settings) {
     char what[700];
     uint64_t size = strlen(settings) + 1;
@@ -245,40 +252,38 @@ static inline void comm_check_same(Comm *c, const char *settings) {
         comm_difference(what, sizeof what, mine, theirs);
         die("this rank has %s; start all ranks alike", what);
     }
-    comm_barrier(c);  // nobody goes on where one differs
+    comm_barrier(c);  // no rank continues until all have compared
     free(theirs);
     free(mine);
 }
 
 /* ---- the device ---- */
 
-/* Whether every rank has a GPU that no other has, and NCCL. The answer is the same on all ranks. */
-static inline bool comm_gpus_differ(Comm *c, const Ops *op) {
+/* Whether every rank has its own GPU, and NCCL loads. The answer is the same on all ranks. */
+static inline bool comm_can_use_nccl(Comm *c, const Ops *op) {
     typedef struct {
-        uint64_t host;
+        uint64_t machine;
         char place[GPU_PLACE_BYTES];  // "": a CPU, or no NCCL
     } Gpu;
-    char host[256] = "";
     Gpu mine = {0}, *all = xcalloc(c->ranks, sizeof mine);
     bool differ = true;
-    gethostname(host, sizeof host - 1);
-    mine.host = hash_bytes(HASH_BEGIN, host, strlen(host));
+    mine.machine = comm_machine();
     if (op->host_memory || !nccl_place(op, mine.place)) mine.place[0] = '\0';
     comm_gather_host(c, &mine, sizeof mine, all);
     for (int a = 0; a < c->ranks; a++) {
         differ = differ && all[a].place[0];
         for (int b = 0; b < a; b++)
-            differ = differ && (all[a].host != all[b].host || strcmp(all[a].place, all[b].place));
+            differ = differ && (all[a].machine != all[b].machine || strcmp(all[a].place, all[b].place));
     }
     free(all);
     return differ;
 }
 
-/* The arrays of the collectives below are memory of op, on every rank; all ranks call this together. */
+/* Collective: the arrays of the collectives below live on op. Starts NCCL if possible. */
 static inline int comm_use_device(Comm *c, const Ops *op, Error *err) {
     char id[NCCL_ID_BYTES] = "";
     c->op = op;
-    if (c->ranks == 1 || !comm_gpus_differ(c, op)) return 0;
+    if (c->ranks == 1 || !comm_can_use_nccl(c, op)) return 0;
     if (c->rank == 0 && nccl_unique_id(id, err)) return -1;
     comm_broadcast_host(c, id, sizeof id);
     c->nccl = nccl_join(op, id, c->rank, c->ranks, err);
@@ -287,14 +292,11 @@ static inline int comm_use_device(Comm *c, const Ops *op, Error *err) {
     return 0;
 }
 
-/* ---- collectives on arrays of the device: started, not waited for ---- */
+/* ---- collectives on arrays of the device: asynchronous, except on a GPU without NCCL ---- */
 
 /* Starts a collective on `bytes` of the device's memory; on a GPU without NCCL, by way of the host's memory. */
 static inline void comm_start_on_device(Comm *c, CommKind kind, void *buffer, size_t bytes, size_t n) {
-    if (c->op->host_memory) {
-        comm_start(c, kind, buffer, n);
-        return;
-    }
+    if (c->op->host_memory) return comm_start(c, kind, buffer, n);
     c->staging = comm_grow(c->staging, &c->staging_bytes, bytes);
     c->op->download(c->staging, buffer, bytes);
     comm_start(c, kind, c->staging, n);
@@ -302,8 +304,8 @@ static inline void comm_start_on_device(Comm *c, CommKind kind, void *buffer, si
     c->op->upload(buffer, c->staging, bytes);
 }
 
-/* buffer fp32 [ranks, piece]: piece `rank` becomes the sum over the ranks, added in their order (NCCL: in one of its
- * own); the others are undefined afterwards. */
+/* buffer fp32 [ranks, piece]: piece `rank` becomes the sum over the ranks, in rank order (NCCL: in its own); the others
+ * are undefined afterwards. */
 static inline void comm_reduce_scatter(Comm *c, float *buffer, size_t piece) {
     if (c->nccl)
         nccl_reduce_scatter(c->nccl, buffer, piece);
@@ -319,7 +321,7 @@ static inline void comm_all_reduce(Comm *c, float *buffer, size_t n) {
         comm_start_on_device(c, COMM_ALL_REDUCE, buffer, n * sizeof *buffer, n);
 }
 
-/* buffer [ranks, piece_bytes]: every rank's piece goes to all. */
+/* buffer [ranks, piece_bytes]: every rank ends with all pieces. */
 static inline void comm_all_gather(Comm *c, void *buffer, size_t piece_bytes) {
     if (c->nccl)
         nccl_all_gather(c->nccl, buffer, piece_bytes);
@@ -327,7 +329,7 @@ static inline void comm_all_gather(Comm *c, void *buffer, size_t piece_bytes) {
         comm_start_on_device(c, COMM_ALL_GATHER, buffer, piece_bytes * c->ranks, piece_bytes);
 }
 
-/* What op is given from now on sees the results of everything that was started. Only on a CPU does the host wait. */
+/* Later work on op waits for every collective that was started. On a CPU the host blocks. */
 static inline void comm_finish(Comm *c) {
     if (c->nccl)
         nccl_finish(c->nccl);
@@ -335,7 +337,7 @@ static inline void comm_finish(Comm *c) {
         comm_wait(c);
 }
 
-/* All ranks together, after everything that was started has finished. */
+/* Collective. To be called after comm_finish. */
 static inline void comm_close(Comm *c) {
     if (c->ranks == 1) return;
     comm_barrier(c);

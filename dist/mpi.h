@@ -1,8 +1,8 @@
 /* MPI, for programs built with it (WITH_MPI): starting, ending, and collectives in the host's memory.
  *
- * The collectives are for one thread at a time (the worker of dist/comm.h). They wait without burning processor time,
- * which the computation needs: they ask now and then whether MPI is done. Sums are added in the order of the ranks, so
- * their bits depend neither on MPI's choice of an algorithm nor on how an array is cut. */
+ * The collectives are called by one thread at a time (the worker of dist/comm.h). They poll with sleeps instead of spinning,
+ * to leave the cores to the computation. Sums are taken in rank order, so their bits depend neither on MPI's choice of an
+ * algorithm nor on how an array is divided. */
 #ifndef DIST_MPI_H
 #define DIST_MPI_H
 
@@ -10,15 +10,12 @@
 
 #include <limits.h>
 
-/* How many processes a launcher has started this one among; 1: none. */
+/* The number of processes that the launcher has started; 1 without a launcher. */
 static inline int launched_ranks(void) {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
-    for (int i = 0; i < 3; i++) {
-        const char *text = getenv(names[i]);
-        int n = text ? atoi(text) : 1;
-        if (n > 1) return n;
-    }
-    return 1;
+    int ranks = 1;
+    for (int i = 0; i < 3 && ranks <= 1; i++) ranks = getenv(names[i]) ? atoi(getenv(names[i])) : 1;
+    return ranks > 1 ? ranks : 1;
 }
 
 typedef struct {
@@ -37,9 +34,9 @@ static pthread_mutex_t mpi_lock = PTHREAD_MUTEX_INITIALIZER;
 static inline int mpi_begin(MpiRank *r, Error *err) {
     int provided = 0, launched = launched_ranks();
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS)
-        return error_set(err, "MPI does not start; see what mpirun says");
+        return error_set(err, "MPI_Init failed; see mpirun's output");
     if (provided < MPI_THREAD_SERIALIZED)
-        return error_set(err, "this MPI cannot be used by several threads; use another build of it");
+        return error_set(err, "this MPI lacks MPI_THREAD_SERIALIZED; use another build of it");
     MPI_Comm_rank(MPI_COMM_WORLD, &r->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &r->ranks);
     if (r->ranks != launched)
@@ -58,7 +55,7 @@ static inline int mpi_begin(MpiRank *r, Error *err) {
 
 static inline void mpi_end(void) { MPI_Finalize(); }
 
-/* Ends all ranks. Another thread may be inside MPI and never come out: after two seconds the lock is not waited for. */
+/* Ends all ranks. Another thread may be stuck inside MPI, so the lock is given up after two seconds. */
 __attribute__((noreturn)) static inline void mpi_abort(void) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -85,7 +82,7 @@ static inline int mpi_count(size_t n) {
     return (int)n;
 }
 
-/* buffer [ranks, bytes]: every rank's piece, which must be in place already, goes to all. */
+/* All-gather of buffer [ranks, bytes]; this rank's piece must be in place. */
 static inline void mpi_all_gather(void *buffer, size_t bytes) {
     MPI_Request request;
     pthread_mutex_lock(&mpi_lock);
@@ -94,7 +91,7 @@ static inline void mpi_all_gather(void *buffer, size_t bytes) {
     mpi_wait(&request);
 }
 
-/* parts [ranks, piece]: piece `rank` of every rank's buffer [ranks, piece]. */
+/* All-to-all of buffer [ranks, piece]: parts[r] becomes rank r's piece for this rank. */
 static inline void mpi_all_to_all(float *parts, const float *buffer, size_t piece) {
     MPI_Request request;
     pthread_mutex_lock(&mpi_lock);
@@ -103,7 +100,7 @@ static inline void mpi_all_to_all(float *parts, const float *buffer, size_t piec
     mpi_wait(&request);
 }
 
-/* Rank 0's bytes go to all. */
+/* Broadcasts from rank 0. */
 static inline void mpi_broadcast(void *data, size_t bytes) {
     MPI_Request request;
     pthread_mutex_lock(&mpi_lock);

@@ -1,11 +1,24 @@
-"""The whole of tikz.c once more in PyTorch: model, objective, optimizer. Slow, short, and independent of the C code.
+"""All of tikz.c once more, in PyTorch, in 300 lines: model, objective, optimizer. The tests compare with it.
 
-It is what the C and CUDA code is checked against (make_fixtures.py stores its results), so every formula here is
-written the plain way: no fusion, no chunks, gradients by autograd, float64 when the weights are float64.
+It is slow, short and independent of the C code. Every formula is written the plain way: no fusion, no chunks, gradients
+by autograd, float64 when the weights are float64. test/make_fixtures.py stores what it computes for small random
+models, and test/test_model.c compares the C and CUDA code with that.
+
+Where a formula is in C:
+
+    encode, connect         vision_encode, vision_forward             vision.h
+    rope_frequencies        model_make_rope                           model.h
+    decode, forward         decoder_block_forward, model_forward      model.h
+    predicting              model_layout                              model.h
+    row_terms, divergence   distill_rows                              kernels/cpu/distill.h
+    band_gate               entropy_band                              kernels/ops.h
+    objective, embed_term   objective_run, objective_embed            loss.cuh
+    AdamW                   adamw                                     kernels/cpu/optimizer.h
 
 Parameters are a dict of tensors by their names in a model file; the config is the file's flat metadata as a dict of
-strings. Shapes: B images, P patches, I = P / concat image tokens, T text tokens, L = I + T - 1 positions that the
-language model sees, C and W the widths of encoder and language model, V vocabulary.
+strings (doc/glossary.md has Hugging Face's names for both). Shapes: B images, P patches, I = P / concat image tokens,
+T text tokens, L = I + T - 1 positions that the decoder sees, C and W the widths of encoder and decoder, V vocabulary.
+model.h writes P for I and S for L.
 
 Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE, here with the half rotation
 and the `linear` and `llama3` scalings of Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector),
@@ -109,7 +122,7 @@ def connect(p, c, features):
 
 
 def rope_frequencies(c):
-    """float64 [D/2]: the angle a pair of channels turns by from one position to the next."""
+    """float64 [D/2]: the angle in radians by which a pair of channels is rotated from one position to the next."""
     D = c.int("lm.head_dim")
     frequency = c.float("lm.rope_theta") ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
     kind = c.text["lm.rope_scaling"]
@@ -120,13 +133,13 @@ def rope_frequencies(c):
         return frequency / factor
     assert kind == "llama3"
     low, high, original = c.float("lm.rope_low"), c.float("lm.rope_high"), c.float("lm.rope_original")
-    turns = original * frequency / (2 * math.pi)  # how often a pair turns within the original context
+    turns = original * frequency / (2 * math.pi)  # rotations of a pair within the original context
     smooth = ((turns - low) / (high - low)).clamp(0, 1)  # 0: only slow pairs are slowed down further, 1: left alone
     return (1 - smooth) * frequency / factor + smooth * frequency
 
 
 def rotate(x, frequency):
-    """RoPE on x [B, heads, T, D]: (x_i, x_{i+D/2}) turned by position * frequency_i."""
+    """RoPE on x [B, heads, T, D]: the pair (x_i, x_{i+D/2}) is rotated by position * frequency_i."""
     T, D = x.shape[2], x.shape[3]
     angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency[None, :]
     cos, sin = torch.cos(angle).to(x.dtype), torch.sin(angle).to(x.dtype)
@@ -135,9 +148,9 @@ def rotate(x, frequency):
 
 
 def decode(p, c, x):
-    """Inputs of the language model [B, L, W] -> its hidden states after the last norm [B, L, W]."""
+    """The decoder: its input (residual stream) [B, L, W] -> hidden states after the last norm [B, L, W]."""
     H, K, D = c.int("lm.heads"), c.int("lm.kv_heads"), c.int("lm.head_dim")
-    ffn, eps, frequency = c.int("lm.ffn"), c.float("lm.eps"), rope_frequencies(c)
+    intermediate, eps, frequency = c.int("lm.ffn"), c.float("lm.eps"), rope_frequencies(c)
     B, L, _ = x.shape
     for layer in range(c.int("lm.layers")):
         w = {name: p[f"lm.{layer}.{name}"] for name in LM_LAYER}
@@ -147,7 +160,7 @@ def decode(p, c, x):
         y = attention(q, k, v, causal=True).transpose(1, 2).reshape(B, L, H * D)
         x = x + y @ w["out.weight"].T
         y = rms_norm(x, w["norm2"], eps) @ w["gate_up.weight"].T
-        x = x + (F.silu(y[..., :ffn]) * y[..., ffn:]) @ w["down.weight"].T
+        x = x + (F.silu(y[..., :intermediate]) * y[..., intermediate:]) @ w["down.weight"].T
     return rms_norm(x, p["lm.norm"], eps)
 
 
@@ -180,7 +193,7 @@ def predicting(ids, image_tokens):
 def shapes(c):
     """Every parameter's shape by name, in the order of a model file."""
     C, M, patch = c.int("vision.width"), c.int("vision.mlp"), c.int("vision.patch")
-    W, V, ffn = c.int("lm.width"), c.int("lm.vocab"), c.int("lm.ffn")
+    W, V, intermediate = c.int("lm.width"), c.int("lm.vocab"), c.int("lm.ffn")
     H, K, D = c.int("lm.heads"), c.int("lm.kv_heads"), c.int("lm.head_dim")
     s = {"vision.patch.weight": (C, 3 * patch * patch), "vision.patch.bias": (C,), "vision.position": (c.patches, C)}
     linear = {"qkv": (3 * C, C), "proj": (C, C), "fc1": (M, C), "fc2": (C, M)}
@@ -194,7 +207,7 @@ def shapes(c):
     if c.bool("connector.bias"):
         s["connector.bias"] = (W,)
     s["lm.embed"] = (V, W)
-    block = [(W,), ((H + 2 * K) * D, W), (W, H * D), (W,), (2 * ffn, W), (W, ffn)]
+    block = [(W,), ((H + 2 * K) * D, W), (W, H * D), (W,), (2 * intermediate, W), (W, intermediate)]
     for layer in range(c.int("lm.layers")):
         s |= {f"lm.{layer}.{name}": shape for name, shape in zip(LM_LAYER, block)}
     s["lm.norm"] = (W,)
@@ -209,7 +222,7 @@ class Objective:
     def __init__(self, **settings):
         self.w_ce, self.w_soft, self.w_hard, self.w_embed = 1.0, 0.0, 0.0, 0.0
         self.temperature, self.soft, self.jsd_beta = 1.0, "kl", 0.5
-        self.sure_confidence, self.sure_factor = 2.0, 1.0  # above 1: no position is ever sure
+        self.sure_confidence, self.sure_factor = 2.0, 1.0  # confidence gate; above 1: off
         self.band_low, self.band_high = 0.0, math.inf  # entropy of the teacher in nats
         for key, value in settings.items():
             assert hasattr(self, key), key
@@ -245,8 +258,8 @@ def row_terms(student, teacher, labels, o):
     log_q = torch.log_softmax(student[:, :V] / o.temperature, -1)
     confidence, top = torch.softmax(teacher[:, :V], -1).max(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
-    sure = (top == labels) & (confidence >= o.sure_confidence)
-    gate = band_gate(entropy, o) * torch.where(sure, o.sure_factor, 1.0).to(entropy.dtype)
+    confident = (top == labels) & (confidence >= o.sure_confidence)
+    gate = band_gate(entropy, o) * torch.where(confident, o.sure_factor, 1.0).to(entropy.dtype)
     return {
         "ce": -log_s[rows, labels],
         "soft": divergence(log_p, log_q, o.soft, o.jsd_beta),

@@ -1,4 +1,6 @@
-/* Ctrl-C and SIGTERM as a flag, for a program that wants to finish its step and save.
+/* Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 as a flag, for a program that wants to finish its step and save. A signal that was
+ * ignored when the program began (nohup, a shell's background job) stays ignored. SIGUSR1 is for mpirun, which passes it on
+ * to its processes and leaves them alone, where it kills them a second after Ctrl-C.
  *
  * A thread of its own waits for them; no handler ever runs. A handler's frame would be written below the stack
  * pointer of whatever thread the signal meets, and while oneDNN multiplies (2.6, fp32 on AVX512) that register points
@@ -13,12 +15,20 @@ static bool interrupts_kept, interrupt_came;
 /* Whether the program has been asked to stop. */
 static inline bool interrupted(void) { return __atomic_load_n(&interrupt_came, __ATOMIC_ACQUIRE); }
 
-static inline void *interrupt_wait(void *argument) {
+static inline sigset_t interrupt_signals(void) {
+    const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     sigset_t set;
-    (void)argument;
     sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
+    for (int i = 0; i < 4; i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler != SIG_IGN) sigaddset(&set, numbers[i]);
+    }
+    return set;
+}
+
+static inline void *interrupt_wait(void *argument) {
+    sigset_t set = interrupt_signals();
+    (void)argument;
     for (int number; sigwait(&set, &number) == 0;) {
         if (__atomic_load_n(&interrupts_kept, __ATOMIC_ACQUIRE) && !interrupted()) {
             __atomic_store_n(&interrupt_came, true, __ATOMIC_RELEASE);
@@ -32,14 +42,12 @@ static inline void *interrupt_wait(void *argument) {
     return NULL;
 }
 
-/* Blocks SIGINT and SIGTERM and starts the thread that waits for them. To be called before any other thread exists,
+/* Blocks the signals and starts the thread that waits for them. SIGPIPE is ignored: a closed stderr is no reason to stop. To be called before any other thread exists,
  * because threads inherit the signal mask. Until interrupts_keep the signals keep their default effect. */
 static inline void interrupts_take(void) {
     pthread_t thread;
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
+    sigset_t set = interrupt_signals();
+    signal(SIGPIPE, SIG_IGN);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     thread_start(&thread, interrupt_wait, NULL);
     pthread_detach(thread);

@@ -183,9 +183,10 @@ static void check_finite_state(const Trainer *t, const RunFolder *folder) {
             resume_advice(folder));
 }
 
-/* The metadata of a state file. Files of older versions have no samples, batch, images and data. */
-static const char *const checkpoint_keys[] = {"format",  "step",  "best",   "worse", "shards",
-                                              "samples", "batch", "images", "data"};
+/* The metadata of a state file. Files of older versions end with `shards`. `worse` counts the evaluations since the best,
+ * `fitting` the training samples that are not too long; `warmup` is in images. */
+static const char *const checkpoint_keys[] = {"format", "step",   "best", "worse",   "shards", "samples",
+                                              "batch",  "images", "data", "fitting", "warmup"};
 enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
 
 typedef struct {
@@ -196,7 +197,8 @@ typedef struct {
 static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     const Optimizer *o = &t->optimizer;
     const long long numbers[CHECKPOINT_KEYS] = {
-        0, t->step, 0, t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch, t->images, 0};
+        0,         t->step, 0,          t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch,
+        t->images, 0,       t->fitting, t->lr.warmup};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
         m->values[i] = m->text[i];
@@ -272,6 +274,17 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
     t->restored_images = checkpoint_number(&st, "images", s->recorded_images, 1 << 20);
     t->samples = checkpoint_number(&st, "samples", t->step * s->recorded_images, INT64_MAX / 2);
     t->batch = checkpoint_number(&st, "batch", t->step, INT64_MAX / 2);
+    t->restored_warmup = checkpoint_number(&st, "warmup", -1, INT64_MAX / 2);
+    if (!data && t->restored_images != t->images)
+        die("--resume: the checkpoint in %s is of an older version and had %lld images per step, not %lld; resume it "
+            "once "
+            "without another --batch or --accum",
+            folder->path, (long long)t->restored_images, (long long)t->images);
+    if (checkpoint_number(&st, "fitting", t->fitting, INT64_MAX / 2) != t->fitting)
+        die("--resume: with this --max-tokens %lld samples of %s are short enough, in the run so far it was another "
+            "number; "
+            "leave --max-tokens as it was",
+            (long long)t->fitting, opt.data);
     if (data && strtoull(data, NULL, 16) != t->data_fingerprint)
         die("--resume: %s holds other samples than the run in %s began with; give the same --data, or start anew in "
             "another --out folder with --student %s",
@@ -279,6 +292,19 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
     int shards = (int)checkpoint_number(&st, "shards", 0, 4096);
     checkpoint_restore_optimizer(t, folder, &st, shards);
     safetensors_close(&st);
+}
+
+/* Resuming with another number of images per step renumbers the batches, which only works at the end of an epoch. */
+static void checkpoint_renumber_batches(Trainer *t, const RunFolder *folder) {
+    if (!t->restored_images || t->restored_images == t->images) return;
+    int64_t before = t->fitting / t->restored_images, now = t->fitting / t->images;
+    if (!before || t->batch % before)
+        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of "
+            "%lld "
+            "images can take over at the end of an epoch, after batch %lld (now at %lld)",
+            folder->path, (long long)t->restored_images, (long long)t->images,
+            before ? (long long)((t->batch / before + 1) * before) : 0, (long long)t->batch);
+    t->batch = t->batch / before * now;
 }
 
 #endif

@@ -1,5 +1,4 @@
-/* What a run tells: log.jsonl, one JSON object per step and evaluation, and the summary at its start. Only rank 0
- * speaks. */
+/* Logging, on rank 0 only: log.jsonl, one JSON object per step and evaluation, and the summary at the start. */
 #ifndef TRAIN_LOG_H
 #define TRAIN_LOG_H
 
@@ -68,7 +67,7 @@ typedef struct {
     Report report;
     double loss, norm, lr;
     int tokens;      // counted text tokens of all ranks
-    double seconds;  // that the step took
+    double seconds;  // the step's duration
     double peak;     // measured matmul rate of all devices, FLOP/s
 } StepResult;
 
@@ -108,7 +107,7 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
                           const Parallel *p, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
-    fprintf(stderr, "device %s, %d threads, measured product peak %.2f TFLOP/s\n", t->op->name, omp_get_max_threads(),
+    fprintf(stderr, "device %s, %d threads, measured matmul peak %.2f TFLOP/s\n", t->op->name, omp_get_max_threads(),
             peak / 1e12);
     if (p->comm.ranks > 1)
         fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,

@@ -1,7 +1,7 @@
 /* What train_distill can be told, and what follows from it.
  *
  *   opt        the options as given, with their defaults; the table below serves --help, --config, options.txt and the
- *              comparison of ranks. Nothing changes opt after options_read.
+ *              comparison of ranks. Nothing changes opt after read_options in train_distill.cu.
  *   Settings   what the rest of the program uses: derived from opt and the number of ranks. */
 #ifndef TRAIN_OPTIONS_H
 #define TRAIN_OPTIONS_H
@@ -179,12 +179,15 @@ static int64_t options_recall(int argc, char **argv, const char *state_path, con
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
     options_check_recalled(options_path);
     const char *student = opt.student;
-    int64_t images = opt.batch * opt.accum;
+    int64_t images = opt.batch * opt.accum, seed = opt.seed;
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
     if (strcmp(opt.student, student))
         die("--resume continues with the student in %s, which began as %s; --student %s is another: leave it out, or "
             "start anew in another --out folder",
             out, student, opt.student);
+    if (opt.seed != seed)
+        die("--resume: the run in %s has --seed %lld, which orders its data; --seed %lld is another: leave it out",
+            out, (long long)seed, (long long)opt.seed);
     opt.out = out;  // the folder may have been moved
     opt.resume = true;
     return images;
@@ -311,8 +314,8 @@ static void redistribute_batch(Settings *s, int ranks) {
     }
     images = (int64_t)s->batch * s->accum * ranks;
     if (images > 1 << 20)
-        options_die("--batch times --accum, on all ranks, makes a step of %lld images; at most 1048576 are supported",
-                    (long long)images);
+        die("--batch times --accum, on all ranks, makes a step of %lld images; at most 1048576 are supported",
+            (long long)images);
 }
 
 /* ---- recording ---- */
@@ -320,7 +323,7 @@ static void redistribute_batch(Settings *s, int ranks) {
 /* Writes the options for --resume, which is also the --config of a run like this one: as one process that takes the same
  * steps, with what was derived in place of what it was derived from. */
 static void options_record(const Settings *s, int ranks, FILE *f) {
-    char batch[24], accum[24], w[4][32];
+    char batch[24], accum[24], evals[24], w[4][32];
     const float weights[4] = {s->objective.w_ce, s->objective.w_soft, s->objective.w_hard, s->objective.w_embed};
     const double given[4] = {isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, isnan(opt.alpha) ? opt.w_soft : opt.alpha,
                              opt.w_hard, opt.w_embed};
@@ -328,11 +331,13 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
         options_double(weights[i] == (float)given[i] ? given[i] : weights[i], w[i], sizeof w[i]);
     snprintf(batch, sizeof batch, "%d", s->batch);
     snprintf(accum, sizeof accum, "%d", s->accum * ranks);
-    const OptionOverride overrides[] = {{"resume", "false"}, {"overwrite", "false"},
-                                        {"alpha", NULL},     {"w-ce", w[0]},
-                                        {"w-soft", w[1]},    {"w-hard", w[2]},
-                                        {"w-embed", w[3]},   {"batch", batch},
-                                        {"accum", accum},    {"init", s->init ? opt.init : "none"}};
+    snprintf(evals, sizeof evals, "%lld", (long long)s->eval_batches);
+    const OptionOverride overrides[] = {{"resume", "false"},    {"overwrite", "false"},
+                                        {"alpha", NULL},        {"w-ce", w[0]},
+                                        {"w-soft", w[1]},       {"w-hard", w[2]},
+                                        {"w-embed", w[3]},      {"batch", batch},
+                                        {"accum", accum},       {"init", s->init ? opt.init : "none"},
+                                        {"eval-batches", evals}};
     options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
 }
 

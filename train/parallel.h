@@ -1,18 +1,16 @@
-/* Data parallelism: what the ranks of a run share. Every rank has the same student, its own micro-batches and, beside it,
- * its own teacher.
+/* Data parallelism. Every rank has a full copy of student and teacher, and its own micro-batches.
  *
  *   gradients   summed over the ranks bucket by bucket, from the end of the flat arrays (train/optimizer.h), while the
- *               last backward pass of a step still works on their beginning
- *   optimizer   sharded, a rank updates its pieces of the values and then gathers the others'
- *   reports     what was counted in a step, summed over the ranks, so that all of them log and decide the same
+ *               last backward pass of a step is still computing the earlier layers
+ *   optimizer   sharded, each rank updates its pieces; then the parameters are all-gathered
+ *   reports     what was counted in a step, summed over the ranks, so that every rank takes the same decisions
  *
- * With a single rank all of this does nothing. The engines (MPI, NCCL) are in dist/comm.h. */
+ * With a single rank all of this does nothing. The backends (MPI, NCCL) are in dist/comm.h. */
 #ifndef TRAIN_PARALLEL_H
 #define TRAIN_PARALLEL_H
 
 #include "../dist/comm.h"
 #include "../lib/crc32.h"
-#include "../lib/interrupt.h"
 #include "../loss.cuh"
 #include "optimizer.h"
 #include "run.h"
@@ -22,8 +20,9 @@
 typedef struct {
     Comm comm;
     const Optimizer *optimizer;
-    const Params *params;  // the student's: what the gradient hook speaks of
-    int next_bucket;       // to be summed next; from the last one to the first
+    const Params *params;  // the student's, in the order of declaration
+    int next_bucket;       // to be reduced next; counts down
+    double waited_before;  // seconds that communication had waited at the last report
 } Parallel;
 
 static bool is_rank0(const Parallel *p) { return p->comm.rank == 0; }
@@ -43,8 +42,8 @@ static void parallel_reduce_from(Parallel *p, size_t from) {
     }
 }
 
-/* The gradient hook: the gradients of q and of everything declared after it are final. Those of norms and biases, which
- * come first in the flat arrays, wait for the end. */
+/* The gradient hook: the gradients of q and of everything declared after it are final. Norms and biases come first in the
+ * flat arrays, so they are reduced last. */
 static void parallel_gradients_ready(void *context, const Param *q) {
     Parallel *p = context;
     const Param *end = p->params->list + p->params->count;
@@ -52,15 +51,15 @@ static void parallel_gradients_ready(void *context, const Param *q) {
     if (q < end) parallel_reduce_from(p, q->offset);
 }
 
-/* Before a backward pass. In the last one of a step the all-reduce of what is final begins. */
-static void parallel_watch_backward(Parallel *p, Model *student, bool last) {
+/* Before a backward pass: installs the gradient hook for the last micro-batch of a step, so that buckets are reduced as they
+ * become final. */
+static void parallel_overlap_backward(Parallel *p, Model *student, bool last) {
     p->next_bucket = optimizer_buckets(p->optimizer) - 1;
     student->hook = (GradientHook){last && p->comm.ranks > 1 ? parallel_gradients_ready : NULL, p};
 }
 
-/* Sums the rest of the gradients and takes their global norm. The device waits for all of it, the host does not. */
-static void all_reduce_gradients(Parallel *p) {
-    const Optimizer *o = p->optimizer;
+/* Reduces the remaining buckets, then computes the global gradient norm. With NCCL only the device waits. */
+static void all_reduce_gradients(Parallel *p, const Optimizer *o) {
     parallel_reduce_from(p, 0);
     comm_finish(&p->comm);
     optimizer_norm(o);
@@ -69,10 +68,8 @@ static void all_reduce_gradients(Parallel *p) {
     comm_finish(&p->comm);
 }
 
-/* AdamW; where the optimizer is sharded, every rank then gets the values that the others have updated. step counts
- * from 1. */
-static void adamw_step(Parallel *p, double lr, int64_t step) {
-    const Optimizer *o = p->optimizer;
+/* AdamW with global-norm clipping; with sharding, an all-gather of the parameters follows. step counts from 1. */
+static void adamw_step(const Optimizer *o, Parallel *p, double lr, int64_t step) {
     optimizer_step(o, (float)lr, (int)step);
     for (int b = 0; o->sharded && b < optimizer_buckets(o); b++)
         comm_all_gather(&p->comm, o->values + b * o->bucket,
@@ -86,15 +83,17 @@ static void adamw_step(Parallel *p, double lr, int64_t step) {
 typedef struct {
     ObjectiveSums sums;
     double flops, interrupted;
-    double waited;  // seconds that communication made the step longer
+    double waited;  // seconds blocked on MPI (0 with NCCL); filled by all_reduce_report
 } Report;
 
-/* Sums the report over the ranks, in their order, so that every rank gets the same bits. `waited` is taken from the rank
- * that waited least: the others also waited for it, the slowest one, in the all-reduce. */
+/* All-reduces the report in rank order, so that every rank gets the same bits. `waited` is the minimum: only the slowest
+ * rank's wait is pure communication time. */
 static Report all_reduce_report(Parallel *p, Report mine) {
     enum { DOUBLES = sizeof(Report) / sizeof(double) };
     int ranks = p->comm.ranks;
     Report total = {0}, *all = xcalloc(ranks, sizeof *all);
+    mine.waited = p->comm.seconds_waited - p->waited_before;
+    p->waited_before = p->comm.seconds_waited;
     comm_gather_host(&p->comm, &mine, sizeof mine, all);
     double waited = all[0].waited;
     for (int r = 0; r < ranks; r++) {
@@ -117,8 +116,8 @@ static double parallel_sum(Parallel *p, double mine) {
 
 /* ---- agreement ---- */
 
-/* Writes "key = checksum" of a file, or of all files that a pattern matches; a name that is no file goes as it is. Large
- * files are sampled throughout. */
+/* Writes "key = checksum" of a file, or of all files that a pattern matches (of large files, 1 MB samples throughout). A name
+ * that is not a file is written verbatim. */
 static void write_checksum(FILE *text, const char *key, const char *path) {
     Error err;
     glob_t found = {0};
@@ -143,8 +142,8 @@ static void write_checksum(FILE *text, const char *key, const char *path) {
         fprintf(text, "%s = %s\n", key, path ? path : "none");
 }
 
-/* Ends all ranks where one runs another build, with other settings, or on other models or data than rank 0. */
-static void check_same_settings(Parallel *p, const RunFolder *folder) {
+/* Ends all ranks if a rank's build, settings, models or data differ from rank 0's. */
+static void check_same_settings(Parallel *p, const RunFolder *folder, const Settings *s) {
     char *options = NULL, *text = NULL, *rest = NULL;
     size_t size;
     if (p->comm.ranks == 1) return;
@@ -162,13 +161,15 @@ static void check_same_settings(Parallel *p, const RunFolder *folder) {
     if (opt.resume && opt.shard) write_checksum(f, "checkpoint", folder->state);
     for (char *line = strtok_r(options, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
         if (!option_may_differ(line)) fprintf(f, "--%s\n", line);
+    fprintf(f, "images of a micro-batch = %d\nmicro-batches of a step = %d\nvalidation batches = %lld\n", s->batch,
+            s->accum, (long long)s->eval_batches);
     fclose(f);
     comm_check_same(&p->comm, text);
     free(options);
     free(text);
 }
 
-/* Ends all ranks where the weights of one are not those of rank 0, whatever they were read from. */
+/* Ends all ranks if any rank's initial weights differ from rank 0's. */
 static void check_same_weights(Parallel *p) {
     const Optimizer *o = p->optimizer;
     const size_t most = 1 << 20;
@@ -181,14 +182,14 @@ static void check_same_weights(Parallel *p) {
     }
     comm_gather_host(&p->comm, &crc, sizeof crc, all);
     for (int r = 1; r < p->comm.ranks; r++)
-        if (all[r] != all[0]) die("the student of rank %d does not begin with the weights of rank 0's", r);
+        if (all[r] != all[0]) die("the student's initial weights on rank %d differ from those on rank 0", r);
     free(all);
     free(host);
 }
 
 /* ---- opening ---- */
 
-/* Finds the other ranks and makes sure that all of them are about to do the same. */
+/* Joins the process group. check_same_settings then compares what the ranks are about to do. */
 static void parallel_open(Parallel *p) {
     Error err;
     *p = (Parallel){0};
@@ -200,6 +201,45 @@ static void parallel_use_optimizer(Parallel *p, const Optimizer *o, const Params
     p->optimizer = o;
     p->params = params;
     die_if(comm_use_device(&p->comm, o->op, &err), &err);
+}
+
+/* Opens the device that an option names, or else --device's. By default, the ranks of a machine share its GPUs evenly;
+ * where each can have two, the teacher runs on one and the student on the other. */
+static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher,
+                              bool teacher) {
+    Error err;
+    char text[24];
+    bool automatic = false;
+    int gpus = gpus_visible(), ranks = p->comm.local_ranks, rank = p->comm.local_rank;
+    if (!name) {
+        name = opt.device;
+        option = "device";
+        automatic = !strcmp(name, "auto");
+        bool pair = automatic && has_teacher && gpus >= 2 * ranks && !opt.teacher_device && !opt.student_device;
+        if (gpus && (pair || (ranks > 1 && (automatic || !strcmp(name, "cuda"))))) {
+            snprintf(text, sizeof text, "cuda:%d", pair ? 2 * rank + !teacher : rank % gpus);
+            name = text;
+        }
+    }
+    const Ops *op = ops_open(name, &err);
+    if (!op && automatic) op = ops_open("auto", &err);  // a GPU that is too old
+    if (!op && p->comm.ranks > 1) die("--%s: %s", option, err.text);
+    if (!op) options_die("--%s: %s", option, err.text);
+    return op;
+}
+
+typedef struct {
+    const Ops *teacher, *student;  // the same device: two of its streams
+} Devices;
+
+/* Opens the devices of this rank, and divides the processor's cores among the ranks that share them. */
+static Devices open_devices(bool has_teacher, const Parallel *p) {
+    int cores = omp_get_max_threads() / (getenv("OMP_NUM_THREADS") ? 1 : p->comm.sharing);
+    threads_use(opt.threads ? (int)opt.threads : cores ? cores : 1);
+    Devices d = {.teacher = open_device("teacher-device", opt.teacher_device, p, has_teacher, true),
+                 .student = open_device("student-device", opt.student_device, p, has_teacher, false)};
+    if (has_teacher && d.teacher == d.student) d.teacher = ops_second_stream(d.student);
+    return d;
 }
 
 static void parallel_close(Parallel *p) { comm_close(&p->comm); }

@@ -1,10 +1,10 @@
-/* The folder of a run, and who may write into it.
+/* The output folder of a run, and its lock.
  *
  *   student.safetensors   the newest weights              log.jsonl     one JSON object per step
  *   best.safetensors      the best on the validation data options.txt   the options, for --resume and --config
  *   state.safetensors     optimizer state and step        .lock         the process that writes here
  *
- * Where ranks share the optimizer state, each writes state-STEP.RANK-of-RANKS.safetensors (train/checkpoint.h). */
+ * With a sharded optimizer, each rank writes state-STEP.RANK-of-RANKS.safetensors (train/checkpoint.h). */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H
 
@@ -17,8 +17,8 @@
 typedef struct {
     const char *path;
     char *student, *best, *state, *log, *options, *lock;
-    dev_t device;  // of the lock file: whether the folder is still the one that the run began in
-    ino_t inode;   // 0: the rank does not write there
+    dev_t device;  // of the lock file: tells when the folder was moved or replaced
+    ino_t inode;   // 0: this rank writes nothing
 } RunFolder;
 
 static RunFolder run_folder(const char *path) {
@@ -40,7 +40,7 @@ static void run_folder_free(RunFolder *f) {
     free(f->lock);
 }
 
-/* Takes the folder for this run, on rank 0. One that holds a student is only touched with --resume or --overwrite. */
+/* Creates and locks the output folder, on rank 0. Refuses one that holds a student without --resume or --overwrite. */
 static void run_folder_create(const RunFolder *f) {
     Error err;
     die_if(make_folder(f->path, &err), &err);
@@ -51,8 +51,8 @@ static void run_folder_create(const RunFolder *f) {
             f->path);
 }
 
-/* Ranks that share the optimizer state all write into the folder. Whether they see the one that rank 0 has locked is
- * better known now than at the first checkpoint. */
+/* With a sharded optimizer all ranks write into the folder. Checks now, not at the first checkpoint, that they see the one
+ * that rank 0 has locked. */
 static void run_folder_check_shared(const RunFolder *f, Comm *comm) {
     char owner[24] = "";
     int64_t process = getpid();
@@ -84,11 +84,11 @@ static void run_folder_open(RunFolder *f, Comm *comm) {
 static void run_folder_check(const RunFolder *f) {
     struct stat s;
     if (!f->inode || (stat(f->lock, &s) == 0 && s.st_dev == f->device && s.st_ino == f->inode)) return;
-    die("%s is not the folder any more in which this run began: it was moved or replaced; nothing was written there",
+    die("%s is no longer the folder in which this run began: it was moved or replaced; nothing was written there",
         f->path);
 }
 
-/* Makes what was unlinked or renamed in the folder durable. */
+/* Syncs the folder, so that renames and unlinks survive a crash. */
 static void run_folder_sync(const RunFolder *f) {
     int fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return;
@@ -96,13 +96,13 @@ static void run_folder_sync(const RunFolder *f) {
     close(fd);
 }
 
-/* The state file of one of several ranks. */
+/* The path of one rank's optimizer shard. */
 static char *run_shard_path(const RunFolder *f, int64_t step, int rank, int ranks) {
     return format_string("%s/state-%lld.%d-of-%d.safetensors", f->path, (long long)step, rank, ranks);
 }
 
-/* Removes the shards of other checkpoints than that of `step`, which has `ranks` of them (0: none), and what a killed
- * rank has left half-written. To be called when no rank is saving. */
+/* Removes the shards of every checkpoint but that of `step`, which has `ranks` of them (0: none), and the partial files of
+ * killed ranks. To be called when no rank is saving. */
 static void run_remove_old_shards(const RunFolder *f, int64_t step, int ranks) {
     DIR *folder = opendir(f->path);
     for (struct dirent *entry; folder && (entry = readdir(folder));) {

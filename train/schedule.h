@@ -1,4 +1,4 @@
-/* What changes from step to step: the learning rate, and the objective. */
+/* Schedules: the learning rate and the distillation objective. */
 #ifndef TRAIN_SCHEDULE_H
 #define TRAIN_SCHEDULE_H
 
@@ -12,14 +12,15 @@ static const char *const lr_schedule_names[] = {"cosine", "linear", "constant", 
 typedef struct {
     LrSchedule kind;
     double base, final_share;  // the schedule ends at base * final_share (cosine, linear)
-    int64_t warmup, total;     // in images: of the linear warm-up from 0, and of the whole training
+    int64_t warmup, total;     // in images: the linear warm-up from 0; the whole training
     double gamma;              // multistep: factor at 50 %, 75 % and 90 % of the training
 } LearningRate;
 
-/* The learning rate of a step of `images` images after `seen` images. It follows the images and not the steps, so that a
- * run that is resumed with another batch size stays where it was. */
+/* The learning rate of a step of `images` images after `seen` images. It is a function of images, not steps, so that a
+ * run that is resumed with another batch size stays on the curve. */
 static inline double learning_rate(const LearningRate *s, int64_t seen, int64_t images) {
-    if (seen < s->warmup) return s->base * (double)(seen + images) / (double)s->warmup;
+    if (seen + images <= s->warmup) return s->base * (double)(seen + images) / (double)s->warmup;
+    if (seen < s->warmup) return s->base;
     double span = (double)(s->total - s->warmup), progress = span > 0 ? (double)(seen - s->warmup) / span : 0;
     if (progress > 1) progress = 1;
     double low = s->base * s->final_share;
@@ -38,9 +39,10 @@ static inline double learning_rate(const LearningRate *s, int64_t seen, int64_t 
 typedef enum { KD_CONSTANT, KD_ANNEAL, KD_IMAGE2TIKZ, KD_SCHEDULES } KdSchedule;
 static const char *const kd_schedule_names[] = {"none", "anneal", "image2tikz"};
 
-/* Image2TikZ's schedule. The temperature falls in quarters: to 1, 0.85, 0.70 and 0.60 of its base, but not below 2. The
+/* Image2TikZ's schedule. The temperature is 1, 0.85, 0.70 and 0.60 of its base in the four quarters, in the last one
+ * at least 2. The
  * weight of the soft term stays at its base for 10 % of the training, falls linearly to 55 % of it at 40 % and to 40 %
- * at 70 %; CE takes what it loses. The entropy band applies from 40 % on. */
+ * at 70 %; w_ce grows by as much. The entropy band is on from 40 %. */
 static inline ObjectiveConfig schedule_image2tikz(ObjectiveConfig base, double progress) {
     static const float quarters[4] = {1.0f, 0.85f, 0.70f, 0.60f};
     ObjectiveConfig c = base;

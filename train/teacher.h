@@ -1,26 +1,25 @@
-/* The teacher: one seam for wherever its outputs come from.
+/* The teacher, behind one interface wherever it runs.
  *
- *     TeacherOutput q = teacher_get(&teacher, &mb);        // on the student's device, whatever the teacher's
+ *     TeacherOutput q = teacher_get(&teacher, &mb);        // on the student's device
  *     ...
- *     teacher_prefetch(&teacher, &next);                   // the forward pass of the next micro-batch begins
+ *     teacher_prefetch(&teacher, &next);                   // its forward pass overlaps the student's backward pass
  *
- * On a CPU, teacher and student take turns. On a GPU, the teacher has a second stream, or another GPU. It is then one
- * micro-batch ahead: its forward pass runs while the student's backward pass does. Its hidden states, which are d wide
- * and not vocabulary wide, go to the student's device by a (peer) copy on a stream of their own. */
+ * On a CPU, teacher and student alternate. On a GPU the teacher has its own stream or its own GPU and runs one
+ * micro-batch ahead, during the student's backward pass. Only its hidden states (d wide, not V wide) are copied to the
+ * student's device, by a (peer) copy on a stream of their own. */
 #ifndef TRAIN_TEACHER_H
 #define TRAIN_TEACHER_H
 
-#include "../dataloader.h"
 #include "../loss.cuh"
 #include "../model.h"
 
-/* The images that one forward pass of both models sees, and their texts; host memory. */
+/* One micro-batch in host memory: images, at both models' sizes, and token ids. */
 typedef struct {
     const uint8_t *pixels, *teacher_pixels;  // [B, S, S, 3], each at its model's image size
     const int *ids;                          // [B, T], padded with -1
     int B, T;
-    int64_t number;   // unique in the run; -1: of an evaluation
-    LossScale scale;  // zeros: no gradient is wanted
+    int64_t number;   // unique in the run; -1 in an evaluation: never prefetched
+    LossScale scale;  // zeros: forward only
 } MicroBatch;
 
 typedef struct {
@@ -28,14 +27,16 @@ typedef struct {
     Model model;
     const Ops *student_op, *copy_op;  // the student's device, and its stream for copies
     bool overlaps;                    // the teacher can compute while the student does
-    bool staged;                      // its outputs are copied for the student
+    bool staged;                      // its outputs are copied to the student's device or stream
     int64_t prefetched;               // number of the micro-batch whose forward pass has begun, or -1
     Arena arena;                      // on the student's device
-    Weight head;                      // the teacher's head on the student's device
-    void *staged_head;                // its copy, or NULL where the memory is shared
+    Weight head;                      // the teacher's head as the student reads it: staged_head, or in place
+    void *staged_head;                // a copy of the head, or NULL where the memory is shared
     floatX *staged_hidden;            // [max positions, Wt]
-    floatX *staged_tokens;            // [B, P, Wt]; NULL: not wanted
+    floatX *staged_tokens;            // [B, P, Wt]; NULL without an embedding loss
 } Teacher;
+
+enum { STREAM_COPY = 2 };  // of the student's device; 0 computes, 1 has the objective's row kernels
 
 /* Opens the teacher's model on op. */
 static void teacher_open(Teacher *t, const Ops *op, const char *path) {
@@ -52,12 +53,12 @@ static void teacher_plan_staging(Teacher *t, int B, int max_tokens, bool image_t
     if (image_tokens) t->staged_tokens = arena_x(&t->arena, (size_t)B * model_image_tokens(&t->model) * W);
 }
 
-/* Prepares for micro-batches of up to B images with up to max_tokens text tokens each, for a student on student_op.
- * image_tokens: they are wanted as well. */
+/* Allocates the buffers for micro-batches of up to B images with up to max_tokens text tokens each, for a student on
+ * student_op. image_tokens: stage the image tokens as well, for the embedding loss. */
 static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_tokens, bool image_tokens) {
     if (!t->op) return;
     t->student_op = student_op;
-    t->copy_op = ops_stream(student_op, 2);
+    t->copy_op = ops_stream(student_op, STREAM_COPY);
     t->overlaps = t->op != student_op && !t->op->host_memory;
     t->staged = t->op != student_op;
     model_plan(&t->model, B, max_tokens);
@@ -84,7 +85,7 @@ static void teacher_forward(Teacher *t, const MicroBatch *mb) {
 }
 
 /* Copies the last forward pass's outputs to the student's device. The copy waits for the teacher, and for the student's
- * work so far, which may still read the outputs before. */
+ * work so far, which may still be reading the previous outputs. */
 static void teacher_stage(Teacher *t) {
     const Model *m = &t->model;
     size_t row = m->c.lm.hidden_size * sizeof(floatX);
@@ -94,8 +95,8 @@ static void teacher_stage(Teacher *t) {
         t->copy_op->copy_from(t->staged_tokens, t->op, m->vision.tokens, (size_t)m->B * model_image_tokens(m) * row);
 }
 
-/* Starts the forward pass of the micro-batch after the one that the student works on, if the teacher can compute beside
- * the student. NULL: there is none. A CPU that is to copy the outputs waits for them, so it does that in teacher_get. */
+/* Starts the teacher's forward pass for the next micro-batch, if both can run at the same time. NULL: nothing to prefetch.
+ * With the student on the CPU the copy would block, so teacher_get makes it. */
 static void teacher_prefetch(Teacher *t, const MicroBatch *next) {
     if (!t->op || !t->overlaps || !next) return;
     teacher_forward(t, next);
@@ -103,7 +104,7 @@ static void teacher_prefetch(Teacher *t, const MicroBatch *next) {
     t->prefetched = next->number;
 }
 
-/* What the objective needs of the teacher for a micro-batch. */
+/* Returns the teacher's outputs for a micro-batch, prefetched or computed now. */
 static TeacherOutput teacher_get(Teacher *t, const MicroBatch *mb) {
     const Model *m = &t->model;
     if (!t->op) return (TeacherOutput){NULL, NULL};

@@ -1,4 +1,4 @@
-/* The trainer: the student with its objective and optimizer, and where the training stands. */
+/* The trainer: student, objective, optimizer and progress. */
 #ifndef TRAIN_TRAINER_H
 #define TRAIN_TRAINER_H
 
@@ -13,23 +13,25 @@ typedef struct {
     Objective objective;
     Optimizer optimizer;
     LearningRate lr;
-    int64_t step, steps;        // optimizer steps done, and in all
+    int64_t step, steps;        // optimizer steps done; their total
     int64_t samples;            // images seen
-    int64_t batch;              // number of the next batch: a batch is the images of one step
-    int64_t images;             // images of a step, on all ranks
-    int64_t restored_images;    // what that was before a --resume; 0: a new run
+    int64_t batch;              // number of the next batch (one per step)
+    int64_t images;             // images per step, over all ranks
+    int64_t restored_images;    // the same in the resumed checkpoint; 0: a new run
     uint64_t data_fingerprint;  // of the training samples
+    int64_t fitting;            // training samples that are not too long
+    int64_t restored_warmup;    // images of the warm-up in the resumed checkpoint; -1: not known
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
 } Trainer;
 
-/* The share of the training that is done, in [0, 1]. */
+/* The fraction of the training that is done, in [0, 1]. */
 static double trainer_progress(const Trainer *t) { return (double)t->samples / (double)t->lr.total; }
 
 /* ---- the student ---- */
 
-/* The name, in a model of another depth, of what the student calls `name`: layer l of n stands for the layer at the same
- * share of the depth, first for first and last for last (Sanh et al. 2019, "DistilBERT", take every other layer). */
+/* Maps a parameter name of the student to one of a model of another depth: layers are taken at even spacing, the first for
+ * the first and the last for the last (Sanh et al. 2019, "DistilBERT", take every other layer). */
 static void name_in_source(char *out, size_t size, const char *name, const ModelConfig *c, const ModelConfig *from) {
     int l, at = 0, vision = !strncmp(name, "vision.", 7);
     int n = vision ? c->vision.layers : c->lm.layers, m = vision ? from->vision.layers : from->lm.layers;
@@ -41,7 +43,7 @@ static void name_in_source(char *out, size_t size, const char *name, const Model
     snprintf(out, size, "%s.%d.%s", vision ? "vision" : "lm", source, name + at);
 }
 
-/* --init: copies every tensor of another model that has its place in the student. */
+/* --init: copies every tensor of another model whose mapped name and shape match one of the student's. */
 static void student_init_from(Model *student, const char *path, bool verbose) {
     Error err;
     SafeTensors st;
@@ -67,7 +69,7 @@ static void student_init_from(Model *student, const char *path, bool verbose) {
     if (verbose) progress_note("student: %d of %d tensors start from %s", taken, student->params.count, path);
 }
 
-/* Opens the student's file, or makes a new student of the shape. */
+/* Opens the student's file, or makes a new student with random or --init's weights. */
 static void student_open(Trainer *t, const Settings *s, const RunFolder *folder, const Teacher *teacher,
                          bool verbose) {
     Error err;
@@ -89,14 +91,14 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
-    *t = (Trainer){.op = op, .best = INFINITY, .images = (int64_t)s->batch * s->accum * ranks};
+    *t = (Trainer){.op = op, .best = INFINITY, .restored_warmup = -1, .images = (int64_t)s->batch * s->accum * ranks};
     student_open(t, s, folder, teacher, verbose);
 }
 
 /* ---- memory ---- */
 
-/* Plans the objective, then the optimizer of everything that is trained (the student and the objective's map), then the
- * student's activations. rank of ranks: the data-parallel processes. */
+/* Plans the objective, then the optimizer of everything that is trained (the student and the embedding loss's projection), then the
+ * student's activations. rank is 0 .. ranks-1. */
 static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, int max_tokens, int rank, int ranks) {
     Model *student = &t->student;
     const AdamW adamw = {(float)opt.beta1, (float)opt.beta2, 1e-8f, (float)opt.decay, (float)opt.clip};
@@ -113,6 +115,7 @@ static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, 
 }
 
 static void trainer_close(Trainer *t) {
+    t->op->graph_free(&t->student);  // its graphs point into the optimizer's arrays
     objective_close(&t->objective);
     optimizer_close(&t->optimizer);
     model_close(&t->student);
