@@ -228,14 +228,19 @@ resuming() {
     rm -rf resumed && cp -r four resumed
     ranks_run 5 "$fp32" --resume --out resumed
     check "images that cannot be divided" eval '[ $status = 1 ] && grep -q "the 12 images of a step cannot be divided among 5" err'
-    resumed four 2 --batch 3 --accum 1
-    check "a --resume may say itself how large a step is" grep -q ' steps of 6 images' err
+    rm -rf resumed && cp -r four resumed
+    ranks_run 2 "$fp32" --resume --out resumed --batch 3 --accum 1
+    check "inside an epoch the images of a step stay as they are" eval '[ $status = 1 ] &&
+        grep -q "stopped inside an epoch, and its steps had 12 images.* of 6 images can take over at the end" err'
+    together 4 "${all[@]}" --batch 3 --steps 5 --out five # an epoch
+    resumed five 2 --batch 3 --accum 1
+    check "at the end of an epoch a --resume may say how large a step is" grep -q ' steps of 6 images' err
     resumed four 2 --batch 3
     check "a --resume that repeats --batch keeps the steps" grep -q ' steps of 12 images' err
     succeeds "$fp32" --config four/options.txt --steps 4 --out again
     check "one process takes the recorded options to the same losses" near_log four again 1e-6 6
     ranks_run 2 "$fp32" "${alone[@]}" --steps 2 --batch 65536 --accum 9 --out huge
-    check "a step that is too large" eval '[ $status = 2 ] && grep -q "makes a step of .* images; at most 1048576" err'
+    check "a step that is too large" eval '[ $status = 1 ] && grep -q "makes a step of .* images; at most 1048576" err'
 }
 
 # The options.txt of a version whose processes had options of their own (cd01bc3), as it was written.
@@ -350,7 +355,17 @@ stopping() {
     stops TERM "0 1 2" "${all[@]}"
     stops TERM 1 "${all[@]}"
     stops INT 2 "${all[@]}"
-    local signal
+    local signal=USR1
+    for _ in 1 2 3 4 5; do # mpirun passes it on to its ranks and lets them save
+        rm -rf stopped
+        launch 3 "${all[@]}" --out stopped
+        wait_for $launcher has_lines stopped/log.jsonl 10
+        kill -USR1 $launcher 2>/dev/null
+        finish 60
+        grep -q '^interrupted: saved step' err && break
+    done
+    check "USR1 to mpirun: all ranks save and end with status 0" eval '[ $status = 0 ] && grep -q "^interrupted: saved step" err'
+    goes_on "USR1 to mpirun" "$bf16"
     for signal in INT TERM; do # mpirun ends its ranks with SIGTERM, and a second later by force
         rm -rf stopped
         launch 3 "${all[@]}" --out stopped

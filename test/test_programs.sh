@@ -82,7 +82,7 @@ interrupted() {
     last=("$@" --out "$out" --overwrite)
     for _ in 1 2 3 4 5; do
         rm -f "$out/log.jsonl"
-        "${last[@]}" >out 2>err &
+        env --default-signal=INT "${last[@]}" >out 2>err & # bash has a background job ignore SIGINT
         process=$!
         wait_for $process has_lines "$out/log.jsonl" "$count"
         kill -"$signal" $process 2>/dev/null && break
@@ -101,10 +101,32 @@ resume_case() { # NAME OPTIONS...
     check "an interrupt says so" grep -q '^interrupted: saved step' err
     succeeds "$train" --resume --out "$name-b"
     check "$name: resumed after an interrupt, the same bits" same_run "$name-a" "$name-b"
+    [ "$name" != frozen ] || stop_signals "$@" --steps 60 --eval-every 6
     interrupted KILL 15 "$name-c" "$@" --steps 60 --eval-every 6
     succeeds "$train" --resume --out "$name-c"
     check "$name: resumed after kill -9, the same bits" same_run "$name-a" "$name-c"
     rm -rf "$name-b" "$name-c"
+}
+
+# SIGTERM, SIGHUP (a terminal that closes) and SIGUSR1 (what mpirun passes on) save and stop as SIGINT does. What was
+# ignored at the start stays ignored.
+stop_signals() { # COMMAND...
+    local signal
+    for signal in TERM HUP USR1; do
+        interrupted $signal 8 signalled "$@"
+        check "SIG$signal saves and ends with status 0" [ $status = 0 ]
+        check "SIG$signal says so" grep -q '^interrupted: saved step' err
+    done
+    for signal in HUP INT; do
+        rm -rf signalled
+        last=("$@" --out signalled)
+        env --ignore-signal=$signal "${last[@]}" >out 2>err &
+        wait_for $! has_lines signalled/log.jsonl 4
+        kill -$signal $! 2>/dev/null
+        wait $!
+        status=$?
+        check "SIG$signal that was ignored (nohup, a background job) is ignored" has_lines signalled/log.jsonl 60
+    done
 }
 
 resuming() {

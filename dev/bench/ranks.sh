@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# What a second rank brings on a machine with two free processor cores: the starter's distillation with one rank of one
-# thread, and with two data-parallel ranks of one thread each, in turn. Prints the median tokens/s of both, their ratio
-# (2 at best; 1.8 is asked), and the share of the step in which the ranks waited for each other (5 % at most).
+# What a second rank brings on a machine with two free processor cores: the starter's distillation with one process of one
+# thread, and with two ranks of one thread each, in turn. Prints the median tokens/s of both, their ratio (2 at best; 1.8 is
+# asked), and the share of the step in which the slower rank waited for messages (5 % at most).
 #
-#   dev/bench/ranks.sh [ROUNDS [STEPS]]        default 3 and 40: about two minutes
+#   dev/bench/ranks.sh [ROUNDS [STEPS]]        default 3 and 40: about two minutes; needs mpirun
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 rounds=${1:-3} steps=${2:-40}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-run() { # NAME OPTIONS...
-    local name=$1
-    shift
-    ./train_distill --device cpu --threads 1 --val-data none --steps "$steps" --out "$tmp/$name" "$@" >/dev/null 2>"$tmp/$name.err" ||
-        { cat "$tmp/$name.err" >&2; exit 1; }
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1
+
+run() { # NAME RANKS
+    mpirun -q --bind-to none --oversubscribe -n "$2" ./train_distill --device cpu --threads 1 --val-data none \
+        --steps "$steps" --out "$tmp/$1" >/dev/null 2>"$tmp/$1.err" || { cat "$tmp/$1.err" >&2; exit 1; }
 }
 for ((i = 0; i < rounds; i++)); do
-    run "one.$i" --ranks 1
-    run "two.$i" --ranks 2 --students 2
+    run "one.$i" 1
+    run "two.$i" 2
 done
 python3 - "$tmp" "$rounds" <<'PYTHON'
 import json, re, statistics, sys
@@ -34,13 +34,15 @@ def steps(name):
 
 
 def waiting():
-    """The share of the time in which a rank waited for the other or its messages, in per cent, as each run printed it."""
+    """The share of each run of two ranks, in per cent, in which the slower rank had nothing to do but wait for messages."""
     for i in range(rounds):
+        with open(f'{folder}/two.{i}/log.jsonl') as f:
+            seconds = sum(json.loads(line).get('comm', 0) for line in f)
         with open(f'{folder}/two.{i}.err') as f:
-            yield sum(map(float, re.findall(r'for (?:slower students|messages) \(([0-9.]+) %', f.read())))
+            yield 100 * seconds / max(1, int(re.findall(r'\(100 %\), in ([0-9]+) s', f.read())[-1]))
 
 
 rate = {name: statistics.median(s['tokens_per_second'] for s in steps(name)) for name in ('one', 'two')}
 print(f'one rank {rate["one"]:.0f} tokens/s, two ranks {rate["two"]:.0f}, ratio {rate["two"] / rate["one"]:.2f}; '
-      f'waiting for the other rank {statistics.median(waiting()):.1f} % of the time')
+      f'waiting for messages {statistics.median(waiting()):.1f} % of the time')
 PYTHON
