@@ -111,7 +111,7 @@ UNUSED = [re.compile(pattern) for pattern in (
 
 # ---- configuration ----
 
-CONFIG = {          # every key of a tikz.c configuration, in the order of config_fields in model.h
+CONFIG = {          # every key of a tikz.c configuration, in the order of config_fields in config.h
     "vision.image_size": int, "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int,
     "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
