@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""The training step of train_distill in PyTorch, for comparing speeds on equal work.
+"""Times the training step of train_distill in PyTorch, to compare speeds on equal work.
 
     train_torch.py --make-data FILE.bin          writes 2048 samples of 95 tokens with 96-pixel images
     train_torch.py --data FILE.bin [--steps N]   trains on them and prints samples/s
-        --device cuda --compile --json OUT       on a GPU; through torch.compile; the result also as JSON
+        --device cuda --compile --json OUT       on a GPU; with torch.compile; the result also as JSON
 
-The model is `--student small` of train_distill (cross entropy only, batch 64): vision 96 wide, 3 layers, 3 heads; 48
-image tokens; decoder 128 wide, 3 layers, 4 heads, FFN 352. bf16 autocast, AdamW, gradient norm clipped to 1; all
-processor threads or a GPU (there with fused attention and a fused AdamW). Images are decoded before the clock
-starts, as train_distill's cache does after one epoch.
+The model is `--student small` of train_distill (cross entropy only, batch 64): a vision encoder of width 96 with 3
+layers and 3 heads; 48 image tokens; a decoder of width 128 with 3 layers, 4 heads and an intermediate size of 352. It
+is trained with bf16 autocast, AdamW and gradient clipping to norm 1, on all processor threads or on a GPU (there with
+fused attention and a fused AdamW). Images are decoded before the timing starts, as they are cached in train_distill
+after one epoch.
 """
 import argparse
 import io
@@ -28,7 +29,8 @@ IMAGE_TOKENS, TEXT = 48, 95
 
 
 def make_data(path, samples=2048, text=TEXT, side=12):
-    """Random ids, and images of 8 `side` pixels that the loader's trim leaves as they are."""
+    """Writes a dataset of random ids and random images of 8 * side pixels a side, which have no white border to
+    trim."""
     from PIL import Image
     tokenizer = tikzc.Tokenizer.load(TOKENIZER)
     rng = np.random.RandomState(1)
@@ -43,6 +45,7 @@ def make_data(path, samples=2048, text=TEXT, side=12):
 
 
 def model(torch, vocab):
+    """The model in PyTorch; its forward pass returns the cross entropy."""
     nn, F = torch.nn, torch.nn.functional
 
     class Attention(nn.Module):
@@ -130,7 +133,7 @@ def model(torch, vocab):
 
 
 def train(path, steps, batch, device, compiled, out):
-    """Seconds per step: from the batch's rows to the printed loss, the device's work included."""
+    """Trains, and prints the median time of a step, from gathering the batch to reading the loss on the host."""
     import json
     import torch
     from PIL import Image
