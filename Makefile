@@ -5,7 +5,7 @@
 #   make test            everything that can be tested without a GPU; ends with "N passed, M failed"
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
-#   ONEDNN=0             the built-in product instead of oneDNN
+#   ONEDNN=0             our own matmul on the CPU instead of oneDNN
 #   MPI=0                without MPI: one process only, on one or two GPUs
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
 #   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulator)
@@ -40,16 +40,16 @@ else ifdef SANITIZE
 OPTIMISE += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif
 
-# The matrix products: our own on a processor with AMX (there it is the fastest for these shapes), else oneDNN's when its
-# header is there, else our own with the compiler's vectors. fp32 has no AMX.
+# Matmul on the CPU: our own microkernel on a processor with AMX, where it is the fastest for these shapes; else oneDNN
+# where its header is; else our own with the compiler's vectors. fp32 has no AMX.
 HASH := \#
 HAS_ONEDNN := $(if $(filter-out 0,$(ONEDNN)),$(shell echo '$(HASH)include <oneapi/dnnl/dnnl.h>' | $(CC) -x c -fsyntax-only - 2>/dev/null && echo yes))
 HAS_AMX    := $(if $(filter BF16,$(PRECISION)),$(shell $(CC) $(OPTIMISE) -dM -E - </dev/null 2>/dev/null | grep -c __AMX_TILE__))
-PRODUCTS   := the built-in product (libdnnl-dev would make it faster)
+MATMUL     := our microkernel (libdnnl-dev would make it faster)
 ifneq ($(filter 1,$(HAS_AMX)),)
-PRODUCTS := the built-in AMX product
+MATMUL := our AMX microkernel
 else ifneq ($(HAS_ONEDNN),)
-PRODUCTS := oneDNN
+MATMUL := oneDNN
 CPPFLAGS += -DWITH_ONEDNN
 LDLIBS   += -ldnnl
 endif
@@ -84,7 +84,7 @@ endif
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES), $(PRECISION), products on the CPU through $(PRODUCTS), $(PROCESSES)"
+	@echo "built for $(DEVICES), $(PRECISION), matmul on the CPU by $(MATMUL), $(PROCESSES)"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -131,7 +131,7 @@ $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(addprefix $(BUIL
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
 CUDA_ARCHITECTURES ?= 80 90
-NVCCFLAGS += -std=c++17 -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
+NVCCFLAGS += -std=c++17 -Ikernels/cuda -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
     $(if $(filter native,$(CUDA_ARCHITECTURES)),-arch=native,$(foreach a,$(CUDA_ARCHITECTURES),-gencode \
     arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES)),code=compute_$(lastword \
     $(CUDA_ARCHITECTURES)))
@@ -139,7 +139,7 @@ $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
 
 $(BUILD)/nccl.o: dist/nccl.cu | $(BUILD)
-	$(NVCC) $(CPPFLAGS) -Ikernels/cuda $(NVCCFLAGS) -MF $(BUILD)/nccl.d -c $< -o $@
+	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/nccl.d -c $< -o $@
 
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
 	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@ -ldl -Xlinker -rpath -Xlinker $(CUDA_LIB)
@@ -152,7 +152,7 @@ build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
 JOBS ?= $(shell nproc)
 
-# Both precisions, the built-in product, the address and thread sanitizers on what is small enough for them, and the CUDA
+# Both precisions, our own microkernel, the address and thread sanitizers on what is small enough for them, and the CUDA
 # kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
 test:
 	@$(MAKE) -j$(JOBS) --no-print-directory build-tests

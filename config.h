@@ -61,8 +61,10 @@ typedef struct {
     double min, max;  // inclusive, of a number
 } ConfigField;
 
-#define VISION_FIELD(key, type, member, min, max) {key, type, offsetof(ModelConfig, vision.member), min, max}
-#define LM_FIELD(key, type, member, min, max) {key, type, offsetof(ModelConfig, lm.member), min, max}
+#define VISION_FIELD(key, type, member, min, max) \
+    { key, type, offsetof(ModelConfig, vision.member), min, max }
+#define LM_FIELD(key, type, member, min, max) \
+    { key, type, offsetof(ModelConfig, lm.member), min, max }
 static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
     VISION_FIELD("vision.patch", FIELD_INT, patch_size, 1, 64),

@@ -27,6 +27,7 @@
 
 #include "lib/crc32.h"
 #include "lib/file.h"
+#include "lib/hash.h"
 #include "lib/json.h"
 #include "lib/image.h"
 #include "lib/random.h"
@@ -218,6 +219,21 @@ static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
     return s;
 }
 
+/* How many samples have at most max_tokens tokens. */
+static inline int64_t dataset_fitting(const Dataset *d, int max_tokens) {
+    int64_t n = 0;
+    for (uint64_t i = 0; i < d->count; i++) n += dataset_sample(d, i).token_count <= (uint32_t)max_tokens;
+    return n;
+}
+
+/* A fingerprint of all samples in their order: the hash of the index, which has every record's size and checksum. */
+static inline uint64_t dataset_content(const Dataset *d) {
+    uint64_t hash = HASH_BEGIN;
+    for (int i = 0; i < d->shard_count; i++)
+        hash = hash_bytes(hash, d->shards[i].index, d->shards[i].count * DATASET_ENTRY);
+    return hash;
+}
+
 /* Checks the CRC of a record, and that every token id is below vocab (0: below 2^31). */
 static inline int dataset_check_sample(const Sample *s, int vocab, Error *err) {
     const unsigned long long number = s->number;
@@ -267,6 +283,17 @@ typedef struct {
      * consecutively over all batches; a rank loads those whose number modulo `ranks` is `rank`. ranks 0: all rows. */
     int micro_rows, rank, ranks;
 } LoaderConfig;
+
+/* The configuration of one pass in the order of the file, in batches of `rows` images, for a model with images of
+ * image_size and a vocabulary, and a second one (0, 0: none), which gets images of its own where its size differs. */
+static inline LoaderConfig loader_config_for(int rows, int max_tokens, int image_size, int vocab, int second_size,
+                                             int second_vocab) {
+    LoaderConfig c = {
+        .batch = rows, .sizes = {image_size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
+    if (second_size && second_size != image_size) c.sizes[c.size_count++] = second_size;
+    if (second_vocab && second_vocab < vocab) c.vocab = second_vocab;
+    return c;
+}
 
 typedef struct {
     int B, T;        // B: rows of this rank. T: tokens of the longest sample of all ranks, rounded up to a multiple

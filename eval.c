@@ -67,15 +67,8 @@ static SoftLoss soft_loss(void) {
  * teacher. */
 static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int max_tokens) {
     Error err;
-    LoaderConfig c;
-    memset(&c, 0, sizeof c);
-    c.batch = (int)opt.batch;
-    c.sizes[0] = m->c.vision.image_size;
-    c.sizes[1] = teacher ? teacher->c.vision.image_size : c.sizes[0];
-    c.size_count = c.sizes[0] == c.sizes[1] ? 1 : 2;
-    c.max_tokens = max_tokens;
-    c.vocab = m->tokenizer.count;
-    if (teacher && teacher->c.lm.vocab < c.vocab) c.vocab = teacher->c.lm.vocab;
+    LoaderConfig c = loader_config_for((int)opt.batch, max_tokens, m->c.vision.image_size, m->tokenizer.count,
+                                       teacher ? teacher->c.vision.image_size : 0, teacher ? teacher->c.lm.vocab : 0);
     die_if(loader_start(l, d, c, &err), &err);
     if (l->skipped)
         warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,

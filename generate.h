@@ -32,7 +32,8 @@ static inline void kv_cache_plan(KVCache *cache, const LmConfig *c, int B, Arena
 }
 
 /* Moves the first `length` positions of sequence `from` to the place of sequence `to`. */
-static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from, int length) {
+static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from,
+                                 int length) {
     size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads;
     size_t stride = head * sizeof(floatX), used = (size_t)length * c->head_dim * sizeof(floatX);
     for (int l = 0; l < c->layers; l++) {
@@ -147,7 +148,8 @@ static inline void generator_set_all(const Generator *g, int *to, int value) {
 }
 
 /* Encodes B images (host u8 [B, S, S, 3]) and reads the prefix. g->logits are then of the next token. */
-static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B, const int *prefix, int prefix_count) {
+static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B, const int *prefix,
+                                     int prefix_count) {
     g->B = B;
     g->length = model_prefill(g->m, pixels, B, prefix, prefix_count, &g->cache, g->logits);
     generator_set_all(g, g->positions, g->length - 1);
@@ -155,8 +157,7 @@ static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B,
 
 /* Draws the next token of every sequence from g->logits. */
 static inline void generator_sample(const Generator *g) {
-    g->m->op->sample(g->ids, g->positions, g->logits, g->token_mask, g->streams, g->sampling, g->B,
-                     g->m->c.lm.vocab);
+    g->m->op->sample(g->ids, g->positions, g->logits, g->token_mask, g->streams, g->sampling, g->B, g->m->c.lm.vocab);
 }
 
 /* Reads the last tokens (g->ids at g->positions); g->logits are then of the next ones, which are drawn if `sample`. */
@@ -205,7 +206,7 @@ static inline void generator_run(Generator *g, const int *streams, int max_new_t
                                  void *context) {
     const Ops *op = g->m->op;
     int *sequence = xmalloc(g->B * sizeof(int)), *kept = xmalloc(g->B * sizeof(int));
-    int running = g->B, started = 0;  // sequences that go on; steps that the device has been given
+    int running = g->B, started = 0;                 // sequences that go on; steps that the device has been given
     for (int b = 0; b < g->B; b++) sequence[b] = b;  // which sequence is in each place; -1: a finished one
     op->upload(g->streams, streams, g->B * sizeof(int));
     for (int step = 0; running && step < max_new_tokens; step++) {

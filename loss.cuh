@@ -31,8 +31,8 @@
  *
  * Memory. The hidden states of all n positions are kept, but never all logits. The positions are walked in chunks:
  * student chunk = h_s W_sᵀ, teacher chunk = h_t W_tᵀ, then the row kernel (Ops.distill_rows: each row is read from
- * memory once, and the gradient g is written over the student's logits), then dh_s = g W_s and dW_s += gᵀ h_s. The extra
- * memory is the logits of one chunk, or of two on a GPU.
+ * memory once, and the gradient g is written over the student's logits), then dh_s = g W_s and dW_s += gᵀ h_s. The
+ * extra memory is the logits of one chunk, or of two on a GPU.
  *
  * Time. Most of it goes into the matmuls: 8 n V d FLOPs with a teacher as wide as the student (two heads forward, dh
  * and dW), against 6 bytes per logit in the row kernel. On a GPU the row kernel, which is bound by memory, runs on a
@@ -98,13 +98,13 @@ typedef struct {
     Weight teacher_head;     // [Vt, Wt] on op; rows 0 without a teacher
     int Vs, chunk, max_positions;
     Arena arena;
-    floatX *student_logits[2], *teacher_logits[2];  // [chunk, Vs], [chunk, Vt]; two chunks in turn with a second stream
+    floatX *student_logits[2], *teacher_logits[2];  // [chunk, Vs], [chunk, Vt]; with a second stream, two in turn
     int *labels;                                    // device [max_positions]
     float *row_gate;                                // [max_positions]
     /* the embedding loss, where there is a teacher */
     int max_images, image_tokens, student_width;
-    Params map;                                   // "embed_map" [Wt, Ws] where the widths differ
-    floatX *mapped, *d_mapped, *d_image_tokens;   // [B, P, Wt] twice, [B, P, Ws]
+    Params map;                                  // "embed_map" [Wt, Ws] where the widths differ
+    floatX *mapped, *d_mapped, *d_image_tokens;  // [B, P, Wt] twice, [B, P, Ws]
     /* statistics that wait for objective_collect */
     int rows, rows_capacity, cosine_count, cosine_capacity;
     RowStats *stats, *host_stats;   // [rows_capacity]
@@ -368,8 +368,8 @@ static inline void objective_run(Objective *o, Model *student, const TeacherOutp
     bool learn = scale.positions > 0;
     objective_positions(o, learn ? student->d_hidden : NULL, student->hidden, student->lm_head, teacher->hidden,
                         student->labels, student->n, scale.positions);
-    student->d_embed_loss = objective_embed(o, student->vision.tokens, teacher->image_tokens, student->B, scale.images,
-                                            learn);
+    student->d_embed_loss =
+        objective_embed(o, student->vision.tokens, teacher->image_tokens, student->B, scale.images, learn);
 }
 
 #endif

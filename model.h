@@ -37,12 +37,12 @@ typedef struct {
 
 /* The activations of one block; N = B * S rows, S the sequence length. Shared between blocks as VisionActs are. */
 typedef struct {
-    floatX *residual;                 // [N, W] the residual stream at the block's input
+    floatX *residual;                   // [N, W] the residual stream at the block's input
     floatX *normed1, *qkv, *attention;  // [N, W], [N, (H + 2K) D], [N, H D]
-    float *lse;                       // [B, H, S] log-sum-exp of the attention scores
-    floatX *mid_residual, *normed2;   // [N, W] the residual stream after attention, and its norm
-    floatX *gate_up, *swiglu;         // [N, 2F], [N, F]
-    float *rstd1, *rstd2;             // [N] statistics of the two norms
+    float *lse;                         // [B, H, S] log-sum-exp of the attention scores
+    floatX *mid_residual, *normed2;     // [N, W] the residual stream after attention, and its norm
+    floatX *gate_up, *swiglu;           // [N, 2F], [N, F]
+    float *rstd1, *rstd2;               // [N] statistics of the two norms
 } DecoderActs;
 
 /* Keys (rotated) and values of the positions so far, per layer [B, K, capacity, D]. generate.h owns the memory. */
@@ -64,25 +64,25 @@ typedef struct {
     Recompute recompute;
     GradientHook hook;  // called by model_backward; with several micro-batches, set for the last one only
 
-    Arena arena;       // the activations
-    int max_B, max_T;  // what they were planned for: images, text tokens
+    Arena arena;        // the activations
+    int max_B, max_T;   // what they were planned for: images, text tokens
     DecoderActs *acts;  // [layers]
     uint8_t *pixels;    // device [max_B, S, S, 3]
     int *input_ids;     // device [B, S]: token ids, -1 at image positions
     int *predicting;    // device [n]: the rows of [B, S] that predict a text token
     int *host_input_ids, *host_predicting;
-    int *labels;                        // host [n]: the tokens to predict, in the order of `hidden`
-    float *rope;                        // device [max_positions, D]: cosines, then sines
-    floatX *branch;                     // [N, W] the residual branch about to be added; scratch in the backward pass
-    floatX *final_hidden;               // [N, W] the residual stream after the last block
-    floatX *selected;                   // [n, W] its rows that predict a text token
-    floatX *hidden;                     // [n, W] their norm: what the head reads
-    float *rstd;                        // [n] of the final norm
-    floatX *d_residual;                 // [N, W] gradient of the residual stream
-    floatX *d_wide, *d_narrow;          // [N, max(2F, (H + 2K) D)], [N, max(F, H D)]
-    floatX *d_hidden, *d_selected;      // [n, W]; the objective fills d_hidden
-    floatX *d_image_tokens;             // [B, P, W]
-    const floatX *d_embed_loss;         // [B, P, W] what the embedding loss adds to it, or NULL
+    int *labels;                    // host [n]: the tokens to predict, in the order of `hidden`
+    float *rope;                    // device [max_positions, D]: cosines, then sines
+    floatX *branch;                 // [N, W] the residual branch about to be added; scratch in the backward pass
+    floatX *final_hidden;           // [N, W] the residual stream after the last block
+    floatX *selected;               // [n, W] its rows that predict a text token
+    floatX *hidden;                 // [n, W] their norm: what the head reads
+    float *rstd;                    // [n] of the final norm
+    floatX *d_residual;             // [N, W] gradient of the residual stream
+    floatX *d_wide, *d_narrow;      // [N, max(2F, (H + 2K) D)], [N, max(F, H D)]
+    floatX *d_hidden, *d_selected;  // [n, W]; the objective fills d_hidden
+    floatX *d_image_tokens;         // [B, P, W]
+    const floatX *d_embed_loss;     // [B, P, W] what the embedding loss adds to it, or NULL
 
     int B, T, n;  // of the last forward pass: images, text tokens, predicted tokens
 } Model;
@@ -112,7 +112,8 @@ static inline void model_declare(Model *m, const char *owner) {
     for (int l = 0; l < c->layers; l++) {
         DecoderLayer *y = &m->layer[l];
         y->input_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm1", W, 0, 1);
-        y->qkv_proj = param_add(p, GROUP_LM, "lm.", l, "qkv.weight", (c->heads + 2 * c->kv_heads) * c->head_dim, W, in);
+        y->qkv_proj =
+            param_add(p, GROUP_LM, "lm.", l, "qkv.weight", (c->heads + 2 * c->kv_heads) * c->head_dim, W, in);
         y->o_proj = param_add(p, GROUP_LM, "lm.", l, "out.weight", W, A, from_heads);
         y->post_attention_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm2", W, 0, 1);
         y->gate_up_proj = param_add(p, GROUP_LM, "lm.", l, "gate_up.weight", 2 * F, W, in);
@@ -397,7 +398,8 @@ static inline void decoder_attention(Model *m, int l, int B, int T, const KVCach
     DecoderActs *a = &m->acts[l];
     AttentionShape s = decoder_attention_shape(m, B, T);
     if (positions) {
-        m->op->attention_decode(a->attention, cache->keys[l], cache->values[l], a->qkv, positions, s, cache->capacity);
+        m->op->attention_decode(a->attention, cache->keys[l], cache->values[l], a->qkv, positions, s,
+                                cache->capacity);
         return;
     }
     m->op->attention_forward(a->attention, a->lse, a->qkv, s);
@@ -417,16 +419,16 @@ static inline void decoder_block_forward(Model *m, int l, int B, int T, const KV
     size_t N = (size_t)B * T;
     if (recompute)  // h = rmsnorm(x)
         op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, y->input_layernorm->value, N, W, c->eps);
-    linear(op, a->qkv, a->normed1, y->qkv_proj, N);      // q, k, v = h W_qkvᵀ
-    decoder_attention(m, l, B, T, cache, positions);     // attention = softmax(rope(q) rope(k)ᵀ / √D) v
-    linear(op, m->branch, a->attention, y->o_proj, N);   // o = attention W_oᵀ
+    linear(op, a->qkv, a->normed1, y->qkv_proj, N);     // q, k, v = h W_qkvᵀ
+    decoder_attention(m, l, B, T, cache, positions);    // attention = softmax(rope(q) rope(k)ᵀ / √D) v
+    linear(op, m->branch, a->attention, y->o_proj, N);  // o = attention W_oᵀ
     op->residual_rmsnorm_forward(a->mid_residual, a->normed2, a->rstd2, a->residual, m->branch,
                                  y->post_attention_layernorm->value, N, W, c->eps);  // x += o, h = rmsnorm(x)
     linear(op, a->gate_up, a->normed2, y->gate_up_proj, N);                          // gate, up = h W_guᵀ
     op->swiglu_forward(a->swiglu, a->gate_up, N, c->intermediate_size);              // s = silu(gate) * up
     if (recompute) return;
-    linear(op, m->branch, a->swiglu, y->down_proj, N);                               // d = s W_dᵀ
-    if (l + 1 < c->layers)                                                           // x += d, and the next norm
+    linear(op, m->branch, a->swiglu, y->down_proj, N);  // d = s W_dᵀ
+    if (l + 1 < c->layers)                              // x += d, and the next norm
         op->residual_rmsnorm_forward(next->residual, next->normed1, next->rstd1, a->mid_residual, m->branch,
                                      m->layer[l + 1].input_layernorm->value, N, W, c->eps);
     else

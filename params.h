@@ -251,6 +251,20 @@ static inline bool param_same(const Param *a, const Ops *a_op, const Param *b, c
     return same;
 }
 
+/* The first parameter with a value that is not finite, or NULL. Reads everything: for the sentence after a failure. */
+static inline const Param *params_not_finite(const Params *p, const Ops *op) {
+    const Param *found = NULL;
+    for (int i = 0; i < p->count && !found; i++) {
+        const Param *x = &p->list[i];
+        floatX *host = xmalloc(x->n * sizeof(floatX));
+        op->download(host, x->value, x->n * sizeof(floatX));
+        for (size_t j = 0; j < x->n && !found; j++)
+            if (!isfinite(from_x(host[j]))) found = x;
+        free(host);
+    }
+    return found;
+}
+
 /* ---- the backward pass tells when gradients are final ---- */
 
 /* `ready` is called during a backward pass: the gradients of p and of every parameter declared after it are final (the

@@ -23,8 +23,8 @@
 typedef struct {
     Dataset train, val;
     Loader loader;
-    const Batch *next;         // already taken from the loader, or NULL
-    int max_tokens;            // most text tokens of a sample
+    const Batch *next;  // already taken from the loader, or NULL
+    int max_tokens;     // most text tokens of a sample
     int64_t steps_per_epoch;
     int64_t eval_every, eval_batches;  // steps between evaluations; batches of one, on all ranks
 } Data;
@@ -33,16 +33,17 @@ typedef enum { GOING_ON, OUT_OF_PATIENCE, INTERRUPTED } Stop;
 
 static Settings read_options(int argc, char **argv, RunFolder *folder);
 static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const RunFolder *folder, const Parallel *p);
-static void open_data(Data *d, const Settings *s, const Trainer *t, const Teacher *teacher);
+static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher);
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p);
-static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const Parallel *p);
-static void print_data(const Data *d, const Trainer *t, const Settings *s, const Parallel *p);
+static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
+                         const Parallel *p);
+static void print_data(const Data *d, const Trainer *t);
 static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p);
 static const Batch *batch_next(Data *d);
 static MicroBatch micro_batch(const Batch *batch, int m);
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next);
 static StepResult collect_step(const Trainer *t, Parallel *p, Report report, const Batch *batch, double lr);
-static void check_finite(const Trainer *t, const StepResult *r, const RunFolder *folder);
+static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder);
 static Stop after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
                        Parallel *p, const Log *log, const StepResult *r);
 static void say_goodbye(const Trainer *t, const RunFolder *folder, Stop stop);
@@ -66,25 +67,25 @@ int main(int argc, char **argv) {
     open_models(&t, &teacher, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
-    if (opt.resume) checkpoint_restore(&t, &folder);
+    if (opt.resume) checkpoint_restore(&t, &s, &folder);
     double peak = measure_peak(&t, &teacher, &parallel);  // before the loader's thread takes a core
-    start_loader(&data, &t, &s, &teacher, &parallel);
+    start_loader(&data, &t, &s, &teacher, &folder, &parallel);
     interrupts_keep();
     check_same_weights(&parallel);
     if (is_rank0(&parallel)) run_record_options(&folder, &s, parallel.comm.ranks);
     Log log = log_open(&folder, t.step, &s, &parallel);
     if (is_rank0(&parallel)) {
         print_summary(&t, &teacher, &s, &folder, &parallel, peak);
-        print_data(&data, &t, &s, &parallel);
+        print_data(&data, &t);
     }
     progress_begin(&progress, "train", t.step, t.steps);
     progress.quiet = !is_rank0(&parallel) || t.step >= t.steps;
 
     while (t.step < t.steps && stop == GOING_ON) {
-        double begin = seconds_now(), lr = learning_rate(&t.lr, t.step);
+        double begin = seconds_now(), lr = learning_rate(&t.lr, t.samples, t.images);
         const Batch *batch = batch_next(&data);
         Report report = {.waited = -parallel.comm.seconds_waited};
-        t.objective.config = objective_schedule(s.objective, s.kd_schedule, (double)t.step / (double)t.steps);
+        t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
         optimizer_zero_gradients(&t.optimizer);
         for (int m = 0; m < s.accum; m++) {
             MicroBatch mb = micro_batch(batch, m), next;
@@ -93,16 +94,17 @@ int main(int argc, char **argv) {
             objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient at the hidden states
             teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
             parallel_watch_backward(&parallel, &t.student, m == s.accum - 1);
-            model_backward(&t.student);                                // adds the gradients of all parameters
+            model_backward(&t.student);  // adds the gradients of all parameters
             report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
         }
-        all_reduce_gradients(&parallel);                               // begun inside the last backward pass
-        adamw_step(&parallel, lr, ++t.step);
+        all_reduce_gradients(&parallel);  // begun inside the last backward pass
+        adamw_step(&parallel, lr, t.step + 1);
+        t.step++, t.batch++, t.samples += t.images;
 
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // here the host waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
-        check_finite(&t, &r, &folder);
+        check_finite(&t, &teacher, &r, &folder);
         log_step(&log, t.step, &r);
         progress_update(&progress, t.step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", r.loss, r.tokens / r.seconds,
                         100 * r.report.flops / r.seconds / peak);
@@ -126,15 +128,17 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
     bool explicit_accum = options_given(&opt.accum);
     *folder = run_folder(opt.out);
-    if (opt.resume) options_recall(argc, argv, folder->state, folder->options);
+    int64_t images = opt.resume ? options_recall(argc, argv, folder->state, folder->options) : 0;
     Settings s = settings_from_options();
+    s.recorded_images = images;
     s.explicit_accum = explicit_accum;
     return s;
 }
 
 /* The device that an option names, else the one of --device. Without a word from the user, the ranks of a machine share
  * its GPUs evenly: where each can have two, the teacher runs on one and the student on the other. */
-static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher, bool teacher) {
+static const Ops *open_device(const char *option, const char *name, const Parallel *p, bool has_teacher,
+                              bool teacher) {
     Error err;
     char text[24];
     int gpus = gpus_visible(), ranks = p->comm.local_ranks, rank = p->comm.local_rank;
@@ -162,7 +166,7 @@ static void open_models(Trainer *t, Teacher *teacher, const Settings *s, const R
     const Ops *op = open_device("student-device", opt.student_device, p, s->has_teacher, false);
     if (teacher_op == op) teacher_op = ops_second_stream(op);
     if (s->has_teacher) teacher_open(teacher, teacher_op, opt.teacher);
-    trainer_open(t, op, s, folder, teacher, is_rank0(p));
+    trainer_open(t, op, s, folder, teacher, p->comm.ranks, is_rank0(p));
 }
 
 static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {
@@ -176,8 +180,9 @@ static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {
 }
 
 /* Opens the datasets, and decides how long a text may be: as long as the longest, if it fits into both models. */
-static void open_data(Data *d, const Settings *s, const Trainer *t, const Teacher *teacher) {
+static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher) {
     open_dataset(&d->train, opt.data, t);
+    t->data_fingerprint = dataset_content(&d->train);
     if (s->has_val) open_dataset(&d->val, opt.val_data, t);
     int longest = (int)(d->val.longest > d->train.longest ? d->val.longest : d->train.longest);
     int most = model_max_text(&t->student);
@@ -210,47 +215,57 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 
 /* ---- data ---- */
 
-/* This rank's part of batches of `rows` images. */
+/* This rank's part of batches of `rows` images: for training endless, shuffled epochs, else one pass in order. */
 static LoaderConfig loader_config(const Data *d, const Settings *s, const Trainer *t, const Teacher *teacher,
                                   const Parallel *p, int rows, bool training) {
-    LoaderConfig c = {.batch = rows,
-                      .sizes = {t->student.c.vision.image_size},
-                      .size_count = 1,
-                      .max_tokens = d->max_tokens,
-                      .seed = (uint64_t)opt.seed,
-                      .shuffle = training,
-                      .drop_last = training,
-                      .cache_bytes = training ? (size_t)opt.cache << 20 : 0,  // an evaluation sees each image once
-                      .augment = training && opt.augment,
-                      .first_batch = training ? (uint64_t)t->step : 0,
-                      .vocab = t->student.tokenizer.count,
-                      .hold = training && teacher->overlaps ? 2 : 1,
-                      .micro_rows = s->batch,
-                      .rank = p->comm.rank,
-                      .ranks = p->comm.ranks};
-    if (s->has_teacher && teacher->model.c.lm.vocab < c.vocab) c.vocab = teacher->model.c.lm.vocab;
-    if (!same_image_size(t, teacher)) c.sizes[c.size_count++] = teacher->model.c.vision.image_size;
+    bool has_teacher = s->has_teacher;
+    LoaderConfig c = loader_config_for(
+        rows, d->max_tokens, t->student.c.vision.image_size, t->student.tokenizer.count,
+        has_teacher ? teacher->model.c.vision.image_size : 0, has_teacher ? teacher->model.c.lm.vocab : 0);
+    c.micro_rows = s->batch;
+    c.rank = p->comm.rank;
+    c.ranks = p->comm.ranks;
+    if (!training) return c;
+    c.seed = (uint64_t)opt.seed;
+    c.shuffle = c.drop_last = true;
+    c.cache_bytes = (size_t)opt.cache << 20;
+    c.augment = opt.augment;
+    c.first_batch = (uint64_t)t->batch;
+    c.hold = teacher->overlaps ? 2 : 1;
     return c;
 }
 
 /* The number of batches in an evaluation. */
 static int64_t evaluation_batches(const Data *d, const Settings *s) {
-    int64_t kept = 0;
-    for (uint64_t i = 0; i < d->val.count; i++) kept += dataset_sample(&d->val, i).token_count <= (uint32_t)d->max_tokens;
-    int64_t batches = (kept + s->batch - 1) / s->batch;
+    int64_t batches = (dataset_fitting(&d->val, d->max_tokens) + s->batch - 1) / s->batch;
     return s->eval_batches && s->eval_batches < batches ? s->eval_batches : batches;
 }
 
+/* A run that is resumed with another number of images in a step: its batches are others, so it can only continue where an
+ * epoch begins. */
+static void renumber_batches(Trainer *t, int64_t samples, const RunFolder *folder) {
+    if (!t->restored_images || t->restored_images == t->images) return;
+    int64_t before = samples / t->restored_images, now = samples / t->images;
+    if (!before || t->batch % before)
+        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of "
+            "%lld "
+            "images can take over at the end of an epoch, after batch %lld (now at %lld)",
+            folder->path, (long long)t->restored_images, (long long)t->images,
+            before ? (long long)((t->batch / before + 1) * before) : 0, (long long)t->batch);
+    t->batch = t->batch / before * now;
+}
+
 /* Starts loading, and works out how long the run is. */
-static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const Parallel *p) {
+static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
+                         const Parallel *p) {
     Error err;
-    int rows = s->batch * s->accum * p->comm.ranks;
-    die_if(loader_start(&d->loader, &d->train, loader_config(d, s, t, teacher, p, rows, true), &err), &err);
+    renumber_batches(t, dataset_fitting(&d->train, d->max_tokens), folder);
+    die_if(loader_start(&d->loader, &d->train, loader_config(d, s, t, teacher, p, (int)t->images, true), &err), &err);
     if (d->loader.skipped && is_rank0(p))
         warn("%llu of %llu samples have more than %d text tokens and are left out",
              (unsigned long long)d->loader.skipped, (unsigned long long)d->train.count, d->max_tokens);
     d->steps_per_epoch = (int64_t)d->loader.batches_per_epoch;
-    t->steps = opt.steps ? opt.steps : opt.epochs * d->steps_per_epoch;
+    t->steps = opt.steps ? opt.steps : t->step + opt.epochs * d->steps_per_epoch - t->batch;
     d->eval_every = opt.eval_every ? opt.eval_every : (t->steps + 9) / 10;
     d->eval_batches = s->has_val ? evaluation_batches(d, s) : 0;
     if (s->has_val && !d->eval_batches)
@@ -261,15 +276,15 @@ static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *
     t->lr = (LearningRate){.kind = s->lr_schedule,
                            .base = opt.lr,
                            .final_share = opt.lr_final,
-                           .warmup = opt.warmup >= 0 ? opt.warmup : twentieth,
-                           .steps = t->steps,
+                           .warmup = (opt.warmup >= 0 ? opt.warmup : twentieth) * t->images,
+                           .total = t->samples + (t->steps - t->step) * t->images,
                            .gamma = opt.lr_gamma};
 }
 
 /* How much there is to do, or that nothing is left. */
-static void print_data(const Data *d, const Trainer *t, const Settings *s, const Parallel *p) {
+static void print_data(const Data *d, const Trainer *t) {
     fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
-            (unsigned long long)d->train.count, (long long)t->steps, (long long)s->batch * s->accum * p->comm.ranks,
+            (unsigned long long)d->train.count, (long long)t->steps, (long long)t->images,
             (long long)d->steps_per_epoch);
     if (t->step >= t->steps)
         warn("%s has all of its %lld steps already; --steps or --epochs can raise their number", opt.out,
@@ -287,7 +302,8 @@ static const Batch *batch_next(Data *d) {
 
 /* Rows m * micro_rows, ... of a batch. */
 static MicroBatch micro_batch(const Batch *batch, int m) {
-    size_t first = (size_t)m * batch->micro_rows, S = batch->sizes[0], teacher_S = batch->sizes[batch->size_count - 1];
+    size_t first = (size_t)m * batch->micro_rows, S = batch->sizes[0],
+           teacher_S = batch->sizes[batch->size_count - 1];
     const uint8_t *teacher_pixels = batch->pixels[batch->size_count - 1];
     int left = batch->B - (int)first;
     return (MicroBatch){.pixels = batch->pixels[0] + first * S * S * 3,
@@ -357,22 +373,27 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
     if (s->has_val) {
         ObjectiveSums sums = evaluate(t, teacher, d, s, p);
         double ce = sums.ce / sums.positions;
+        if (!isfinite(ce))
+            die("the validation loss became %g after step %lld; %s", fabs(ce), (long long)t->step,
+                resume_advice(folder));
         log_evaluation(log, t->step, &sums);
         t->evals_since_best = ce < t->best ? 0 : t->evals_since_best + 1;
         if (ce < t->best) {
             t->best = ce;
+            run_folder_check(folder);
             if (is_rank0(p)) die_if(model_save(&t->student, folder->best, &err), &err);
         }
     }
     checkpoint_save(t, folder, p);
 }
 
-static void check_finite(const Trainer *t, const StepResult *r, const RunFolder *folder) {
+/* Ends the program when the loss or the gradient norm is not finite, and says what is to blame. */
+static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
-    bool saved = file_exists(folder->state);
-    die("the loss became %g (gradient norm %g) at step %lld%s%s with a smaller --lr", r->loss, r->norm,
-        (long long)t->step, saved ? "; --resume continues from the checkpoint in " : "",
-        saved ? folder->path : ", before the first checkpoint; start anew");
+    const Param *p = teacher->op ? params_not_finite(&teacher->model.params, teacher->op) : NULL;
+    if (p) die("the teacher %s is damaged: tensor %s holds a value that is not finite", opt.teacher, p->name);
+    die("the loss became %g (gradient norm %g) at step %lld; %s", fabs(r->loss), fabs(r->norm), (long long)t->step,
+        resume_advice(folder));
 }
 
 /* Evaluates and saves where that is due, and says whether the run ends although steps are left. */

@@ -51,9 +51,9 @@ typedef struct {
 typedef struct Vision {
     VisionConfig c;
     Param *patch_w, *patch_b, *position, *norm_w, *norm_b, *connector_w, *connector_b;
-    VisionLayer *layer;  // [layers]
-    VisionActs *acts;    // [layers]
-    floatX *patches;     // [N, 3 p p]
+    VisionLayer *layer;    // [layers]
+    VisionActs *acts;      // [layers]
+    floatX *patches;       // [N, 3 p p]
     floatX *final_hidden;  // [N, C] the residual stream after the last block
     floatX *features;      // [N, C] its norm; the connector reads it as [B * P/concat, concat C]
     float *mean, *rstd;    // [N] of the final norm
@@ -98,8 +98,8 @@ static inline void vision_declare(Vision *v, Params *p) {
     v->norm_w = param_add(p, GROUP_VISION, "vision.", -1, "norm.weight", C, 0, 1);
     v->norm_b = param_add(p, GROUP_VISION, "vision.", -1, "norm.bias", C, 0, 0);
     int joined = c->concat * C;
-    v->connector_w = param_add(p, GROUP_CONNECTOR, "connector.", -1, "weight", c->output_size, joined,
-                               1 / sqrtf(3.0f * joined));
+    v->connector_w =
+        param_add(p, GROUP_CONNECTOR, "connector.", -1, "weight", c->output_size, joined, 1 / sqrtf(3.0f * joined));
     if (c->connector_bias)
         v->connector_b = param_add(p, GROUP_CONNECTOR, "connector.", -1, "bias", c->output_size, 0, 0);
 }
@@ -210,16 +210,16 @@ static inline void vision_block_forward(Vision *v, const Ops *op, int l, int B, 
     if (recompute)  // h = layernorm1(x)
         op->layernorm_forward(a->normed1, a->mean1, a->rstd1, a->residual, y->layernorm1_w->value,
                               y->layernorm1_b->value, N, C, c->eps);
-    linear_act(op, a->qkv, a->normed1, y->qkv_w, y->qkv_b, ACT_NONE, NULL, N);         // q, k, v = h W_qkvᵀ + b
-    op->attention_forward(a->attention, a->lse, a->qkv, vision_attention(c, B));       // softmax(q kᵀ / √D) v
-    linear_act(op, v->branch, a->attention, y->out_w, y->out_b, ACT_NONE, NULL, N);    // o = attention W_oᵀ + b
+    linear_act(op, a->qkv, a->normed1, y->qkv_w, y->qkv_b, ACT_NONE, NULL, N);       // q, k, v = h W_qkvᵀ + b
+    op->attention_forward(a->attention, a->lse, a->qkv, vision_attention(c, B));     // softmax(q kᵀ / √D) v
+    linear_act(op, v->branch, a->attention, y->out_w, y->out_b, ACT_NONE, NULL, N);  // o = attention W_oᵀ + b
     op->residual_layernorm_forward(a->mid_residual, a->normed2, a->mean2, a->rstd2, a->residual, v->branch,
                                    y->layernorm2_w->value, y->layernorm2_b->value, N, C,
-                                   c->eps);                                            // x += o, h = layernorm2(x)
+                                   c->eps);                                             // x += o, h = layernorm2(x)
     linear_act(op, a->gelu, a->normed2, y->fc1_w, y->fc1_b, c->activation, a->fc1, N);  // g = gelu(h W_1ᵀ + b)
     if (recompute) return;
-    linear_act(op, v->branch, a->gelu, y->fc2_w, y->fc2_b, ACT_NONE, NULL, N);          // m = g W_2ᵀ + b
-    if (l + 1 < c->layers)                                                              // x += m, and the next norm
+    linear_act(op, v->branch, a->gelu, y->fc2_w, y->fc2_b, ACT_NONE, NULL, N);  // m = g W_2ᵀ + b
+    if (l + 1 < c->layers)                                                      // x += m, and the next norm
         op->residual_layernorm_forward(next->residual, next->normed1, next->mean1, next->rstd1, a->mid_residual,
                                        v->branch, z->layernorm1_w->value, z->layernorm1_b->value, N, C, c->eps);
     else
@@ -275,8 +275,8 @@ static inline void vision_block_recompute(Vision *v, const Ops *op, int l, int B
         vision_block_forward(v, op, l, B, true);
         return;
     }
-    op->layernorm_forward(a->normed1, a->mean1, a->rstd1, a->residual, y->layernorm1_w->value,
-                          y->layernorm1_b->value, N, c->hidden_size, c->eps);
+    op->layernorm_forward(a->normed1, a->mean1, a->rstd1, a->residual, y->layernorm1_w->value, y->layernorm1_b->value,
+                          N, c->hidden_size, c->eps);
     op->layernorm_forward(a->normed2, a->mean2, a->rstd2, a->mid_residual, y->layernorm2_w->value,
                           y->layernorm2_b->value, N, c->hidden_size, c->eps);
     op->gelu_forward(a->gelu, a->fc1, N * c->intermediate_size, c->activation);
@@ -330,8 +330,7 @@ static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tok
 static inline double vision_flops(const Vision *v, int B) {
     const VisionConfig *c = &v->c;
     double P = vision_patches(c), C = c->hidden_size, M = c->intermediate_size;
-    double per_patch =
-        2 * 3.0 * c->patch_size * c->patch_size * C + c->layers * (8 * C * C + 4 * C * M + 4 * P * C);
+    double per_patch = 2 * 3.0 * c->patch_size * c->patch_size * C + c->layers * (8 * C * C + 4 * C * M + 4 * P * C);
     return v->source ? 0 : B * P * per_patch;
 }
 

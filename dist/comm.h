@@ -46,7 +46,7 @@ typedef struct Comm {
     const char *engine;           // none, MPI or NCCL
     const Ops *op;
     double seconds_waited;  // in which the caller had nothing to do but wait for MPI (NCCL is not timed)
-    NcclGroup *nccl;  // NULL: the engine is not NCCL
+    NcclGroup *nccl;        // NULL: the engine is not NCCL
     pthread_t worker;
     pthread_mutex_t lock;  // of all below
     pthread_cond_t changed;
@@ -267,7 +267,8 @@ static inline bool comm_gpus_differ(Comm *c, const Ops *op) {
     comm_gather_host(c, &mine, sizeof mine, all);
     for (int a = 0; a < c->ranks; a++) {
         differ = differ && all[a].place[0];
-        for (int b = 0; b < a; b++) differ = differ && (all[a].host != all[b].host || strcmp(all[a].place, all[b].place));
+        for (int b = 0; b < a; b++)
+            differ = differ && (all[a].host != all[b].host || strcmp(all[a].place, all[b].place));
     }
     free(all);
     return differ;

@@ -21,6 +21,10 @@ static inline int launched_ranks(void) {
     return 1;
 }
 
+typedef struct {
+    int rank, ranks, local_rank, local_ranks;  // local: among the ranks of this machine
+} MpiRank;
+
 #ifdef WITH_MPI
 #define OMPI_SKIP_MPICXX 1
 #include <mpi.h>
@@ -29,11 +33,6 @@ static inline int launched_ranks(void) {
 
 /* Threads use MPI one at a time (MPI_THREAD_SERIALIZED): the lock is held around every call. */
 static pthread_mutex_t mpi_lock = PTHREAD_MUTEX_INITIALIZER;
-
-typedef struct {
-    int rank, ranks;
-    int local_rank, local_ranks;  // among the ranks of this machine
-} MpiRank;
 
 static inline int mpi_begin(MpiRank *r, Error *err) {
     int provided = 0, launched = launched_ranks();
@@ -44,10 +43,11 @@ static inline int mpi_begin(MpiRank *r, Error *err) {
     MPI_Comm_rank(MPI_COMM_WORLD, &r->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &r->ranks);
     if (r->ranks != launched)
-        return error_set(err,
-                         "%d processes were started, but MPI sees %d; start them with the mpirun of the MPI that this "
-                         "program was built with, or with srun --mpi=pmix",
-                         launched, r->ranks);
+        return error_set(
+            err,
+            "%d processes were started, but MPI sees %d; start them with the mpirun of the MPI that this "
+            "program was built with, or with srun --mpi=pmix",
+            launched, r->ranks);
     MPI_Comm local;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, r->rank, MPI_INFO_NULL, &local);
     MPI_Comm_rank(local, &r->local_rank);
@@ -112,10 +112,6 @@ static inline void mpi_broadcast(void *data, size_t bytes) {
     mpi_wait(&request);
 }
 #else
-typedef struct {
-    int rank, ranks, local_rank, local_ranks;
-} MpiRank;
-
 static inline int mpi_begin(MpiRank *r, Error *err) {
     (void)r;
     return error_set(err,

@@ -1,11 +1,10 @@
 /* NCCL between the GPUs of several processes (dist/nccl.h).
  *
- * The library is loaded when it is first asked for, so that programs start without it. A group has a stream of its own:
- * what it does waits, by an event, for what op's stream has been given, and op's stream waits by another event for what
- * the group has done. The host waits for neither. */
+ * The library is loaded when it is first asked for, so that programs start without it. A group has a stream of its
+ * own: what it does waits, by an event, for what op's stream has been given, and op's stream waits by another event
+ * for what the group has done. The host waits for neither. */
 #include "nccl.h"
 
-#include <dlfcn.h>
 #include <nccl.h>
 #include <platform.cuh>
 
@@ -30,8 +29,8 @@ static NcclLibrary nccl_load(void) {
     NcclLibrary n = {};
     void *library = platform_open_library("libnccl.so.2");
     n.there = library != NULL;
-#define FIND(name)                                                        \
-    if (library) n.name = (decltype(n.name))dlsym(library, "nccl" #name); \
+#define FIND(name)                                                \
+    if (library) n.name = PLATFORM_FUNCTION(library, nccl##name); \
     n.there = n.there && n.name;
     NCCL_FUNCTIONS(FIND)
 #undef FIND
@@ -132,16 +131,17 @@ static void nccl_begin(NcclGroup *g) {
 void nccl_reduce_scatter(NcclGroup *g, float *buffer, size_t piece) {
     DeviceScope scope(g->device);
     nccl_begin(g);
-    nccl_check(nccl()->ReduceScatter(buffer, buffer + piece * g->rank, piece, ncclFloat32, ncclSum, g->comm, g->stream),
-               "add up arrays");
+    nccl_check(
+        nccl()->ReduceScatter(buffer, buffer + piece * g->rank, piece, ncclFloat32, ncclSum, g->comm, g->stream),
+        "add up arrays");
 }
 
 void nccl_all_gather(NcclGroup *g, void *buffer, size_t piece_bytes) {
     DeviceScope scope(g->device);
     nccl_begin(g);
-    nccl_check(nccl()->AllGather((char *)buffer + piece_bytes * g->rank, buffer, piece_bytes, ncclInt8, g->comm,
-                                 g->stream),
-               "gather an array");
+    nccl_check(
+        nccl()->AllGather((char *)buffer + piece_bytes * g->rank, buffer, piece_bytes, ncclInt8, g->comm, g->stream),
+        "gather an array");
 }
 
 /* In the two steps of a sharded sum, so that the additions are the same; the few elements that are left over go by

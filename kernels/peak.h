@@ -1,13 +1,13 @@
-/* What this machine can do, measured: the denominators of every "share of peak" that is printed. Each measurement
- * takes about a tenth of a second. */
-#ifndef LIB_MACHINE_H
-#define LIB_MACHINE_H
+/* The peak rates of this machine, measured: floating-point operations and bandwidth, the denominators of every "share
+ * of peak" that is printed. A measurement takes about a tenth of a second. */
+#ifndef KERNELS_PEAK_H
+#define KERNELS_PEAK_H
 
 #include "ops.h"
 #include "../lib/clock.h"
 
-/* The sum of `words` 64-bit words. Lines are asked for 2 KiB ahead, because the processor's own prefetching stops at
- * every page. */
+/* The sum of `words` 64-bit words. Cache lines are prefetched 2 KiB ahead, because the processor's own prefetching
+ * stops at every page. */
 static inline uint64_t read_words(const uint64_t *data, size_t words) {
     enum { LINE = 8, AHEAD = 256 };  // words
     uint64_t sum = 0;
@@ -19,7 +19,7 @@ static inline uint64_t read_words(const uint64_t *data, size_t words) {
 }
 
 /* Bytes per second at which all threads together read `bytes` of the host's memory from `data` on, once. Caches
- * count: read as much as the work to compare with does, or more than they hold. */
+ * count, so read as much as the work to compare with does, or more than they hold. */
 static inline double measure_read_bandwidth(const void *data, size_t bytes) {
     const size_t block = 1 << 15;  // words, 256 KiB
     const uint64_t *words = (const uint64_t *)data;
@@ -29,13 +29,13 @@ static inline double measure_read_bandwidth(const void *data, size_t bytes) {
 #pragma omp parallel for schedule(static) reduction(+ : total)
     for (size_t b = 0; b < blocks; b++) total += read_words(words + b * block, block);
     double seconds = seconds_now() - begin;
-    __asm__ volatile("" : : "r"(total));  // it is used, so the reads happen
+    __asm__ volatile("" : : "r"(total));  // uses the sum, so that the reads are not optimised away
     return (double)(blocks * block * sizeof(uint64_t)) / seconds;
 }
 
-/* n elements that are not zero, made on the host a few at a time: a GPU multiplies zeros faster, for they cost less
- * power. NULL when there is no room. */
-static inline floatX *machine_numbers(const Ops *op, size_t n) {
+/* n random elements on the device, a block of them repeated; NULL when they do not fit. They are not zeros, because a
+ * GPU multiplies zeros faster: they cost less power. */
+static inline floatX *random_block(const Ops *op, size_t n) {
     enum { FIRST = 4096 };
     floatX host[FIRST], *x = (floatX *)op->alloc(n * sizeof(floatX));
     uint32_t state = 12345;
@@ -49,10 +49,10 @@ static inline floatX *machine_numbers(const Ops *op, size_t n) {
     return x;
 }
 
-/* Floating-point operations per second of a product of `rows` rows, `width` to `width` channels, in floatX, the best
- * of a few runs; 0 when there is no room for it. */
-static inline double measure_product(const Ops *op, size_t rows, size_t width) {
-    floatX *x = machine_numbers(op, rows * width), *w = machine_numbers(op, width * width);
+/* Floating-point operations per second of a linear layer in floatX, of `rows` rows and `width` to `width` channels,
+ * the best of a few runs; 0 when it does not fit. */
+static inline double measure_matmul(const Ops *op, size_t rows, size_t width) {
+    floatX *x = random_block(op, rows * width), *w = random_block(op, width * width);
     floatX *y = (floatX *)op->alloc(rows * width * sizeof(floatX));
     Weight weight = {w, DT_FLOATX, (int)width, (int)width, NULL};
     double best = 0.0, start = seconds_now();
@@ -70,21 +70,21 @@ static inline double measure_product(const Ops *op, size_t rows, size_t width) {
     return best;
 }
 
-/* Of the device's largest ordinary product. A GPU, whose launches cost as much as a small product, gets larger ones
- * until one takes a millisecond. */
+/* Floating-point operations per second of the device's fastest matmul. On a GPU, where a launch costs as much as a
+ * small matmul, the sizes grow until one takes a millisecond. */
 static inline double measure_peak_flops(const Ops *op) {
-    if (op->host_memory) return measure_product(op, 2048, 1024);
+    if (op->host_memory) return measure_matmul(op, 2048, 1024);
     double best = 0.0;
     for (size_t width = 128; width <= 8192; width *= 2) {
-        double rate = measure_product(op, width, width);
+        double rate = measure_matmul(op, width, width);
         if (rate > best) best = rate;
         if (rate <= 0.0 || 2.0 * (double)(width * width * width) / rate > 1e-3) break;
     }
     return best;
 }
 
-/* Bytes per second, read and written together, at which the device copies `bytes` of its memory; 0 when there is no
- * room for them twice. */
+/* Bytes per second, read and written together, at which the device copies `bytes` of its memory; 0 when they do not
+ * fit twice. */
 static inline double measure_copy_bandwidth(const Ops *op, size_t bytes) {
     void *from = op->alloc(bytes), *to = op->alloc(bytes);
     double best = 0.0;

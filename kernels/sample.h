@@ -1,15 +1,16 @@
-/* The arithmetic of choosing a token, the same on every device bit for bit, so that a seed gives the same text on all:
- * probabilities are whole numbers, whose sums do not depend on the order of the additions.
+/* The arithmetic of choosing a token. It is the same on every device bit for bit, so that a seed gives the same
+ * completion on all of them: weights are whole numbers, whose sums do not depend on the order of the additions.
  *
  *   distance  q = log2 of (the largest probability / this one), in steps of 2^-24; tokens beyond 2^40 are never drawn
  *   weight    2^40 / 2^(q 2^-24), to fp32's precision
- *   order     by distance, equal ones by id: what top-k and top-p keep is a beginning of it
- *   draw      the first token, by id, up to and with which the weights of those kept sum to more than u times the
- *             sum of all, u in [0, 1) being a function of (seed, stream, position) */
+ *   order     by distance, equal ones by id; top-k and top-p keep the first tokens of this order
+ *   draw      the first kept token, by id, at which the running sum of the kept tokens' weights exceeds u times their
+ *             total, where u in [0, 1) is a function of (seed, stream, position) */
 #ifndef KERNELS_SAMPLE_H
 #define KERNELS_SAMPLE_H
 
 #include "ops.h"
+#include "../lib/random.h"
 
 #ifdef __CUDACC__
 #define SAMPLE_INLINE static __device__ __forceinline__
@@ -17,21 +18,22 @@
 #define SAMPLE_INLINE static inline
 #endif
 
-enum { SAMPLE_FRACTION = 24, SAMPLE_RANGE = 40 };  // bits after the point of a distance; the largest in whole bits
+enum { SAMPLE_FRACTION = 24, SAMPLE_RANGE = 40 };  // a distance's bits after the point, and its largest whole part
 enum { SAMPLE_ID_BITS = 20, SAMPLE_DIGIT = 10, SAMPLE_BINS = 1 << SAMPLE_DIGIT };
-enum { SAMPLE_KEY_BITS = 50 };  // of (distance, id); a distance has 30 bits, a vocabulary at most 2^20 tokens
+enum { SAMPLE_KEY_BITS = 50 };  // of (distance, id): a distance has 30 bits, and a vocabulary at most 2^20 tokens
 #define SAMPLE_NEVER 0xffffffffu
 
-/* Distances are so many times (largest logit - logit). */
+/* distance = scale (largest logit - logit) */
 SAMPLE_INLINE float sample_scale(float temperature) { return 1.44269504f * (1 << SAMPLE_FRACTION) / temperature; }
 
 SAMPLE_INLINE uint32_t sample_distance(float logit, float top, float scale) {
     float below = top - logit, q = below * scale;
     if (logit == top) return 0;
-    return q < (float)((uint32_t)SAMPLE_RANGE << SAMPLE_FRACTION) ? (uint32_t)q : SAMPLE_NEVER;  // NaN: never
+    return q < (float)((uint32_t)SAMPLE_RANGE << SAMPLE_FRACTION) ? (uint32_t)q : SAMPLE_NEVER;  // NaN is never drawn
 }
 
-/* A polynomial for 2^-f, f in [0, 1), to 3e-9; every rounding is written out. */
+/* 2^40 times 2^-f by a polynomial with an error of 3e-9, where f in [0, 1) is the fraction, shifted by the whole
+ * part. fmaf fixes every rounding, so that no compiler rounds differently. */
 SAMPLE_INLINE uint64_t sample_weight(uint32_t distance) {
     const float f = (float)(distance & ((1u << SAMPLE_FRACTION) - 1)) * 0x1p-24f;
     float p = fmaf(0x1.ca8f0ap-14f, f, -0x1.4e600cp-10f);
@@ -47,7 +49,7 @@ SAMPLE_INLINE uint64_t sample_key(uint32_t distance, int id) {
     return (uint64_t)distance << SAMPLE_ID_BITS | (uint32_t)id;
 }
 
-/* A token is kept by top-p when those before it have less than this. */
+/* top-p keeps a token when the tokens before it weigh less than this. */
 SAMPLE_INLINE uint64_t sample_target(float top_p, uint64_t total) {
     return top_p < 1 ? (uint64_t)ceil((double)top_p * (double)total) : total;
 }
@@ -55,18 +57,12 @@ SAMPLE_INLINE uint64_t sample_target(float top_p, uint64_t total) {
 SAMPLE_INLINE bool sample_is_limited(const Sampling *s) { return s->top_k > 0 || s->top_p < 1; }
 SAMPLE_INLINE bool sample_is_greedy(const Sampling *s) { return !(s->temperature > 0) || s->top_k == 1; }
 
-/* One step of splitmix64 (Steele et al. 2014). */
-SAMPLE_INLINE uint64_t sample_mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
 /* Uniform in 0 .. total-1. */
 SAMPLE_INLINE uint64_t sample_draw(uint64_t seed, int stream, int position, uint64_t total) {
-    uint64_t u = sample_mix(sample_mix(sample_mix(seed) ^ (uint32_t)stream) ^ (uint32_t)position);
-    return (uint64_t)((unsigned __int128)u * total >> 64);
+    uint64_t x = seed;
+    x = random_splitmix(&x) ^ (uint32_t)stream;
+    x = random_splitmix(&x) ^ (uint32_t)position;
+    return (uint64_t)((unsigned __int128)random_splitmix(&x) * total >> 64);
 }
 
 #endif

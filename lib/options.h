@@ -50,6 +50,9 @@ static inline bool options_given(const void *entry_or_value) {
     return false;
 }
 
+/* Makes options_given false for all: a program that reads its options a second time begins anew. */
+static inline void options_forget_given(void) { options_state.given_count = 0; }
+
 /* Keeps an allocated string until the end of the program. */
 static inline const char *options_keep(char *s) {
     options_state.strings = xrealloc(options_state.strings, (options_state.string_count + 1) * sizeof(char *));

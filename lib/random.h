@@ -1,6 +1,6 @@
 /* Random numbers: xoshiro256** (Blackman and Vigna, "Scrambled Linear Pseudorandom Number Generators", 2018), seeded
- * with splitmix64. Nothing stores a state: what is drawn is a function of seeds and numbers (of a batch, an epoch, a
- * sample), so that training goes on with the same bits by counting on. */
+ * with splitmix64 (Steele et al. 2014). No generator's state is ever saved: every draw is a function of a seed and of
+ * counters (batch, epoch, sample), so training that resumes with the same counters draws the same numbers. */
 #ifndef LIB_RANDOM_H
 #define LIB_RANDOM_H
 
@@ -12,8 +12,15 @@ typedef struct {
     uint64_t s[4];
 } Random;
 
-/* One step of splitmix64: also a good mixer for making one seed out of several numbers. */
-static inline uint64_t random_splitmix(uint64_t *x) {
+/* A function for the host and, under nvcc, for kernels too (kernels/sample.h). */
+#ifdef __CUDACC__
+#define RANDOM_INLINE static __host__ __device__ __forceinline__
+#else
+#define RANDOM_INLINE static inline
+#endif
+
+/* One step of splitmix64. It also mixes several numbers well into one seed. */
+RANDOM_INLINE uint64_t random_splitmix(uint64_t *x) {
     uint64_t z = (*x += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -24,7 +31,7 @@ static inline void random_seed(Random *r, uint64_t seed) {
     for (int i = 0; i < 4; i++) r->s[i] = random_splitmix(&seed);
 }
 
-/* Seeds a stream of its own for (seed, a, b), for example (seed, epoch, sample). */
+/* Seeds the generator of (seed, a, b), for example (seed, epoch, sample), which is independent of all others. */
 static inline void random_seed3(Random *r, uint64_t seed, uint64_t a, uint64_t b) {
     uint64_t x = seed;
     x = random_splitmix(&x) ^ a;
@@ -47,13 +54,13 @@ static inline uint64_t random_u64(Random *r) {
 /* Uniform in [0, 1), 53 bits. */
 static inline double random_uniform(Random *r) { return (double)(random_u64(r) >> 11) * 0x1p-53; }
 
-/* Standard normal (Box and Muller 1958). The second value is not kept, so that the state is only s. */
+/* Standard normal (Box and Muller 1958). The second value is discarded, so that the state is s alone. */
 static inline float random_normal(Random *r) {
     double u = 1.0 - random_uniform(r), v = random_uniform(r);  // u in (0, 1]: its logarithm is finite
     return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
 }
 
-/* Uniform in 0..n-1 without bias (values in the last, incomplete block are drawn again); 0 when n is 0. */
+/* Uniform in 0 .. n-1, without bias: values in the last, incomplete block of n are drawn again. 0 when n is 0. */
 static inline uint64_t random_below(Random *r, uint64_t n) {
     if (n == 0) return 0;
     uint64_t limit = UINT64_MAX - (UINT64_MAX % n + 1) % n, x;
@@ -62,7 +69,7 @@ static inline uint64_t random_below(Random *r, uint64_t n) {
     return x % n;
 }
 
-/* Fisher-Yates. */
+/* A uniformly random order of a [n] (Fisher and Yates). */
 static inline void random_shuffle(Random *r, uint32_t *a, size_t n) {
     for (size_t i = n; i > 1; i--) {
         size_t j = (size_t)random_below(r, i);

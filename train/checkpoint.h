@@ -112,7 +112,8 @@ static inline int state_gather(const SafeTensors *files, int count, const Optimi
             if (!state_recognise(&s, o, &files[f].tensors[t], kind)) continue;
             while (o->list[i] != s.param) i++;
             found[i] += s.end - s.begin;
-            o->op->upload(o->gradients + s.param->offset + s.begin, files[f].tensors[t].data, files[f].tensors[t].bytes);
+            o->op->upload(o->gradients + s.param->offset + s.begin, files[f].tensors[t].data,
+                          files[f].tensors[t].bytes);
         }
     int i = 0;
     while (i < o->count && found[i] == o->list[i]->n) i++;
@@ -139,28 +140,92 @@ static inline int state_load(const SafeTensors *files, int count, const Optimize
 
 /* ---- saving ---- */
 
+/* The trained parameter whose master or moments on this rank are not all finite, or NULL. A sum of squares on the device
+ * tells first whether there can be one. */
+static const Param *optimizer_not_finite(const Optimizer *o) {
+    size_t kept = o->sharded ? o->n / o->ranks : o->n;
+    const Param *found = NULL;
+    Slice *slices = xcalloc(optimizer_buckets(o), sizeof *slices);
+    for (int kind = 0; kind < 3; kind++) {
+        float squares;
+        o->op->squared_norm(o->norm_squared, state_kind(o, kind), kept, false);
+        o->op->download(&squares, o->norm_squared, sizeof squares);
+        if (isfinite(squares)) continue;
+        for (int i = 0; i < o->count && !found; i++) {
+            int n = state_slices(o, o->list[i], kind, slices);
+            for (int k = 0; k < n && !found; k++) {
+                size_t length = slices[k].end - slices[k].begin;
+                float *host = xmalloc(length * sizeof *host);
+                o->op->download(host, state_kind(o, kind) + slices[k].local, length * sizeof *host);
+                for (size_t j = 0; j < length && !found; j++)
+                    if (!isfinite(host[j])) found = o->list[i];
+                free(host);
+            }
+        }
+    }
+    free(slices);
+    return found;
+}
+
+/* What to do when training has gone wrong: where the last good checkpoint is, if there is one. */
+static char *resume_advice(const RunFolder *folder) {
+    return file_exists(folder->state)
+               ? format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
+                               folder->path)
+               : format_string("there is no checkpoint yet; start anew with a smaller --lr");
+}
+
+/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. */
+static void check_finite_state(const Trainer *t, const RunFolder *folder) {
+    const Param *p = optimizer_not_finite(&t->optimizer);
+    if (p)
+        die("the weights of %s are not finite after step %lld; %s", p->name, (long long)t->step,
+            resume_advice(folder));
+}
+
+/* The metadata of a state file. Files of older versions have no samples, batch, images and data. */
+static const char *const checkpoint_keys[] = {"format",  "step",  "best",   "worse", "shards",
+                                              "samples", "batch", "images", "data"};
+enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
+
+typedef struct {
+    char text[CHECKPOINT_KEYS][40];
+    const char *values[CHECKPOINT_KEYS];
+} CheckpointMetadata;
+
+static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
+    const Optimizer *o = &t->optimizer;
+    const long long numbers[CHECKPOINT_KEYS] = {
+        0, t->step, 0, t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch, t->images, 0};
+    for (int i = 0; i < CHECKPOINT_KEYS; i++) {
+        snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
+        m->values[i] = m->text[i];
+    }
+    m->values[0] = "tikz.c/state/1";
+    snprintf(m->text[2], sizeof m->text[2], "%.17g", t->best);
+    snprintf(m->text[8], sizeof m->text[8], "%016llx", (unsigned long long)t->data_fingerprint);
+}
+
 /* The student goes first: if the state cannot follow, the old state still fits, because it carries everything that is
  * trained. Where ranks share the state, each writes its shard beside the last checkpoint's; when all are there, the state
  * file, which then holds only the step and the number of shards, makes them the checkpoint. */
 static void checkpoint_save(const Trainer *t, const RunFolder *folder, Parallel *p) {
     Error err;
     const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
-    char step[32], best[40], evals[32], shards[16];
-    snprintf(step, sizeof step, "%lld", (long long)t->step);
-    snprintf(best, sizeof best, "%.17g", t->best);
-    snprintf(evals, sizeof evals, "%lld", (long long)t->evals_since_best);
-    snprintf(shards, sizeof shards, "%d", o->sharded ? o->ranks : 0);
-    const char *keys[] = {"format", "step", "best", "worse", "shards"};
-    const char *values[] = {"tikz.c/state/1", step, best, evals, shards};
+    check_finite_state(t, folder);
+    run_folder_check(folder);
+    CheckpointMetadata m;
+    checkpoint_metadata(&m, t);
+    const char *const *keys = checkpoint_keys, *const *values = m.values;
     if (o->sharded) {
         char *path = run_shard_path(folder, t->step, o->rank, o->ranks);
-        die_if(state_save(path, o, keys, values, 5, &err), &err);
+        die_if(state_save(path, o, keys, values, CHECKPOINT_KEYS, &err), &err);
         free(path);
         comm_barrier(&p->comm);
     }
     if (!is_rank0(p)) return;
     die_if(model_save(&t->student, folder->student, &err), &err);
-    die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, 5, &err), &err);
+    die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, CHECKPOINT_KEYS, &err), &err);
     run_remove_old_shards(folder, t->step, o->sharded ? o->ranks : 0);
 }
 
@@ -179,24 +244,40 @@ static void checkpoint_restore_optimizer(Trainer *t, const RunFolder *folder, co
     free(files);
 }
 
-/* --resume: the step, the best evaluation and the optimizer state of the checkpoint in the folder. */
-static void checkpoint_restore(Trainer *t, const RunFolder *folder) {
+/* Reads a whole number of the metadata; `missing` where the file is older than the key. */
+static int64_t checkpoint_number(const SafeTensors *st, const char *key, int64_t missing, int64_t most) {
+    const char *text = safetensors_metadata(st, key);
+    char *end = NULL;
+    if (!text) return missing;
+    errno = 0;
+    long long number = strtoll(text, &end, 10);
+    if (errno || end == text || *end || number < 0 || number > most)
+        die("%s is not a training state of this program: its %s is \"%.40s\"", st->file.path, key, text);
+    return number;
+}
+
+/* --resume: where the run is, the best evaluation and the optimizer state of the checkpoint in the folder. */
+static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *folder) {
     Error err;
     SafeTensors st;
     die_if(safetensors_open(&st, folder->state, &err), &err);
-    const char *format = safetensors_metadata(&st, "format"), *step = safetensors_metadata(&st, "step");
-    const char *best = safetensors_metadata(&st, "best"), *evals = safetensors_metadata(&st, "worse");
-    const char *shards = safetensors_metadata(&st, "shards");  // missing in files of older versions
-    long long at, since;
-    int parts = 0;
-    if (!format || strcmp(format, "tikz.c/state/1") || !step || !best || !evals || sscanf(step, "%lld", &at) != 1 ||
-        at < 0 || at > INT_MAX || sscanf(evals, "%lld", &since) != 1 ||
-        (shards && (sscanf(shards, "%d", &parts) != 1 || parts < 0 || parts > 4096)))
+    const char *format = safetensors_metadata(&st, "format"), *best = safetensors_metadata(&st, "best");
+    const char *data = safetensors_metadata(&st, "data");
+    if (!format || strcmp(format, "tikz.c/state/1") || !safetensors_metadata(&st, "step") || !best ||
+        !safetensors_metadata(&st, "worse"))
         die("%s is not a training state of this program", folder->state);
-    t->step = at;
+    t->step = checkpoint_number(&st, "step", 0, INT_MAX);
     t->best = strtod(best, NULL);
-    t->evals_since_best = since;
-    checkpoint_restore_optimizer(t, folder, &st, parts);
+    t->evals_since_best = checkpoint_number(&st, "worse", 0, INT_MAX);
+    t->restored_images = checkpoint_number(&st, "images", s->recorded_images, 1 << 20);
+    t->samples = checkpoint_number(&st, "samples", t->step * s->recorded_images, INT64_MAX / 2);
+    t->batch = checkpoint_number(&st, "batch", t->step, INT64_MAX / 2);
+    if (data && strtoull(data, NULL, 16) != t->data_fingerprint)
+        die("--resume: %s holds other samples than the run in %s began with; give the same --data, or start anew in "
+            "another --out folder with --student %s",
+            opt.data, folder->path, folder->student);
+    int shards = (int)checkpoint_number(&st, "shards", 0, 4096);
+    checkpoint_restore_optimizer(t, folder, &st, shards);
     safetensors_close(&st);
 }
 

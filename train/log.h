@@ -15,24 +15,32 @@ typedef struct {
     int ranks;
 } Log;
 
+/* Copies the lines of the old log up to a step. */
+static void log_copy(FILE *to, FILE *from, int64_t step, const char *path) {
+    char *line = NULL;
+    size_t capacity = 0;
+    while (getline(&line, &capacity, from) > 0) {
+        long long at;
+        if (sscanf(line, "{\"step\":%lld", &at) == 1 && at <= (long long)step) fputs(line, to);
+    }
+    if (ferror(from)) die("cannot read %s: %s", path, strerror(errno));
+    free(line);
+}
+
 /* Opens the log. When resuming, lines of steps after the checkpoint are dropped: those steps run again. */
 static Log log_open(const RunFolder *folder, int64_t step, const Settings *s, const Parallel *p) {
     Log log = {NULL, folder->log, s->has_teacher, p->comm.ranks};
     if (!is_rank0(p)) return log;
-    char *line = NULL;
-    size_t capacity = 0;
     FILE *old = opt.resume ? fopen(log.path, "r") : NULL;
+    if (opt.resume && !old && errno != ENOENT) die("cannot read %s: %s", log.path, strerror(errno));
     char *kept_path = format_string("%s.new", log.path);
     log.file = fopen(kept_path, "w");
     if (!log.file) die("cannot write %s: %s", kept_path, strerror(errno));
-    while (old && getline(&line, &capacity, old) > 0) {
-        long long at;
-        if (sscanf(line, "{\"step\":%lld", &at) == 1 && at <= (long long)step) fputs(line, log.file);
-    }
+    if (old) log_copy(log.file, old, step, log.path);
     if (old) fclose(old);
-    if (fflush(log.file) || rename(kept_path, log.path)) die("cannot write %s: %s", log.path, strerror(errno));
+    if (ferror(log.file) || fflush(log.file) || fsync(fileno(log.file)) || rename(kept_path, log.path))
+        die("cannot write %s: %s", log.path, strerror(errno));
     free(kept_path);
-    free(line);
     return log;
 }
 
@@ -59,9 +67,9 @@ static void log_end(const Log *log, JsonWriter *w) {
 typedef struct {
     Report report;
     double loss, norm, lr;
-    int tokens;          // counted text tokens of all ranks
-    double seconds;      // that the step took
-    double peak;         // measured matmul rate of all devices, FLOP/s
+    int tokens;      // counted text tokens of all ranks
+    double seconds;  // that the step took
+    double peak;     // measured matmul rate of all devices, FLOP/s
 } StepResult;
 
 static void log_step(const Log *log, int64_t step, const StepResult *r) {
@@ -112,12 +120,13 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
             opt.resume ? folder->student : opt.student, (double)params_total(params, GROUP_ALL) / 1e6,
             (double)params_total(params, GROUP_VISION) / 1e6, (double)params_total(params, GROUP_CONNECTOR) / 1e6,
             (double)params_total(params, GROUP_LM) / 1e6, (double)params_total(params, s->groups) / 1e6);
-    fprintf(stderr,
-            "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
-            "logits %.1f MB\n",
-            megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
-            megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
-            megabytes(&t->objective.arena));
+    fprintf(
+        stderr,
+        "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "
+        "logits %.1f MB\n",
+        megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
+        megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
+        megabytes(&t->objective.arena));
 }
 
 #endif

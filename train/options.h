@@ -56,9 +56,13 @@ static struct {
          .gate_factor = 0.3,
          .shard = true};
 
-#define HEADING(text) {NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0}
-#define RETIRED(name) \
-    {name, 0, OPT_RETIRED, NULL, NULL, "several processes are started by mpirun or srun, for example mpirun -n 4 ./train_distill", 0, 0}
+#define HEADING(text) \
+    { NULL, 0, OPT_FLAG, NULL, NULL, text, 0, 0 }
+#define RETIRED(name)                                                                                        \
+    {                                                                                                        \
+        name, 0, OPT_RETIRED, NULL, NULL,                                                                    \
+            "several processes are started by mpirun or srun, for example mpirun -n 4 ./train_distill", 0, 0 \
+    }
 static const Option table[] = {
     HEADING("models"),
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "model to learn from, or none", 0, 0},
@@ -83,8 +87,8 @@ static const Option table[] = {
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
     HEADING("training"),
     {"out", 'o', OPT_STRING, &opt.out, "DIR", "folder for the student, checkpoints and the log", 0, 0},
-    {"resume", 0, OPT_FLAG, &opt.resume, NULL,
-     "continue from the checkpoint in --out, with the options of that run", 0, 0},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "continue from the checkpoint in --out, with the options of that run",
+     0, 0},
     {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
     {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 2e9},
     {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
@@ -153,15 +157,29 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
 static const char *const train_usage =
     "[options]\n\nTrains an image-to-TikZ model, by default from the starter teacher on the starter data.";
 
-/* --resume: reads the options of the first run, then again what the command line says. */
-static void options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
+/* Ends the program when options.txt is not whole: every version of this program has written these options. */
+static void options_check_recalled(const char *path) {
+    static const void *const recorded[] = {&opt.student, &opt.data, &opt.seed, &opt.batch, &opt.accum, &opt.lr};
+    for (size_t i = 0; i < sizeof recorded / sizeof recorded[0]; i++)
+        if (!options_given(recorded[i]))
+            die("%s is not whole: it does not say all options of the run; put it back from a copy, or start anew in "
+                "another --out folder",
+                path);
+}
+
+/* --resume: reads the options of the first run, then again what the command line says. Returns the images of a step that
+ * the first run had. */
+static int64_t options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
     Error err;
     const char *out = opt.out;
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
     if (!file_exists(state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", state_path);
+    options_forget_given();
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
+    options_check_recalled(options_path);
     const char *student = opt.student;
+    int64_t images = opt.batch * opt.accum;
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
     if (strcmp(opt.student, student))
         die("--resume continues with the student in %s, which began as %s; --student %s is another: leave it out, or "
@@ -169,6 +187,7 @@ static void options_recall(int argc, char **argv, const char *state_path, const 
             out, student, opt.student);
     opt.out = out;  // the folder may have been moved
     opt.resume = true;
+    return images;
 }
 
 /* ---- what follows from the options ---- */
@@ -182,8 +201,9 @@ typedef struct {
     ObjectiveConfig objective;  // the schedule moves a copy of it
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
-    int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
-    int64_t eval_batches;  // validation batches; 0: all
+    int64_t recorded_images;  // --resume: images of a step in the run so far; 0: a new run
+    int batch, accum;         // images of a micro-batch; micro-batches of a step on this rank
+    int64_t eval_batches;     // validation batches; 0: all
 } Settings;
 
 /* The index of an option's value among names; a wrong one is a usage mistake. */
@@ -205,8 +225,7 @@ static int settings_groups(void) {
     snprintf(copy, sizeof copy, "%s", opt.train);
     for (char *name = strtok_r(copy, ",", &rest); name; name = strtok_r(NULL, ",", &rest))
         groups |= 1 << option_choice("train", name, names, 3);
-    if (!groups)
-        options_die("--train names no group; expected vision, connector, lm or several of them with commas");
+    if (!groups) options_die("--train names no group; expected vision, connector, lm or several of them with commas");
     return groups;
 }
 
@@ -281,7 +300,8 @@ static void redistribute_batch(Settings *s, int ranks) {
     if (opt.resume && ranks > 1 && !s->explicit_accum) {
         int64_t batch = s->batch;
         if (images % ranks)
-            die("--resume: the %lld images of a step cannot be divided among %d processes; start a number that divides "
+            die("--resume: the %lld images of a step cannot be divided among %d processes; start a number that "
+                "divides "
                 "%lld",
                 (long long)images, ranks, (long long)images);
         while (images / ranks % batch) batch--;
@@ -308,18 +328,19 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
         options_double(weights[i] == (float)given[i] ? given[i] : weights[i], w[i], sizeof w[i]);
     snprintf(batch, sizeof batch, "%d", s->batch);
     snprintf(accum, sizeof accum, "%d", s->accum * ranks);
-    const OptionOverride overrides[] = {{"resume", "false"}, {"overwrite", "false"}, {"alpha", NULL},
-                                        {"w-ce", w[0]},      {"w-soft", w[1]},       {"w-hard", w[2]},
-                                        {"w-embed", w[3]},   {"batch", batch},       {"accum", accum},
-                                        {"init", s->init ? opt.init : "none"}};
+    const OptionOverride overrides[] = {{"resume", "false"}, {"overwrite", "false"},
+                                        {"alpha", NULL},     {"w-ce", w[0]},
+                                        {"w-soft", w[1]},    {"w-hard", w[2]},
+                                        {"w-embed", w[3]},   {"batch", batch},
+                                        {"accum", accum},    {"init", s->init ? opt.init : "none"}};
     options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
 }
 
 /* Options that may differ from rank to rank, or whose files are compared by content instead. */
 static bool option_may_differ(const char *line) {
-    static const char *const names[] = {"device",  "teacher-device", "student-device", "threads",  "cache",
-                                        "out",     "teacher",        "student",        "tokenizer", "init",
-                                        "data",    "val-data",       "overwrite",      "#"};
+    static const char *const names[] = {"device", "teacher-device", "student-device", "threads",   "cache",
+                                        "out",    "teacher",        "student",        "tokenizer", "init",
+                                        "data",   "val-data",       "overwrite",      "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;

@@ -16,16 +16,19 @@
 
 typedef struct {
     const char *path;
-    char *student, *best, *state, *log, *options;
+    char *student, *best, *state, *log, *options, *lock;
+    dev_t device;  // of the lock file: whether the folder is still the one that the run began in
+    ino_t inode;   // 0: the rank does not write there
 } RunFolder;
 
 static RunFolder run_folder(const char *path) {
-    return (RunFolder){path,
-                       format_string("%s/student.safetensors", path),
-                       format_string("%s/best.safetensors", path),
-                       format_string("%s/state.safetensors", path),
-                       format_string("%s/log.jsonl", path),
-                       format_string("%s/options.txt", path)};
+    return (RunFolder){.path = path,
+                       .student = format_string("%s/student.safetensors", path),
+                       .best = format_string("%s/best.safetensors", path),
+                       .state = format_string("%s/state.safetensors", path),
+                       .log = format_string("%s/log.jsonl", path),
+                       .options = format_string("%s/options.txt", path),
+                       .lock = format_string("%s/.lock", path)};
 }
 
 static void run_folder_free(RunFolder *f) {
@@ -34,6 +37,7 @@ static void run_folder_free(RunFolder *f) {
     free(f->state);
     free(f->log);
     free(f->options);
+    free(f->lock);
 }
 
 /* Takes the folder for this run, on rank 0. One that holds a student is only touched with --resume or --overwrite. */
@@ -54,21 +58,42 @@ static void run_folder_check_shared(const RunFolder *f, Comm *comm) {
     int64_t process = getpid();
     comm_broadcast_host(comm, &process, sizeof process);
     if (comm->rank == 0 || !opt.shard) return;
-    char *path = format_string("%s/.lock", f->path);
-    FILE *lock = fopen(path, "r");
+    FILE *lock = fopen(f->lock, "r");
     bool same = lock && fgets(owner, sizeof owner, lock) && strtoll(owner, NULL, 10) == process;
     if (lock) fclose(lock);
-    free(path);
     if (!same)
-        die("%s is not the folder of rank 0, where each rank saves its part of the optimizer state; give all ranks an "
+        die("%s is not the folder of rank 0, where each rank saves its part of the optimizer state; give all ranks "
+            "an "
             "--out that they share, or --no-shard",
             f->path);
 }
 
 /* Opens the folder on all ranks. */
-static void run_folder_open(const RunFolder *f, Comm *comm) {
+static void run_folder_open(RunFolder *f, Comm *comm) {
+    struct stat s;
     if (comm->rank == 0) run_folder_create(f);
     run_folder_check_shared(f, comm);
+    if (comm->rank > 0 && !opt.shard) return;
+    if (stat(f->lock, &s)) die("cannot read %s: %s", f->lock, strerror(errno));
+    f->device = s.st_dev;
+    f->inode = s.st_ino;
+}
+
+/* Before anything is written: ends the program when the folder is not the one that the run began in, so that no run
+ * writes into another's. */
+static void run_folder_check(const RunFolder *f) {
+    struct stat s;
+    if (!f->inode || (stat(f->lock, &s) == 0 && s.st_dev == f->device && s.st_ino == f->inode)) return;
+    die("%s is not the folder any more in which this run began: it was moved or replaced; nothing was written there",
+        f->path);
+}
+
+/* Makes what was unlinked or renamed in the folder durable. */
+static void run_folder_sync(const RunFolder *f) {
+    int fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return;
+    fsync(fd);  // some file systems refuse to sync a folder
+    close(fd);
 }
 
 /* The state file of one of several ranks. */
@@ -90,21 +115,23 @@ static void run_remove_old_shards(const RunFolder *f, int64_t step, int ranks) {
         free(path);
     }
     if (folder) closedir(folder);
+    run_folder_sync(f);
 }
 
 /* Records the options, on rank 0, after everything that can fail, so that a mistake in one attempt to resume does not
- * reach the next. With --overwrite the old checkpoint goes now, so that no --resume takes it for one of this run, and so
- * does the old best student, so that infer does not. */
+ * reach the next. With --overwrite the old checkpoint goes first, so that no --resume takes it for one of this run, and
+ * so does the old best student, so that infer does not. */
 static void run_record_options(const RunFolder *f, const Settings *s, int ranks) {
     Error err;
     AtomicFile file;
+    if (!opt.resume) {
+        unlink(f->state);
+        unlink(f->best);
+        run_remove_old_shards(f, -1, 0);
+    }
     die_if(atomic_open(&file, f->options, &err), &err);
     options_record(s, ranks, file.f);
     die_if(atomic_commit(&file, &err), &err);
-    if (opt.resume) return;
-    unlink(f->state);
-    unlink(f->best);
-    run_remove_old_shards(f, -1, 0);
 }
 
 #endif

@@ -12,14 +12,15 @@ static const char *const lr_schedule_names[] = {"cosine", "linear", "constant", 
 typedef struct {
     LrSchedule kind;
     double base, final_share;  // the schedule ends at base * final_share (cosine, linear)
-    int64_t warmup, steps;     // linear warm-up from 0
-    double gamma;              // multistep: factor at 50 %, 75 % and 90 % of the steps
+    int64_t warmup, total;     // in images: of the linear warm-up from 0, and of the whole training
+    double gamma;              // multistep: factor at 50 %, 75 % and 90 % of the training
 } LearningRate;
 
-/* The learning rate of step 0 .. steps-1. */
-static inline double learning_rate(const LearningRate *s, int64_t step) {
-    if (step < s->warmup) return s->base * (double)(step + 1) / (double)s->warmup;
-    double span = (double)(s->steps - s->warmup), progress = span > 0 ? (double)(step - s->warmup) / span : 0;
+/* The learning rate of a step of `images` images after `seen` images. It follows the images and not the steps, so that a
+ * run that is resumed with another batch size stays where it was. */
+static inline double learning_rate(const LearningRate *s, int64_t seen, int64_t images) {
+    if (seen < s->warmup) return s->base * (double)(seen + images) / (double)s->warmup;
+    double span = (double)(s->total - s->warmup), progress = span > 0 ? (double)(seen - s->warmup) / span : 0;
     if (progress > 1) progress = 1;
     double low = s->base * s->final_share;
     switch (s->kind) {

@@ -91,8 +91,7 @@ static void teacher_stage(Teacher *t) {
     t->copy_op->wait_for(t->student_op);
     t->copy_op->copy_from(t->staged_hidden, t->op, m->hidden, m->n * row);
     if (t->staged_tokens)
-        t->copy_op->copy_from(t->staged_tokens, t->op, m->vision.tokens,
-                              (size_t)m->B * model_image_tokens(m) * row);
+        t->copy_op->copy_from(t->staged_tokens, t->op, m->vision.tokens, (size_t)m->B * model_image_tokens(m) * row);
 }
 
 /* Starts the forward pass of the micro-batch after the one that the student works on, if the teacher can compute beside

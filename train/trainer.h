@@ -14,9 +14,17 @@ typedef struct {
     Optimizer optimizer;
     LearningRate lr;
     int64_t step, steps;        // optimizer steps done, and in all
+    int64_t samples;            // images seen
+    int64_t batch;              // number of the next batch: a batch is the images of one step
+    int64_t images;             // images of a step, on all ranks
+    int64_t restored_images;    // what that was before a --resume; 0: a new run
+    uint64_t data_fingerprint;  // of the training samples
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
 } Trainer;
+
+/* The share of the training that is done, in [0, 1]. */
+static double trainer_progress(const Trainer *t) { return (double)t->samples / (double)t->lr.total; }
 
 /* ---- the student ---- */
 
@@ -40,7 +48,8 @@ static void student_init_from(Model *student, const char *path, bool verbose) {
     ModelConfig from;
     Tokenizer tokenizer;
     int taken = 0;
-    die_if(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) || tokenizer_load(&tokenizer, &st, &err),
+    die_if(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) ||
+               tokenizer_load(&tokenizer, &st, &err),
            &err);
     bool same_tokens = !tokenizer_same(&student->tokenizer, &tokenizer, &err);
     for (int i = 0; i < student->params.count; i++) {
@@ -77,10 +86,10 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
     model_train(&t->student, s->groups, s->recompute);
 }
 
-/* Opens the student on op. */
-static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder, const Teacher *teacher,
-                         bool verbose) {
-    *t = (Trainer){.op = op, .best = INFINITY};
+/* Opens the student on op. ranks: the data-parallel processes. */
+static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
+                         const Teacher *teacher, int ranks, bool verbose) {
+    *t = (Trainer){.op = op, .best = INFINITY, .images = (int64_t)s->batch * s->accum * ranks};
     student_open(t, s, folder, teacher, verbose);
 }
 

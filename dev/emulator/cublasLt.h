@@ -1,10 +1,12 @@
-/* The part of cuBLASLt that kernels/cuda/linear.cuh uses, as plain loops (cublaslt.cpp). Matrices are column-major:
+/* The part of cuBLASLt that kernels/cuda/cublaslt.cuh uses, as plain loops (cublaslt.cpp). Matrices are column-major:
  * D = op(A) op(B) + beta C with op(A) [m, k] and op(B) [k, n]; the bias has m values; aux [m, n] gets what GELU
  * reads. */
 #ifndef EMULATION_CUBLASLT_H
 #define EMULATION_CUBLASLT_H
 
 #include "cuda_runtime.h"
+
+#define CUBLAS_VER_MAJOR 12
 
 enum cublasStatus_t {
     CUBLAS_STATUS_SUCCESS = 0,

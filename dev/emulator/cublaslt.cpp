@@ -1,4 +1,4 @@
-/* cuBLASLt's matrix products as plain loops, for the emulated GPU. */
+/* cuBLASLt's matmul as plain loops, for the emulated GPU. */
 #include "cublasLt.h"
 #include "cuda_bf16.h"
 
@@ -21,7 +21,7 @@ struct cublasLtMatmulPreferenceOpaque_t {
     uint64_t workspace;
 };
 
-/* What an algorithm was chosen for; the real library lets it be used for nothing else. */
+/* The matmul that an algorithm was chosen for. The real library does not allow it for any other. */
 struct Chosen {
     uint64_t m, n;
     uint32_t alignment[4], epilogue, workspace;
@@ -105,8 +105,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
     return matrix < 0 ? CUBLAS_STATUS_SUCCESS : set(&preference->alignment[matrix], value, bytes);
 }
 
-/* Less is supported than by the real library, so that what stands in for it is tested too: only matrices whose
- * columns lie on 16-byte boundaries. */
+/* This supports less than the real library, only matrices whose columns begin on 16-byte boundaries, so that our own
+ * matmul for what the library refuses is tested too. */
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A,
                                               cublasLtMatrixLayout_t B, cublasLtMatrixLayout_t C,
                                               cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t preference,
@@ -140,7 +140,7 @@ static void set_element(void *data, cudaDataType_t type, size_t i, float v) {
         ((__nv_bfloat16 *)data)[i] = __float2bfloat16(v);
 }
 
-/* op(X)'s columns (or, `by_rows`, its rows) one after another, as floats [count, k]. */
+/* The columns of op(X), or its rows if by_rows, as floats [count, k]. */
 static float *unpack(const void *data, const cublasLtMatrixLayoutOpaque_t *x, bool transposed, bool by_rows,
                      size_t count, size_t k) {
     float *f = (float *)malloc((count * k + 1) * sizeof(float));
@@ -151,7 +151,8 @@ static float *unpack(const void *data, const cublasLtMatrixLayoutOpaque_t *x, bo
     return f;
 }
 
-/* The sum is taken in eight strands, so that a compiler can use vectors; our own memory, so nothing to guard. */
+/* Eight partial sums, so that the compiler can use vectors. Not sanitized, because it reads only memory of this
+ * file. */
 __attribute__((no_sanitize("address", "undefined"))) static float dot(const float *a, const float *b, size_t k) {
     float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, total = 0;
     size_t i = 0;
@@ -164,7 +165,7 @@ __attribute__((no_sanitize("address", "undefined"))) static float dot(const floa
 
 static float gelu(float x) { return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x))); }
 
-/* A product in its turn: the descriptors as they were at the call. */
+/* A queued matmul, with the descriptors as they were at the call. */
 struct Work {
     cublasLtMatmulDescOpaque_t desc;
     cublasLtMatrixLayoutOpaque_t a, b, c, d;
@@ -195,7 +196,7 @@ static void multiply(const Work &w) {
     free(right);
 }
 
-/* The addresses are as aligned as the algorithm was promised, and it is the one for this product. */
+/* The algorithm was chosen for this matmul, and the addresses are as aligned as it was promised. */
 static bool keeps_promise(const cublasLtMatmulAlgo_t *algo, const Work &w) {
     Chosen chosen;
     memcpy(&chosen, algo, sizeof chosen);

@@ -289,6 +289,9 @@ enum cudaStreamCaptureMode {
     cudaStreamCaptureModeThreadLocal,
     cudaStreamCaptureModeRelaxed
 };
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem;
@@ -459,6 +462,9 @@ template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *function
     if (value < 0 || value > emulation::device_shared()) return cudaErrorInvalidValue;
     emulation::allow_shared((const void *)function, (size_t)value);
     return cudaSuccess;
+}
+template <typename F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F *) {
+    return a->ptxVersion = emulation::device_capability(), cudaSuccess;  // compiled for the GPU that there is
 }
 template <typename F>
 static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int, size_t) {

@@ -1,5 +1,5 @@
-/* NCCL between emulated GPUs: a file in shared memory with a mailbox from every rank to every other. What is asked
- * for is done in the stream's turn; sums are added in the order of the ranks. */
+/* NCCL between emulated GPUs: a file in shared memory has a mailbox from every rank to every other. Calls are queued
+ * on their stream, and sums are added in the order of the ranks. */
 #include <atomic>
 #include <memory>
 #include <vector>
@@ -11,7 +11,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-/* A ring of bytes with one writer and one reader. A lesson or a bucket of the tests fits: a send seldom waits. */
+/* A ring of bytes with one writer and one reader. It is large enough for most messages of the tests, so a send seldom
+ * waits.
+ */
 struct Mailbox {
     enum { BYTES = 8 << 20 };
     std::atomic<uint64_t> written, read;
@@ -41,8 +43,8 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     return ncclSuccess;
 }
 
-/* Returns when all ranks have the file; then its name is not needed any more. */
-ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank, ncclConfig_t *) {
+/* Maps the file and returns when all ranks have mapped it, so that its name can be removed. */
+ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int rank) {
     size_t boxes = (size_t)ranks * (size_t)ranks * sizeof(Mailbox), bytes = boxes + sizeof(std::atomic<int>);
     int fd = shm_open(id.internal, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (rank < 0 || rank >= ranks || !*id.internal) return ncclInvalidArgument;
@@ -64,14 +66,12 @@ ncclResult_t ncclCommDestroy(ncclComm_t c) {
     return ncclSuccess;
 }
 
-/* What is queued in a stream may still look at it: it stays. */
+/* Does not free the group, because work that is queued on a stream may still use it. */
 ncclResult_t ncclCommAbort(ncclComm_t c) {
     static std::vector<ncclComm_t> ended;
     ended.push_back(c);
     return c->aborted = true, ncclSuccess;
 }
-
-ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *result) { return *result = ncclSuccess, ncclSuccess; }
 
 /* ---- moving ---- */
 
@@ -82,7 +82,7 @@ struct Part {
     size_t bytes;
 };
 
-/* Moves what goes now. */
+/* Moves as many bytes as possible now. */
 static void advance(ncclComm *c, Part *p) {
     Mailbox *b = p->sending ? box(c, c->rank, p->rank) : box(c, p->rank, c->rank);
     uint64_t written = b->written, read = b->read;
@@ -98,7 +98,7 @@ static void advance(ncclComm *c, Part *p) {
     p->bytes -= n;
 }
 
-/* All parts are through. */
+/* True when all parts have been moved. */
 static bool moved(ncclComm *c, std::vector<Part> &parts) {
     bool all = true;
     for (Part &p : parts) {
@@ -108,7 +108,7 @@ static bool moved(ncclComm *c, std::vector<Part> &parts) {
     return all;
 }
 
-/* In the stream's turn: begin says what to move, end looks at what has come. */
+/* Queues a transfer: `begin` says what to move, and `end` uses what has arrived. */
 static ncclResult_t exchange(ncclComm *c, cudaStream_t s, std::function<void(std::vector<Part> &)> begin,
                              std::function<void()> end) {
     struct State {
@@ -128,7 +128,7 @@ static ncclResult_t exchange(ncclComm *c, cudaStream_t s, std::function<void(std
 
 static size_t size_of(ncclDataType_t type) { return type == ncclFloat32 ? 4 : 1; }
 
-/* A part to and from every other rank: `mine` goes to all, or (mine_step) a piece to each. */
+/* The parts to and from every other rank: `mine` goes to all of them, or, with mine_step, a piece of it to each. */
 static void to_and_from_all(ncclComm *c, std::vector<Part> &parts, const char *mine, size_t mine_step, char *theirs,
                             size_t bytes) {
     for (int r = 0; r < c->ranks; r++) {
@@ -138,7 +138,7 @@ static void to_and_from_all(ncclComm *c, std::vector<Part> &parts, const char *m
     }
 }
 
-/* sum [n] of all [ranks, n], in their order. */
+/* sum [n] = the sum over ranks of all [ranks, n], in the order of the ranks. */
 static void add_up(float *sum, const std::vector<float> &all, size_t n, int ranks) {
     memcpy(sum, all.data(), n * sizeof *sum);
     for (size_t r = 1; r < (size_t)ranks; r++)
@@ -147,7 +147,7 @@ static void add_up(float *sum, const std::vector<float> &all, size_t n, int rank
 
 /* ---- calls ---- */
 
-/* step: elements from one rank's part of `from` to the next's. */
+/* step: elements between one rank's part of `from` and the next rank's. */
 static ncclResult_t reduce(const void *from, void *to, size_t n, size_t step, ncclDataType_t type, ncclComm_t c,
                            cudaStream_t s) {
     if (type != ncclFloat32) return ncclInvalidArgument;
@@ -176,30 +176,5 @@ ncclResult_t ncclAllGather(const void *from, void *to, size_t piece, ncclDataTyp
         memmove((char *)to + (size_t)c->rank * bytes, from, bytes);
         to_and_from_all(c, parts, (const char *)from, 0, (char *)to, bytes);
     };
-    return exchange(c, s, begin, NULL);
-}
-
-ncclResult_t ncclBroadcast(const void *from, void *to, size_t n, ncclDataType_t type, int root, ncclComm_t c,
-                           cudaStream_t s) {
-    size_t bytes = n * size_of(type);
-    if (root < 0 || root >= c->ranks) return ncclInvalidArgument;
-    auto begin = [=](std::vector<Part> &parts) {
-        if (c->rank != root) parts.push_back({false, root, (char *)to, bytes});
-        for (int r = 0; r < c->ranks && c->rank == root; r++)
-            if (r != root) parts.push_back({true, r, (char *)from, bytes});
-        if (c->rank == root) memmove(to, from, bytes);
-    };
-    return exchange(c, s, begin, NULL);
-}
-
-ncclResult_t ncclSend(const void *from, size_t n, ncclDataType_t type, int rank, ncclComm_t c, cudaStream_t s) {
-    if (rank < 0 || rank >= c->ranks || rank == c->rank) return ncclInvalidArgument;
-    auto begin = [=](std::vector<Part> &parts) { parts.push_back({true, rank, (char *)from, n * size_of(type)}); };
-    return exchange(c, s, begin, NULL);
-}
-
-ncclResult_t ncclRecv(void *to, size_t n, ncclDataType_t type, int rank, ncclComm_t c, cudaStream_t s) {
-    if (rank < 0 || rank >= c->ranks || rank == c->rank) return ncclInvalidArgument;
-    auto begin = [=](std::vector<Part> &parts) { parts.push_back({false, rank, (char *)to, n * size_of(type)}); };
     return exchange(c, s, begin, NULL);
 }

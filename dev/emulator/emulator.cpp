@@ -1,4 +1,5 @@
-/* The scheduler of the emulated GPU (machine.h): fibers, barriers, the meetings of a warp's lanes. */
+/* The scheduler of the emulated GPU (machine.h): fibers, barriers, and what the lanes of a warp do together. */
+#include "../../lib/random.h"
 #include "streams.h"
 
 #include <elf.h>
@@ -40,9 +41,9 @@ __thread Block *block;
 enum { STACK = 256 * 1024, PAGE = 4096, MAX_WARPS = MAX_THREADS * MAX_CLUSTER / WARP };
 
 /* ---- fibers ----
- * A fiber runs threads of a block one after another; only a thread that waits keeps its fiber. ucontext's switch
- * saves the signal mask with a system call each time, so x86-64 has its own of a few instructions (but with
- * -DEMULATION_UCONTEXT). */
+ * A fiber runs threads of a block one after another, and only a thread that waits occupies its fiber. ucontext saves
+ * the signal mask with a system call at each switch, so x86-64 has a switch of its own, of a few instructions (unless
+ * EMULATION_UCONTEXT is defined). */
 
 struct Fiber {
     char *stack;  // lowest address; NULL for the fiber that called launch()
@@ -73,7 +74,8 @@ static __thread Machine *machine;
 static uint64_t seed, launches;
 
 #ifndef EMULATION_UCONTEXT
-/* Pushes what a function must preserve, leaves the stack pointer in *save, and goes on where `load` was left. */
+/* Pushes the registers that a function must preserve, stores the stack pointer in *save, and continues at the stack
+ * `load`. */
 extern "C" void emulation_switch(void **save, void *load);
 __asm__(".text\n.globl emulation_switch\n.type emulation_switch, @function\nemulation_switch:\n"
         "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
@@ -82,7 +84,7 @@ __asm__(".text\n.globl emulation_switch\n.type emulation_switch, @function\nemul
         ".size emulation_switch, .-emulation_switch\n");
 #endif
 
-/* First thing on a fiber that was switched to. */
+/* Called first on a fiber that has been switched to. */
 static void arrived() {
 #ifdef WITH_ASAN
     const void *from;
@@ -143,7 +145,7 @@ static Fiber *fiber_take() {
     return f;
 }
 
-/* ---- what waits, in words ---- */
+/* ---- error sentences ---- */
 
 static void describe(char *text, size_t size, const Thread *t) {
     snprintf(text, size, "thread (%u, %u, %u)", t->index.x, t->index.y, t->index.z);
@@ -160,7 +162,7 @@ static void describe(char *text, size_t size, const Thread *t) {
 
 static bool same_place(const Place &a, const Place &b) { return a.line == b.line && !strcmp(a.file, b.file); }
 
-/* Nothing can go on: says for the first waiting thread whom it waits for. */
+/* No thread can run: names a waiting thread and the thread it waits for. */
 [[noreturn]] static void fail_stuck() {
     char who[64], text[256];
     for (int i = 0; i < machine->count; i++) {
@@ -188,13 +190,6 @@ static bool same_place(const Place &a, const Place &b) { return a.line == b.line
 
 /* ---- the scheduler ---- */
 
-static uint64_t next_random(uint64_t *state) {  // splitmix64
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static void make_ready(Thread *t) {
     t->state = Thread::READY;
     unsigned number = (unsigned)(t - machine->thread);
@@ -207,7 +202,8 @@ static void go_on_with(Thread *t) {
     block = t ? t->block : NULL;
 }
 
-/* These threads stand at the same barrier of this kind: they go on. One that has returned never arrives. */
+/* Makes these threads ready if all of them wait at the same barrier of this kind. A thread that has returned never
+ * arrives. */
 static bool barrier_complete(Thread *first, unsigned count, int state) {
     for (unsigned i = 0; i < count; i++)
         if ((int)first[i].state != state || !same_place(first[i].place, first->place)) return false;
@@ -215,7 +211,7 @@ static bool barrier_complete(Thread *first, unsigned count, int state) {
     return true;
 }
 
-/* A barrier of a block or of the cluster is complete: whoever waited there is ready. */
+/* Opens the barriers of blocks and of the cluster that are complete; true if there was one. */
 static bool barriers_open(Machine *m) {
     bool any = barrier_complete(m->thread, (unsigned)m->count, Thread::AT_CLUSTER_BARRIER);
     for (unsigned b = 0; b < m->launch->cluster; b++)
@@ -228,15 +224,15 @@ static int warp_count() { return (machine->count + WARP - 1) / WARP; }
 /* A new order of the warps. */
 static void shuffle_warps() {
     for (int i = 0; i < warp_count(); i++) {
-        int j = (int)(next_random(&machine->random) % (uint64_t)(i + 1));
+        int j = (int)(random_splitmix(&machine->random) % (uint64_t)(i + 1));
         machine->favour[i] = machine->favour[j];
         machine->favour[j] = (unsigned char)i;
     }
 }
 
-/* The thread to go on with; NULL when all have returned. In half of the blocks any thread that can; in the others one
- * of the warp that comes first, which so runs as far ahead of the others as it can: that is what finds a barrier
- * missing between the end of one use of shared memory and the beginning of the next. */
+/* The thread that runs next; NULL when all have returned. In half of the blocks it is any thread that can run. In the
+ * others it belongs to the first warp of a random order, which therefore runs as far ahead of the others as it can.
+ * That finds a missing barrier between one use of shared memory and the next. */
 static Thread *choose() {
     Machine *m = machine;
     if (m->ready_count == 0) {
@@ -244,11 +240,11 @@ static Thread *choose() {
         if (!barriers_open(m)) fail_stuck();
         if (m->unfair) shuffle_warps();
     }
-    int at = m->unfair ? 0 : (int)(next_random(&m->random) % (uint64_t)warp_count());
+    int at = m->unfair ? 0 : (int)(random_splitmix(&m->random) % (uint64_t)warp_count());
     while (!m->ready[m->unfair ? m->favour[at] : at]) at = (at + 1) % warp_count();
     int warp = m->unfair ? m->favour[at] : at;
     unsigned lanes = m->ready[warp];
-    for (uint64_t skip = next_random(&m->random) % (uint64_t)__builtin_popcount(lanes); skip > 0; skip--)
+    for (uint64_t skip = random_splitmix(&m->random) % (uint64_t)__builtin_popcount(lanes); skip > 0; skip--)
         lanes &= lanes - 1;
     lanes &= -lanes;  // the thread's bit
     m->ready[warp] ^= lanes;
@@ -256,7 +252,7 @@ static Thread *choose() {
     return &m->thread[warp * WARP + __builtin_ctz(lanes)];
 }
 
-/* The current thread waits; returns when it has been chosen again. */
+/* Lets the current thread wait; returns when it has been chosen again. */
 static void wait() {
     Thread *me = current, *next = choose();
     go_on_with(next);
@@ -266,8 +262,8 @@ static void wait() {
     switch_to(to);
 }
 
-/* Runs threads that have not begun, one after another; returns the fiber to go on with when one that waited is chosen
- * or none is left. */
+/* Runs threads that have not begun, one after another. Returns the fiber to switch to when a thread that had waited
+ * is chosen, or when none is left. */
 __attribute__((noinline)) static Fiber *run_threads(Fiber *self) {
     for (;;) {
         machine->launch->run(machine->launch->context);
@@ -286,16 +282,16 @@ __attribute__((noinline)) static Fiber *run_threads(Fiber *self) {
     }
 }
 
-/* An idle fiber may wake up on another thread of the processor, so nothing thread-local is touched here, where a
- * compiler could have kept its address. */
+/* An idle fiber may continue on another thread of the CPU. So this function uses no thread-local variable, whose
+ * address the compiler could have kept. */
 static void fiber_main() {
     Fiber *self = fiber_here();
     arrived();
     for (;;) switch_to(run_threads(self));
 }
 
-/* EMULATION_SKIP=FILE:LINE leaves out the barriers of that line, to see whether a test notices
- * (dev/kernels/mutate_barriers.sh). */
+/* EMULATION_SKIP=FILE:LINE disables the barriers of that line, so that dev/kernels/mutate_barriers.sh can tell
+ * whether a test notices. */
 static bool skipped(const Place &place) {
     static const char *wanted = getenv("EMULATION_SKIP"), *colon = wanted ? strrchr(wanted, ':') : NULL;
     if (!colon || place.line != atoi(colon + 1)) return false;
@@ -350,7 +346,7 @@ static bool in_meeting(const Thread *t, const Thread *with) {
            same_place(t->place, with->place);
 }
 
-/* The last lane to arrive does the work for all. */
+/* The last lane to arrive does the work for all lanes. */
 void meet(unsigned mask, void *brought, Together together, Place place) {
     if (!strcmp(place.what, "__syncwarp") && skipped(place)) return;
     Thread *me = current, *warp = me - me->number % WARP;
@@ -397,9 +393,9 @@ void copies_wait(unsigned left) {
 }
 
 /* ---- static shared memory ----
- * A kernel's __shared__ variables are static ones, one for each thread of the processor (under AddressSanitizer one
- * for all, and then they keep what the last block left). They are found in the program's own symbol table, as
- * thread-local variables of functions, so that every block can begin with every bit one in them. */
+ * A kernel's __shared__ variables are static variables, which exist once for each thread of the CPU (under
+ * AddressSanitizer once, and then they keep the last block's values). They are found in the program's own symbol
+ * table, as thread-local variables of functions, so that every block can begin with all of their bits set. */
 
 enum { MAX_STATIC = 4096 };
 static struct {
@@ -432,12 +428,12 @@ static void static_shared_find() {
 static int static_shared_poison(struct dl_phdr_info *program, size_t, void *) {
     for (int i = 0; i < static_count; i++)
         memset((char *)program->dlpi_tls_data + static_shared[i].at, 0xff, static_shared[i].bytes);
-    return 1;  // the first one is the program, libraries have no kernels
+    return 1;  // the first one is the program; libraries have no kernels
 }
 
 /* ---- launches ---- */
 
-/* Block `number` of the grid, in place `rank` of the cluster that runs. */
+/* Begins block `number` of the grid, as block `rank` of the cluster that runs. */
 static void begin_block(Machine *m, const Launch &l, uint64_t number, unsigned rank) {
     Block *b = &m->block[rank];
     void *shared = NULL;
@@ -469,7 +465,7 @@ static void run_cluster(Machine *m, const Launch &l, uint64_t number) {
     uint64_t start = seed ^ (launches * 0x632be59bd9b4e019u) ^ (number * 0x9e6c63d0876a9a47u);
     m->launch = &l;
     m->random = start;
-    m->unfair = next_random(&m->random) % 2;
+    m->unfair = random_splitmix(&m->random) % 2;
     m->count = (int)(l.size.x * l.size.y * l.size.z * l.cluster);
     shuffle_warps();
     m->returned = m->ready_count = 0;
@@ -482,7 +478,8 @@ static void run_cluster(Machine *m, const Launch &l, uint64_t number) {
     for (unsigned rank = 0; rank < l.cluster; rank++) free(m->block[rank].shared);
 }
 
-/* OpenMP ends and begins threads as their number changes; what belongs to one goes to the next with its number. */
+/* OpenMP ends and begins threads as their number changes; a new thread takes over the machine of the last one with
+ * its number. */
 static Machine *machine_here() {
     static Machine *machines[1024];
 #ifdef _OPENMP
@@ -540,13 +537,13 @@ void check_launch(const Launch &l, bool stream_fits) {
 
 static uint64_t common_divisor(uint64_t a, uint64_t b) { return b ? common_divisor(b, a % b) : a; }
 
-/* Blocks in an order of the seed's too. Static shared memory is a static variable: one for all threads of the process
- * where AddressSanitizer is to put guards around it, one for each thread elsewhere, and only there may blocks run
- * side by side. */
+/* The seed decides the order of the blocks too. Static shared memory is a static variable. Under AddressSanitizer,
+ * which must put guards around it, all threads of the process have the same one; elsewhere each thread has its own,
+ * and only there may blocks run in parallel. */
 void launch(const Launch &l) {
     launches++;
     uint64_t clusters = (uint64_t)l.grid.x * l.grid.y * l.grid.z / l.cluster, random = seed + launches;
-    uint64_t first = next_random(&random) % clusters, step = next_random(&random) % clusters;
+    uint64_t first = random_splitmix(&random) % clusters, step = random_splitmix(&random) % clusters;
     while (common_divisor(step, clusters) != 1) step = (step + 1) % clusters;
 #if defined(_OPENMP) && !defined(WITH_ASAN)
 #pragma omp parallel for schedule(dynamic) if (clusters > 1)

@@ -1,15 +1,15 @@
-/* The emulated GPU: runs a kernel's blocks one after another on the processor, the threads of a block as fibers; the
- * blocks of a cluster (thread block cluster, sm_90) run together, their threads mixed.
+/* The emulated GPU. It runs the blocks of a kernel one after another on the CPU, with a fiber for each thread of the
+ * block; the blocks of a cluster (thread block cluster, sm_90) run together, with their threads interleaved.
  *
- * It exists to prove the CUDA sources of kernels/ without a GPU: they compile unchanged against the headers in this
+ * It exists to test the CUDA sources of kernels/ without a GPU. They compile unchanged against the headers in this
  * folder, and run in an order that a GPU could have chosen too. Between two barriers the threads of a block run one
- * at a time, the next one drawn at random from a seed, each until it waits or returns; so a missing barrier gives
- * results that differ between seeds, and AddressSanitizer sees every access. What a GPU would hang on (a barrier or a
- * warp intrinsic that some thread never reaches) ends the program with a sentence that names kernel, block and
- * thread.
+ * at a time, each until it waits or returns, and a seeded random choice decides which one is next. So a missing
+ * barrier gives results that differ between seeds, and AddressSanitizer sees every access. Where a GPU would hang (at
+ * a barrier or a warp intrinsic that some thread never reaches), the program ends with a sentence that names kernel,
+ * block and thread.
  *
- * Kept libraries were considered: HIP-CPU (ROCm) speaks HIP, not CUDA, has no bf16, no cuBLASLt and no order to
- * choose, and no sanitizer can follow its fibers; cuda4cpu could not be found on PyPI. */
+ * Existing libraries were considered. HIP-CPU (ROCm) implements HIP, not CUDA, has no bf16, no cuBLASLt and no choice
+ * of order, and no sanitizer can follow its fibers; cuda4cpu could not be found on PyPI. */
 #ifndef EMULATION_MACHINE_H
 #define EMULATION_MACHINE_H
 
@@ -28,14 +28,15 @@ struct dim3 {
 namespace emulation {
 
 enum { WARP = 32, MAX_THREADS = 1024, MAX_CLUSTER = 8, MAX_COPIES = 64, MAX_SHARED = 227 * 1024 };
-/* Of the 48 KB that a kernel need not ask for: how much its static variables take of them is not known here. */
+/* What a kernel may use without asking. On a GPU it is 48 KB with its static variables, whose size is not known
+ * here. */
 enum { PLAIN_SHARED = 40 * 1024 };
 
-/* What the lanes of a warp do together once all have arrived: lane[i] points to what lane i brought (NULL for lanes
- * that the mask does not name); results go to the same place. */
+/* What the lanes of a warp do together once all have arrived. lane[i] points to the operand of lane i (NULL for lanes
+ * that the mask does not name), and results are stored in the same place. */
 typedef void (*Together)(void *const lane[WARP]);
 
-/* Where a thread waits, for the sentence when it waits in vain. */
+/* Where a thread waits, for the error sentence when it waits in vain. */
 struct Place {
     const char *what, *file;
     int line;
@@ -44,7 +45,7 @@ struct Place {
 struct Fiber;
 struct Block;
 
-/* 16 bytes that cp.async has been asked for. */
+/* A copy of 16 bytes by cp.async that has not been done yet. */
 struct Copy {
     void *to;
     const void *from;
@@ -63,10 +64,10 @@ struct Thread {
     Together together;
     Copy copy[MAX_COPIES];
     int copies;
-    unsigned group;  // the one that copies belong to now
-    bool arrived;    // at the cluster's barrier, and has not waited there yet
-    bool waited;     // for the kernels before this one
-    bool met;        // has passed a barrier of the cluster: all of its blocks have begun
+    unsigned group;  // the group that new copies belong to
+    bool arrived;    // it has arrived at the cluster's barrier, and has not waited there yet
+    bool waited;     // it has waited for the kernels before this one
+    bool met;        // it has passed a barrier of the cluster, so all of the cluster's blocks have begun
 };
 
 struct Block {
@@ -80,7 +81,7 @@ struct Block {
 extern __thread Thread *current;
 extern __thread Block *block;
 
-/* What a launch asks for. Ends the program with a sentence when a GPU could not run it. */
+/* A kernel launch. check_launch ends the program with a sentence when a GPU could not run it. */
 struct Launch {
     const char *name;
     dim3 grid, size;
@@ -92,25 +93,26 @@ struct Launch {
     bool early = false;    // may begin before the kernel before it has ended
 };
 void launch(const Launch &l);
-void check_launch(const Launch &l, bool stream_fits);  // without running it
+void check_launch(const Launch &l, bool stream_fits);
 
 void barrier(Place place);
 void meet(unsigned mask, void *brought, Together together, Place place);
 unsigned live_lanes();  // of this thread's warp: those that have not returned
 
-/* barrier.cluster: here a thread waits until all of the cluster wait, while on a GPU it is enough that they arrived.
- * cluster_address: the same place of dynamic shared memory in the cluster's block `rank`. Static shared memory is one
- * for all blocks of a cluster, so kernels for clusters have only dynamic. */
+/* barrier.cluster: here a thread waits until all threads of the cluster wait, while on a GPU it is enough that they
+ * have arrived. cluster_address: the same place of dynamic shared memory in the cluster's block `rank`. Static shared
+ * memory exists once for all blocks of a cluster, so kernels for clusters use dynamic shared memory only. */
 void cluster_arrive(Place place);
 void cluster_wait(Place place);
 void *cluster_address(void *mine, unsigned rank);
 
-/* griddepcontrol.wait. Kernels run one after another here; but a thread of one that may begin early and returns
- * without having waited ends the program: on a GPU the next kernel could then run beside the one before. */
+/* griddepcontrol.wait. Kernels run one after another here. But a thread of a kernel that may begin early ends the
+ * program when it returns without having waited, because on a GPU the next kernel could then overlap the one
+ * before. */
 void wait_for_previous();
 
-/* cp.async: a copy happens as late as its thread allows, when it waits for the copy's group, so a wait that is
- * missing or too short shows. */
+/* cp.async: a copy is done as late as possible, when its thread waits for the copy's group. So a wait that is
+ * missing, or for the wrong group, gives wrong results. */
 void copy_later(void *to, const void *from);
 void copies_commit();
 void copies_wait(unsigned left);
@@ -118,19 +120,22 @@ void copies_wait(unsigned left);
 /* cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) on the selected device */
 void allow_shared(const void *function, size_t bytes);
 
-/* Chooses the order in which threads and blocks run from now on; the environment variable EMULATION_SEED sets the
- * first one. */
+/* Seeds the order in which threads and blocks run from now on; the environment variable EMULATION_SEED is the first
+ * seed.
+ */
 void set_seed(uint64_t seed);
-void streams_seed(uint64_t seed);  // the part of it in streams.cpp
+void streams_seed(uint64_t seed);  // its part in streams.cpp
 
-/* malloc with every bit one, so that what is read before it is written shows; NULL above `EMULATION_MEMORY` bytes. */
+/* Device memory, with every bit set, so that reading it before it is written gives NaN. NULL when more than
+ * EMULATION_MEMORY bytes would be in use. */
 void *device_memory(size_t bytes);
 void device_memory_free(void *p);
 size_t device_memory_in_use();
 size_t device_memory_total();
 
-/* What the emulated GPU says of itself: EMULATION_CAPABILITY (80 without it) and EMULATION_SHARED, the bytes of
- * shared memory a block may ask for (MAX_SHARED): with little of it, short rows take the ways of long ones. */
+/* Properties of the emulated GPU, from the environment: EMULATION_CAPABILITY (80 without it), and EMULATION_SHARED,
+ * the bytes of shared memory that a block may ask for (MAX_SHARED without it). With little of it, the code for long
+ * rows can be tested with short ones. */
 int device_capability();
 int device_shared();
 

@@ -1,6 +1,8 @@
 /* The queues of the emulated GPU's streams (streams.h). */
 #include "streams.h"
 
+#include "../../lib/random.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,13 +16,13 @@
 
 namespace emulation {
 
-/* Set when the stream comes to it. */
+/* Becomes true when the stream reaches the record of an event. */
 typedef std::shared_ptr<bool> Flag;
 
 struct Task {
     std::function<void()> work;
-    Flag after;                     // not before this is set; NULL: at once
-    std::function<bool()> attempt;  // instead of work: tried until it says true
+    Flag after;                     // the task waits until this is true; NULL: it does not wait
+    std::function<bool()> attempt;  // instead of work: tried until it returns true
 };
 
 struct Graph {
@@ -30,8 +32,8 @@ struct Graph {
 struct Stream {
     int device;
     std::deque<Task> tasks;
-    bool working;  // its first task runs
-    Graph *graph;  // it captures
+    bool working;  // its first task is running
+    Graph *graph;  // the graph that it captures, or NULL
 };
 
 struct Event {
@@ -39,7 +41,7 @@ struct Event {
     Flag last;  // of the last record; NULL before the first
 };
 
-/* One lock for all: two threads of a program see one GPU. Kernels run under it. */
+/* One lock for everything, because the threads of a program share the GPUs. Kernels run under it. */
 static std::recursive_mutex lock;
 typedef std::lock_guard<std::recursive_mutex> Locked;
 
@@ -54,15 +56,11 @@ static uint64_t first_seed() {
 }
 
 static uint64_t random_state = first_seed();
-static unsigned pace, pace_left;  // 0: only what is waited for is done, 1: everything at once, 2: one task a call
+static unsigned pace,
+    pace_left;  // pace 0: only what the host waits for is done, 1: everything at once, 2: a task at each call
 static size_t queued, finished;  // pieces of work
 
-static unsigned draw(unsigned below) {
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (unsigned)((z ^ (z >> 31)) % below);
-}
+static unsigned draw(unsigned below) { return (unsigned)(random_splitmix(&random_state) % below); }
 
 /* ---- devices ---- */
 
@@ -109,7 +107,7 @@ static bool is_ready(const Stream *s) {
     return !s->tasks.empty() && !s->working && (!s->tasks.front().after || *s->tasks.front().after);
 }
 
-/* false: it waits for another process. */
+/* Runs the stream's first task; false when it waits for another process. */
 static bool run_first(Stream *s) {
     s->working = true;
     std::function<void()> work = std::move(s->tasks.front().work);
@@ -121,7 +119,7 @@ static bool run_first(Stream *s) {
     return done;
 }
 
-/* Some stream's first task; false when none can go on. */
+/* Runs the first task of some stream; false when none can run. */
 static bool run_any() {
     size_t n = streams.size(), first = n ? draw((unsigned)n) : 0;
     for (size_t i = 0; i < n; i++) {
@@ -136,7 +134,7 @@ static void run_all() {
     }
 }
 
-/* The host waits, and no stream can go on: only another process can help. */
+/* The host waits, and no stream can run: sleeps if another process can help, else ends the program. */
 static void wait_outside() {
     for (const Stream *s : streams)
         if (is_ready(s)) {
@@ -147,7 +145,7 @@ static void wait_outside() {
     _exit(1);
 }
 
-/* In half of the cases other streams do only what this one waits for. */
+/* Runs a stream's tasks. In half of the cases the other streams do only what this one waits for. */
 static void run_until_empty(Stream *s) {
     bool alone = draw(2);
     while (!s->tasks.empty()) {
@@ -161,7 +159,7 @@ static bool blocking() {
     return text && atoi(text);
 }
 
-/* After every call the GPU may have come a little further, or far. */
+/* Called at every call of the runtime: the GPU gets some work done, or all of it, or none. */
 static void progress() {
     if (pace_left-- == 0) pace = draw(4) % 3, pace_left = draw(40);
     if (blocking() || pace == 1 || queued > 5000)

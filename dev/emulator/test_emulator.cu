@@ -502,7 +502,7 @@ static void test_mma() {
 }
 
 int main() {
-    cuda_device = &cuda_devices[0];
+    cuda_current = &cuda_streams[0];
     test_order();
     test_streams();
     test_mistakes();

@@ -117,7 +117,7 @@ static void *room(size_t bytes) {
 }
 
 static floatX *random_x(size_t n) {
-    floatX *x = machine_numbers(op, n);
+    floatX *x = random_block(op, n);
     if (!x) die("there is no room for %.1f MB on %s; choose smaller --shapes", (double)n * sizeof *x / 1e6, op->name);
     return x;
 }
@@ -133,7 +133,7 @@ static int *index_i(size_t n, int below) {  // 0, 1, .. below-1, 0, ..
     return x;
 }
 
-/* ---- products ---- */
+/* ---- linear layers ---- */
 
 /* forward, input gradient and weight gradient of one linear layer */
 static void bench_linear(const char *what, size_t rows, int I, int O, Activation act, int count) {
@@ -189,11 +189,11 @@ static void bench_attention(const char *what, int B, int T, int H, int K, int D,
     floatX *qkv = random_x(n * (H + 2 * K)), *dqkv = random_x(n * (H + 2 * K)), *out = random_x(n * H);
     floatX *dout = random_x(n * H);
     float *lse = zeros_f((size_t)B * H * T);
-    double product = 2.0 * B * H * T * T * D * (causal ? 0.5 : 1.0);
+    double matmul = 2.0 * B * H * T * T * D * (causal ? 0.5 : 1.0);
     SHAPE("B=%d T=%d H=%d K=%d D=%d causal=%d", B, T, H, K, D, causal);
-    BENCH(count, "attention_forward", what, 2 * product, (double)n * (2 * H + 2 * K) * X,
+    BENCH(count, "attention_forward", what, 2 * matmul, (double)n * (2 * H + 2 * K) * X,
           op->attention_forward(out, lse, qkv, s))
-    BENCH(count, "attention_backward", what, 5 * product, (double)n * (4 * H + 4 * K) * X,
+    BENCH(count, "attention_backward", what, 5 * matmul, (double)n * (4 * H + 4 * K) * X,
           op->attention_backward(dqkv, dout, out, lse, qkv, s))
     op->release(qkv), op->release(dqkv), op->release(out), op->release(dout), op->release(lse);
     op->release(rope);
@@ -336,7 +336,7 @@ static void bench_cosine(const Shapes *m) {
     op->release(a), op->release(b), op->release(da), op->release(cosines);
 }
 
-/* The products of the objective alone, over all positions at once: what the whole of it cannot undercut. */
+/* The matmuls of the objective alone, over all positions at once. The whole objective cannot take less time. */
 static void bench_objective_products(const Shapes *m, floatX *dh, float *dw, const floatX *h, const floatX *ht,
                                      Weight head, Weight teacher_head, double flops) {
     size_t n = (size_t)m->n;
@@ -416,7 +416,7 @@ static void measure_bandwidth(bool tiny) {
 }
 
 static void print_machine(const Shapes *m) {
-    printf("device %s, %s shapes: measured %s bandwidth %.1f GB/s, product %.0f GFLOP/s\n", op->name, m->name,
+    printf("device %s, %s shapes: measured %s bandwidth %.1f GB/s, matmul %.0f GFLOP/s\n", op->name, m->name,
            op->host_memory ? "read" : "copy", bandwidth * 1e-9, peak * 1e-9);
     if (!json) return;
     JsonWriter w;

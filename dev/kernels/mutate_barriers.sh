@@ -1,37 +1,37 @@
 #!/usr/bin/env bash
 # Is every barrier of the CUDA kernels needed, and would a test notice if it were missing? Leaves out each __syncthreads,
-# __syncwarp and cluster_wait of kernels/*.cuh in turn, on the emulated GPU (EMULATION_SKIP, nothing is compiled again),
+# __syncwarp and cluster_wait of kernels/cuda/*.cuh in turn, on the emulated GPU (EMULATION_SKIP, nothing is compiled again),
 # and runs the tests of its family.
 #
 #   make CUDA=emulated build/BF16-emulated/test_kernels build/BF16-emulated/test_emulator
-#   dev/kernels/mutate_barriers.sh [BUILD [FILE...]]       default: build/BF16-emulated, all of kernels/*.cuh; some minutes
+#   dev/kernels/mutate_barriers.sh [BUILD [FILE...]]       default: build/BF16-emulated, all of kernels/cuda/*.cuh; some minutes
 #
 # Prints the barriers that no test missed, and last `N passed, M failed`.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 build=${1:-build/BF16-emulated}
 shift $(($# > 0))
-[ $# -gt 0 ] || set -- kernels/*.cuh
+[ $# -gt 0 ] || set -- kernels/cuda/*.cuh
 passed=0 failed=0
 export OMP_WAIT_POLICY=passive
 
 tests_of() { # FILE: which tests run its kernels
-    case $1 in
-    */cuda/common.cuh) echo norm squared_norm cosine entropy_band ;;
-    */cuda/input.cuh) echo embedding patchify position rows ;;
-    */cuda/norm.cuh) echo norm ;;
-    */cuda/linear.cuh) echo linear_forward linear_backward ;;
-    */cuda/small_m.cuh) echo linear_forward ;;
-    */cuda/attention.cuh) echo attention decode ;;
-    */cuda/flash.cuh) echo attention ;;
-    */cuda/sample.cuh) echo sample ;;
-    */cuda/distill.cuh | */cuda/objective.cuh | */cuda/cluster.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
+    case $(basename "$1") in
+    reduce.cuh) echo norm squared_norm cosine entropy_band ;;
+    input.cuh) echo embedding patchify position rows ;;
+    norm.cuh) echo norm ;;
+    linear.cuh | matmul.cuh | gemv.cuh) echo linear_forward linear_backward ;;
+    small_m.cuh) echo linear_forward ;;
+    attention_decode.cuh) echo decode ;;
+    attention_*.cuh) echo attention ;;
+    sample.cuh) echo sample ;;
+    distill.cuh | objective.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
     esac
 }
 
 run() { # CAPABILITY FILE
     EMULATION_CAPABILITY=$1 timeout 300 "$build/test_kernels" --quick cuda $(tests_of "$2") >/dev/null 2>&1 &&
-        { [[ $2 != *cuda/common.cuh ]] || "$build/test_emulator" >/dev/null 2>&1; }
+        { [[ $2 != */reduce.cuh ]] || "$build/test_emulator" >/dev/null 2>&1; }
 }
 
 for file in "$@"; do

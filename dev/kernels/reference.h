@@ -23,7 +23,7 @@ static void ref_norm_forward(double *out, double *mean, double *rstd, const doub
     }
 }
 
-/* dx, dweight and dbias are added to */
+/* Adds to dx, dweight and dbias. */
 static void ref_norm_backward(double *dx, double *dweight, double *dbias, const double *dout, const double *x,
                               const double *weight, const double *mean, const double *rstd, size_t rows, int C,
                               bool layer) {
@@ -62,11 +62,11 @@ static double ref_activation_derivative(double x, Activation act) {
 static double ref_silu(double x) { return x * ref_sigmoid(x); }
 static double ref_silu_derivative(double x) { return ref_sigmoid(x) * (1 + x * (1 - ref_sigmoid(x))); }
 
-/* ---- products ---- */
+/* ---- matmul ---- */
 
 /* c [M, N] = a b with a's element (m, k) at a[m * am + k * ak] and b's (k, n) at b[k * bk + n * bn] */
-static void ref_product(double *c, const double *a, size_t am, size_t ak, const double *b, size_t bk, size_t bn,
-                        size_t M, size_t N, size_t K) {
+static void ref_matmul(double *c, const double *a, size_t am, size_t ak, const double *b, size_t bk, size_t bn,
+                       size_t M, size_t N, size_t K) {
     for (size_t m = 0; m < M; m++)
         for (size_t n = 0; n < N; n++) {
             double sum = 0;
@@ -77,7 +77,7 @@ static void ref_product(double *c, const double *a, size_t am, size_t ak, const 
 
 /* ---- attention ---- */
 
-/* v [D] of position t turned by its angles (direction 1), or back (-1) */
+/* Rotates v [D] by the angles of position t; direction is 1, or -1 to undo it. */
 static void ref_rotate(double *v, const AttentionShape *s, int t, double direction) {
     if (!s->rope) return;
     const float *angle = s->rope + (size_t)t * s->D;
@@ -88,8 +88,8 @@ static void ref_rotate(double *v, const AttentionShape *s, int t, double directi
     }
 }
 
-/* copy of qkv with queries and keys turned */
-static double *ref_turned(const double *qkv, const AttentionShape *s, double direction) {
+/* A copy of qkv with queries and keys rotated. */
+static double *ref_rotated(const double *qkv, const AttentionShape *s, double direction) {
     size_t heads = s->H + 2 * s->K, n = (size_t)s->B * s->T * heads * s->D;
     double *x = (double *)malloc(n * sizeof *x);
     memcpy(x, qkv, n * sizeof *x);
@@ -104,7 +104,7 @@ static double ref_dot(const double *a, const double *b, int n) {
     return sum;
 }
 
-/* probabilities of query (b, t, h) over `keys` keys of turned qkv x; returns the log-sum-exp */
+/* probabilities of query (b, t, h) over `keys` keys of rotated qkv x; returns the log-sum-exp */
 static double ref_scores(double *p, const double *x, const AttentionShape *s, int b, int t, int h, int keys) {
     size_t heads = s->H + 2 * s->K;
     int kv = s->H + h / (s->H / s->K);
@@ -119,7 +119,7 @@ static double ref_scores(double *p, const double *x, const AttentionShape *s, in
     return top + log(sum);
 }
 
-/* out [D] of query (b, t, h) of turned qkv x; returns the log-sum-exp. p: memory for T values */
+/* out [D] of query (b, t, h) of rotated qkv x; returns the log-sum-exp. p: memory for T values */
 static double ref_attention_row(double *out, double *p, const double *x, const AttentionShape *s, int b, int t,
                                 int h) {
     size_t heads = s->H + 2 * s->K;
@@ -132,7 +132,7 @@ static double ref_attention_row(double *out, double *p, const double *x, const A
 }
 
 static void ref_attention_forward(double *out, double *lse, const double *qkv, const AttentionShape *s) {
-    double *x = ref_turned(qkv, s, 1), *p = (double *)malloc(s->T * sizeof *p);
+    double *x = ref_rotated(qkv, s, 1), *p = (double *)malloc(s->T * sizeof *p);
     for (int b = 0; b < s->B; b++)
         for (int h = 0; h < s->H; h++)
             for (int t = 0; t < s->T; t++)
@@ -144,7 +144,7 @@ static void ref_attention_forward(double *out, double *lse, const double *qkv, c
 
 static void ref_attention_backward(double *dqkv, const double *dout, const double *qkv, const AttentionShape *s) {
     size_t heads = s->H + 2 * s->K, n = (size_t)s->B * s->T * heads * s->D;
-    double *x = ref_turned(qkv, s, 1), *p = (double *)malloc(2 * s->T * sizeof *p), *dp = p + s->T;
+    double *x = ref_rotated(qkv, s, 1), *p = (double *)malloc(2 * s->T * sizeof *p), *dp = p + s->T;
     double *dx = (double *)calloc(n, sizeof *dx);
     for (int b = 0; b < s->B; b++)
         for (int h = 0; h < s->H; h++)
@@ -168,7 +168,7 @@ static void ref_attention_backward(double *dqkv, const double *dout, const doubl
                     }
                 }
             }
-    double *back = ref_turned(dx, s, -1);
+    double *back = ref_rotated(dx, s, -1);
     memcpy(dqkv, back, n * sizeof *back);
     free(back);
     free(dx);
@@ -230,8 +230,8 @@ static double ref_objective(RefStats *out, const double *s, const double *t, int
         for (int i = 0; i < V; i++) r.entropy -= exp(lp[i]) * lp[i];
         r.soft = ref_divergence(lp, lq, V, o->soft, o->jsd_beta);
         r.hard = -lq1[r.teacher_top];
-        bool sure = r.teacher_top == label && r.confidence >= o->gate_confidence;
-        r.gate = row_gate * (sure ? o->gate_factor : 1);
+        bool confident = r.teacher_top == label && r.confidence >= o->gate_confidence;
+        r.gate = row_gate * (confident ? o->gate_factor : 1);
     }
     free(lq1);
     *out = r;

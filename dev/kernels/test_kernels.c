@@ -29,7 +29,7 @@ static const struct {
     void (*run)(void);
     int repeats;
 } tests[] = {
-    {"recording", test_recording, 6},
+    {"graph", test_graph, 6},
     {"memory", test_memory, 6},
     {"large_copies", test_large_copies, 8},
     {"devices", test_devices, 8},
@@ -47,9 +47,10 @@ static const struct {
     {"decode", test_decode, 30},
     {"sample", test_sample, 60},
     {"sample_often", test_sample_often, 1},
-    {"recordings", test_recordings, 1},
-    {"second stream", test_second_stream, 12},
-    {"sending", test_sending, 4},
+    {"graphs", test_graphs, 1},
+    {"second_stream", test_second_stream, 12},
+    {"streams", test_streams, 6},
+    {"downloads", test_downloads, 4},
     {"objective", test_objective, 150},
     {"objective_wide", test_objective_wide, 12},
     {"objective_extremes", test_objective_extremes, 20},

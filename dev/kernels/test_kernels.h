@@ -4,6 +4,7 @@
 #define DEV_TEST_KERNELS_H
 
 #include "reference.h"
+#include "../../lib/random.h"
 #include <stdarg.h>
 #include <stdio.h>
 #ifdef __SANITIZE_ADDRESS__
@@ -16,7 +17,7 @@
 #ifdef PRECISION_FP32
 static const double FORWARD = 1e-5, BACKWARD = 1e-4, ATTENTION = 1e-4;
 #else
-/* A result rounded to bf16 is off by up to 2^-8 = 0.004; attention also rounds what lies between its products. */
+/* A result rounded to bf16 is off by up to 2^-8 = 0.004; attention also rounds between its matmuls. */
 static const double FORWARD = 1e-2, BACKWARD = 1e-2, ATTENTION = 6e-2;
 #endif
 static const double FP32 = 2e-5;  // results that stay in fp32 on every build
@@ -27,16 +28,11 @@ static char case_name[256];
 static bool comparing;      // false when a case only runs again for its bits
 static uint64_t case_hash;  // of all outputs of this run of the case
 
-/* ---- random numbers (splitmix64) ---- */
+/* ---- random numbers ---- */
 
 static uint64_t random_state;
 
-static uint64_t random_bits(void) {
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
+static uint64_t random_bits(void) { return random_splitmix(&random_state); }
 
 static double uniform(void) { return (double)(random_bits() >> 11) * 0x1p-53; }
 static double normal(void) { return sqrt(-2 * log(1 - uniform())) * cos(2 * PI * uniform()); }

@@ -153,10 +153,10 @@ static void test_decode(void) {
         }
         op->attention_decode(out, keys, values, put_x(token, s.B * row), put_i(at, s.B), d, max_T);
     }
-    double *turned = ref_turned(qkv, &s, 1);
+    double *rotated = ref_rotated(qkv, &s, 1);
     for (int i = 0; i < s.B * s.H; i++)
-        ref_attention_row(want + (size_t)i * s.D, p, turned, &s, i / s.H, at[i / s.H], i % s.H);
-    free(turned);
+        ref_attention_row(want + (size_t)i * s.D, p, rotated, &s, i / s.H, at[i / s.H], i % s.H);
+    free(rotated);
     check_x("attention_decode", out, want, (size_t)s.B * s.H * s.D, ATTENTION);
 }
 

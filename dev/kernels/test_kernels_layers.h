@@ -1,4 +1,4 @@
-/* Tests of norms, products and pointwise layers. */
+/* Tests of norms, linear layers and pointwise operations. */
 #ifndef DEV_TEST_KERNELS_LAYERS_H
 #define DEV_TEST_KERNELS_LAYERS_H
 
@@ -78,7 +78,7 @@ static void test_norm(void) {
     check_difference("norm dweight", norm_loss, &k, k.weight, gweight, k.C);
 }
 
-/* ---- products ---- */
+/* ---- linear layers ---- */
 
 static Weight put_weight(double *w, int O, int I, Dtype dtype) {
     size_t n = (size_t)O * I, size = dtype_size(dtype);
@@ -96,10 +96,10 @@ static Weight put_weight(double *w, int O, int I, Dtype dtype) {
     return weight;
 }
 
-static size_t product_rows(void) { return ONE_OF(size_t, 1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 64, 100, 129, 517, 700); }
+static size_t matmul_rows(void) { return ONE_OF(size_t, 1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 64, 100, 129, 517, 700); }
 
 /* Half of them whole vectors, some of them square. */
-static void product_shape(int *O, int *I) {
+static void matmul_shape(int *O, int *I) {
     *O = ragged() + (below(3) ? 0 : below(500)), *I = ragged() + (below(3) ? 0 : below(600));
     if (below(2)) *O = (*O + 7) / 8 * 8, *I = (*I + 7) / 8 * 8;
     if (!below(6)) *O = *I;
@@ -123,8 +123,8 @@ static void check_same(const char *what, const floatX *a, const floatX *b, size_
 
 static void test_linear_forward(void) {
     int O, I;
-    product_shape(&O, &I);
-    size_t rows = product_rows();
+    matmul_shape(&O, &I);
+    size_t rows = matmul_rows();
     Activation act = (Activation)below(3);
     double *x = draw(rows * I, 1), *w = draw((size_t)O * I, 1 / sqrt(I)), *bias = draw(O, 1);
     double *want = zeros(rows * O);
@@ -138,14 +138,14 @@ static void test_linear_forward(void) {
     op->linear_forward(out_x(rows * O), dev_x, weight, biased ? put_x(draw(O, 1), O) : NULL, act,
                        keep ? out_x(rows * O) : NULL, rows);
     op->linear_forward(out, dev_x, weight, biased ? dev_bias : NULL, act, keep ? preact : NULL, rows);
-    ref_product(want, x, I, 1, w, 1, I, rows, O, I);
-    bool rounds = dtype != DT_FLOATX && dtype == DT_F32;  // an fp32 weight may be rounded to bf16 by the product
+    ref_matmul(want, x, I, 1, w, 1, I, rows, O, I);
+    bool rounds = dtype != DT_FLOATX && dtype == DT_F32;  // an fp32 weight may be rounded to bf16 by the matmul
     check_f("linear_logits", logits, want, rows * O, rounds ? FORWARD : FP32);
     for (size_t i = 0; i < rows * O && biased; i++) want[i] += bias[i % O];
     if (keep) check_x("linear_forward preact", preact, want, rows * O, FORWARD);
     if (keep) check_same("gelu_forward of linear_forward's preact", activated(preact, rows * O, act), out, rows * O);
-    /* The activation passes on the rounding of what it is given, which is as large as that is, not as the result is.
-     */
+    /* The activation passes on the rounding of what it is given, which is as large as that is, not as the result
+     * is. */
     double given = ref_dot(want, want, (int)(rows * O));
     for (size_t i = 0; i < rows * O; i++) want[i] = ref_activation(want[i], act);
     double left = ref_dot(want, want, (int)(rows * O));
@@ -154,8 +154,8 @@ static void test_linear_forward(void) {
 
 static void test_linear_backward(void) {
     int O, I;
-    product_shape(&O, &I);
-    size_t rows = product_rows() + (below(8) ? 0 : 9000);
+    matmul_shape(&O, &I);
+    size_t rows = matmul_rows() + (below(8) ? 0 : 9000);
     if (rows > 9000) O = O % 70 + 1, I = I % 70 + 1;
     bool accumulate = below(2), biased = below(2);
     double *x = draw(rows * I, 1), *w = draw((size_t)O * I, 1 / sqrt(I)), *dout = draw(rows * O, 1);
@@ -165,11 +165,11 @@ static void test_linear_backward(void) {
     float *dev_dw = put_f(dw, (size_t)O * I), *dev_db = put_f(db, O);
     op->linear_backward_input(dev_dx, dev_dout, weight, rows, accumulate);
     op->linear_backward_weight(dev_dw, biased ? dev_db : NULL, dev_dout, dev_x, rows, O, I);
-    ref_product(sum, dout, O, 1, w, I, 1, rows, I, O);
+    ref_matmul(sum, dout, O, 1, w, I, 1, rows, I, O);
     for (size_t i = 0; i < rows * I; i++) dx[i] = sum[i] + (accumulate ? dx[i] : 0);
     check_x("linear_backward_input", dev_dx, dx, rows * I, FORWARD / 2);
     double *grad = zeros((size_t)O * I);
-    ref_product(grad, dout, 1, O, x, I, 1, O, I, rows);
+    ref_matmul(grad, dout, 1, O, x, I, 1, O, I, rows);
     for (size_t i = 0; i < (size_t)O * I; i++) dw[i] += grad[i];
     for (size_t i = 0; i < rows * O && biased; i++) db[i % O] += dout[i];
     check_f("linear_backward_weight", dev_dw, dw, (size_t)O * I, 2 * FP32);

@@ -85,8 +85,12 @@ static void test_sample(void) {
     float *logits = (float *)host(n * sizeof(float));
     uint8_t *token_mask = (uint8_t *)host((size_t)V);
     int streams[SAMPLE_ROWS], positions[SAMPLE_ROWS], ids[SAMPLE_ROWS], other[SAMPLE_ROWS], at[SAMPLE_ROWS];
-    Sampling s = {ONE_OF(float, 0, 0.01f, 0.8f, 1, 5), ONE_OF(float, 1, 1, 0.95f, 0.5f, 0), ONE_OF(int, 0, 0, 1, 3, 40),
-                  random_bits(), below(V), 7};
+    Sampling s = {ONE_OF(float, 0, 0.01f, 0.8f, 1, 5),
+                  ONE_OF(float, 1, 1, 0.95f, 0.5f, 0),
+                  ONE_OF(int, 0, 0, 1, 3, 40),
+                  random_bits(),
+                  below(V),
+                  7};
     for (int b = 0; b < B; b++) {
         sample_logits(logits + (size_t)b * (size_t)V, V);
         streams[b] = below(100);
@@ -95,7 +99,8 @@ static void test_sample(void) {
     for (int i = 0; i < V; i++) token_mask[i] = below(10) == 0;
     float *d_logits = (float *)device(n * sizeof(float));
     uint8_t *d_forbidden = (uint8_t *)device((size_t)V);
-    int *d_ids = put_i(streams, (size_t)B), *d_positions = put_i(positions, (size_t)B), *d_streams = put_i(streams, (size_t)B);
+    int *d_ids = put_i(streams, (size_t)B), *d_positions = put_i(positions, (size_t)B),
+        *d_streams = put_i(streams, (size_t)B);
     op->upload(d_logits, logits, n * sizeof(float));
     op->upload(d_forbidden, token_mask, (size_t)V);
     op->sample(d_ids, d_positions, d_logits, d_forbidden, d_streams, s, B, V);

@@ -1,15 +1,15 @@
-/* Attention forward from the plainest version to the one that ships (kernels/cuda/flash.cuh). README.md beside this
- * file explains the steps.
+/* Attention forward from the plainest version to the one that ships (kernels/cuda/attention.cuh). README.md beside
+ * this file explains the steps.
  *
  * For every query row t of a head, under a causal mask: out_t = sum over j <= t of softmax_j(scale <q_t, k_j>) v_j.
  * --rows is T, the positions of a sequence, --width D, the channels of a head. The queries, keys and values of a
- * position lie side by side, as the product before leaves them: qkv [B, T, (H + 2K) D], out [B, T, H D]; H / K heads
+ * position lie side by side, as the matmul before leaves them: qkv [B, T, (H + 2K) D], out [B, T, H D]; H / K heads
  * of queries share one of keys. No RoPE here: the shipped kernel would do that as well.
- * FLOPs at least: two products, 4 D for each of the B H T (T + 1) / 2 pairs. Bytes at least: qkv read, out written.
- */
+ * FLOPs at least: two matmuls, 4 D for each of the B H T (T + 1) / 2 pairs. Bytes at least: qkv read, out
+ * written. */
 #include "learn.cuh"
 
-#include "../../kernels/cuda/flash.cuh"
+#include "../../kernels/cuda/attention.cuh"
 #include "../../kernels/cuda/linear.cuh"
 
 /* ---- what all versions read and write ---- */
@@ -126,7 +126,7 @@ template <int D> static __global__ void tiles_kernel(floatX *out, const floatX *
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) q[i] = load<8>(x.q + min(t, s.T - 1) * x.row + 32 * i + first);
     for (int j0 = 0; j0 < min(t0 + TILED_QUERIES, s.T); j0 += TILED_KEYS) {
-        __syncthreads();  // nobody reads the last tile any more
+        __syncthreads();  // all have read the last tile
         tile_load<D>(k, x.k, x.row, j0, s.T);
         tile_load<D>(v, x.v, x.row, j0, s.T);
         __syncthreads();
@@ -165,8 +165,8 @@ static __device__ __forceinline__ void mma_tile_load(bf16 *tile, const bf16 *x, 
     }
 }
 
-/* Scores of a tile to probabilities, and the sums so far relative to the new maxima. A lane has columns of rows
- * lane / 4 and lane / 4 + 8, `half` of them; the four lanes of a row agree on its maximum. */
+/* Turns the scores of a tile into probabilities, and makes the sums so far relative to the new maxima. A lane has
+ * columns of rows lane / 4 and lane / 4 + 8 (half 0 and 1); the four lanes of a row share its maximum. */
 template <int N, int COLUMNS>
 static __device__ __forceinline__ void mma_softmax(float (&s)[1][N][4], float (&top)[2], float (&sum)[2],
                                                    float (&o)[1][COLUMNS][4], float scale) {
@@ -189,7 +189,7 @@ static __device__ __forceinline__ void mma_softmax(float (&s)[1][N][4], float (&
     }
 }
 
-/* A warp owns 16 queries alone. The sums of mma.sync are laid out as its left operand wants them, so that scores
+/* A warp owns 16 queries alone. The sums of mma.sync are laid out as its A operand must be, so that scores
  * become weights without leaving the registers (Dao 2023, FlashAttention-2). */
 template <int D>
 static __global__ void __launch_bounds__(FLASH_THREADS) mma_kernel(floatX *out, const floatX *qkv, AttentionShape s) {
@@ -200,17 +200,17 @@ static __global__ void __launch_bounds__(FLASH_THREADS) mma_kernel(floatX *out, 
     const Head x = head_of(out, qkv, s, blockIdx.z, blockIdx.y);
     mma_tile_load<D, MMA_QUERIES>(q, x.q, x.row, t0, s.T);
     __syncthreads();
-    const LeftRows<D, 1, true> left(q + warp_row * D);
+    const RowFragments<D, 1, true> queries_a(q + warp_row * D);
     float o[1][D / 8][4], top[2] = {-INFINITY, -INFINITY}, sum[1][2] = {{0, 0}};
     sums_zero(o);
     for (int j0 = 0; j0 < min(t0 + MMA_QUERIES, s.T); j0 += MMA_KEYS) {
         float scores[1][MMA_KEYS / 8][4];
         unsigned weights[1][MMA_KEYS / 16][4];
-        __syncthreads();  // nobody reads the last tiles any more
+        __syncthreads();  // all have read the last tiles
         mma_tile_load<D, MMA_KEYS>(k, x.k, x.row, j0, s.T);
         mma_tile_load<D, MMA_KEYS>(v, x.v, x.row, j0, s.T);
         __syncthreads();
-        warp_scores(scores, left, k);
+        warp_scores(scores, queries_a, k);
         mask_scores(scores, query0, j0, lane, s);
         mma_softmax(scores, top, sum[0], o, s.scale);
         warp_pack(weights, scores);
@@ -306,10 +306,10 @@ static double error() {
     return worst;
 }
 
-/* Operations per second of cuBLASLt's product of two matrices of 8192 x 8192. */
-static double product() {
+/* Operations per second of cuBLASLt's matmul of two matrices of 8192 x 8192. */
+static double large_matmul() {
     const size_t n = 8192;
-    floatX *x = learn_room<floatX>(n * n), *w = learn_room<floatX>(n * n), *y = learn_room<floatX>(n * n);
+    floatX *x = learn_alloc<floatX>(n * n), *w = learn_alloc<floatX>(n * n), *y = learn_alloc<floatX>(n * n);
     learn_fill(x, n * n, at.block);
     learn_fill(w, n * n, at.block);
     Weight weight = {w, DT_FLOATX, (int)n, (int)n, NULL};
@@ -325,9 +325,9 @@ static void make_problem() {
     int D = learn_options.width ? learn_options.width : timed ? 128 : 64;
     at.s = {timed ? 4 : 1, T, timed ? 16 : 2, timed ? 4 : 1, D, true, 1 / sqrtf((float)D), NULL};
     at.numbers = (size_t)at.s.B * T * (at.s.H + 2 * at.s.K) * D;
-    at.qkv = learn_room<floatX>(at.numbers);
-    at.out = learn_room<floatX>((size_t)at.s.B * T * at.s.H * D);
-    at.scores = learn_room<float>((size_t)at.s.B * at.s.H * T * T);
+    at.qkv = learn_alloc<floatX>(at.numbers);
+    at.out = learn_alloc<floatX>((size_t)at.s.B * T * at.s.H * D);
+    at.scores = learn_alloc<float>((size_t)at.s.B * at.s.H * T * T);
     at.block = learn_block(1, 3);
     learn_fill(at.qkv, at.numbers, at.block);
 }
@@ -357,6 +357,6 @@ int main(int argc, char **argv) {
     };
     char more[100];
     snprintf(more, sizeof more, "%d sequences, %d heads of queries, %d of keys, causal", s.B, s.H, s.K);
-    Lesson lesson = {"attention", s.T, s.D, least, reset, error, more, 4 * pairs * s.D, product};
+    Lesson lesson = {"attention", s.T, s.D, least, reset, error, more, 4 * pairs * s.D, large_matmul};
     return learn_run(&lesson, versions, sizeof versions / sizeof *versions);
 }

@@ -1,14 +1,15 @@
-/* What the programs of this folder share: a kernel in several versions, each of which is checked against the plain
- * reference on the host and timed against its floor.
+/* What the programs of this folder share: they run a kernel in several versions, compare each with a plain reference
+ * on the host, and time it against its floor.
  *
  *   PROGRAM [--rows N] [--width N] [--version NAME] [--json FILE]
  *
- * The floor is the time in which the GPU copies as many bytes as the kernel must read and write at least, or, if that
- * takes longer, multiplies as much. The emulated GPU checks and does not time. Ends with "N passed, M failed". */
+ * The floor is the time that the GPU takes to copy the fewest bytes that the kernel must read and write or, if that
+ * is longer, to do its multiplications in a large matmul. On the emulated GPU nothing is timed. Ends with "N passed,
+ * M failed". */
 #ifndef DEV_LEARN_CUH
 #define DEV_LEARN_CUH
 
-/* A lesson uses one kernel of a family. */
+/* A lesson uses one kernel of a header and leaves the others unused. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 #ifdef __NVCC__
 #pragma nv_diag_suppress 177
@@ -19,20 +20,20 @@
 
 typedef struct {
     const char *name, *idea;
-    double bytes;   // that its loads and stores ask for, in multiples of an array of rows x width elements
-    void (*run)();  // asks the GPU for the kernel
-    bool fits;      // false: these shapes are not for it
+    double bytes;   // that its loads and stores move, in multiples of an array of rows x width elements
+    void (*run)();  // launches the kernel
+    bool fits;      // false: it cannot do these shapes
 } Version;
 
 typedef struct {
     const char *name;
     int rows, width;
-    double floor_bytes;   // in the same multiples
-    void (*reset)();      // puts the input where the last version left its output
-    double (*error)();    // of the output, as a share of what rounding explains
-    const char *more;     // about the shapes
-    double flops;         // of its products
-    double (*product)();  // measures how many of them the GPU does in a second; NULL where there are none
+    double floor_bytes;  // in the same multiples
+    void (*reset)();     // restores the input, which the last version may have overwritten
+    double (*error)();   // of the output, as a share of what rounding explains; above 1: wrong
+    const char *more;    // about the shapes
+    double flops;        // of its matmuls
+    double (*matmul)();  // measures the operations per second of a large matmul; NULL for a kernel without any
 } Lesson;
 
 /* ---- the GPU ---- */
@@ -41,14 +42,14 @@ static void learn_open() {
     int count = 0;
     program_name_set(program_invocation_name);
     if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) die("no NVIDIA GPU answers");
-    cuda_device = &cuda_devices[0];
-    CUDA_CHECK(cudaStreamCreateWithFlags(&cuda_device->stream, cudaStreamNonBlocking));
+    cuda_current = &cuda_streams[0];
+    CUDA_CHECK(cudaStreamCreateWithFlags(&cuda_current->stream, cudaStreamNonBlocking));
 }
 
-template <typename T> static T *learn_room(size_t n) {
+template <typename T> static T *learn_alloc(size_t n) {
     void *p = NULL;
     if (cudaMalloc(&p, n * sizeof(T)) != cudaSuccess)
-        die("the GPU has no room for %.1f MB; choose fewer --rows", (double)(n * sizeof(T)) / 1e6);
+        die("the GPU cannot allocate %.1f MB; choose fewer --rows", (double)(n * sizeof(T)) / 1e6);
     return (T *)p;
 }
 
@@ -62,7 +63,7 @@ static void learn_download(void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaStreamSynchronize(cuda_stream()));
 }
 
-/* ---- numbers ---- large arrays repeat a block of random ones, so that the host can name any of their elements */
+/* ---- numbers ---- large arrays repeat a block of random numbers, so that the host knows each of their elements */
 
 enum { PERIOD = 1000008 };
 
@@ -90,11 +91,7 @@ static double learn_element(const floatX *block, size_t i) { return (double)from
 
 /* ---- time ---- */
 
-#ifdef CUDA_EMULATION
-static const bool timed = false;
-#else
-static const bool timed = true;
-#endif
+static const bool timed = EVENTS_TELL_TIME;
 
 /* Milliseconds of a call: the best of five rounds of as many calls as fill five milliseconds. */
 template <typename Call> static double learn_time(Call call) {
@@ -103,7 +100,8 @@ template <typename Call> static double learn_time(Call call) {
     int calls = 1;
     CUDA_CHECK(cudaEventCreate(&begin));
     CUDA_CHECK(cudaEventCreate(&end));
-    for (int round = 0; round < 7; round++) {  // the first warms up, the second counts the calls
+    for (int round = 0; round < 7;
+         round++) {  // the first round warms up, the second decides how many calls a round has
         CUDA_CHECK(cudaEventRecord(begin, cuda_stream()));
         for (int i = 0; i < calls; i++) call();
         CUDA_CHECK(cudaEventRecord(end, cuda_stream()));
@@ -112,7 +110,7 @@ template <typename Call> static double learn_time(Call call) {
         ms /= (float)calls;
         if (round == 1) calls = ms < 5 ? (int)(5 / (ms + 0.01f)) + 1 : 1;
         if ((round > 1 || ms > 300) && ms < best) best = ms;
-        if (round > 0 && ms > 300) break;  // long enough to be sure
+        if (round > 0 && ms > 300) break;  // slow enough for one measurement
     }
     CUDA_CHECK(cudaEventDestroy(begin));
     CUDA_CHECK(cudaEventDestroy(end));
@@ -122,7 +120,7 @@ template <typename Call> static double learn_time(Call call) {
 /* Bytes per second, read and written, of a copy of 512 MB within the GPU. */
 static double learn_bandwidth() {
     const size_t bytes = (size_t)512 << 20;
-    char *from = learn_room<char>(bytes), *to = learn_room<char>(bytes);
+    char *from = learn_alloc<char>(bytes), *to = learn_alloc<char>(bytes);
     double ms =
         learn_time([&] { CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream())); });
     CUDA_CHECK(cudaFree(from));
@@ -157,18 +155,18 @@ static void learn_read_options(int argc, char **argv) {
     }
 }
 
-/* What the GPU can do; 0 where nothing is timed. */
+/* What the GPU can do, measured; 0 where nothing is timed. */
 typedef struct {
-    double bandwidth, product, floor_ms;
+    double bandwidth, matmul, floor_ms;
 } Speed;
 
 static Speed learn_speed(const Lesson *l, double array) {
     Speed s = {0, 0, 0};
     if (!timed) return s;
     s.bandwidth = learn_bandwidth();
-    s.product = l->product ? l->product() : 0;
+    s.matmul = l->matmul ? l->matmul() : 0;
     s.floor_ms = 1e3 * l->floor_bytes * array / s.bandwidth;
-    if (l->product) s.floor_ms = fmax(s.floor_ms, 1e3 * l->flops / s.product);
+    if (l->matmul) s.floor_ms = fmax(s.floor_ms, 1e3 * l->flops / s.matmul);
     return s;
 }
 
@@ -192,7 +190,7 @@ static void learn_note(const Lesson *l, const Version *v, double array, const Sp
     json_key(&w, "flops"), json_number(&w, l->flops);
     json_key(&w, "error"), json_number(&w, error);
     learn_number(&w, "bandwidth", s->bandwidth);
-    learn_number(&w, "product", s->product);
+    learn_number(&w, "matmul", s->matmul);
     learn_number(&w, "floor_ms", s->floor_ms);
     learn_number(&w, "ms", ms);
     json_end_object(&w);
@@ -205,11 +203,11 @@ static void learn_title(const Lesson *l, double array, const Speed *s) {
            *l->more ? ", " : "", l->more, l->floor_bytes * array * 1e-6);
     if (l->flops > 0) printf(" and %.4g GFLOP", l->flops * 1e-9);
     if (timed) printf("; floor %.4f ms at %.0f GB/s (measured copy)", s->floor_ms, s->bandwidth * 1e-9);
-    if (timed && l->product) printf(" and %.0f TFLOP/s (measured product)", s->product * 1e-12);
+    if (timed && l->matmul) printf(" and %.0f TFLOP/s (measured matmul)", s->matmul * 1e-12);
     printf("%s\n", timed ? "" : " (not timed)");
 }
 
-/* Runs, checks and times every version that is wanted. Returns the program's exit status. */
+/* Runs, checks and times the versions that --version selects. Returns the program's exit status. */
 static int learn_run(const Lesson *l, const Version *versions, int count) {
     double array = (double)l->rows * l->width * sizeof(floatX);
     const Speed speed = learn_speed(l, array);
@@ -227,7 +225,7 @@ static int learn_run(const Lesson *l, const Version *versions, int count) {
         double error = l->error(), ms = timed ? learn_time(v->run) : 0;
         error <= 1 ? passed++ : failed++;
         printf("%-12s %s (error %.2f of what rounding explains)  asks for %8.4g MB  ", v->name,
-               error <= 1 ? "right" : "WRONG", error, v->bytes * array * 1e-6);
+               error <= 1 ? "correct" : "WRONG  ", error, v->bytes * array * 1e-6);
         timed ? printf("%9.4f ms  %3.0f %% of the floor's speed\n", ms, 100 * speed.floor_ms / ms)
               : printf("not timed\n");
         if (learn_options.json) learn_note(l, v, array, &speed, ms, error);

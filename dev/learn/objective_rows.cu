@@ -18,7 +18,7 @@ static const float W_CE = 0.3f, W_SOFT = 0.7f, TAU = 3.0f, SCALE = 0.25f;
 struct Sums {
     float s_max, t_max;
     float z1, zq, zp;  // of exp(s - s_max), exp((s - s_max) / tau), exp((t - t_max) / tau)
-    float apart;       // of exp((t - t_max) / tau) ((t - t_max) - (s - s_max)) / tau
+    float divergence;  // of exp((t - t_max) / tau) ((t - t_max) - (s - s_max)) / tau
 };
 
 static __device__ __forceinline__ void add(Sums &x, float s, float t) {
@@ -26,11 +26,11 @@ static __device__ __forceinline__ void add(Sums &x, float s, float t) {
     x.z1 += expf(a);
     x.zq += expf(a / TAU);
     x.zp += ep;
-    x.apart += ep * (b - a) / TAU;
+    x.divergence += ep * (b - a) / TAU;
 }
 
 static __device__ __forceinline__ float row_loss(const Sums &x, float s_label) {
-    float ce = logf(x.z1) - (s_label - x.s_max), kl = x.apart / x.zp - logf(x.zp) + logf(x.zq);
+    float ce = logf(x.z1) - (s_label - x.s_max), kl = x.divergence / x.zp - logf(x.zp) + logf(x.zq);
     return W_CE * ce + W_SOFT * TAU * TAU * kl;
 }
 
@@ -74,7 +74,7 @@ static __global__ void coalesced_kernel(floatX *student, const floatX *teacher, 
     x.s_max = block_max(x.s_max);
     x.t_max = block_max(x.t_max);
     for (int i = threadIdx.x; i < V; i += blockDim.x) add(x, to_float(s[i]), to_float(t[i]));
-    x.z1 = block_sum(x.z1), x.zq = block_sum(x.zq), x.zp = block_sum(x.zp), x.apart = block_sum(x.apart);
+    x.z1 = block_sum(x.z1), x.zq = block_sum(x.zq), x.zp = block_sum(x.zp), x.divergence = block_sum(x.divergence);
     if (threadIdx.x == 0) loss[blockIdx.x] = row_loss(x, s_label);
     for (int i = threadIdx.x; i < V; i += blockDim.x)
         s[i] = from_float<floatX>(gradient(x, to_float(s[i]), to_float(t[i]), i == label));
@@ -82,11 +82,11 @@ static __global__ void coalesced_kernel(floatX *student, const floatX *teacher, 
 
 /* ---- 3 online: maxima and sums in one pass ---- */
 
-/* The same sums relative to larger maxima (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
- */
+/* The same sums relative to larger maxima (Milakov & Gimelshein 2018, "Online normalizer calculation for
+ * softmax"). */
 static __device__ __forceinline__ void online_rebase(Sums &x, float s_max, float t_max) {
     float ds = x.s_max - s_max, dt = x.t_max - t_max, fp = expf(dt / TAU);  // <= 0, <= 1
-    x.apart = fp * (x.apart + (dt - ds) / TAU * x.zp);
+    x.divergence = fp * (x.divergence + (dt - ds) / TAU * x.zp);
     x.z1 *= expf(ds), x.zq *= expf(ds / TAU), x.zp *= fp;
     x.s_max = s_max, x.t_max = t_max;
 }
@@ -99,7 +99,7 @@ static __device__ __forceinline__ void online_add(Sums &x, float s, float t) {
 /* Every thread's sums become the block's. */
 static __device__ __forceinline__ void online_join(Sums &x) {
     online_rebase(x, block_max(x.s_max), block_max(x.t_max));
-    x.z1 = block_sum(x.z1), x.zq = block_sum(x.zq), x.zp = block_sum(x.zp), x.apart = block_sum(x.apart);
+    x.z1 = block_sum(x.z1), x.zq = block_sum(x.zq), x.zp = block_sum(x.zp), x.divergence = block_sum(x.divergence);
 }
 
 static const float LOWEST = -1e30f;  // finite: -inf - -inf would be no number
@@ -152,22 +152,22 @@ static __global__ void vectors_kernel(floatX *student, const floatX *teacher, co
 /* ---- 5 on chip: the rows stay in shared memory between the passes ---- */
 
 static __global__ void on_chip_kernel(floatX *student, const floatX *teacher, const int *labels, float *loss, int V) {
-    DYNAMIC_SHARED(floatX, near);
-    floatX *s = student + (size_t)blockIdx.x * V, *near_s = near, *near_t = near + V;
+    DYNAMIC_SHARED(floatX, kept);
+    floatX *s = student + (size_t)blockIdx.x * V, *kept_s = kept, *kept_t = kept + V;
     const floatX *t = teacher + (size_t)blockIdx.x * V;
     int label = labels[blockIdx.x], step = blockDim.x * VECTOR;
     float s_label = to_float(s[label]);
     Sums x = {LOWEST, LOWEST, 0, 0, 0, 0};
     for (int i = threadIdx.x * VECTOR; i < V; i += step) {  // a thread reads back only what it wrote: no barrier
         Packed<floatX> a = load128(s + i), b = load128(t + i);
-        store128(near_s + i, a);
-        store128(near_t + i, b);
+        store128(kept_s + i, a);
+        store128(kept_t + i, b);
         vector_add(x, a, b);
     }
     online_join(x);
     if (threadIdx.x == 0) loss[blockIdx.x] = row_loss(x, s_label);
     for (int i = threadIdx.x * VECTOR; i < V; i += step)
-        store128(s + i, vector_gradient(x, load128(near_s + i), load128(near_t + i), i, label));
+        store128(s + i, vector_gradient(x, load128(kept_s + i), load128(kept_t + i), i, label));
 }
 
 /* ---- the problem ---- */
@@ -262,10 +262,10 @@ static double error() {
 
 static void make_problem() {
     size_t n = (size_t)at.rows * at.V;
-    at.student = learn_room<floatX>(n), at.teacher = learn_room<floatX>(n);
+    at.student = learn_alloc<floatX>(n), at.teacher = learn_alloc<floatX>(n);
     at.s_block = learn_block(1, 6), at.t_block = learn_block(2, 6);
-    at.labels = learn_room<int>((size_t)at.rows), at.loss = learn_room<float>((size_t)at.rows);
-    at.stats = learn_room<RowStats>((size_t)at.rows);
+    at.labels = learn_alloc<int>((size_t)at.rows), at.loss = learn_alloc<float>((size_t)at.rows);
+    at.stats = learn_alloc<RowStats>((size_t)at.rows);
     at.host_labels = (int *)malloc((size_t)at.rows * sizeof(int));
     if (!at.host_labels) die("out of memory");
     for (int i = 0; i < at.rows; i++) at.host_labels[i] = (int)((long long)i * 7919 % at.V);
@@ -281,13 +281,13 @@ int main(int argc, char **argv) {
     at.V = learn_options.width ? learn_options.width : timed ? 32768 : 1024;
     make_problem();
     CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-    bool whole = at.V % VECTOR == 0, near = whole && 2 * (size_t)at.V * sizeof(floatX) <= (size_t)most - 1024;
+    bool whole = at.V % VECTOR == 0, kept = whole && 2 * (size_t)at.V * sizeof(floatX) <= (size_t)most - 1024;
     const Version versions[] = {
         {"naive", "a thread per row", 7, run_naive, true},
         {"coalesced", "a block per row", 7, run_coalesced, true},
         {"online", "maxima and sums in one pass", 5, run_online, true},
         {"vectors", "16 bytes a load", 5, run_vectors, whole},
-        {"on chip", "rows stay in shared memory", 3, run_on_chip, near},
+        {"on chip", "rows stay in shared memory", 3, run_on_chip, kept},
         {"shipped", "asynchronous copies, clusters, powers of two", 3, run_shipped, whole},
     };
     Lesson lesson = {"objective_rows", at.rows, at.V, 3, reset, error, "", 0, NULL};

@@ -23,7 +23,7 @@ def read(path):
         sys.exit(f"plot.py: {path} is empty; expected one line for each version")
     for v in versions:
         missing = {"kernel", "version", "idea", "rows", "width", "dtype", "more", "floor_bytes", "flops", "bandwidth",
-                   "product", "floor_ms", "ms"} - v.keys()
+                   "matmul", "floor_ms", "ms"} - v.keys()
         if missing:
             sys.exit(f"plot.py: {path} has a version without {', '.join(sorted(missing))}")
     return versions
@@ -44,8 +44,8 @@ def floor_line(v):
     """What the floor is made of."""
     words = (f"floor {v['floor_ms']:.4g} ms: {v['floor_bytes'] / 1e6:.4g} MB at {v['bandwidth'] / 1e9:.0f} GB/s "
              "(measured copy)")
-    if v["product"]:
-        words += f", {v['flops'] / 1e9:.4g} GFLOP at {v['product'] / 1e12:.0f} TFLOP/s (measured product)"
+    if v["matmul"]:
+        words += f", {v['flops'] / 1e9:.4g} GFLOP at {v['matmul'] / 1e12:.0f} TFLOP/s (measured matmul)"
     return words
 
 

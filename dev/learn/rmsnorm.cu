@@ -81,21 +81,21 @@ static __global__ void registers_kernel(floatX *out, const floatX *inp, const fl
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     const floatX *x = inp + (size_t)row * C;
-    Packed<floatX> near[COUNT];
+    Packed<floatX> kept[COUNT];
     float squares = 0;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         int c = (i * 32 + lane) * VECTOR;
-        near[i] = {};
-        if (c < C) near[i] = load128(x + c);
+        kept[i] = {};
+        if (c < C) kept[i] = load128(x + c);
     }
 #pragma unroll
-    for (int i = 0; i < COUNT; i++) squares += squares_of(near[i]);
+    for (int i = 0; i < COUNT; i++) squares += squares_of(kept[i]);
     float rstd = 1.0f / sqrtf(warp_sum(squares) / (float)C + EPS);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
         int c = (i * 32 + lane) * VECTOR;
-        if (c < C) store128(out + (size_t)row * C + c, scaled(near[i], load128(weight + c), rstd));
+        if (c < C) store128(out + (size_t)row * C + c, scaled(kept[i], load128(weight + c), rstd));
     }
 }
 
@@ -156,8 +156,8 @@ int main(int argc, char **argv) {
     at.rows = learn_options.rows ? learn_options.rows : timed ? 65536 : 20;
     at.C = learn_options.width ? learn_options.width : timed ? 2048 : 512;
     size_t n = (size_t)at.rows * at.C;
-    at.inp = learn_room<floatX>(n), at.out = learn_room<floatX>(n), at.weight = learn_room<floatX>((size_t)at.C);
-    at.rstd = learn_room<float>((size_t)at.rows);
+    at.inp = learn_alloc<floatX>(n), at.out = learn_alloc<floatX>(n), at.weight = learn_alloc<floatX>((size_t)at.C);
+    at.rstd = learn_alloc<float>((size_t)at.rows);
     at.x_block = learn_block(1, 3), at.w_block = learn_block(2, 2);
     learn_fill(at.inp, n, at.x_block);
     learn_fill(at.weight, (size_t)at.C, at.w_block);

@@ -1,18 +1,19 @@
-/* Attention: softmax(scale q k^T) v, full or causal, grouped queries, with RoPE applied on the way in. A task owns
- * one head of one sequence, its operands packed for the engine of cpu/microkernel.h. Scores exist for a block of queries
- * only; the backward pass recomputes them from the saved log-sum-exp (FlashAttention: Dao et al. 2022). */
+/* Attention, out = softmax(scale Q K^T) V, full or causal, with grouped queries and RoPE applied on the way in. A
+ * task owns one head of one sequence, with its operands packed for the microkernel. Scores exist for a block of
+ * queries only; the backward pass recomputes them from the saved log-sum-exp (FlashAttention: Dao et al. 2022). The
+ * attention of one new token and the caches are in attention_decode.h. */
 #ifndef KERNELS_CPU_ATTENTION_H
 #define KERNELS_CPU_ATTENTION_H
 
 #include "microkernel.h"
 #include "../ops.h"
 
-enum { SPAN = 32 };  // queries in the forward pass and keys in the backward pass that are handled together
+enum { SPAN = 32 };  // queries (forward) or keys (backward) that one matmul takes together
 
 static inline const float *rope_row(const AttentionShape *s, size_t t) { return s->rope ? s->rope + t * s->D : NULL; }
 
-/* dst [D] = src turned by the angles of its position (a row of AttentionShape's rope); sign -1 turns it back. dst may
- * be src. */
+/* dst [D] = src rotated by the angles of its position (a row of AttentionShape's rope); sign is 1, or -1 to undo the
+ * rotation. dst may be src. */
 static inline void rotate(float *dst, const float *src, const float *rope, size_t D, float sign) {
     size_t half = D / 2;
     FOR_LANES (i, m, 0, half) {
@@ -23,7 +24,7 @@ static inline void rotate(float *dst, const float *src, const float *rope, size_
     }
 }
 
-/* The same from floatX. */
+/* The same for a src in floatX; only the rotation itself. */
 static inline void rotate_x(float *dst, const floatX *src, const float *rope, size_t D) {
     size_t half = D / 2;
     FOR_LANES (i, m, 0, half) {
@@ -34,15 +35,17 @@ static inline void rotate_x(float *dst, const floatX *src, const float *rope, si
     }
 }
 
-/* [T, D] rows of one head that are `stride` apart in src; turned into buffer [T, D] where there is RoPE. */
-static Matrix head_matrix(const floatX *src, size_t stride, float *buffer, const AttentionShape *s, bool turn) {
-    Matrix plain = {src, DT_FLOATX, stride}, turned = {buffer, DT_F32, (size_t)s->D};
-    if (!turn || !s->rope) return plain;
+/* The rows [T, D] of one head, which are `stride` apart in src. If rotated and the shape has RoPE, they are rotated
+ * into buffer [T, D]. */
+static Matrix head_matrix(const floatX *src, size_t stride, float *buffer, const AttentionShape *s, bool rotated) {
+    Matrix plain = {src, DT_FLOATX, stride}, in_buffer = {buffer, DT_F32, (size_t)s->D};
+    if (!rotated || !s->rope) return plain;
     for (size_t t = 0; t < (size_t)s->T; t++) rotate_x(buffer + t * s->D, src + t * stride, rope_row(s, t), s->D);
-    return turned;
+    return in_buffer;
 }
 
-/* The next `bytes` of a block of scratch, in whole cache lines. Laying out from NULL gives the size of the block. */
+/* Takes the next `bytes` of a block of scratch memory, in whole cache lines. A layout that starts from NULL gives the
+ * size of the block. */
 static inline void *carve(char **at, size_t bytes) {
     char *p = *at;
     *at = p + round_up(bytes, 64);
@@ -52,32 +55,32 @@ static inline void *carve(char **at, size_t bytes) {
 /* ---- forward ---- */
 
 typedef struct {
-    float *turned, *scores, *o, top[SPAN], sum[SPAN], inverse[SPAN];
-    unit *q, *p;
-    Right k, v;
+    float *rotated, *scores, *o, top[SPAN], sum[SPAN], inverse[SPAN];
+    element *q, *p;
+    PackedB k, v;
 } AttentionForward;
 
 static size_t attention_forward_layout(AttentionForward *w, char *base, const AttentionShape *s) {
     size_t T = s->T, D = s->D, keys = round_up(T, SPAN);
     char *at = base;
-    w->turned = (float *)carve(&at, T * D * sizeof(float));
-    w->q = (unit *)carve(&at, keys * round_up(D, K_STEP) * sizeof(unit));
-    w->k = right_at((unit *)carve(&at, right_units(D, T) * sizeof(unit)), D, T);
-    w->v = right_at((unit *)carve(&at, right_units(T, D) * sizeof(unit)), T, D);
+    w->rotated = (float *)carve(&at, T * D * sizeof(float));
+    w->q = (element *)carve(&at, keys * round_up(D, K_STEP) * sizeof(element));
+    w->k = packed_b_at((element *)carve(&at, packed_b_size(D, T) * sizeof(element)), D, T);
+    w->v = packed_b_at((element *)carve(&at, packed_b_size(T, D) * sizeof(element)), T, D);
     w->scores = (float *)carve(&at, SPAN * keys * sizeof(float));
-    w->p = (unit *)carve(&at, SPAN * keys * sizeof(unit));
+    w->p = (element *)carve(&at, SPAN * keys * sizeof(element));
     w->o = (float *)carve(&at, SPAN * round_up(D, LANES) * sizeof(float));
     return (size_t)(at - base);
 }
 
-/* Scores [rows, ld] of the queries t0.. to unnormalised probabilities; the factor 1 / sum of each row goes to
- * inverse, the log-sum-exp to lse. Keys that are not seen, up to ld, get probability 0. */
+/* Turns the scores [rows, ld] of the queries t0.. into unnormalised probabilities and stores 1 / sum of each row in
+ * inverse, its log-sum-exp in lse. Keys that a query does not see, up to ld, get probability 0. */
 static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, size_t rows,
                          const AttentionShape *s) {
     const vi index = lane_index();
     for (size_t r = 0; r < rows; r++) {
         float *x = w->scores + r * ld;
-        unit *p = w->p + r * ld;
+        element *p = w->p + r * ld;
         size_t keys = s->causal ? t0 + r + 1 : (size_t)s->T, whole = keys / LANES * LANES,
                end = round_up(keys, LANES);
         vf largest = vf_set(-INFINITY), sum = vf_zero();
@@ -91,9 +94,9 @@ static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, 
         for (size_t j = 0; j < end; j += LANES) {
             vf e = vf_exp(vf_load(x + j) * s->scale - top);
             sum += e;
-            unit_store(p + j, e);
+            element_store(p + j, e);
         }
-        for (size_t j = end; j < ld; j += LANES) unit_store(p + j, vf_zero());
+        for (size_t j = end; j < ld; j += LANES) element_store(p + j, vf_zero());
         w->top[r] = top;
         w->sum[r] = vf_sum(sum);
     }
@@ -104,26 +107,26 @@ static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, 
     }
 }
 
-/* One query head against the packed keys and values; q and out point at its first row. */
+/* One query head, with the packed keys and values; q and out point at the head's first row. */
 static void attention_forward_head(AttentionForward *w, floatX *out, float *lse, const floatX *q,
                                    const AttentionShape *s) {
     size_t T = s->T, D = s->D, ldq = round_up(D, K_STEP), ldo = round_up(D, LANES);
-    Matrix queries = head_matrix(q, (size_t)(s->H + 2 * s->K) * D, w->turned, s, true);
-    left_from_rows(w->q, ldq, &queries, 0, 0, T, D);
-    tile_begin();
+    Matrix queries = head_matrix(q, (size_t)(s->H + 2 * s->K) * D, w->rotated, s, true);
+    pack_a_from_rows(w->q, ldq, &queries, 0, 0, T, D);
+    microkernel_begin();
     for (size_t t0 = 0; t0 < T; t0 += SPAN) {
         size_t rows = min_size(SPAN, T - t0), seen = s->causal ? t0 + rows : T, ld = round_up(seen, SPAN);
-        tile_product(w->scores, ld, w->q + t0 * ldq, ldq, &w->k, 0, 0, rows, seen, D, false);
+        microkernel_matmul(w->scores, ld, w->q + t0 * ldq, ldq, &w->k, 0, 0, rows, seen, D, false);
         softmax_rows(w, ld, lse ? lse + t0 : NULL, t0, rows, s);
-        tile_product(w->o, ldo, w->p, ld, &w->v, 0, 0, rows, D, seen, false);
+        microkernel_matmul(w->o, ldo, w->p, ld, &w->v, 0, 0, rows, D, seen, false);
         for (size_t r = 0; r < rows; r++)
             FOR_LANES (d, m, 0, D)
                 vx_store_n(out + (t0 + r) * s->H * D + d, vf_load(w->o + r * ldo + d) * w->inverse[r], m);
     }
-    tile_end();
+    microkernel_end();
 }
 
-/* A task takes the query heads that share a key/value head, or only one of them where tasks would be few. */
+/* A task takes the query heads that share a key/value head, or only one of them where there would be few tasks. */
 static void cpu_attention_forward(floatX *out, float *lse, const floatX *qkv, AttentionShape s) {
     size_t T = s.T, D = s.D, stride = (size_t)(s.H + 2 * s.K) * D, group = s.H / s.K;
     size_t share = s.B * s.K >= 64 ? group : 1, tasks = (size_t)s.B * s.H / share;
@@ -134,10 +137,10 @@ static void cpu_attention_forward(floatX *out, float *lse, const floatX *qkv, At
         AttentionForward w;
         size_t bytes = attention_forward_layout(&w, NULL, &s);
         attention_forward_layout(&w, (char *)scratch(SCRATCH_A, bytes), &s);
-        Matrix keys = head_matrix(row + kv * D, stride, w.turned, &s, true);
-        right_from_columns(&w.k, &keys, 0, 0, D, T);
+        Matrix keys = head_matrix(row + kv * D, stride, w.rotated, &s, true);
+        pack_b_from_columns(&w.k, &keys, 0, 0, D, T);
         Matrix values = head_matrix(row + (kv + s.K) * D, stride, NULL, &s, false);
-        right_from_rows(&w.v, &values, 0, 0, T, D);
+        pack_b_from_rows(&w.v, &values, 0, 0, T, D);
         for (size_t h = first; h < first + share; h++)
             attention_forward_head(&w, out + (b * T * s.H + h) * D, lse ? lse + (b * s.H + h) * T : NULL, row + h * D,
                                    &s);
@@ -147,28 +150,28 @@ static void cpu_attention_forward(floatX *out, float *lse, const floatX *qkv, At
 /* ---- backward ----
  * With P = softmax(scale Q K^T), dP = dO V^T, delta_t = <dO_t, O_t>:
  *   dS = scale P (dP - delta),  dQ = dS K,  dK = dS^T Q,  dV = P^T dO.
- * P and dS are made transposed, keys down and queries across: then they are left operands for dK and dV as they are,
- * and dQ^T = K^T dS^T takes dS^T as its right operand. A task owns a key/value head and walks over its query heads,
- * so that the group's sums have one order. For each block of queries the keys come in spans. */
+ * P and dS are computed transposed, with a row for each key. Then they can be A operands of dK and dV as they are,
+ * and dQ^T = K^T dS^T takes dS^T as its B operand. A task owns a key/value head and loops over its query heads, so
+ * that the group's sums have one order. For each block of queries, it loops over the keys in spans. */
 
 typedef struct {
-    size_t block;                      // queries in a block
-    float *turned, *lse, *delta;       // [T, D], [T], [T] (scale * delta)
-    float *s, *dp;                     // [SPAN, block]
-    float *dk, *dv, *dq;               // [T, D], [T, D], [D, block]
-    unit *k, *v, *kt;                  // left: K [T, D], V [T, D], K^T [D, T]
-    unit *p, *ds;                      // left: [SPAN, block]
-    Right q_t, dout_t, q, dout, ds_t;  // right: Q^T and dO^T [D, T], Q and dO [T, D], dS^T [T, block]
+    size_t block;                        // queries in a block
+    float *rotated, *lse, *delta;        // [T, D], [T], [T] (scale * delta)
+    float *s, *dp;                       // [SPAN, block]
+    float *dk, *dv, *dq;                 // [T, D], [T, D], [D, block]
+    element *k, *v, *kt;                 // A operands: K [T, D], V [T, D], K^T [D, T]
+    element *p, *ds;                     // A operands: [SPAN, block]
+    PackedB q_t, dout_t, q, dout, ds_t;  // Q^T and dO^T [D, T], Q and dO [T, D], dS^T [T, block]
 } AttentionBackward;
 
-static unit *carve_units(char **at, size_t n) { return (unit *)carve(at, n * sizeof(unit)); }
+static element *carve_elements(char **at, size_t n) { return (element *)carve(at, n * sizeof(element)); }
 static float *carve_floats(char **at, size_t n) { return (float *)carve(at, n * sizeof(float)); }
 
 static size_t attention_backward_layout(AttentionBackward *w, char *base, const AttentionShape *s) {
     size_t T = s->T, D = s->D, Tp = round_up(T, SPAN), Dp = round_up(D, 32);
     char *at = base;
     w->block = min_size(Tp, max_size(SPAN, min_size(256, 65536 / Tp / SPAN * SPAN)));  // dS^T stays in cache
-    w->turned = carve_floats(&at, Tp * Dp);
+    w->rotated = carve_floats(&at, Tp * Dp);
     w->lse = carve_floats(&at, Tp);
     w->delta = carve_floats(&at, Tp);
     w->s = carve_floats(&at, SPAN * w->block);
@@ -176,21 +179,22 @@ static size_t attention_backward_layout(AttentionBackward *w, char *base, const 
     w->dk = carve_floats(&at, Tp * Dp);
     w->dv = carve_floats(&at, Tp * Dp);
     w->dq = carve_floats(&at, Dp * w->block);
-    w->k = carve_units(&at, Tp * Dp);
-    w->v = carve_units(&at, Tp * Dp);
-    w->kt = carve_units(&at, Dp * Tp);
-    w->p = carve_units(&at, SPAN * w->block);
-    w->ds = carve_units(&at, SPAN * w->block);
-    w->q_t = right_at(carve_units(&at, Dp * Tp), D, T);
-    w->dout_t = right_at(carve_units(&at, Dp * Tp), D, T);
-    w->q = right_at(carve_units(&at, Tp * Dp), T, D);
-    w->dout = right_at(carve_units(&at, Tp * Dp), T, D);
-    w->ds_t = right_at(carve_units(&at, Tp * w->block), Tp, w->block);
+    w->k = carve_elements(&at, Tp * Dp);
+    w->v = carve_elements(&at, Tp * Dp);
+    w->kt = carve_elements(&at, Dp * Tp);
+    w->p = carve_elements(&at, SPAN * w->block);
+    w->ds = carve_elements(&at, SPAN * w->block);
+    w->q_t = packed_b_at(carve_elements(&at, Dp * Tp), D, T);
+    w->dout_t = packed_b_at(carve_elements(&at, Dp * Tp), D, T);
+    w->q = packed_b_at(carve_elements(&at, Tp * Dp), T, D);
+    w->dout = packed_b_at(carve_elements(&at, Tp * Dp), T, D);
+    w->ds_t = packed_b_at(carve_elements(&at, Tp * w->block), Tp, w->block);
     return (size_t)(at - base);
 }
 
-/* P and dS for keys j, j+1 (rows r, r+1 of the span) and one vector of queries t.., to their three places. masked:
- * keys beyond the last, queries beyond `count` and those before the diagonal get 0. */
+/* Computes P and dS for keys j and j+1 (rows r and r+1 of the span) and one vector of queries t.., and stores them
+ * where the three matmuls read them. masked: keys beyond the last one, queries beyond `count` and queries before the
+ * diagonal get 0. */
 ALWAYS_INLINE void softmax_backward_pair(AttentionBackward *w, size_t j, size_t r, size_t t0, size_t t, size_t count,
                                          vf lse, vf delta, const AttentionShape *s, const bool masked) {
     vf ds[2];
@@ -205,13 +209,13 @@ ALWAYS_INLINE void softmax_backward_pair(AttentionBackward *w, size_t j, size_t 
             p = vf_select(seen, p, vf_zero());
             ds[i] = vf_select(seen, ds[i], vf_zero());
         }
-        unit_store(w->p + at, p);
-        unit_store(w->ds + at, ds[i]);
+        element_store(w->p + at, p);
+        element_store(w->ds + at, ds[i]);
     }
-    right_store_rows(&w->ds_t, j, t, ds[0], ds[1]);
+    packed_b_store_rows(&w->ds_t, j, t, ds[0], ds[1]);
 }
 
-/* The keys j0.. against the queries t0+first .. t0+count. */
+/* P and dS for the keys j0.. and the queries t0+first .. t0+count. */
 static void softmax_backward(AttentionBackward *w, size_t j0, size_t t0, size_t first, size_t count,
                              const AttentionShape *s) {
     bool all_keys = j0 + SPAN <= (size_t)s->T;
@@ -227,22 +231,22 @@ static void softmax_backward(AttentionBackward *w, size_t j0, size_t t0, size_t 
     }
 }
 
-/* dqkv rows from [rows, ld] fp32, turned back. */
+/* Stores fp32 rows [rows, ld] in rows t0.. of a head of dqkv, with the rotation undone if rotated. */
 static void store_head(floatX *dst, size_t stride, float *src, size_t ld, size_t t0, size_t rows,
-                       const AttentionShape *s, bool turn) {
+                       const AttentionShape *s, bool rotated) {
     for (size_t r = 0; r < rows; r++) {
-        if (turn && s->rope) rotate(src + r * ld, src + r * ld, rope_row(s, t0 + r), s->D, -1.0f);
+        if (rotated && s->rope) rotate(src + r * ld, src + r * ld, rope_row(s, t0 + r), s->D, -1.0f);
         FOR_LANES (d, m, 0, (size_t)s->D) vx_store_n(dst + (t0 + r) * stride + d, vf_load(src + r * ld + d), m);
     }
 }
 
-/* dq [D, block] for the queries t0 .. t0+count to their rows of dqkv. */
+/* Stores dq [D, block], transposed, in the rows of dqkv of the queries t0 .. t0+count. */
 static void store_queries(AttentionBackward *w, floatX *dst, size_t stride, size_t t0, size_t count,
                           const AttentionShape *s) {
     size_t ld = round_up(s->D, LANES);
     float rows[LANES * 32 * LANES];
     for (size_t t = 0; t < count; t += LANES) {
-        float *buffer = ld <= 32 * LANES ? rows : w->turned;
+        float *buffer = ld <= 32 * LANES ? rows : w->rotated;
         for (size_t d = 0; d < (size_t)s->D; d += LANES) {
             vf x[LANES];
             for (size_t i = 0; i < LANES; i++) x[i] = vf_load(w->dq + (d + i) * w->block + t);
@@ -253,36 +257,36 @@ static void store_queries(AttentionBackward *w, floatX *dst, size_t stride, size
     }
 }
 
-/* One block of queries against all keys: adds to dk and dv, writes the queries' gradients. */
+/* One block of queries, with all keys: adds to dk and dv, and writes the queries' gradients. */
 static void attention_backward_block(AttentionBackward *w, floatX *dq, size_t t0, const AttentionShape *s) {
     size_t T = s->T, D = s->D, Dk = round_up(D, K_STEP), Dn = round_up(D, 32), Tp = round_up(T, SPAN);
     size_t count = min_size(w->block, T - t0), seen = s->causal ? t0 + count : T, ld = w->block;
     for (size_t j0 = 0; j0 < seen; j0 += SPAN) {
         size_t keys = min_size(SPAN, T - j0), first = s->causal && j0 > t0 ? j0 - t0 : 0, n = count - first;
-        tile_product(w->s + first, ld, w->k + j0 * Dk, Dk, &w->q_t, 0, t0 + first, keys, n, D, false);
-        tile_product(w->dp + first, ld, w->v + j0 * Dk, Dk, &w->dout_t, 0, t0 + first, keys, n, D, false);
+        microkernel_matmul(w->s + first, ld, w->k + j0 * Dk, Dk, &w->q_t, 0, t0 + first, keys, n, D, false);
+        microkernel_matmul(w->dp + first, ld, w->v + j0 * Dk, Dk, &w->dout_t, 0, t0 + first, keys, n, D, false);
         softmax_backward(w, j0, t0, first, count, s);
-        tile_product(w->dv + j0 * Dn, Dn, w->p + first, ld, &w->dout, t0 + first, 0, keys, D, n, true);
-        tile_product(w->dk + j0 * Dn, Dn, w->ds + first, ld, &w->q, t0 + first, 0, keys, D, n, true);
+        microkernel_matmul(w->dv + j0 * Dn, Dn, w->p + first, ld, &w->dout, t0 + first, 0, keys, D, n, true);
+        microkernel_matmul(w->dk + j0 * Dn, Dn, w->ds + first, ld, &w->q, t0 + first, 0, keys, D, n, true);
     }
-    if (!s->causal) tile_product(w->dq, ld, w->kt, Tp, &w->ds_t, 0, 0, D, count, T, false);
+    if (!s->causal) microkernel_matmul(w->dq, ld, w->kt, Tp, &w->ds_t, 0, 0, D, count, T, false);
     for (size_t t = 0; s->causal && t < count; t += SPAN) {  // up to the diagonal
         size_t n = min_size(SPAN, count - t);
-        tile_product(w->dq + t, ld, w->kt, Tp, &w->ds_t, 0, t, D, n, t0 + t + n, false);
+        microkernel_matmul(w->dq + t, ld, w->kt, Tp, &w->ds_t, 0, t, D, n, t0 + t + n, false);
     }
     store_queries(w, dq, (size_t)(s->H + 2 * s->K) * D, t0, count, s);
 }
 
-/* One query head: q, dout, out point at its first row. */
+/* One query head; q, dout and out point at its first row. */
 static void attention_backward_head(AttentionBackward *w, floatX *dq, const floatX *q, const floatX *dout,
                                     const floatX *out, const float *lse, const AttentionShape *s) {
     size_t T = s->T, D = s->D;
-    Matrix queries = head_matrix(q, (s->H + 2 * s->K) * D, w->turned, s, true);
+    Matrix queries = head_matrix(q, (s->H + 2 * s->K) * D, w->rotated, s, true);
     Matrix grads = head_matrix(dout, s->H * D, NULL, s, false);
-    right_from_columns(&w->q_t, &queries, 0, 0, D, T);
-    right_from_rows(&w->q, &queries, 0, 0, T, D);
-    right_from_columns(&w->dout_t, &grads, 0, 0, D, T);
-    right_from_rows(&w->dout, &grads, 0, 0, T, D);
+    pack_b_from_columns(&w->q_t, &queries, 0, 0, D, T);
+    pack_b_from_rows(&w->q, &queries, 0, 0, T, D);
+    pack_b_from_columns(&w->dout_t, &grads, 0, 0, D, T);
+    pack_b_from_rows(&w->dout, &grads, 0, 0, T, D);
     for (size_t t = 0; t < T; t++) {
         vf sum = vf_zero();
         FOR_LANES (d, m, 0, D) sum += vx_load_n(dout + t * s->H * D + d, m) * vx_load_n(out + t * s->H * D + d, m);
@@ -290,9 +294,9 @@ static void attention_backward_head(AttentionBackward *w, floatX *dq, const floa
         w->lse[t] = lse[t];
     }
     for (size_t t = T; t < round_up(T, SPAN); t++) w->delta[t] = w->lse[t] = 0.0f;
-    tile_begin();
+    microkernel_begin();
     for (size_t t0 = 0; t0 < T; t0 += w->block) attention_backward_block(w, dq, t0, s);
-    tile_end();
+    microkernel_end();
 }
 
 static void cpu_attention_backward(floatX *dqkv, const floatX *dout, const floatX *out, const float *lse,
@@ -306,11 +310,11 @@ static void cpu_attention_backward(floatX *dqkv, const floatX *dout, const float
         AttentionBackward w;
         size_t bytes = attention_backward_layout(&w, NULL, &s);
         attention_backward_layout(&w, (char *)scratch(SCRATCH_A, bytes), &s);
-        Matrix keys = head_matrix(row + key, stride, w.turned, &s, true);
+        Matrix keys = head_matrix(row + key, stride, w.rotated, &s, true);
         Matrix values = head_matrix(row + value, stride, NULL, &s, false);
-        left_from_rows(w.k, round_up(D, K_STEP), &keys, 0, 0, T, D);
-        left_from_columns(w.kt, round_up(T, SPAN), &keys, 0, 0, D, T);
-        left_from_rows(w.v, round_up(D, K_STEP), &values, 0, 0, T, D);
+        pack_a_from_rows(w.k, round_up(D, K_STEP), &keys, 0, 0, T, D);
+        pack_a_from_columns(w.kt, round_up(T, SPAN), &keys, 0, 0, D, T);
+        pack_a_from_rows(w.v, round_up(D, K_STEP), &values, 0, 0, T, D);
         memset(w.dk, 0, round_up(T, SPAN) * Dn * sizeof(float));
         memset(w.dv, 0, round_up(T, SPAN) * Dn * sizeof(float));
         for (size_t h = kv * group; h < (kv + 1) * group; h++) {
@@ -319,82 +323,6 @@ static void cpu_attention_backward(floatX *dqkv, const floatX *dout, const float
         }
         store_head(drow + key, stride, w.dk, Dn, 0, T, &s, true);
         store_head(drow + value, stride, w.dv, Dn, 0, T, &s, false);
-    }
-}
-
-/* ---- decoding ---- */
-
-/* dst [D] = a query or key, turned where there is RoPE */
-static inline void load_turned(float *dst, const floatX *src, const float *rope, size_t D) {
-    if (rope)
-        rotate_x(dst, src, rope, D);
-    else
-        FOR_LANES (d, m, 0, D) vf_store_n(dst + d, vx_load_n(src + d, m), m);
-}
-
-/* Key (turned) and value of head kv at row (b, t) of qkv to `position` of the caches. */
-static void cache_store_row(floatX *kcache, floatX *vcache, const floatX *qkv, const AttentionShape *s, size_t b,
-                            size_t kv, size_t t, size_t position, size_t max_T) {
-    size_t D = s->D;
-    const floatX *row = qkv + (b * s->T + t) * (size_t)(s->H + 2 * s->K) * D;
-    size_t at = ((b * s->K + kv) * max_T + position) * D;
-    float *key = (float *)scratch(SCRATCH_C, round_up(D, LANES) * sizeof(float));
-    load_turned(key, row + (s->H + kv) * D, rope_row(s, position), D);
-    FOR_LANES (e, n, 0, D) vx_store_n(kcache + at + e, vf_load_n(key + e, n), n);
-    memcpy(vcache + at, row + (s->H + s->K + kv) * D, D * sizeof(floatX));
-}
-
-static void cpu_cache_store(floatX *kcache, floatX *vcache, const floatX *qkv, AttentionShape s, int start,
-                            int max_T) {
-#pragma omp parallel for schedule(static) if ((size_t)s.B * s.T * s.K * s.D > 16384)
-    for (size_t i = 0; i < (size_t)s.B * s.T * s.K; i++) {
-        size_t b = i / s.K / s.T, t = i / s.K % s.T;
-        cache_store_row(kcache, vcache, qkv, &s, b, i % s.K, t, start + t, max_T);
-    }
-}
-
-/* One query head of one new token against positions 0 .. position of the caches of its key/value head. */
-static void decode_head(floatX *out, const floatX *query, const floatX *keys, const floatX *values, size_t position,
-                        const AttentionShape *s) {
-    size_t D = s->D, n = position + 1, padded = round_up(n, LANES);
-    float *q = (float *)scratch(SCRATCH_A, (round_up(D, LANES) + padded) * sizeof(float)),
-          *x = q + round_up(D, LANES);
-    load_turned(q, query, rope_row(s, position), D);
-    for (size_t t = 0; t < n; t++) {
-        vf sum = vf_zero();
-        FOR_LANES (d, m, 0, D) sum += vf_load_n(q + d, m) * vx_load_n(keys + t * D + d, m);
-        x[t] = vf_sum(sum) * s->scale;
-    }
-    float top = x[0];
-    for (size_t t = 1; t < n; t++) top = x[t] > top ? x[t] : top;
-    for (size_t t = n; t < padded; t++) x[t] = -INFINITY;
-    vf sum = vf_zero();
-    for (size_t t = 0; t < padded; t += LANES) {
-        vf e = vf_exp(vf_load(x + t) - top);
-        vf_store(x + t, e);
-        sum += e;
-    }
-    float inverse = 1.0f / vf_sum(sum);
-    for (size_t d = 0; d < D; d += 4 * LANES) {  // four sums at a time hide the latency of adding
-        vf total[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-        size_t width[4];
-        for (size_t v = 0; v < 4; v++) width[v] = min_size(LANES, D - min_size(D, d + v * LANES));
-        for (size_t t = 0; t < n; t++)
-            for (size_t v = 0; v < 4; v++) total[v] += x[t] * vx_load_n(values + t * D + d + v * LANES, width[v]);
-        for (size_t v = 0; v < 4; v++) vx_store_n(out + d + v * LANES, total[v] * inverse, width[v]);
-    }
-}
-
-static void cpu_attention_decode(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
-                                 AttentionShape s, int max_T) {
-    size_t D = s.D, group = s.H / s.K;
-#pragma omp parallel for schedule(static) if (s.B > 1 || positions[0] * s.H * D > 16384)
-    for (size_t task = 0; task < (size_t)s.B * s.K; task++) {
-        size_t b = task / s.K, kv = task % s.K, head = task * max_T * D;
-        cache_store_row(kcache, vcache, qkv, &s, b, kv, 0, positions[b], max_T);
-        for (size_t h = kv * group; h < (kv + 1) * group; h++)
-            decode_head(out + (b * s.H + h) * D, qkv + (b * (s.H + 2 * s.K) + h) * D, kcache + head, vcache + head,
-                        positions[b], &s);
     }
 }
 

@@ -1,16 +1,20 @@
-/* The table of operations for a CPU. One kernel family per header. */
+/* The table of operations for the CPU. One kernel family per header, under the same file names as the GPU's
+ * (kernels/cuda). */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE  // syscall(), to ask for the AMX registers
 #endif
 #include "attention.h"
-#include "input.h"
-#include "norm.h"
+#include "attention_decode.h"
 #include "distill.h"
+#include "graph.h"
+#include "input.h"
+#include "linear.h"
+#include "memory.h"
+#include "norm.h"
+#include "objective.h"
 #include "optimizer.h"
 #include "pointwise.h"
-#include "linear.h"
 #include "sample.h"
-#include "../ops.h"
 
 const Ops cpu_ops = {
     .name = "cpu",
@@ -18,16 +22,16 @@ const Ops cpu_ops = {
     .alloc = cpu_alloc,
     .release = cpu_release,
     .memory_free = cpu_memory_free,
-    .upload = cpu_copy,
-    .download = cpu_copy,
-    .copy = cpu_copy,
-    .copy_from = cpu_copy_from,
-    .copy_rows = cpu_copy_rows,
     .zero = cpu_zero,
     .sync = cpu_sync,
-    .wait_for = cpu_wait_for,
+    .upload = cpu_copy,
+    .download = cpu_copy,
     .download_async = cpu_download_async,
     .download_wait = cpu_download_wait,
+    .copy = cpu_copy,
+    .copy_rows = cpu_copy_rows,
+    .copy_from = cpu_copy_from,
+    .wait_for = cpu_wait_for,
     .graph_launch = cpu_graph_launch,
     .graph_end = cpu_graph_end,
     .graph_free = cpu_graph_free,
@@ -44,7 +48,6 @@ const Ops cpu_ops = {
     .rmsnorm_forward = cpu_rmsnorm_forward,
     .residual_rmsnorm_forward = cpu_residual_rmsnorm_forward,
     .rmsnorm_backward = cpu_rmsnorm_backward,
-    .residual_forward = cpu_residual_forward,
     .linear_forward = cpu_linear_forward,
     .linear_logits = cpu_linear_logits,
     .linear_backward_input = cpu_linear_backward_input,
@@ -53,6 +56,9 @@ const Ops cpu_ops = {
     .gelu_backward = cpu_gelu_backward,
     .swiglu_forward = cpu_swiglu_forward,
     .swiglu_backward = cpu_swiglu_backward,
+    .residual_forward = cpu_residual_forward,
+    .cast_to_x = cpu_cast_to_x,
+    .cast_from_x = cpu_cast_from_x,
     .attention_forward = cpu_attention_forward,
     .attention_backward = cpu_attention_backward,
     .cache_store = cpu_cache_store,
@@ -63,6 +69,4 @@ const Ops cpu_ops = {
     .cosine = cpu_cosine,
     .squared_norm = cpu_squared_norm,
     .adamw = cpu_adamw,
-    .cast_to_x = cpu_cast_to_x,
-    .cast_from_x = cpu_cast_from_x,
 };

@@ -1,11 +1,11 @@
-/* The row kernel of the distillation objective, and the cosine of the embedding term.
+/* The row kernel of the distillation objective.
  *
  * Symbols, formulas and gradients are those at the top of loss.cuh; here q and p are over the first
  * V = min(V_s, V_t) entries and Q = softmax(s) over all V_s. A row is read from memory once: the further passes over
- * it find it in the cache. Probabilities are only ever handled with their logarithms,
+ * it find it in the cache. Probabilities are always computed from their logarithms,
  * log q_i = (s_i - max) / tau - log Z, so an underflowing q_i costs no information. */
-#ifndef KERNELS_CPU_OBJECTIVE_H
-#define KERNELS_CPU_OBJECTIVE_H
+#ifndef KERNELS_CPU_DISTILL_H
+#define KERNELS_CPU_DISTILL_H
 
 #include "vector.h"
 #include "../ops.h"
@@ -15,7 +15,7 @@ typedef struct {
     int top;
 } Peak;
 
-/* The maximum of x[0 .. n) and the smallest index that has it; NaN entries are passed over. */
+/* The maximum of x[0 .. n) and the smallest index that has it. NaN entries are skipped. */
 static Peak row_peak(const floatX *x, size_t n) {
     Peak peak = {-INFINITY, 0};
     float lane_max[LANES];
@@ -39,8 +39,8 @@ static Peak row_peak(const floatX *x, size_t n) {
     return peak;
 }
 
-/* What the passes over a row know about it: log Q_i = s_i - s_max - log_z, log q_i = (s_i - q_max) / tau - log_zq,
- * log p_i = (t_i - t_max) / tau - log_zt. */
+/* What the second pass needs to know about a row: log Q_i = s_i - s_max - log_z, log q_i = (s_i - q_max) / tau -
+ * log_zq, log p_i = (t_i - t_max) / tau - log_zt. */
 typedef struct {
     float inverse;  // 1 / tau
     float s_max, log_z, q_max, log_zq, t_max, log_zt;
@@ -48,24 +48,24 @@ typedef struct {
     float centre;              // the mean under q that the gradient of KL(q||p) and JSD subtracts
 } RowState;
 
-/* Lanes past the end count as 0. */
+/* The first m lanes of v; the others are 0. */
 static inline vf first_lanes(vf v, size_t m) {
     return m == LANES ? v : vf_select(lane_index() < (int32_t)m, v, vf_zero());
 }
 
-/* sum of exp(s_i - s_max) from index `begin` on */
+/* The sum of exp(s_i - largest) over begin .. end. */
 static float row_sum_exp(const floatX *s, size_t begin, size_t end, float largest) {
     vf sum = vf_zero();
     FOR_LANES (i, m, begin, end) sum += first_lanes(vf_exp(vx_load_n(s + i, m) - largest), m);
     return vf_sum(sum);
 }
 
-/* The sums of both rows in one pass: the logarithms of the normalisers, entropy, confidence and, for the two KL
- * divergences, D itself: KL(p||q) = sum of e_p (a_p - a_q) / z_p - log z_p + log z_q with a = (x - max) / tau,
- * e = exp a. */
+/* All sums over both rows, in one pass: the logarithms of the normalisers, entropy, confidence and, for the two KL
+ * divergences, D itself. With a = (x - max) / tau and e = exp(a),
+ *   KL(p||q) = sum of e_p (a_p - a_q) / z_p - log z_p + log z_q. */
 static inline void row_sums(RowState *r, RowStats *out, const floatX *s, const floatX *t, size_t Vs, size_t V,
                             SoftLoss kind) {
-    vf z = vf_zero(), z1 = z, zq = z, zp = z, entropy = z, apart = z;
+    vf z = vf_zero(), z1 = z, zq = z, zp = z, entropy = z, divergence = z;
     FOR_LANES (i, m, 0, V) {
         vf s1 = vx_load_n(s + i, m), t1 = vx_load_n(t + i, m);
         vf aq = (s1 - r->q_max) * r->inverse, ap = (t1 - r->t_max) * r->inverse;
@@ -75,8 +75,8 @@ static inline void row_sums(RowState *r, RowStats *out, const floatX *s, const f
         zq += eq;
         zp += ep;
         entropy += ep * ap;
-        if (kind == SOFT_KL) apart += ep * (ap - aq);
-        if (kind == SOFT_REVERSE_KL) apart += eq * (aq - ap);
+        if (kind == SOFT_KL) divergence += ep * (ap - aq);
+        if (kind == SOFT_REVERSE_KL) divergence += eq * (aq - ap);
     }
     float total_q = vf_sum(zq), total_p = vf_sum(zp);
     r->log_z = logf(vf_sum(z) + row_sum_exp(s, V, Vs, r->s_max));
@@ -84,8 +84,8 @@ static inline void row_sums(RowState *r, RowStats *out, const floatX *s, const f
     r->log_zt = logf(total_p);
     out->confidence = 1.0f / vf_sum(z1);
     out->entropy = r->log_zt - vf_sum(entropy) / total_p;
-    if (kind == SOFT_KL) out->soft = vf_sum(apart) / total_p - r->log_zt + r->log_zq;
-    if (kind == SOFT_REVERSE_KL) r->centre = out->soft = vf_sum(apart) / total_q - r->log_zq + r->log_zt;
+    if (kind == SOFT_KL) out->soft = vf_sum(divergence) / total_p - r->log_zt + r->log_zq;
+    if (kind == SOFT_REVERSE_KL) r->centre = out->soft = vf_sum(divergence) / total_q - r->log_zq + r->log_zt;
 }
 
 static inline vf log_mixture(const RowState *r, vf log_p, vf log_q) {  // log (beta p + (1 - beta) q)
@@ -94,7 +94,7 @@ static inline vf log_mixture(const RowState *r, vf log_p, vf log_q) {  // log (b
     return high + vf_log(1.0f + vf_exp(low - high));
 }
 
-/* JSD needs the normalised probabilities: a pass of its own. */
+/* JSD, which takes a pass of its own because it needs the normalised probabilities. */
 static float row_jsd(RowState *r, const floatX *s, const floatX *t, size_t V, float beta) {
     vf from_p = vf_zero(), from_q = vf_zero();
     r->log_beta = logf(beta);
@@ -110,7 +110,7 @@ static float row_jsd(RowState *r, const floatX *s, const floatX *t, size_t V, fl
     return beta * vf_sum(from_p) + (1.0f - beta) * r->centre;
 }
 
-/* The weights of a row's gradient, scale and gate included; one-hot positions. */
+/* The weights of a row's gradient, with scale and gate, and the indices of its one-hot terms. */
 typedef struct {
     float ce, hard, soft;
     int label, top;
@@ -166,8 +166,8 @@ static void distill_row(floatX *s, const floatX *t, int label, float row_gate, R
         if (o->soft == SOFT_JSD) out.soft = row_jsd(&r, s, t, V, o->jsd_beta);
         out.teacher_top = teacher.top;
         out.hard = r.log_z + (r.s_max - from_x(s[teacher.top]));
-        bool sure = teacher.top == label && out.confidence >= o->gate_confidence;
-        out.gate = row_gate * (sure ? o->gate_factor : 1.0f);
+        bool confident = teacher.top == label && out.confidence >= o->gate_confidence;
+        out.gate = row_gate * (confident ? o->gate_factor : 1.0f);
     } else {
         r.log_z = logf(row_sum_exp(s, 0, Vs, r.s_max));
     }
@@ -186,46 +186,6 @@ static void cpu_distill_rows(floatX *student, const floatX *teacher, const int *
     for (size_t i = 0; i < rows; i++)
         distill_row(student + i * Vs, teacher ? teacher + i * Vt : NULL, labels[i], row_gate ? row_gate[i] : 1.0f,
                     stats + i, &o, Vs, V, gradient);
-}
-
-static void cpu_entropy_band(float *row_gate, const RowStats *stats, size_t rows, float low, float high, int percent) {
-    size_t inside = 0;
-    for (size_t i = 0; i < rows; i++) {
-        row_gate[i] = stats[i].entropy >= low && stats[i].entropy <= high ? 1.0f : 0.0f;
-        inside += row_gate[i] > 0;
-    }
-    for (size_t i = 0; i < rows && inside * 100 < rows * (size_t)percent; i++) row_gate[i] = 1.0f;
-}
-
-/* d cos / da = t / (|a||t|) - cos a / |a|^2. Where a norm is below 1e-12 the direction has no meaning: the cosine
- * is 0 and so is its gradient. */
-static void cpu_cosine(float *cosine, floatX *da, const floatX *a, const floatX *t, int B, size_t n, float scale) {
-#pragma omp parallel for schedule(static) if (B * n > 16384)
-    for (int b = 0; b < B; b++) {
-        const floatX *x = a + b * n, *y = t + b * n;
-        double xy = 0.0, xx = 0.0, yy = 0.0;
-        for (size_t i = 0; i < n; i += 1024) {
-            vf vxy = vf_zero(), vxx = vf_zero(), vyy = vf_zero();
-            FOR_LANES (j, m, i, min_size(n, i + 1024)) {
-                vf u = vx_load_n(x + j, m), v = vx_load_n(y + j, m);
-                vxy += u * v;
-                vxx += u * u;
-                vyy += v * v;
-            }
-            xy += vf_sum(vxy);
-            xx += vf_sum(vxx);
-            yy += vf_sum(vyy);
-        }
-        double norm_x = sqrt(xx), norm_y = sqrt(yy);
-        bool defined = !(norm_x < 1e-12 || norm_y < 1e-12);
-        double c = defined ? xy / (norm_x * norm_y) : 0.0;
-        cosine[b] = (float)c;
-        if (!da) continue;
-        float from_t = defined ? (float)(-scale / (norm_x * norm_y)) : 0.0f;
-        float from_a = defined ? (float)(scale * c / xx) : 0.0f;
-        FOR_LANES (i, m, 0, n)
-            vx_store_n(da + b * n + i, from_t * vx_load_n(y + i, m) + from_a * vx_load_n(x + i, m), m);
-    }
 }
 
 #endif

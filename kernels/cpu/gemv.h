@@ -1,19 +1,20 @@
-/* Products with few rows (decoding): each weight is read once and used for all rows, at memory bandwidth. bf16
- * weights are taken in pairs, without shuffles: shifting a 32-bit pair left gives its first element as fp32, masking
- * off the low half gives the second. The rows of x wait in scratch in the same order, firsts and seconds apart. */
-#ifndef KERNELS_CPU_FEW_ROWS_H
-#define KERNELS_CPU_FEW_ROWS_H
+/* Matmuls with up to four rows (decoding): y = x W^T, where each weight is read once and used for all rows, at memory
+ * bandwidth. bf16 weights are read in pairs and need no shuffles: shifting a pair of 32 bits left gives its first
+ * element as fp32, masking off the lower half gives the second. The rows of x are stored in scratch memory in the
+ * same order, the first elements of the pairs and then the second ones. */
+#ifndef KERNELS_CPU_GEMV_H
+#define KERNELS_CPU_GEMV_H
 
 #include "vector.h"
 #include "../ops.h"
 
-enum { GEMV = 4 };
+enum { GEMV_ROWS = 4 };
 
-/* x [rows, I] to fp32, in steps of 2 LANES columns, padded with zeros: in a step the even columns and then the odd
- * ones (bf16 weights), or the columns in order (fp32 weights). */
+/* Converts x [rows, I] to fp32 in scratch memory, in steps of 2 LANES columns, padded with zeros. A step has the even
+ * columns and then the odd ones (bf16 weights), or the columns in order (fp32 weights). */
 static float *gemv_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
     size_t ld = div_up(I, 2 * LANES) * 2 * LANES;
-    float *f = (float *)scratch(SCRATCH_SHARED, GEMV * ld * sizeof(float));
+    float *f = (float *)scratch(SCRATCH_SHARED, GEMV_ROWS * ld * sizeof(float));
     memset(f, 0, rows * ld * sizeof(float));
     for (size_t r = 0; r < rows; r++)
         for (size_t i = 0; i < I; i++) {
@@ -36,10 +37,10 @@ static inline void gemv_load(vf w[2], const void *row, size_t i, size_t n, const
     }
 }
 
-/* sum += x_r * w over the n weights from element i on */
-static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV][2], const float *x, size_t ld,
-                                                                const char *w, size_t i, size_t n, const size_t rows,
-                                                                const bool is_bf16) {
+/* sum[r] += x_r w, over the n weights from element i on. */
+static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV_ROWS][2], const float *x, size_t ld,
+                                                            const char *w, size_t i, size_t n, const size_t rows,
+                                                            const bool is_bf16) {
     vf pair[2];
     gemv_load(pair, w, i, n, is_bf16);
     for (size_t r = 0; r < rows; r++) {
@@ -48,14 +49,13 @@ static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV][2], con
     }
 }
 
-/* c[r * ldc] = <x_r, w> for the weights w [I] of one output channel. Lines are asked for ahead of time, because the
- * processor's own prefetching stops at every page. */
-static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t ldc, const float *x,
-                                                                   const char *w, size_t I, const size_t rows,
-                                                                   const bool is_bf16) {
+/* c[r * ldc] = <x_r, w> for the weights w [I] of one output channel. Cache lines are prefetched explicitly, because
+ * the processor's own prefetching stops at every page. */
+static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t ldc, const float *x, const char *w,
+                                                               size_t I, const size_t rows, const bool is_bf16) {
     enum { STEP = 2 * LANES, LINE = 64, AHEAD = 2048 };  // elements, bytes, bytes
     const size_t bytes = STEP * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, STEP) * STEP;
-    vf sum[GEMV][2];
+    vf sum[GEMV_ROWS][2];
     size_t i = 0;
     for (size_t r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vf_zero();
     for (const char *ahead = w + AHEAD; i + STEP <= I; i += STEP, ahead += bytes) {
@@ -66,18 +66,18 @@ static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t 
     for (size_t r = 0; r < rows; r++) c[r * ldc] = vf_sum(sum[r][0] + sum[r][1]);
 }
 
-/* c [rows, ldc] = the products of x (from gemv_input) with the output channels begin .. end */
-static void gemv_product(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
-                             size_t end) {
+/* c [rows, ldc] = x W^T for the output channels begin .. end, with x from gemv_input. */
+static void gemv_channels(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
+                          size_t end) {
     const bool is_bf16 = w->dtype == DT_BF16;
     size_t bytes = w->cols * dtype_size(w->dtype);
     const char *data = (const char *)w->data + begin * bytes;
     for (size_t j = begin; j < end; j++, c++, data += bytes) {
-#define ROWS(n)                                                   \
-    if (rows == n) {                                              \
-        if (is_bf16)                                              \
+#define ROWS(n)                                               \
+    if (rows == n) {                                          \
+        if (is_bf16)                                          \
             gemv_channel(c, ldc, x, data, w->cols, n, true);  \
-        else                                                      \
+        else                                                  \
             gemv_channel(c, ldc, x, data, w->cols, n, false); \
     }
         ROWS(1)

@@ -1,31 +1,31 @@
-/* The engine of cpu/microkernel.h for AMX. A tile register holds 16 rows of 64 bytes; one instruction multiplies a 16 x 32
- * bf16 tile with a 32 x 16 one and adds to 16 x 16 fp32. The right tile's rows hold pairs: row i has B(2i, n) and
- * B(2i+1, n) side by side for its 16 n. Two packing steps give every form that is needed: interleaving two rows, and
- * transposing 16 x 16 elements of 32 bits. (Intel 64 and IA-32 Architectures Optimization Reference Manual, chapter
- * on AMX; the Linux kernel's Documentation/arch/x86/xstate.rst for the permission.) */
-#ifndef KERNELS_CPU_TILE_AMX_H
-#define KERNELS_CPU_TILE_AMX_H
+/* The microkernel (microkernel.h) for AMX. A tile register holds 16 rows of 64 bytes. One instruction multiplies a 16
+ * x 32 bf16 tile by a 32 x 16 one and adds the result to a 16 x 16 fp32 tile. B's tile has its rows in pairs: row i
+ * holds B(2i, n) and B(2i+1, n) side by side for its 16 n. Two packing steps give every form that is needed:
+ * interleaving two rows, and transposing 16 x 16 elements of 32 bits. (Intel 64 and IA-32 Architectures Optimization
+ * Reference Manual, chapter on AMX; the Linux kernel's Documentation/arch/x86/xstate.rst for the permission.) */
+#ifndef KERNELS_CPU_MICROKERNEL_AMX_H
+#define KERNELS_CPU_MICROKERNEL_AMX_H
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-typedef bf16 unit;
+typedef bf16 element;
 enum { M_STEP = 16, N_STEP = 16, K_STEP = 32, TILE = 16 * 32 };
 
-/* Tiles of 16 columns and 32 rows, those of one column block one after the other: tile (k/32, n/16) begins at
+/* B in tiles of 32 rows and 16 columns, those of one column block one after the other: tile (k/32, n/16) begins at
  * data[((n/16) * (K/32) + k/32) * TILE]. */
 typedef struct {
-    unit *data;
+    element *data;
     size_t K, N;
-} Right;
+} PackedB;
 
 typedef uint16_t vpairs __attribute__((vector_size(64)));  // 32 bf16, or 16 pairs
 
-/* ---- the unit's state ---- */
+/* ---- the tile registers ---- */
 
 static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
 
-static void amx_request(void) {  // the kernel hands the tile registers out to those who ask
+static void amx_request(void) {  // Linux gives the tile registers to processes that ask
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0) return;
     fprintf(stderr, "error: the system refuses the AMX registers this program was built to use; rebuild with "
@@ -33,8 +33,8 @@ static void amx_request(void) {  // the kernel hands the tile registers out to t
     exit(1);
 }
 
-/* Around the products of a task: all eight tile registers get their full size, and are given up again. */
-static inline void tile_begin(void) {
+/* Called before and after a task's matmuls: gives all eight tile registers their full size, and releases them. */
+static inline void microkernel_begin(void) {
     static const struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes[16];
@@ -44,13 +44,13 @@ static inline void tile_begin(void) {
     _tile_loadconfig(&config);
 }
 
-static inline void tile_end(void) { _tile_release(); }
+static inline void microkernel_end(void) { _tile_release(); }
 
 /* ---- packing ---- */
 
-static inline void unit_store(unit *p, vf v) { bf16_store_n(p, v, LANES); }
+static inline void element_store(element *p, vf v) { bf16_store_n(p, v, LANES); }
 
-/* n <= 32 elements from index on as bf16, the rest zero */
+/* n <= 32 elements from index on as bf16; the rest is zero. */
 static inline vpairs load_32(const Matrix *x, size_t index, size_t n) {
     if (x->dtype == DT_BF16) {
         __mmask32 mask = n == 32 ? ~0u : (1u << n) - 1;
@@ -67,10 +67,10 @@ static inline vh load_16(const Matrix *x, size_t index, size_t n) {
     return vh_load_n((const bf16 *)x->data + index, n);
 }
 
-/* Two rows of 16 to 16 pairs. */
+/* Two rows of 16 as 16 pairs. */
 static inline vf interleave(vh even, vh odd) { return (vf)(vu_from_vh(even) | vu_from_vh(odd) << 16); }
 
-/* Of two rows of 32, the pairs of the first 16 columns and those of the others. */
+/* Shuffles of two rows of 32 columns that give the pairs of the first 16 columns, and those of the other 16. */
 #define FIRST_PAIRS                                                                                               \
     0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, \
         15, 47
@@ -78,13 +78,13 @@ static inline vf interleave(vh even, vh odd) { return (vf)(vu_from_vh(even) | vu
     16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, \
         30, 62, 31, 63
 
-/* B(k, n ..) and B(k + 1, n ..) for 16 columns; k is even */
-static inline void right_store_rows(const Right *b, size_t k, size_t n, vf even, vf odd) {
+/* Stores B(k, n ..) and B(k + 1, n ..) for 16 columns; k is even. */
+static inline void packed_b_store_rows(const PackedB *b, size_t k, size_t n, vf even, vf odd) {
     vf pair = interleave(vf_to_bf16(even), vf_to_bf16(odd));
     memcpy(b->data + (n / 16 * (b->K / 32) + k / 32) * TILE + k % 32 / 2 * 32, &pair, sizeof pair);
 }
 
-static void left_from_rows(unit *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M, size_t K) {
+static void pack_a_from_rows(element *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M, size_t K) {
     for (size_t m = 0; m < round_up(M, M_STEP); m++)
         for (size_t k = 0; k < K; k += 32) {
             vpairs v = {0};
@@ -93,7 +93,8 @@ static void left_from_rows(unit *a, size_t lda, const Matrix *x, size_t row0, si
         }
 }
 
-static void left_from_columns(unit *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M, size_t K) {
+static void pack_a_from_columns(element *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M,
+                                size_t K) {
     for (size_t m = 0; m < M; m += 16)
         for (size_t k = 0; k < K; k += 32) {
             vf pair[16];
@@ -108,7 +109,7 @@ static void left_from_columns(unit *a, size_t lda, const Matrix *x, size_t row0,
         }
 }
 
-static void right_from_columns(const Right *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
+static void pack_b_from_columns(const PackedB *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
     for (size_t n = 0; n < b->N; n += 16)
         for (size_t k = 0; k < b->K; k += 32) {
             vf row[16];
@@ -122,12 +123,12 @@ static void right_from_columns(const Right *b, const Matrix *x, size_t row0, siz
         }
 }
 
-static void right_from_rows(const Right *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
+static void pack_b_from_rows(const PackedB *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
     const vpairs zero = {0};
     size_t next = b->K / 32 * TILE;
     for (size_t k = 0; k < b->K; k += 32)
         for (size_t n = 0; n < b->N; n += 32) {
-            unit *tile = b->data + n / 16 * next + k / 32 * TILE;
+            element *tile = b->data + n / 16 * next + k / 32 * TILE;
             size_t at = (row0 + k) * x->ld + col0 + n, count = n < N ? min_size(32, N - n) : 0;
             for (size_t i = 0; i < 32; i += 2) {
                 vpairs even = k + i < K ? load_32(x, at + i * x->ld, count) : zero;
@@ -141,12 +142,12 @@ static void right_from_rows(const Right *b, const Matrix *x, size_t row0, size_t
         }
 }
 
-/* ---- product ---- */
+/* ---- matmul ---- */
 
-/* 16 or 32 rows (two: the second row block exists) times 16 or 32 columns */
-ALWAYS_INLINE void tile_block(float *c, size_t ldc, const unit *a, size_t lda, const unit *b, size_t next, size_t K,
-                              bool accumulate, const bool two_m, const bool two_n) {
-    size_t c_stride = ldc * sizeof(float), a_stride = lda * sizeof(unit);
+/* 16 rows, or 32 if two_m, times 16 columns, or 32 if two_n; `next` elements lie between B's column blocks. */
+ALWAYS_INLINE void microkernel_block(float *c, size_t ldc, const element *a, size_t lda, const element *b,
+                                     size_t next, size_t K, bool accumulate, const bool two_m, const bool two_n) {
+    size_t c_stride = ldc * sizeof(float), a_stride = lda * sizeof(element);
     if (accumulate) {
         _tile_loadd(0, c, c_stride);
         if (two_n) _tile_loadd(1, c + 16, c_stride);
@@ -178,24 +179,25 @@ ALWAYS_INLINE void tile_block(float *c, size_t ldc, const unit *a, size_t lda, c
     if (two_m && two_n) _tile_stored(3, c + 16 * ldc + 16, c_stride);
 }
 
-/* C [M, N] = (or +=) A [M, K] times B's rows k0.. and columns n0.., whole steps all. */
-static void tile_product(float *c, size_t ldc, const unit *a, size_t lda, const Right *b, size_t k0, size_t n0,
-                         size_t M, size_t N, size_t K, bool accumulate) {
+/* C [M, N] = A B, or += when accumulate, for A [M, K] and B's rows k0.. and columns n0..; M, N and K are rounded up
+ * to whole steps. */
+static void microkernel_matmul(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b, size_t k0,
+                               size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
     size_t next = b->K / 32 * TILE;  // from one column block of B to the next
     M = round_up(M, M_STEP), N = round_up(N, N_STEP), K = round_up(K, K_STEP);
     __asm__ volatile("" ::: "memory");  // the operands are in memory before the tile loads read them
     for (size_t m = 0; m < M; m += 32)
         for (size_t n = 0; n < N; n += 32) {
             float *block = c + m * ldc + n;
-            const unit *left = a + m * lda, *right = b->data + (n0 + n) / 16 * next + k0 / 32 * TILE;
+            const element *rows = a + m * lda, *columns = b->data + (n0 + n) / 16 * next + k0 / 32 * TILE;
             if (M - m > 16 && N - n > 16)
-                tile_block(block, ldc, left, lda, right, next, K, accumulate, true, true);
+                microkernel_block(block, ldc, rows, lda, columns, next, K, accumulate, true, true);
             else if (M - m > 16)
-                tile_block(block, ldc, left, lda, right, next, K, accumulate, true, false);
+                microkernel_block(block, ldc, rows, lda, columns, next, K, accumulate, true, false);
             else if (N - n > 16)
-                tile_block(block, ldc, left, lda, right, next, K, accumulate, false, true);
+                microkernel_block(block, ldc, rows, lda, columns, next, K, accumulate, false, true);
             else
-                tile_block(block, ldc, left, lda, right, next, K, accumulate, false, false);
+                microkernel_block(block, ldc, rows, lda, columns, next, K, accumulate, false, false);
         }
     __asm__ volatile("" ::: "memory");
 }

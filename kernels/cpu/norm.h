@@ -7,7 +7,7 @@
 
 /* ---- forward ---- */
 
-/* sum = a + b, rounded; returns the row the norm reads. */
+/* sum = a + b, rounded. Returns the row that the norm reads. */
 static inline const floatX *norm_add(floatX *sum, const floatX *a, const floatX *b, int C) {
     if (!b) return a;
     FOR_LANES (c, m, 0, (size_t)C) vx_store_n(sum + c, vx_load_n(a + c, m) + vx_load_n(b + c, m), m);
@@ -32,7 +32,7 @@ static inline float row_sum_of_squares(const floatX *x, int C, float mean) {
     return total;
 }
 
-/* The four forward entries. b and sum NULL: no addition. layer: LayerNorm (with mean and bias), else RMSNorm. */
+/* All four forward operations. b and sum NULL: no addition. layer: LayerNorm (with mean and bias), else RMSNorm. */
 static void norm_forward(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a, const floatX *b,
                          const floatX *weight, const floatX *bias, size_t rows, int C, float eps, bool layer) {
 #pragma omp parallel for schedule(static) if (rows * C > 16384)
@@ -79,8 +79,8 @@ static void cpu_residual_rmsnorm_forward(floatX *sum, floatX *out, float *rstd, 
  * With x^ = (x - mean) rstd and g = dout weight:
  *   LayerNorm  dx = rstd (g - mean(g) - x^ mean(g x^)),  RMSNorm  dx = rstd (g - x^ mean(g x^))
  *   dweight = sum over rows of dout x^,  dbias = sum over rows of dout.
- * The rows are cut into at most NORM_PARTS parts by shape; each sums its dweight and dbias apart, and the parts are
- * added in order. */
+ * The rows are divided, by shape alone, into at most NORM_PARTS parts. Each part sums its dweight and dbias by
+ * itself, and the parts are added in order. */
 enum { NORM_PARTS = 32 };
 
 static inline void norm_backward_row(floatX *dinp, float *dweight, float *dbias, const floatX *dout,

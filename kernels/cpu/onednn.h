@@ -1,7 +1,7 @@
-/* oneDNN's matrix product for one task of ours: single-threaded (the tasks are the parallelism, so that the result
- * does not depend on the number of threads), primitives and their memory objects kept per thread and shape, so that a
- * training step creates nothing. Versions 2 and 3 of its C API differ in how descriptions are made; that is kept in
- * the functions of the first section. */
+/* oneDNN's matmul, as one task of ours calls it. It is single-threaded: the tasks are the parallelism, so that the
+ * result does not depend on the number of threads. Each thread keeps the primitives and their memory objects for the
+ * shapes it has seen, so that a training step creates nothing. Versions 2 and 3 of oneDNN's C API differ in how
+ * memory and operations are described; only the functions of the first section know of it. */
 #ifndef KERNELS_CPU_ONEDNN_H
 #define KERNELS_CPU_ONEDNN_H
 
@@ -9,7 +9,7 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <omp.h>
 
-/* ---- what differs between the versions ---- */
+/* ---- the two versions of the API ---- */
 
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t OnednnDesc;
@@ -21,8 +21,8 @@ static bool onednn_desc(OnednnDesc *d, dnnl_dims_t dims, dnnl_data_type_t type, 
     return dnnl_memory_desc_create_with_strides(d, 2, dims, type, strides) == dnnl_success;
 }
 
-static bool onednn_matmul(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const OnednnDesc d[3],
-                          const_dnnl_primitive_attr_t attr) {
+static bool onednn_matmul_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const OnednnDesc d[3],
+                               const_dnnl_primitive_attr_t attr) {
     return dnnl_matmul_primitive_desc_create(pd, engine, d[0], d[1], NULL, d[2], attr) == dnnl_success;
 }
 #else
@@ -35,19 +35,20 @@ static bool onednn_desc(OnednnDesc *d, dnnl_dims_t dims, dnnl_data_type_t type, 
     return dnnl_memory_desc_init_by_strides(d, 2, dims, type, strides) == dnnl_success;
 }
 
-static bool onednn_matmul(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const OnednnDesc d[3],
-                          const_dnnl_primitive_attr_t attr) {
+static bool onednn_matmul_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const OnednnDesc d[3],
+                               const_dnnl_primitive_attr_t attr) {
     dnnl_matmul_desc_t op;
     return dnnl_matmul_desc_init(&op, &d[0], &d[1], NULL, &d[2]) == dnnl_success &&
            dnnl_primitive_desc_create(pd, &op, attr, engine, NULL) == dnnl_success;
 }
 #endif
 
-/* ---- one product ---- */
+/* ---- one matmul ---- */
 
 typedef struct {
     size_t M, N, K, lda, ldb, ldc;
-    size_t a_turned, b_turned, dtype;  // as wide as the others: no padding, so that memcmp compares values only
+    size_t a_transposed, b_transposed,
+        dtype;  // size_t, so that the struct has no padding and memcmp sees values only
 } OnednnShape;
 
 enum { ONEDNN_A, ONEDNN_B, ONEDNN_C, ONEDNN_SCRATCH, ONEDNN_MEMORIES };
@@ -58,15 +59,15 @@ typedef struct {
     dnnl_primitive_t primitive;
     dnnl_memory_t memory[ONEDNN_MEMORIES];
     size_t scratch_bytes;
-} OnednnProduct;
+} OnednnPrimitive;
 
-enum { ONEDNN_SHAPES = 512 };  // of one thread; when they are full, all are dropped
+enum { ONEDNN_SHAPES = 512 };  // of one thread; all are dropped when they are full
 
 typedef struct {
     dnnl_engine_t engine;
     dnnl_stream_t stream;
     int count;
-    OnednnProduct products[ONEDNN_SHAPES];
+    OnednnPrimitive primitives[ONEDNN_SHAPES];
 } OnednnThread;
 
 static pthread_key_t onednn_key;
@@ -74,7 +75,7 @@ static pthread_once_t onednn_once = PTHREAD_ONCE_INIT;
 
 static void onednn_drop(OnednnThread *t) {
     for (int i = 0; i < t->count; i++) {
-        OnednnProduct *p = &t->products[i];
+        OnednnPrimitive *p = &t->primitives[i];
         for (int m = 0; m < ONEDNN_MEMORIES; m++)
             if (p->memory[m]) dnnl_memory_destroy(p->memory[m]);
         if (p->primitive) dnnl_primitive_destroy(p->primitive);
@@ -108,24 +109,25 @@ static OnednnThread *onednn_thread(void) {
     return t;
 }
 
-/* Creates primitive and memory objects for p->shape; p->usable says whether that worked. */
-static void onednn_create(OnednnThread *t, OnednnProduct *p) {
+/* Creates the primitive and the memory objects for p->shape; p->usable tells whether that worked. */
+static void onednn_create(OnednnThread *t, OnednnPrimitive *p) {
     const OnednnShape *s = &p->shape;
     dnnl_data_type_t type = s->dtype == DT_F32 ? dnnl_f32 : dnnl_bf16;
     dnnl_dims_t dims[3] = {{(dnnl_dim_t)s->M, (dnnl_dim_t)s->K},
                            {(dnnl_dim_t)s->K, (dnnl_dim_t)s->N},
                            {(dnnl_dim_t)s->M, (dnnl_dim_t)s->N}};
     dnnl_dims_t strides[3] = {{(dnnl_dim_t)s->lda, 1}, {(dnnl_dim_t)s->ldb, 1}, {(dnnl_dim_t)s->ldc, 1}};
-    if (s->a_turned) strides[0][0] = 1, strides[0][1] = (dnnl_dim_t)s->lda;
-    if (s->b_turned) strides[1][0] = 1, strides[1][1] = (dnnl_dim_t)s->ldb;
+    if (s->a_transposed) strides[0][0] = 1, strides[0][1] = (dnnl_dim_t)s->lda;
+    if (s->b_transposed) strides[1][0] = 1, strides[1][1] = (dnnl_dim_t)s->ldb;
     OnednnDesc d[3];
     dnnl_primitive_attr_t attr = NULL;
     dnnl_primitive_desc_t pd = NULL;
-    int made = 0;
-    while (made < 3 && onednn_desc(&d[made], dims[made], made == 2 ? dnnl_f32 : type, strides[made])) made++;
-    if (made == 3 && dnnl_primitive_attr_create(&attr) == dnnl_success &&
+    int created = 0;
+    while (created < 3 && onednn_desc(&d[created], dims[created], created == 2 ? dnnl_f32 : type, strides[created]))
+        created++;
+    if (created == 3 && dnnl_primitive_attr_create(&attr) == dnnl_success &&
         dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) == dnnl_success &&
-        onednn_matmul(&pd, t->engine, d, attr) && dnnl_primitive_create(&p->primitive, pd) == dnnl_success) {
+        onednn_matmul_desc(&pd, t->engine, d, attr) && dnnl_primitive_create(&p->primitive, pd) == dnnl_success) {
         OnednnDescRead scratchpad = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
         p->scratch_bytes = dnnl_memory_desc_get_size(scratchpad);
         p->usable = dnnl_memory_create(&p->memory[ONEDNN_SCRATCH], scratchpad, t->engine, NULL) == dnnl_success;
@@ -134,32 +136,35 @@ static void onednn_create(OnednnThread *t, OnednnProduct *p) {
     }
     if (pd) dnnl_primitive_desc_destroy(pd);
     if (attr) dnnl_primitive_attr_destroy(attr);
-    while (made > 0) onednn_desc_free(&d[--made]);
+    while (created > 0) onednn_desc_free(&d[--created]);
 }
 
-static OnednnProduct *onednn_find(OnednnThread *t, const OnednnShape *s) {
+/* The primitive for a shape, created at its first call. */
+static OnednnPrimitive *onednn_find(OnednnThread *t, const OnednnShape *s) {
     for (int i = 0; i < t->count; i++)
-        if (memcmp(&t->products[i].shape, s, sizeof *s) == 0) return &t->products[i];
+        if (memcmp(&t->primitives[i].shape, s, sizeof *s) == 0) return &t->primitives[i];
     if (t->count == ONEDNN_SHAPES) onednn_drop(t);
-    OnednnProduct *p = &t->products[t->count++];
+    OnednnPrimitive *p = &t->primitives[t->count++];
     memset(p, 0, sizeof *p);
     p->shape = *s;
     onednn_create(t, p);
     return p;
 }
 
-/* C [M, N] fp32 (rows ldc apart) = A B, where A(m, k) is a's stored element (m, k), or (k, m) when a_turned, counted
- * from row a_row and column a_col; B likewise. Returns false when oneDNN does not take the shape or the types. */
-static bool onednn_product(float *c, size_t ldc, const Matrix *a, bool a_turned, size_t a_row, size_t a_col,
-                           const Matrix *b, bool b_turned, size_t b_row, size_t b_col, size_t M, size_t N, size_t K) {
+/* C [M, N] fp32 (rows ldc apart) = A B, where A(m, k) is the stored element (m, k) of a, or (k, m) when a_transposed,
+ * counted from row a_row and column a_col; B likewise. Returns false, having done nothing, when oneDNN refuses the
+ * shape or the types. */
+static bool onednn_matmul(float *c, size_t ldc, const Matrix *a, bool a_transposed, size_t a_row, size_t a_col,
+                          const Matrix *b, bool b_transposed, size_t b_row, size_t b_col, size_t M, size_t N,
+                          size_t K) {
     if (a->dtype != b->dtype) return false;
     int threads = omp_get_max_threads();
-    omp_set_num_threads(1);  // of this task only: what oneDNN plans with
+    omp_set_num_threads(1);  // for this task only; oneDNN plans with this number
     OnednnShape shape;
     shape.M = M, shape.N = N, shape.K = K, shape.lda = a->ld, shape.ldb = b->ld, shape.ldc = ldc;
-    shape.a_turned = a_turned, shape.b_turned = b_turned, shape.dtype = (size_t)a->dtype;
+    shape.a_transposed = a_transposed, shape.b_transposed = b_transposed, shape.dtype = (size_t)a->dtype;
     OnednnThread *t = onednn_thread();
-    OnednnProduct *p = onednn_find(t, &shape);
+    OnednnPrimitive *p = onednn_find(t, &shape);
     bool done = false;
     if (p->usable) {
         size_t size = dtype_size(a->dtype);

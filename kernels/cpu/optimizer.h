@@ -1,11 +1,11 @@
-/* AdamW and the gradient norm. Memory-bound: AdamW reads 16 bytes and writes 12 plus the rounded copy per parameter.
- */
+/* AdamW and the gradient norm. Memory-bound: AdamW reads 16 bytes and writes 12 plus the rounded copy per
+ * parameter. */
 #ifndef KERNELS_CPU_OPTIMIZER_H
 #define KERNELS_CPU_OPTIMIZER_H
 
 #include "pointwise.h"
 
-/* Blocks of a fixed size are summed in fp32 lanes and the block sums in double, in order. */
+/* Blocks of a fixed size are summed in fp32 lanes, and the sums of the blocks in double, in order. */
 static void cpu_squared_norm(float *out, const float *x, size_t n, bool accumulate) {
     size_t blocks = div_up(n, POINTWISE_BLOCK);
     double *sums = (double *)scratch(SCRATCH_SHARED, (blocks + 1) * sizeof(double));
@@ -25,8 +25,8 @@ static void cpu_squared_norm(float *out, const float *x, size_t n, bool accumula
 
 /* m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
  * w -= lr (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + decay w).
- * A norm that is not finite means that the gradients are not usable: nothing is changed, and the caller sees it in
- * norm_squared. */
+ * A norm that is not finite means that the gradients are not usable: then nothing is changed, and the caller sees the
+ * norm in norm_squared. */
 static void cpu_adamw(floatX *param, float *master, float *m, float *v, const float *grad, size_t n, float lr,
                       float beta1, float beta2, float eps, float decay, const float *norm_squared, float max_norm,
                       int step) {

@@ -1,15 +1,16 @@
-/* Pointwise kernels: activations, their gradients, residual addition, casts. Memory-bound; one pass each. */
+/* Pointwise operations: GELU, SwiGLU, their gradients, residual addition, casts. They are memory-bound, and each
+ * takes one pass. */
 #ifndef KERNELS_CPU_POINTWISE_H
 #define KERNELS_CPU_POINTWISE_H
 
 #include "vector.h"
 #include "../ops.h"
 
-/* Elements are handed out in blocks of this size; below two blocks one thread does it all. */
+/* Threads get elements in blocks of this size. Up to two blocks are done by one thread. */
 enum { POINTWISE_BLOCK = 16384 };
 
-/* for (begin .. end) over blocks of the n elements, in parallel; the count must be called n, because the text of a
- * pragma is not substituted. */
+/* Loops over blocks begin .. end of the n elements, in parallel. The count must be called n, because macro arguments
+ * are not substituted in a pragma. */
 // clang-format off
 #define FOR_BLOCKS(begin, end, n)                                                                  \
     _Pragma("omp parallel for schedule(static) if (n > 2 * POINTWISE_BLOCK)")                      \

@@ -1,4 +1,4 @@
-/* Choosing the next token (sample.h). */
+/* Choosing the next token; kernels/sample.h has the arithmetic. */
 #ifndef KERNELS_CPU_SAMPLE_H
 #define KERNELS_CPU_SAMPLE_H
 
@@ -14,8 +14,8 @@ static int sample_order(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* The key of the last token that top-k and top-p keep. The distances' first digit tells in which bin it is; only that
- * bin is put in order. */
+/* The key of the last token that top-k and top-p keep. A count by the distances' first digit finds the bin that
+ * contains it, and only that bin is sorted. */
 static uint64_t sample_last_kept(SampleItem *items, const uint32_t *distance, const Sampling *s, int V) {
     const int shift = SAMPLE_KEY_BITS - SAMPLE_ID_BITS - SAMPLE_DIGIT;
     uint64_t sums[SAMPLE_BINS] = {0}, counts[SAMPLE_BINS] = {0}, total = 0, rank = 0, before = 0;
@@ -44,7 +44,7 @@ static uint64_t sample_last_kept(SampleItem *items, const uint32_t *distance, co
     return items[last].key;
 }
 
-/* The likeliest token that is allowed, the first of equals; -1: there is none. */
+/* The likeliest token that is allowed, the first of equals; -1 if there is none. */
 static int sample_best(const float *logits, const uint8_t *token_mask, int never, int V) {
     float top = -INFINITY;
     int best = -1;
@@ -56,7 +56,8 @@ static int sample_best(const float *logits, const uint8_t *token_mask, int never
     return best;
 }
 
-/* never: a token that is not allowed here, or -1 */
+/* The next token of one sequence; 0 where none is allowed. never: a token that is not allowed at this position, or
+ * -1. */
 static int sample_row(const float *logits, const uint8_t *token_mask, const Sampling *s, int never, int stream,
                       int position, int V) {
     const int best = sample_best(logits, token_mask, never, V);
@@ -84,7 +85,7 @@ static void cpu_sample(int *ids, int *positions, const float *logits, const uint
 #pragma omp parallel for schedule(dynamic) if (B > 1)
     for (int b = 0; b < B; b++) {
         const int position = ++positions[b];
-        ids[b] = sample_row(logits + (size_t)b * (size_t)V, token_mask, &s, position == s.first ? s.end : -1,
+        ids[b] = sample_row(logits + (size_t)b * V, token_mask, &s, position == s.first ? s.end : -1,
                             streams[b], position, V);
     }
 }

@@ -1,7 +1,7 @@
-/* Vectors for the CPU kernels: one native register of fp32 lanes through the vector extensions of GCC and clang,
- * loads and stores of fp32 and bf16 (whole or partial), exp, log and the normal distribution function, and the
- * scratch memory of a thread. Every kernel in this folder is written with these, so a ragged end goes through the
- * same arithmetic as the middle and the bits do not depend on where a loop was cut. */
+/* Vectors for the CPU kernels: one native register of fp32 lanes, by the vector extensions of GCC and clang; loads
+ * and stores of fp32 and bf16, whole or partial; exp, log and the normal distribution function; and a thread's
+ * scratch memory. Every kernel in this folder is written with them. So the ragged end of a row goes through the same
+ * arithmetic as its middle, and the bits do not depend on how a loop was divided. */
 #ifndef KERNELS_CPU_VECTOR_H
 #define KERNELS_CPU_VECTOR_H
 
@@ -49,7 +49,7 @@ static inline vi lane_index(void) {
     return index;
 }
 
-/* Where either is NaN the result is b (the rule of x86's instruction). */
+/* Where either is NaN, the result is b, as in x86's instruction. */
 static inline vf vf_max(vf a, vf b) {
 #if defined(VECTOR_512)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
@@ -173,7 +173,7 @@ static inline vu vu_from_vh(vh h) {
 
 static inline vf vf_from_bf16(vh h) { return (vf)(vu_from_vh(h) << 16); }
 
-/* Rounds to nearest, ties to even, NaN stays NaN. The instruction of AVX512-BF16 does the same except that fp32
+/* Rounds to nearest, ties to even; NaN stays NaN. AVX512-BF16's instruction does the same, except that fp32
  * subnormals (below 1.2e-38) become zero. */
 static inline vh vf_to_bf16(vf v) {
 #if defined(VECTOR_512) && defined(__AVX512BF16__)
@@ -200,12 +200,12 @@ static inline vf vx_round(vf v) { return vf_from_bf16(vf_to_bf16(v)); }
 #endif
 static inline vf vx_load(const floatX *p) { return vx_load_n(p, LANES); }
 
-/* for (i = begin; i < end; i += LANES) with m = how many elements this step has */
+/* for (i = begin; i < end; i += LANES), where m is the number of elements of this step. */
 #define FOR_LANES(i, m, begin, end)              \
     for (size_t i = (begin), i##_end = (end), m; \
          i < i##_end && (m = i##_end - i < LANES ? i##_end - i : LANES, true); i += LANES)
 
-/* x[i][j] <-> x[j][i] for LANES vectors: log2(LANES) rounds of a perfect shuffle of the rows. */
+/* Exchanges x[i][j] and x[j][i] of LANES vectors, by log2(LANES) rounds of a perfect shuffle of the rows. */
 static inline void transpose_lanes(vf *x) {
 #if LANES == 16
 #define FIRST_HALVES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -229,8 +229,8 @@ static inline void transpose_lanes(vf *x) {
 
 /* ---- functions ---- */
 
-/* e^x to 2e-7 relative: x = n ln 2 + r, Taylor's polynomial for e^r on |r| <= ln 2 / 2, times 2^n. Below -87.3, where
- * results would be subnormal (and slow), it is 0; above 88 it stays at e^88; NaN stays NaN. */
+/* e^x with a relative error of 2e-7: x = n ln 2 + r, then Taylor's polynomial for e^r on |r| <= ln 2 / 2, times 2^n.
+ * It is 0 below -87.3, where results would be subnormal (and slow), and e^88 above 88; NaN stays NaN. */
 static inline vf vf_exp(vf x) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
     vf y = vf_min(vf_set(88.0f), x);
@@ -252,8 +252,8 @@ static inline vf vf_exp(vf x) {
 #endif
 }
 
-/* 1 / x to 1e-7 relative for 1e-37 < |x| < 1e38: an estimate and a step of Newton's iteration where that is faster.
- */
+/* 1 / x with a relative error of 1e-7, for 1e-37 < |x| < 1e38. Where it is faster, it is an estimate and one step of
+ * Newton's iteration. */
 static inline vf vf_reciprocal(vf x) {
 #if defined(VECTOR_512)
     vf r = (vf)_mm512_rcp14_ps((__m512)x);
@@ -263,7 +263,7 @@ static inline vf vf_reciprocal(vf x) {
 #endif
 }
 
-/* log x for normal x > 0 to 1e-7 relative: x = 2^e m with m in [sqrt 1/2, sqrt 2), then the series
+/* log x, for normal x > 0, with a relative error of 1e-7: x = 2^e m with m in [sqrt 1/2, sqrt 2), then the series
  * log m = 2 (s + s^3/3 + s^5/5 + ...) with s = (m - 1) / (m + 1). */
 static inline vf vf_log(vf x) {
     vi bits = (vi)x;
@@ -277,12 +277,12 @@ static inline vf vf_log(vf x) {
     return log_m + __builtin_convertvector(e, vf) * 0.693147181f;
 }
 
-static inline vf vf_sigmoid(vf x) {  // not below e^-80, far from subnormal numbers
+static inline vf vf_sigmoid(vf x) {  // at least e^-80, far from subnormal numbers
     return vf_reciprocal(1.0f + vf_exp(vf_min(vf_set(80.0f), -x)));
 }
 
-/* Phi(x), the distribution function of the standard normal, to 1e-7 absolute, and its density: Abramowitz & Stegun,
- * Handbook of Mathematical Functions, 7.1.26, with erfc(z) for z = |x| / sqrt 2. */
+/* Phi(x), the distribution function of the standard normal, with an absolute error of 1e-7, and its density
+ * (Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26, with erfc(z) for z = |x| / sqrt 2). */
 static inline vf vf_normal_cdf(vf x, vf *density) {
     vf z = (vf)((vi)x & 0x7fffffff) * 0.707106781f;
     vf t = vf_reciprocal(1.0f + 0.3275911f * z), e = vf_exp(-z * z);
@@ -297,9 +297,9 @@ static inline vf vf_normal_cdf(vf x, vf *density) {
 
 /* ---- scratch ---- */
 
-/* Memory that belongs to the calling thread, 64-byte aligned, at least `bytes` large, contents undefined. It grows
- * and is never given back before the thread ends, so a training step allocates nothing. slot: a thread can hold
- * several at once; a second call with the same slot replaces the first. */
+/* Memory that belongs to the calling thread: 64-byte aligned, at least `bytes` large, with undefined contents. It
+ * grows, and is released only when the thread ends, so a training step allocates nothing. A thread can hold several
+ * blocks, one in each slot; a second call with the same slot replaces the first block. */
 enum { SCRATCH_SHARED, SCRATCH_A, SCRATCH_B, SCRATCH_C, SCRATCH_SLOTS };
 
 typedef struct {

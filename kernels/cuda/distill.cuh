@@ -1,98 +1,74 @@
-/* The row kernel of the distillation objective on a GPU.
+/* The row kernel of the distillation objective on a GPU: loss and gradient of a row from the student's and the
+ * teacher's logits.
  *
  * Symbols, formulas and gradients are those at the top of loss.cuh; q and p are over the first V = min(V_s, V_t)
- * entries, Q = softmax(s) is over all V_s. Exponents count in powers of two: with k = log2(e)/tau,
+ * entries, Q = softmax(s) is over all V_s. Exponentials are powers of two: with k = log2(e)/tau,
  * log2 q_i = k s_i - k max - log2 Z, so that an exponential is one multiply-add and one instruction of the special
- * unit, of which there are four times too few: at tau = 2 (and 1) the exponentials at tau = 1 are the squares of
- * (the same as) those at tau.
+ * function unit. That unit is the scarce one, with a quarter of the throughput. At tau = 1 the exponentials at tau
+ * serve for tau = 1 too, and at tau = 2 their squares do.
  *
- * distill_rows: a block a row, or a cluster of up to eight blocks where the rows are too long for one block's shared
- * memory. What is fused: both maxima with their places, all sums of both softmaxes at both temperatures (running
- * maxima, so that one pass does it), the divergence, and the gradient, which replaces the student's logits.
+ * A block, or a cluster of up to eight blocks where a row is too long for one block's shared memory, computes a row.
+ * One kernel does it all: both maxima and their indices, all sums of both softmaxes at both temperatures (relative to
+ * running maxima, so that one pass is enough), the divergence, and the gradient, which replaces the student's logits.
  *
- * Bytes, the floor: rows (2 V_s + V_t) times the element size with a gradient, rows (V_s + V_t) without: at 8192 x
- * 32768 in bf16 1.61 GB, which an H100 SXM moves in 0.48 ms at its 3.35 TB/s. To get there:
- *   - Each logit comes from memory once. A block's share of both rows stays in shared memory between the passes. A
+ * The floor is the bytes: rows (2 V_s + V_t) times the element size with a gradient, rows (V_s + V_t) without. At
+ * 8192 x 32768 in bf16 that is 1.61 GB, which an H100 SXM moves in 0.48 ms at its 3.35 TB/s. To get there:
+ *   - Each logit is read from memory once. A block's share of both rows stays in shared memory between the passes. A
  *     third of an H100's multiprocessor (75 KB) holds 18 thousand entries of both rows in bf16, so with a teacher
  *     V up to 18432 takes one block, 36864 two, 73728 four, 147456 eight (without a teacher twice as much each); see
  *     row_plan. Longer rows, and on GPUs without clusters those above 27 thousand (A100: 18), keep what fits into
  *     half a multiprocessor and read the rest again in each pass, from L2 where the rows in flight fit into it.
  *     Rows that are not whole vectors of 16 bytes keep nothing.
- *   - Enough bytes are under way. 3.35 TB/s times 0.7 us of latency under load is 2.3 MB, 18 KB a multiprocessor. A
- *     thread asks for ROW_DEPTH turns of its share at once (cp.async: 16 bytes a row and turn, no registers), which
- *     is the whole share of 64 KB of a block at V = 32768. Three blocks a multiprocessor are at different points: one
- *     that reads has 64 KB on the way while the others compute or write.
- *   - The arithmetic hides behind the bytes: per entry 4 exponentials at tau 1 and 2, else 7, plus 4 for JSD. 4 are
- *     0.29 ms of an H100's special units at 8192 x 32768, 7 are 0.51 ms: there (tau neither 1 nor 2) the
- *     exponentials are the floor. */
+ *   - Enough loads are in flight. 3.35 TB/s times 0.7 us of latency under load is 2.3 MB, 18 KB for each
+ *     multiprocessor. A thread starts the copies of ROW_DEPTH turns of its share at once (cp.async: 16 bytes for
+ *     each row and turn, no registers), which is the whole share of 64 KB of a block at V = 32768. The three blocks
+ *     of a multiprocessor are at different points: one has 64 KB in flight while the others compute or write.
+ *   - The arithmetic hides behind the bytes. It takes 4 exponentials for each entry at tau 1 and 2, else 7, and 4
+ *     more for JSD. At 8192 x 32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when
+ *     tau is neither 1 nor 2 the exponentials are the floor. */
 #ifndef KERNELS_CUDA_DISTILL_CUH
 #define KERNELS_CUDA_DISTILL_CUH
 
-#include "cluster.cuh"
 #include "common.cuh"
-#include "mma.cuh"
-#include "../ops.h"
 
 enum {
-    ROW_THREADS = 384,  // two such blocks a multiprocessor leave 80 registers a thread, and three of
-    ROW_THREADS_3 = 256,
-    ROW_DEPTH = 8,  // turns that a thread has under way into shared memory
+    ROW_THREADS = 384,    // of a block when a multiprocessor runs two of them, which leaves 80 registers for a thread
+    ROW_THREADS_3 = 256,  // when it runs three, with as many registers
+    ROW_DEPTH = 8,        // turns whose copies to shared memory a thread has in flight
     ROW_WARPS = ROW_THREADS / 32,
-    NO_TEACHER = -1  // the kind of a row without a soft term, beside those of SoftLoss
+    NO_TEACHER = -1  // beside the kinds of SoftLoss: a row without a teacher
 };
-
-static const float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
-
-static __device__ __forceinline__ float fast_exp2(float x) {  // relative error 2^-22; below 2^-126: 0
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return exp2f(x);
-#endif
-}
-
-static __device__ __forceinline__ float fast_log2(float x) {  // absolute error 2^-22
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return log2f(x);
-#endif
-}
 
 /* W neighbouring entries of a row, loaded and stored at once. */
 template <int W> struct alignas(W * sizeof(floatX)) Group { floatX x[W]; };
 
-/* Two rows, in groups. The threads of all blocks of the row take the groups in turns: a thread's group of turn j is
- * first + j step. It alone touches them, in every pass and in shared memory, so the passes need no barrier for their
- * data. */
+/* The student's and the teacher's row, in groups. The threads of all blocks of the row take the groups in turns: a
+ * thread's group of turn j is first + j step. In every pass the same thread reads and writes them, in shared memory
+ * too, so no barrier is needed between the passes for their data. */
 template <int W> struct Rows {
     Group<W> *student;
     const Group<W> *teacher;
-    Group<W> *near_student, *near_teacher;  // shared memory: the block's groups of the first `kept` turns
+    Group<W> *kept_student, *kept_teacher;  // shared memory: the block's groups of the first `kept` turns
     int kept, first, step;
     int both, all;  // groups of the first V entries; of all V_s
 
-    enum { AHEAD = W > 1 ? 1 : 8 };  // turns that are loaded into registers together, beyond those kept
+    enum { AHEAD = W > 1 ? 1 : 8 };  // beyond the kept turns: those that are loaded together
 
     __device__ int group(int turn) const { return first + turn * step; }
-    __device__ int near(int turn) const { return turn * (int)blockDim.x + (int)threadIdx.x; }
+    __device__ int kept_at(int turn) const { return turn * (int)blockDim.x + (int)threadIdx.x; }
 
-    /* Asks for the calling thread's groups of a turn, if it is one that is kept. */
+    /* Starts the copies of the calling thread's groups of a turn, if it is a kept one. */
     __device__ __forceinline__ void fetch(int turn) const {
         int g = group(turn);
         if (turn < kept && g < all) {
-            copy_async_16(near_student + near(turn), student + g);
-            if (g < both) copy_async_16(near_teacher + near(turn), teacher + g);
+            copy_async_16(kept_student + kept_at(turn), student + g);
+            if (g < both) copy_async_16(kept_teacher + kept_at(turn), teacher + g);
         }
         copy_async_commit();
     }
 };
 
-/* The largest entry and its group (later its place), the first that has it; NaN entries are passed over. */
+/* The largest entry of a row and its group, later its index; the first of equals. NaN entries are skipped. */
 struct Peak {
     float largest;
     int at;
@@ -113,34 +89,36 @@ static __device__ __forceinline__ void peak_add(Peak *p, float largest, int grou
     if (largest > p->largest) *p = {largest, group};
 }
 
-/* Sums of a row's exponentials relative to the maxima so far: e_q = 2^(k (s - q_max)), e_p = 2^(k (t - p_max)), and
- * z1, t1 the same at tau = 1; entropy = sum of e_p a_p with a the exponents, apart = sum of e_p (a_p - a_q) for
- * KL(p||q), of e_q (a_q - a_p) for KL(q||p). The rest of the student's row, beyond V, has its own maximum. */
+/* Sums over a row, relative to the maxima so far. With the exponents a_q = k (s - q_max) and a_p = k (t - p_max):
+ *   zq = sum of 2^a_q, zp = sum of 2^a_p, z1 and t1 the same at tau = 1, entropy = sum of 2^a_p a_p,
+ *   divergence = sum of 2^a_p (a_p - a_q) for KL(p||q), of 2^a_q (a_q - a_p) for KL(q||p).
+ * rest is the sum at tau = 1 over the student's entries beyond V, which have a maximum of their own. */
 struct RowSums {
     float q_max, p_max, rest_max;
-    float z1, zq, t1, zp, entropy, apart, rest;
+    float z1, zq, t1, zp, entropy, divergence, rest;
 };
 
 struct Scales {
     float at_tau, at_one;  // log2(e) / tau, log2(e)
 };
 
-/* The offset of a maximum's exponents. Rounded, and everywhere to the same number: an exponent computed with it, one
- * multiply-add, may be off from the true one, but by the same amount for all entries of a row, which cancels. */
+/* k times a maximum, which exponents subtract. It is rounded, and everywhere to the same number: an exponent computed
+ * with it (one multiply-add) may differ from the exact one, but by the same amount for all entries of a row, and that
+ * cancels. */
 static __device__ __forceinline__ float offset(float largest, float k) { return __fmul_rn(largest, k); }
 
-/* e^1 from e at tau, or from the exponent at tau = 1 when tau is neither 1 nor 2 */
+/* An exponential at tau = 1: from the one at tau when tau is 1 or 2 (POWER), else from the exponent at tau = 1. */
 template <int POWER> static __device__ __forceinline__ float at_one(float at_tau, float exponent) {
-    return POWER == 1 ? at_tau : POWER == 2 ? at_tau * at_tau : fast_exp2(exponent);
+    return POWER == 1 ? at_tau : POWER == 2 ? at_tau * at_tau : exp2_approx(exponent);
 }
 
-/* The same sums relative to larger maxima. */
+/* Makes the sums relative to larger maxima. */
 template <int KIND, int POWER>
 static __device__ __forceinline__ void rebase(RowSums *r, float q_max, float p_max, Scales k) {
-    float dq = offset(r->q_max, k.at_tau) - offset(q_max, k.at_tau), fq = fast_exp2(dq);  // <= 0, <= 1
-    float dp = offset(r->p_max, k.at_tau) - offset(p_max, k.at_tau), fp = fast_exp2(dp);
-    if (KIND == SOFT_KL) r->apart = fp * (r->apart + (dp - dq) * r->zp);
-    if (KIND == SOFT_REVERSE_KL) r->apart = fq * (r->apart + (dq - dp) * r->zq);
+    float dq = offset(r->q_max, k.at_tau) - offset(q_max, k.at_tau), fq = exp2_approx(dq);  // <= 0, <= 1
+    float dp = offset(r->p_max, k.at_tau) - offset(p_max, k.at_tau), fp = exp2_approx(dp);
+    if (KIND == SOFT_KL) r->divergence = fp * (r->divergence + (dp - dq) * r->zp);
+    if (KIND == SOFT_REVERSE_KL) r->divergence = fq * (r->divergence + (dq - dp) * r->zq);
     r->entropy = fp * (r->entropy + dp * r->zp);
     r->zq *= fq;
     r->zp *= fp;
@@ -150,6 +128,7 @@ static __device__ __forceinline__ void rebase(RowSums *r, float q_max, float p_m
     r->p_max = p_max;
 }
 
+/* Adds a group of each row. */
 template <int KIND, int POWER, int W>
 static __device__ __forceinline__ void sums_add(RowSums *r, const Group<W> &s, const Group<W> &t, Scales k) {
     float q_offset = offset(r->q_max, k.at_tau), p_offset = offset(r->p_max, k.at_tau);
@@ -158,32 +137,33 @@ static __device__ __forceinline__ void sums_add(RowSums *r, const Group<W> &s, c
     for (int i = 0; i < W; i++) {
         float x = to_float(s.x[i]), y = to_float(t.x[i]);
         float aq = fmaf(x, k.at_tau, -q_offset), ap = fmaf(y, k.at_tau, -p_offset);
-        float eq = fast_exp2(aq), ep = fast_exp2(ap);
+        float eq = exp2_approx(aq), ep = exp2_approx(ap);
         r->z1 += at_one<POWER>(eq, fmaf(x, k.at_one, -q_offset1));
         r->t1 += at_one<POWER>(ep, fmaf(y, k.at_one, -p_offset1));
         r->zq += eq;
         r->zp += ep;
         r->entropy += ep * ap;
-        if (KIND == SOFT_KL) r->apart += ep * (ap - aq);
-        if (KIND == SOFT_REVERSE_KL) r->apart += eq * (aq - ap);
+        if (KIND == SOFT_KL) r->divergence += ep * (ap - aq);
+        if (KIND == SOFT_REVERSE_KL) r->divergence += eq * (aq - ap);
     }
 }
 
+/* Makes the sum beyond V relative to a larger maximum. */
 static __device__ __forceinline__ void rest_rebase(RowSums *r, float largest, Scales k) {
-    r->rest *= fast_exp2(offset(r->rest_max, k.at_one) - offset(largest, k.at_one));
+    r->rest *= exp2_approx(offset(r->rest_max, k.at_one) - offset(largest, k.at_one));
     r->rest_max = largest;
 }
 
-/* What only the student has, beyond V: its maximum and its sum are apart. */
+/* Adds a group of entries beyond V, which only the student has. */
 template <int W>
 static __device__ __forceinline__ void rest_add(RowSums *sums, const Group<W> &s, float largest, Scales k) {
     if (largest > sums->rest_max) rest_rebase(sums, largest, k);
     float rest_offset = offset(sums->rest_max, k.at_one);
 #pragma unroll
-    for (int i = 0; i < W; i++) sums->rest += fast_exp2(fmaf(to_float(s.x[i]), k.at_one, -rest_offset));
+    for (int i = 0; i < W; i++) sums->rest += exp2_approx(fmaf(to_float(s.x[i]), k.at_one, -rest_offset));
 }
 
-/* One group of each row. */
+/* Takes one group of each row into the sums and maxima. */
 template <int KIND, int POWER, int W>
 static __device__ __forceinline__ void row_add(RowSums *sums, Peak *student, Peak *teacher, const Rows<W> &rows,
                                                int g, const Group<W> &s, const Group<W> &t, Scales k) {
@@ -199,7 +179,7 @@ static __device__ __forceinline__ void row_add(RowSums *sums, Peak *student, Pea
     sums_add<KIND, POWER>(sums, s, t, k);
 }
 
-/* The groups of some turns from `turn` on, as far as there are any, from memory. */
+/* Loads the groups of some turns from `turn` on, as far as there are any, from memory. */
 template <int W, int AHEAD>
 static __device__ __forceinline__ void load_turns(Group<W> (&s)[AHEAD], Group<W> (&t)[AHEAD], const Rows<W> &rows,
                                                   int turn) {
@@ -211,16 +191,16 @@ static __device__ __forceinline__ void load_turns(Group<W> (&s)[AHEAD], Group<W>
     }
 }
 
-/* The calling thread's groups of both rows. */
+/* The first pass: takes the calling thread's groups of both rows into the sums and maxima. */
 template <int KIND, int POWER, int W>
 static __device__ void read_rows(RowSums *sums, Peak *student, Peak *teacher, const Rows<W> &rows, Scales k) {
     if (W > 1)
         for (int turn = 0; turn < ROW_DEPTH; turn++) rows.fetch(turn);
     for (int turn = 0; turn < rows.kept; turn++) {
         copy_async_wait<ROW_DEPTH - 1>();
-        int g = rows.group(turn), i = rows.near(turn);
+        int g = rows.group(turn), i = rows.kept_at(turn);
         if (g < rows.all)
-            row_add<KIND, POWER>(sums, student, teacher, rows, g, rows.near_student[i], rows.near_teacher[i], k);
+            row_add<KIND, POWER>(sums, student, teacher, rows, g, rows.kept_student[i], rows.kept_teacher[i], k);
         rows.fetch(turn + ROW_DEPTH);
     }
     for (int turn = rows.kept; rows.group(turn) < rows.all; turn += Rows<W>::AHEAD) {
@@ -234,9 +214,9 @@ static __device__ void read_rows(RowSums *sums, Peak *student, Peak *teacher, co
     }
 }
 
-/* ---- reductions over a block, in an order that depends on its size only ---- */
+/* ---- reductions over a block ---- their order depends on its size only */
 
-/* The first warp gets the sums over the block. */
+/* The sums over the block, for its first warp only. */
 template <int N> static __device__ void block_sums(float (&x)[N], float (*space)[ROW_WARPS]) {
     int warp = threadIdx.x / 32, warps = blockDim.x / 32;
 #pragma unroll
@@ -267,7 +247,7 @@ struct PeakSpace {
     float q_max[ROW_WARPS], rest_max[ROW_WARPS];
 };
 
-/* Both rows' peaks, and the maxima the sums go by, over the block. */
+/* Both rows' peaks, and the maxima that the sums are relative to, over the block. */
 static __device__ void block_peaks(Peak *student, Peak *teacher, float *q_max, float *rest_max, PeakSpace *space) {
     int warp = threadIdx.x / 32, warps = blockDim.x / 32;
     Peak s = warp_peak(*student), t = warp_peak(*teacher);
@@ -291,29 +271,30 @@ static __device__ void block_peaks(Peak *student, Peak *teacher, float *q_max, f
     }
 }
 
-/* ---- what a row's gradient is made of ---- */
+/* ---- from the sums to the gradient ---- */
 
-/* With e_q, e_p the exponentials relative to the offsets (maxima times k) at tau, e_1 that at tau = 1:
- * q = e_q / z_q, p = e_p / z_p, and the gradient is weight_1 e_1 + weight_q e_q (...) - weight_p e_p. */
+/* What the gradient needs to know about a row. With the exponentials e_q and e_p at tau, relative to the offsets, and
+ * e_1 at tau = 1: q = e_q / z_q, p = e_p / z_p, and the gradient is weight_1 e_1 + weight_q e_q (...) - weight_p
+ * e_p. */
 struct RowState {
     Scales k;
-    float q_offset, p_offset, q_offset1, offset;   // the last: of the whole row at tau = 1
-    float log_zq, log_zp, one_over_zq;             // the logarithms in bits
-    float weight_1, weight_q, weight_p, weight_z;  // the last: of e_1 relative to `offset`, beyond V
+    float q_offset, p_offset, q_offset1, offset;   // offset: of the whole row, at tau = 1
+    float log_zq, log_zp, one_over_zq;             // logarithms to base 2
+    float weight_1, weight_q, weight_p, weight_z;  // weight_z: of e_1 relative to `offset`, beyond V
     float mix_q, mix_p;                            // (1 - beta) / z_q, beta / z_p
-    float centre;    // the mean under q that the gradient of KL(q||p) and JSD subtracts, and the logarithms of both z
-    float ce, hard;  // weights of the label and of the teacher's choice, with scale and gate
+    float centre;  // the mean under q that the gradient of KL(q||p) and JSD subtracts, with the logarithms of both z
+    float ce, hard;  // weights of the label and of the teacher's argmax, with scale and gate
     int label, top;
 };
 
-/* What a block has found in its share of a row. */
+/* A block's results for its share of a row. */
 struct RowPart {
     RowSums sums;
-    Peak student, teacher;   // by place
-    float at_top, at_label;  // the student's logits of the teacher's choice and of the label
+    Peak student, teacher;   // at: the index
+    float at_top, at_label;  // the student's logits of the teacher's argmax and of the label
 };
 
-/* A block's shared memory, before what it keeps of the rows. */
+/* A block's shared memory; the groups that it keeps follow. */
 struct alignas(16) RowSpace {
     PeakSpace peaks;
     float sums[7][ROW_WARPS], jsd[2][ROW_WARPS];
@@ -323,30 +304,31 @@ struct alignas(16) RowSpace {
     RowStats stats;
 };
 
-/* The logarithm of the mixture beta p + (1 - beta) q in bits. Where that is too small, the larger of p and q stands
- * for it: off by little, in what is multiplied by less than 1e-30. */
+/* log2 of the mixture m = beta p + (1 - beta) q. Where m is too small, the larger of p and q replaces it: that is
+ * close, and is multiplied by less than 1e-30. */
 static __device__ __forceinline__ float log2_mixture(const RowState &r, float eq, float ep, float aq, float ap) {
     float m = r.mix_q * eq + r.mix_p * ep;
-    return m > 1e-30f ? fast_log2(m) : fmaxf(aq - r.log_zq, ap - r.log_zp);
+    return m > 1e-30f ? log2_approx(m) : fmaxf(aq - r.log_zq, ap - r.log_zp);
 }
 
-/* JSD's two sums under the calling thread's part of the rows: of e_p log2(p/m) and e_q log2(q/m). */
+/* Adds a group to JSD's two sums, of e_p log2(p/m) and e_q log2(q/m). */
 template <int W>
 static __device__ __forceinline__ void jsd_add(float (&sums)[2], const Group<W> &s, const Group<W> &t,
                                                const RowState &r) {
 #pragma unroll
     for (int i = 0; i < W; i++) {
-        float aq = fmaf(to_float(s.x[i]), r.k.at_tau, -r.q_offset), eq = fast_exp2(aq);
-        float ap = fmaf(to_float(t.x[i]), r.k.at_tau, -r.p_offset), ep = fast_exp2(ap);
+        float aq = fmaf(to_float(s.x[i]), r.k.at_tau, -r.q_offset), eq = exp2_approx(aq);
+        float ap = fmaf(to_float(t.x[i]), r.k.at_tau, -r.p_offset), ep = exp2_approx(ap);
         float lm = log2_mixture(r, eq, ep, aq, ap);
         sums[0] += ep * (ap - r.log_zp - lm);
         sums[1] += eq * (aq - r.log_zq - lm);
     }
 }
 
+/* The same for all of the calling thread's groups. */
 template <int W> static __device__ void jsd_sums(float (&sums)[2], const Rows<W> &rows, const RowState &r) {
     for (int turn = 0; turn < rows.kept && rows.group(turn) < rows.both; turn++)
-        jsd_add(sums, rows.near_student[rows.near(turn)], rows.near_teacher[rows.near(turn)], r);
+        jsd_add(sums, rows.kept_student[rows.kept_at(turn)], rows.kept_teacher[rows.kept_at(turn)], r);
     for (int turn = rows.kept; rows.group(turn) < rows.both; turn += Rows<W>::AHEAD) {
         Group<W> s[Rows<W>::AHEAD], t[Rows<W>::AHEAD];
         load_turns(s, t, rows, turn);
@@ -356,11 +338,11 @@ template <int W> static __device__ void jsd_sums(float (&sums)[2], const Rows<W>
     }
 }
 
-/* Of one entry, but for the label's and the teacher's choice's own. */
+/* The gradient of one entry, without the one-hot terms of the label and of the teacher's argmax. */
 template <int KIND, int POWER>
 static __device__ __forceinline__ float both_gradient(const RowState &r, float s, float t) {
     float aq = fmaf(s, r.k.at_tau, -r.q_offset), ap = fmaf(t, r.k.at_tau, -r.p_offset);
-    float eq = fast_exp2(aq), ep = KIND == SOFT_REVERSE_KL ? 0 : fast_exp2(ap);
+    float eq = exp2_approx(aq), ep = KIND == SOFT_REVERSE_KL ? 0 : exp2_approx(ap);
     float e1 = at_one<POWER>(eq, fmaf(s, r.k.at_one, -r.q_offset1));
     float soft = KIND == SOFT_KL           ? r.weight_q * eq - r.weight_p * ep
                  : KIND == SOFT_REVERSE_KL ? r.weight_q * eq * (aq - ap - r.centre)
@@ -368,7 +350,8 @@ static __device__ __forceinline__ float both_gradient(const RowState &r, float s
     return r.weight_1 * e1 + soft;
 }
 
-/* The label's and the teacher's choice's share, if they lie in this group; then the group is stored. */
+/* Subtracts the one-hot terms of the label and of the teacher's argmax, if they lie in this group, and stores the
+ * group. */
 template <int W>
 static __device__ __forceinline__ void store_gradient(const Rows<W> &rows, int g, float (&d)[W], const RowState &r) {
     if (g == r.label / W || g == r.top / W)
@@ -390,15 +373,15 @@ static __device__ __forceinline__ void write_group(const Rows<W> &rows, int g, c
         for (int i = 0; i < W; i++) d[i] = both_gradient<KIND, POWER>(r, to_float(s.x[i]), to_float(t.x[i]));
     } else {
 #pragma unroll
-        for (int i = 0; i < W; i++) d[i] = r.weight_z * fast_exp2(fmaf(to_float(s.x[i]), r.k.at_one, -r.offset));
+        for (int i = 0; i < W; i++) d[i] = r.weight_z * exp2_approx(fmaf(to_float(s.x[i]), r.k.at_one, -r.offset));
     }
     store_gradient(rows, g, d, r);
 }
 
 template <int KIND, int POWER, int W> static __device__ void write_gradient(const Rows<W> &rows, const RowState &r) {
     for (int turn = 0; turn < rows.kept && rows.group(turn) < rows.all; turn++)
-        write_group<KIND, POWER>(rows, rows.group(turn), rows.near_student[rows.near(turn)],
-                                 rows.near_teacher[rows.near(turn)], r);
+        write_group<KIND, POWER>(rows, rows.group(turn), rows.kept_student[rows.kept_at(turn)],
+                                 rows.kept_teacher[rows.kept_at(turn)], r);
     for (int turn = rows.kept; rows.group(turn) < rows.all; turn += Rows<W>::AHEAD) {
         Group<W> s[Rows<W>::AHEAD], t[Rows<W>::AHEAD];
         load_turns(s, t, rows, turn);
@@ -410,8 +393,8 @@ template <int KIND, int POWER, int W> static __device__ void write_gradient(cons
 
 /* ---- the kernel ---- */
 
-/* From the sums over the row, all relative to its maxima: the statistics, but for JSD's divergence, and what the
- * gradient needs. */
+/* Computes the statistics, except JSD's divergence, and what the gradient needs, from the sums over the row, which
+ * are all relative to its maxima. */
 template <int KIND>
 static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate) {
     const bool teacher = KIND != NO_TEACHER;
@@ -420,27 +403,28 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
     RowStats out = {0, 0, 0, 0, 0, 0, row.student.at, r->top};
     float s_max = teacher ? fmaxf(b.q_max, b.rest_max) : b.rest_max;
     r->offset = offset(s_max, r->k.at_one);
-    float share = fast_exp2(offset(b.q_max, r->k.at_one) - r->offset);  // of an exponential relative to q_max
-    float z = b.rest * fast_exp2(offset(b.rest_max, r->k.at_one) - r->offset) + (teacher ? b.z1 * share : 0.0f);
+    float share =
+        exp2_approx(offset(b.q_max, r->k.at_one) - r->offset);  // by which exponentials relative to q_max shrink
+    float z = b.rest * exp2_approx(offset(b.rest_max, r->k.at_one) - r->offset) + (teacher ? b.z1 * share : 0.0f);
     float log_z = log2f(z);
-    out.ce = LN_2 * (log_z - fmaf(row.at_label, r->k.at_one, -r->offset));
+    out.ce = LN2 * (log_z - fmaf(row.at_label, r->k.at_one, -r->offset));
     if (teacher) {
         r->q_offset = offset(b.q_max, r->k.at_tau), r->p_offset = offset(b.p_max, r->k.at_tau);
         r->q_offset1 = offset(b.q_max, r->k.at_one);
         r->log_zq = log2f(b.zq), r->log_zp = log2f(b.zp), r->one_over_zq = 1.0f / b.zq;
-        out.entropy = LN_2 * (r->log_zp - b.entropy / b.zp);
+        out.entropy = LN2 * (r->log_zp - b.entropy / b.zp);
         out.confidence = 1.0f / b.t1;
-        if (KIND == SOFT_KL) out.soft = LN_2 * (b.apart / b.zp - r->log_zp + r->log_zq);
+        if (KIND == SOFT_KL) out.soft = LN2 * (b.divergence / b.zp - r->log_zp + r->log_zq);
         if (KIND == SOFT_REVERSE_KL) {
-            r->centre = b.apart / b.zq;
-            out.soft = LN_2 * (r->centre - r->log_zq + r->log_zp);
+            r->centre = b.divergence / b.zq;
+            out.soft = LN2 * (r->centre - r->log_zq + r->log_zp);
         }
-        out.hard = LN_2 * (log_z - fmaf(row.at_top, r->k.at_one, -r->offset));
-        bool sure = r->top == r->label && out.confidence >= o.gate_confidence;
-        out.gate = row_gate * (sure ? o.gate_factor : 1.0f);
+        out.hard = LN2 * (log_z - fmaf(row.at_top, r->k.at_one, -r->offset));
+        bool confident = r->top == r->label && out.confidence >= o.gate_confidence;
+        out.gate = row_gate * (confident ? o.gate_factor : 1.0f);
     }
     float soft = o.scale * out.gate * o.w_soft * o.temperature;
-    if (KIND != SOFT_KL) soft *= LN_2;  // what it multiplies counts in bits
+    if (KIND != SOFT_KL) soft *= LN2;  // it multiplies logarithms to base 2
     if (KIND == SOFT_JSD) soft *= 1.0f - o.jsd_beta;
     r->ce = o.scale * o.w_ce, r->hard = o.scale * out.gate * o.w_hard;
     r->weight_z = (r->ce + r->hard) / z, r->weight_1 = r->weight_z * share;
@@ -449,13 +433,13 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
     return out;
 }
 
-/* The places of the block's peaks and the logits there. They are read again from memory, whose L2 has them. */
+/* Finds the indices of the block's peaks and the logits there. They are read again from memory, where L2 has them. */
 template <int W> static __device__ void place_peaks(RowPart *part, const Rows<W> &rows, int label, bool teacher) {
     Group<W> at_student = rows.student[part->student.at], at_teacher = {}, student = {};
     if (teacher) at_teacher = rows.teacher[part->teacher.at], student = rows.student[part->teacher.at];
     int s = 0, t = 0;
 #pragma unroll
-    for (int i = W - 1; i >= 0; i--) {  // the first that is the largest comes last
+    for (int i = W - 1; i >= 0; i--) {  // backwards, so that the first of equals remains
         if (to_float(at_student.x[i]) == part->student.largest) s = i;
         if (to_float(at_teacher.x[i]) == part->teacher.largest) t = i;
     }
@@ -468,8 +452,8 @@ template <int W> static __device__ void place_peaks(RowPart *part, const Rows<W>
     part->teacher.at = part->teacher.at * W + t;
 }
 
-/* The blocks' findings as one, relative to the largest of their maxima; in the order of the blocks. */
-template <int KIND, int POWER> static __device__ RowPart join_parts(const RowPart *part, int blocks, Scales k) {
+/* Combines the results of the row's blocks, in their order, relative to the largest of their maxima. */
+template <int KIND, int POWER> static __device__ RowPart combine_parts(const RowPart *part, int blocks, Scales k) {
     RowPart row = part[0];
     for (int b = 1; b < blocks; b++) {
         RowPart other = part[b];
@@ -483,7 +467,7 @@ template <int KIND, int POWER> static __device__ RowPart join_parts(const RowPar
         rest_rebase(&other.sums, rest_max, k);
         row.sums.z1 += other.sums.z1, row.sums.zq += other.sums.zq;
         row.sums.t1 += other.sums.t1, row.sums.zp += other.sums.zp;
-        row.sums.entropy += other.sums.entropy, row.sums.apart += other.sums.apart;
+        row.sums.entropy += other.sums.entropy, row.sums.divergence += other.sums.divergence;
         row.sums.rest += other.sums.rest;
         if (better(row.teacher, other.teacher).at != row.teacher.at) row.at_top = other.at_top;
         row.student = better(row.student, other.student);
@@ -492,7 +476,7 @@ template <int KIND, int POWER> static __device__ RowPart join_parts(const RowPar
     return row;
 }
 
-/* All threads of the row's blocks wait for each other, and see what was written before. */
+/* A barrier of all threads of the row's blocks. */
 static __device__ __forceinline__ void row_barrier(int blocks) {
     if (blocks == 1) {
         __syncthreads();
@@ -502,12 +486,12 @@ static __device__ __forceinline__ void row_barrier(int blocks) {
     }
 }
 
-/* Sums, peaks and logits of the block's share, left in place `rank` of every block of the row. */
+/* Computes sums, peaks and logits of the block's share and stores them in place `rank` of every block of the row. */
 template <int KIND, int POWER, int W>
 static __device__ __forceinline__ void share_rows(RowSpace *space, const Rows<W> &rows, const RowState &r, int rank,
                                                   int blocks) {
     const bool teacher = KIND != NO_TEACHER;
-    const float lowest = -1e30f;  // finite, so that the first rebase multiplies zeros by a zero
+    const float lowest = -1e30f;  // finite, so that the first rebase multiplies zeros by zero
     RowPart part = {{lowest, lowest, lowest, 0, 0, 0, 0, 0, 0, 0}, {-INFINITY, 0}, {-INFINITY, 0}, 0, 0};
     read_rows<KIND, POWER>(&part.sums, &part.student, &part.teacher, rows, r.k);
     float q_max = part.sums.q_max, rest_max = part.sums.rest_max;
@@ -515,19 +499,19 @@ static __device__ __forceinline__ void share_rows(RowSpace *space, const Rows<W>
     if (teacher) rebase<KIND, POWER>(&part.sums, q_max, fmaxf(part.teacher.largest, lowest), r.k);
     rest_rebase(&part.sums, rest_max, r.k);
     RowSums &sums = part.sums;
-    float total[7] = {sums.z1, sums.zq, sums.t1, sums.zp, sums.entropy, sums.apart, sums.rest};
+    float total[7] = {sums.z1, sums.zq, sums.t1, sums.zp, sums.entropy, sums.divergence, sums.rest};
     block_sums(total, space->sums);
-    if (blocks > 1) cluster_wait();  // they have begun
+    if (blocks > 1) cluster_wait();  // all blocks have begun
     if ((int)threadIdx.x < blocks) {
         place_peaks(&part, rows, r.label, teacher);
         sums.z1 = total[0], sums.zq = total[1], sums.t1 = total[2], sums.zp = total[3];
-        sums.entropy = total[4], sums.apart = total[5], sums.rest = total[6];
+        sums.entropy = total[4], sums.divergence = total[5], sums.rest = total[6];
         *cluster_address(&space->part[rank], threadIdx.x) = part;
     }
     row_barrier(blocks);
 }
 
-/* JSD's divergence and the mean under q that its gradient subtracts. */
+/* Returns JSD's divergence and computes the mean under q that its gradient subtracts. */
 template <int W>
 static __device__ __forceinline__ float share_jsd(RowSpace *space, const Rows<W> &rows, RowState *r, int rank,
                                                   int blocks) {
@@ -542,10 +526,10 @@ static __device__ __forceinline__ float share_jsd(RowSpace *space, const Rows<W>
     sums[0] = sums[1] = 0;
     for (int b = 0; b < blocks; b++) sums[0] += space->jsd_part[b][0], sums[1] += space->jsd_part[b][1];
     r->centre = sums[1] * r->one_over_zq + r->log_zq;
-    return LN_2 * (r->mix_p * sums[0] + r->mix_q * sums[1]);
+    return LN2 * (r->mix_p * sums[0] + r->mix_q * sums[1]);
 }
 
-/* Grid: `blocks` neighbouring blocks a row, a cluster where they are more than one. */
+/* Grid: `blocks` neighbouring blocks for each row, a cluster if they are more than one. */
 template <int KIND, int POWER, int W>
 static __global__ void __launch_bounds__(ROW_THREADS, 2)
     distill_rows_kernel(floatX *student, const floatX *teacher, const int *labels, const float *row_gate,
@@ -555,11 +539,11 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     const int rank = blockIdx.x % blocks, threads = blockDim.x;
     const size_t row = blockIdx.x / blocks;
     if (blocks > 1) cluster_arrive();
-    Group<W> *near = (Group<W> *)(void *)(space + 1);
+    Group<W> *kept_groups = (Group<W> *)(void *)(space + 1);
     Rows<W> rows = {(Group<W> *)(void *)(student + row * Vs),
                     nullptr,
-                    near,
-                    near + kept * threads,
+                    kept_groups,
+                    kept_groups + kept * threads,
                     kept,
                     rank * threads + (int)threadIdx.x,
                     blocks * threads,
@@ -568,12 +552,12 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     if (with_teacher)
         rows.teacher = (const Group<W> *)(const void *)(teacher + row * Vt), rows.both = min(Vs, Vt) / W;
     RowState r = {};
-    r.k = {LOG2_E / o.temperature, LOG2_E};
+    r.k = {LOG2E / o.temperature, LOG2E};
     r.label = labels[row];
     share_rows<KIND, POWER>(space, rows, r, rank, blocks);
 
     if (threadIdx.x == 0) {
-        RowPart whole = join_parts<KIND, POWER>(space->part, blocks, r.k);
+        RowPart whole = combine_parts<KIND, POWER>(space->part, blocks, r.k);
         space->stats = finish_sums<KIND>(&r, whole, o, row_gate ? row_gate[row] : 1.0f);
         space->state = r;
     }
@@ -591,35 +575,35 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
 
 /* ---- launches ---- */
 
-/* How a row is cut: blocks, their threads, the turns whose groups stay in shared memory, and its bytes. */
+/* How a row is divided: blocks, their threads, the turns whose groups stay in shared memory, and its bytes. */
 struct RowPlan {
     int blocks, threads, kept;
     size_t shared;
 };
 
-/* The rows' groups among p->blocks of at most `threads` threads. */
-static void row_cut(RowPlan *p, int groups, size_t bytes, int threads) {
+/* Divides a row's groups among p->blocks blocks of at most `threads` threads. */
+static void row_divide(RowPlan *p, int groups, size_t bytes, int threads) {
     size_t share = cuda_div_up((size_t)groups, (size_t)p->blocks);
     p->threads = min(threads, (int)cuda_div_up(share, 32) * 32);
     p->kept = (int)cuda_div_up(share, (size_t)p->threads);
     p->shared = (size_t)(p->kept * p->threads) * bytes + sizeof(RowSpace);
 }
 
-/* groups: of the student's row, each `bytes` with the teacher's beside it. Three blocks of 256 threads a
- * multiprocessor where a third of its shared memory holds the share of a block, else two of 384 that keep what fits.
- * A multiprocessor has 1 KB more than a block may ask for, and takes 1 KB for itself per block. */
+/* Chooses the division of a row with so many groups, each `bytes` large together with the teacher's. A multiprocessor
+ * runs three blocks of 256 threads where a third of its shared memory holds a block's share, else two of 384 that
+ * keep what fits. It has 1 KB more than a block may ask for, and takes 1 KB for itself for each block. */
 static RowPlan row_plan(int groups, size_t bytes, int most_blocks) {
     int most;
-    CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_device->number));
+    CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_current->gpu));
     const size_t third = ((size_t)most + 1024) / 3 - 1024, half = ((size_t)most + 1024) / 2 - 1024;
     RowPlan p = {1, 0, 0, 0};
-    row_cut(&p, groups, bytes, ROW_THREADS_3);
+    row_divide(&p, groups, bytes, ROW_THREADS_3);
     while (p.shared > third && p.blocks * 2 <= most_blocks) {
         p.blocks *= 2;
-        row_cut(&p, groups, bytes, ROW_THREADS_3);
+        row_divide(&p, groups, bytes, ROW_THREADS_3);
     }
     if (p.shared > third) {
-        row_cut(&p, groups, bytes, ROW_THREADS);
+        row_divide(&p, groups, bytes, ROW_THREADS);
         p.kept = min(p.kept, (int)((half - sizeof(RowSpace)) / ((size_t)p.threads * bytes)));
         p.shared = (size_t)(p.kept * p.threads) * bytes + sizeof(RowSpace);
     }
@@ -641,7 +625,7 @@ static void launch_rows(floatX *student, const floatX *teacher, const int *label
         LAUNCH(kernel, grid, threads, p.shared, student, teacher, labels, row_gate, stats, o, Vs, Vt, p.blocks,
                p.kept, gradient);
     else
-        LAUNCH_CLUSTER(kernel, blocks, grid, threads, p.shared, student, teacher, labels, row_gate, stats, o, Vs, Vt,
+        LAUNCH_CLUSTER(blocks, kernel, grid, threads, p.shared, student, teacher, labels, row_gate, stats, o, Vs, Vt,
                        p.blocks, p.kept, gradient);
 }
 

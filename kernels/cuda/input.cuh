@@ -1,35 +1,36 @@
-/* The kernels that bring inputs in: embedding, image patches, position embedding, row gather and scatter. Each moves
- * what its comment says and nothing twice; rows are read and written in 16-byte vectors (N elements) where their
- * length allows. */
+/* What brings inputs in: embedding, image patches, position embedding, row gather and scatter. Each kernel moves the
+ * bytes that its comment says and none of them twice. Rows are read and written in 16-byte vectors (N elements) where
+ * their length allows. */
 #ifndef KERNELS_CUDA_INPUT_CUH
 #define KERNELS_CUDA_INPUT_CUH
 
 #include "common.cuh"
 
-/* ---- rows picked by an index ---- */
+/* ---- rows selected by an index ---- */
 
 template <int N> static __device__ __forceinline__ void copy_row(floatX *dst, const floatX *src, int C) {
     for (int i = (int)threadIdx.x * N; i < C; i += (int)blockDim.x * N) store<N>(dst + i, load<N>(src + i));
 }
 
-/* A block per row: out[r, :] = inp[index[r], :], nothing where index[r] < 0. Reads and writes rows * C elements. */
+/* out[r, :] = inp[index[r], :], or nothing where index[r] < 0; a block for each row. Reads and writes rows * C
+ * elements. */
 template <int N> static __global__ void gather_kernel(floatX *out, const floatX *inp, const int *index, int C) {
     size_t r = blockIdx.x;
-    if (index[r] >= 0) copy_row<N>(out + r * (size_t)C, inp + (size_t)index[r] * (size_t)C, C);
+    if (index[r] >= 0) copy_row<N>(out + r * C, inp + (size_t)index[r] * C, C);
 }
 
 /* out[index[r], :] = inp[r, :] */
 template <int N> static __global__ void scatter_kernel(floatX *out, const floatX *inp, const int *index, int C) {
     size_t r = blockIdx.x;
-    copy_row<N>(out + (size_t)index[r] * (size_t)C, inp + r * (size_t)C, C);
+    copy_row<N>(out + (size_t)index[r] * C, inp + r * C, C);
 }
 
 static void cuda_gather_rows(floatX *out, const floatX *inp, const int *index, size_t rows, int C) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, out, inp))
-        LAUNCH(gather_kernel<VECTOR>, (unsigned)rows, cuda_row_threads((size_t)C / VECTOR), 0, out, inp, index, C);
+    if (vectors_fit(C, VECTOR, out, inp))
+        LAUNCH(gather_kernel<VECTOR>, (unsigned)rows, cuda_row_threads(C / VECTOR), 0, out, inp, index, C);
     else
-        LAUNCH(gather_kernel<1>, (unsigned)rows, cuda_row_threads((size_t)C), 0, out, inp, index, C);
+        LAUNCH(gather_kernel<1>, (unsigned)rows, cuda_row_threads(C), 0, out, inp, index, C);
 }
 
 static void cuda_embedding_forward(floatX *out, const int *ids, const floatX *table, size_t rows, int C) {
@@ -37,25 +38,24 @@ static void cuda_embedding_forward(floatX *out, const int *ids, const floatX *ta
 }
 
 static void cuda_scatter_rows(floatX *out, const floatX *inp, const int *index, size_t rows, size_t total, int C) {
-    CUDA_CHECK(cudaMemsetAsync(out, 0, total * (size_t)C * sizeof(floatX), cuda_stream()));
+    CUDA_CHECK(cudaMemsetAsync(out, 0, total * C * sizeof(floatX), cuda_stream()));
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, out, inp))
-        LAUNCH(scatter_kernel<VECTOR>, (unsigned)rows, cuda_row_threads((size_t)C / VECTOR), 0, out, inp, index, C);
+    if (vectors_fit(C, VECTOR, out, inp))
+        LAUNCH(scatter_kernel<VECTOR>, (unsigned)rows, cuda_row_threads(C / VECTOR), 0, out, inp, index, C);
     else
-        LAUNCH(scatter_kernel<1>, (unsigned)rows, cuda_row_threads((size_t)C), 0, out, inp, index, C);
+        LAUNCH(scatter_kernel<1>, (unsigned)rows, cuda_row_threads(C), 0, out, inp, index, C);
 }
 
 /* ---- the gradient of the embedding ----
- * The positions are put in the order of their ids (equal ids in the order of the positions), so that what belongs to
- * one row of the table lies together; pieces of SORTED_PIECE sorted positions are summed apart, and a row whose
+ * The positions are sorted by their ids (equal ids in the order of the positions), so that all that belongs to one
+ * row of the table is together. Each piece of SORTED_PIECE sorted positions is summed by itself, and a row whose
  * positions span several pieces gets their sums in order. So a token that fills half of the batch costs no more than
- * others, the additions happen in an order that the ids alone decide, and the size of the vocabulary does not matter.
- */
+ * others, the ids alone decide the order of the additions, and the size of the vocabulary does not matter. */
 enum { SORTED_PIECE = 32, RANKED_ROWS = 4 };
 
-/* order[k] = the k-th position in that order: a position's place is the number of those before it, counted by a warp
- * for RANKED_ROWS positions at a time. Reads the ids rows / RANKED_ROWS times, from the caches: 20 microseconds for
- * 16 thousand positions. Negative ids compare as the largest and are left out. */
+/* order[k] = the k-th position in that order. A position's rank is the number of positions before it, which a warp
+ * counts for RANKED_ROWS positions at a time. It reads the ids rows / RANKED_ROWS times, from the caches: 20
+ * microseconds for 16 thousand positions. Negative ids compare as the largest and are left out. */
 static __global__ void rank_kernel(int *order, const int *ids, int rows, int vocab) {
     int warp = (int)((blockIdx.x * blockDim.x + threadIdx.x) / 32), lane = (int)threadIdx.x % 32;
     int first = warp * RANKED_ROWS, before[RANKED_ROWS] = {0};
@@ -76,7 +76,7 @@ static __global__ void rank_kernel(int *order, const int *ids, int rows, int voc
     }
 }
 
-/* The id at a place of the order; -1 past the end. */
+/* The id of the k-th position in that order; -1 past the end. */
 static __device__ __forceinline__ int sorted_id(const int *order, const int *ids, int place, int rows) {
     return place >= 0 && place < rows && order[place] >= 0 ? ids[order[place]] : -1;
 }
@@ -88,9 +88,10 @@ template <int N> static __device__ __forceinline__ void add_to(float *p, Floats<
     store<N>(p, sum);
 }
 
-/* A block per piece (x) and 256 vectors of channels (y). Sums of ids that no other piece has are added to the table;
- * others go to partial [pieces, 2, C]: row 0 what continues from the piece before, row 1 what begins here and goes
- * on. Reads rows * C elements of dout, reads and writes C floats of the table per id. */
+/* A block for each piece (x) and 256 vectors of channels (y). The sum of an id that no other piece has is added to
+ * the table; the others are stored in partial [pieces, 2, C]: in row 0 that of an id continued from the piece before,
+ * in row 1 that of an id which begins here and continues in the next piece. Reads rows * C elements of dout, and
+ * reads and writes C floats of the table for each id. */
 template <int N>
 static __global__ void embedding_piece_kernel(float *dtable, float *partial, const floatX *dout, const int *order,
                                               const int *ids, int rows, int C) {
@@ -100,16 +101,16 @@ static __global__ void embedding_piece_kernel(float *dtable, float *partial, con
     if (c >= C || id < 0) return;
     Floats<N> sum = {};
     for (int k = begin; k < begin + SORTED_PIECE; k++) {
-        Floats<N> v = load<N>(dout + (size_t)order[k] * (size_t)C + c);
+        Floats<N> v = load<N>(dout + (size_t)order[k] * C + c);
 #pragma unroll
         for (int i = 0; i < N; i++) sum.x[i] += v.x[i];
         int next = sorted_id(order, ids, k + 1, rows);
         bool last = k + 1 == begin + SORTED_PIECE, goes_on = last && next == id;
         if (next == id && !last) continue;
         if (from_left || goes_on)
-            store<N>(partial + ((size_t)piece * 2 + !from_left) * (size_t)C + c, sum);
+            store<N>(partial + ((size_t)piece * 2 + !from_left) * C + c, sum);
         else
-            add_to<N>(dtable + (size_t)id * (size_t)C + c, sum);
+            add_to<N>(dtable + (size_t)id * C + c, sum);
         if (next < 0) return;
         from_left = false;
         id = next;
@@ -117,21 +118,22 @@ static __global__ void embedding_piece_kernel(float *dtable, float *partial, con
     }
 }
 
-/* The same grid: a piece in which an id begins that goes on collects the sums of the pieces after it. */
+/* The same grid. A piece in which an id begins that continues in the next one adds up the sums of the pieces after
+ * it. */
 template <int N>
-static __global__ void embedding_join_kernel(float *dtable, const float *partial, const int *order, const int *ids,
-                                             int rows, int C) {
+static __global__ void embedding_combine_kernel(float *dtable, const float *partial, const int *order, const int *ids,
+                                                int rows, int C) {
     int piece = (int)blockIdx.x, c = (int)(blockIdx.y * blockDim.x + threadIdx.x) * N;
     int begin = piece * SORTED_PIECE, next = begin + SORTED_PIECE, id = sorted_id(order, ids, next - 1, rows);
     bool fills_all = sorted_id(order, ids, begin, rows) == id && sorted_id(order, ids, begin - 1, rows) == id;
     if (c >= C || id < 0 || fills_all || sorted_id(order, ids, next, rows) != id) return;
-    Floats<N> sum = load<N>(partial + ((size_t)piece * 2 + 1) * (size_t)C + c);
+    Floats<N> sum = load<N>(partial + ((size_t)piece * 2 + 1) * C + c);
     for (; sorted_id(order, ids, next, rows) == id; next += SORTED_PIECE) {
-        Floats<N> v = load<N>(partial + (size_t)(next / SORTED_PIECE) * 2 * (size_t)C + c);
+        Floats<N> v = load<N>(partial + (size_t)(next / SORTED_PIECE) * 2 * C + c);
 #pragma unroll
         for (int i = 0; i < N; i++) sum.x[i] += v.x[i];
     }
-    add_to<N>(dtable + (size_t)id * (size_t)C + c, sum);
+    add_to<N>(dtable + (size_t)id * C + c, sum);
 }
 
 template <int N>
@@ -140,19 +142,19 @@ static void embedding_backward(float *dtable, float *partial, const floatX *dout
     unsigned threads = cuda_row_threads((size_t)C / N);
     dim3 grid(cuda_blocks((size_t)rows, SORTED_PIECE), cuda_blocks((size_t)C / N, threads));
     LAUNCH(embedding_piece_kernel<N>, grid, threads, 0, dtable, partial, dout, order, ids, rows, C);
-    LAUNCH(embedding_join_kernel<N>, grid, threads, 0, dtable, partial, order, ids, rows, C);
+    LAUNCH(embedding_combine_kernel<N>, grid, threads, 0, dtable, partial, order, ids, rows, C);
 }
 
 static void cuda_embedding_backward(float *dtable, const floatX *dout, const int *ids, size_t rows, int C,
                                     int vocab) {
     if (rows == 0) return;
     size_t pieces = cuda_div_up(rows, SORTED_PIECE), order_bytes = cuda_div_up(rows * sizeof(int), 256) * 256;
-    char *scratch = (char *)cuda_scratch(order_bytes + pieces * 2 * (size_t)C * sizeof(float));
+    char *scratch = (char *)cuda_scratch(order_bytes + pieces * 2 * C * sizeof(float));
     int *order = (int *)(void *)scratch;
     float *partial = (float *)(void *)(scratch + order_bytes);
     CUDA_CHECK(cudaMemsetAsync(order, 0xff, rows * sizeof(int), cuda_stream()));  // -1
     LAUNCH(rank_kernel, cuda_blocks(rows, 4 * RANKED_ROWS), 128, 0, order, ids, (int)rows, vocab);
-    if (vectors_fit((size_t)C, VECTOR, dtable, dout))
+    if (vectors_fit(C, VECTOR, dtable, dout))
         embedding_backward<VECTOR>(dtable, partial, dout, order, ids, (int)rows, C);
     else
         embedding_backward<1>(dtable, partial, dout, order, ids, (int)rows, C);
@@ -160,35 +162,34 @@ static void cuda_embedding_backward(float *dtable, const floatX *dout, const int
 
 /* ---- images ---- */
 
-/* A block per patch: pixels u8 to normalised features in the order (channel, y, x), left to right. Reads 1 byte and
- * writes one element per feature; the pixels of a patch come from the first-level cache, whose lines they share. */
+/* A patch's u8 pixels to normalised features in the order (channel, y, x); a block for each patch. Reads one byte and
+ * writes one element for each feature; the pixels of a patch share lines of the first-level cache. */
 static __global__ void patchify_kernel(floatX *out, const uint8_t *pixels, int S, int patch) {
     int side = S / patch, area = patch * patch;
-    size_t p = blockIdx.x, b = p / (size_t)(side * side);
-    size_t row = p / (size_t)side % (size_t)side * (size_t)patch, col = p % (size_t)side * (size_t)patch;
-    const uint8_t *corner = pixels + ((b * (size_t)S + row) * (size_t)S + col) * 3;
+    size_t p = blockIdx.x, b = p / (side * side);
+    size_t row = p / side % side * patch, col = p % side * patch;
+    const uint8_t *corner = pixels + ((b * S + row) * S + col) * 3;
     for (int i = (int)threadIdx.x; i < 3 * area; i += (int)blockDim.x) {
         int c = i / area, y = i % area / patch, x = i % patch;
-        float value = (float)corner[((size_t)y * (size_t)S + (size_t)x) * 3 + (size_t)c];
-        out[p * (size_t)(3 * area) + (size_t)i] = from_float<floatX>(value * (2.0f / 255.0f) - 1.0f);
+        float value = (float)corner[((size_t)y * S + x) * 3 + c];
+        out[p * (3 * area) + i] = from_float<floatX>(value * (2.0f / 255.0f) - 1.0f);
     }
 }
 
 static void cuda_patchify(floatX *out, const uint8_t *pixels, int B, int S, int patch) {
     int side = S / patch;
-    size_t patches = (size_t)B * (size_t)(side * side);
+    size_t patches = (size_t)B * side * side;
     if (patches == 0) return;
-    LAUNCH(patchify_kernel, (unsigned)patches, cuda_row_threads((size_t)(3 * patch * patch)), 0, out, pixels, S,
-           patch);
+    LAUNCH(patchify_kernel, (unsigned)patches, cuda_row_threads(3 * patch * patch), 0, out, pixels, S, patch);
 }
 
 /* ---- position embedding ---- */
 
-/* A block per row of x [B * T, C]: x += position. Reads x and the positions (which stay in the second-level cache),
- * writes x. */
+/* x [B * T, C] += position; a block for each row. Reads x and the positions, which stay in the second-level cache,
+ * and writes x. */
 template <int N> static __global__ void position_forward_kernel(floatX *x, const floatX *position, int T, int C) {
-    floatX *row = x + (size_t)blockIdx.x * (size_t)C;
-    const floatX *add = position + (size_t)(blockIdx.x % (unsigned)T) * (size_t)C;
+    floatX *row = x + (size_t)blockIdx.x * C;
+    const floatX *add = position + (size_t)(blockIdx.x % (unsigned)T) * C;
     for (int c = (int)threadIdx.x * N; c < C; c += (int)blockDim.x * N) {
         Floats<N> a = load<N>(row + c), p = load<N>(add + c);
 #pragma unroll
@@ -200,13 +201,14 @@ template <int N> static __global__ void position_forward_kernel(floatX *x, const
 static void cuda_position_forward(floatX *x, const floatX *position, int B, int T, int C) {
     unsigned rows = (unsigned)B * (unsigned)T;
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, x, position))
-        LAUNCH(position_forward_kernel<VECTOR>, rows, cuda_row_threads((size_t)C / VECTOR), 0, x, position, T, C);
+    if (vectors_fit(C, VECTOR, x, position))
+        LAUNCH(position_forward_kernel<VECTOR>, rows, cuda_row_threads(C / VECTOR), 0, x, position, T, C);
     else
-        LAUNCH(position_forward_kernel<1>, rows, cuda_row_threads((size_t)C), 0, x, position, T, C);
+        LAUNCH(position_forward_kernel<1>, rows, cuda_row_threads(C), 0, x, position, T, C);
 }
 
-/* A thread per N elements of dposition [T * C]: adds the batch up in order. Reads B * T * C elements of dout. */
+/* dposition [T * C] += the sum over the batch, in order; a thread for N elements. Reads B * T * C elements of
+ * dout. */
 template <int N>
 static __global__ void position_backward_kernel(float *dposition, const floatX *dout, int B, size_t size) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
@@ -222,7 +224,7 @@ static __global__ void position_backward_kernel(float *dposition, const floatX *
 }
 
 static void cuda_position_backward(float *dposition, const floatX *dout, int B, int T, int C) {
-    size_t size = (size_t)T * (size_t)C;
+    size_t size = (size_t)T * C;
     if (size == 0) return;
     if (vectors_fit(size, VECTOR, dposition, dout))
         LAUNCH(position_backward_kernel<VECTOR>, cuda_blocks(size / VECTOR, 128), 128, 0, dposition, dout, B, size);

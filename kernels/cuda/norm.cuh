@@ -7,9 +7,9 @@
 
 /* ---- forward ---- */
 
-/* Who works on a row: a warp, or the whole block where rows are too few to keep the GPU busy. A thread takes vectors
- * `threads` apart and keeps what it read, as floats, in shared memory: cache[(j * N + i) * threads] for the j-th
- * vector, so that neighbours never meet in a bank and no barrier is needed. */
+/* The threads that work on a row: a warp, or the whole block where rows are too few to keep the GPU busy. A thread
+ * takes vectors that are `threads` apart and keeps what it has read, as floats, in shared memory: element i of its
+ * j-th vector is cache[(j * N + i) * threads], so neighbours never use the same bank, and no barrier is needed. */
 template <bool BLOCK> struct RowWorkers {
     int threads, rank, row_in_block, rows_per_block;
     __device__ RowWorkers()
@@ -23,8 +23,8 @@ template <bool BLOCK> struct RowWorkers {
     }
 };
 
-/* The four forward entries. b NULL: no addition. LAYER: LayerNorm (with mean and bias), else RMSNorm. Reads a (and
- * b), writes out (and sum), C elements a row each; weight and bias stay in the caches. */
+/* All four forward operations. b NULL: no addition. LAYER: LayerNorm (with mean and bias), else RMSNorm. Reads a (and
+ * b) and writes out (and sum), C elements a row each; weight and bias stay in the caches. */
 template <bool LAYER, bool BLOCK, int N>
 static __global__ void norm_forward_kernel(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a,
                                            const floatX *b, const floatX *weight, const floatX *bias, int rows, int C,
@@ -34,8 +34,8 @@ static __global__ void norm_forward_kernel(floatX *sum, floatX *out, float *mean
     int r = (int)blockIdx.x * w.rows_per_block + w.row_in_block, step = w.threads * N;
     let_next_begin();
     wait_for_previous();
-    if (r >= rows) return;  // a whole warp
-    size_t at = (size_t)r * (size_t)C;
+    if (r >= rows) return;  // true for a whole warp or block
+    size_t at = (size_t)r * C;
     float *cache = shared + w.row_in_block * ((C + step - 1) / step * step) + w.rank;
     float total = 0.0f, squares = 0.0f;
     for (int c = w.rank * N, j = 0; c < C; c += step, j += step) {
@@ -85,8 +85,8 @@ static void norm_forward_launch(floatX *sum, floatX *out, float *mean, float *rs
                  sum, out, mean, rstd, a, b, weight, bias, (int)rows, C, eps);
 }
 
-/* A warp per row and as many rows a block as fit into 32 KB; or, for few rows and for very long ones, a block per
- * row. */
+/* A warp takes a row, and a block as many rows as fit into 32 KB; or, for few rows and for very long ones, a block
+ * takes a row. */
 template <bool LAYER, int N>
 static void norm_forward(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a, const floatX *b,
                          const floatX *weight, const floatX *bias, size_t rows, int C, float eps) {
@@ -107,7 +107,7 @@ template <bool LAYER>
 static void norm_forward(floatX *sum, floatX *out, float *mean, float *rstd, const floatX *a, const floatX *b,
                          const floatX *weight, const floatX *bias, size_t rows, int C, float eps) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, sum, out, a, b, weight, bias))
+    if (vectors_fit(C, VECTOR, sum, out, a, b, weight, bias))
         norm_forward<LAYER, VECTOR>(sum, out, mean, rstd, a, b, weight, bias, rows, C, eps);
     else
         norm_forward<LAYER, 1>(sum, out, mean, rstd, a, b, weight, bias, rows, C, eps);
@@ -138,13 +138,13 @@ static void cuda_residual_rmsnorm_forward(floatX *sum, floatX *out, float *rstd,
  * With x^ = (x - mean) rstd and g = dout weight:
  *   LayerNorm  dx = rstd (g - mean(g) - x^ mean(g x^)),  RMSNorm  dx = rstd (g - x^ mean(g x^))
  *   dweight = sum over rows of dout x^,  dbias = sum over rows of dout.
- * The rows are cut into at most NORM_PARTS parts by shape, a block each; a block sums its dweight and dbias in shared
- * memory (each thread its own channels, laid out like the forward kernel's cache) and leaves them in scratch, and a
- * second kernel adds the parts in order. */
+ * The rows are divided, by shape alone, into at most NORM_PARTS parts, one for each block. A block sums its dweight
+ * and dbias in shared memory (each thread its own channels, laid out like the forward kernel's cache) and stores them
+ * in scratch memory; a second kernel adds the parts in order. */
 enum { NORM_PARTS = 528, NORM_PART_ROWS = 8 };  // 528: four blocks for each of an H100's multiprocessors
 
-/* Reads dout, inp and dinp and writes dinp, C elements a row each (the second reading of dout and inp comes from the
- * caches), and writes 2C floats a part (C for RMSNorm). */
+/* Reads dout, inp and dinp and writes dinp, C elements a row each, where dout and inp come from the caches the second
+ * time. Writes 2C floats a part (C for RMSNorm). */
 template <bool LAYER, int N>
 static __global__ void norm_backward_kernel(floatX *dinp, float *parts, const floatX *dout, const floatX *inp,
                                             const floatX *weight, const float *mean, const float *rstd, int rows,
@@ -157,7 +157,7 @@ static __global__ void norm_backward_kernel(floatX *dinp, float *parts, const fl
         for (int j = 0; j < (LAYER ? 2 : 1) * padded; j += threads) dweight[j] = 0.0f;
     int begin = (int)blockIdx.x * part_rows, end = begin + part_rows < rows ? begin + part_rows : rows;
     for (int r = begin; r < end; r++) {
-        size_t at = (size_t)r * (size_t)C;
+        size_t at = (size_t)r * C;
         float mu = LAYER ? mean[r] : 0.0f, scale = rstd[r], sum_g = 0.0f, sum_gx = 0.0f;
         for (int c = first, j = 0; c < C; c += step, j += step) {
             Floats<N> d = load<N>(dout + at + c), x = load<N>(inp + at + c), w = load<N>(weight + c);
@@ -185,7 +185,7 @@ static __global__ void norm_backward_kernel(floatX *dinp, float *parts, const fl
         }
     }
     if (!parts) return;
-    float *part = parts + (size_t)blockIdx.x * (LAYER ? 2 : 1) * (size_t)C;
+    float *part = parts + (size_t)blockIdx.x * (LAYER ? 2 : 1) * C;
     for (int c = first, j = 0; c < C; c += step, j += step)
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -194,12 +194,13 @@ static __global__ void norm_backward_kernel(floatX *dinp, float *parts, const fl
         }
 }
 
-/* total[c] += the sum of parts[p * stride + c] over p: eight warps take every eighth part of the same 32 channels. */
-static __global__ void norm_join_kernel(float *total, const float *parts, int count, int stride, int C) {
+/* total[c] += the sum of parts[p * stride + c] over p; each of eight warps takes every eighth part of the same 32
+ * channels. */
+static __global__ void norm_combine_kernel(float *total, const float *parts, int count, int stride, int C) {
     __shared__ float sums[8][32];
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, c = (int)blockIdx.x * 32 + lane;
     float sum = 0.0f;
-    for (int p = warp; p < count && c < C; p += 8) sum += parts[(size_t)p * (size_t)stride + c];
+    for (int p = warp; p < count && c < C; p += 8) sum += parts[(size_t)p * stride + c];
     sums[warp][lane] = sum;
     __syncthreads();
     if (warp > 0 || c >= C) return;
@@ -214,21 +215,22 @@ static void norm_backward(floatX *dinp, float *dweight, float *dbias, const floa
     if (part_rows < NORM_PART_ROWS) part_rows = NORM_PART_ROWS;
     unsigned blocks = cuda_blocks(rows, part_rows), threads = cuda_row_threads((size_t)C / N);
     size_t shared = cuda_div_up((size_t)C, threads * N) * threads * N * kinds * sizeof(float);
-    float *parts = dweight ? (float *)cuda_scratch(blocks * kinds * (size_t)C * sizeof(float)) : NULL;
+    float *parts = dweight ? (float *)cuda_scratch(blocks * kinds * C * sizeof(float)) : NULL;
     cuda_allow_shared(norm_backward_kernel<LAYER, N>, shared);
     LAUNCH((norm_backward_kernel<LAYER, N>), blocks, threads, shared, dinp, parts, dout, inp, weight, mean, rstd,
            (int)rows, (int)part_rows, C);
     int stride = (int)kinds * C;
-    if (dweight) LAUNCH(norm_join_kernel, cuda_blocks((size_t)C, 32), 256, 0, dweight, parts, (int)blocks, stride, C);
+    if (dweight)
+        LAUNCH(norm_combine_kernel, cuda_blocks((size_t)C, 32), 256, 0, dweight, parts, (int)blocks, stride, C);
     if (dweight && dbias)
-        LAUNCH(norm_join_kernel, cuda_blocks((size_t)C, 32), 256, 0, dbias, parts + C, (int)blocks, stride, C);
+        LAUNCH(norm_combine_kernel, cuda_blocks((size_t)C, 32), 256, 0, dbias, parts + C, (int)blocks, stride, C);
 }
 
 template <bool LAYER>
 static void norm_backward(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                           const floatX *weight, const float *mean, const float *rstd, size_t rows, int C) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)C, VECTOR, dinp, dout, inp, weight))
+    if (vectors_fit(C, VECTOR, dinp, dout, inp, weight))
         norm_backward<LAYER, VECTOR>(dinp, dweight, dbias, dout, inp, weight, mean, rstd, rows, C);
     else
         norm_backward<LAYER, 1>(dinp, dweight, dbias, dout, inp, weight, mean, rstd, rows, C);

@@ -1,17 +1,15 @@
-/* The objective on a GPU beside its row kernel (cuda/distill.cuh): the band gate and the cosine of the embedding
- * term.
- */
+/* The objective beside its row kernel (distill.cuh): the entropy band gate and the cosine of the embedding term. */
 #ifndef KERNELS_CUDA_OBJECTIVE_CUH
 #define KERNELS_CUDA_OBJECTIVE_CUH
 
 #include "distill.cuh"
 
-/* ---- the band gate ---- */
+/* ---- the entropy band gate ---- */
 
 enum { BAND_THREADS = 1024 };
 
-/* One block: the rows are few (36 bytes each are read and written), and whether the band applies needs all of them.
- */
+/* One block does it all, because the rows are few (36 bytes of each are read and written) and whether the band
+ * applies depends on all of them. */
 static __global__ void __launch_bounds__(BAND_THREADS)
     entropy_band_kernel(float *row_gate, const RowStats *stats, size_t rows, float low, float high, int percent) {
     double inside = 0;
@@ -33,9 +31,9 @@ static void cuda_entropy_band(float *row_gate, const RowStats *stats, size_t row
 
 enum { COSINE_THREADS = 256, COSINE_PART = 8192 };
 
-/* Sums of a*t, a*a and t*t over one part of one image: parts [B, gridDim.x, 3]. Two kernels, this one and the next,
- * because an image is too much for one block and the direction needs all of it; the second reads from L2 what the
- * first has read. Bytes: 2 B n element sizes, 3 with a gradient. */
+/* parts [B, gridDim.x, 3] = sums of a*t, a*a and t*t over one part of one image. The cosine takes two kernels, this
+ * one and the next, because an image is too large for one block and its gradient needs all three sums; the second
+ * kernel reads from L2 what the first has read. Bytes: 2 B n elements, 3 B n with a gradient. */
 template <int W>
 static __global__ void __launch_bounds__(COSINE_THREADS)
     cosine_sums_kernel(float *parts, const floatX *a, const floatX *t, size_t n) {
@@ -57,8 +55,8 @@ static __global__ void __launch_bounds__(COSINE_THREADS)
     if (threadIdx.x < 3) out[threadIdx.x] = threadIdx.x == 0 ? sums[0] : threadIdx.x == 1 ? sums[1] : sums[2];
 }
 
-/* Adds the parts up (every block of an image does, to the same bits), then writes its part of the gradient. Where a
- * norm is below 1e-12 the direction has no meaning: the cosine is 0 and so is its gradient. */
+/* Adds up the parts (every block of an image does, with the same bits) and writes its part of the gradient. Where a
+ * norm is below 1e-12 the cosine has no meaning: it is 0, and so is its gradient. */
 template <int W>
 static __global__ void __launch_bounds__(COSINE_THREADS)
     cosine_finish_kernel(float *cosine, floatX *da, const float *parts, const floatX *a, const floatX *t, size_t n,

@@ -9,8 +9,8 @@
 
 enum { NORM_THREADS = 256, NORM_VECTOR = 4, NORM_SPAN = 16 * NORM_THREADS * NORM_VECTOR, NORM_MOST = 1024 };
 
-/* The blocks take turns along x. Squares are added in fp32 within a vector and in double beyond, so the
- * rounding does not grow with n. */
+/* The blocks take turns along x. Squares are added in fp32 within a vector and in double beyond it, so the rounding
+ * error does not grow with n. */
 template <int N> static __global__ void squared_norm_kernel(double *part, const float *x, size_t n) {
     double sum = 0.0;
     for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * N; i < n;
@@ -29,8 +29,8 @@ template <int N> static __global__ void squared_norm_kernel(double *part, const 
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
 
-/* One block adds the parts. */
-static __global__ void squared_norm_join_kernel(float *out, const double *part, int parts, bool accumulate) {
+/* Adds up the parts, in one block. */
+static __global__ void squared_norm_combine_kernel(float *out, const double *part, int parts, bool accumulate) {
     double sum = 0.0;
     for (int i = (int)threadIdx.x; i < parts; i += (int)blockDim.x) sum += part[i];
     sum = block_sum(sum);
@@ -46,7 +46,7 @@ static void cuda_squared_norm(float *out, const float *x, size_t n, bool accumul
         LAUNCH(squared_norm_kernel<NORM_VECTOR>, parts, NORM_THREADS, 0, part, x, n);
     else
         LAUNCH(squared_norm_kernel<1>, parts, NORM_THREADS, 0, part, x, n);
-    LAUNCH(squared_norm_join_kernel, 1, NORM_THREADS, 0, out, part, (int)parts, accumulate);
+    LAUNCH(squared_norm_combine_kernel, 1, NORM_THREADS, 0, out, part, (int)parts, accumulate);
 }
 
 /* ---- AdamW ---- */
@@ -62,7 +62,7 @@ template <int N>
 static __device__ __forceinline__ void adamw_at(floatX *param, float *master, float *m, float *v, const float *grad,
                                                 const float *norm_squared, const AdamWStep &s) {
     Floats<N> g = load<N>(grad), m1 = load<N>(m), v1 = load<N>(v), w = load<N>(master);
-    float clip = 1.0f, square = norm_squared ? norm_squared[0] : 0.0f;  // on its way together with the rest
+    float clip = 1.0f, square = norm_squared ? norm_squared[0] : 0.0f;  // loaded together with the rest
     const bool usable = isfinite(square);
     if (s.max_norm > 0.0f && sqrtf(square) > s.max_norm) clip = s.max_norm / sqrtf(square);
 #pragma unroll
@@ -80,9 +80,9 @@ static __device__ __forceinline__ void adamw_at(floatX *param, float *master, fl
     store<N>(param, w);
 }
 
-/* A thread per N parameters. A norm that is not finite means that the gradients are not usable: nothing is changed
- * (but written again: a branch would have every thread wait for the norm before it reads the rest), and the caller
- * sees it in norm_squared. */
+/* A thread updates N parameters. A norm that is not finite means that the gradients are not usable: then every value
+ * is written back unchanged, and the caller sees the norm in norm_squared. There is no branch around the update,
+ * because it would make every thread wait for the norm before it reads the rest. */
 template <int N>
 static __global__ void adamw_kernel(floatX *param, float *master, float *m, float *v, const float *grad, size_t n,
                                     AdamWStep s, const float *norm_squared) {

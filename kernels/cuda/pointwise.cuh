@@ -1,6 +1,6 @@
-/* Pointwise kernels: activations, their gradients, residual addition, casts. Memory-bound: each reads its inputs and
- * writes its output once, a 16-byte vector (N elements) per thread; elements past the last whole vector go one by one
- * to the last thread. */
+/* Pointwise operations: GELU, SwiGLU, their gradients, residual addition, casts. They are memory-bound: each reads
+ * its inputs and writes its output once, a 16-byte vector (N elements) for each thread. The last thread takes the
+ * elements past the last whole vector one by one. */
 #ifndef KERNELS_CUDA_POINTWISE_CUH
 #define KERNELS_CUDA_POINTWISE_CUH
 
@@ -8,12 +8,19 @@
 
 enum { POINTWISE_THREADS = 256 };
 
-/* ---- activations ---- */
+/* ---- GELU ---- */
 
 static __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
-/* The derivative of gelu() in cuda/epilogue.cuh. */
-template <Activation ACT> static __device__ __forceinline__ float activation_derivative(float x) {
+/* GELU(x) = x Phi(x). The tanh form (Hendrycks & Gimpel 2016) is x sigmoid(2u) with
+ * u = sqrt(2/pi) (x + 0.044715 x^3), because (1 + tanh u) / 2 = sigmoid(2u). */
+static __device__ __forceinline__ float gelu(float x, Activation act) {
+    if (act == ACT_GELU_ERF) return 0.5f * x * (1.0f + erff(0.707106781f * x));
+    return x / (1.0f + __expf(-1.59576912f * x * (1.0f + 0.044715f * x * x)));
+}
+
+/* The derivative of gelu(). */
+template <Activation ACT> static __device__ __forceinline__ float gelu_derivative(float x) {
     if constexpr (ACT == ACT_GELU_TANH) {
         float s = sigmoid(1.59576912f * x * (1.0f + 0.044715f * x * x));
         return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
@@ -24,12 +31,33 @@ template <Activation ACT> static __device__ __forceinline__ float activation_der
     }
 }
 
+/* out = act(preact) for n elements; out may be preact. Reads and writes once. */
+template <int WIDTH>
+static __global__ void gelu_forward_kernel(floatX *out, const floatX *preact, size_t n, Activation act) {
+    const size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
+    if (i >= n) return;
+    Floats<WIDTH> v = load<WIDTH>(preact + i);
+#pragma unroll
+    for (int k = 0; k < WIDTH; k++)
+        if (act != ACT_NONE) v.x[k] = gelu(v.x[k], act);
+    store<WIDTH>(out + i, v);
+}
+
+static void cuda_gelu_forward(floatX *out, const floatX *preact, size_t n, Activation act) {
+    if (n == 0 || (out == preact && act == ACT_NONE)) return;
+    if (vectors_fit(n, VECTOR, out, preact))
+        LAUNCH(gelu_forward_kernel<VECTOR>, cuda_blocks(n, POINTWISE_THREADS * VECTOR), POINTWISE_THREADS, 0, out,
+               preact, n, act);
+    else
+        LAUNCH(gelu_forward_kernel<1>, cuda_blocks(n, POINTWISE_THREADS), POINTWISE_THREADS, 0, out, preact, n, act);
+}
+
 /* dinp = dout * act'(preact): reads two arrays, writes one. */
 template <Activation ACT, int N>
 static __device__ __forceinline__ void gelu_backward_at(floatX *dinp, const floatX *dout, const floatX *preact) {
     Floats<N> d = load<N>(dout), x = load<N>(preact);
 #pragma unroll
-    for (int k = 0; k < N; k++) d.x[k] *= activation_derivative<ACT>(x.x[k]);
+    for (int k = 0; k < N; k++) d.x[k] *= gelu_derivative<ACT>(x.x[k]);
     store<N>(dinp, d);
 }
 
@@ -64,8 +92,8 @@ static void cuda_gelu_backward(floatX *dinp, const floatX *dout, const floatX *p
 
 /* Reads 2F, writes F elements a row. Grid (rows, blocks that share a row). */
 template <int N> static __global__ void swiglu_forward_kernel(floatX *out, const floatX *gate_up, int F) {
-    const floatX *gate = gate_up + (size_t)blockIdx.x * 2 * (size_t)F, *up = gate + F;
-    floatX *o = out + (size_t)blockIdx.x * (size_t)F;
+    const floatX *gate = gate_up + (size_t)blockIdx.x * 2 * F, *up = gate + F;
+    floatX *o = out + (size_t)blockIdx.x * F;
     let_next_begin();
     wait_for_previous();
     for (int i = (int)(blockIdx.y * blockDim.x + threadIdx.x) * N; i < F; i += (int)(gridDim.y * blockDim.x) * N) {
@@ -80,8 +108,8 @@ template <int N> static __global__ void swiglu_forward_kernel(floatX *out, const
  * row; each thread reads what it overwrites, so dgate_up may be gate_up. */
 template <int N>
 static __global__ void swiglu_backward_kernel(floatX *dgate_up, const floatX *dout, const floatX *gate_up, int F) {
-    size_t row = (size_t)blockIdx.x * 2 * (size_t)F;
-    const floatX *gate = gate_up + row, *up = gate + F, *d = dout + (size_t)blockIdx.x * (size_t)F;
+    size_t row = (size_t)blockIdx.x * 2 * F;
+    const floatX *gate = gate_up + row, *up = gate + F, *d = dout + (size_t)blockIdx.x * F;
     floatX *dgate = dgate_up + row, *dup = dgate + F;
     for (int i = (int)threadIdx.x * N; i < F; i += (int)blockDim.x * N) {
         Floats<N> g = load<N>(gate + i), u = load<N>(up + i), o = load<N>(d + i), dg, du;
@@ -104,7 +132,7 @@ template <int N> static void swiglu_forward(floatX *out, const floatX *gate_up, 
 
 static void cuda_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, int F) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)F, VECTOR, out, gate_up))
+    if (vectors_fit(F, VECTOR, out, gate_up))
         swiglu_forward<VECTOR>(out, gate_up, rows, F);
     else
         swiglu_forward<1>(out, gate_up, rows, F);
@@ -112,11 +140,11 @@ static void cuda_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows,
 
 static void cuda_swiglu_backward(floatX *dgate_up, const floatX *dout, const floatX *gate_up, size_t rows, int F) {
     if (rows == 0) return;
-    if (vectors_fit((size_t)F, VECTOR, dgate_up, dout, gate_up))
-        LAUNCH(swiglu_backward_kernel<VECTOR>, (unsigned)rows, cuda_row_threads((size_t)F / VECTOR), 0, dgate_up,
-               dout, gate_up, F);
+    if (vectors_fit(F, VECTOR, dgate_up, dout, gate_up))
+        LAUNCH(swiglu_backward_kernel<VECTOR>, (unsigned)rows, cuda_row_threads(F / VECTOR), 0, dgate_up, dout,
+               gate_up, F);
     else
-        LAUNCH(swiglu_backward_kernel<1>, (unsigned)rows, cuda_row_threads((size_t)F), 0, dgate_up, dout, gate_up, F);
+        LAUNCH(swiglu_backward_kernel<1>, (unsigned)rows, cuda_row_threads(F), 0, dgate_up, dout, gate_up, F);
 }
 
 /* ---- residual addition ---- reads two arrays, writes one */

@@ -1,5 +1,5 @@
-/* Choosing the next token (sample.h), a block for each sequence. Whole numbers, so the order in which the threads add
- * does not matter. */
+/* Choosing the next token (kernels/sample.h has the arithmetic); a block for each sequence. All sums are of whole
+ * numbers, so the order in which the threads add does not matter. */
 #ifndef KERNELS_CUDA_SAMPLE_CUH
 #define KERNELS_CUDA_SAMPLE_CUH
 
@@ -8,17 +8,17 @@
 
 enum { SAMPLE_THREADS = SAMPLE_BINS, SAMPLE_WARPS = SAMPLE_THREADS / 32 };
 
-/* One sequence. */
+/* The logits of one sequence, and what distances from the largest of them need. */
 typedef struct {
     const float *logits;
     const uint8_t *token_mask;
-    int never, V;  // never: a token that is not allowed here, or -1
+    int never, V;  // never: a token that is not allowed at this position, or -1
     float top, scale;
 } SampleRow;
 
-/* What a tally has found: where the last token that is kept lies. */
+/* The bin of the last token that is kept, as a tally finds it. */
 typedef struct {
-    unsigned long long sum, rank, before;  // of all tokens; how many come before the bin, and their weight
+    unsigned long long sum, rank, before;  // weight of all tokens; number and weight of those before the bin
     unsigned long long bin_sum;
     unsigned bin_count, bin;
 } SampleFound;
@@ -27,10 +27,10 @@ static __device__ __forceinline__ uint32_t row_distance(const SampleRow &r, int 
     return r.token_mask[i] || i == r.never ? SAMPLE_NEVER : sample_distance(r.logits[i], r.top, r.scale);
 }
 
-/* Called by all threads of a block; every one gets the largest. */
+/* The largest v of the block, for all of its threads. */
 static __device__ inline unsigned long long block_largest(unsigned long long v) {
     __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int bits = 16; bits > 0; bits >>= 1) v = max(v, __shfl_xor_sync(ALL_LANES, v, bits));
     if (lane == 0) part[warp] = v;
     __syncthreads();
@@ -39,8 +39,9 @@ static __device__ inline unsigned long long block_largest(unsigned long long v) 
     return v;
 }
 
-/* The likeliest token that is allowed, the first of equals; -1: there is none. Floats in the order of whole numbers,
- * above the ids in reverse. */
+/* The likeliest token that is allowed, the first of equals; -1 if there is none. A maximum of whole numbers finds it:
+ * the upper half is the logit's bits, mapped so that they have the order of the floats, the lower half the inverted
+ * id. */
 static __device__ __forceinline__ int row_best(const SampleRow &r) {
     unsigned long long best = 0;
 #pragma unroll 2
@@ -54,23 +55,23 @@ static __device__ __forceinline__ int row_best(const SampleRow &r) {
     return best ? (int)~(unsigned)best : -1;
 }
 
-/* v added up over the threads up to and with this one. */
+/* The sum of v over the block's threads up to this one, which is included. */
 static __device__ inline unsigned long long block_running_sum(unsigned long long v) {
     __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int stream = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     for (int n = 1; n < 32; n *= 2) {
         const unsigned long long from = __shfl_up_sync(ALL_LANES, v, n);
         if (lane >= n) v += from;
     }
-    __syncthreads();  // everyone has read the last call's
+    __syncthreads();  // all have read the last call's sums
     if (lane == 31) part[warp] = v;
     __syncthreads();
     for (int w = 0; w < warp; w++) v += part[w];
     return v;
 }
 
-/* Looks at the digit of the keys above `shift`, of those whose higher digits are `prefix` (of all with first): finds
- * the last bin, in `found`, of which a token is kept by top-k and top-p. */
+/* One step of a radix select: counts the keys with the higher digits `prefix` (all keys if first) by their digit
+ * above `shift`, and finds the last of these bins from which top-k and top-p keep a token. */
 static __device__ inline void tally(SampleFound *found, const SampleRow &r, const Sampling &s, uint64_t prefix,
                                     int shift, bool first) {
     __shared__ unsigned counts[SAMPLE_BINS];
@@ -103,7 +104,7 @@ static __device__ inline void tally(SampleFound *found, const SampleRow &r, cons
     __syncthreads();
 }
 
-/* Keys with key >> *shift <= the result are kept; *total is the weight of their tokens. */
+/* The bound of the kept tokens, which have key >> *shift <= bound; *total is their weight. */
 static __device__ inline uint64_t row_kept(uint64_t *total, int *shift, const SampleRow &r, const Sampling &s) {
     __shared__ SampleFound found;
     uint64_t prefix = 0;
@@ -121,10 +122,10 @@ static __device__ inline uint64_t row_kept(uint64_t *total, int *shift, const Sa
     return prefix;
 }
 
-/* The first token up to and with which those kept weigh more than `draw`. A warp adds up a stretch of the row; the
- * one whose stretch it is looks again. */
+/* *id = the first kept token at which the running sum of the weights exceeds `draw`. Each warp sums a stretch of the
+ * row, and the one whose stretch contains the token searches it again. */
 static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kept, int shift, uint64_t draw) {
-    const int stream = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
+    const int lane = (int)threadIdx.x % 32, stretch = (r.V + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32;
     const int begin = (int)threadIdx.x / 32 * stretch, end = min(begin + stretch, r.V);
     unsigned long long sum = 0;
 #pragma unroll 1
@@ -153,8 +154,8 @@ static __device__ inline void row_pick(int *id, const SampleRow &r, uint64_t kep
     }
 }
 
-/* Grid B. Reads a row once for the likeliest token, and one to five times more to find what is kept (twice as a
- * rule), and to pick from it, from the second-level cache: logits of 32000 tokens are 128 KB. */
+/* Grid: B blocks. Reads a row once for the likeliest token. Finding the kept tokens reads it one to five times more,
+ * as a rule twice, and choosing one of them once more, all from the second-level cache: 32000 logits are 128 KB. */
 static __global__ void __launch_bounds__(SAMPLE_THREADS)
     sample_kernel(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                   Sampling s, int V) {
