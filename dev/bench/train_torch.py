@@ -49,12 +49,13 @@ def model(torch, vocab):
     nn, F = torch.nn, torch.nn.functional
 
     class Attention(nn.Module):
-        def __init__(self, width, heads, bias, rope):
+        def __init__(self, hidden_size, heads, bias, rope):
             super().__init__()
             self.heads, self.rope = heads, rope
-            self.qkv, self.out = nn.Linear(width, 3 * width, bias=bias), nn.Linear(width, width, bias=bias)
+            self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
+            self.o_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
             if rope:
-                half = width // heads // 2
+                half = hidden_size // heads // 2
                 angle = torch.arange(IMAGE_TOKENS + TEXT)[:, None] * 1e4 ** (-torch.arange(half) / half)
                 self.register_buffer("cos", angle.cos())
                 self.register_buffer("sin", angle.sin())
@@ -72,42 +73,45 @@ def model(torch, vocab):
                 q, k = self.rotate(q), self.rotate(k)
             if x.is_cuda:
                 y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), is_causal=self.rope)
-                return self.out(y.transpose(1, 2).reshape(B, T, W))
+                return self.o_proj(y.transpose(1, 2).reshape(B, T, W))
             scores = q @ k.transpose(-1, -2) / (W // self.heads) ** 0.5
             if self.rope:
                 scores = scores + torch.full((T, T), float("-inf")).triu(1)
             y = torch.softmax(scores, -1).to(v.dtype) @ v
-            return self.out(y.transpose(1, 2).reshape(B, T, W))
+            return self.o_proj(y.transpose(1, 2).reshape(B, T, W))
 
     class VisionBlock(nn.Module):
-        def __init__(self, width, heads):
+        def __init__(self, hidden_size, heads):
             super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.attention = Attention(width, heads, True, False)
-            self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.input_layernorm = nn.LayerNorm(hidden_size)
+            self.post_attention_layernorm = nn.LayerNorm(hidden_size)
+            self.attention = Attention(hidden_size, heads, True, False)
+            self.fc1, self.fc2 = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
 
         def forward(self, x):
-            x = x + self.attention(self.norm1(x))
-            return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+            x = x + self.attention(self.input_layernorm(x))
+            return x + self.fc2(F.gelu(self.fc1(self.post_attention_layernorm(x)), approximate="tanh"))
 
     class RMSNorm(nn.Module):
-        def __init__(self, width):
+        def __init__(self, hidden_size):
             super().__init__()
-            self.weight = nn.Parameter(torch.ones(width))
+            self.weight = nn.Parameter(torch.ones(hidden_size))
 
         def forward(self, x):
             return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
 
     class TextBlock(nn.Module):
-        def __init__(self, width, heads, ffn):
+        def __init__(self, hidden_size, heads, intermediate_size):
             super().__init__()
-            self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-            self.attention = Attention(width, heads, False, True)
-            self.gate_up, self.down = nn.Linear(width, 2 * ffn, bias=False), nn.Linear(ffn, width, bias=False)
+            self.input_layernorm = RMSNorm(hidden_size)
+            self.post_attention_layernorm = RMSNorm(hidden_size)
+            self.attention = Attention(hidden_size, heads, False, True)
+            self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+            self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
         def forward(self, x):
-            x = x + self.attention(self.norm1(x))
-            gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+            x = x + self.attention(self.input_layernorm(x))
+            gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, -1)
             return x + self.down(F.silu(gate) * up)
 
     class Model(nn.Module):
