@@ -78,7 +78,7 @@ if have_mpi "$programs/train_distill"; then
     check "two processes on one GPU: through MPI" engine_is MPI
     check "two processes on one GPU: the numbers of one" agree gpu shared
     EMULATION_DEVICES=2 train continued --device cuda --batch 1 --steps 2 &&
-        EMULATION_DEVICES=2 train continued --resume --steps 5
+        EMULATION_DEVICES=2 train continued --resume --batch 1 --steps 5
     check "two processes with a GPU each, resumed: the same bits" same_run two continued
     ranks=1
     unset OMP_NUM_THREADS
