@@ -171,9 +171,10 @@ build-tests: $(addprefix $(BUILD)/,$(TESTS) $(PROGRAMS))
 
 JOBS    ?= $(shell nproc)
 SEVERAL := $(if $(MPI_COMPILE),yes)
-# The programs without CUDA. Where there is no nvcc, those of `make` are.
-PLAIN   := $(if $(CUDA_HOME),-cpu)
-BUILD_PLAIN := +@$(MAKE) --no-print-directory CUDA=$(if $(CUDA_HOME),0,1)
+# On a machine without a GPU the tests use programs without CUDA, which nvcc need not compile: the emulated GPU runs the
+# kernels, and dev/kernels/compile_proof.sh shows that nvcc takes them.
+PLAIN   := $(if $(CUDA_HOME),$(if $(wildcard /dev/nvidia0),,-cpu))
+BUILD_PLAIN := +@$(MAKE) --no-print-directory CUDA=$(if $(PLAIN),0,1)
 
 test:
 	@$(MAKE) -j$(JOBS) --no-print-directory quick-BF16 quick-FP32 quick-sanitized quick-emulated
@@ -202,8 +203,10 @@ quick-emulated:
 test-all:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-builtin all-nompi \
 	    all-emulated all-emulated-sanitized
-	@test/run.sh build/BF16/test_kernels build/FP32/test_kernels build/BF16-builtin-cpu/test_kernels \
-	    build/BF16/test_model build/FP32/test_model build/BF16/test_lib build/BF16/test_tokenizer build/BF16/test_dataloader \
+	@test/run.sh dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
+	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels build/BF16-builtin-cpu/test_kernels \
+	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/BF16$(PLAIN)/test_lib \
+	    build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
@@ -211,16 +214,17 @@ test-all:
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' 'test/test_devices.sh build/FP32-emulated' \
-	    'test/test_comm.sh build/BF16' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
+	    'test/test_comm.sh build/BF16$(PLAIN)' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
-	    'test/test_parallel.sh build/BF16 build/FP32' 'test/test_programs.sh build/BF16' 'test/test_starter.sh build/BF16'
+	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
+	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:
-	+@$(MAKE) --no-print-directory \
-	    $(addprefix build/BF16/,$(PROGRAMS) test_kernels test_model test_lib test_tokenizer test_dataloader test_comm)
+	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_lib test_tokenizer test_dataloader \
+	    test_comm $(CPU_LESSONS) walkthrough)
 all-FP32:
-	+@$(MAKE) --no-print-directory PRECISION=FP32 $(addprefix build/FP32/,train_distill test_kernels test_model)
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill test_kernels test_model)
 all-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
 all-thread:

@@ -219,14 +219,14 @@ static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
     return s;
 }
 
-/* How many samples have at most max_tokens tokens. */
+/* The number of samples with at most max_tokens tokens. */
 static inline int64_t dataset_fitting(const Dataset *d, int max_tokens) {
     int64_t n = 0;
     for (uint64_t i = 0; i < d->count; i++) n += dataset_sample(d, i).token_count <= (uint32_t)max_tokens;
     return n;
 }
 
-/* A fingerprint of all samples in their order: the hash of the index, which has every record's size and checksum. */
+/* A fingerprint of all samples in their order: the hash of the index, which has size and CRC of every record. */
 static inline uint64_t dataset_content(const Dataset *d) {
     uint64_t hash = HASH_BEGIN;
     for (int i = 0; i < d->shard_count; i++)
@@ -284,8 +284,8 @@ typedef struct {
     int micro_rows, rank, ranks;
 } LoaderConfig;
 
-/* The configuration of one pass in the order of the file, in batches of `rows` images, for a model with images of
- * image_size and a vocabulary, and a second one (0, 0: none), which gets images of its own where its size differs. */
+/* The configuration of one unshuffled pass in batches of `rows` images, for a model with the given image size and
+ * vocabulary, and for a second model (0, 0: none), which gets images of its own if its size differs. */
 static inline LoaderConfig loader_config_for(int rows, int max_tokens, int image_size, int vocab, int second_size,
                                              int second_vocab) {
     LoaderConfig c = {
@@ -402,8 +402,7 @@ typedef struct {
     bool blur;
 } Augmentation;
 
-/* Blurs an image [size, size, 3] in place with the kernel [1 2 1] / 4 in both directions; the border is replicated.
- */
+/* Blurs an image [size, size, 3] in place with the kernel [1 2 1] / 4 in both directions, replicating the border. */
 static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
     const int stride = size * 3;
     memcpy(copy, p, (size_t)size * stride);

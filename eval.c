@@ -223,8 +223,7 @@ static bool read_token(void *context, int b, int id) {
     return true;
 }
 
-/* Compares the generated programs of a batch with the reference programs. `first` is the number of its first sample.
- */
+/* Compares the generated programs of a batch with the reference programs; `first`: number of its first sample. */
 static void compare_programs(Report *report, const Model *m, const Batch *batch, const Programs *p, int B,
                              int64_t first) {
     for (int b = 0; b < B; b++) {

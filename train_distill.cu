@@ -38,7 +38,6 @@ static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *tea
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p);
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
                          const Parallel *p);
-static void print_data(const Data *d, const Trainer *t);
 static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p);
 static const Batch *batch_next(Data *d);
 static MicroBatch micro_batch(const Batch *batch, int m);
@@ -58,6 +57,7 @@ int main(int argc, char **argv) {
     Progress progress;
     StopReason stop = NOT_STOPPED;
 
+    /* options and ranks */
     threads_wait_politely(argv);
     interrupts_take();
     Settings s = read_options(argc, argv, &folder);
@@ -66,6 +66,8 @@ int main(int argc, char **argv) {
     check_same_settings(&parallel, &folder, &s);
     Devices devices = open_devices(s.has_teacher, &parallel);  // before the folder: a wrong --device makes none
     run_folder_open(&folder, &parallel.comm);
+
+    /* models, data, memory */
     open_models(&t, &teacher, devices, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
@@ -76,10 +78,7 @@ int main(int argc, char **argv) {
     check_same_weights(&parallel);
     if (is_rank0(&parallel)) run_record_options(&folder, &s, parallel.comm.ranks);
     Log log = log_open(&folder, t.step, &s, &parallel);
-    if (is_rank0(&parallel)) {
-        print_summary(&t, &teacher, &s, &folder, &parallel, peak);
-        print_data(&data, &t);
-    }
+    if (is_rank0(&parallel)) print_summary(&t, &teacher, &s, &folder, &parallel, &data.train, peak);
     progress_begin(&progress, "train", t.step, t.steps);
     progress.quiet = !is_rank0(&parallel) || t.step >= t.steps;
 
@@ -107,9 +106,7 @@ int main(int argc, char **argv) {
         r.seconds = seconds_now() - begin;
         r.peak = peak;
         check_finite(&t, &teacher, &r, &folder);
-        log_step(&log, t.step, &r);
-        progress_update(&progress, t.step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", r.loss, r.tokens / r.seconds,
-                        100 * r.report.flops / r.seconds / peak);
+        log_step(&log, t.step, &r, &progress);
         stop = after_step(&t, &teacher, &data, &s, &folder, &parallel, &log, &r);
     }
 
@@ -240,16 +237,6 @@ static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *
                                          : (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images,
                            .total = t->samples + (t->steps - t->step) * t->images,
                            .gamma = opt.lr_gamma};
-}
-
-/* Prints the length of the run, or warns that it is already complete. */
-static void print_data(const Data *d, const Trainer *t) {
-    fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
-            (unsigned long long)d->train.count, (long long)t->steps, (long long)t->images,
-            (long long)d->steps_per_epoch);
-    if (t->step >= t->steps)
-        warn("%s has all of its %lld steps already; --steps or --epochs can raise their number", opt.out,
-             (long long)t->steps);
 }
 
 /* The batch of the next step. */

@@ -158,13 +158,16 @@ if [ "$cuda" = emulated ]; then
     export EMULATION_DEVICES=2
     gpus=2
 fi
-if [ "$gpus" -ge 2 ]; then
-    stage 'two GPUs, messages' 40 "$fp32/test_comm --ranks 2 --device cuda:rank"
-    stage 'two GPUs, two students' 60 "
-        $(train "$fp32" cuda two-students --ranks 2 --teachers 0 --batch $((batch / 2)) --eval-batches 4) &&
+mpirun="mpirun --allow-run-as-root --oversubscribe --bind-to none"
+if [ "$gpus" -ge 2 ] && ! command -v mpirun >/dev/null; then
+    skip 'two GPUs' 'no mpirun here (scripts/deps.sh mpi)'
+elif [ "$gpus" -ge 2 ]; then
+    stage 'two GPUs, collectives' 40 "$mpirun -n 2 $fp32/test_comm --device cuda:rank"
+    stage 'two GPUs, two processes' 60 "
+        $mpirun -n 2 $(train "$fp32" cuda two-students --batch $((batch / 2)) --eval-batches 4) &&
         $(compare distil-fp32 two-students) --tolerance 1e-4"
-    stage 'two GPUs, teacher apart' 60 "
-        $(train "$fp32" cuda two-apart --ranks 2 --teachers 1) && $(compare distil-fp32 two-apart) --tolerance 1e-4"
+    stage 'two GPUs, teacher and student' 60 "
+        $(train "$fp32" auto two-apart) && $(compare distil-fp32 two-apart) --tolerance 1e-4"
 else
     skip 'two GPUs' "$gpus GPU here"
 fi

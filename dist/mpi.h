@@ -1,7 +1,7 @@
 /* MPI, for programs built with it (WITH_MPI): starting, ending, and collectives in the host's memory.
  *
- * The collectives are called by one thread at a time (the worker of dist/comm.h). They poll with sleeps instead of spinning,
- * to leave the cores to the computation. Sums are taken in rank order, so their bits depend neither on MPI's choice of an
+ * The collectives are called by one thread at a time (the worker of dist/comm.h). They poll with sleeps instead of
+ * spinning, to leave the cores to the computation. Sums are taken in rank order, so their bits depend neither on MPI's choice of an
  * algorithm nor on how an array is divided. */
 #ifndef DIST_MPI_H
 #define DIST_MPI_H

@@ -1,8 +1,6 @@
 /* Prints every number of doc/walkthrough.md, stop by stop. From the repository's root:
  *
- *   make ONEDNN=0 CUDA=0
- *   cc -D_GNU_SOURCE -std=gnu11 -O2 -march=native -fopenmp -I. doc/walkthrough.c build/BF16-builtin-cpu/cpu.o \
- *       -o build/walkthrough -ljpeg -lm && build/walkthrough
+ *   make ONEDNN=0 CUDA=0 build/BF16-builtin-cpu/walkthrough && build/BF16-builtin-cpu/walkthrough
  *
  * It includes the whole training program and calls the same functions in the same order as its main. */
 #define main train_main

@@ -1,5 +1,4 @@
-/* Files: read-only memory maps, atomic replacement (a file is replaced completely or not at all), folders and locks.
- */
+/* Files: read-only memory maps, atomic replacement (a file is replaced completely or not at all), folders, locks. */
 #ifndef LIB_FILE_H
 #define LIB_FILE_H
 
@@ -86,8 +85,7 @@ static inline void files_abandon(void) {
         if (files_open[i]) unlink(files_open[i]);
 }
 
-/* Discards the file: removes PATH.partial and leaves PATH unchanged. May be called at any time, also after a commit.
- */
+/* Discards the file: removes PATH.partial and leaves PATH unchanged. It may be called after a commit too. */
 static inline void atomic_abandon(AtomicFile *a) {
     if (a->temporary) {
         pthread_mutex_lock(&files_lock);

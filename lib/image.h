@@ -145,8 +145,7 @@ static inline int image_check_size(uint32_t width, uint32_t height, const char *
                      name, width, height, IMAGE_MAX_SIDE, IMAGE_MAX_PIXELS / 1000000);
 }
 
-/* Reads the size from the header itself, because stb_image reports an image above its own limit as an unknown type.
- */
+/* Reads the size from the header itself, because stb_image calls an image above its own limit an unknown type. */
 static inline int image_decode_png(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
     int channels;
     const bool header = n >= 33 && n <= INT32_MAX && !memcmp(bytes + 12, "IHDR", 4);
@@ -245,8 +244,8 @@ static inline double image_product(double a, double b) {
     return product;
 }
 
-/* Keys' cubic convolution kernel with a = -0.5 ("Cubic Convolution Interpolation for Digital Image Processing", 1981)
- */
+/* The cubic convolution kernel with a = -0.5 (Keys, "Cubic Convolution Interpolation for Digital Image Processing",
+ * 1981). */
 static inline double image_bicubic(double x) {
     const double a = -0.5;
     x = fabs(x);
@@ -349,7 +348,7 @@ static inline void image_weighted_sum(uint8_t *__restrict__ out, const uint8_t *
     }
 }
 
-/* The horizontal pass: resizes the rows of `box`, padded with white from `left` on, to `size` pixels.
+/* The horizontal pass: resizes the rows of `box`, which begin at column `left` of the white square, to `size` pixels.
  * out: [box.height, size, 3]. It transposes 32 rows at a time, so that the pixels of a column are contiguous and one
  * weight applies to 96 values in memory. */
 static inline void image_resize_horizontal(uint8_t *out, const Image *p, ImageBox box, const ImageTaps *t, int left,

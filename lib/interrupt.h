@@ -42,8 +42,9 @@ static inline void *interrupt_wait(void *argument) {
     return NULL;
 }
 
-/* Blocks the signals and starts the thread that waits for them. SIGPIPE is ignored: a closed stderr is no reason to stop. To be called before any other thread exists,
- * because threads inherit the signal mask. Until interrupts_keep the signals keep their default effect. */
+/* Blocks the signals and starts the thread that waits for them. SIGPIPE is ignored: a closed stderr is no reason to
+ * stop. To be called before any other thread exists, because threads inherit the signal mask. Until interrupts_keep the
+ * signals keep their default effect. */
 static inline void interrupts_take(void) {
     pthread_t thread;
     sigset_t set = interrupt_signals();

@@ -410,8 +410,7 @@ static inline void json_integer(JsonWriter *w, int64_t x) {
     json_append_value(w, s);
 }
 
-/* Writes the shortest decimal that reads back as the same double. NaN and infinities, which JSON lacks, become null.
- */
+/* Writes the shortest decimal that reads back as the same double. NaN and infinities become null. */
 static inline void json_number(JsonWriter *w, double x) {
     char s[40] = "null";
     for (int digits = 15; isfinite(x) && digits <= 17; digits++) {
@@ -431,8 +430,7 @@ static inline void json_float(JsonWriter *w, float x) {
     json_append_value(w, s);
 }
 
-/* Writes the JSON as one line to f and empties the writer, which keeps its memory. Returns 0, or -1 with errno set.
- */
+/* Writes the JSON as one line to f and empties the writer but keeps its memory. Returns 0, or -1 with errno set. */
 static inline int json_write_line(JsonWriter *w, FILE *f) {
     json_append(w, "\n", 1);
     bool ok = fwrite(w->text, 1, w->length, f) == w->length && fflush(f) == 0;

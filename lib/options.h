@@ -33,8 +33,7 @@ typedef struct {
     double min, max;  // inclusive bounds of a number; both 0: none
 } Option;
 
-/* State of the parser. The strings stay allocated until the end of the program, because option values point to them.
- */
+/* State of the parser. The strings stay allocated to the end of the program, because option values point to them. */
 static struct {
     char **strings;
     int string_count;

@@ -155,8 +155,7 @@ static inline int safetensors_compare_name(const void *a, const void *b) {
     return strcmp(((const SafeTensorName *)a)->name, ((const SafeTensorName *)b)->name);
 }
 
-/* Sorts the tensors by position, checks that they cover the data section without overlap or hole, and makes by_name.
- */
+/* Sorts the tensors by position, checks that they cover the data section without overlap or hole, fills by_name. */
 static inline int safetensors_layout(SafeTensors *st, const uint8_t *data, size_t data_bytes, Error *err) {
     qsort(st->tensors, st->count, sizeof *st->tensors, safetensors_compare_data);
     const uint8_t *at = data;

@@ -168,11 +168,13 @@ typedef struct {
 
 /* Decodes token ids into text, one id at a time. Each call returns the complete UTF-8 characters that have become
  * known; together they are what decode(ids, skip_special_tokens=True) of `tokenizers` returns. Bytes that are not yet
- * decided are kept in `pending`: byte_level_bpe: an incomplete character, at most 3 bytes. Invalid bytes become
- * U+FFFD, one for each maximal subpart of a valid sequence (Unicode 15, section 3.9; as Rust's from_utf8_lossy).
- *   byte_fallback_bpe: a run of byte tokens, until another token ends it. A run that is not valid UTF-8 as a whole
- *   becomes one U+FFFD per byte (as the decoder ByteFallback of `tokenizers`), as soon as it is known to be invalid.
- */
+ * decided are kept in `pending`:
+ *
+ *   byte_level_bpe     an incomplete character, at most 3 bytes. Invalid bytes become U+FFFD, one for each maximal
+ *                      subpart of a valid sequence (Unicode 15, section 3.9; as Rust's from_utf8_lossy).
+ *   byte_fallback_bpe  a run of byte tokens, until another token ends it. A run that is not valid UTF-8 as a whole
+ *                      becomes one U+FFFD per byte (as the decoder ByteFallback of `tokenizers`), as soon as it is
+ *                      known to be invalid. */
 typedef struct {
     const Tokenizer *t;
     TokenText text, pending;
@@ -330,8 +332,7 @@ static inline int tokenizer_same(const Tokenizer *a, const Tokenizer *b, Error *
 
 /* ---- copying into another file ---- */
 
-/* To copy a tokenizer, append its specs and its metadata to those of the file, then write its data in the same order.
- */
+/* To copy a tokenizer, append its specs and metadata to those of the file, then write its data in the same order. */
 
 static inline void tokenizer_spec(SafeTensorSpec *s, const char *name, Dtype dtype, int64_t n) {
     *s = (SafeTensorSpec){.dtype = dtype, .ndim = 1, .shape = {n}};

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Converts a data set to the flat binary format of tikz.c (described in tikzc.py).
+"""Converts a data set to the .bin format of tikz.c (described in tikzc.py).
 
     convert_dataset.py --parquet data/ --split train --model teacher.safetensors --out train.bin --shards 8
     convert_dataset.py --im2latex im2latex-100k --split validate --tokenizer tokenizer.safetensors --out val.bin
     convert_dataset.py --pairs my-figures --tokenizer tokenizer.safetensors --out my.bin --val-out my-val.bin
 
-Sources: parquet files with images and code (DaTikZ and other sets of the Hub), im2latex-100K's layout, a folder of
-name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model: samples that do not fit
-into its positions are left out) or from any other safetensors file that carries one (--tokenizer).
+Sources: parquet files with images and code (DaTikZ and other data sets of the Hub), the layout of im2latex-100K, or a
+folder of name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model; samples that
+exceed its context length are left out) or from any other safetensors file that contains one (--tokenizer).
 
-PNG and JPEG images are stored as they are, where the reader takes them; all others again as PNG. The code is not
-changed. Samples that cannot be used are left out, counted by reason at the end and listed by --report.
+PNG and JPEG images are stored unchanged if the reader can decode them; all others are converted to PNG. The code is
+not changed. Samples that cannot be used are left out, counted by reason at the end and listed by --report.
 
-The same arguments give the same bytes, whatever --jobs. Until everything is done, finished pieces are kept in the
-folder OUT.parts: after an interruption of any kind the same command goes on from there.
+The same arguments give the same bytes, whatever --jobs is. Until the conversion is complete, finished parts are kept
+in the folder OUT.parts, so that after any interruption the same command continues from there.
 """
 import argparse
 import collections
@@ -30,14 +30,14 @@ import tikzc
 from dataset.parts import Folder, Job, Output, plan, run_here, run_parallel
 from progress import Progress
 
-PART_BYTES = 64 << 20  # of the source, converted at a time by one process and kept when interrupted
-ENCODING_VERSION = 1   # to be raised when the same arguments give other bytes than before
+PART_BYTES = 64 << 20  # bytes of the source in a part, which one process converts at a time
+ENCODING_VERSION = 1   # must be raised if the same arguments give other bytes than before
 
 
-# ---- the result ----
+# ---- the summary ----
 
 class Summary:
-    """Sums up the reports of the parts. Lists of dropped samples stay in their files until they are written out."""
+    """Sums up the reports of the parts. The lists of dropped samples stay in the files of the parts until write."""
 
     def __init__(self):
         self.total, self.notes = collections.Counter(), collections.Counter()
@@ -86,7 +86,7 @@ def shard_paths(out, shards):
 
 
 def plan_outputs(args, parts, shards):
-    """The outputs, in the order in which they can be finished; the validation data last."""
+    """The outputs in the order in which they can be completed; the validation data are last."""
     outputs = []
     for shard, path in enumerate(shard_paths(args.out, shards)):
         mine = [i for i, part in enumerate(parts) if part.shard == shard]
@@ -95,7 +95,7 @@ def plan_outputs(args, parts, shards):
 
 
 def earlier_outputs(args, shards):
-    """Files that an earlier conversion to the same names left: all shards, because a pattern would find them too."""
+    """Existing files of an earlier conversion to these names: all shards, because a pattern would match them."""
     stem, suffix = map(re.escape, os.path.splitext(os.path.basename(args.out)))
     pattern = re.compile(rf"{stem}-\d+-of-\d+{suffix}" if shards else rf"{stem}{suffix}")
     folder = os.path.dirname(args.out) or "."
@@ -104,7 +104,7 @@ def earlier_outputs(args, shards):
 
 
 def open_folder(args, manifest, shards):
-    """Folder, ready to be written to: no other files are in the way."""
+    """Opens OUT.parts, and removes the outputs of an earlier conversion (with --overwrite)."""
     folder = Folder(args.out + ".parts", manifest, args.overwrite)
     earlier = [] if folder.begun else earlier_outputs(args, shards)
     if earlier and not args.overwrite:
@@ -119,7 +119,7 @@ def open_folder(args, manifest, shards):
 # ---- the conversion ----
 
 def convert_all(job, folder, outputs, jobs):
-    """Makes the parts and the outputs that are not there yet."""
+    """Makes the parts and the outputs that do not exist yet."""
     left = [i for i in range(len(job.parts)) if not folder.has_part(i)]
     ready = set(range(len(job.parts))) - set(left)
     pending = [output for output in outputs if not folder.is_done(output)]
@@ -163,7 +163,7 @@ def convert(args):
         convert_all(job, folder, outputs, args.jobs)
     except BaseException:
         if not any(map(folder.has_part, range(len(parts)))):
-            folder.remove()  # there is nothing to go on from
+            folder.remove()  # there is nothing to continue from
         raise
     summary = Summary()
     for i in range(len(parts)):
@@ -186,7 +186,7 @@ def pillow_version():
 
 
 def need(package):
-    """Says what to install, before any work is done."""
+    """Raises an error that says what to install if a package is missing."""
     try:
         __import__(package)
     except ImportError:
@@ -206,8 +206,8 @@ def make_source(args):
 
 
 def load_tokenizer(args):
-    """(tokenizer, most tokens of a sample, why, what must not change about the tokenizer)"""
-    most, why = tikzc.MOST_TOKENS, ""
+    """(tokenizer, most tokens of a sample, the reason of that limit, an identity of the tokenizer)"""
+    max_tokens, reason = tikzc.MAX_TOKENS, ""
     if args.model:
         _, metadata = tikzc.read_header(args.model)
         try:
@@ -216,12 +216,12 @@ def load_tokenizer(args):
             image = (side // patch)**2 // concat
         except (KeyError, ValueError, ZeroDivisionError) as e:
             raise tikzc.FormatError(f"{args.model}: not a model of tikz.c; its metadata give no sizes ({e!r}).")
-        most, why = positions - image, f" ({positions} positions of the model less {image} of the image)"
-        if most < 1:
+        max_tokens, reason = positions - image, f" ({positions} positions of the model less {image} of the image)"
+        if max_tokens < 1:
             raise tikzc.FormatError(f"{args.model}: {positions} positions leave no room for text after {image} of "
                                     f"the image.")
-    if args.max_tokens and args.max_tokens < most:
-        most, why = args.max_tokens, ""
+    if args.max_tokens and args.max_tokens < max_tokens:
+        max_tokens, reason = args.max_tokens, ""
     tokenizer = tikzc.Tokenizer.load(args.model or args.tokenizer)
     try:
         tokenizer.encode("")
@@ -230,13 +230,14 @@ def load_tokenizer(args):
                                 f"tokenizer.json ({e}).")
     digest = hashlib.sha256(tokenizer.json_text.encode()).hexdigest()[:16]
     begin = getattr(tokenizer, "begin", None)
-    return tokenizer, most, why, f"{tokenizer.fingerprint():016x} {digest} {'' if begin is None else begin}".strip()
+    identity = f"{tokenizer.fingerprint():016x} {digest} {'' if begin is None else begin}".strip()
+    return tokenizer, max_tokens, reason, identity
 
 
 # ---- the command line ----
 
 def size(text):
-    """A number of bytes: 500M, 2G, 1000000."""
+    """Parses a number of bytes: 500M, 2G, 1000000."""
     match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.upper())
     if not match or not int(match[1]):
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500M or 2G")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Turns a model from a local folder in the Hugging Face Hub's layout into one tikz.c file, with its configuration and
-tokenizer inside.
+"""Converts a model from a local folder in the layout of the Hugging Face Hub to a tikz.c file, which contains the
+configuration and the tokenizer.
 
     convert_hf.py DETIKZIFY_V2 OUT.safetensors
     convert_hf.py DETIKZIFY_V1 --vision SIGLIP OUT.safetensors
-    convert_hf.py LLAMA --vision SIGLIP OUT.safetensors        a new pair, with an untrained connector
+    convert_hf.py LLAMA --vision SIGLIP OUT.safetensors        a new combination, with an untrained connector
 
-Weights pass through a few megabytes at a time, whatever the size of the model. The same sources and options give the
-same bytes.
+Weights are converted a few megabytes at a time, whatever the size of the model is. The same sources and options give
+the same bytes.
 """
 import argparse
 import math
@@ -23,32 +23,32 @@ from progress import Progress
 from tikzc import FormatError
 from hub.weights import FLOATS, folder_tensors, pieces
 
-DETIKZIFY_POSITIONS = 2048      # DeTikZify's models see no more, image and text together
+DETIKZIFY_POSITIONS = 2048      # context length of DeTikZify's models, image and text together
 KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 
 
 @dataclass
 class Source:
-    """A folder's tensors, and what is to become of them."""
+    """The tensors of a folder, and the entries to be made of them."""
     folder: Path
     tensors: dict
     entries: list = field(default_factory=list)
-    left_out: set = field(default_factory=set)      # names known not to be needed
+    left_out: set = field(default_factory=set)      # names of tensors that are deliberately not converted
 
 
 @dataclass
 class Model:
     config: dict
     sources: list
-    fresh: list                 # entries drawn at random
-    image: object = None        # id of the token at the image's positions, None: choose one
-    end: object = None          # ids that end a text, as config.json has them
+    fresh: list                 # entries that are randomly initialized
+    image: object = None        # id of the token at the image positions, None: choose one
+    end: object = None          # id or ids that end a sequence, as in config.json
 
 
 # ---- the three kinds of checkpoints ----
 
 def read_tower(folder):
-    """A SigLIP folder -> (vision configuration, naming, prefix, Source)."""
+    """Reads a SigLIP folder -> (vision configuration, naming, prefix, Source)."""
     folder = Path(folder)
     source = Source(folder, folder_tensors(folder))
     config = hub.read_json(folder / "config.json", needed=not (folder / "open_clip_config.json").exists())
@@ -69,7 +69,8 @@ def read_tower(folder):
 
 
 def add_tower(model, folder, keep_layer=None):
-    """Reads the tower of a folder of its own; keep_layer: whose features are used, -1: the last layer's."""
+    """Adds the vision tower of a separate folder. keep_layer: the layer whose features are used, -1 for the last;
+    later layers are left out."""
     vision, naming, prefix, source = read_tower(folder)
     everything = {part for e in hub.vision_entries(vision, naming, prefix) for part, _ in e.parts}
     if keep_layer is not None:
@@ -82,6 +83,7 @@ def add_tower(model, folder, keep_layer=None):
 
 
 def read_v1(s, folder, options):
+    """DeTikZify v1: a Llama checkpoint with connector, and a vision tower in another folder."""
     config = s.values
     tower = options.vision or (folder / "vision" if (folder / "vision").is_dir() else None)
     if tower is None:
@@ -101,6 +103,7 @@ def read_v1(s, folder, options):
 
 
 def read_v2(s, folder, options):
+    """DeTikZify v2 and v2.5: one checkpoint."""
     if options.vision:
         raise FormatError(f"{s.where}: a DeTikZify v2 model brings its own vision tower; leave out --vision.")
     text = s.section("text_config")
@@ -120,6 +123,7 @@ def read_v2(s, folder, options):
 
 
 def read_pair(s, folder, options):
+    """A Llama checkpoint and a SigLIP folder, to be joined by a new connector."""
     if not options.vision:
         raise FormatError(f"{s.where}: a language model alone; name a SigLIP folder to go with it with --vision.")
     model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder))], [])
@@ -159,7 +163,7 @@ def read_model(options):
 
 
 def positions(folder, options):
-    """How many positions to keep: what a tokenizer gives as its longest text, and no more than DeTikZify's."""
+    """The context length: --positions, or the model_max_length of the tokenizer, but at most that of DeTikZify."""
     settings = hub.read_json(tokenizer_folder(folder, options) / "tokenizer_config.json", needed=False) or {}
     longest = settings.get("model_max_length")
     return options.positions or min(longest if isinstance(longest, int) else 1 << 30, DETIKZIFY_POSITIONS)
@@ -172,7 +176,7 @@ def tokenizer_folder(folder, options):
 
 
 def read_tokenizer(model, folder, options):
-    """-> (Tokenizer, metadata about its origin)"""
+    """-> (Tokenizer, metadata for exporting the model again)"""
     folder = tokenizer_folder(folder, options)
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -197,7 +201,7 @@ def read_tokenizer(model, folder, options):
     if model.image is not None and not (isinstance(image, int) and 0 <= image < rows):
         raise FormatError(f"{options.source}: the image token is {image}, but the embedding has {rows} rows.")
     if model.image is not None and model.image < len(tokenizer.tokens):
-        tokenizer.special[model.image] = True       # special tokens are never written
+        tokenizer.special[model.image] = True       # so that it is never printed
     metadata = {"hub.tokenizer_config": hub.compact(hub.tokenizer_settings(settings, tokenizer, image))}
     if image is not None:
         metadata["hub.image_token"] = str(image)
@@ -205,7 +209,8 @@ def read_tokenizer(model, folder, options):
 
 
 def cut_added_tokens(parsed, text, rows, path):
-    """Added tokens beyond the embedding (a padding token, mostly) cannot be written or read by the model: they go."""
+    """Removes added tokens with ids beyond the rows of the embedding (mostly a padding token): the model has no
+    embedding for them."""
     added = parsed.get("added_tokens") or []
     beyond = [token for token in added if token["id"] >= rows]
     vocabulary = parsed["model"]["vocab"]
@@ -218,7 +223,7 @@ def cut_added_tokens(parsed, text, rows, path):
 
 
 def end_token(names, settings, ids, path):
-    """The text of the end token: the tokenizer's own, which must be one that the model's configuration knows."""
+    """The text of the tokenizer's end token, which must be one of the end tokens in the model's configuration."""
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     text = hub.token_text(settings.get("eos_token"))
     if text is None:
@@ -239,7 +244,7 @@ def end_token(names, settings, ids, path):
 # ---- checking and writing ----
 
 def check_source(source):
-    """That every tensor is there, with its shape and a type, and that none is left over."""
+    """Checks that every tensor exists, with its shape and a floating-point type, and that none is left over."""
     wanted = {part: shape for e in source.entries for part, shape in e.parts}
     missing = [name for name in wanted if name not in source.tensors]
     if missing:
@@ -264,7 +269,7 @@ def some(names):
 
 
 def fresh_values(e, seed):
-    """A connector that has not been trained: what a new model here starts from (vision.h), the bias 0."""
+    """The values of an untrained connector, initialized as in vision.h; the bias is 0."""
     if len(e.shape) == 1:
         return np.zeros(e.shape, np.float32)
     return (np.random.RandomState(seed).standard_normal(e.shape) / math.sqrt(3 * e.shape[1])).astype(np.float32)
@@ -289,7 +294,7 @@ def write(path, model, tokenizer, metadata, kind, seed):
 
 
 def values_of(e, tensors, kind, seed):
-    """The bytes of one tensor of the file, in pieces."""
+    """Yields the bytes of one tensor of the file, in pieces. tensors: those of its source, None: it is random."""
     if tensors is None:
         values = fresh_values(e, seed)
         yield {"BF16": tikzc.bf16_from_float, "F32": np.float32, "F16": np.float16}[kind](values).tobytes()

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A CUDA compiler for machines without one: enough of CUDA 13.0 to compile and link the programs, put together from
-# NVIDIA's wheels on PyPI (about 500 MB), for the proof of dev/kernels/compile_proof.sh. No GPU and no driver is needed.
+# Installs a CUDA compiler on machines without one: the parts of CUDA 13.0 that are needed to compile and link the
+# programs, from NVIDIA's wheels on PyPI (about 500 MB). Used by dev/kernels/compile_proof.sh; needs no GPU and no driver.
 #
 #   scripts/cuda_toolkit.sh [DIR]       default build/cuda; prints the path of nvcc
 #
-# Does nothing but print when an nvcc is there already: $NVCC, on the PATH, in /usr/local/cuda, or in DIR.
+# If there is an nvcc already ($NVCC, on the PATH, in /usr/local/cuda, or in DIR), it only prints its path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-build/cuda}
@@ -16,7 +16,7 @@ for found in "${NVCC:-}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc "
     fi
 done
 
-# One release: compiler driver and ptxas, its headers, the optimiser, runtime, C++ core headers, cuBLASLt.
+# All of one release: compiler driver and ptxas, their headers, the optimiser, runtime, C++ core headers, cuBLASLt.
 wheels=(
     nvidia-cuda-nvcc==13.0.88
     nvidia-cuda-crt==13.0.88

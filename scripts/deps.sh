@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs what the project needs, on Debian or Ubuntu; says what it installs, and does nothing when all is there.
+# Installs what the project needs, on Debian or Ubuntu. Prints what it installs; does nothing if all is installed.
 #
-#   scripts/deps.sh build      C, libjpeg, stb, oneDNN     what `make` and `make test` need; oneDNN is not necessary
+#   scripts/deps.sh build      C, libjpeg, stb, oneDNN     for `make` and `make test`; oneDNN is optional
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
-#   scripts/deps.sh tex        pdflatex, pdftoppm          to see what a program draws
+#   scripts/deps.sh tex        pdflatex, pdftoppm          to compile and render programs
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
-#   scripts/deps.sh fixtures   PyTorch, transformers       what the tests compare with, added to build/venv
+#   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh all
@@ -29,7 +29,7 @@ for group in "${@:-build}"; do
     esac
 done
 
-missing() { # PACKAGE...: those that are not installed
+missing() { # PACKAGE...: prints those that are not installed
     local package
     for package in "$@"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || echo "$package"
@@ -39,7 +39,7 @@ missing() { # PACKAGE...: those that are not installed
 mapfile -t needed < <(missing "${packages[@]}")
 mapfile -t wanted < <(missing "${optional[@]}")
 
-virtual_environment() { # REQUIREMENTS...: build/venv has what these files pin; on top of the system's Python packages
+virtual_environment() { # REQUIREMENTS...: makes build/venv, on top of the system's Python packages, with these files
     local wanted=() file
     for file in "$@"; do wanted+=(-r "$file"); done
     [ "$(cat build/venv/requirements 2>/dev/null)" = "$(cat "$@")" ] && return
@@ -49,7 +49,7 @@ virtual_environment() { # REQUIREMENTS...: build/venv has what these files pin; 
         cat "$@" >build/venv/requirements
 }
 
-finish() { # what is not a package of the system; exits
+finish() { # installs what is not a system package, and exits
     cd "$(dirname "$0")/.."
     [ -z "$toolkit" ] || scripts/cuda_toolkit.sh >/dev/null || exit 1
     [ ${#requirements[@]} -eq 0 ] || virtual_environment "${requirements[@]}" || exit 1
@@ -57,7 +57,7 @@ finish() { # what is not a package of the system; exits
 }
 [ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && finish
 
-cannot() { # WHY: ends, as a failure only when something necessary is missing
+cannot() { # WHY: exits, with an error only if a required package is missing
     [ ${#needed[@]} -gt 0 ] && { echo "deps.sh: $1: ${needed[*]}" >&2; exit 1; }
     echo "deps.sh: ${wanted[*]} is not installed; going on without oneDNN" >&2
     finish

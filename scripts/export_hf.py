@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Turns a tikz.c file into a folder in the Hugging Face Hub's layout.
+"""Exports a tikz.c file as a folder in the layout of the Hugging Face Hub.
 
     export_hf.py MODEL.safetensors OUT_DIR
 
-A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and transformers'
-own LlamaForCausalLM and SiglipVisionModel load its parts. One with a bias becomes a DeTikZify v1 checkpoint, with the
-vision tower in OUT_DIR/vision in timm's naming; DeTikZify's v1 code fetches towers by name, so it finds only timm's.
-Converting the folder again gives the same file, bit for bit.
+A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
+and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
+checkpoint, with the vision tower in OUT_DIR/vision under timm's names; DeTikZify's v1 code loads towers by their timm
+name only. Converting the folder again gives the same file, bit for bit.
 """
 import argparse
 import json
@@ -28,7 +28,7 @@ TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Export:
-    """An opened tikz.c file: configuration, tokenizer, places of its tensors."""
+    """An opened tikz.c file: configuration, tokenizer, and positions of its tensors."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -61,7 +61,7 @@ class Export:
         return kind, found, offset
 
     def parts(self, entries):
-        """Hub tensors, cut out of the file's: {name: Stored}"""
+        """{name: Stored} for the Hub tensors of the entries, which are slices of the tensors of the file."""
         tensors = {}
         for e in entries:
             kind, _, offset = self.place(e.name, e.shape)
@@ -71,7 +71,7 @@ class Export:
         return tensors
 
     def token_id(self, key):
-        """The id of one of tokenizer_config.json's special tokens, or None."""
+        """The id of a special token that tokenizer_config.json names, or None."""
         text = hub.token_text(self.settings.get(key))
         return next((i for i, name in self.names.items() if name == text), None)
 
@@ -123,7 +123,7 @@ def v1_config(x):
 
 
 def tower_name(c):
-    """timm's name of a tower of these shapes; it may have more layers than are used."""
+    """timm's name of a SigLIP tower with these shapes and at least as many layers."""
     names = [f"vit_{family}_patch{c['vision.patch']}_siglip_{c['vision.image_size']}" for family in hub.TIMM_FAMILIES]
     for name in names:
         known = hub.timm_architecture(name)
@@ -134,7 +134,7 @@ def tower_name(c):
 
 
 def timm_config(c):
-    """timm's config.json: an architecture of its own, and what differs from it; the pooling head was not kept."""
+    """config.json for timm: one of its architectures, and the arguments that differ; without the pooling head."""
     name = tower_name(c).split(".")[0]
     name = "vit_base_patch16_siglip_224" if ":" in name else name
     side = c["vision.image_size"]
@@ -150,7 +150,7 @@ def timm_config(c):
 
 
 def mlp_ratio(mlp, width):
-    """timm computes int(width * ratio); the division may fall just below the whole number."""
+    """The ratio for which timm's int(width * ratio) is mlp; the division may round to just below the integer."""
     ratio = mlp / width
     return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
 
@@ -209,7 +209,7 @@ def write_folder(x, folder):
 
 
 def export(source, out):
-    """The folder appears under its name when it is complete."""
+    """Exports a model. The folder appears under its name when it is complete."""
     x, out = Export(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")

@@ -1,5 +1,5 @@
-"""A progress bar on stderr, as lib/progress.h draws it: one line again and again on a terminal, a plain line now and
-then elsewhere.
+"""A progress bar on stderr, drawn as by lib/progress.h: on a terminal one line that is redrawn, elsewhere a plain
+line every few seconds.
 
     with Progress("convert", total, first=done_before) as p: p.update(done, "12 dropped")
 """
@@ -12,7 +12,7 @@ BAR = 24  # characters
 
 
 def duration(seconds):
-    """"42 s", "3:07", "1:02:33" or "2 d 03 h"."""
+    """Formats seconds as "42 s", "3:07", "1:02:33" or "2 d 03 h"."""
     s = int(min(seconds, 1e9) + 0.5)
     if s < 60:
         return f"{s} s"
@@ -24,7 +24,8 @@ def duration(seconds):
 
 
 class Progress:
-    """first: what was done before this run, left out of the rate; every: least seconds between two plain lines."""
+    """first: items done before this run, which do not count for the rate; every: least seconds between two plain
+    lines."""
 
     def __init__(self, title, total, first=0, every=10):
         self.title, self.total, self.first, self.every = title, total, first, every
@@ -36,7 +37,7 @@ class Progress:
         return self
 
     def __exit__(self, kind, value, trace):
-        """Draws the last state and leaves the line."""
+        """Draws the final state and ends the line."""
         if self.terminal or self.drawn != self.done:
             self.draw()
         if self.terminal:

@@ -1,42 +1,42 @@
-"""Reading and writing the files of tikz.c from Python: safetensors, tokenizers, .bin datasets.
+"""Reads and writes the files of tikz.c: safetensors, tokenizers, .bin datasets.
 
-Needs numpy; encoding text needs the package `tokenizers` too. All numbers are little-endian.
+Needs numpy; encoding text also needs the package `tokenizers`. All numbers are little-endian.
 
 Models, checkpoints: safetensors
 --------------------------------
     u64 n, then n bytes of JSON, then the data of all tensors, contiguous.
 The JSON is {"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets": [begin, end]}}, with offsets
-from the start of the data. We write: "format" = "tikz.c/1" in the metadata; the JSON padded with spaces so that the
-data start at a multiple of 64 bytes; tensors sorted by element size, largest first, so that each one is aligned to
-its element size.
+from the beginning of the data. The files written here have "format" = "tikz.c/1" in the metadata; JSON that is padded
+with spaces so that the data begin at a multiple of 64 bytes; and tensors sorted by descending element size, so that
+each one is aligned to its element size.
 
 Tokenizer, inside a safetensors file (a model, or a file of its own)
 --------------------------------------------------------------------
     tokenizer.bytes    U8 [total]  the byte strings of all tokens, one after another, as they appear in the text
-                                   (the printable stand-ins of byte-level BPE and the metaspace already undone)
+                                   (with byte-level BPE's alphabet and the metaspace already mapped back)
     tokenizer.offsets  I32 [V+1]   token i is bytes[offsets[i] : offsets[i+1]]
-    tokenizer.flags    U8 [V]      bit 0: special, never printed; bit 1: one byte of a byte fallback
+    tokenizer.flags    U8 [V]      bit 0: special token, never printed; bit 1: a byte token of byte fallback
     tokenizer.json     U8 [n]      tokenizer.json of the package `tokenizers`, UTF-8, for encoding
     metadata: "tokenizer.kind" = "byte_level_bpe" or "byte_fallback_bpe", "tokenizer.end" = id of the end token,
-              decimal; optional: "tokenizer.begin" = id of the token before every text, "tokenizer.strip" = number of
-              spaces at the beginning of a text that are not printed
-Kinds: in byte_level_bpe a text is the bytes of its tokens, and what is not valid UTF-8 is printed as U+FFFD. In
-byte_fallback_bpe tokens are text; a run of tokens with bit 1 is text when all of it is valid UTF-8, else one U+FFFD
-for each byte (lib/tokenizer.h has both in full).
-The fingerprint of a tokenizer is the 64-bit FNV-1a hash of, for each token in the order of ids: its length as u32,
-its bytes, its flags byte.
+              decimal; optional: "tokenizer.begin" = id of the token that begins every sequence, "tokenizer.strip" =
+              number of leading spaces of a text that are not printed
+Kinds: in byte_level_bpe a text is the concatenated bytes of its tokens, and invalid UTF-8 is printed as U+FFFD. In
+byte_fallback_bpe tokens are text; a run of byte tokens is text if all of it is valid UTF-8, else one U+FFFD for each
+byte (lib/tokenizer.h specifies both).
+The fingerprint of a tokenizer is the 64-bit FNV-1a hash of the length (u32), the bytes and the flags of each token, in
+the order of ids.
 
 Datasets: .bin
 --------------
     header, 64 bytes: char magic[8] = "TIKZBIN1"; u32 version = 1; u32 header_bytes = 64; u64 count;
                       u64 fingerprint of the tokenizer; u64 index_offset; u64 source_offset; u64 source_bytes;
                       u64 file_bytes
-    records:          the bytes of a PNG or JPEG file as they were, zeros up to a multiple of 4,
-                      u32 ids[token_count] (text and end token, no image tokens)
+    records:          the bytes of a PNG or JPEG file, zeros up to a multiple of 4,
+                      u32 ids[token_count] (the program and the end token, no image tokens)
     source:           UTF-8, one line that says where the data come from; zeros up to a multiple of 8
     index:            count entries of 32 bytes: u64 offset of the record in the file; u32 image_bytes;
                       u32 token_count; u32 crc32 (zlib) of the whole record; u32 zero; u64 zero
-The parts lie in this order. Files are written under a temporary name and renamed when they are whole.
+The parts have this order. Files are written under a temporary name and renamed when they are complete.
 """
 import json
 import math
@@ -59,8 +59,8 @@ class FormatError(Exception):
 
 
 class AtomicFile:
-    """A binary file that appears under its name only when all of it is written. Until then it has the name
-    `temporary`, which must be in the same file system; default: a name beside it."""
+    """A binary file that appears under its name only when it is complete. Until then it is called `temporary`, which
+    must be in the same file system (default: PATH.PID.tmp)."""
 
     def __init__(self, path, temporary=None):
         self.path, self.temporary = str(path), str(temporary or f"{path}.{os.getpid()}.tmp")
@@ -95,8 +95,8 @@ def float_from_bf16(bits):
 
 
 def read_header(path):
-    """Returns ({name: (kind, shape, first byte in the file)}, metadata) of a safetensors file, checked against its
-    size; the tensors themselves are not read."""
+    """Reads the header of a safetensors file and checks it against the size of the file. Returns ({name: (dtype,
+    shape, position in the file)}, metadata)."""
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size < 8:
@@ -126,8 +126,8 @@ def read_header(path):
 
 
 def read_safetensors(path, raw_bf16=False):
-    """Returns ({name: array}, metadata). Arrays are read-only views of the mapped file, except that BF16 becomes
-    float32 unless raw_bf16 (then uint16 bits)."""
+    """Returns ({name: array}, metadata). Arrays are read-only views of the mapped file; only BF16 is converted to
+    float32, unless raw_bf16 is set (then it gives uint16 bits)."""
     header, metadata = read_header(path)
     with open(path, "rb") as f:
         data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
@@ -142,9 +142,11 @@ class SafetensorsWriter:
     """Writes a file tensor by tensor, so that it need not fit into memory:
 
         with SafetensorsWriter(path, [(name, kind, shape), ...], metadata) as w:
-            for name in w.order: w.write(bytes, in as many pieces as you like)
+            for name in w.order: w.write(data)  # in one or several calls
 
-    The tensors lie by falling element size, which aligns each one, and otherwise in the order given."""
+    In the file the tensors are sorted by descending element size, which aligns each one; equal sizes keep the order
+    given.
+    """
 
     def __init__(self, path, specs, metadata):
         sizes = {name: np.dtype(DTYPES[kind]).itemsize for name, kind, _ in specs}
@@ -175,8 +177,9 @@ class SafetensorsWriter:
 
 
 def write_safetensors(path, tensors, metadata=None, dtypes=None):
-    """tensors: {name: array}. dtypes: {name: "BF16"} stores a float array as bf16 (or takes uint16 bits as they are).
-    Other types follow the arrays'. "format" is added to the metadata, whose values must be strings."""
+    """Writes tensors {name: array}. dtypes {name: "BF16"} stores a float array as bf16 (uint16 arrays are taken as
+    bf16 bits); other tensors have the type of their array. "format" is added to the metadata, whose values must be
+    strings."""
     names_of = {np.dtype(v): k for k, v in DTYPES.items() if k != "BF16"}
     stored = {}
     for name, array in sorted(tensors.items()):
@@ -196,16 +199,16 @@ def write_safetensors(path, tensors, metadata=None, dtypes=None):
 # ---- tokenizers ----
 
 def byte_of_stand_in():
-    """GPT-2's byte-level alphabet: a dict from the printable character to the byte it stands for. Bytes that are
-    printable in Latin-1 stand for themselves; the others take the characters from U+0100 on, in order."""
+    """GPT-2's byte-level alphabet, as a dict from character to byte. A byte that is printable in Latin-1 is
+    represented by that character; the others by the characters from U+0100 on, in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
 
 
 def with_plain_merges(json_text):
-    """tokenizer.json with the merges of BPE written "a b", which every version of `tokenizers` reads; 0.20 and later
-    write ["a", "b"], which earlier ones do not."""
+    """tokenizer.json with BPE merges written as "a b", which every version of `tokenizers` reads; versions from 0.20
+    on write ["a", "b"], which earlier ones cannot read."""
     parsed = json.loads(json_text)
     merges = parsed["model"].get("merges") or []
     if not all(isinstance(m, list) and " " not in m[0] + m[1] for m in merges):
@@ -214,7 +217,7 @@ def with_plain_merges(json_text):
     return json.dumps(parsed, ensure_ascii=False)
 
 
-BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")  # what the decoder ByteFallback takes for a byte
+BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")  # byte tokens of the decoder ByteFallback
 
 
 def refuse_decoder(what):
@@ -223,7 +226,7 @@ def refuse_decoder(what):
 
 
 def decoder_steps(decoder):
-    """The decoders of a Sequence, one after another."""
+    """The decoders of a (nested) Sequence as a flat list."""
     if not isinstance(decoder, dict):
         refuse_decoder("is missing")
     if decoder.get("type") != "Sequence":
@@ -232,7 +235,8 @@ def decoder_steps(decoder):
 
 
 def read_decoder(decoder):
-    """Returns (kind, [(text, replacement)], whether <0x00> to <0xFF> are bytes, spaces to strip)."""
+    """Reads the decoder of a tokenizer.json. Returns (kind, [(text, replacement)], whether <0x00> to <0xFF> are byte
+    tokens, number of leading spaces to strip)."""
     steps = decoder_steps(decoder)
     names = [step.get("type") for step in steps]
     if names == ["ByteLevel"]:
@@ -255,7 +259,7 @@ def read_decoder(decoder):
 
 
 def read_added_tokens(parsed):
-    """{id: added token} with the ids that the package `tokenizers` gives them."""
+    """{id: added token}, with the ids that the package `tokenizers` assigns."""
     vocabulary, ids, highest = parsed["model"]["vocab"], {}, -1
     for token in parsed.get("added_tokens") or []:
         text = token["content"]
@@ -271,7 +275,7 @@ def read_added_tokens(parsed):
 
 
 def read_vocabulary(parsed):
-    """{id: text} of a BPE model, checked."""
+    """{id: text} of the vocabulary of a BPE model, checked."""
     model = parsed.get("model") or {}
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
@@ -287,7 +291,7 @@ def read_vocabulary(parsed):
 
 
 class Tokenizer:
-    """Token strings, flags and the end token; encodes text when the package `tokenizers` is there."""
+    """Token strings, flags and end token; encodes text if the package `tokenizers` is installed."""
 
     def __init__(self, tokens, special, end, json_text, kind="byte_level_bpe", byte_tokens=(), begin=None, strip=0):
         self.tokens = tokens                   # list of bytes
@@ -295,15 +299,15 @@ class Tokenizer:
         self.end = end
         self.json_text = json_text
         self.kind = kind
-        self.byte_tokens = set(byte_tokens)    # ids of tokens that are one byte of a byte fallback
-        self.begin = begin                     # id of the token before every text, or None
-        self.strip = strip                     # spaces at the beginning of a text that are not printed
+        self.byte_tokens = set(byte_tokens)    # ids of the byte tokens of byte fallback
+        self.begin = begin                     # id of the token that begins every sequence, or None
+        self.strip = strip                     # number of leading spaces of a text that are not printed
         self._encoder = None
 
     @classmethod
     def from_json(cls, json_text, end_token="</s>", size=None, begin_token=None):
-        """From the text of a tokenizer.json: BPE with a byte-level or a byte fallback decoder; other kinds raise
-        FormatError. size: number of ids (default: as many as the file names)."""
+        """Makes a tokenizer from the text of a tokenizer.json: BPE with a byte-level or a byte fallback decoder;
+        other kinds raise FormatError. size: vocabulary size (default: that of the file)."""
         try:
             parsed = json.loads(json_text)
         except ValueError as e:
@@ -321,7 +325,7 @@ class Tokenizer:
             if text not in ids:
                 raise FormatError(f"The tokenizer has no token '{text}' to begin or end a text with.")
         alphabet, byte_tokens = byte_of_stand_in(), set()
-        tokens, special = [b""] * size, [True] * size     # ids without a token are never printed
+        tokens, special = [b""] * size, [True] * size     # ids without a token are special, so never printed
         for i, text in texts.items():
             special[i] = i in added and bool(added[i]["special"])
             for pattern, replacement in replacements:
@@ -338,8 +342,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """From a safetensors file that carries a tokenizer."""
-        tensors, metadata = read_safetensors(path, raw_bf16=True)  # views: the rest of a large model is not read
+        """Loads the tokenizer of a safetensors file."""
+        tensors, metadata = read_safetensors(path, raw_bf16=True)  # views, so the weights are not read
         missing = [n for n in ("bytes", "offsets", "flags", "json") if f"tokenizer.{n}" not in tensors]
         missing += [n for n in ("end", "kind") if f"tokenizer.{n}" not in metadata]
         if missing:
@@ -364,7 +368,7 @@ class Tokenizer:
                    kind, np.flatnonzero(flags & 2).tolist(), numbers["begin"], numbers["strip"])
 
     def flags(self):
-        """uint8 [V]; see the head of this file."""
+        """tokenizer.flags, uint8 [V] (see the head of this file)."""
         flags = np.array(self.special, np.uint8)
         flags[list(self.byte_tokens)] |= 2
         return flags
@@ -395,16 +399,16 @@ class Tokenizer:
         return h
 
     def encode(self, text):
-        """Ids of the text and of the end token."""
+        """The ids of a text, with the end token."""
         if self._encoder is None:
             import tokenizers
             self._encoder = tokenizers.Tokenizer.from_str(with_plain_merges(self.json_text))
-            self._encoder.no_truncation()   # some files carry what their last user set
+            self._encoder.no_truncation()   # some files contain such settings of their last user
             self._encoder.no_padding()
         return self._encoder.encode(text, add_special_tokens=False).ids + [self.end]
 
     def decode(self, ids):
-        """The text of ids, without special tokens: as `tokenizers` and lib/tokenizer.h."""
+        """Decodes ids to text, without special tokens, as `tokenizers` and lib/tokenizer.h do."""
         parts, run = [], b""
         for i in (*ids, None):
             if i is not None and (i >= len(self.tokens) or self.special[i]):
@@ -427,13 +431,13 @@ class Tokenizer:
 HEADER = struct.Struct("<8sIIQQQQQQ")
 ENTRY = struct.Struct("<QIIIIQ")
 MAGIC = b"TIKZBIN1"
-MOST_TOKENS = 1 << 20  # of a sample, in the reader
+MAX_TOKENS = 1 << 20  # of a sample; the limit of dataloader.h
 
 
 class DatasetWriter:
-    """with DatasetWriter(path, tokenizer, source) as w: w.add(image_bytes, ids)
+    """Writes a .bin file: with DatasetWriter(path, tokenizer, source) as w: w.add(image_bytes, ids)
 
-    fingerprint: the tokenizer's, where it is known already (computing it takes a second for a large vocabulary).
+    fingerprint: that of the tokenizer, if it is known already (computing it takes a second for a large vocabulary).
     temporary: see AtomicFile."""
 
     def __init__(self, path, tokenizer, source, fingerprint=None, temporary=None):
@@ -451,9 +455,9 @@ class DatasetWriter:
 
     def add(self, image, ids):
         ids = np.asarray(ids, dtype="<u4")
-        if not image or not 1 <= len(ids) <= MOST_TOKENS:
+        if not image or not 1 <= len(ids) <= MAX_TOKENS:
             raise FormatError(f"{self.output.path}: sample {self.count} has {len(image)} bytes of image and "
-                              f"{len(ids)} tokens; expected an image and 1 to {MOST_TOKENS} tokens.")
+                              f"{len(ids)} tokens; expected an image and 1 to {MAX_TOKENS} tokens.")
         if int(ids.max()) >= self.vocabulary:
             raise FormatError(f"{self.output.path}: token id {ids.max()} is outside the vocabulary of "
                               f"{self.vocabulary}.")
@@ -477,7 +481,7 @@ class DatasetWriter:
 
 
 class Dataset:
-    """A .bin file: len(d), d[i] -> (image bytes, uint32 ids); d.source, d.fingerprint. Checks what it reads."""
+    """A .bin file: len(d), d[i] -> (image bytes, uint32 ids), d.source, d.fingerprint. Everything read is checked."""
 
     def __init__(self, path):
         self.path = str(path)

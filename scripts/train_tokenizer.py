@@ -3,11 +3,11 @@
 
     train_tokenizer.py --texts PATH --out tokenizer.safetensors [--vocabulary 512]
 
-PATH is a folder of .tex files or one file of texts that each end with a NUL byte ("-": stdin).
+PATH is a folder of .tex files or a file of NUL-terminated texts ("-": stdin).
 
-The text is cut before merging: each coordinate digit and each capital letter (the node labels) is a piece of its own,
-and no piece crosses the end of a line. What is constant between them, such as "\\draw[red, dashed] (" or ") -- (",
-grows into single tokens.
+The pre-tokenizer splits the text before merging: each digit of a coordinate and each capital letter (the node labels)
+is a piece of its own, and no piece extends beyond a line. The constant parts between them, such as "\\draw[red,
+dashed] (" or ") -- (", are merged into single tokens.
 """
 import argparse
 import pathlib
@@ -16,7 +16,7 @@ import sys
 import tikzc
 
 END = "</s>"
-SINGLE = r"(?<=[(,])[0-9]|[A-Z]"  # digits of scale=0.5, 1cm or red!30 follow other characters and may merge
+SINGLE = r"(?<=[(,])[0-9]|[A-Z]"  # other digits, as in scale=0.5, 1cm or red!30, may merge
 
 
 def read_texts(path):

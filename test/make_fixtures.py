@@ -27,10 +27,9 @@ import sys
 import numpy as np
 import torch
 
-import reference
-
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "scripts"))
+sys.path[:0] = [str(HERE.parent / "scripts"), str(HERE.parent / "doc")]
+import reference  # noqa: E402  the model in PyTorch
 import tikzc  # noqa: E402  the safetensors reader and writer
 
 ADAMW = {"lr": 0.01, "beta1": 0.9, "beta2": 0.95, "eps": 1e-5, "decay": 0.1, "max_norm": 0.7}

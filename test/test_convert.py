@@ -326,12 +326,12 @@ def test_refused(folder):
     out = folder / "out.bin"
     write_parquet(folder / "fine.parquet", [(make_image(i)[0], f"text {i}") for i in range(4)])
     fine = ["--parquet", folder / "fine.parquet"]
-    pq.write_table(pa.table({"image": [b"x"], "tex": ["y"], "number": [1]}), folder / "columns.parquet")
+    pq.write_table(pa.table({"drawing": [b"x"], "tex": ["y"], "number": [1]}), folder / "columns.parquet")
     other = ["--parquet", folder / "columns.parquet"]
-    refused("no column 'image' for the image; the columns are image, tex, number", *other, out=out)
-    refused("no column 'code'", *other, "--image-column", "image", out=out)
+    refused("no column 'image' for the image; the columns are drawing, tex, number", *other, out=out)
+    refused("no column 'code'", *other, "--image-column", "drawing", out=out)
     refused("column 'number' has type int64; expected binary", *other, "--image-column", "number", out=out)
-    refused("column 'number' has type int64; expected a string", *other, "--image-column", "image", "--code-column",
+    refused("column 'number' has type int64; expected a string", *other, "--image-column", "drawing", "--code-column",
             "number", out=out)
     (folder / "text.parquet").write_text("not parquet")
     refused("text.parquet: not a parquet file", "--parquet", folder / "text.parquet", out=out)

@@ -71,7 +71,8 @@ typedef struct {
     double peak;     // measured matmul rate of all devices, FLOP/s
 } StepResult;
 
-static void log_step(const Log *log, int64_t step, const StepResult *r) {
+/* Writes the step's line, and shows it in the progress bar. */
+static void log_step(const Log *log, int64_t step, const StepResult *r, Progress *progress) {
     JsonWriter w = log_begin(step);
     json_key(&w, "loss"), json_number(&w, r->loss);
     metrics_json(&w, &r->report.sums, log->has_teacher);
@@ -81,6 +82,8 @@ static void log_step(const Log *log, int64_t step, const StepResult *r) {
     json_key(&w, "peak_share"), json_number(&w, r->report.flops / r->seconds / r->peak);
     if (log->ranks > 1) json_key(&w, "comm"), json_number(&w, r->report.waited);
     log_end(log, &w);
+    progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", r->loss, r->tokens / r->seconds,
+                    100 * r->report.flops / r->seconds / r->peak);
 }
 
 static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *sums) {
@@ -103,8 +106,9 @@ static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *su
 
 static double megabytes(const Arena *a) { return (double)a->used / 1e6; }
 
+/* Prints what is trained, where and how long, or warns that the run is already complete. */
 static void print_summary(const Trainer *t, const Teacher *teacher, const Settings *s, const RunFolder *folder,
-                          const Parallel *p, double peak) {
+                          const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
     fprintf(stderr, "device %s, %d threads, measured matmul peak %.2f TFLOP/s\n", t->op->name, omp_get_max_threads(),
@@ -126,6 +130,12 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
         megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
         megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
         megabytes(&t->objective.arena));
+    fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
+            (unsigned long long)data->count, (long long)t->steps, (long long)t->images,
+            (long long)(t->fitting / t->images));
+    if (t->step >= t->steps)
+        warn("%s has all of its %lld steps already; --steps or --epochs can raise their number", opt.out,
+             (long long)t->steps);
 }
 
 #endif

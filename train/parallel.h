@@ -51,8 +51,8 @@ static void parallel_gradients_ready(void *context, const Param *q) {
     if (q < end) parallel_reduce_from(p, q->offset);
 }
 
-/* Before a backward pass: installs the gradient hook for the last micro-batch of a step, so that buckets are reduced as they
- * become final. */
+/* Before a backward pass: installs the gradient hook for the last micro-batch of a step, so that buckets are reduced as
+ * they become final. */
 static void parallel_overlap_backward(Parallel *p, Model *student, bool last) {
     p->next_bucket = optimizer_buckets(p->optimizer) - 1;
     student->hook = (GradientHook){last && p->comm.ranks > 1 ? parallel_gradients_ready : NULL, p};
@@ -116,8 +116,8 @@ static double parallel_sum(Parallel *p, double mine) {
 
 /* ---- agreement ---- */
 
-/* Writes "key = checksum" of a file, or of all files that a pattern matches (of large files, 1 MB samples throughout). A name
- * that is not a file is written verbatim. */
+/* Writes "key = checksum" of a file, or of all files that a pattern matches (of large files, 1 MB samples throughout). A
+ * name that is not a file is written verbatim. */
 static void write_checksum(FILE *text, const char *key, const char *path) {
     Error err;
     glob_t found = {0};

@@ -97,8 +97,8 @@ static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const Run
 
 /* ---- memory ---- */
 
-/* Plans the objective, then the optimizer of everything that is trained (the student and the embedding loss's projection), then the
- * student's activations. rank is 0 .. ranks-1. */
+/* Plans the objective, then the optimizer of everything that is trained (the student and the embedding loss's
+ * projection), then the student's activations. rank is 0 .. ranks-1. */
 static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, int max_tokens, int rank, int ranks) {
     Model *student = &t->student;
     const AdamW adamw = {(float)opt.beta1, (float)opt.beta2, 1e-8f, (float)opt.decay, (float)opt.clip};

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Compares two log.jsonl of train_distill, step by step.
+"""Compares two log.jsonl files of train_distill step by step.
 
     compare_curves.py A/log.jsonl B/log.jsonl --tolerance 1e-4 [--bits]
 
-The terms of the loss must agree to the tolerance (relative; every logged step and evaluation is one check), with --bits
-every number but the timings exactly. Ends with "N passed, M failed".
+The terms of the loss must agree within the relative tolerance; every logged step and evaluation is one check. With
+--bits all numbers except the timings must be equal. Ends with "N passed, M failed".
 """
 import argparse
 import json
@@ -15,7 +15,7 @@ TIMINGS = ("tokens_per_second", "peak_share", "comm", "wait")
 
 
 def read(path):
-    """{(step, "train" or "val"): numbers} of a log."""
+    """Reads a log as {(step, "train" or "val"): numbers}."""
     lines = {}
     with open(path) as file:
         for line in file:
@@ -25,7 +25,7 @@ def read(path):
 
 
 def difference(a, b):
-    """The largest relative difference of a term of the loss."""
+    """The largest relative difference of any term of the loss."""
     worst = 0.0
     for term in TERMS:
         if term in a or term in b:
@@ -58,13 +58,13 @@ def main():
         apart = difference(a[key], b[key])
         worst = max(worst, (apart, key), key=lambda pair: pair[0])
         if args.bits:
-            good = without_timings(a[key]) == without_timings(b[key])
+            equal = without_timings(a[key]) == without_timings(b[key])
         else:
-            good = apart <= args.tolerance
-        if not good:
+            equal = apart <= args.tolerance
+        if not equal:
             print(f"FAIL step {key[0]} ({key[1]}): apart by {apart:.3g}, "
                   f"{'expected the same bits' if args.bits else f'allowed {args.tolerance:g}'}")
-        passed, failed = passed + good, failed + (not good)
+        passed, failed = passed + equal, failed + (not equal)
     if not a and not b:
         print("FAIL both logs are empty")
         failed += 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does the teacher help? Trains the starter student with and without it, same start, same data order, same number of
-# steps, for several seeds, and measures each on the validation and the test data.
+# Does the teacher help? Trains the starter student with and without it, from the same initialization, on the same data in
+# the same order and for the same number of steps, with several seeds, and evaluates each on validation and test data.
 #
 #   dev/bench/distil_helps.sh [FOLDER [SEEDS...]]      default: build/distil-helps 1 2 3
 set -euo pipefail

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Models with exactly the shapes of DeTikZify's checkpoints and random weights, through the whole way in.
+"""Converts and times models with exactly the shapes of DeTikZify's checkpoints and random weights.
 
     full_size.py make tl-1.1b|v2-8b DIR      writes the Hub folder DIR/hub (4 or 17 GB; tl-1.1b: also DIR/tower)
     full_size.py convert DIR                 DIR/hub -> DIR/model.safetensors; reports seconds and peak memory
-    full_size.py transformers DIR            what transformers needs for one image and 64 tokens of the same folder
+    full_size.py transformers DIR            times transformers with that folder: one image and 64 tokens
 
-After convert, `build/BF16/bench_decode DIR/model.safetensors` does that work here. convert needs numpy; transformers
-needs the packages of test/requirements.txt. Delete DIR afterwards.
+After convert, `build/BF16/bench_decode DIR/model.safetensors` times the same work in tikz.c. convert needs numpy;
+transformers needs the packages of test/requirements.txt. Delete DIR afterwards.
 """
 import argparse
 import json
@@ -42,12 +42,12 @@ V2 = {"model_type": "detikzify", "architectures": ["DetikzifyForConditionalGener
       "concat_factor": 3, "text_config": {"model_type": "llama", "eos_token_id": 2, **LLAMA_8B},
       "vision_config": {"model_type": "detikzify", "image_size": 420, **SIGLIP}}
 
-# ---- making ----
+# ---- random models ----
 
 
 def write_weights(folder, entries, kind, shards):
-    """Random matrices, ones for norms, zeros for biases. One block of random numbers serves all, from different
-    places: drawing eight billion would take longer than everything else."""
+    """Writes random matrices, ones for norms and zeros for biases. The matrices are slices of one block of random
+    numbers, because drawing eight billion would take longer than everything else."""
     values = 0.02 * np.random.RandomState(1).standard_normal(1 << 23).astype(np.float32)
     block = (tikzc.bf16_from_float(values) if kind == "BF16" else values).view(np.uint8)
     one = (np.array([0x3F80], np.uint16) if kind == "BF16" else np.ones(1, np.float32)).view(np.uint8)
@@ -72,7 +72,7 @@ def write_weights(folder, entries, kind, shards):
 
 
 def write_tokenizer(folder, rows):
-    """As many tokens as the embedding has rows, fewer the 8 that pad TinyLlama's."""
+    """Writes a tokenizer with as many tokens as the embedding has rows, without the 8 padding rows of TinyLlama."""
     special = [{"id": i, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
                 "normalized": False} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
     vocabulary = {t["content"]: t["id"] for t in special} | {f"t{i}": i for i in range(3, rows // 256 * 256)}
@@ -125,7 +125,7 @@ def convert(folder):
 
 
 def load(folder, dtype):
-    """-> vision tower, connector, language model, each with the folder's weights in dtype"""
+    """Returns (vision tower, connector, language model) with the weights of the folder in dtype."""
     import torch
     from safetensors import safe_open
     from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel

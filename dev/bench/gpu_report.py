@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes one table and one JSON of what dev/gpu_check.sh measured.
+"""Summarizes the measurements of dev/gpu_check.sh as Markdown and JSON.
 
-    gpu_report.py FOLDER OUT        FOLDER: the check's; writes OUT/gpu.md and OUT/gpu.json
+    gpu_report.py FOLDER OUT        FOLDER: the output of gpu_check.sh; writes OUT/gpu.md and OUT/gpu.json
 
-What a stage did not leave behind is left out.
+Stages without output are omitted.
 """
 import json
 import pathlib
@@ -11,7 +11,7 @@ import sys
 
 
 def lines(path):
-    """The JSON objects of a file, one a line; none where there is no file, and a broken last line is dropped."""
+    """The JSON objects of a file, one per line. A missing file has none; a truncated last line is dropped."""
     found = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -27,6 +27,7 @@ def median(values):
 
 
 def stages(folder):
+    """The stages of the check, from stages.tsv."""
     path = folder / "stages.tsv"
     rows = [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
     return [{"stage": name, "seconds": int(seconds), "passed": int(passed), "failed": int(failed), "note": note}
@@ -34,6 +35,7 @@ def stages(folder):
 
 
 def kernels(folder):
+    """(machine, operations): the output of bench_kernels, with shares of the floor and the fastest peers."""
     machine, *entries = lines(folder / "kernels.json") or [{}]
     peers = {(p["op"], p["what"], p["shape"]): p for p in lines(folder / "peers.json")}
     for entry in entries:
@@ -45,7 +47,8 @@ def kernels(folder):
 
 
 def training(folder, name, samples_of_tokens):
-    """The second half of a run's steps: milliseconds, share of the measured peak."""
+    """Medians over the second half of the steps of a run: text tokens per second and share of the measured peak; with
+    samples_of_tokens, the text tokens of a sample, also samples per second. None without steps."""
     steps = [line for line in lines(folder / name / "log.jsonl") if "tokens_per_second" in line]
     steps = steps[len(steps) // 2:]
     if not steps:
@@ -58,12 +61,12 @@ def training(folder, name, samples_of_tokens):
 
 
 def lessons(folder):
-    """The versions of the kernels in dev/learn."""
+    """The measurements of the kernel versions in dev/learn."""
     return [v for path in sorted(folder.glob("lesson-*.json")) for v in lines(path)]
 
 
 def all_training(folder):
-    """The runs that are there, each with its best peer's rate in its own unit."""
+    """The training runs that exist, each with the rate of its fastest peer in text tokens per second."""
     runs = {name: training(folder, name, tokens)
             for name, tokens in (("distil-starter", 0), ("train-small", 95), ("distil-large", 0))}
     runs = {name: run for name, run in runs.items() if run}
@@ -78,6 +81,7 @@ def all_training(folder):
 
 
 def all_decoding(folder):
+    """The measurements of bench_decode by shape, each with its peer."""
     found = {}
     for shape in ("1.1b", "7b"):
         decoding, peer = lines(folder / f"decode-{shape}.json"), lines(folder / f"decode-{shape}-peer.json")
@@ -101,11 +105,11 @@ def collect(folder):
 
 
 def trial(report):
-    """True where the sizes were tiny: nothing was measured."""
+    """Whether the sizes were tiny, so that the times mean nothing."""
     return report["machine"].get("shapes") == "tiny"
 
 
-# ---- what was asked for: (what, measured, asked, reached or None where it was not measured) ----
+# ---- goals: (what, measured, asked, reached or None if not measured) ----
 
 def at_least(what, value, bound, unit=""):
     shown = "not measured" if value is None else f"{value:.3g}{unit}"
@@ -138,28 +142,28 @@ def kernel_goals(entries):
     name = "Liger's JSD" if "Liger's JSD" in peers else "torch"
     yield at_least(f"the same with JSD: time of {name} / ours", ratio(peers.get(name), jsd.get("ms")), 10)
     whole, products = (find(op, None, "n=8192", "V=32768") for op in ("objective", "objective_products"))
-    yield at_most("whole objective, widths 2048 and 4096: time / time of its products",
+    yield at_most("whole objective, widths 2048 and 4096: time / time of its matmuls",
                   ratio(whole.get("ms"), products.get("ms")), 1.15)
     yield at_most("its memory beyond inputs and gradients", ratio(whole.get("extra_memory"), 1e6), 600, " MB")
     for D in (64, 128):
         for direction, share in (("forward", 0.55), ("backward", 0.4)):
             e = find(f"attention_{direction}", "alone", "T=2048", f"D={D}", "causal=1")
             name = f"attention {direction}, causal, T = 2048, heads of {D}"
-            yield at_least(f"{name}: share of the product rate", e.get("share"), share)
+            yield at_least(f"{name}: share of the matmul rate", e.get("share"), share)
             yield at_most(f"{name}: time / PyTorch's", ratio(e.get("ms"), e.get("peer_ms")), 1.25)
 
 
 def goals(report):
     yield from kernel_goals(report["kernels"])
     large = report["training"].get("distil-large", {})
-    yield at_least("distilling 1.1b from 7b: share of the product rate", large.get("share"), 0.6)
+    yield at_least("distilling 1.1b from 7b: share of the matmul rate", large.get("share"), 0.6)
     yield at_least("the same: tokens/s / PyTorch's",
                    ratio(large.get("tokens_per_second"), large.get("peer_tokens_per_second")), 1.5)
     for shape in ("1.1b", "7b"):
         d = report["decoding"].get(shape, {"batches": [], "peer": None})
         alone = next((b for b in d["batches"] if b["batch"] == 1), {})
         peers = [p["step_ms"] for p in (d["peer"] or {"batches": []})["batches"] if p["batch"] == 1]
-        yield at_least(f"decoding one text, {shape}: share of the bandwidth",
+        yield at_least(f"decoding one sequence, {shape}: share of the bandwidth",
                        ratio(alone.get("floor_ms"), alone.get("step_ms")), 0.88)
         yield at_least("the same: time of Transformers / ours",
                        ratio(min(peers, default=None), alone.get("step_ms")), 4)
@@ -174,7 +178,7 @@ def goal_rows(found):
 
 
 def decoding_rows(shape, d):
-    """A row for each batch, with the fastest peer of that batch."""
+    """A row for each batch size, with the fastest peer at that size."""
     for b in d["batches"]:
         peers = [p for p in (d["peer"] or {"batches": []})["batches"] if p["batch"] == b["batch"]]
         best = min(peers, key=lambda p: p["step_ms"], default=None)
@@ -217,9 +221,9 @@ def markdown(r):
     out = ["# On a GPU", "", f"Written by `dev/gpu_check.sh` on {r['date']}; the numbers are those of one run.", "",
            f"Machine: {r['gpu']}."]
     if m:
-        out += ["", f"Measured there: product {m['peak'] / 1e12:.1f} TFLOP/s ({m['dtype']}), copy "
+        out += ["", f"Measured there: matmul {m['peak'] / 1e12:.1f} TFLOP/s ({m['dtype']}), copy "
                 f"{m['bandwidth'] / 1e9:.0f} GB/s (read and written). The floor of an operation is the larger of "
-                "FLOPs / product and bytes / copy; its share is floor / time."]
+                "FLOPs / matmul rate and bytes / copy; its share is floor / time."]
     if trial(r):
         out += ["", "**Tiny sizes, for trying the script out: no figure here says anything about a GPU.**"]
     else:
@@ -229,19 +233,19 @@ def markdown(r):
     out += [f"| {s['stage']} | {s['seconds']} | {s['passed']} | {s['failed']} | {s['note']} |" for s in r["stages"]]
     if r["training"]:
         out += ["", "## Training steps", "",
-                "The share is that of the models' FLOPs in the measured product rate.", "",
+                "The share is that of the models' FLOPs at the measured matmul rate.", "",
                 "| | text tokens/s | samples/s | share | peer's tokens/s | ours/peer | peer |",
                 "|---|---|---|---|---|---|---|", *training_rows(r["training"])]
     d = r["decoding"]
     if d:
-        out += ["", "## Decoding", "", "Milliseconds for one token of each text of a batch; the floor is the bytes "
-                "of the weights and the cache over the copy bandwidth.", "",
+        out += ["", "## Decoding", "", "Milliseconds of a decoding step, one token for each sequence of a batch; the "
+                "floor is the bytes of the weights and the KV cache over the copy bandwidth.", "",
                 "| shape | batch | ms | floor ms | share | tokens/s | peer ms | peer/ours | peer |",
                 "|---|---|---|---|---|---|---|---|---|",
                 *(row for shape, one in d.items() for row in decoding_rows(shape, one))]
     if "1.1b" in d:
         image, opened = d["1.1b"]["image_to_first_token_s"], d["1.1b"]["open_s"]
-        out += ["", f"1.1b: image to first token {1e3 * image:.1f} ms; from nothing to the first product "
+        out += ["", f"1.1b: image to first token {1e3 * image:.1f} ms; from start to the first matmul "
                 f"{opened:.3f} s."]
     if r["lessons"]:
         out += ["", "## Kernels in teaching order", "", "| kernel | version | shape | ms | floor ms | share |",

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A whole distillation step in PyTorch, for comparing with train_distill on equal work.
+"""Times a whole distillation step in PyTorch, to compare with train_distill on equal work.
 
     peer_step.py --make-data FILE.bin               64 samples with texts of 1024 tokens
     peer_step.py --out FILE.json [--batch 8] [--steps 8] [--seconds 60] [--tiny]
 
-Student: TinyLlama's decoder, teacher: CodeLlama-7B's, both behind one frozen SigLIP SO400M, which looks once for
-both; 243 image and 1024 text positions; 0.5 CE + 0.5 tau^2 KL at tau 2 over chunks of 2048 positions. What PyTorch
-offers for speed: bf16 (the student's masters fp32, through autocast), fused attention, a fused AdamW, and
-torch.compile, against the same without it; the faster one counts. The models are those of Transformers.
+The student has TinyLlama's decoder and the teacher CodeLlama-7B's; both share a frozen SigLIP SO400M, which encodes
+each image once. 243 image and 1024 text positions; the loss is 0.5 CE + 0.5 tau^2 KL at tau 2, over chunks of 2048
+positions. PyTorch uses bf16 (autocast, with fp32 master weights of the student), fused attention and a fused AdamW,
+with and without torch.compile; the faster variant counts. The models are those of Transformers.
 """
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ import sys
 import time
 
 CHUNK, TAU, TEXT = 2048, 2.0, 1024
-SHAPES = {  # of Llama
+SHAPES = {  # arguments of LlamaConfig
     "student": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
                 "num_key_value_heads": 4, "vocab_size": 32000},
     "teacher": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -38,8 +38,9 @@ def make_data(path):
 
 
 def build(torch, transformers, shape, features, attention):
-    """Connector, decoder and head: features [B, P, F] and ids [B, T] to hidden states [B T, W]."""
-    class Reader(torch.nn.Module):
+    """A module of connector, decoder and head, which maps features [B, P, F] and ids [B, T] to hidden states [B T,
+    W]."""
+    class LanguageModel(torch.nn.Module):
         def __init__(self):
             super().__init__()
             config = transformers.LlamaConfig(**SHAPES[shape], attn_implementation=attention)
@@ -52,11 +53,11 @@ def build(torch, transformers, shape, features, attention):
             hidden = self.decoder(inputs_embeds=x, use_cache=False).last_hidden_state
             return hidden[:, images.shape[1] - 1:].flatten(0, 1)
 
-    return Reader()
+    return LanguageModel()
 
 
 def chunk_loss(torch, hidden, head, teacher_hidden, teacher_head, labels):
-    """The sum of the objective over the positions of a chunk."""
+    """The loss of a chunk, summed over its positions."""
     F = torch.nn.functional
     s, t = (hidden @ head.t()).float(), (teacher_hidden @ teacher_head.t()).float()[:, :head.shape[0]]
     kl = F.kl_div(F.log_softmax(s / TAU, -1), F.log_softmax(t / TAU, -1), log_target=True, reduction="sum")
@@ -64,7 +65,7 @@ def chunk_loss(torch, hidden, head, teacher_hidden, teacher_head, labels):
 
 
 class Step:
-    """Models, data and optimizer, and one training step of them."""
+    """Models, data and optimizer; run() makes one training step."""
 
     def __init__(self, torch, transformers, args, device, attention):
         self.torch, self.device = torch, device
@@ -74,7 +75,7 @@ class Step:
                                                  attn_implementation=attention if device == "cuda" else "eager")
         text = 16 if args.tiny else TEXT
         names = ("tiny", "tiny") if args.tiny else ("student", "teacher")
-        with torch.device(device) if device == "cuda" else contextlib.nullcontext():  # random numbers are made there
+        with torch.device(device) if device == "cuda" else contextlib.nullcontext():  # initializes on the GPU
             self.encoder = transformers.SiglipVisionModel(vision).to(torch.bfloat16).eval()
             self.student, self.teacher = (build(torch, transformers, name, 3 * vision.hidden_size, attention)
                                           for name in names)
@@ -92,8 +93,8 @@ class Step:
         self.teacher = self.torch.compile(self.teacher)
         self.loss = self.torch.compile(self.loss)
 
-    def lesson(self):
-        """Image features for both models, and the teacher's hidden states."""
+    def teacher_forward(self):
+        """Returns the image features, for both models, and the hidden states of the teacher."""
         with self.torch.no_grad():
             x = self.encoder(self.images.to(self.torch.bfloat16)).last_hidden_state
             images = x[:, :x.shape[1] // 3 * 3].reshape(x.shape[0], -1, 3 * x.shape[2])
@@ -102,21 +103,23 @@ class Step:
     def run(self):
         torch, labels = self.torch, self.ids.flatten()
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            images, taught = self.lesson()
+            images, teacher_hidden = self.teacher_forward()
             hidden = self.student(images, self.ids)
-            apart = hidden.detach().requires_grad_()
+            detached = hidden.detach().requires_grad_()
             for at in range(0, len(labels), CHUNK):
                 part = slice(at, at + CHUNK)
-                loss = self.loss(apart[part], self.student_head, taught[part], self.teacher_head, labels[part])
+                loss = self.loss(detached[part], self.student_head, teacher_hidden[part], self.teacher_head,
+                                 labels[part])
                 (loss / len(labels)).backward()
-        hidden.backward(apart.grad)
+        hidden.backward(detached.grad)
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
 
 
 def median_seconds(step, steps, stop):
-    """Of up to `steps` steps after two that warm up; None where there is time for no more than those."""
+    """The median time of up to `steps` steps after two warm-up steps; None if time runs out before a step is
+    measured."""
     times = []
     for i in range(2 + steps):
         if time.monotonic() > stop:
@@ -136,7 +139,7 @@ def measure(args):
     stop = time.monotonic() + args.seconds
     try:
         step = Step(torch, transformers, args, device, "sdpa")
-    except (ValueError, ImportError) as error:  # old versions have it for some models only
+    except (ValueError, ImportError) as error:  # old versions support it for some models only
         print(f"eager attention: {str(error).splitlines()[0]}", file=sys.stderr)
         step = Step(torch, transformers, args, device, "eager")
     best = None
@@ -147,13 +150,13 @@ def measure(args):
             step.compile()
         try:
             seconds = median_seconds(step, args.steps, stop)
-        except Exception as error:  # versions differ in what they compile, and memory may not suffice
+        except Exception as error:  # not every version compiles this, and memory may not suffice
             print(f"{how}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         if seconds and (best is None or seconds < best["ms"] / 1e3):
             best = {"peer": f"PyTorch {torch.__version__}, Transformers {transformers.__version__}, {how}",
                     "batch": args.batch, "ms": 1e3 * seconds, "tokens_per_second": step.ids.numel() / seconds}
-            with open(args.out, "w") as file:  # at once: compiling may take longer than there is time
+            with open(args.out, "w") as file:  # written at once, because compiling may exceed the time
                 file.write(json.dumps(best) + "\n")
             print(json.dumps(best), flush=True)
     if best is None:
@@ -167,7 +170,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--tiny", action="store_true", help="for trying this program out")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try out this program")
     args = parser.parse_args()
     if args.make_data:
         make_data(args.make_data)

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Times PyTorch (and through torch.compile Triton, Liger's kernels, and Transformers) on the work that bench_kernels
-and bench_decode timed, on the same GPU.
+"""Times PyTorch (also through torch.compile, that is Triton), Liger's kernels and Transformers on the work that
+bench_kernels and bench_decode have timed on the same GPU.
 
     peers.py --kernels kernels.json --out peers.json [--seconds 100]
     peers.py --decode [--shape 7b] --out decode-peer.json [--seconds 100]
 
-kernels.json is what `bench_kernels --json` wrote. For every operation with a counterpart, one line goes to the
-output: the operation as there, the fastest peer's name and its milliseconds, and those of all. Where a peer does less
-(SDPA has no RoPE) its name says so.
+kernels.json is the output of `bench_kernels --json`. For every operation that has a counterpart, one line is written:
+the operation, the name and milliseconds of the fastest peer, and the milliseconds of all peers. If a peer does less
+(SDPA has no RoPE), its name says so.
 """
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import sys
@@ -19,23 +20,24 @@ import time
 import torch
 import torch.nn.functional as F
 
-with contextlib.suppress(ImportError):  # else compiled backward passes cannot be repeated
+with contextlib.suppress(ImportError):  # otherwise compiled backward passes cannot run repeatedly
     import torch._functorch.config
     torch._functorch.config.donated_buffer = False
 
 
 def timed(call, device):
-    """Milliseconds of a call: the best of several rounds of as many calls as fill some milliseconds."""
-    def wait():
+    """Milliseconds of a call: the minimum over 5 rounds of the mean of a round, which has enough calls to last about
+    3 ms."""
+    def synchronize():
         if device == "cuda":
             torch.cuda.synchronize()
 
     def round_of(calls):
-        wait()
+        synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        wait()
+        synchronize()
         return (time.perf_counter() - start) / calls
 
     call()
@@ -44,18 +46,18 @@ def timed(call, device):
 
 
 def kl(log_q, log_p):
-    """KL(p||q), the mean over rows."""
+    """KL(p||q), averaged over rows."""
     return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 def jsd(log_q, log_p):
-    """The Jensen-Shannon divergence, the mean over rows."""
+    """The Jensen-Shannon divergence, averaged over rows."""
     log_m = torch.logaddexp(log_q, log_p) - math.log(2)
     return 0.5 * (kl(log_m, log_p) + kl(log_m, log_q))
 
 
 def liger():
-    """Liger's kernels where they are installed, else None."""
+    """Liger's kernels, or None if they are not installed."""
     try:
         import liger_kernel.transformers
     except ImportError:
@@ -64,7 +66,7 @@ def liger():
 
 
 class Peers:
-    """One method per operation of kernels/ops.h: shape -> {peer's name: function to time}."""
+    """One method per operation of kernels/ops.h, which maps its shape to {name of the peer: function to time}."""
 
     def __init__(self, device, dtype, compiled):
         self.device, self.dtype = device, dtype
@@ -74,7 +76,7 @@ class Peers:
         return torch.randn(*shape, device=self.device, dtype=dtype or self.dtype).requires_grad_(grad)
 
     def both(self, function, *tensors):
-        """The function as it is, and compiled."""
+        """A function, eager and compiled."""
         calls = {"torch": lambda: function(*tensors)}
         if self.compile:
             fast = self.compile(function)
@@ -82,7 +84,7 @@ class Peers:
         return calls
 
     def gradient(self, function, wanted, dout, *tensors):
-        """The backward pass alone, of the function and of the compiled one."""
+        """The backward pass of a function alone, eager and compiled."""
         calls = {}
         for name, f in (("torch", function), ("torch.compile", self.compile and self.compile(function))):
             if f:
@@ -93,18 +95,18 @@ class Peers:
     def linear_forward(self, rows, I, O, act):
         x, w, b = self.random(rows, I), self.random(O, I), self.random(O)
         if rows == 1:
-            return self.one_row(x, I, O)
+            return self.gemv(x, I, O)
         if act == 0:
             return {"torch": lambda: F.linear(x, w, b)}
         return self.both(lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"), x, w, b)
 
     linear_logits = linear_forward
 
-    def one_row(self, x, I, O):
-        """Copies of the weight take turns, so that none is in the cache."""
+    def gemv(self, x, I, O):
+        """One row. Alternates between copies of the weight, so that none is in the cache."""
         copies = [self.random(O, I) for _ in range(4 + int(256e6 / (2 * I * O)) if I * O > 50000 else 4)]
-        turn = iter(range(1 << 60))
-        return {"torch": lambda: F.linear(x, copies[next(turn) % len(copies)])}
+        calls = itertools.count()
+        return {"torch": lambda: F.linear(x, copies[next(calls) % len(copies)])}
 
     def linear_backward_input(self, rows, I, O, act):
         d, w = self.random(rows, O), self.random(O, I)
@@ -224,7 +226,7 @@ class Peers:
         return calls
 
     def objective(self, n, V, student, teacher):
-        """Both heads, 0.5 CE + 0.5 tau^2 KL at tau 2 and all gradients, in chunks; Liger's fused JSD beside it."""
+        """Both heads, 0.5 CE + 0.5 tau^2 KL at tau 2 and all gradients, in chunks; also Liger's fused linear JSD."""
         h, ht = self.random(n, student, grad=True), self.random(n, teacher)
         w, wt = self.random(V, student, grad=True), self.random(V, teacher)
         labels = torch.arange(n, device=self.device) % V
@@ -285,19 +287,19 @@ class Peers:
         return {"torch": lambda: out.copy_(x)}
 
 
-# The peers that say most come first: there may not be time for all.
-FIRST = ("objective", "distill_rows", "attention_forward", "attention_backward", "rmsnorm_backward",
+# The most informative operations come first, because there may not be time for all.
+PRIORITY = ("objective", "distill_rows", "attention_forward", "attention_backward", "rmsnorm_backward",
          "residual_rmsnorm_forward", "swiglu_forward", "adamw", "attention_decode", "linear_forward")
 
 
-def urgency(entry):
-    """What is asked for in the table of goals (gpu_report.py) before all else."""
+def priority(entry):
+    """A sort key: first the operations in the table of goals (gpu_report.py)."""
     goal = entry["what"] == "alone" or "V=32768" in entry["shape"]
-    return not goal, FIRST.index(entry["op"]) if entry["op"] in FIRST else len(FIRST)
+    return not goal, PRIORITY.index(entry["op"]) if entry["op"] in PRIORITY else len(PRIORITY)
 
 
 def measure(peers, entry, stop):
-    """The fastest peer of one operation, with the times of all, or None."""
+    """The fastest peer of an operation, with the times of all peers; None if there is none."""
     method = getattr(peers, entry["op"], None)
     if method is None:
         return None
@@ -310,7 +312,7 @@ def measure(peers, entry, stop):
             break
         try:
             ms = every[name] = timed(call, peers.device)
-        except Exception as error:  # versions differ in what they compile, and memory may not suffice
+        except Exception as error:  # not every version compiles this, and memory may not suffice
             print(f"{name}, {entry['op']} {entry['what']}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         if best is None or ms < best["ms"]:
@@ -327,7 +329,7 @@ def kernels(args):
     stop = time.monotonic() + args.seconds
     done = 0
     with open(args.out, "w") as out:
-        for entry in sorted(entries, key=urgency):
+        for entry in sorted(entries, key=priority):
             if time.monotonic() > stop:
                 break
             try:
@@ -356,8 +358,8 @@ LLAMA = {
 
 
 def generate_ms(model, batch, device, static):
-    """Milliseconds of a token of each of `batch` texts in `generate`, greedy, after 243 positions: the difference of
-    a long and a short text."""
+    """Milliseconds of a decoding step for `batch` sequences in greedy `generate` after a prompt of 243 positions,
+    from the difference between a long and a short sequence."""
     ids = torch.ones(batch, 243, dtype=torch.long, device=device)
     options = {"do_sample": False, "use_cache": True, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     if static:
@@ -376,13 +378,13 @@ def generate_ms(model, batch, device, static):
 
 
 def decode(args):
-    """Transformers' Llama with TinyLlama's or CodeLlama-7B's shape: as it is, and with a static cache and a compiled
-    forward pass, until the time is over."""
+    """Times Llama of Transformers with TinyLlama's or CodeLlama-7B's shape: unchanged, and with a static cache and a
+    compiled forward pass, until the time is up."""
     import transformers
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stop = time.monotonic() + args.seconds
     config = transformers.LlamaConfig(**LLAMA[args.shape if device == "cuda" else "tiny"])
-    with torch.device(device) if device == "cuda" else contextlib.nullcontext():  # random numbers are made there
+    with torch.device(device) if device == "cuda" else contextlib.nullcontext():  # initializes on the GPU
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
     result = {"peer": f"Transformers {transformers.__version__}", "shape": args.shape, "batches": []}
     forward = {"generate as it is": model.forward}
@@ -395,11 +397,11 @@ def decode(args):
             try:
                 with torch.no_grad():
                     ms = generate_ms(model, batch, device, "static" in how)
-            except Exception as error:  # versions differ in what they compile, and memory may not suffice
+            except Exception as error:  # not every version compiles this, and memory may not suffice
                 print(f"batch {batch}, {how}: {str(error).splitlines()[0]}", file=sys.stderr)
                 continue
             result["batches"].append({"batch": batch, "step_ms": ms, "how": how})
-            with open(args.out, "w") as file:  # at once: compiling may take longer than there is time
+            with open(args.out, "w") as file:  # written at once, because compiling may exceed the time
                 file.write(json.dumps(result) + "\n")
     print(json.dumps(result))
 

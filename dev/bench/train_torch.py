@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""The training step of train_distill in PyTorch, for comparing speeds on equal work.
+"""Times the training step of train_distill in PyTorch, to compare speeds on equal work.
 
     train_torch.py --make-data FILE.bin          writes 2048 samples of 95 tokens with 96-pixel images
     train_torch.py --data FILE.bin [--steps N]   trains on them and prints samples/s
-        --device cuda --compile --json OUT       on a GPU; through torch.compile; the result also as JSON
+        --device cuda --compile --json OUT       on a GPU; with torch.compile; the result also as JSON
 
-The model is `--student small` of train_distill (cross entropy only, batch 64): vision 96 wide, 3 layers, 3 heads; 48
-image tokens; decoder 128 wide, 3 layers, 4 heads, FFN 352. bf16 autocast, AdamW, gradient norm clipped to 1; all
-processor threads or a GPU (there with fused attention and a fused AdamW). Images are decoded before the clock
-starts, as train_distill's cache does after one epoch.
+The model is `--student small` of train_distill (cross entropy only, batch 64): a vision encoder of width 96 with 3
+layers and 3 heads; 48 image tokens; a decoder of width 128 with 3 layers, 4 heads and an intermediate size of 352. It
+is trained with bf16 autocast, AdamW and gradient clipping to norm 1, on all processor threads or on a GPU (there with
+fused attention and a fused AdamW). Images are decoded before the timing starts, as they are cached in train_distill
+after one epoch.
 """
 import argparse
 import io
@@ -28,7 +29,8 @@ IMAGE_TOKENS, TEXT = 48, 95
 
 
 def make_data(path, samples=2048, text=TEXT, side=12):
-    """Random ids, and images of 8 `side` pixels that the loader's trim leaves as they are."""
+    """Writes a dataset of random ids and random images of 8 * side pixels a side, which have no white border to
+    trim."""
     from PIL import Image
     tokenizer = tikzc.Tokenizer.load(TOKENIZER)
     rng = np.random.RandomState(1)
@@ -43,15 +45,17 @@ def make_data(path, samples=2048, text=TEXT, side=12):
 
 
 def model(torch, vocab):
+    """The model in PyTorch; its forward pass returns the cross entropy."""
     nn, F = torch.nn, torch.nn.functional
 
     class Attention(nn.Module):
-        def __init__(self, width, heads, bias, rope):
+        def __init__(self, hidden_size, heads, bias, rope):
             super().__init__()
             self.heads, self.rope = heads, rope
-            self.qkv, self.out = nn.Linear(width, 3 * width, bias=bias), nn.Linear(width, width, bias=bias)
+            self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
+            self.o_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
             if rope:
-                half = width // heads // 2
+                half = hidden_size // heads // 2
                 angle = torch.arange(IMAGE_TOKENS + TEXT)[:, None] * 1e4 ** (-torch.arange(half) / half)
                 self.register_buffer("cos", angle.cos())
                 self.register_buffer("sin", angle.sin())
@@ -69,42 +73,45 @@ def model(torch, vocab):
                 q, k = self.rotate(q), self.rotate(k)
             if x.is_cuda:
                 y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), is_causal=self.rope)
-                return self.out(y.transpose(1, 2).reshape(B, T, W))
+                return self.o_proj(y.transpose(1, 2).reshape(B, T, W))
             scores = q @ k.transpose(-1, -2) / (W // self.heads) ** 0.5
             if self.rope:
                 scores = scores + torch.full((T, T), float("-inf")).triu(1)
             y = torch.softmax(scores, -1).to(v.dtype) @ v
-            return self.out(y.transpose(1, 2).reshape(B, T, W))
+            return self.o_proj(y.transpose(1, 2).reshape(B, T, W))
 
     class VisionBlock(nn.Module):
-        def __init__(self, width, heads):
+        def __init__(self, hidden_size, heads):
             super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.attention = Attention(width, heads, True, False)
-            self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.input_layernorm = nn.LayerNorm(hidden_size)
+            self.post_attention_layernorm = nn.LayerNorm(hidden_size)
+            self.attention = Attention(hidden_size, heads, True, False)
+            self.fc1, self.fc2 = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
 
         def forward(self, x):
-            x = x + self.attention(self.norm1(x))
-            return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+            x = x + self.attention(self.input_layernorm(x))
+            return x + self.fc2(F.gelu(self.fc1(self.post_attention_layernorm(x)), approximate="tanh"))
 
     class RMSNorm(nn.Module):
-        def __init__(self, width):
+        def __init__(self, hidden_size):
             super().__init__()
-            self.weight = nn.Parameter(torch.ones(width))
+            self.weight = nn.Parameter(torch.ones(hidden_size))
 
         def forward(self, x):
             return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
 
     class TextBlock(nn.Module):
-        def __init__(self, width, heads, ffn):
+        def __init__(self, hidden_size, heads, intermediate_size):
             super().__init__()
-            self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-            self.attention = Attention(width, heads, False, True)
-            self.gate_up, self.down = nn.Linear(width, 2 * ffn, bias=False), nn.Linear(ffn, width, bias=False)
+            self.input_layernorm = RMSNorm(hidden_size)
+            self.post_attention_layernorm = RMSNorm(hidden_size)
+            self.attention = Attention(hidden_size, heads, False, True)
+            self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
+            self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
         def forward(self, x):
-            x = x + self.attention(self.norm1(x))
-            gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+            x = x + self.attention(self.input_layernorm(x))
+            gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, -1)
             return x + self.down(F.silu(gate) * up)
 
     class Model(nn.Module):
@@ -130,7 +137,7 @@ def model(torch, vocab):
 
 
 def train(path, steps, batch, device, compiled, out):
-    """Seconds per step: from the batch's rows to the printed loss, the device's work included."""
+    """Trains, and prints the median time of a step, from gathering the batch to reading the loss on the host."""
     import json
     import torch
     from PIL import Image

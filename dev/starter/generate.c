@@ -6,15 +6,14 @@
  * so on, or, if FOLDER is "-", to stdout, each followed by a NUL byte. No figure occurs twice in a sequence, so
  * ranges that do not overlap (training, validation, test) share no figure.
  *
- * A model must be able to recover a figure from an image of 96 x 96 pixels without its position and scale. Hence the
- * rules:
+ * A model must be able to recover a figure from an image of 96 x 96 pixels without its position and scale. Therefore:
  *   - Every figure spans the same square of 8 units of 0.5 cm; a unit is 12 pixels of the image (graphs: 6 units
- * between the outermost node centres). A figure that is lower or narrower is centred in the square, so that a
- * position in the image always means the same coordinate. Plots have a fixed frame.
- *   - All coordinates are integers. Outlines that do not cross stay MIN_GAP apart; those that cross do so at a large
- * angle.
+ *     between the outermost node centres). A figure that is lower or narrower is centred in the square, so that a
+ *     position in the image always means the same coordinate. Plots have a fixed frame.
+ *   - All coordinates are integers. Outlines that do not cross stay MIN_GAP apart; lines that cross others do so at a
+ *     large angle.
  *   - Each image has one program: elements are sorted by kind and position, lines run from the smaller point (x, then
- * y) to the larger, polygons start at their smallest point and run counterclockwise.
+ *     y) to the larger, polygons start at their smallest point and run counterclockwise.
  *   - Nothing is hidden: an element that encloses or crosses another one is not filled. */
 #define _POSIX_C_SOURCE 200809L  // mkdir
 #include <errno.h>

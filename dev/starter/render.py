@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Generates starter figures, renders them with pdflatex and pdftoppm, and packs images and token ids into a .bin dataset.
+"""Generates starter figures, renders them with pdflatex and pdftoppm, and packs images and token ids into a .bin
+dataset.
 
     render.py --generator BINARY --tokenizer FILE.safetensors --out OUT.bin [--seed S] [--skip K] [--count N]
               [--jobs J] [--batch B] [--pairs FOLDER]
 
-Starting TeX takes as long as 40 figures, so B figures are joined to one document, whose class makes a page of each; the
-page equals that of the figure's own document. The resolution changes every 10 pages: mostly 70 to 100 dpi (images of
-100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi, because below that
+Starting TeX takes as long as 40 figures, so B figures are joined to one document, whose class makes a page of each;
+the page equals that of the figure's own document. The resolution changes every 10 pages: mostly 70 to 100 dpi (images
+of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi, because below that
 pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file, whatever --jobs is.
 With --pairs the figures are also written as FOLDER/000000.tex and .png, for convert_dataset.py.
 """
@@ -45,7 +46,8 @@ def parse_ppm(data):
 
 
 def png_bytes(image):
-    """The image (height, width, 3) as the smallest PNG that Pillow can make: with a palette if it has at most 256 colours."""
+    """The image (height, width, 3) as the smallest PNG that Pillow can make: with a palette if it has at most 256
+    colours."""
     packed = image.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours, index = np.unique(packed, return_inverse=True)
     if len(colours) <= 256:
@@ -80,10 +82,12 @@ def run(command, folder):
 
 def render(documents, generator):
     """Renders documents that share their preamble. Returns the PNG bytes of each."""
-    order = sorted(range(len(documents)), key=lambda i: is_coarse(documents[i]))  # so that pages with the same limits are adjacent
+    # pages with the same lower limit of the resolution are adjacent
+    order = sorted(range(len(documents)), key=lambda i: is_coarse(documents[i]))
     bodies = [documents[i][documents[i].index(BEGIN) + len(BEGIN):documents[i].index(END)] for i in order]
     fine = sum(not is_coarse(t) for t in documents)
-    starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(documents), PAGES_PER_RESOLUTION), len(documents)]
+    starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(documents), PAGES_PER_RESOLUTION),
+              len(documents)]
     images = []
     with tempfile.TemporaryDirectory() as folder:
         document = documents[0][:documents[0].index(BEGIN)] + BEGIN + "".join(bodies) + END

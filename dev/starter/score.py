@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compares programs by the images they draw: after `eval --texts DIR`, each generated program DIR/N.tex with its reference
-program DIR/N.ref.tex.
+"""Compares programs by the images they draw: after `eval --texts DIR`, each generated program DIR/N.tex with its
+reference program DIR/N.ref.tex.
 
     score.py DIR [--jobs J] [--dpi D]
 
-A program that differs from its reference is compiled with pdflatex and rendered with pdftoppm, as is the reference; two
-images are the same if all their pixels are. Prints how many programs compile and how many draw the same image. A program
-that equals its reference counts as compiling and drawing the same; --all compiles it too.
+A program that differs from its reference is compiled with pdflatex and rendered with pdftoppm, as is the reference;
+two images are the same if all their pixels are. Prints how many programs compile and how many draw the same image. A
+program that equals its reference counts as compiling and drawing the same; --all compiles it too.
 """
 import argparse
 import multiprocessing

@@ -1,10 +1,10 @@
-"""Images on their way into a dataset.
+"""Checks images and converts them for a dataset.
 
-What the C reader (lib/image.h) takes is stored as it is: PNG and JPEG that pass the checks below. Everything else
-that Pillow can read (WebP, GIF, BMP, TIFF; the kinds of PNG and JPEG that the reader refuses or would show otherwise)
-becomes an 8-bit PNG. An image's size is read from its header and checked before anything is decoded, and PNG data
-are inflated piece by piece against the size that the header announces, so that a hostile file costs no more memory
-than the largest image allowed.
+PNG and JPEG files that pass the checks below are stored unchanged, because the C reader (lib/image.h) decodes them.
+Everything else that Pillow can read (WebP, GIF, BMP, TIFF; PNG and JPEG variants that the reader rejects or would
+decode differently) is converted to an 8-bit PNG. The size of an image is read from its header and checked before
+anything is decoded, and PNG data are inflated in pieces against the size in the header, so that a malicious file
+takes no more memory than the largest image allowed.
 """
 import io
 import itertools
@@ -13,18 +13,18 @@ import warnings
 import zlib
 
 MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image.h
-MAX_BYTES = 1 << 28  # of an image's file; the reader takes more, but no image needs it
+MAX_BYTES = 1 << 28  # of an image file; the reader has no such limit, but no image needs more
 MAX_SCANS = 500  # of a JPEG; the limit of lib/jpeg.h
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-PNG_CHUNKS = 1 << 17  # most that are looked at
-PNG_PIECE = 1 << 16  # bytes inflated at once, and most bytes that may follow the pixels
+MAX_PNG_CHUNKS = 1 << 17
+PNG_PIECE = 1 << 16  # bytes inflated at a time, and most bytes that may follow the pixels
 INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 TILE_WIDTH, TILE_HEIGHT, ORIENTATION = 322, 323, 274  # TIFF tags
 
 
 class ImageError(Exception):
-    """The image cannot be used. reason: a class of errors, for counting; detail: what is wrong with this one."""
+    """The image cannot be used. reason: the class of the error, for counting; detail: the error."""
 
     def __init__(self, reason, detail=""):
         super().__init__(reason, detail)
@@ -32,7 +32,7 @@ class ImageError(Exception):
 
 
 class Unsupported(Exception):
-    """The C reader does not take this PNG or JPEG; Pillow may."""
+    """The C reader does not decode this PNG or JPEG file, or not as Pillow does; Pillow may decode it."""
 
 
 def kind_of(data):
@@ -55,14 +55,14 @@ def check_size(width, height):
     if width < 1 or height < 1:
         raise ImageError("the image is damaged", f"its header says {width} x {height} pixels")
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        most = f"{MAX_SIDE} pixels a side or {MAX_PIXELS // 10**6} million in all"
-        raise ImageError(f"the image has more than {most}", f"{width} x {height}")
+        limit = f"{MAX_SIDE} pixels a side or {MAX_PIXELS // 10**6} million in all"
+        raise ImageError(f"the image has more than {limit}", f"{width} x {height}")
 
 
 # ---- PNG: the format is ISO/IEC 15948, "Portable Network Graphics" ----
 
 def png_chunks(data):
-    """(type, content) of the chunks that matter, up to IEND. The checksums of all are verified."""
+    """Yields (type, content) of the critical chunks, tRNS and eXIf, up to IEND. Verifies the CRC of every chunk."""
     at = 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -86,7 +86,7 @@ def png_size(data):
 
 
 def png_rows(width, height, depth, colour, interlace):
-    """Lengths of all rows of the inflated data, filter byte included."""
+    """Yields (bytes of a row with its filter byte, number of rows) of the inflated data, for each interlacing pass."""
     bits = depth * PNG_CHANNELS[colour]
     for x, y, step_x, step_y in INTERLACED if interlace else ((0, 0, 1, 1),):
         columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
@@ -95,10 +95,10 @@ def png_rows(width, height, depth, colour, interlace):
 
 
 def check_png_data(chunks, shape):
-    """Inflates the contents of the IDAT chunks piece by piece and looks at each row's filter; keeps nothing."""
+    """Inflates the IDAT chunks in pieces, and checks the filter byte of each row and the number of rows."""
     inflate, rows = zlib.decompressobj(), png_rows(*shape)
     length, left = next(rows)
-    inflated = at = 0  # bytes so far; where the next row begins
+    inflated = at = 0  # number of bytes inflated; position of the next row
     for chunk in chunks:
         while chunk and not inflate.eof:
             try:
@@ -120,7 +120,7 @@ def check_png_data(chunks, shape):
 
 
 def check_png_parts(chunks, depth, colour, method, filtering, interlace):
-    """Whether the reader takes these chunks [(type, content)]. It reads 1 to 16 bits a channel, palettes and tRNS."""
+    """Checks that the reader decodes these chunks [(type, content)]: 1 to 16 bits per channel, palettes and tRNS."""
     names = [kind for kind, _ in chunks]
     if (depth not in (1, 2, 4, 8, 16) or colour not in PNG_CHANNELS or (colour == 3 and depth == 16) or method
             or filtering or interlace > 1 or names.count(b"IHDR") != 1):
@@ -137,8 +137,8 @@ def check_png_parts(chunks, depth, colour, method, filtering, interlace):
             if len(palette) % 3 or len(palette) > 768:
                 raise Unsupported("the palette of the PNG has an odd size")
         elif kind == b"tRNS":
-            right = len(content) <= len(palette) // 3 if colour == 3 else len(content) == 2 * PNG_CHANNELS[colour]
-            if colour in (4, 6) or not right or b"IDAT" in names[:number]:
+            valid = len(content) <= len(palette) // 3 if colour == 3 else len(content) == 2 * PNG_CHANNELS[colour]
+            if colour in (4, 6) or not valid or b"IDAT" in names[:number]:
                 raise Unsupported("the PNG has a malformed tRNS chunk")
         elif kind == b"eXIf" and png_orientation(content) != 1:
             raise Unsupported("the PNG must be turned, which the reader does only for JPEG")
@@ -155,12 +155,12 @@ def png_orientation(exif):
     try:
         guarded(lambda: tags.load(b"Exif\0\0" + exif))
     except ImageError:
-        return 1  # as Pillow does on a damaged block
+        return 1  # as in Pillow, for a damaged EXIF block
     return tags.get(ORIENTATION, 1)
 
 
 def check_palette(chunks, colours):
-    """A pixel beyond the palette has no defined colour in the reader."""
+    """Checks that no pixel has an index beyond the palette; its colour would be undefined in the reader."""
     data = PNG_SIGNATURE + b"".join(struct.pack(">I", len(content)) + kind + content +
                                     struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
                                     for kind, content in chunks if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"))
@@ -169,8 +169,8 @@ def check_palette(chunks, colours):
 
 
 def check_png(data):
-    chunks = list(itertools.islice(png_chunks(data), PNG_CHUNKS))
-    if len(chunks) == PNG_CHUNKS or len(chunks[0][1]) != 13:
+    chunks = list(itertools.islice(png_chunks(data), MAX_PNG_CHUNKS))
+    if len(chunks) == MAX_PNG_CHUNKS or len(chunks[0][1]) != 13:
         raise ImageError("the image is damaged", "the PNG header has a wrong length, or too many chunks follow")
     width, height, depth, colour, method, filtering, interlace = struct.unpack(">IIBBBBB", chunks[0][1])
     check_png_parts(chunks, depth, colour, method, filtering, interlace)
@@ -181,7 +181,7 @@ def check_png(data):
 # ---- JPEG: ITU-T T.81 ----
 
 def jpeg_segments(data):
-    """(marker, content) of the segments up to the first scan, whose header is the last."""
+    """Yields (marker, content) of the segments up to and including the header of the first scan."""
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF or data[at + 1] == 0xFF:
@@ -213,28 +213,29 @@ def jpeg_size(data):
 
 
 def check_scans(data):
-    """Each scan of a progressive file costs a walk over all pixels, however short its data are."""
+    """Limits the number of scans, because each costs a pass over all pixels, however short its data are."""
     if data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError("the image is damaged", f"the JPEG data have more than {MAX_SCANS} scans")
 
 
 def check_jpeg(data):
-    """Pillow and the reader use the same library, so what Pillow reads the reader reads, to the same pixels; of the
-    kinds that not every build of the library knows (arithmetic codes, lossless) only Pillow's pixels are kept."""
+    """Checks that the reader decodes a JPEG file. Pillow uses the same library, so what Pillow decodes the reader
+    decodes to the same pixels, except kinds that not every build of the library supports (arithmetic coding,
+    lossless)."""
     marker, frame = jpeg_frame(data)
     if marker not in (0xC0, 0xC1, 0xC2) or frame[0] != 8 or frame[5] not in (1, 3, 4):
         raise Unsupported(f"the JPEG is of kind {marker:02x} with {frame[0]} bits and {frame[5]} components")
     image = open_image(data, "JPEG", load=False)
-    image.draft(None, (-(-image.width // 8), -(-image.height // 8)))  # an eighth: 1/64 of the memory
+    image.draft(None, (-(-image.width // 8), -(-image.height // 8)))  # an eighth of the size: 1/64 of the memory
     load(image)
 
 
 # ---- Pillow ----
 
 def guarded(action):
-    """Pillow's readers may raise anything on a damaged file."""
+    """Runs action() and turns any exception into an ImageError: Pillow may raise anything on a damaged file."""
     from PIL import Image
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also holds for a GIF frame that is larger than its screen
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # also limits a GIF frame that is larger than its screen
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -255,7 +256,7 @@ def open_image(data, kind, load=True):
     from PIL import Image
     image = guarded(lambda: Image.open(io.BytesIO(data), formats=(kind,)))
     check_size(*image.size)
-    if kind == "TIFF" and TILE_WIDTH in image.tag_v2:  # a tile is decoded whole, however small the image
+    if kind == "TIFF" and TILE_WIDTH in image.tag_v2:  # a tile is decoded as a whole, however small the image is
         guarded(lambda: check_size(image.tag_v2[TILE_WIDTH], image.tag_v2[TILE_HEIGHT]))
     if load:
         guarded(image.load)
@@ -263,7 +264,7 @@ def open_image(data, kind, load=True):
 
 
 def eight_bits(image, kind):
-    """As L, RGB or RGBA. Of 16 bits the higher eight stay, as in the reader."""
+    """Converts an image to mode L, RGB or RGBA. Of 16 bits the upper 8 are kept, as in the reader."""
     import numpy as np
     from PIL import Image
     mode = image.mode
@@ -278,33 +279,34 @@ def eight_bits(image, kind):
     raise ImageError("the image has a pixel format that is not supported", f"{kind} of mode {mode}")
 
 
-def shrink(image, most):
-    """So that no side is longer than `most`; over white, so that hidden colours do not shine through."""
+def shrink(image, max_side):
+    """Scales an image down so that no side is longer than max_side. RGBA is composited over white first, so that the
+    colours of transparent pixels do not bleed into visible ones."""
     from PIL import Image
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    scale = most / max(image.size)
+    scale = max_side / max(image.size)
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def as_png(data, kind, most):
-    """The image as 8-bit PNG, upright, no side longer than `most` pixels (0: no limit)."""
+def as_png(data, kind, max_side):
+    """The image as an 8-bit PNG, upright, no side longer than max_side pixels (0: no limit)."""
     from PIL import ImageOps
 
     def convert():
         image = eight_bits(ImageOps.exif_transpose(open_image(data, kind)), kind)
-        if most and max(image.size) > most:
-            image = shrink(image, most)
-        image.info = {}  # nothing but pixels
+        if max_side and max(image.size) > max_side:
+            image = shrink(image, max_side)
+        image.info = {}  # no metadata
         out = io.BytesIO()
         image.save(out, "PNG")
         return out.getvalue()
     return guarded(convert)
 
 
-def prepare(data, most=0):
-    """(bytes to store, what was done to them or None). most: longest side in pixels, 0: the reader's limit.
-    Raises ImageError."""
+def prepare(data, max_side=0):
+    """Returns (bytes to store, a note of what was changed or None). max_side: longest side in pixels, 0: the limit of
+    the reader. Raises ImageError."""
     kind = kind_of(data)
     if len(data) > MAX_BYTES:
         raise ImageError(f"the image has more than {MAX_BYTES >> 20} MB", f"{len(data)} bytes")
@@ -313,12 +315,12 @@ def prepare(data, most=0):
     check_size(*size)
     if kind == "JPEG":
         check_scans(data)
-    large = most and max(size) > most
+    large = max_side and max(size) > max_side
     if kind in ("PNG", "JPEG") and not large:
         try:
             (check_png if kind == "PNG" else check_jpeg)(data)
             return data, None
         except Unsupported as e:
-            return as_png(data, kind, most), f"the image is stored again as PNG: {e}"
-    done = f"scaled down to {most} pixels" if large else f"stored again as PNG, not {kind}"
-    return as_png(data, kind, most), f"the image is {done}"
+            return as_png(data, kind, max_side), f"the image is stored again as PNG: {e}"
+    done = f"scaled down to {max_side} pixels" if large else f"stored again as PNG, not {kind}"
+    return as_png(data, kind, max_side), f"the image is {done}"

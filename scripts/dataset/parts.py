@@ -1,8 +1,8 @@
-"""A conversion in parts: what each process does, the folder that keeps the parts until they are joined.
+"""Conversion in parts: the work of each process, and the folder that keeps the parts until they are joined.
 
-A part is a piece of the source small enough to be lost. What it becomes depends on the Job and its number only, so
-that any process may make it at any time: a conversion can be interrupted anywhere and goes on with the parts that are
-missing.
+A part is a piece of the source, the unit of work that an interruption may lose. Its result depends only on the Job
+and its number, so any process can convert it at any time, and an interrupted conversion continues with the missing
+parts.
 """
 import collections
 import concurrent.futures
@@ -25,26 +25,26 @@ import numpy as np
 from dataset import images
 import tikzc
 
-STEP = 16  # rows between two looks at whether to stop
+STEP = 16  # rows between two checks of whether to stop
 
 
 # ---- dividing ----
 
 class Part(NamedTuple):
-    """What one process converts at a time: spans (unit, first, last)."""
+    """The unit of work of a process: a list of spans (unit, first, last)."""
     spans: tuple
     rows: int
     shard: int
 
 
 def plan(blocks, shards, target):
-    """Divides the blocks into parts of about `target` bytes or less and the parts among the shards. Depends on the
-    source and the arguments only, so that an interrupted conversion finds the same parts again."""
+    """Divides the blocks into parts of at most about `target` bytes, and the parts among the shards. The result
+    depends only on the source and the arguments, so that an interrupted conversion finds the same parts again."""
     total = sum(b.weight for b in blocks)
     target = max(1, min(target, total // (4 * shards)))
     pieces = []
     for b in blocks:
-        n = max(1, min(-(-b.weight // target), b.most_pieces, b.last - b.first))
+        n = max(1, min(-(-b.weight // target), b.max_pieces, b.last - b.first))
         edges = [b.first + (b.last - b.first) * i // n for i in range(n + 1)]
         pieces += [((b.unit, first, last), b.weight / n) for first, last in zip(edges, edges[1:])]
     weights = np.array([weight for _, weight in pieces])
@@ -69,11 +69,11 @@ def plan(blocks, shards, target):
 # ---- one sample ----
 
 class Drop(Exception):
-    """The sample cannot be used: reason (a class, for counting), detail."""
+    """The sample cannot be used. Arguments: reason (the class of the error, for counting), detail."""
 
 
 class Job(NamedTuple):
-    """All that a process needs."""
+    """The description of a conversion that every process gets."""
     source: object
     parts: list
     folder: str
@@ -81,14 +81,14 @@ class Job(NamedTuple):
     fingerprint: int
     name: str            # of the source, for the header
     max_tokens: int
-    limit_name: str      # why max_tokens is what it is
+    limit_name: str      # the reason of max_tokens, for messages
     max_side: int
     val_share: float     # 0: no validation data
     seed: int
 
 
 def encode(job, code):
-    """The ids of the code: those of the tokenizer, with its begin token first where it has one."""
+    """The token ids of the code, preceded by the begin token if the tokenizer has one. Raises Drop."""
     if not code.strip():
         raise Drop("the code is empty", "")
     tokenizer = job.tokenizer
@@ -107,13 +107,13 @@ def encode(job, code):
 
 
 def is_validation(job, code):
-    """By the code's hash: equal code is on the same side, whatever else is in the source."""
+    """Decides by the hash of the code, so that equal code is always on the same side of the split."""
     digest = hashlib.blake2b(code.encode(), digest_size=8, key=str(job.seed).encode()).digest()
     return int.from_bytes(digest, "big") < job.val_share * 2.0**64
 
 
 def convert_row(job, row):
-    """(image bytes, ids, whether it is validation data, notes)"""
+    """Returns (image bytes, ids, whether the sample is validation data, notes). Raises Drop."""
     if row.problem:
         raise Drop(*row.problem)
     ids = encode(job, row.code)
@@ -131,8 +131,9 @@ def part_file(folder, number, suffix):
 
 
 def convert_part(job, number, advance):
-    """Writes part-NUMBER.train.bin, .val.bin (where validation data are wanted) and, as the sign that these are
-    whole, .json. advance(rows) is called now and then; it may raise to stop."""
+    """Writes part-NUMBER.train.bin, .val.bin (if there is to be validation data) and, when these are complete, the
+    report .json. advance(rows) is called regularly with the number of rows done; it may raise to stop the
+    conversion."""
     report = {"train": 0, "val": 0, "tokens": 0, "longest": 0, "notes": collections.Counter(), "dropped": []}
     count = 0
     with contextlib.ExitStack() as stack:
@@ -164,7 +165,7 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """None when there is no such file."""
+    """The value in a JSON file, or None if there is no such file."""
     try:
         with open(path, "rb") as f:
             return json.load(f)
@@ -179,19 +180,19 @@ class Stopped(Exception):
 
 
 class Worker:
-    """What a process keeps between parts."""
+    """A process that converts parts: what it keeps between them, as class attributes."""
     job = done = stop = None
 
     @classmethod
     def start(cls, job, done, stop, parent):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         cls.job, cls.done, cls.stop = job, done, stop
         threading.Thread(target=cls.follow, args=(parent,), daemon=True).start()
 
     @staticmethod
     def follow(parent):
-        """A process whose parent was killed ends too, instead of waiting for ever for work."""
+        """Ends the process when its parent was killed, instead of waiting for work forever."""
         while os.getppid() == parent:
             time.sleep(0.2)
         os._exit(1)
@@ -208,7 +209,7 @@ class Worker:
 
 
 def run_here(job, numbers, bar):
-    """Yields the number of each part when it is done."""
+    """Converts parts in this process. Yields the number of each part when it is done."""
     done = bar.first
 
     def advance(rows):
@@ -230,12 +231,12 @@ def ignoring_interrupts():
 
 
 def run_parallel(job, numbers, bar, jobs):
-    """As run_here, with `jobs` processes; the order is that in which parts finish."""
+    """As run_here with `jobs` processes; parts are yielded in the order in which they finish."""
     context = multiprocessing.get_context("spawn")  # threads of pyarrow and tokenizers do not survive a fork
     done, stop = context.Value("q", 0), context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(jobs, context, Worker.start, (job, done, stop, os.getpid()))
     try:
-        with ignoring_interrupts():  # the processes start here, and inherit it
+        with ignoring_interrupts():  # the processes start here and inherit the setting
             waiting = {pool.submit(Worker.convert, number) for number in numbers}
         while waiting:
             finished, waiting = concurrent.futures.wait(waiting, 0.1, concurrent.futures.FIRST_COMPLETED)
@@ -253,7 +254,7 @@ def run_parallel(job, numbers, bar, jobs):
 # ---- the folder of parts ----
 
 class Output(NamedTuple):
-    """A file to be made out of parts first..last-1."""
+    """A file to be joined from the parts first..last-1."""
     path: str
     suffix: str
     first: int
@@ -261,7 +262,8 @@ class Output(NamedTuple):
 
 
 class Folder:
-    """OUT.parts: a lock, the manifest, the parts, and for each output that is whole a file NAME.done."""
+    """The folder OUT.parts: a lock, the manifest (the arguments and the source), the parts, and a file NAME.done for
+    each complete output."""
 
     def __init__(self, path, manifest, overwrite):
         self.path, self.manifest = path, manifest
@@ -281,7 +283,7 @@ class Folder:
         return os.path.join(self.path, name)
 
     def compare(self):
-        """Whether this goes on with an earlier conversion; refuses one that is not the same."""
+        """Whether this continues an earlier conversion. Raises an error if that had another manifest."""
         try:
             old = read_json(self.file("manifest.json"))
         except ValueError:
@@ -320,7 +322,7 @@ class Folder:
         return True
 
     def finish(self, output, job):
-        """Joins the parts of an output, in order; without samples there is no file."""
+        """Joins the parts of an output in order, and removes them. An output without samples is not written."""
         name = os.path.basename(output.path)
         samples = sum(self.part(i)["val" if output.suffix == "val.bin" else "train"]
                       for i in range(output.first, output.last))
@@ -338,7 +340,7 @@ class Folder:
             remove(part_file(self.path, number, output.suffix))
 
     def remove(self):
-        """The manifest first: without it the rest means nothing."""
+        """Removes the folder; the manifest first, because without it the rest is ignored."""
         remove(self.file("manifest.json"))
         shutil.rmtree(self.path)
 
@@ -348,7 +350,7 @@ def remove(path):
 
 
 def short(value, other):
-    """For a message: of two lists only where they differ."""
+    """A value for a message; of a list only the first item that `other` lacks."""
     if isinstance(value, list) and isinstance(other, list):
         different = [v for v in value if v not in other]
         value = different[0] if different else f"{len(value)} files"

@@ -1,13 +1,13 @@
-"""The data sets that convert_dataset.py reads: parquet files, im2latex's layout, a folder of pairs.
+"""The data sets that convert_dataset.py reads: parquet files, the layout of im2latex-100K, a folder of pairs.
 
 A source has
-    name            what the dataset's header says about its origin
-    identity        [[name, bytes, time of change]]: what must not change between an interruption and going on
-    rows            how many there are
+    name            its name, for the header of the dataset
+    identity        [[name, bytes, time of change]], which must be the same when an interrupted conversion continues
+    rows            the number of rows
     blocks()        [Block]: how it can be divided, in order
-    read(span)      the Rows of a span, a few at a time in memory
-and can be sent to another process. Whatever spoils a whole file raises tikzc.FormatError; what spoils one row is the
-row's `problem`.
+    read(span)      yields the Rows of a span, with only a few in memory at a time
+and can be pickled, to be sent to another process. A problem with a whole file raises tikzc.FormatError; a problem
+with one row is reported in its `problem`.
 """
 import glob
 import mmap
@@ -21,11 +21,12 @@ import numpy as np
 from dataset import images
 import tikzc
 
-MOST_CODE = 1 << 26  # bytes; longer code is not turned into tokens at all
+MAX_CODE_BYTES = 1 << 26  # longer code is not encoded at all
 
 
 class Place(NamedTuple):
-    """Where a sample comes from. label: "row" (from 0) or "line" (from 1), "" for a file of its own."""
+    """Where a sample comes from. label: "row" (counted from 0), "line" (counted from 1), or "" for a file of its
+    own."""
     file: str
     label: str = ""
     number: int = 0
@@ -35,8 +36,8 @@ class Place(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A sample as it stands in the source. file: of the image, where it has one; problem: (reason, detail) when the
-    sample cannot be used."""
+    """A sample of the source. file: the image file, if there is one; problem: (reason, detail) if the sample cannot
+    be used; note: a remark about a sample that can."""
     place: Place
     image: bytes = b""
     code: str = ""
@@ -46,18 +47,18 @@ class Row(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows first..last-1 of a unit (a file, a row group); weight: about how many bytes. most_pieces: into how many
-    pieces it may be cut, because reading from the middle may mean reading the beginning too."""
+    """Rows first..last-1 of a unit (a file, a row group). weight: approximate size in bytes; max_pieces: the most
+    pieces it may be divided into, because reading from the middle of a unit may require reading its beginning too."""
     unit: int
     first: int
     last: int
     weight: int
-    most_pieces: int
+    max_pieces: int
 
 
 def decode(place, image, code, file=""):
-    if len(code) > MOST_CODE:
-        return Row(place, problem=(f"the code has more than {MOST_CODE} bytes", f"{len(code)}"))
+    if len(code) > MAX_CODE_BYTES:
+        return Row(place, problem=(f"the code has more than {MAX_CODE_BYTES} bytes", f"{len(code)}"))
     try:
         return Row(place, image, code.decode("utf-8"), file=file)
     except UnicodeDecodeError as e:
@@ -65,7 +66,7 @@ def decode(place, image, code, file=""):
 
 
 def read_image(path):
-    """(bytes, None) or (b"", problem)."""
+    """Returns (bytes, None) or (b"", problem)."""
     try:
         with open(path, "rb") as f:
             data = f.read(images.MAX_BYTES + 1)
@@ -83,11 +84,11 @@ def file_identity(path):
 
 # ---- parquet ----
 
-IMAGE_COLUMNS = ("image",)  # DaTikZ v1 to v3 have image and code; other sets of the Hub: formula, latex_formula
+IMAGE_COLUMNS = ("image",)  # DaTikZ v1 to v3 have image and code; other data sets of the Hub formula, latex_formula
 CODE_COLUMNS = ("code", "text", "formula", "latex_formula")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-BATCH_BYTES, MOST_BATCH = 4 << 20, 256  # of rows read together
-ROW_GROUP_PIECES = 8  # a row group can only be read from its start
+BATCH_BYTES, MAX_BATCH_ROWS = 4 << 20, 256  # limits of the rows that are read together
+ROW_GROUP_PIECES = 8  # most pieces of a row group, which can only be read from its beginning
 
 
 def import_parquet():
@@ -100,7 +101,8 @@ def import_parquet():
 
 
 def parquet_files(paths, split):
-    """The files that the paths, folders and patterns name, in their order; those of a folder by name."""
+    """The files that the paths, folders and patterns name, in that order; the files of a folder are sorted by
+    name."""
     found = []
     for path in paths:
         if os.path.isdir(path):
@@ -119,7 +121,8 @@ def parquet_files(paths, split):
 
 
 def split_of(path):
-    """Hub data sets name their files SPLIT-00000-of-00009-....parquet, or SPLIT/0000.parquet."""
+    """The split of a parquet file, or None: Hub data sets name their files SPLIT-00000-of-00009-....parquet, or
+    SPLIT/0000.parquet."""
     path = pathlib.Path(path)
     first = re.split(r"[-_.]", path.name)[0]
     return first if first in SPLITS else path.parent.name if path.parent.name in SPLITS else None
@@ -137,7 +140,7 @@ class Parquet:
             self.add(number, path)
 
     def open(self, path):
-        """Buffered, so that a column of a row group is never in memory as a whole."""
+        """Opens a file with buffered reads, so that a column of a row group is never in memory as a whole."""
         pyarrow = import_parquet()
         try:
             return pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
@@ -162,7 +165,7 @@ class Parquet:
         number, group, rows, weight = self.groups[unit]
         path, (image, code) = self.files[number], self.columns[number]
         before = sum(r for n, _, r, _ in self.groups[:unit] if n == number)
-        size = max(1, min(MOST_BATCH, BATCH_BYTES * rows // max(1, weight)))
+        size = max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // max(1, weight)))
         with self.open(path) as file:
             at = 0
             for batch in self.batches(file, path, group, size, [image, code]):
@@ -208,7 +211,7 @@ def choose_column(path, schema, wanted, usual, what):
 
 
 def image_leaf(path, schema, wanted):
-    """The leaf with the bytes of the image: NAME, or NAME.bytes of a struct."""
+    """The leaf column with the bytes of the image: NAME, or NAME.bytes of a struct."""
     import pyarrow.types as t
     name, kind = choose_column(path, schema, wanted, IMAGE_COLUMNS, "image")
     if t.is_struct(kind):
@@ -236,7 +239,7 @@ def is_bytes(kind):
 
 
 def leaf_index(schema, leaf):
-    """Of the column that holds it."""
+    """The index of the column that contains a leaf."""
     return schema.get_field_index(leaf if leaf in schema.names else leaf.rsplit(".", 1)[0])
 
 
@@ -250,7 +253,8 @@ def column_bytes(row_group, leaves):
 
 
 def as_bytes(array):
-    """bytes or None of each element. Strings are not decoded: parquet does not promise that they are UTF-8."""
+    """The elements of an array as bytes or None. Strings are not decoded, because parquet does not guarantee
+    UTF-8."""
     import pyarrow
     import pyarrow.types as t
     if t.is_struct(array.type):
@@ -265,7 +269,7 @@ def as_bytes(array):
 # ---- lists of lines ----
 
 class Lines:
-    """The lines of a file, without the \\n that ends each (and nothing else: formulas contain other line ends)."""
+    """The lines of a file, without their \\n. No other character ends a line, because formulas may contain them."""
 
     def __init__(self, path):
         self.path, ends, size = str(path), [], 0
@@ -298,10 +302,10 @@ IMAGES = ("formula_images", "formula_images_processed", "images_processed")
 
 
 class Im2latex:
-    """im2latex-100K (https://zenodo.org/records/56198): a list of formulas, one a line; a list for each split, lines
-    "NUMBER NAME RENDERING" (number: the formula's line, from 0; image: NAME.png); a folder of images. Lines
-    "NAME.png NUMBER" are those of the filtered lists that the scripts of im2markup write. Formulas that are not UTF-8
-    are Latin-1, as that data set's are."""
+    """im2latex-100K (https://zenodo.org/records/56198): a list of formulas, one per line; a list for each split with
+    lines "NUMBER NAME RENDERING" (NUMBER: the line of the formula, from 0; image: NAME.png); and a folder of images.
+    The filtered lists that the scripts of im2markup write have lines "NAME.png NUMBER". Formulas that are not UTF-8
+    are read as Latin-1, the encoding of that data set."""
 
     def __init__(self, folder, split=None, formulas=None, listing=None, images=None):
         split = split or "train"
@@ -365,7 +369,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 class Pairs:
-    """A folder with name.png (or .jpg, ...) and name.tex, subfolders included, in the order of the names."""
+    """A folder of pairs name.png (or .jpg, ...) and name.tex, including subfolders, sorted by name."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -410,14 +414,14 @@ class Pairs:
             return Row(Place(image), problem=problem)
         try:
             with open(text, "rb") as f:
-                code = f.read(MOST_CODE + 1)
+                code = f.read(MAX_CODE_BYTES + 1)
         except OSError as e:
             return Row(Place(text), problem=("the .tex file cannot be read", str(e)))
         return decode(Place(text), data, code, image)
 
 
 def walk(folder, prefix):
-    """(path relative to the folder, size, time of change in ns) of all files below it."""
+    """Yields (path relative to the folder, size, time of change in ns) of all files below it."""
     for entry in os.scandir(os.path.join(folder, prefix)):
         if entry.is_dir(follow_symlinks=False):
             yield from walk(folder, os.path.join(prefix, entry.name))

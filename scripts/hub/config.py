@@ -1,14 +1,14 @@
-"""Model folders as on the Hugging Face Hub: where their tensors lie, what tikz.c calls them, what their configuration
-means. Both directions, convert_hf.py and export_hf.py, read the same tables.
+"""Model folders in the layout of the Hugging Face Hub: the names of their tensors here and there, and their
+configurations. convert_hf.py and export_hf.py use the same tables, in opposite directions.
 
 Folders
 -------
-    v1     DeTikZify v1: a Llama checkpoint whose config.json also describes the image's side, the connector as
-           `model.mm_projector`. The SigLIP tower lies in a folder of its own, in timm's naming or Hugging Face's.
+    v1     DeTikZify v1: a Llama checkpoint whose config.json also describes the vision side; the connector is
+           `model.mm_projector`. The SigLIP tower is in a folder of its own, with timm's or Hugging Face's names.
     v2     DeTikZify v2 and v2.5: vision tower, connector and language model in one checkpoint, with `vision_config`
            and `text_config`.
-    plain  a SigLIP folder and a Llama folder that have not met before.
-How the weights are stored is the business of weights.py.
+    plain  a SigLIP folder and a Llama folder, to be combined into a new model.
+weights.py reads the weight files.
 
 Sources: github.com/potamides/DeTikZify (detikzify/model, detikzify/model/v1), the SiglipVisionModel and
 LlamaForCausalLM of transformers, VisionTransformer and the siglip entries of timm.
@@ -24,13 +24,13 @@ import numpy as np
 import tikzc
 from tikzc import FormatError
 
-# ---- names: every tensor once, for both directions ----
+# ---- tensor names, for both directions ----
 
-# A tensor of a tikz.c file and the Hub tensors [(name, shape), ...] whose bytes, one after another, are its own:
-# joined matrices are joined by rows, and reshaping moves nothing.
+# A tensor of a tikz.c file, and the Hub tensors, parts = [(name, shape), ...], whose concatenated bytes it consists
+# of: fused matrices are concatenated by rows, and a reshape does not move any data.
 Entry = namedtuple("Entry", "name shape parts")
 
-VISION_LAYER = (    # tikz.c, Hugging Face's, timm's; each with .weight and .bias
+VISION_LAYER = (    # names in tikz.c, Hugging Face, timm; each has .weight and .bias
     ("norm1", ("layer_norm1",), ("norm1",)),
     ("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("attn.qkv",)),
     ("proj", ("self_attn.out_proj",), ("attn.proj",)),
@@ -46,7 +46,7 @@ def entry(name, shape, *parts):
 
 
 def vision_entries(c, naming, prefix):
-    """c: a tikz.c configuration; naming: hf or timm."""
+    """The entries of a vision encoder. c: a tikz.c configuration; naming: hf or timm."""
     C, M, p = c["vision.width"], c["vision.mlp"], c["vision.patch"]
     P = patches(c)
     hf = naming == "hf"
@@ -71,7 +71,7 @@ def vision_entries(c, naming, prefix):
 
 
 def connector_entries(c, name):
-    """name: the linear layer's name in the checkpoint, or None for none there."""
+    """The entries of the connector. name: the name of its linear layer in the checkpoint."""
     shape = (c["lm.width"], c["connector.concat"] * c["vision.width"])
     yield entry("connector.weight", shape, (f"{name}.weight", shape))
     if c["connector.bias"]:
@@ -79,6 +79,7 @@ def connector_entries(c, name):
 
 
 def lm_entries(c, prefix, head):
+    """The entries of the language model. head: the name of the output head in the checkpoint."""
     W, F, V = c["lm.width"], c["lm.ffn"], c["lm.vocab"]
     Q, K = c["lm.heads"] * c["lm.head_dim"], c["lm.kv_heads"] * c["lm.head_dim"]
     yield entry("lm.embed", (V, W), (prefix + "embed_tokens.weight", (V, W)))
@@ -98,12 +99,12 @@ def lm_entries(c, prefix, head):
         yield entry("lm.head", (V, W), (head, (V, W)))
 
 
-# Where the parts of a checkpoint are, by its kind: vision tower and language model (prefixes), connector, head.
+# Names in a checkpoint, by its kind: prefixes of vision tower and language model, connector, output head.
 V1 = {"connector": "model.mm_projector", "lm": "model.", "head": "lm_head.weight"}
 V2 = {"vision": "model.vision_model.vision_model.", "connector": "model.connector.modality_projection.proj",
       "lm": "model.text_model.", "head": "lm_head.weight"}
 
-# What checkpoints hold and the model does not need: SigLIP's pooling head and text tower, tables computed anew.
+# Tensors of checkpoints that are not used: SigLIP's pooling head and text tower, tables that are recomputed.
 UNUSED = [re.compile(pattern) for pattern in (
     r"(.*\.)?rotary_emb\.inv_freq", r"(.*\.)?embeddings\.position_ids",
     r"(model\.vision_model\.)?vision_model\.head\..*", r"text_model\..*", r"logit_(scale|bias)",  # Hugging Face's
@@ -111,7 +112,7 @@ UNUSED = [re.compile(pattern) for pattern in (
 
 # ---- configuration ----
 
-CONFIG = {          # every key of a tikz.c configuration, in the order of config_fields in model.h
+CONFIG = {          # every key of a tikz.c configuration, in the order of config.h
     "vision.image_size": int, "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int,
     "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
@@ -126,7 +127,7 @@ def patches(c):
 
 
 def config_text(c):
-    """{key: value} -> the flat metadata of a model file, written as the C code writes it."""
+    """{key: value} -> the metadata of a model file, {key: text}, formatted as by the C code."""
     def text(value):
         if isinstance(value, bool):
             return str(value).lower()
@@ -135,7 +136,8 @@ def config_text(c):
 
 
 def config_read(metadata, path):
-    """The metadata of a model file -> {key: value}; floats get the shortest form that is the same fp32."""
+    """The metadata of a model file -> {key: value}. A float becomes the double with the shortest decimal that rounds
+    to the same fp32."""
     if metadata.get("format") != tikzc.FORMAT:
         raise FormatError(f"{path}: not a tikz.c model (metadata format is {metadata.get('format', 'missing')}, "
                           f"expected {tikzc.FORMAT}).")
@@ -152,7 +154,7 @@ def config_read(metadata, path):
 
 
 def check_config(c, where):
-    """What model.h will ask of a configuration."""
+    """Checks a configuration as config.h will when the model is opened."""
     def need(truth, sentence):
         if not truth:
             raise FormatError(f"{where}: {sentence}.")
@@ -172,7 +174,8 @@ def check_config(c, where):
 
 
 class Section:
-    """A part of a config.json: typed reads with defaults, and errors that name file and key."""
+    """A section of a config.json: reads values with type checks and defaults, and raises errors that name file and
+    key."""
 
     def __init__(self, values, where):
         if not isinstance(values, dict):
@@ -188,17 +191,18 @@ class Section:
             raise FormatError(f"{self.where}: {key} is {found}, expected {kind.__name__}.")
         return kind(value)
 
-    def size(self, key, default=None, most=1 << 24):
+    def size(self, key, default=None, limit=1 << 24):
         value = self.get(key, int, default)
-        if not 1 <= value <= most:
-            raise FormatError(f"{self.where}: {key} is {value}, expected a number from 1 to {most}.")
+        if not 1 <= value <= limit:
+            raise FormatError(f"{self.where}: {key} is {value}, expected a number from 1 to {limit}.")
         return value
 
     def section(self, key):
         return Section(self.values.get(key), f"{self.where}: {key}")
 
     def refuse(self, key, *neutral):
-        """Stops where the checkpoint uses what the model lacks."""
+        """Raises an error if a key has another value than the neutral ones: the checkpoint uses what the model
+        lacks."""
         if self.values.get(key) not in (None, *neutral):
             raise FormatError(f"{self.where}: {key} = {json.dumps(self.values[key])} is not supported; the decoder "
                               f"and the encoder here have no such thing.")
@@ -212,13 +216,13 @@ def activation(s, key, default):
 
 
 SIGLIP = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224,
-              patch_size=16)        # defaults of SiglipVisionConfig; those of DeTikZify's vision_config:
+              patch_size=16)        # the defaults of SiglipVisionConfig, and below those of DeTikZify's vision_config
 DETIKZIFY = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
                  image_size=420, patch_size=14)
 
 
 def vision_config(s, defaults):
-    """A SiglipVisionConfig -> tikz.c's vision keys."""
+    """A SiglipVisionConfig -> the vision keys of tikz.c. defaults: values of missing keys."""
     s.refuse("num_channels", 3)
     s.refuse("quantization_config")
     names = {"width": "hidden_size", "mlp": "intermediate_size", "layers": "num_hidden_layers",
@@ -236,8 +240,8 @@ TIMM_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip(_gap)?_512|so400
 
 
 def timm_architecture(name):
-    """What timm builds for a name such as vit_so400m_patch14_siglip_384.webli, as tikz.c's vision keys, or None. Most
-    of its SigLIP towers have the exact GELU, other than transformers'."""
+    """The vision keys of tikz.c for a model name of timm, such as vit_so400m_patch14_siglip_384.webli; None if it is
+    no SigLIP tower. Unlike transformers, timm uses the exact GELU in most of its SigLIP towers."""
     match = re.fullmatch(r"vit_(\w+?)_patch(\d+)_siglip(?:_gap)?_(\d+)", name.split(".")[0])
     if not match or match[1] not in TIMM_FAMILIES:
         return None
@@ -248,7 +252,7 @@ def timm_architecture(name):
 
 
 def timm_config(s):
-    """A timm folder's config.json -> tikz.c's vision keys."""
+    """The config.json of a timm folder -> the vision keys of tikz.c."""
     name = s.get("architecture", str)
     known = timm_architecture(name)
     if known is None:
@@ -274,7 +278,7 @@ def timm_config(s):
 
 
 def rope_config(s):
-    """Rotary positions in the spellings of transformers 4 (rope_theta, rope_scaling with type or rope_type) and 5
+    """The RoPE keys of tikz.c, from the keys of transformers 4 (rope_theta, rope_scaling with type or rope_type) or 5
     (rope_parameters)."""
     values = s.values.get("rope_scaling") or s.values.get("rope_parameters") or {}
     rope = Section(values, f"{s.where}: rope_scaling")
@@ -294,8 +298,8 @@ def rope_config(s):
 
 
 def lm_config(s, positions):
-    """A LlamaConfig (or Mistral's, which is the same without its window) -> tikz.c's lm keys. positions: at most so
-    many are used."""
+    """A LlamaConfig, or a MistralConfig without sliding window -> the lm keys of tikz.c. positions: upper limit of
+    lm.max_positions."""
     heads, width = s.size("num_attention_heads", 32), s.size("hidden_size", 4096)
     c = {"lm.vocab": s.size("vocab_size", 32000), "lm.width": width, "lm.heads": heads,
          "lm.layers": s.size("num_hidden_layers", 32, 256), "lm.kv_heads": s.size("num_key_value_heads", heads),
@@ -314,10 +318,10 @@ def lm_config(s, positions):
     return {"lm.rope_original": c["lm.max_positions"]} | c | rope_config(s)
 
 
-# ---- small files beside the weights ----
+# ---- tokenizer files ----
 
 def read_json(path, needed=True):
-    """A JSON object, or None when the file is not there and need not be."""
+    """Reads a JSON object; None if the file does not exist and is not needed."""
     if not needed and not Path(path).exists():
         return None
     try:
@@ -329,21 +333,21 @@ def read_json(path, needed=True):
 
 
 def token_text(value):
-    """tokenizer_config.json gives a special token as its text or as an object with its content."""
+    """The text of a special token in tokenizer_config.json, which is a string or an object with its content."""
     return value.get("content") if isinstance(value, dict) else value
 
 
 def image_token(tokenizer):
-    """A token for the image's positions where a checkpoint names none: one that no program contains. The id, or
-    None."""
+    """The id of a token that can stand at the image positions if a checkpoint names none: a special token besides the
+    end token, or else a control character, since no program contains them. None if there is no such token."""
     special = [i for i, flag in enumerate(tokenizer.special) if flag and tokenizer.tokens[i] and i != tokenizer.end]
     control = [i for i, token in enumerate(tokenizer.tokens) if len(token) == 1 and token < b"\x09"]
     return next(iter(special + control), None)
 
 
 def tokenizer_settings(given, tokenizer, image):
-    """tokenizer_config.json, with what loading it needs, without the length, which the model's configuration keeps.
-    Applying this twice changes nothing."""
+    """tokenizer_config.json, completed with the keys that loading requires, and without model_max_length, which is
+    lm.max_positions of the configuration. Idempotent."""
     names = token_names(tokenizer.json_text, "tokenizer.json")
     settings = {key: value for key, value in (given or {}).items() if key != "model_max_length"}
     settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
@@ -355,7 +359,7 @@ def tokenizer_settings(given, tokenizer, image):
 
 
 def token_names(json_text, where):
-    """{id: the token as tokenizer.json spells it}"""
+    """{id: the text of the token in tokenizer.json}"""
     try:
         parsed = json.loads(json_text)
         names = {int(i): str(text) for text, i in parsed["model"]["vocab"].items()}

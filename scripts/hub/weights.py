@@ -1,5 +1,5 @@
-"""Where the tensors of a Hub folder lie: model.safetensors or pytorch_model.bin, whole or in shards with an index.
-Nothing is read but the names, types, shapes and places; the values come later, piece by piece.
+"""The weight files of a Hub folder: model.safetensors or pytorch_model.bin, single or in shards with an index.
+Opening them reads only names, types, shapes and positions of the tensors; the values are read later, in pieces.
 """
 import math
 import pickle
@@ -16,14 +16,14 @@ from tikzc import FormatError
 
 PIECE = 1 << 20     # elements read at a time
 
-# A tensor's bytes, contiguous from byte `offset` of a file; kind: safetensors' name of the type.
+# A tensor in a file: contiguous bytes from `offset` on; kind: the dtype as safetensors names it.
 Stored = namedtuple("Stored", "path kind shape offset")
 
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 def folder_tensors(folder):
-    """{name: Stored} of all weights of a Hub folder."""
+    """{name: Stored} for all weights of a Hub folder."""
     folder = Path(folder)
     for single, read in (("model.safetensors", safetensors_tensors), ("pytorch_model.bin", torch_tensors),
                          ("open_clip_model.safetensors", safetensors_tensors),
@@ -56,8 +56,8 @@ def safetensors_tensors(path):
 
 
 class TorchUnpickler(pickle.Unpickler):
-    """Reads a state dict as torch.save writes it: names, types, shapes and places of tensors. Nothing but the few
-    things below is ever looked up, so nothing in the file can run."""
+    """Unpickles a state dict of torch.save into names, types, shapes and positions of tensors. It resolves only the
+    few names below, so a file cannot execute code."""
     STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
                 "LongStorage": "I64", "IntStorage": "I32", "ByteStorage": "U8", "BoolStorage": "BOOL"}
     Tensor = namedtuple("Tensor", "kind key shape first count")
@@ -90,8 +90,8 @@ class TorchUnpickler(pickle.Unpickler):
 
 
 def torch_tensors(path):
-    """{name: Stored} of a file made by torch.save since PyTorch 1.6: a zip archive with a pickle that describes the
-    tensors and an uncompressed member for each storage."""
+    """{name: Stored} for a file of torch.save since PyTorch 1.6: a zip archive with a pickle that describes the
+    tensors, and an uncompressed member for each storage."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
@@ -113,6 +113,7 @@ def torch_tensors(path):
 
 
 def torch_place(path, name, value, members, root):
+    """The Stored of one tensor: its storage begins after the local header of its zip member."""
     if not isinstance(value, TorchUnpickler.Tensor):
         raise FormatError(f"{path}: entry {name} is a {type(value).__name__}, expected a tensor.")
     info = members.get(f"{root}data/{value.key}")
@@ -133,7 +134,7 @@ def torch_place(path, name, value, members, root):
 
 
 def pieces(stored, kind):
-    """The bytes of a tensor in another type, a few megabytes at a time."""
+    """Yields the bytes of a tensor converted to the dtype `kind`, a few megabytes at a time."""
     dtype, left = np.dtype(FLOATS[stored.kind]), math.prod(stored.shape)
     with open(stored.path, "rb") as f:
         f.seek(stored.offset)
@@ -146,6 +147,7 @@ def pieces(stored, kind):
 
 
 def cast(values, stored, kind):
+    """Converts values to the dtype `kind`; an overflow to infinity in fp16 is an error."""
     values = tikzc.float_from_bf16(values) if stored.kind == "BF16" else values
     if kind == "BF16":
         return tikzc.bf16_from_float(values.astype(np.float32))
