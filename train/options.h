@@ -313,9 +313,12 @@ static void redistribute_batch(Settings *s, int ranks) {
         s->accum = (int)(images / ranks / batch);
     }
     images = (int64_t)s->batch * s->accum * ranks;
-    if (images > 1 << 20)
-        die("--batch times --accum, on all ranks, makes a step of %lld images; at most 1048576 are supported",
-            (long long)images);
+    if (images <= 1 << 20) return;
+    Error err;
+    error_set(&err, "--batch times --accum, on all ranks, makes a step of %lld images; at most 1048576 are supported",
+              (long long)images);
+    if (ranks > 1) die("%s", err.text);  // which ends the other ranks too
+    options_die("%s", err.text);
 }
 
 /* ---- recording ---- */
