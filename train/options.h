@@ -313,6 +313,8 @@ static void redistribute_batch(Settings *s, int ranks) {
         s->accum = (int)(images / ranks / batch);
     }
     images = (int64_t)s->batch * s->accum * ranks;
+    if (images > 1 << 20 && ranks == 1)
+        options_die("--batch times --accum makes a step of %lld images; at most 1048576 are supported", (long long)images);
     if (images > 1 << 20)
         die("--batch times --accum, on all ranks, makes a step of %lld images; at most 1048576 are supported",
             (long long)images);
