@@ -25,7 +25,6 @@ typedef struct {
     Loader loader;
     const Batch *next;  // the next step's batch, where the prefetch has taken it from the loader; else NULL
     int max_tokens;     // longest text, in tokens
-    int64_t steps_per_epoch;
     int64_t eval_every, eval_batches;  // steps between evaluations; batches in one, over all ranks
 } Data;
 
@@ -220,8 +219,7 @@ static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *
     if (d->loader.skipped && is_rank0(p))
         warn("%llu of %llu samples have more than %d text tokens and are left out",
              (unsigned long long)d->loader.skipped, (unsigned long long)d->train.count, d->max_tokens);
-    d->steps_per_epoch = (int64_t)d->loader.batches_per_epoch;
-    t->steps = opt.steps ? opt.steps : t->step + opt.epochs * d->steps_per_epoch - t->batch;
+    t->steps = opt.steps ? opt.steps : t->step + opt.epochs * (int64_t)d->loader.batches_per_epoch - t->batch;
     d->eval_every = opt.eval_every ? opt.eval_every : (t->steps + 9) / 10;
     d->eval_batches = s->has_val ? evaluation_batches(d, s) : 0;
     if (s->has_val && !d->eval_batches)
