@@ -5,7 +5,7 @@
  * FIXTURES is the folder that make_fixtures.py writes: pairs of tiny models with what doc/reference.py computes from
  * them in float64. Errors are norms of differences over norms of references, tensor by tensor. Beyond PyTorch:
  * decoding with the cache equals the teacher-forced pass, micro-batches add up to the batch, recomputation, the
- * number of threads, frozen parts and a shared encoder change no bit, gradients are final when they are said to be, a
+ * number of threads, frozen groups and a shared encoder change no bit, gradients are final when they are said to be, a
  * saved model is the model. Prints what fails, then the line
  * "N passed, M failed". */
 #include "../lib/error.h"
@@ -125,14 +125,14 @@ static void open_model(Model *m, const Ops *op, const char *folder, const char *
     free(path);
 }
 
-/* Gradients and optimizer state for the given parts of one list, with settings to be filled in. */
-static void open_optimizer(Optimizer *o, const Ops *op, Params *params, int parts) {
+/* Gradients and optimizer state for the given groups of one list, with settings to be filled in. */
+static void open_optimizer(Optimizer *o, const Ops *op, Params *params, int groups) {
     AdamW adamw;
     memset(&adamw, 0, sizeof adamw);
-    optimizer_open(o, op, adamw, &params, &parts, 1, 0, 1, false);
+    optimizer_open(o, op, adamw, &params, &groups, 1, 0, 1, false);
 }
 
-static void pair_open(Pair *p, const Ops *op, const char *folder, const char *name, int parts,
+static void pair_open(Pair *p, const Ops *op, const char *folder, const char *name, int groups,
                       Recompute recompute) {
     Error err;
     memset(p, 0, sizeof *p);
@@ -153,9 +153,9 @@ static void pair_open(Pair *p, const Ops *op, const char *folder, const char *na
     open_model(&p->teacher, op, folder, name, "teacher");
     model_plan(&p->teacher, p->B, p->T);
     open_model(&p->student, op, folder, name, "student");
-    if (parts) {
-        model_train(&p->student, parts, recompute);
-        open_optimizer(&p->optimizer, op, &p->student.params, parts);
+    if (groups) {
+        model_train(&p->student, groups, recompute);
+        open_optimizer(&p->optimizer, op, &p->student.params, groups);
     }
     model_plan(&p->student, p->B, p->T);
 }
@@ -407,7 +407,7 @@ static double generator_error(const Pair *p, const Generator *d, int place, cons
     return error;
 }
 
-/* One text at a time, its first `prefix` tokens read at once and the others step by step. */
+/* One sequence at a time: prefill of its first `prefix` tokens, then the others step by step. */
 static void check_prefix(Pair *p, const float *logits, int b, int prefix) {
     size_t side = (size_t)p->student.c.vision.image_size;
     const int *ids = p->ids + b * p->T;
@@ -428,7 +428,7 @@ static void check_prefix(Pair *p, const float *logits, int b, int prefix) {
     generator_close(&d);
 }
 
-/* All texts side by side, without a prefix. */
+/* All sequences in one batch, without a prefix. */
 static void check_batch_decoding(Pair *p, const float *logits) {
     Generator d;
     generator_open(&d, &p->student, p->B, p->T);
@@ -448,49 +448,49 @@ static void check_batch_decoding(Pair *p, const float *logits) {
     generator_close(&d);
 }
 
-enum { WRITTEN = 6 };
+enum { GENERATED = 6 };
 
-/* What was written, and when to stop: text b after lengths[b] tokens. */
+/* The generated tokens; sequence b is stopped after lengths[b] of them. */
 typedef struct {
-    int ids[64][WRITTEN], count[64], lengths[64];
+    int ids[64][GENERATED], count[64], lengths[64];
     const Tokenizer *tokenizer;
     int wrong;  // tokens that may not stand where they do
-} Written;
+} Generated;
 
-static bool write_down(void *context, int b, int id) {
-    Written *w = (Written *)context;
+static bool record_token(void *context, int b, int id) {
+    Generated *w = (Generated *)context;
     const Tokenizer *t = w->tokenizer;
     w->wrong += id >= t->count || (id == t->end ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
     w->ids[b][w->count[b]++] = id;
     return w->count[b] < w->lengths[b];
 }
 
-/* Texts written together, of different lengths and so with others moving up on the way, are those written alone. In
- * bf16 the products of one row round otherwise than those of several. */
-static void check_writing(Pair *p, float temperature) {
-    static Written together, alone;
+/* Sequences generated together, of different lengths, so that the batch is compacted on the way, equal those generated alone.
+ * In bf16 the matmuls of one row round differently from those of several. */
+static void check_generating(Pair *p, float temperature) {
+    static Generated together, alone;
     size_t pixels = (size_t)p->student.c.vision.image_size * (size_t)p->student.c.vision.image_size * 3;
-    int room = p->T < WRITTEN ? p->T : WRITTEN, numbers[64], wrong = 0;
+    int max_tokens = p->T < GENERATED ? p->T : GENERATED, numbers[64], wrong = 0;
     Generator d;
     memset(&together, 0, sizeof together);
     memset(&alone, 0, sizeof alone);
     together.tokenizer = alone.tokenizer = &p->student.tokenizer;
     for (int b = 0; b < p->B; b++) {
         numbers[b] = 10 + b;
-        together.lengths[b] = alone.lengths[0] = 1 + (b * 2 + 1) % room;
+        together.lengths[b] = alone.lengths[0] = 1 + (b * 2 + 1) % max_tokens;
     }
     generator_open(&d, &p->student, p->B, p->T);
     generator_set_sampling(&d, temperature, 0.9f, 0, 5, 0);
-    for (int again = 0; again < 2; again++) {  // a decoder can be used again
+    for (int again = 0; again < 2; again++) {  // a generator can be used again
         memset(together.count, 0, sizeof together.count);
         generator_prefill(&d, p->pixels, p->B, NULL, 0);
-        generator_run(&d, numbers, room, write_down, &together);
+        generator_run(&d, numbers, max_tokens, record_token, &together);
     }
     for (int b = 0; b < p->B; b++) {
         alone.count[0] = 0;
         alone.lengths[0] = together.lengths[b];
         generator_prefill(&d, p->pixels + (size_t)b * pixels, 1, NULL, 0);
-        generator_run(&d, numbers + b, room, write_down, &alone);
+        generator_run(&d, numbers + b, max_tokens, record_token, &alone);
         wrong += together.count[b] != alone.count[0];
         wrong += memcmp(together.ids[b], alone.ids[0], (size_t)alone.count[0] * sizeof(int)) != 0;
     }
@@ -504,9 +504,9 @@ static void check_writing(Pair *p, float temperature) {
 #endif
 }
 
-/* The tokens that are chosen from logits which like the token_mask ones best, then the end, then token `liked`; they
- * stand at number `at` of texts whose number `first` may not be the end. */
-static void check_choice(Generator *d, const Pair *p, int at, int first, int liked) {
+/* Samples from logits that are highest for masked tokens, then for the end token, then for `liked`, at position `at` of
+ * sequences whose position `first` may not be the end. */
+static void check_token_mask(Generator *d, const Pair *p, int at, int first, int liked) {
     const Tokenizer *t = &p->student.tokenizer;
     const int V = p->student.c.lm.vocab, prefix[] = {liked, liked};
     float *logits = xcalloc((size_t)(p->B * V), sizeof(float));
@@ -532,7 +532,7 @@ static bool read_on(void *context, int b, int id) {
     return true;
 }
 
-/* Which tokens may be written, and how many. The fixtures' tokenizers have no image token, and their vocabularies no
+/* Which tokens may be generated, and how many. The fixtures' tokenizers have no image token, and their vocabularies no
  * padding: so one is made of another token, and the last row becomes padding. */
 static void check_limits(Pair *p) {
     Tokenizer *t = &p->student.tokenizer;
@@ -546,7 +546,7 @@ static void check_limits(Pair *p) {
     t->count--;
     generator_open(&d, &p->student, p->B, p->T);
     for (int at = 0; at < 3 && at < p->T; at++)
-        for (int first = 0; first < 2; first++) check_choice(&d, p, at, first, liked);
+        for (int first = 0; first < 2; first++) check_token_mask(&d, p, at, first, liked);
     generator_prefill(&d, p->pixels, p->B, NULL, 0);
     generator_run(&d, numbers, p->T, read_on, counts);
     for (int b = 0; b < p->B; b++)
@@ -562,8 +562,8 @@ static void check_decoding(Pair *p) {
     for (int b = 0; b < p->B; b++)
         for (int prefix = 0; prefix < p->T; prefix++) check_prefix(p, logits, b, prefix);
     check_batch_decoding(p, logits);
-    check_writing(p, 0);
-    check_writing(p, 2);
+    check_generating(p, 0);
+    check_generating(p, 2);
     check_limits(p);
     free(logits);
 }
@@ -571,21 +571,21 @@ static void check_decoding(Pair *p) {
 /* ---- the same gradients another way ---- */
 
 /* Gradients of all parameters, one after another, frozen ones left out; the caller frees. */
-static float *gather_gradients(const Params *params, const Ops *op, int parts, size_t *count) {
+static float *gather_gradients(const Params *params, const Ops *op, int groups, size_t *count) {
     float *all = xmalloc(params_total(params, GROUP_ALL) * sizeof(float));
     *count = 0;
     for (int i = 0; i < params->count; i++) {
         const Param *x = &params->list[i];
-        if (!x->gradient || !(x->group & parts)) continue;
+        if (!x->gradient || !(x->group & groups)) continue;
         op->download(all + *count, x->gradient, x->n * sizeof(float));
         *count += x->n;
     }
     return all;
 }
 
-/* Opens the pair anew, learns setting k in one batch or two, and returns the gradients of `parts`. */
+/* Opens the pair anew, learns setting k in one batch or two, and returns the gradients of `groups`. */
 static float *gradients_of(const Ops *op, const char *folder, const char *name, int k, int trained,
-                           Recompute recompute, int batches, int parts, size_t *count) {
+                           Recompute recompute, int batches, int groups, size_t *count) {
     Pair p;
     pair_open(&p, op, folder, name, trained, recompute);
     Objective o;
@@ -598,7 +598,7 @@ static float *gradients_of(const Ops *op, const char *folder, const char *name, 
         check(((x->group & trained) != 0) == (x->gradient != NULL), "%s: %s %s a gradient", name, x->name,
               x->gradient ? "is frozen but has" : "is trained but lacks");
     }
-    float *all = gather_gradients(&p.student.params, op, parts, count);
+    float *all = gather_gradients(&p.student.params, op, groups, count);
     objective_close(&o);
     pair_close(&p);
     return all;
@@ -628,7 +628,7 @@ static void check_equivalents(const Ops *op, const char *folder, const char *nam
     for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
         whole = gradients_of(op, folder, name, 0, GROUP_ALL, RECOMPUTE_NONE, 1, masks[i], &n);
         other = gradients_of(op, folder, name, 0, masks[i], (Recompute)(i % 3), 1, masks[i], &count);
-        expect_bits(name, "freezing the other parts", other, count, whole, n);
+        expect_bits(name, "freezing the other groups", other, count, whole, n);
         free(whole);
     }
 }
@@ -646,8 +646,8 @@ typedef struct {
     int ids[DRAWN_B * DRAWN_T];
 } Drawn;
 
-/* With the parts in the mask trained. teacher: its encoder is shared, if there is one and it can be. */
-static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, const char *shape, int parts,
+/* With the groups in the mask trained. teacher: its encoder is shared, if there is one and it can be. */
+static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, const char *shape, int groups,
                        Recompute recompute, const Model *teacher) {
     Error err;
     Model *m = &d->m;
@@ -657,8 +657,8 @@ static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, cons
     memset(&c, 0, sizeof c);
     c.w_ce = c.temperature = 1;
     if (model_create(m, op, shape, tokenizer_file, 5, &err)) die("%s", err.text);
-    model_train(m, parts, recompute);
-    if (parts) open_optimizer(&d->optimizer, op, &m->params, parts);
+    model_train(m, groups, recompute);
+    if (groups) open_optimizer(&d->optimizer, op, &m->params, groups);
     if (teacher) check(model_share_encoder(m, teacher), "%s: equal encoders are not shared", shape);
     model_plan(m, DRAWN_B, DRAWN_T);
     objective_open(&d->objective, c, m, (Weight){0}, 0, DRAWN_B * DRAWN_T, DRAWN_B, 1);
@@ -726,18 +726,18 @@ enum { DRAWN_SHAPES = sizeof drawn_shapes / sizeof drawn_shapes[0] };
 
 /* What is kept for the backward pass changes no bit, and the levels need less and less memory; where nothing but the
  * connector is trained, the first two need the same. */
-static void check_recompute(const Ops *op, const char *tokenizer_file, const char *shape, int parts) {
+static void check_recompute(const Ops *op, const char *tokenizer_file, const char *shape, int groups) {
     static const char *const levels[] = {"none", "activations", "blocks"};
     float *first = NULL;
     size_t n = 0, count, memory = SIZE_MAX;
     for (int level = RECOMPUTE_NONE; level <= RECOMPUTE_BLOCKS; level++) {
         Drawn d;
-        drawn_open(&d, op, tokenizer_file, shape, parts, (Recompute)level, NULL);
+        drawn_open(&d, op, tokenizer_file, shape, groups, (Recompute)level, NULL);
         drawn_learn(&d);
-        float *all = gather_gradients(&d.m.params, op, parts, &count);
-        bool same = parts == GROUP_CONNECTOR && level == RECOMPUTE_ACTIVATIONS;
+        float *all = gather_gradients(&d.m.params, op, groups, &count);
+        bool same = groups == GROUP_CONNECTOR && level == RECOMPUTE_ACTIVATIONS;
         check(d.m.arena.used < memory || (same && d.m.arena.used == memory),
-              "%s: parts %d, --recompute %s takes %zu bytes, the level before %zu", shape, parts, levels[level],
+              "%s: groups %d, --recompute %s takes %zu bytes, the level before %zu", shape, groups, levels[level],
               d.m.arena.used, memory);
         memory = d.m.arena.used;
         if (first) {
@@ -772,10 +772,10 @@ static void told(void *context, const Param *p) {
     t->from = at;
 }
 
-static void check_hook(const Ops *op, const char *tokenizer_file, const char *shape, int parts) {
+static void check_hook(const Ops *op, const char *tokenizer_file, const char *shape, int groups) {
     Drawn d;
     Told t;
-    drawn_open(&d, op, tokenizer_file, shape, parts, RECOMPUTE_NONE, NULL);
+    drawn_open(&d, op, tokenizer_file, shape, groups, RECOMPUTE_NONE, NULL);
     const Params *params = &d.m.params;
     memset(&t, 0, sizeof t);
     t.m = &d.m;
@@ -784,15 +784,15 @@ static void check_hook(const Ops *op, const char *tokenizer_file, const char *sh
     d.m.hook.ready = told;
     d.m.hook.context = &t;
     drawn_learn(&d);
-    int calls = parts & GROUP_LM ? 2 + d.m.c.lm.layers : 0;
-    calls += (parts & GROUP_CONNECTOR ? 1 : 0) + (parts & GROUP_VISION ? 1 + d.m.c.vision.layers : 0);
-    check(t.backwards && t.calls == calls, "%s: parts %d, the hook was called %d times, expected %d, each earlier",
-          shape, parts, t.calls, calls);
+    int calls = groups & GROUP_LM ? 2 + d.m.c.lm.layers : 0;
+    calls += (groups & GROUP_CONNECTOR ? 1 : 0) + (groups & GROUP_VISION ? 1 + d.m.c.vision.layers : 0);
+    check(t.backwards && t.calls == calls, "%s: groups %d, the hook was called %d times, expected %d, each earlier",
+          shape, groups, t.calls, calls);
     for (int i = 0; i < params->count; i++) {
         const Param *p = &params->list[i];
         if (!p->gradient) continue;
         float *final = host_f32(op, p->gradient, p->n);
-        check(t.seen[i] && !memcmp(t.seen[i], final, p->n * sizeof(float)), "%s: parts %d, %s %s", shape, parts,
+        check(t.seen[i] && !memcmp(t.seen[i], final, p->n * sizeof(float)), "%s: groups %d, %s %s", shape, groups,
               p->name, t.seen[i] ? "was called final too early" : "was never called final");
         free(final);
         free(t.seen[i]);
@@ -802,14 +802,14 @@ static void check_hook(const Ops *op, const char *tokenizer_file, const char *sh
 
 /* ---- one encoder for teacher and student ---- */
 
-/* Gradients of the parts, with the teacher's encoder or, without a teacher, the student's own. */
-static float *gradients_with_eyes(const Ops *op, const char *tokenizer_file, const char *shape, int parts,
+/* Gradients of the groups, with the teacher's encoder or, without a teacher, the student's own. */
+static float *gradients_with_encoder(const Ops *op, const char *tokenizer_file, const char *shape, int groups,
                                   Drawn *teacher, size_t *count, size_t *memory) {
     Drawn d;
-    drawn_open(&d, op, tokenizer_file, shape, parts, RECOMPUTE_NONE, teacher ? &teacher->m : NULL);
+    drawn_open(&d, op, tokenizer_file, shape, groups, RECOMPUTE_NONE, teacher ? &teacher->m : NULL);
     if (teacher) model_forward(&teacher->m, d.pixels, d.ids, DRAWN_B, DRAWN_T);
     drawn_learn(&d);
-    float *all = gather_gradients(&d.m.params, op, parts, count);
+    float *all = gather_gradients(&d.m.params, op, groups, count);
     *memory = d.m.arena.used;
     drawn_close(&d);
     return all;
@@ -820,13 +820,13 @@ static void check_shared_encoder(const Ops *op, const char *tokenizer_file) {
     Ops elsewhere = *op;  // a device of its own, as far as the models can see
     Drawn teacher, other;
     size_t n, count, own, memory;
-    float *alone = gradients_with_eyes(op, tokenizer_file, shape, GROUP_CONNECTOR | GROUP_LM, NULL, &n, &own);
+    float *alone = gradients_with_encoder(op, tokenizer_file, shape, GROUP_CONNECTOR | GROUP_LM, NULL, &n, &own);
     for (int copied = 0; copied < 2; copied++) {
         drawn_open(&teacher, copied ? &elsewhere : op, tokenizer_file,
                    "tiny,vision.image_size=48,vision.layers=3,vision.activation=gelu,connector.concat=1,lm.layers=1",
                    0, RECOMPUTE_NONE, NULL);
         float *shared =
-            gradients_with_eyes(op, tokenizer_file, shape, GROUP_CONNECTOR | GROUP_LM, &teacher, &count, &memory);
+            gradients_with_encoder(op, tokenizer_file, shape, GROUP_CONNECTOR | GROUP_LM, &teacher, &count, &memory);
         expect_bits(shape, copied ? "a copy of the teacher's features" : "the teacher's encoder", shared, count,
                     alone, n);
         check(memory < own, "%s: %zu bytes without an encoder, %zu with one", shape, memory, own);
