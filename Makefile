@@ -8,6 +8,7 @@
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
 #   ONEDNN=0             our own matmul on the CPU instead of oneDNN
 #   MPI=0                without MPI: one process only, on one or two GPUs
+#   FORMATS=0            without libwebp, giflib and libtiff: no WebP, GIF and TIFF images
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
 #   CUDA=0|emulated      without CUDA; or with the CUDA kernels on an emulated GPU, for tests (dev/emulator)
 #   CC=clang CXX=clang++ another compiler
@@ -15,9 +16,10 @@
 PRECISION ?= BF16
 ONEDNN    ?= 1
 MPI       ?= 1
+FORMATS   ?= 1
 NVCC      ?= nvcc
 CUDA      ?= 1
-BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-nompi)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
+BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-nompi)$(if $(filter 0,$(FORMATS)),-noformats)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
 CPPFLAGS += -MMD -MP -D_GNU_SOURCE
@@ -28,7 +30,7 @@ export GOMP_SPINCOUNT ?= 20000
 OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -march=native -ffp-contract=fast -fno-math-errno -fopenmp
 CFLAGS   += -std=gnu11 $(WARNINGS) $(OPTIMISE)
 CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
-LDLIBS   += -ljpeg -lm -lpthread
+LDLIBS   += -lpng -lz -ljpeg -lm -lpthread
 
 ifeq ($(PRECISION),FP32)
 CPPFLAGS += -DPRECISION_FP32
@@ -54,6 +56,21 @@ else ifneq ($(HAS_ONEDNN),)
 MATMUL := oneDNN
 CPPFLAGS += -DWITH_ONEDNN
 LDLIBS   += -ldnnl
+endif
+
+# WebP, GIF and TIFF images, each where its library's header is; PNG, JPEG and BMP are always read.
+HAS = $(if $(filter-out 0,$(FORMATS)),$(shell echo '$(HASH)include <$1>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes))
+ifneq ($(call HAS,webp/demux.h),)
+CPPFLAGS += -DWITH_WEBP
+LDLIBS   += -lwebpdemux -lwebp
+endif
+ifneq ($(call HAS,gif_lib.h),)
+CPPFLAGS += -DWITH_GIF
+LDLIBS   += -lgif
+endif
+ifneq ($(call HAS,tiffio.h),)
+CPPFLAGS += -DWITH_TIFF
+LDLIBS   += -ltiff
 endif
 
 # CUDA: the compiler's own folder has the headers and libraries that belong to it. A sanitizer cannot look into a GPU.

@@ -30,6 +30,7 @@
 #include "lib/hash.h"
 #include "lib/json.h"
 #include "lib/image.h"
+#include "lib/image_prepare.h"
 #include "lib/random.h"
 
 #include <glob.h>

@@ -6,6 +6,7 @@
  * main follows the options; generate.h has the KV cache and the loop over tokens. */
 #include "generate.h"
 #include "lib/image.h"
+#include "lib/image_prepare.h"
 #include "lib/options.h"
 #include "lib/progress.h"
 #include "lib/threads.h"

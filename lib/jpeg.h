@@ -1,16 +1,13 @@
 /* Decodes JPEG files with libjpeg and its defaults (accurate integer DCT, smooth chroma upsampling). Pillow does the
- * same, so the pixels are equal.
- *
- *     jpeg_reader_open    reads the header: width, height
- *     jpeg_reader_decode  reads the pixels: rgb
- *     jpeg_reader_close   frees everything, also after errors, except an rgb that the caller has taken
+ * same, so the pixels are equal. Beside the image it keeps a few rows; of a file with several scans (progressive) also
+ * all coefficients: 3 to 6 bytes a pixel, of CMYK 8.
  *
  * libjpeg reports an error through a callback that must not return; ours jumps back into jpeg_reader_try. All state
  * is in the reader, so several threads can decode at once, each with its own reader. */
 #ifndef LIB_JPEG_H
 #define LIB_JPEG_H
 
-#include "error.h"
+#include "image_orientation.h"
 
 #include <setjmp.h>
 #include <stdio.h>
@@ -22,9 +19,11 @@
 
 #include <jerror.h>  // its message codes depend on what jpeglib.h defines
 
+/* Each scan costs a pass over all pixels, however short its data are. A progressive file has about 10 scans. */
 enum {
-    JPEG_MAX_SCANS = 500,      // a progressive file has about 10; each scan costs a pass over all pixels
-    JPEG_MAX_MEMORY = 1 << 30  // bytes of coefficients of a progressive file; enough for 100 million CMYK pixels
+    JPEG_MAX_SCANS = 500,
+    JPEG_MAX_SCANNED = 1600000000,  // pixels in all scans together: 16 scans of 100 million pixels
+    JPEG_MAX_MEMORY = 1 << 30       // bytes of coefficients; enough for 100 million CMYK pixels
 };
 
 typedef struct {
@@ -34,9 +33,8 @@ typedef struct {
     jmp_buf back;
     const uint8_t *bytes;
     size_t size;
-    int width, height;
+    ImageCanvas canvas;
     bool cut_off;                     // the data ended before the end-of-image marker
-    uint8_t *rgb;                     // [height, width, 3]; a caller that takes ownership sets it to NULL
     char why[JMSG_LENGTH_MAX + 100];  // the reason of a failure, without the name of the file
 } JpegReader;
 
@@ -66,11 +64,19 @@ static inline void jpeg_reader_warning(j_common_ptr common, int level) {
     jpeg_reader_give_up(r, "the JPEG data end before the image does; the file is cut off");
 }
 
+/* The most scans that a file of this size may have. */
+static inline int jpeg_max_scans(const struct jpeg_decompress_struct *d) {
+    const int64_t scans = JPEG_MAX_SCANNED / ((int64_t)d->image_width * d->image_height);
+    return scans < JPEG_MAX_SCANS ? (int)scans : JPEG_MAX_SCANS;
+}
+
 /* Progress callback of libjpeg, used to limit the number of scans. */
 static inline void jpeg_reader_progress(j_common_ptr common) {
     JpegReader *r = common->client_data;
-    if (r->decompress.input_scan_number > JPEG_MAX_SCANS)
-        jpeg_reader_give_up(r, "its JPEG data have more than %d scans; store it again", JPEG_MAX_SCANS);
+    const struct jpeg_decompress_struct *d = &r->decompress;
+    if (d->input_scan_number > jpeg_max_scans(d))
+        jpeg_reader_give_up(r, "its JPEG data have more than %d scans of %u x %u pixels; store it again",
+                            jpeg_max_scans(d), d->image_width, d->image_height);
 }
 
 /* Runs one step, and returns -1 when it gave up, with the reason in r->why. This is the only setjmp: no local
@@ -94,63 +100,65 @@ static inline void jpeg_reader_header(JpegReader *r) {
     if (d->num_components != 1 && d->num_components != 3 && d->num_components != 4)
         jpeg_reader_give_up(r, "its JPEG data have %d components, expected 1 (grey), 3 (colour) or 4 (CMYK)",
                             d->num_components);
-    r->width = (int)d->image_width;  // at most 65535
-    r->height = (int)d->image_height;
-}
-
-/* Converts a row of inverted CMYK, as Adobe stores it (255: no ink), to RGB: each colour times black, rounded as in
- * Pillow. */
-static inline void jpeg_row_from_cmyk(uint8_t *rgb, const uint8_t *cmyk, int width) {
-    for (int x = 0; x < width; x++, rgb += 3, cmyk += 4)
-        for (int c = 0; c < 3; c++) {
-            int t = (255 - cmyk[c]) * cmyk[3] + 128;
-            rgb[c] = (uint8_t)(cmyk[3] - (((t >> 8) + t) >> 8));
-        }
 }
 
 static inline void jpeg_reader_pixels(JpegReader *r) {
     struct jpeg_decompress_struct *d = &r->decompress;
     const bool cmyk = d->num_components == 4;
-    const size_t stride = 3 * (size_t)r->width;
-    JSAMPROW row = NULL;
     d->out_color_space = cmyk ? JCS_CMYK : JCS_RGB;
     jpeg_start_decompress(d);
-    if (cmyk) row = *(*d->mem->alloc_sarray)((j_common_ptr)d, JPOOL_IMAGE, 4 * d->image_width, 1);
-    r->rgb = xmalloc(stride * r->height);
+    JSAMPROW row = *(*d->mem->alloc_sarray)((j_common_ptr)d, JPOOL_IMAGE, 4 * d->image_width, 1);
     while (d->output_scanline < d->output_height) {
-        uint8_t *to = r->rgb + stride * d->output_scanline;
-        if (!cmyk) row = to;
+        const int y = (int)d->output_scanline;
         jpeg_read_scanlines(d, &row, 1);
-        if (cmyk) jpeg_row_from_cmyk(to, row, r->width);
+        for (JDIMENSION x = 0; cmyk && x < d->image_width; x++) image_from_cmyk(row + 3 * x, row + 4 * x);
+        image_put(&r->canvas, 0, y, 1, row, (int)d->image_width, 3);
     }
 }
 
 /* Reads the data after the pixels, up to the end-of-image marker. */
 static inline void jpeg_reader_rest(JpegReader *r) { jpeg_finish_decompress(&r->decompress); }
 
-/* Reads the header of a JPEG file of `size` bytes, which must stay valid until the reader is closed. Sets width and
- * height. Returns 0, or -1 with the reason in r->why. */
-static inline int jpeg_reader_open(JpegReader *r, const uint8_t *bytes, size_t size) {
-    *r = (JpegReader){.bytes = bytes, .size = size};
-    r->decompress.err = jpeg_std_error(&r->errors);
-    r->decompress.client_data = r;
-    r->errors.error_exit = jpeg_reader_error;
-    r->errors.emit_message = jpeg_reader_warning;
-    r->progress.progress_monitor = jpeg_reader_progress;
-    return jpeg_reader_try(r, jpeg_reader_header);
+/* The orientation that the segments before the first scan say; 1 when they say nothing. */
+static inline int jpeg_orientation(const uint8_t *bytes, size_t n) {
+    static const char xmp_name[] = "http://ns.adobe.com/xap/1.0/";
+    int exif = -1, xmp = -1;
+    for (size_t at = 2; at + 4 <= n && bytes[at] == 0xff && bytes[at + 1] != 0xda;) {
+        if (bytes[at + 1] == 0xff) {  // a byte that fills
+            at++;
+            continue;
+        }
+        const size_t length = (size_t)bytes[at + 2] << 8 | bytes[at + 3];
+        if (length < 2 || length > n - at - 2) break;
+        const uint8_t *content = bytes + at + 4;
+        const size_t left = bytes[at + 1] == 0xe1 ? length - 2 : 0;  // APP1
+        if (exif < 0 && left >= 6 && !memcmp(content, "Exif\0\0", 6)) exif = image_exif_orientation(content, left);
+        if (xmp < 0 && left >= sizeof xmp_name && !memcmp(content, xmp_name, sizeof xmp_name))
+            xmp = image_xmp_orientation(content, left);
+        at += 2 + length;
+    }
+    return exif > 0 ? exif : xmp;
 }
 
-/* Decodes the pixels into r->rgb. Returns 0, or -1 with the reason in r->why. As in Pillow, a missing end-of-image
- * marker is no error when all pixels are there. */
-static inline int jpeg_reader_decode(JpegReader *r) {
-    if (jpeg_reader_try(r, jpeg_reader_pixels) != 0) return -1;
-    return jpeg_reader_try(r, jpeg_reader_rest) == 0 || r->cut_off ? 0 : -1;
-}
-
-static inline void jpeg_reader_close(JpegReader *r) {
-    jpeg_destroy_decompress(&r->decompress);
-    free(r->rgb);
-    r->rgb = NULL;
+/* Decodes a JPEG file of n bytes. As in Pillow, a missing end-of-image marker is no error when all pixels are there. */
+static inline int image_decode_jpeg(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    JpegReader r = {.bytes = bytes, .size = n};
+    r.decompress.err = jpeg_std_error(&r.errors);
+    r.decompress.client_data = &r;
+    r.errors.error_exit = jpeg_reader_error;
+    r.errors.emit_message = jpeg_reader_warning;
+    r.progress.progress_monitor = jpeg_reader_progress;
+    int failed = jpeg_reader_try(&r, jpeg_reader_header), refused = 0;
+    const int width = (int)r.decompress.image_width, height = (int)r.decompress.image_height;  // at most 65535
+    if (!failed) refused = image_check_size(width, height, name, err);
+    if (!failed && !refused) {
+        r.canvas = image_canvas(p, width, height, jpeg_orientation(bytes, n));
+        failed = jpeg_reader_try(&r, jpeg_reader_pixels) || (jpeg_reader_try(&r, jpeg_reader_rest) && !r.cut_off);
+    }
+    if (failed) error_set(err, "cannot read the image %s: %s", name, r.why);
+    if (failed) image_free(p);
+    jpeg_destroy_decompress(&r.decompress);
+    return failed || refused ? -1 : 0;
 }
 
 #endif

@@ -7,13 +7,7 @@
 #include "../lib/safetensors.h"
 #include "../lib/tokenizer.h"
 
-#define STB_IMAGE_WRITE_IMPLEMENTATION
-#define STB_IMAGE_WRITE_STATIC
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
-#include <stb/stb_image_write.h>
-#pragma GCC diagnostic pop
+#include <zlib.h>
 
 typedef struct {
     uint8_t *data;
@@ -86,7 +80,7 @@ static void append_chunk(Bytes *png, const char *type, const void *data, size_t 
  * RGBA. More than 100 million pixels are only claimed: the data stop after the first row. */
 static void png(char **a) {
     size_t width = (size_t)number(a[1]), height = (size_t)number(a[2]);
-    int depth = (int)number(a[3]), colour = (int)number(a[4]), value = (int)number(a[5]), packed = 0;
+    int depth = (int)number(a[3]), colour = (int)number(a[4]), value = (int)number(a[5]);
     int channels = colour == 0 ? 1 : colour == 2 ? 3 : colour == 4 ? 2 : 4;
     size_t row = 1 + (width * (size_t)(depth * channels) + 7) / 8, rows = width * height > 100000000 ? 1 : height;
     uint8_t *pixels = (uint8_t *)xmalloc(row * rows), header[13] = {0};
@@ -105,8 +99,10 @@ static void png(char **a) {
     Bytes b = {NULL, 0};
     append(&b, "\x89PNG\r\n\x1a\n", 8);
     append_chunk(&b, "IHDR", header, sizeof header);
-    uint8_t *data = stbi_zlib_compress(pixels, (int)(row * rows), &packed, 5);
-    append_chunk(&b, "IDAT", data, (size_t)packed);
+    uLongf packed = compressBound(row * rows);
+    uint8_t *data = (uint8_t *)xmalloc(packed);
+    if (compress2(data, &packed, pixels, row * rows, 5) != Z_OK) die("cannot deflate %zu bytes", row * rows);
+    append_chunk(&b, "IDAT", data, packed);
     append_chunk(&b, "IEND", NULL, 0);
     write_file(a[0], b.data, b.size);
     free(data);

@@ -6,6 +6,7 @@
 #include "samples.h"
 
 #include "../dataloader.h"
+#include "../lib/image_prepare.h"
 #include "../lib/json.h"
 #include "../lib/options.h"
 #include "../lib/tokenizer_encode.h"

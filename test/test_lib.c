@@ -6,6 +6,7 @@
 #include "../lib/json.h"
 #include "../lib/options.h"
 #include "../lib/image.h"
+#include "../lib/image_prepare.h"
 #include "../lib/progress.h"
 #include "../lib/random.h"
 
@@ -536,8 +537,8 @@ static void test_image_refused(void) {
     CHECK_OK(image_decode(&p, grey.data, grey.size, "b.jpg", &err), err);
     CHECK(p.width == 20 && p.height == 14 && p.rgb[0] == p.rgb[1] && p.rgb[0] < 60 && p.rgb[19 * 3] > 220);
     image_free(&p);
-    CHECK_ERROR(image_decode(&p, (const uint8_t *)"GIF89a..", 8, "a.gif", &err), err, "neither PNG nor JPEG");
-    CHECK_ERROR(image_decode(&p, png.data, 0, "a.png", &err), err, "neither PNG nor JPEG");
+    CHECK_ERROR(image_decode(&p, (const uint8_t *)"a text..", 8, "a.txt", &err), err, "neither PNG, JPEG, WebP, GIF, BMP nor TIFF");
+    CHECK_ERROR(image_decode(&p, png.data, 0, "a.png", &err), err, "neither PNG, JPEG, WebP, GIF, BMP nor TIFF");
     CHECK_ERROR(image_decode(&p, png.data, 20, "a.png", &err), err, "a.png");
     CHECK_ERROR(image_decode(&p, png.data, png.size - 5, "a.png", &err), err, "cut off");
     CHECK_ERROR(image_decode(&p, jpeg.data, jpeg.size - 2, "a.jpg", &err), err, "cut off");
@@ -588,7 +589,7 @@ static void test_jpeg_refused(void) {
     bytes_add(&scans, grey.data, last);
     for (int i = 0; i <= JPEG_MAX_SCANS; i++) bytes_add(&scans, grey.data + last, grey.size - 2 - last);
     bytes_add(&scans, "\xff\xd9", 2);
-    CHECK_ERROR(image_decode(&p, scans.data, scans.size, "b.jpg", &err), err, "more than 500 scans");
+    CHECK_ERROR(image_decode(&p, scans.data, scans.size, "b.jpg", &err), err, "more than 500 scans of 20 x 14 pixels");
     uint8_t *scan = colour.data + jpeg_segment(&colour, 0xda), *end = colour.data + colour.size;
     scan[3] = 10;  // two components: shorter headers of the scan and the frame
     scan[4] = 2;
@@ -625,11 +626,13 @@ static void test_image_prepare(void) {
 
 static void test_image_turn(void) {
     for (int orientation = 0; orientation <= 9; orientation++) {
-        Image p = {3, 2, (uint8_t *)xmalloc(18)};
-        for (int i = 0; i < 18; i++) p.rgb[i] = (uint8_t)(i / 3);  // 0 1 2 / 3 4 5
+        Image p;
+        ImageCanvas canvas = image_canvas(&p, 3, 2, orientation);
+        uint8_t rows[18];
+        for (int i = 0; i < 18; i++) rows[i] = (uint8_t)(i / 3);  // 0 1 2 / 3 4 5
+        for (int y = 0; y < 2; y++) image_put(&canvas, 0, y, 1, rows + 9 * y, 3, 3);
         static const char *const expected[] = {"012345", "012345", "210543", "543210", "345012",
                                                "031425", "304152", "524130", "251403", "012345"};
-        image_orient(&p, orientation);
         char got[7] = "";
         for (int i = 0; i < 6; i++) got[i] = (char)('0' + p.rgb[3 * i]);
         CHECK(!strcmp(got, expected[orientation]) && p.width == (orientation >= 5 && orientation <= 8 ? 2 : 3));

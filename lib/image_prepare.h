@@ -1,0 +1,214 @@
+/* Makes the S x S RGB input of a vision encoder from an image, and says when little of the image is left in it.
+ *
+ * image_prepare trims the white border, pads to a square with white, and resizes with a bicubic filter. The pixels equal
+ * those of Pillow (ImageChops.difference + crop, ImageOps.pad, Image.resize). */
+#ifndef LIB_IMAGE_PREPARE_H
+#define LIB_IMAGE_PREPARE_H
+
+#include "image_pixels.h"
+
+#include <math.h>
+
+/* ---- trimming ---- */
+
+typedef struct {
+    int x, y, width, height;
+} ImageBox;
+
+static inline bool image_row_white(const uint8_t *row, size_t bytes) {
+    size_t i = 0;
+    for (; i + 64 <= bytes; i += 64) {  // blocks of a fixed size, so that the compiler vectorizes
+        uint8_t all = 0xff;
+        for (int k = 0; k < 64; k++) all &= row[i + k];
+        if (all != 0xff) return false;
+    }
+    for (; i < bytes; i++)
+        if (row[i] != 0xff) return false;
+    return true;
+}
+
+/* The bounding box of all pixels that are not exactly white; the whole image when all are white. */
+static inline ImageBox image_trim(const Image *p) {
+    const size_t stride = 3 * (size_t)p->width;
+    ImageBox whole = {0, 0, p->width, p->height}, box;
+    int top = 0, bottom = p->height;
+    while (top < bottom && image_row_white(p->rgb + top * stride, stride)) top++;
+    if (top == bottom) return whole;
+    while (image_row_white(p->rgb + (bottom - 1) * stride, stride)) bottom--;
+    size_t left = stride, right = 0;  // in bytes; each row searches only outside the box of the rows before it
+    for (int y = top; y < bottom; y++) {
+        const uint8_t *row = p->rgb + y * stride;
+        for (size_t i = 0; i < left; i++)
+            if (row[i] != 0xff) left = i;
+        for (size_t i = stride; i > right; i--)
+            if (row[i - 1] != 0xff) right = i;
+    }
+    box.x = (int)(left / 3);
+    box.y = top;
+    box.width = (int)((right + 2) / 3) - box.x;
+    box.height = bottom - top;
+    return box;
+}
+
+/* ---- resizing ---- */
+
+/* A product that the compiler cannot contract with an addition to an FMA: Pillow rounds after each operation. */
+static inline double image_product(double a, double b) {
+    volatile double product = a * b;
+    return product;
+}
+
+/* The cubic convolution kernel with a = -0.5 (Keys, "Cubic Convolution Interpolation for Digital Image Processing",
+ * 1981). */
+static inline double image_bicubic(double x) {
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1) return image_product(image_product(image_product(a + 2, x) - (a + 3), x), x) + 1;
+    if (x < 2) return image_product(image_product(image_product(x - 5, x) + 8, x) - 4, a);
+    return 0;
+}
+
+enum { IMAGE_WEIGHT_BITS = 32 - 8 - 2 };  // fraction bits of the fixed-point weights: the sums stay below 2^31
+
+/* The taps of a one-dimensional resampling filter: output o is the sum of weight[o, i] * input[first[o] + i] over
+ * i < count[o]. */
+typedef struct {
+    int *first, *count, max_taps;
+    int32_t *weight;  // [out, max_taps]
+} ImageTaps;
+
+static inline void image_taps_free(ImageTaps *t) {
+    free(t->first);
+    free(t->count);
+    free(t->weight);
+}
+
+/* The taps that resize `in` samples to `out` samples. When the size is reduced, the kernel is stretched by the same
+ * factor, which antialiases. */
+static inline ImageTaps image_taps(int in, int out) {
+    const double scale = (double)in / out, stretch = scale < 1 ? 1 : scale, support = 2 * stretch;
+    const double shrink = 1.0 / stretch;
+    const int max_taps = (int)ceil(support) * 2 + 1;
+    ImageTaps t = {.first = xcalloc(out, sizeof *t.first),
+                   .count = xcalloc(out, sizeof *t.count),
+                   .max_taps = max_taps,
+                   .weight = xcalloc((size_t)out * max_taps, sizeof *t.weight)};
+    double *w = xcalloc(t.max_taps, sizeof *w);
+    for (int o = 0; o < out; o++) {
+        double centre = image_product(o + 0.5, scale), sum = 0;
+        int first = (int)(centre - support + 0.5), end = (int)(centre + support + 0.5);
+        if (first < 0) first = 0;
+        if (end > in) end = in;
+        for (int i = 0; i < end - first; i++) {
+            w[i] = image_bicubic(image_product(i + first - centre + 0.5, shrink));
+            sum += w[i];
+        }
+        t.first[o] = first;
+        t.count[o] = end - first;
+        for (int i = 0; i < end - first; i++) {
+            double fixed = (sum != 0 ? w[i] / sum : w[i]) * (1 << IMAGE_WEIGHT_BITS);
+            t.weight[(size_t)o * max_taps + i] = (int32_t)(fixed < 0 ? fixed - 0.5 : fixed + 0.5);
+        }
+    }
+    free(w);
+    return t;
+}
+
+/* One output of a pass over an image that is padded with white: the weighted sum of the taps on the image, starting
+ * from `bias`, which holds the sum of the taps on the padding and the rounding term. So the padded image is never
+ * built. */
+typedef struct {
+    int first, count;  // first: index of the first tap on the image, counted from the image's first sample
+    const int32_t *weight;
+    int32_t bias;
+} ImageOutput;
+
+/* The taps of output o where the image occupies samples begin..end-1 and the rest is white. */
+static inline ImageOutput image_output(const ImageTaps *t, int o, int begin, int end) {
+    const int32_t *weight = t->weight + (size_t)o * t->max_taps;
+    ImageOutput s = {0, 0, weight, 1 << (IMAGE_WEIGHT_BITS - 1)};
+    int last = -1;
+    for (int i = 0; i < t->count[o]; i++) {
+        int at = t->first[o] + i;
+        if (at < begin || at >= end) {
+            s.bias += 255 * weight[i];
+            continue;
+        }
+        if (last < 0) {
+            s.first = at - begin;
+            s.weight = weight + i;
+        }
+        last = at - begin;
+    }
+    if (last >= 0) s.count = last - s.first + 1;
+    return s;
+}
+
+enum { IMAGE_LANES = 96 };  // values that share a weight and are summed together: 32 RGB pixels
+
+/* out[k] = clip(bias + sum over i of weight[i] * in[(first + i) * stride + k]) for k < IMAGE_LANES. */
+static inline void image_weighted_sum(uint8_t *__restrict__ out, const uint8_t *__restrict__ in, size_t stride,
+                                      ImageOutput s) {
+    int32_t sum[IMAGE_LANES];
+    for (int k = 0; k < IMAGE_LANES; k++) sum[k] = s.bias;
+    in += s.first * stride;
+    for (int i = 0; i < s.count; i++, in += stride) {
+        const int32_t w = s.weight[i];
+        for (int k = 0; k < IMAGE_LANES; k++) sum[k] += w * in[k];
+    }
+    for (int k = 0; k < IMAGE_LANES; k++) {
+        int32_t x = sum[k] >> IMAGE_WEIGHT_BITS;
+        out[k] = (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x);
+    }
+}
+
+/* The horizontal pass: resizes the rows of `box`, which begin at column `left` of the white square, to `size` pixels.
+ * out: [box.height, size, 3]. It transposes 32 rows at a time, so that the pixels of a column are contiguous and one
+ * weight applies to 96 values in memory. */
+static inline void image_resize_horizontal(uint8_t *out, const Image *p, ImageBox box, const ImageTaps *t, int left,
+                                           int size) {
+    const int rows = IMAGE_LANES / 3;
+    uint8_t *transposed = xcalloc(box.width, IMAGE_LANES), column[IMAGE_LANES];
+    for (int y0 = 0; y0 < box.height; y0 += rows) {
+        int n = box.height - y0 < rows ? box.height - y0 : rows;
+        for (int y = 0; y < n; y++) {
+            const uint8_t *from = p->rgb + 3 * ((size_t)(box.y + y0 + y) * p->width + box.x);
+            uint8_t *to = transposed + 3 * y;
+            for (int x = 0; x < box.width; x++, from += 3, to += IMAGE_LANES) {
+                to[0] = from[0];
+                to[1] = from[1];
+                to[2] = from[2];
+            }
+        }
+        for (int o = 0; o < size; o++) {
+            image_weighted_sum(column, transposed, IMAGE_LANES, image_output(t, o, left, left + box.width));
+            for (int y = 0; y < n; y++) memcpy(out + 3 * ((size_t)(y0 + y) * size + o), column + 3 * y, 3);
+        }
+    }
+    free(transposed);
+}
+
+/* Makes the input of a vision encoder: trims the image, centres it in a white square and resizes that to `size`
+ * pixels. out: [size, size, 3]. As in Pillow, the horizontal pass comes first and is rounded to 8 bits, then the
+ * vertical pass. As in ImageOps.pad, the offset of the centred image is rounded half to even. */
+static inline void image_prepare(uint8_t *out, const Image *p, int size) {
+    const ImageBox box = image_trim(p);
+    const int side = box.width > box.height ? box.width : box.height;
+    const int left = (int)nearbyint((side - box.width) * 0.5), top = (int)nearbyint((side - box.height) * 0.5);
+    const size_t stride = 3 * (size_t)size;
+    const size_t slack = IMAGE_LANES;  // the last group of lanes of a row may read and write beyond its end
+    ImageTaps taps = image_taps(side, size);
+    uint8_t *rows = xcalloc(box.height * stride + slack, 1);
+    uint8_t *line = xmalloc(stride + slack);
+    image_resize_horizontal(rows, p, box, &taps, left, size);
+    for (int o = 0; o < size; o++) {
+        ImageOutput s = image_output(&taps, o, top, top + box.height);
+        for (size_t k = 0; k < stride; k += IMAGE_LANES) image_weighted_sum(line + k, rows + k, stride, s);
+        memcpy(out + o * stride, line, stride);
+    }
+    free(line);
+    free(rows);
+    image_taps_free(&taps);
+}
+
+#endif
