@@ -105,6 +105,17 @@ static inline void tiff_open(TiffReader *r, const char *name) {
 
 /* ---- header ---- */
 
+/* Whether the file's directory has this tag; libtiff adds a few that it lacks. */
+static inline bool tiff_has_tag(const TiffReader *r, uint16_t tag) {
+    const bool big_endian = r->bytes[0] == 'M', big = r->bytes[big_endian ? 3 : 2] == '+';  // big: BigTIFF
+    const uint64_t begin = TIFFCurrentDirOffset(r->tiff), at = begin + (big ? 8 : 2), entry = big ? 20 : 12;
+    if (at > r->size) return false;
+    const uint64_t entries = image_integer(r->bytes + begin + (big && big_endian ? 4 : 0), big ? 4 : 2, big_endian);
+    for (uint64_t i = 0; i < entries && at + entry * (i + 1) <= r->size; i++)
+        if (image_integer(r->bytes + at + entry * i, 2, big_endian) == tag) return true;
+    return false;
+}
+
 /* Reads the fields that say what a pixel is. Returns what is not read about them, or NULL. */
 static inline const char *tiff_kind(TiffReader *r) {
     uint16_t format = SAMPLEFORMAT_UINT, planar = PLANARCONFIG_CONTIG, extra_count = 0, *extra = NULL;
@@ -138,7 +149,7 @@ static inline const char *tiff_kind(TiffReader *r) {
     r->planes = planar == PLANARCONFIG_SEPARATE ? r->samples : 1;
     r->premultiplied = extra_count && extra[0] == EXTRASAMPLE_ASSOCALPHA;
     r->alpha = r->premultiplied || (extra_count && extra[0] == EXTRASAMPLE_UNASSALPHA) ||
-               (!extra_count && r->samples == 4 && r->colours == 3);
+               (r->samples == 4 && r->colours == 3 && !tiff_has_tag(r, TIFFTAG_EXTRASAMPLES));
     r->alpha = r->alpha && r->samples > r->colours;
     image_grey_palette(r->palette);
     if (r->photometric != PHOTOMETRIC_PALETTE) return NULL;

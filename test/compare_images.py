@@ -3,9 +3,10 @@
 
     test/compare_images.py TEST_LIB        TEST_LIB: the binary built from test/test_lib.c
 
-PNG images must be equal in every pixel, JPEG images within 1 level of 255: equal where Pillow carries the same
-version of libjpeg. Needs Pillow and NumPy; where transformers is installed, the last steps (resize, rescale,
-normalise) are its own, else Pillow's bicubic and the formula.
+Images must be equal in every pixel, JPEG images (also inside TIFF) within 1 level of 255: equal where Pillow carries
+the same version of libjpeg. What scripts/dataset/images.py stores for a dataset must give exactly the pixels of the
+image itself. Needs Pillow and NumPy; where transformers is installed, the last steps (resize, rescale, normalise) are
+its own, else Pillow's bicubic and the formula.
 """
 import io
 import subprocess
@@ -15,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import image_files  # noqa: E402
+from dataset import images  # noqa: E402
 
 SIZES = (96, 31, 384)
 
@@ -132,6 +137,9 @@ def make_images(folder):
         exif = Image.Exif()
         exif[0x0112] = orientation
         add(f"turned{orientation}.jpg", drawing("RGB", (90, 50), 420), quality=95, subsampling=0, exif=exif)
+    for name, data, expected in image_files.make(drawing, noise):
+        made.append((folder / name, expected))
+        made[-1][0].write_bytes(data)
     return made
 
 
@@ -169,11 +177,34 @@ def encoder_input(pixels):
 def compare(path, mine, expected):
     """Whether they are near enough; says why not. Differences are in levels of 0..255."""
     difference = np.abs(encoder_input(mine) - expected) * 127.5
-    good = difference.max() < (1.01 if path.suffix == ".jpg" else 1e-3)
+    good = difference.max() < (1.01 if path.suffix == ".jpg" or "jpeg" in path.name else 1e-3)
     if not good:
         print(f"failed: {path.name} at {mine.shape[0]}: differs by up to {difference.max():.3f}, "
               f"mean {difference.mean():.4f}, in {(difference > 0.5).mean():.1%} of the values")
     return good, difference.max(), difference.mean()
+
+
+def prepare(test_lib, size, paths, folder):
+    """What lib/image.h makes of the files, uint8 [files, size, size, 3]."""
+    out = folder / "out"
+    subprocess.run([test_lib, "--prepare", str(size), str(out)] + [str(p) for p in paths], check=True)
+    return np.fromfile(out, dtype=np.uint8).reshape(len(paths), size, size, 3)
+
+
+def compare_stored(test_lib, paths, folder):
+    """Whether what a dataset stores gives the same pixels; returns one result per file. Not those named other-...,
+    which Pillow does not read, or sees otherwise."""
+    paths = [path for path in paths if not path.name.startswith("other-")]
+    stored = [folder / f"stored-{path.name}" for path in paths]
+    for path, copy in zip(paths, stored):
+        copy.write_bytes(images.prepare(path.read_bytes())[0])
+    difference = np.abs(prepare(test_lib, 96, paths, folder).astype(int) - prepare(test_lib, 96, stored, folder))
+    results = []
+    for path, most in zip(paths, difference.max(axis=(1, 2, 3))):
+        results.append(most <= (1 if "jpeg" in path.name else 0))
+        if not results[-1]:
+            print(f"failed: a dataset stores {path.name} with other pixels: they differ by up to {most}")
+    return results
 
 
 def main():
@@ -184,20 +215,19 @@ def main():
         folder = Path(name)
         made = make_images(folder)
         for size in SIZES:
-            out = folder / "out"
-            subprocess.run([sys.argv[1], "--prepare", str(size), str(out)] + [str(p) for p, _ in made], check=True)
-            ours = np.fromfile(out, dtype=np.uint8).reshape(len(made), size, size, 3)
+            ours = prepare(sys.argv[1], size, [p for p, _ in made], folder)
             for (path, image), mine in zip(made, ours):
                 expected = reference(image or Image.open(path), size, processor)
                 results.append((path.suffix, *compare(path, mine, expected)))
-    for suffix in (".png", ".jpg"):
+        stored = compare_stored(sys.argv[1], [p for p, _ in made], folder)
+    for suffix in sorted({r[0] for r in results}):
         of_kind = [r for r in results if r[0] == suffix]
         print(f"{len(of_kind) // len(SIZES)} {suffix[1:]} images at {', '.join(map(str, SIZES))} against "
               f"{'SiglipImageProcessor' if processor else 'Pillow'}: differ by at most "
               f"{max(r[2] for r in of_kind):.4f} levels of 255, on average {np.mean([r[3] for r in of_kind]):.4f}")
-    passed = sum(bool(r[1]) for r in results)
-    print(f"{passed} passed, {len(results) - passed} failed")
-    sys.exit(passed < len(results))
+    passed, total = sum(bool(r[1]) for r in results) + sum(stored), len(results) + len(stored)
+    print(f"{passed} passed, {total - passed} failed")
+    sys.exit(passed < total)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checks images and converts them for a dataset.
 
-PNG and JPEG files that pass the checks below are stored unchanged, because the C reader (lib/image.h) decodes them.
+PNG and JPEG files that pass the checks below are stored unchanged, because every build of the C reader (lib/image.h)
+decodes them, and turns them upright by the same tags as orientation() here.
 Everything else that Pillow can read (WebP, GIF, BMP, TIFF; PNG and JPEG variants that the reader rejects or would
 decode differently) is converted to an 8-bit PNG. The size of an image is read from its header and checked before
 anything is decoded, and PNG data are inflated in pieces against the size in the header, so that a malicious file
@@ -12,15 +13,17 @@ import struct
 import warnings
 import zlib
 
+from dataset import orientation
+
 MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image.h
 MAX_BYTES = 1 << 28  # of an image file; the reader has no such limit, but no image needs more
-MAX_SCANS = 500  # of a JPEG; the limit of lib/jpeg.h
+MAX_SCANS, MAX_SCANNED = 500, 1_600_000_000  # of a JPEG, and pixels in all of them; the limits of lib/jpeg.h
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 MAX_PNG_CHUNKS = 1 << 17
 PNG_PIECE = 1 << 16  # bytes inflated at a time, and most bytes that may follow the pixels
 INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-TILE_WIDTH, TILE_HEIGHT, ORIENTATION = 322, 323, 274  # TIFF tags
+PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 262, 322, 323  # TIFF tags
 
 
 class ImageError(Exception):
@@ -44,7 +47,7 @@ def kind_of(data):
         return "WEBP"
     if data.startswith((b"GIF87a", b"GIF89a")):
         return "GIF"
-    if data.startswith((b"II*\0", b"MM\0*")):
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "TIFF"
     if data.startswith(b"BM"):
         return "BMP"
@@ -62,7 +65,7 @@ def check_size(width, height):
 # ---- PNG: the format is ISO/IEC 15948, "Portable Network Graphics" ----
 
 def png_chunks(data):
-    """Yields (type, content) of the critical chunks, tRNS and eXIf, up to IEND. Verifies the CRC of every chunk."""
+    """Yields (type, content) of the critical chunks and tRNS, up to IEND. Verifies the CRC of every chunk."""
     at = 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -71,7 +74,7 @@ def png_chunks(data):
         kind, content = data[at + 4:at + 8], data[at + 8:at + 8 + length]
         if zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", data, at + 8 + length)[0]:
             raise ImageError("the image is damaged", f"the CRC of the PNG chunk at byte {at} is wrong")
-        if not kind[0] & 32 or kind in (b"tRNS", b"eXIf"):
+        if not kind[0] & 32 or kind == b"tRNS":
             yield kind, content
         if kind == b"IEND":
             return
@@ -140,23 +143,11 @@ def check_png_parts(chunks, depth, colour, method, filtering, interlace):
             valid = len(content) <= len(palette) // 3 if colour == 3 else len(content) == 2 * PNG_CHANNELS[colour]
             if colour in (4, 6) or not valid or b"IDAT" in names[:number]:
                 raise Unsupported("the PNG has a malformed tRNS chunk")
-        elif kind == b"eXIf" and png_orientation(content) != 1:
-            raise Unsupported("the PNG must be turned, which the reader does only for JPEG")
     if colour == 3:
         if not palette or b"PLTE" in names[names.index(b"IDAT"):]:
             raise Unsupported("the PNG has no palette before its data")
         if len(palette) // 3 < 1 << depth:
             check_palette(chunks, len(palette) // 3)
-
-
-def png_orientation(exif):
-    from PIL import Image
-    tags = Image.Exif()
-    try:
-        guarded(lambda: tags.load(b"Exif\0\0" + exif))
-    except ImageError:
-        return 1  # as in Pillow, for a damaged EXIF block
-    return tags.get(ORIENTATION, 1)
 
 
 def check_palette(chunks, colours):
@@ -214,8 +205,11 @@ def jpeg_size(data):
 
 def check_scans(data):
     """Limits the number of scans, because each costs a pass over all pixels, however short its data are."""
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError("the image is damaged", f"the JPEG data have more than {MAX_SCANS} scans")
+    width, height = jpeg_size(data)
+    most = min(MAX_SCANS, MAX_SCANNED // (width * height))
+    before = sum(4 + len(content) for _, content in jpeg_segments(data))  # a preview in them has its own scans
+    if 1 + data.count(b"\xff\xda", before) > most:
+        raise ImageError("the image is damaged", f"the JPEG data have more than {most} scans")
 
 
 def check_jpeg(data):
@@ -263,13 +257,16 @@ def open_image(data, kind, load=True):
     return image
 
 
-def eight_bits(image, kind):
-    """Converts an image to mode L, RGB or RGBA. Of 16 bits the upper 8 are kept, as in the reader."""
+def eight_bits(image, kind, photometric=None):
+    """Converts an image to mode L, RGB or RGBA. Of 16 bits the upper 8 are kept, as in the reader. photometric: the
+    tag of a TIFF."""
     import numpy as np
     from PIL import Image
     mode = image.mode
     if mode.startswith("I;16") or (mode == "I" and kind == "PNG"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        inverted = kind == "TIFF" and photometric == 0  # 0 is white; Pillow heeds that only up to 8 bits
+        return Image.fromarray(255 - high if inverted else high)
     if mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
         return image.convert("RGBA")
     if mode in ("1", "L"):
@@ -291,10 +288,11 @@ def shrink(image, max_side):
 
 def as_png(data, kind, max_side):
     """The image as an 8-bit PNG, upright, no side longer than max_side pixels (0: no limit)."""
-    from PIL import ImageOps
-
     def convert():
-        image = eight_bits(ImageOps.exif_transpose(open_image(data, kind)), kind)
+        image = open_image(data, kind, load=False)
+        photometric = image.tag_v2.get(PHOTOMETRIC) if kind == "TIFF" else None
+        turn = orientation.of(data, kind, image)
+        image = eight_bits(orientation.upright(load(image), turn), kind, photometric)
         if max_side and max(image.size) > max_side:
             image = shrink(image, max_side)
         image.info = {}  # no metadata
