@@ -153,6 +153,14 @@ static void logits_close(LogitsFile *f) {
     free(f->ids);
 }
 
+/* Counts the images of a batch that are blank as the model sees them, and notes the first of all. `seen`: samples
+ * before the batch. */
+static void count_blank(const Batch *b, int B, int64_t seen, int64_t *blank, int64_t *first) {
+    const size_t bytes = (size_t)b->sizes[0] * b->sizes[0] * 3;
+    for (int i = 0; i < B; i++)
+        if (image_darkest(b->pixels[0] + i * bytes, bytes) >= IMAGE_NEAR_WHITE && (*blank)++ == 0) *first = seen + i;
+}
+
 /* The teacher-forced pass over all samples: sums up the metrics, and writes the logits with --logits. */
 static void measure_forced(Report *report, Model *m, Model *teacher, const Dataset *d, int max_tokens) {
     Objective objective;
@@ -168,6 +176,7 @@ static void measure_forced(Report *report, Model *m, Model *teacher, const Datas
     Progress progress;
     const Batch *batch;
     int B = 0;
+    int64_t blank = 0, first_blank = 0;
     double start = seconds_now();
     objective_open(&objective, config, m, teacher ? param_weight(teacher->lm_head) : (Weight){0}, 0,
                    (int)opt.batch * max_tokens, (int)opt.batch, 0);
@@ -182,11 +191,15 @@ static void measure_forced(Report *report, Model *m, Model *teacher, const Datas
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
         objective_run(&objective, m, &q, (LossScale){0, 0});
         if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
+        count_blank(batch, B, report->samples, &blank, &first_blank);
         report->samples += B;
         progress_update(&progress, report->samples, NULL);
     }
     report->sums = objective_collect(&objective);
     progress_end(&progress);
+    if (blank)
+        warn("%lld of the %lld images are blank in the model's size, or nearly so; the first is that of sample %lld",
+             (long long)blank, (long long)report->samples, (long long)first_blank);
     if (opt.logits) logits_close(&logits);
     loader_stop(&loader);
     objective_close(&objective);

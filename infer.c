@@ -18,7 +18,7 @@ static struct {
     const char *model, *output, *device, *prefix;
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
-    bool quiet, show;
+    bool trim_near_white, invert, quiet, show;
 } opt = {.device = "auto", .top_p = 1, .seed = 1};
 
 static const Option table[] = {
@@ -40,6 +40,9 @@ static const Option table[] = {
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
+    {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
+     "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
+    {"invert", 0, OPT_FLAG, &opt.invert, NULL, "make light dark and dark light: for light lines on a dark ground", 0, 0},
     {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
      0},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
@@ -293,12 +296,17 @@ static void show_image(const uint8_t *pixels, int size) {
     }
 }
 
-/* Reads an image and preprocesses it into pixels [size, size, 3], the input of the vision encoder. */
+/* Reads an image and preprocesses it into pixels [size, size, 3], the input of the vision encoder. Warns of an image
+ * that the model cannot make much of. */
 static int prepare(Program *p, uint8_t *pixels, const char *path, int size) {
     Error err;
     Image image;
+    char remark[256];
     if (image_load(&image, path, &err)) return program_fail(p, &err);
-    image_prepare(pixels, &image, size);
+    if (opt.invert) image_invert(&image);
+    const ImageBox box = image_trim(&image, opt.trim_near_white ? IMAGE_NEAR_WHITE : IMAGE_WHITE);
+    image_prepare_box(pixels, &image, box, size);
+    if (image_remark(remark, sizeof remark, &image, box, pixels, size)) warn("%s: %s", path, remark);
     image_free(&image);
     if (opt.show) show_image(pixels, size);
     return 0;

@@ -82,8 +82,12 @@ static inline void image_put(const ImageCanvas *c, int x, int y, int step, const
         memcpy(to, pixels, 3 * (size_t)n);
         return;
     }
-    for (int i = 0; i < n; i++, pixels += channels, to += next)
-        for (int k = 0; k < 3; k++) to[k] = channels == 4 ? image_over_white(pixels[k], pixels[3]) : pixels[k];
+    for (int i = 0; i < n; i++, pixels += channels, to += next) {
+        if (channels == 3 || pixels[3] == 255)
+            memcpy(to, pixels, 3);
+        else
+            for (int k = 0; k < 3; k++) to[k] = image_over_white(pixels[k], pixels[3]);
+    }
 }
 
 /* The same for n indices of a palette [256, 4] of RGBA. */

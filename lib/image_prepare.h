@@ -1,4 +1,4 @@
-/* Makes the S x S RGB input of a vision encoder from an image, and says when little of the image is left in it.
+/* Makes the S x S RGB input of a vision encoder from an image, and remarks on images that a model cannot make much of.
  *
  * image_prepare trims the white border, pads to a square with white, and resizes with a bicubic filter. The pixels equal
  * those of Pillow (ImageChops.difference + crop, ImageOps.pad, Image.resize). */
@@ -15,33 +15,37 @@ typedef struct {
     int x, y, width, height;
 } ImageBox;
 
-static inline bool image_row_white(const uint8_t *row, size_t bytes) {
+/* What counts as white: the encoders are trained on images without an exactly white margin. JPEG leaves pixels near
+ * white in a white margin. */
+enum { IMAGE_WHITE = 255, IMAGE_NEAR_WHITE = 240 };
+
+static inline bool image_row_white(const uint8_t *row, size_t bytes, uint8_t white) {
     size_t i = 0;
     for (; i + 64 <= bytes; i += 64) {  // blocks of a fixed size, so that the compiler vectorizes
-        uint8_t all = 0xff;
-        for (int k = 0; k < 64; k++) all &= row[i + k];
-        if (all != 0xff) return false;
+        uint8_t least = 255;
+        for (int k = 0; k < 64; k++) least = row[i + k] < least ? row[i + k] : least;
+        if (least < white) return false;
     }
     for (; i < bytes; i++)
-        if (row[i] != 0xff) return false;
+        if (row[i] < white) return false;
     return true;
 }
 
-/* The bounding box of all pixels that are not exactly white; the whole image when all are white. */
-static inline ImageBox image_trim(const Image *p) {
+/* The bounding box of all pixels with a colour value below `white`; the whole image when there is none. */
+static inline ImageBox image_trim(const Image *p, uint8_t white) {
     const size_t stride = 3 * (size_t)p->width;
     ImageBox whole = {0, 0, p->width, p->height}, box;
     int top = 0, bottom = p->height;
-    while (top < bottom && image_row_white(p->rgb + top * stride, stride)) top++;
+    while (top < bottom && image_row_white(p->rgb + top * stride, stride, white)) top++;
     if (top == bottom) return whole;
-    while (image_row_white(p->rgb + (bottom - 1) * stride, stride)) bottom--;
+    while (image_row_white(p->rgb + (bottom - 1) * stride, stride, white)) bottom--;
     size_t left = stride, right = 0;  // in bytes; each row searches only outside the box of the rows before it
     for (int y = top; y < bottom; y++) {
         const uint8_t *row = p->rgb + y * stride;
         for (size_t i = 0; i < left; i++)
-            if (row[i] != 0xff) left = i;
+            if (row[i] < white) left = i;
         for (size_t i = stride; i > right; i--)
-            if (row[i - 1] != 0xff) right = i;
+            if (row[i - 1] < white) right = i;
     }
     box.x = (int)(left / 3);
     box.y = top;
@@ -188,11 +192,10 @@ static inline void image_resize_horizontal(uint8_t *out, const Image *p, ImageBo
     free(transposed);
 }
 
-/* Makes the input of a vision encoder: trims the image, centres it in a white square and resizes that to `size`
- * pixels. out: [size, size, 3]. As in Pillow, the horizontal pass comes first and is rounded to 8 bits, then the
- * vertical pass. As in ImageOps.pad, the offset of the centred image is rounded half to even. */
-static inline void image_prepare(uint8_t *out, const Image *p, int size) {
-    const ImageBox box = image_trim(p);
+/* Centres a part of an image in a white square and resizes that to `size` pixels. out: [size, size, 3]. As in Pillow,
+ * the horizontal pass comes first and is rounded to 8 bits, then the vertical pass. As in ImageOps.pad, the offset of
+ * the centred part is rounded half to even. */
+static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, int size) {
     const int side = box.width > box.height ? box.width : box.height;
     const int left = (int)nearbyint((side - box.width) * 0.5), top = (int)nearbyint((side - box.height) * 0.5);
     const size_t stride = 3 * (size_t)size;
@@ -209,6 +212,61 @@ static inline void image_prepare(uint8_t *out, const Image *p, int size) {
     free(line);
     free(rows);
     image_taps_free(&taps);
+}
+
+/* Makes the input of a vision encoder: trims the exactly white margin, and resizes what is left. out: [size, size, 3]. */
+static inline void image_prepare(uint8_t *out, const Image *p, int size) {
+    image_prepare_box(out, p, image_trim(p, IMAGE_WHITE), size);
+}
+
+/* ---- images that a model cannot make much of ---- */
+
+/* Light becomes dark, and dark light. */
+static inline void image_invert(Image *p) {
+    for (size_t i = 0, n = 3 * (size_t)p->width * p->height; i < n; i++) p->rgb[i] = 255 - p->rgb[i];
+}
+
+/* The least of n colour values. */
+static inline uint8_t image_darkest(const uint8_t *values, size_t n) {
+    uint8_t least = 255;
+    for (size_t i = 0; i < n; i++) least = values[i] < least ? values[i] : least;
+    return least;
+}
+
+/* The share of pixels in the box whose three values are all below half. */
+static inline double image_dark_share(const Image *p, ImageBox box) {
+    size_t dark = 0;
+    for (int y = 0; y < box.height; y++) {
+        const uint8_t *row = p->rgb + 3 * ((size_t)(box.y + y) * p->width + box.x);
+        for (int x = 0; x < box.width; x++) dark += (row[3 * x] | row[3 * x + 1] | row[3 * x + 2]) < 128;
+    }
+    return (double)dark / ((double)box.width * box.height);
+}
+
+/* Writes into text [capacity] why a model will not make much of the image, and what to do. prepared [size, size, 3] is
+ * what image_prepare_box made of the box. Returns false, with an empty text, when there is nothing to say. The models
+ * are trained on dark lines on white without a margin. */
+static inline bool image_remark(char *text, size_t capacity, const Image *p, ImageBox box, const uint8_t *prepared,
+                                int size) {
+    const ImageBox near = image_trim(p, IMAGE_NEAR_WHITE);
+    const int side = box.width > box.height ? box.width : box.height;
+    const int near_side = near.width > near.height ? near.width : near.height;
+    const int ink = 255 - image_darkest(p->rgb, 3 * (size_t)p->width * p->height);
+    const int left = 255 - image_darkest(prepared, 3 * (size_t)size * size);
+    text[0] = '\0';
+    if (ink == 0)
+        snprintf(text, capacity, "the image is blank: all of it is white, or transparent, which counts as white");
+    else if (left < ink / 6)
+        snprintf(text, capacity,
+                 "little is left of its lines when its %d x %d pixels become the model's %d x %d; cut out a part of it, "
+                 "or draw thicker lines",
+                 box.width, box.height, size, size);
+    else if (image_dark_share(p, box) > 0.6)
+        snprintf(text, capacity, "most of the image is dark, and the models know dark lines on white; try --invert");
+    else if (side - near_side > 2 && side > near_side * 1.03)
+        snprintf(text, capacity,
+                 "its margin is nearly white, but not white, and stays in the image; try --trim-near-white");
+    return text[0] != '\0';
 }
 
 #endif

@@ -22,7 +22,7 @@
 /* Each scan costs a pass over all pixels, however short its data are. A progressive file has about 10 scans. */
 enum {
     JPEG_MAX_SCANS = 500,
-    JPEG_MAX_SCANNED = 1600000000,  // pixels in all scans together: 16 scans of 100 million pixels
+    JPEG_MAX_SCANNED = 2000000000,  // pixels in all scans together: 20 scans of 100 million pixels
     JPEG_MAX_MEMORY = 1 << 30       // bytes of coefficients; enough for 100 million CMYK pixels
 };
 

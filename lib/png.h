@@ -1,5 +1,5 @@
-/* Decodes PNG files with libpng, row by row: beside the image it keeps a few rows. What follows the last row is not
- * inflated. The checksum of every chunk is verified first, because libpng leaves out a damaged tRNS chunk, which would
+/* Decodes PNG files with libpng, row by row: beside the image it keeps a few rows. libpng's progressive reader is used,
+ * because the other one inflates what follows the last row, however much that is. The checksum of every chunk is verified first, because libpng leaves out a damaged tRNS chunk, which would
  * silently change the image. */
 #ifndef LIB_PNG_H
 #define LIB_PNG_H
@@ -109,13 +109,16 @@ static inline int png_check_chunks(const uint8_t *bytes, size_t n, int *orientat
 /* ---- pixels ---- */
 
 typedef struct {
-    png_structp png;
-    png_infop info;
     jmp_buf back;  // libpng reports an error through a callback that must not return
     const uint8_t *bytes;
-    size_t size, at;
+    size_t size;
+    png_structp png;
+    png_infop info;
+    Image *image;
     ImageCanvas canvas;
-    uint8_t *row;
+    int orientation, channels;
+    bool interlaced;
+    int64_t rows;    // still to come
     char why[128];
 } PngReader;
 
@@ -125,56 +128,57 @@ __attribute__((noreturn)) static inline void png_reader_error(png_structp png, p
     longjmp(r->back, 1);
 }
 
+/* libpng goes on after a warning; if rows are missing in the end, it says why. */
 static inline void png_reader_warning(png_structp png, png_const_charp why) {
-    (void)png;
-    (void)why;
+    PngReader *r = png_get_error_ptr(png);
+    snprintf(r->why, sizeof r->why, "%s", why);
 }
 
-static inline void png_reader_bytes(png_structp png, png_bytep out, size_t n) {
-    PngReader *r = png_get_io_ptr(png);
-    if (n > r->size - r->at) png_error(png, "the data end before the image does");
-    memcpy(out, r->bytes + r->at, n);
-    r->at += n;
+/* Called before the pixels: sets them to become 8-bit RGB, or RGBA where the file has transparency. Of 16 bits the
+ * upper 8 are kept. An interlaced file has seven passes, each of which is a small image (ISO/IEC 15948, 8.2). */
+static inline void png_reader_header(png_structp png, png_infop info) {
+    PngReader *r = png_get_progressive_ptr(png);
+    const int width = (int)png_get_image_width(png, info), height = (int)png_get_image_height(png, info);
+    png_set_expand(png);
+    png_set_strip_16(png);
+    png_set_gray_to_rgb(png);
+    r->interlaced = png_get_interlace_type(png, info) != PNG_INTERLACE_NONE;
+    png_read_update_info(png, info);
+    r->channels = png_get_channels(png, info);
+    r->rows = r->interlaced ? 0 : height;
+    for (int pass = 0; r->interlaced && pass < 7; pass++)
+        if (PNG_PASS_COLS(width, pass) > 0) r->rows += PNG_PASS_ROWS(height, pass);
+    r->canvas = image_canvas(r->image, width, height, r->orientation);
 }
 
-/* Reads everything before the pixels, and sets them to become 8-bit RGB, or RGBA where the file has transparency. Of
- * 16 bits the upper 8 are kept. */
-static inline void png_reader_header(PngReader *r) {
-    png_set_read_fn(r->png, r, png_reader_bytes);
+static inline void png_reader_row(png_structp png, png_bytep row, png_uint_32 y, int pass) {
+    PngReader *r = png_get_progressive_ptr(png);
+    const int width = r->canvas.width, columns = r->interlaced ? (int)PNG_PASS_COLS(width, pass) : width;
+    if (!row || r->rows == 0) return;
+    r->rows--;
+    if (r->interlaced)
+        image_put(&r->canvas, PNG_PASS_START_COL(pass), (int)PNG_ROW_FROM_PASS_ROW(y, pass),
+                  1 << PNG_PASS_COL_SHIFT(pass), row, columns, r->channels);
+    else
+        image_put(&r->canvas, 0, (int)y, 1, row, columns, r->channels);
+}
+
+static inline void png_reader_run(PngReader *r) {
     png_set_crc_action(r->png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);  // png_check_chunks has done it
     png_set_keep_unknown_chunks(r->png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);  // colour profiles, texts, ...
     png_set_user_limits(r->png, IMAGE_MAX_SIDE, IMAGE_MAX_SIDE);
-    png_read_info(r->png, r->info);
-    png_set_expand(r->png);
-    png_set_strip_16(r->png);
-    png_set_gray_to_rgb(r->png);
-    png_read_update_info(r->png, r->info);
-    r->row = xcalloc(1, png_get_rowbytes(r->png, r->info));
+    png_set_progressive_read_fn(r->png, r, png_reader_header, png_reader_row, NULL);
+    png_process_data(r->png, r->info, (png_bytep)r->bytes, r->size);
+    if (r->rows == 0 && r->image->rgb) return;
+    snprintf(r->why + strlen(r->why), sizeof r->why - strlen(r->why), "%srows are missing", r->why[0] ? "; " : "");
+    longjmp(r->back, 1);
 }
 
-/* Reads the rows. An interlaced file has seven passes, each of which is a small image (ISO/IEC 15948, section 8.2). */
-static inline void png_reader_rows(PngReader *r) {
-    const int width = r->canvas.width, height = r->canvas.height, channels = png_get_channels(r->png, r->info);
-    const bool interlaced = png_get_interlace_type(r->png, r->info) != PNG_INTERLACE_NONE;
-    for (int y = 0; !interlaced && y < height; y++) {
-        png_read_row(r->png, r->row, NULL);
-        image_put(&r->canvas, 0, y, 1, r->row, width, channels);
-    }
-    for (int pass = 0; interlaced && pass < 7; pass++) {
-        const int columns = (int)PNG_PASS_COLS(width, pass), rows = columns ? (int)PNG_PASS_ROWS(height, pass) : 0;
-        const int x = PNG_PASS_START_COL(pass), step = 1 << PNG_PASS_COL_SHIFT(pass);
-        for (int k = 0; k < rows; k++) {
-            png_read_row(r->png, r->row, NULL);
-            image_put(&r->canvas, x, (int)PNG_ROW_FROM_PASS_ROW(k, pass), step, r->row, columns, channels);
-        }
-    }
-}
-
-/* Runs one step; returns -1 when libpng gave up, with the reason in r->why. This is the only setjmp: no local variable
- * changes after it, and what the steps allocate is in the reader. */
-static inline int png_reader_try(PngReader *r, void (*step)(PngReader *)) {
+/* Runs the reader; returns -1 when it gave up, with the reason in r->why. This is the only setjmp: no local variable
+ * changes after it, and what is allocated meanwhile is in the reader. */
+static inline int png_reader_try(PngReader *r) {
     if (setjmp(r->back)) return -1;
-    step(r);
+    png_reader_run(r);
     return 0;
 }
 
@@ -186,21 +190,16 @@ static inline int image_decode_png(Image *p, const uint8_t *bytes, size_t n, con
     const uint32_t width = image_u32(bytes + 16), height = image_u32(bytes + 20);
     if (image_check_size(width, height, name, err) != 0) return -1;
     if (png_check_chunks(bytes, n, &orientation, name, err) != 0) return -1;
-    PngReader r = {.bytes = bytes, .size = n};
+    PngReader r = {.bytes = bytes, .size = n, .image = p, .orientation = orientation};
     r.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &r, png_reader_error, png_reader_warning);
     if (r.png) r.info = png_create_info_struct(r.png);
     if (!r.info) die("out of memory, or the installed libpng differs from the one this program was built with");
-    int status = png_reader_try(&r, png_reader_header);
-    if (status == 0) {
-        r.canvas = image_canvas(p, (int)width, (int)height, orientation);
-        status = png_reader_try(&r, png_reader_rows);
-    }
+    const int status = png_reader_try(&r);
     if (status != 0) {
         error_set(err, "cannot read the image %s: its PNG data are damaged (%s)", name, r.why);
         image_free(p);
     }
     png_destroy_read_struct(&r.png, &r.info, NULL);
-    free(r.row);
     return status;
 }
 

@@ -48,22 +48,73 @@ def raw_profile(exif):
     return f"\nexif\n{len(text) // 2:8}\n{lines}\n".encode()
 
 
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def png(samples, bits, colour, interlaced, chunks=b""):
+    """A PNG file of samples [height, width, channels]; chunks: what comes between the header and the data."""
+    height, width, channels = samples.shape
+    rows = b""
+    for x, y, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
+        part = samples[y::down, x::across]
+        for row in part.reshape(len(part), -1) if part.size else ():
+            if bits == 16:
+                packed = row.astype(">u2").tobytes()
+            else:
+                text = "".join(f"{v:0{bits}b}" for v in row)
+                text += "0" * (-len(text) % 8)
+                packed = int(text, 2).to_bytes(len(text) // 8, "big")
+            rows += b"\0" + packed
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + chunk(b"IDAT", zlib.compress(rows)) +
+            chunk(b"IEND", b""))
+
+
+def make_png():
+    """Every colour type, depth and kind of transparency, interlaced or not; what must be seen is worked out here."""
+    rng = np.random.default_rng(505)
+    for colour, depths in ((0, (1, 2, 4, 8, 16)), (2, (8, 16)), (3, (1, 2, 4, 8)), (4, (8, 16)), (6, (8, 16))):
+        for bits in depths:
+            for size in ((19, 13), (3, 2), (1, 9)):
+                samples = rng.integers(0, 1 << bits, (*size[::-1], {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]))
+                palette = rng.integers(0, 256, (1 << min(bits, 8), 4), dtype=np.uint8)
+                plain = chunk(b"PLTE", palette[:, :3].tobytes()) if colour == 3 else b""
+                key = samples[size[1] // 2, size[0] // 2]
+                for transparent in (False, True) if colour in (0, 2, 3) else (False,):
+                    eight = samples >> 8 if bits == 16 else samples * 255 // ((1 << bits) - 1)
+                    eight, chunks = eight.astype(np.uint8), plain
+                    if colour in (0, 4):
+                        eight = np.concatenate([eight[:, :, :1]] * 3 + [eight[:, :, 1:]], 2)
+                    if colour == 3:
+                        eight = palette[samples[:, :, 0]][:, :, :4 if transparent else 3]
+                    if transparent and colour == 3:
+                        chunks += chunk(b"tRNS", palette[:, 3].tobytes())
+                    elif transparent:
+                        chunks += chunk(b"tRNS", key.astype(">u2").tobytes())
+                        alpha = np.where((samples == key).all(2, keepdims=True), 0, 255).astype(np.uint8)
+                        eight = np.concatenate([eight, alpha], 2)
+                    expected = Image.fromarray(eight, "RGBA" if eight.shape[2] == 4 else "RGB")
+                    for interlaced in (0, 1):
+                        name = f"png-{colour}-{bits}-{size[0]}-{transparent}-{interlaced}.png"
+                        yield name, png(samples, bits, colour, interlaced, chunks), expected
+
+
 def make_turned(drawing):
     """PNG and JPEG files that say in each way how they are turned."""
     image = drawing("RGB", (61, 37), 500)
-    png = saved(image, "PNG")
+    plain = saved(image, "PNG")
     for orientation in range(0, 10):
         xmp = XMP.format(f'tiff:Orientation="{orientation}"/>').encode()
         element = XMP.format(f"><tiff:Orientation>{orientation}</tiff:Orientation></rdf:Description>").encode()
         expected = turned(image, orientation)
         files = {
-            "exif": with_chunk(png, b"eXIf", exif_block(orientation)),
-            "exif_long_after": with_chunk(png, b"eXIf", exif_block(orientation, 4, "<"), last=True),
-            "raw_packed": with_chunk(png, b"zTXt", b"Raw profile type exif\0\0" +
+            "exif": with_chunk(plain, b"eXIf", exif_block(orientation)),
+            "exif_long_after": with_chunk(plain, b"eXIf", exif_block(orientation, 4, "<"), last=True),
+            "raw_packed": with_chunk(plain, b"zTXt", b"Raw profile type exif\0\0" +
                                      zlib.compress(raw_profile(exif_block(orientation)))),
-            "raw": with_chunk(png, b"tEXt", b"Raw profile type exif\0" + raw_profile(exif_block(orientation))),
-            "xmp": with_chunk(png, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
-            "xmp_packed": with_chunk(png, b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(element)),
+            "raw": with_chunk(plain, b"tEXt", b"Raw profile type exif\0" + raw_profile(exif_block(orientation))),
+            "xmp": with_chunk(plain, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+            "xmp_packed": with_chunk(plain, b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(element)),
         }
         for name, data in files.items():
             yield f"turned_{name}{orientation}.png", data, expected
@@ -75,7 +126,7 @@ def make_turned(drawing):
             content = b"http://ns.adobe.com/xap/1.0/\0" + packet
             segment = b"\xff\xff\xe1" + struct.pack(">H", len(content) + 2) + content  # a byte that fills before it
             yield f"turned_xmp_{name}{orientation}.jpg", jpeg[:2] + segment + jpeg[2:], turned(decoded, orientation)
-    yield "turned_damaged.png", with_chunk(png, b"eXIf", b"MM\0*\0\0\0\xff\0\1" + bytes(9)), image
+    yield "turned_damaged.png", with_chunk(plain, b"eXIf", b"MM\0*\0\0\0\xff\0\1" + bytes(9)), image
 
 
 def make_webp(drawing, noise):
@@ -309,6 +360,6 @@ def rgb(values):
 
 def make(drawing, noise):
     """Yields (name, bytes, the image as it must be seen, or None: as Pillow opens it)."""
-    for maker in (lambda: make_turned(drawing), lambda: make_webp(drawing, noise), lambda: make_gif(drawing, noise),
+    for maker in (make_png, lambda: make_turned(drawing), lambda: make_webp(drawing, noise), lambda: make_gif(drawing, noise),
                   lambda: make_bmp(drawing, noise), lambda: make_tiff(drawing, noise)):
         yield from maker()

@@ -618,7 +618,7 @@ static void test_image_prepare(void) {
     CHECK(out[0] == 10 && out[16 * 16 * 3 - 1] == 30);
     white[(1 * 5 + 2) * 3] = 0;  // one pixel, then a second one below: the box is 1 x 2, padded to 2 x 2 on the right
     white[(2 * 5 + 2) * 3] = 0;
-    ImageBox box = image_trim(&p);
+    ImageBox box = image_trim(&p, IMAGE_WHITE);
     CHECK(box.x == 2 && box.y == 1 && box.width == 1 && box.height == 2);
     image_prepare(out, &p, 2);
     CHECK(out[0] == 0 && out[1] == 255 && out[3] == 255 && out[6] == 0 && out[9] == 255);

@@ -17,7 +17,7 @@ from dataset import orientation
 
 MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image.h
 MAX_BYTES = 1 << 28  # of an image file; the reader has no such limit, but no image needs more
-MAX_SCANS, MAX_SCANNED = 500, 1_600_000_000  # of a JPEG, and pixels in all of them; the limits of lib/jpeg.h
+MAX_SCANS, MAX_SCANNED = 500, 2_000_000_000  # of a JPEG, and pixels in all of them; the limits of lib/jpeg.h
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 MAX_PNG_CHUNKS = 1 << 17
