@@ -19,7 +19,9 @@
 
 #include <jerror.h>  // its message codes depend on what jpeglib.h defines
 
-/* Each scan costs a pass over all pixels, however short its data are. A progressive file has about 10 scans. */
+/* Each scan costs a pass over all pixels, however short its data are: with these limits 3 seconds at most. A
+ * progressive file has about 10 scans. A scan in arithmetic coding, which hardly anyone uses, costs several times as
+ * much. */
 enum {
     JPEG_MAX_SCANS = 500,
     JPEG_MAX_SCANNED = 2000000000,  // pixels in all scans together: 20 scans of 100 million pixels
@@ -66,7 +68,8 @@ static inline void jpeg_reader_warning(j_common_ptr common, int level) {
 
 /* The most scans that a file of this size may have. */
 static inline int jpeg_max_scans(const struct jpeg_decompress_struct *d) {
-    const int64_t scans = JPEG_MAX_SCANNED / ((int64_t)d->image_width * d->image_height);
+    const int64_t most = d->arith_code ? JPEG_MAX_SCANNED / 8 : JPEG_MAX_SCANNED;
+    const int64_t scans = most / ((int64_t)d->image_width * d->image_height);
     return scans < JPEG_MAX_SCANS ? (int)scans : JPEG_MAX_SCANS;
 }
 

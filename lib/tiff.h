@@ -188,16 +188,15 @@ static inline int tiff_orientation(TiffReader *r) {
 
 /* Converts n pixels to RGBA. sample[s]: the first value of sample s; step: bytes from one value to the next. */
 static inline void tiff_convert(TiffReader *r, const uint8_t *const *sample, size_t step, int n) {
-    const bool inverted = r->photometric == PHOTOMETRIC_MINISWHITE, high = r->bits == 16;
+    const bool inverted = r->photometric == PHOTOMETRIC_MINISWHITE;
     const int most = (1 << (r->bits < 8 ? r->bits : 8)) - 1;
+    const size_t high_byte = r->bits == 16;  // libtiff gives them in the machine's order, which is little-endian
     for (int i = 0; i < n; i++) {
         uint8_t value[5], *out = r->rgba + 4 * (size_t)i;
-        for (int s = 0; s < r->colours + r->alpha; s++) {
-            uint16_t deep;
-            memcpy(&deep, sample[s] + (high ? i * step : 0), high ? 2 : 1);
-            value[s] = high ? (uint8_t)(deep >> 8) : sample[s][i * step];
-        }
-        if (r->bits < 8) value[0] = sample[0][(size_t)i * r->bits / 8] >> (8 - r->bits - i * r->bits % 8) & most;
+        if (r->bits < 8)
+            value[0] = sample[0][(size_t)i * r->bits / 8] >> (8 - r->bits - i * r->bits % 8) & most;
+        else
+            for (int s = 0; s < r->colours + r->alpha; s++) value[s] = sample[s][i * step + high_byte];
         out[3] = r->alpha ? value[r->colours] : 255;
         if (r->photometric == PHOTOMETRIC_PALETTE) {
             memcpy(out, r->palette + 4 * value[0], 3);

@@ -1,5 +1,5 @@
-/* Mutation fuzzing of every parser of files: safetensors with a tokenizer and its tokenizer.json, datasets, PNG,
- * JPEG, JSON and config files. Each valid sample is changed thousands of times, the same way in every run; each
+/* Mutation fuzzing of every parser of files: safetensors with a tokenizer and its tokenizer.json, datasets, images of
+ * every format, JSON and config files. Each valid sample is changed thousands of times, the same way in every run; each
  * result must be read, or refused with a sentence. Run it under the address and undefined-behaviour sanitizers.
  *
  *     fuzz [ROUNDS [SEED]]     ROUNDS mutations of each sample (default 3000) */
@@ -262,7 +262,7 @@ static void fuzz(const char *what, Target target, const Bytes *sample, bool with
         free(b.data);
     }
     check(silent == 0, __FILE__, __LINE__, "every refusal says why", what);
-    printf("%-22s %6d mutations, %6d read, %6d refused\n", what, rounds, accepted, rounds + 1 - accepted);
+    printf("%-24s %6d mutations, %6d read, %6d refused\n", what, rounds, accepted, rounds + 1 - accepted);
 }
 
 static void fuzz_text(const char *what, Target target, const char *text, bool with_file, int rounds, uint64_t seed) {
@@ -296,13 +296,35 @@ int main(int argc, char **argv) {
               "\\s+(?!\\S)|\\s+$|\xe4\xb8\x80-?[!-/:-~\xef\xbc\x81-\xef\xbc\x8f]",
               false, 3 * rounds, seed);
     for (int i = 0; i < 3; i++) images[i] = make_png(9, 7, i + 2, (uint64_t)i);
-    images[3] = make_jpeg(jpeg_turned);
-    images[4] = make_jpeg(jpeg_progressive);
+    images[3] = from_hex(jpeg_turned);
+    images[4] = from_hex(jpeg_progressive);
     const int lengths[] = {3, 20, 1, 7, 12};
     Bytes data = make_dataset(5, images, lengths, 50, 1, 0);
     fuzz("dataset", read_dataset, &data, true, rounds / 3, seed);
     for (int i = 0; i < 3; i++) fuzz("PNG", read_image, &images[i], false, rounds / 3, seed);
     for (int i = 0; i < 3; i++) fuzz("PNG, CRC repaired", read_png_repaired, &images[i], false, rounds, seed);
+    Bytes texts = from_hex(png_texts);
+    fuzz("PNG, palette and texts", read_png_repaired, &texts, false, rounds, seed);
+    free(texts.data);
+    static const struct {
+        const char *what, *hex;
+    } others[] = {
+        {"BMP, run lengths", bmp_rle4},  {"BMP, bit fields", bmp_fields},
+#ifdef WITH_GIF
+        {"GIF, interlaced", gif_interlaced}, {"GIF, part of the screen", gif_part},
+#endif
+#ifdef WITH_WEBP
+        {"WebP, lossless", webp_lossless}, {"WebP, turned", webp_turned}, {"WebP, alpha", webp_alpha},
+#endif
+#ifdef WITH_TIFF
+        {"TIFF, turned", tiff_turned}, {"TIFF, tiles", tiff_tiles}, {"TIFF, fax", tiff_fax}, {"TIFF, JPEG", tiff_jpeg},
+#endif
+    };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        Bytes image = from_hex(others[i].hex);
+        fuzz(others[i].what, read_image, &image, false, rounds, seed);
+        free(image.data);
+    }
     fuzz("JPEG, baseline", read_image, &images[3], false, rounds, seed);
     fuzz("JPEG, progressive", read_image, &images[4], false, rounds, seed);
     fuzz_text("JSON", read_json,

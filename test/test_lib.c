@@ -527,7 +527,7 @@ static void test_crc(void) {
 static void test_image_refused(void) {
     Error err;
     Image p;
-    Bytes png = make_png(20, 10, 3, 1), jpeg = make_jpeg(jpeg_turned), grey = make_jpeg(jpeg_progressive);
+    Bytes png = make_png(20, 10, 3, 1), jpeg = from_hex(jpeg_turned), grey = from_hex(jpeg_progressive);
     CHECK_OK(image_decode(&p, png.data, png.size, "a.png", &err), err);
     CHECK(p.width == 20 && p.height == 10);
     image_free(&p);
@@ -566,10 +566,203 @@ static size_t jpeg_segment(const Bytes *jpeg, uint8_t marker) {
     return at;
 }
 
+/* Kinds of files that no decoder reads are named, with what to do. */
+static void test_image_unread(void) {
+    static const struct {
+        const char *bytes, *part;
+    } cases[] = {{"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, not the image; run git lfs pull"},
+                 {"%PDF-1.5\n", "pdftoppm -r 150 -png -singlefile"},
+                 {"<svg xmlns='http://www.w3.org/2000/svg'/>", "rsvg-convert -w 800"},
+                 {"<?xml version='1.0'?>\n<!-- -->\n<svg/>", "rsvg-convert -w 800"},
+                 {"....ftypheic....", "heif-convert IN.heic OUT.png"},
+                 {"....ftypmif1....", "heif-convert IN.heic OUT.png"},
+                 {"....ftypavif....", "heif-convert IN.avif OUT.png"},
+                 {"%!PS-Adobe-3.0 EPSF-3.0", "gs -q -dSAFER"},
+                 {"RIFF....WAVEfmt ", "neither PNG, JPEG, WebP, GIF, BMP nor TIFF"}};
+    Error err;
+    Image p;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const bool refused = image_decode(&p, (const uint8_t *)cases[i].bytes, strlen(cases[i].bytes), "a", &err) != 0;
+        check(refused && strstr(err.text, cases[i].part), __FILE__, __LINE__, cases[i].part, err.text);
+    }
+    CHECK(mkfifo(sample_path("pipe.png"), 0600) == 0);
+    CHECK_ERROR(image_load(&p, sample_path("pipe.png"), &err), err, "not a regular file");
+    CHECK_ERROR(image_load(&p, "/dev/zero", &err), err, "not a regular file");
+    CHECK_ERROR(image_load(&p, "-", &err), err, "No such file");
+}
+
+/* A PNG whose data inflate to far more than its pixels costs neither time nor memory. */
+static void test_png_bomb(void) {
+    Error err;
+    Image p;
+    Bytes png = make_png(10, 10, 3, 1), bomb = {NULL, 0};
+    const size_t more = 200 << 20;
+    uLongf packed = compressBound(more);
+    uint8_t *zeros = (uint8_t *)xcalloc(more, 1), *data = (uint8_t *)xmalloc(packed), word[4];
+    CHECK(compress2(data, &packed, zeros, more, 1) == Z_OK);
+    const uint8_t *header_end = memmem(png.data, png.size, "IDAT", 4);
+    bytes_add(&bomb, png.data, (size_t)(header_end - png.data) - 4);
+    for (int i = 0; i < 4; i++) word[i] = (uint8_t)(packed >> (24 - 8 * i));
+    bytes_add(&bomb, word, 4);
+    bytes_add(&bomb, "IDAT", 4);
+    bytes_add(&bomb, data, packed);
+    const uint32_t crc = crc32_bytes(crc32_bytes(0, "IDAT", 4), data, packed);
+    for (int i = 0; i < 4; i++) word[i] = (uint8_t)(crc >> (24 - 8 * i));
+    bytes_add(&bomb, word, 4);
+    bytes_add(&bomb, png.data + png.size - 12, 12);  // IEND
+    free(zeros);
+    free(data);
+    struct rlimit before;
+    getrlimit(RLIMIT_DATA, &before);
+#ifndef __SANITIZE_ADDRESS__
+    struct rlimit small = before;
+    small.rlim_cur = 100 << 20;
+    setrlimit(RLIMIT_DATA, &small);
+#endif
+    CHECK_OK(image_decode(&p, bomb.data, bomb.size, "bomb.png", &err), err);
+    setrlimit(RLIMIT_DATA, &before);
+    CHECK(p.width == 10 && p.height == 10 && p.rgb[0] == 0);
+    image_free(&p);
+    free(png.data);
+    free(bomb.data);
+}
+
+/* Every other format: the samples are read, cut ones are refused, and a size beyond the limits is refused before
+ * anything is allocated. Without its library a format is refused with the name of the package. */
+static void test_formats(void) {
+    static const struct {
+        const char *hex, *package;
+        bool turned;
+    } samples[] = {{png_texts, NULL, true},
+                   {bmp_rle4, NULL, false},
+                   {bmp_fields, NULL, false},
+#ifdef WITH_GIF
+                   {gif_interlaced, NULL, false},
+                   {gif_part, NULL, false},
+#else
+                   {gif_part, "libgif-dev", false},
+#endif
+#ifdef WITH_WEBP
+                   {webp_lossless, NULL, false},
+                   {webp_turned, NULL, true},
+                   {webp_alpha, NULL, false},
+#else
+                   {webp_alpha, "libwebp-dev", false},
+#endif
+#ifdef WITH_TIFF
+                   {tiff_turned, NULL, true},
+                   {tiff_tiles, NULL, false},
+                   {tiff_fax, NULL, false},
+                   {tiff_jpeg, NULL, false}};
+#else
+                   {tiff_fax, "libtiff-dev", false}};
+#endif
+    Error err;
+    Image p;
+    for (size_t i = 0; i < sizeof samples / sizeof *samples; i++) {
+        Bytes b = from_hex(samples[i].hex);
+        if (samples[i].package) {
+            const bool refused = image_decode(&p, b.data, b.size, "a.x", &err) != 0;
+            check(refused && strstr(err.text, samples[i].package), __FILE__, __LINE__, samples[i].package, err.text);
+            free(b.data);
+            continue;
+        }
+        CHECK_OK(image_decode(&p, b.data, b.size, "a.x", &err), err);
+        CHECK(p.width == (samples[i].turned ? 14 : 20) && p.height == (samples[i].turned ? 20 : 14));
+        CHECK(image_darkest(p.rgb, 3 * 20 * 14) < 255);
+        image_free(&p);
+        for (size_t n = 16; n < b.size; n += 1 + n / 8) {
+            uint8_t *exact = (uint8_t *)xmalloc(n);  // no slack behind it: a read beyond the end is noticed
+            memcpy(exact, b.data, n);
+            err.text[0] = '\0';
+            const bool read = image_decode(&p, exact, n, "a.x", &err) == 0;
+            CHECK(read ? n > b.size * 2 / 3 : strstr(err.text, "cannot read the image a.x: ") != NULL);
+            image_free(&p);
+            free(exact);
+        }
+        free(b.data);
+    }
+}
+
+/* Sizes beyond the limits are refused before anything of that size is allocated. */
+static void test_formats_huge(void) {
+    static const struct {
+        const char *hex;
+        int at, n;  // where the size is, and the bytes to put there
+        const char *bytes;
+    } sizes[] = {{bmp_rle4, 18, 4, "\x21\x4e\0\0"},
+                 {bmp_rle4, 22, 4, "\0\0\0\x80"},
+#ifdef WITH_GIF
+                 {gif_part, 6, 4, "\x10\x27\x11\x27"},
+#endif
+#ifdef WITH_WEBP
+                 {webp_lossless, 21, 4, "\xff\xff\xff\x0f"},
+#endif
+    };
+    Error err;
+    Image p;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        Bytes b = from_hex(sizes[i].hex);
+        memcpy(b.data + sizes[i].at, sizes[i].bytes, (size_t)sizes[i].n);
+        CHECK_ERROR(image_decode(&p, b.data, b.size, "huge.x", &err), err, "make it smaller");
+        free(b.data);
+    }
+}
+
+static void test_jpeg_scans(void) {
+    struct jpeg_decompress_struct d = {.image_width = 10000, .image_height = 10000};
+    CHECK(jpeg_max_scans(&d) == 20);
+    d.arith_code = TRUE;  // each scan may cost ten times as much
+    CHECK(jpeg_max_scans(&d) == 2);
+    d.image_width = d.image_height = 1000;
+    CHECK(jpeg_max_scans(&d) == 250);
+    d.arith_code = FALSE;
+    CHECK(jpeg_max_scans(&d) == 500);
+}
+
+/* What image_remark says of images that a model cannot make much of, and that the remedies it names help. */
+static void test_image_remark(void) {
+    enum { W = 1000, H = 600, SIZE = 32 };
+    static const struct {
+        int ground, margin, line, width;  // grey values; the line is a rectangle `width` pixels thick
+        const char *part;
+    } cases[] = {{255, 255, 0, 40, ""},
+                 {255, 255, 255, 40, "is blank"},
+                 {255, 255, 0, 1, "little is left of its lines"},
+                 {20, 20, 255, 40, "try --invert"},
+                 {255, 254, 0, 40, "try --trim-near-white"},
+                 {255, 230, 0, 40, ""}};
+    uint8_t *rgb = (uint8_t *)xmalloc(3 * W * H), out[3 * SIZE * SIZE];
+    Image p = {W, H, rgb};
+    char text[256];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (int y = 0; y < H; y++)
+            for (int x = 0; x < W; x++) {
+                const int edge_x = x < W - 1 - x ? x : W - 1 - x, edge_y = y < H - 1 - y ? y : H - 1 - y;
+                const int edge = edge_x < edge_y ? edge_x : edge_y;
+                const int value = edge < 100                    ? cases[i].margin
+                                  : edge < 100 + cases[i].width ? cases[i].line
+                                                                : cases[i].ground;
+                memset(rgb + 3 * (y * W + x), value, 3);
+            }
+        ImageBox box = image_trim(&p, IMAGE_WHITE);
+        image_prepare_box(out, &p, box, SIZE);
+        const bool remark = image_remark(text, sizeof text, &p, box, out, SIZE);
+        check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part,
+              text);
+        if (!strstr(text, "try")) continue;
+        if (strstr(text, "invert")) image_invert(&p);
+        else box = image_trim(&p, IMAGE_NEAR_WHITE);
+        image_prepare_box(out, &p, box, SIZE);
+        check(!image_remark(text, sizeof text, &p, box, out, SIZE), __FILE__, __LINE__, "the remedy helps", text);
+    }
+    free(rgb);
+}
+
 static void test_jpeg_refused(void) {
     Error err;
     Image p;
-    Bytes colour = make_jpeg(jpeg_turned), grey = make_jpeg(jpeg_progressive), scans = {NULL, 0};
+    Bytes colour = from_hex(jpeg_turned), grey = from_hex(jpeg_progressive), scans = {NULL, 0};
     uint8_t *frame = colour.data + jpeg_segment(&colour, 0xc0);
     const uint8_t size[] = {frame[5], frame[6], frame[7], frame[8]};
     static const uint8_t huge[][4] = {{0x4e, 0x21, 0, 1}, {0, 1, 0xff, 0x00}, {0x27, 0x11, 0x27, 0x10}};
@@ -708,7 +901,13 @@ int main(int argc, char **argv) {
     test_options_write();
     test_crc();
     test_image_refused();
+    test_image_unread();
+    test_png_bomb();
+    test_formats();
+    test_formats_huge();
     test_jpeg_refused();
+    test_jpeg_scans();
+    test_image_remark();
     test_image_prepare();
     test_image_turn();
     test_arena();

@@ -206,7 +206,8 @@ def jpeg_size(data):
 def check_scans(data):
     """Limits the number of scans, because each costs a pass over all pixels, however short its data are."""
     width, height = jpeg_size(data)
-    most = min(MAX_SCANS, MAX_SCANNED // (width * height))
+    arithmetic = jpeg_frame(data)[0] >= 0xC9
+    most = min(MAX_SCANS, MAX_SCANNED // (8 if arithmetic else 1) // (width * height))
     before = sum(4 + len(content) for _, content in jpeg_segments(data))  # a preview in them has its own scans
     if 1 + data.count(b"\xff\xda", before) > most:
         raise ImageError("the image is damaged", f"the JPEG data have more than {most} scans")
