@@ -60,18 +60,13 @@ endif
 
 # WebP, GIF and TIFF images, each where its library's header is; PNG, JPEG and BMP are always read.
 HAS = $(if $(filter-out 0,$(FORMATS)),$(shell echo '$(HASH)include <$1>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes))
-ifneq ($(call HAS,webp/demux.h),)
-CPPFLAGS += -DWITH_WEBP
-LDLIBS   += -lwebpdemux -lwebp
-endif
-ifneq ($(call HAS,gif_lib.h),)
-CPPFLAGS += -DWITH_GIF
-LDLIBS   += -lgif
-endif
-ifneq ($(call HAS,tiffio.h),)
-CPPFLAGS += -DWITH_TIFF
-LDLIBS   += -ltiff
-endif
+WEBP     := $(call HAS,webp/demux.h)
+GIF      := $(call HAS,gif_lib.h)
+TIFF     := $(call HAS,tiffio.h)
+CPPFLAGS += $(if $(WEBP),-DWITH_WEBP) $(if $(GIF),-DWITH_GIF) $(if $(TIFF),-DWITH_TIFF)
+LDLIBS   += $(if $(WEBP),-lwebpdemux -lwebp) $(if $(GIF),-lgif) $(if $(TIFF),-ltiff)
+COMMA    := ,
+IMAGES   := PNG, JPEG, BMP$(if $(WEBP),$(COMMA) WebP)$(if $(GIF),$(COMMA) GIF)$(if $(TIFF),$(COMMA) TIFF)
 
 # CUDA: the compiler's own folder has the headers and libraries that belong to it. A sanitizer cannot look into a GPU.
 OBJECTS   := $(BUILD)/cpu.o
@@ -103,7 +98,7 @@ endif
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES), $(PRECISION), matmul on the CPU by $(MATMUL), $(PROCESSES)"
+	@echo "built for $(DEVICES), $(PRECISION), matmul on the CPU by $(MATMUL), $(PROCESSES); reads $(IMAGES)"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -218,7 +213,7 @@ quick-emulated:
 # Both precisions, our own microkernel, the address and thread sanitizers on what is small enough for them, and the CUDA
 # kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
 test-all:
-	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-builtin all-nompi \
+	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-builtin all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
 	@test/run.sh dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels build/BF16-builtin-cpu/test_kernels \
@@ -227,6 +222,7 @@ test-all:
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
+	    build/BF16-noformats-cpu/test_lib \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
@@ -251,6 +247,8 @@ all-builtin:
 	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
 all-nompi:
 	+@$(MAKE) --no-print-directory MPI=0 CUDA=0 build/BF16-nompi-cpu/test_comm
+all-noformats:
+	+@$(MAKE) --no-print-directory FORMATS=0 CUDA=0 build/BF16-noformats-cpu/test_lib
 all-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
 	    $(addprefix build/FP32-emulated/,test_kernels test_model test_comm train_distill infer)
@@ -276,4 +274,4 @@ clean:
 	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
 .PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all all-BF16 \
-    all-FP32 all-sanitized all-thread all-builtin all-nompi all-emulated all-emulated-sanitized
+    all-FP32 all-sanitized all-thread all-builtin all-nompi all-noformats all-emulated all-emulated-sanitized

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the project needs, on Debian or Ubuntu. Prints what it installs; does nothing if all is installed.
 #
-#   scripts/deps.sh build      C, libjpeg, stb, oneDNN     for `make` and `make test`; oneDNN is optional
+#   scripts/deps.sh build      C, libpng, libjpeg, ...     for `make` and `make test`; optional: oneDNN, and libwebp,
+#                                                          giflib and libtiff for images of these formats
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
 #   scripts/deps.sh tex        pdflatex, pdftoppm          to compile and render programs
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
@@ -14,7 +15,9 @@ set -euo pipefail
 packages=() optional=() toolkit= requirements=()
 for group in "${@:-build}"; do
     case $group in
-    build) packages+=(build-essential libstb-dev libjpeg-dev) optional+=(libdnnl-dev) ;;
+    build)
+        packages+=(build-essential libpng-dev zlib1g-dev libjpeg-dev)
+        optional+=(libdnnl-dev libwebp-dev libgif-dev libtiff-dev) ;;
     mpi) packages+=(openmpi-bin libopenmpi-dev) ;;
     tex) packages+=(texlive-latex-base texlive-latex-extra texlive-pictures poppler-utils) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
@@ -59,7 +62,7 @@ finish() { # installs what is not a system package, and exits
 
 cannot() { # WHY: exits, with an error only if a required package is missing
     [ ${#needed[@]} -gt 0 ] && { echo "deps.sh: $1: ${needed[*]}" >&2; exit 1; }
-    echo "deps.sh: ${wanted[*]} is not installed; going on without oneDNN" >&2
+    echo "deps.sh: not installed, but optional: ${wanted[*]}; going on without" >&2
     finish
 }
 
@@ -75,6 +78,7 @@ both=("${needed[@]}" "${wanted[@]}")
 echo "deps.sh: installing ${both[*]}" >&2
 $sudo apt-get update -q >&2 || echo "deps.sh: the list of packages could not be renewed" >&2
 [ ${#needed[@]} -eq 0 ] || install "${needed[@]}"
-[ ${#wanted[@]} -eq 0 ] || install "${wanted[@]}" ||
-    echo "deps.sh: ${wanted[*]} cannot be installed; going on without oneDNN" >&2
+for package in "${wanted[@]}"; do # one by one: a system may lack one of them
+    install "$package" || echo "deps.sh: $package cannot be installed, but is optional; going on without" >&2
+done
 finish

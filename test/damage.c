@@ -186,6 +186,31 @@ static void token(char **a) {
     dataset_close(&d);
 }
 
+/* blank DATA OUT N: the image of sample N becomes white, in as many bytes; the checksum is corrected. */
+static void blank(char **a) {
+    static const uint8_t header[13] = {0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0}, row[2] = {0, 255};
+    Dataset d;
+    open_data(&d, a[0]);
+    Sample s = dataset_sample(&d, (uint64_t)number(a[2]));
+    Bytes b = read_file(a[0]), white = {NULL, 0};
+    uint8_t packed[32], *record = b.data + (s.record - d.shards[0].file.data);
+    uLongf size = sizeof packed;
+    if (compress2(packed, &size, row, sizeof row, 9) != Z_OK) die("cannot deflate two bytes");
+    append(&white, "\x89PNG\r\n\x1a\n", 8);
+    append_chunk(&white, "IHDR", header, sizeof header);
+    append_chunk(&white, "IDAT", packed, size);
+    append_chunk(&white, "IEND", NULL, 0);
+    if (white.size > s.image_bytes) die("the image of sample %s has too few bytes", a[2]);
+    memset(record, 0, s.image_bytes);
+    memcpy(record, white.data, white.size);
+    uint8_t *index = b.data + (d.shards[0].index - d.shards[0].file.data);
+    put_u32(index + s.number * DATASET_ENTRY + 16, crc32_bytes(0, record, s.record_bytes));
+    write_file(a[1], b.data, b.size);
+    free(white.data);
+    free(b.data);
+    dataset_close(&d);
+}
+
 /* ---- safetensors ---- */
 
 static void open_tensors(SafeTensors *st, const char *path) {
@@ -302,6 +327,7 @@ int main(int argc, char **argv) {
         {"part", "DATA OUT FIRST COUNT", 4, part},
         {"longest", "DATA", 1, longest},
         {"image", "DATA OUT N", 3, image},
+        {"blank", "DATA OUT N", 3, blank},
         {"token", "DATA OUT N ID", 4, token},
         {"nan", "FILE OUT TENSOR", 3, nan_tensor},
         {"word", "FILE OUT", 2, word},

@@ -34,6 +34,7 @@ import compare_images  # noqa: E402
 import convert_dataset  # noqa: E402
 from dataset import parts  # noqa: E402
 from dataset import images  # noqa: E402
+from dataset import sources  # noqa: E402
 import tikzc  # noqa: E402
 
 SCRIPT = ROOT / "scripts" / "convert_dataset.py"
@@ -261,6 +262,19 @@ def test_pairs(folder):
     for reason, name in (("an image without its .tex file", "lonely.png"),
                          ("a .tex file without its image", "orphan.tex")):
         check(f"{reason} (first: " in messages and f"{name})" in messages, reason, messages)
+
+
+def test_no_image(folder):
+    """Files that are no image: a named pipe is not waited for, and a Git LFS pointer is named."""
+    os.mkfifo(folder / "pipe.png")
+    signal.alarm(20)
+    check(sources.read_image(folder / "pipe.png")[1][0] == "the image is not a regular file", "a named pipe")
+    signal.alarm(0)
+    try:
+        images.prepare(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+        check(False, "a Git LFS pointer is refused")
+    except images.ImageError as e:
+        check("Git LFS pointer" in e.reason, "a Git LFS pointer is named", e)
 
 
 def test_begin(folder):
@@ -538,8 +552,8 @@ def test_scaling(folder, build):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(compare_images.drawing("RGB", (50, 20), 1), "PNG", exif=exif)
-    stored, _ = images.prepare(turned)
-    check(Image.open(io.BytesIO(stored)).size == (20, 50), "a PNG that must be turned is stored upright")
+    check(images.prepare(turned) == (turned, None), "a PNG that must be turned stays as it is, for the reader to turn")
+    check(Image.open(io.BytesIO(images.prepare(turned, 40)[0])).size == (16, 40), "scaled down, it is stored upright")
     beyond = Image.frombytes("P", (4, 1), bytes([0, 1, 2, 3]))
     beyond.putpalette([255, 0, 0, 0, 255, 0])
     stored, note = images.prepare(saved(beyond, "PNG", bits=4))
@@ -670,9 +684,9 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_begin, test_bad_rows, test_refused,
-                 test_scaling, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on, test_interruptions,
-                 test_memory):
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_no_image, test_begin, test_bad_rows,
+                 test_refused, test_scaling, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on,
+                 test_interruptions, test_memory):
         with tempfile.TemporaryDirectory() as name:
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
             test(*[pathlib.Path(name) if n == "folder" else build for n in names])

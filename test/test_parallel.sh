@@ -121,7 +121,7 @@ finish() {
 
 # ---- what the tests use ----
 
-${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 "$root/test/damage.c" -o "$damage" -lm -lpthread || exit 1
+${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 "$root/test/damage.c" -o "$damage" -lz -lm -lpthread || exit 1
 ln -s "$root/dev" dev
 "$damage" part dev/starter/train.bin train.bin 0 64 && "$damage" part dev/starter/train.bin val.bin 64 8 || exit 1
 "$damage" part dev/starter/train.bin other.bin 72 64 || exit 1

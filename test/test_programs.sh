@@ -16,7 +16,7 @@ number_of() { "$damage" json "$1" "$2" | sed -n "$3p" | tr -d ' '; } # FILE KEY 
 
 # ---- what the tests use ----
 
-${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 "$root/test/damage.c" -o "$damage" -lm -lpthread || exit 1
+${CC:-cc} -std=c11 -D_GNU_SOURCE -O1 "$root/test/damage.c" -o "$damage" -lz -lm -lpthread || exit 1
 ln -s "$root/dev" dev
 starter=dev/starter/train.bin
 "$damage" part $starter train.bin 0 64 && "$damage" part $starter val.bin 64 8 || exit 1
@@ -262,6 +262,22 @@ inferring() {
         succeeds "$infer" "${model[@]}" "$f" --max-tokens 5
     done
     refuses 1 "huge.png: it has 20000 x 20000 pixels" "$infer" "${model[@]}" huge.png
+    mkfifo pipe.png && printf 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n' >pointer.png
+    refuses 1 "pipe.png: it is not a regular file" "$infer" "${model[@]}" pipe.png
+    refuses 1 "pointer.png: it is a Git LFS pointer" "$infer" "${model[@]}" pointer.png
+    succeeds "$infer" "${model[@]}" image0.png white.png --max-tokens 5
+    check "blank images are named, others not" eval \
+        '[ "$(grep -v stopped err)" = "$(grep "^infer: warning: white.png: the image is blank" err)" ]'
+    "$damage" png light.png 60 40 8 0 254 && "$damage" png dark.png 60 40 8 0 1
+    succeeds "$infer" "${model[@]}" light.png --max-tokens 9
+    check "a margin that is nearly white is named" grep -q 'warning: light.png: .* --trim-near-white' err
+    mv out light
+    succeeds "$infer" "${model[@]}" light.png --trim-near-white --max-tokens 9
+    check "--trim-near-white cuts it off" eval '! grep -q "nearly white" err'
+    succeeds "$infer" "${model[@]}" dark.png --max-tokens 9
+    check "a dark image is named" grep -q 'warning: dark.png: .* --invert' err
+    succeeds "$infer" "${model[@]}" dark.png --invert --max-tokens 9
+    check "--invert gives the program of the light image" same out light
     run "$infer" "${model[@]}" image0.png missing.png image1.png -o new/folder
     check "one bad image of three: status 1" [ $status = 1 ]
     check "one bad image of three: one sentence" one_sentence "missing.png"
@@ -367,6 +383,10 @@ evaluating() {
         check "--texts and infer write the same ($i)" [ "$(cat out)" = "$(cat texts/0000$i.tex)" ]
         check "--texts writes the data's text ($i)" grep -q documentclass texts/0000$i.ref.tex
     done
+    "$damage" blank val.bin one-blank.bin 2
+    succeeds "$eval" --model teacher.safetensors --data one-blank.bin --no-greedy
+    check "blank images of a dataset are counted" \
+        [ "$(grep -c 'warning: 1 of the 8 images are blank .* the first is that of sample 2$' err)" = 1 ]
     succeeds "$eval" --model teacher.safetensors --data val.bin -n 3 --json eval.json
     check "-n 3 measures three samples" [ "$(number_of eval.json samples 1)" = 3 ]
     succeeds "$eval" --model teacher.safetensors --data 'v*l.bin' --soft-loss jsd --batch 64

@@ -67,6 +67,8 @@ def decode(place, image, code, file=""):
 
 def read_image(path):
     """Returns (bytes, None) or (b"", problem)."""
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a named pipe could wait for ever
+        return b"", ("the image is not a regular file", str(path))
     try:
         with open(path, "rb") as f:
             data = f.read(images.MAX_BYTES + 1)
