@@ -9,10 +9,11 @@
 #ifndef WITH_GIF
 static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
     (void)p, (void)bytes, (void)n;
-    return error_set(err,
-                     "cannot read the image %s: it is GIF, and this program was built without giflib; scripts/deps.sh "
-                     "build installs it (Debian and Ubuntu: libgif-dev), then run make again",
-                     name);
+    return error_set(
+        err,
+        "cannot read the image %s: it is GIF, and this program was built without giflib; scripts/deps.sh "
+        "build installs it (Debian and Ubuntu: libgif-dev), then run make again",
+        name);
 }
 #else
 #include <gif_lib.h>
@@ -68,8 +69,10 @@ static inline int gif_rows(GifFileType *gif, const GifReader *r, const ImageCanv
     for (int pass = 0; pass < (frame->Interlace ? 4 : 1); pass++) {
         const int from = frame->Interlace ? start[pass] : 0, by = frame->Interlace ? step[pass] : 1;
         for (int y = from; status == 0 && y < frame->Height; y += by) {
-            if (DGifGetLine(gif, row, frame->Width) == GIF_ERROR) status = -1;
-            else image_put_indexed(canvas, frame->Left, frame->Top + y, row, frame->Width, r->palette);
+            if (DGifGetLine(gif, row, frame->Width) == GIF_ERROR)
+                status = -1;
+            else
+                image_put_indexed(canvas, frame->Left, frame->Top + y, row, frame->Width, r->palette);
         }
     }
     free(row);

@@ -24,10 +24,14 @@ static inline ImageDecoder image_decoder(const uint8_t *bytes, size_t n) {
         const char *begin;
         size_t length;
         ImageDecoder decode;
-    } kinds[] = {{"\x89PNG\r\n\x1a\n", 8, image_decode_png}, {"\xff\xd8\xff", 3, image_decode_jpeg},
-                 {"GIF87a", 6, image_decode_gif},            {"GIF89a", 6, image_decode_gif},
-                 {"II*\0", 4, image_decode_tiff},            {"MM\0*", 4, image_decode_tiff},
-                 {"II+\0", 4, image_decode_tiff},            {"MM\0+", 4, image_decode_tiff},
+    } kinds[] = {{"\x89PNG\r\n\x1a\n", 8, image_decode_png},
+                 {"\xff\xd8\xff", 3, image_decode_jpeg},
+                 {"GIF87a", 6, image_decode_gif},
+                 {"GIF89a", 6, image_decode_gif},
+                 {"II*\0", 4, image_decode_tiff},
+                 {"MM\0*", 4, image_decode_tiff},
+                 {"II+\0", 4, image_decode_tiff},
+                 {"MM\0+", 4, image_decode_tiff},
                  {"BM", 2, image_decode_bmp}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (n >= kinds[i].length && !memcmp(bytes, kinds[i].begin, kinds[i].length)) return kinds[i].decode;
@@ -43,7 +47,8 @@ static inline int image_refuse(const uint8_t *bytes, size_t n, const char *name,
     } kinds[] = {
         {"version https://git-lfs.", 0, "it is a Git LFS pointer, not the image; run git lfs pull"},
         {"%PDF-", 0, "it is PDF; make an image of its first page with pdftoppm -r 150 -png -singlefile IN.pdf OUT"},
-        {"%!PS", 0, "it is PostScript; make an image of it with gs -q -dSAFER -r150 -sDEVICE=png16m -o OUT.png IN.ps"},
+        {"%!PS", 0,
+         "it is PostScript; make an image of it with gs -q -dSAFER -r150 -sDEVICE=png16m -o OUT.png IN.ps"},
         {"ftypavif", 4, "it is AVIF; convert it with heif-convert IN.avif OUT.png"},
         {"ftypavis", 4, "it is AVIF; convert it with heif-convert IN.avif OUT.png"},
         {"ftyphe", 4, "it is HEIC; convert it with heif-convert IN.heic OUT.png"},

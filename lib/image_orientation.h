@@ -35,7 +35,9 @@ static inline int image_xmp_orientation(const uint8_t *xmp, size_t n) {
     const uint8_t *end = xmp + n, *at = xmp;
     while ((at = memmem(at, (size_t)(end - at), tag, sizeof tag - 1))) {
         at += sizeof tag - 1;
-        const size_t left = (size_t)(end - at), open = left && *at == '>' ? 1 : left > 1 && !memcmp(at, "=\"", 2) ? 2 : 0;
+        const size_t left = (size_t)(end - at), open = left && *at == '>'                  ? 1
+                                                       : left > 1 && !memcmp(at, "=\"", 2) ? 2
+                                                                                           : 0;
         if (!open || left <= open || at[open] < '0' || at[open] > '9') continue;
         const int value = at[open] - '0';
         return value >= 1 && value <= 8 ? value : 1;

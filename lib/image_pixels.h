@@ -43,16 +43,17 @@ static inline uint8_t image_over_white(uint32_t value, uint32_t alpha) {
 
 /* Where the pixels of a file go in the upright image. */
 typedef struct {
-    uint8_t *origin;           // of the file's pixel 0, 0
-    ptrdiff_t right, down;     // bytes from a pixel of the file to its right and lower neighbour
-    int width, height;         // of the file, before it is turned
+    uint8_t *origin;        // of the file's pixel 0, 0
+    ptrdiff_t right, down;  // bytes from a pixel of the file to its right and lower neighbour
+    int width, height;      // of the file, before it is turned
 } ImageCanvas;
 
 /* Allocates p->rgb, all zero, for a file of width x height pixels. `orientation` is EXIF's, 1 to 8: 5 to 8 swap the
  * axes, and each axis may be flipped; anything else means upright. */
 static inline ImageCanvas image_canvas(Image *p, int width, int height, int orientation) {
     const int o = orientation >= 1 && orientation <= 8 ? orientation : 1;
-    const bool swap = o >= 5, flip_x = o == 2 || o == 3 || o == 7 || o == 8, flip_y = o == 3 || o == 4 || o == 6 || o == 7;
+    const bool swap = o >= 5, flip_x = o == 2 || o == 3 || o == 7 || o == 8,
+               flip_y = o == 3 || o == 4 || o == 6 || o == 7;
     *p = (Image){swap ? height : width, swap ? width : height, xcalloc((size_t)width * height, 3)};
     ImageCanvas c = {p->rgb, 3, 3 * (ptrdiff_t)width, width, height};
     if (swap) {
@@ -72,7 +73,8 @@ static inline ImageCanvas image_canvas(Image *p, int width, int height, int orie
 
 /* Puts n pixels into row y, at columns x, x + step, x + 2 step, ... channels: 3 for RGB, 4 for RGBA. Pixels outside
  * the canvas are left out. */
-static inline void image_put(const ImageCanvas *c, int x, int y, int step, const uint8_t *pixels, int n, int channels) {
+static inline void image_put(const ImageCanvas *c, int x, int y, int step, const uint8_t *pixels, int n,
+                             int channels) {
     if (x < 0 || x >= c->width || y < 0 || y >= c->height) return;
     const int most = (c->width - 1 - x) / step + 1;
     if (n > most) n = most;

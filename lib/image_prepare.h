@@ -257,10 +257,11 @@ static inline bool image_remark(char *text, size_t capacity, const Image *p, Ima
     if (ink == 0)
         snprintf(text, capacity, "the image is blank: all of it is white, or transparent, which counts as white");
     else if (left < ink / 6)
-        snprintf(text, capacity,
-                 "little is left of its lines when its %d x %d pixels become the model's %d x %d; cut out a part of it, "
-                 "or draw thicker lines",
-                 box.width, box.height, size, size);
+        snprintf(
+            text, capacity,
+            "little is left of its lines when its %d x %d pixels become the model's %d x %d; cut out a part of it, "
+            "or draw thicker lines",
+            box.width, box.height, size, size);
     else if (image_dark_share(p, box) > 0.6)
         snprintf(text, capacity, "most of the image is dark, and the models know dark lines on white; try --invert");
     else if (side - near_side > 2 && side > near_side * 1.03)

@@ -57,8 +57,10 @@ static inline void png_note_text(PngOrientation *o, const char *key, const uint8
         text = inflated;
         n = size;
     }
-    if (raw) o->raw_profile = png_raw_profile(text, n);
-    else o->xmp = image_xmp_orientation(text, n);
+    if (raw)
+        o->raw_profile = png_raw_profile(text, n);
+    else
+        o->xmp = image_xmp_orientation(text, n);
     free(inflated);
 }
 
@@ -118,7 +120,7 @@ typedef struct {
     ImageCanvas canvas;
     int orientation, channels;
     bool interlaced;
-    int64_t rows;    // still to come
+    int64_t rows;  // still to come
     char why[128];
 } PngReader;
 
@@ -164,7 +166,7 @@ static inline void png_reader_row(png_structp png, png_bytep row, png_uint_32 y,
 }
 
 static inline void png_reader_run(PngReader *r) {
-    png_set_crc_action(r->png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);  // png_check_chunks has done it
+    png_set_crc_action(r->png, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);       // png_check_chunks has done it
     png_set_keep_unknown_chunks(r->png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);  // colour profiles, texts, ...
     png_set_user_limits(r->png, IMAGE_MAX_SIDE, IMAGE_MAX_SIDE);
     png_set_progressive_read_fn(r->png, r, png_reader_header, png_reader_row, NULL);

@@ -98,8 +98,8 @@ static inline void tiff_open(TiffReader *r, const char *name) {
                                 tiff_unmap, options);
     TIFFOpenOptionsFree(options);
 #else
-    r->tiff = TIFFClientOpen(name, "r", r, tiff_read, tiff_write, tiff_seek, tiff_close, tiff_size, tiff_map,
-                             tiff_unmap);
+    r->tiff =
+        TIFFClientOpen(name, "r", r, tiff_read, tiff_write, tiff_seek, tiff_close, tiff_size, tiff_map, tiff_unmap);
 #endif
 }
 
@@ -127,9 +127,9 @@ static inline const char *tiff_kind(TiffReader *r) {
     TIFFGetFieldDefaulted(r->tiff, TIFFTAG_COMPRESSION, &r->compression);
     TIFFGetFieldDefaulted(r->tiff, TIFFTAG_EXTRASAMPLES, &extra_count, &extra);
     if (!TIFFGetField(r->tiff, TIFFTAG_PHOTOMETRIC, &r->photometric)) r->photometric = PHOTOMETRIC_MINISWHITE;
-    static const uint16_t compressions[] = {COMPRESSION_NONE,      COMPRESSION_CCITTRLE, COMPRESSION_CCITTRLEW,
+    static const uint16_t compressions[] = {COMPRESSION_NONE,      COMPRESSION_CCITTRLE,  COMPRESSION_CCITTRLEW,
                                             COMPRESSION_CCITTFAX3, COMPRESSION_CCITTFAX4, COMPRESSION_LZW,
-                                            COMPRESSION_JPEG,      COMPRESSION_DEFLATE,  COMPRESSION_ADOBE_DEFLATE,
+                                            COMPRESSION_JPEG,      COMPRESSION_DEFLATE,   COMPRESSION_ADOBE_DEFLATE,
                                             COMPRESSION_PACKBITS};
     bool known = false;
     for (size_t i = 0; i < sizeof compressions / sizeof *compressions; i++)
@@ -169,7 +169,8 @@ static inline bool tiff_check_strips(TiffReader *r) {
         int scans = 0;
         if (at > r->size || n > r->size - at || (total += n) > r->size) return false;
         if (r->compression != COMPRESSION_JPEG) continue;
-        for (const uint8_t *p = r->bytes + at, *end = p + n; (p = memmem(p, (size_t)(end - p), "\xff\xda", 2)); p += 2)
+        for (const uint8_t *p = r->bytes + at, *end = p + n; (p = memmem(p, (size_t)(end - p), "\xff\xda", 2));
+             p += 2)
             if (++scans > TIFF_MAX_JPEG_SCANS) return false;
     }
     return true;
@@ -290,8 +291,9 @@ static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, co
                            "photometric %d, compression %d); store it as PNG",
                            name, unread, r.samples, r.bits, r.photometric, r.compression);
     } else if (status == 0 && !tiff_check_strips(&r)) {
-        status = error_set(err, "cannot read the image %s: its TIFF data are damaged or cut off (strips or tiles "
-                                "overlap, lie outside the file, or have too many scans)",
+        status = error_set(err,
+                           "cannot read the image %s: its TIFF data are damaged or cut off (strips or tiles "
+                           "overlap, lie outside the file, or have too many scans)",
                            name);
     } else if (status == 0) {
         r.canvas = image_canvas(p, (int)r.width, (int)r.height, tiff_orientation(&r));

@@ -47,7 +47,8 @@ static inline VP8StatusCode webp_frame(Image *p, const WebPDemuxer *file, const 
     const int width = (int)WebPDemuxGetI(file, WEBP_FF_CANVAS_WIDTH);
     const int height = (int)WebPDemuxGetI(file, WEBP_FF_CANVAS_HEIGHT);
     const bool animated = WebPDemuxGetI(file, WEBP_FF_FRAME_COUNT) > 1;
-    const bool flagged = WebPDemuxGetI(file, WEBP_FF_FORMAT_FLAGS) & ALPHA_FLAG, alpha = animated ? flagged : frame->has_alpha;
+    const bool flagged = WebPDemuxGetI(file, WEBP_FF_FORMAT_FLAGS) & ALPHA_FLAG,
+               alpha = animated ? flagged : frame->has_alpha;
     const int exif = webp_chunk_orientation(file, "EXIF", image_exif_orientation);
     const int orientation = exif ? exif : webp_chunk_orientation(file, "XMP ", image_xmp_orientation);
     const bool direct = !alpha && orientation <= 1 && frame->width == width && frame->height == height;
@@ -80,8 +81,9 @@ static inline int image_decode_webp(Image *p, const uint8_t *bytes, size_t n, co
         if (status == 0) {
             const VP8StatusCode code = frame.complete ? webp_frame(p, file, &frame) : VP8_STATUS_NOT_ENOUGH_DATA;
             if (code == VP8_STATUS_NOT_ENOUGH_DATA || code == VP8_STATUS_SUSPENDED)
-                status = error_set(err, "cannot read the image %s: the WebP data end before the image does; the file "
-                                        "is cut off",
+                status = error_set(err,
+                                   "cannot read the image %s: the WebP data end before the image does; the file "
+                                   "is cut off",
                                    name);
             else if (code != VP8_STATUS_OK)
                 status = error_set(err, "cannot read the image %s: its WebP data are damaged", name);

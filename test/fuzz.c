@@ -309,15 +309,16 @@ int main(int argc, char **argv) {
     static const struct {
         const char *what, *hex;
     } others[] = {
-        {"BMP, run lengths", bmp_rle4},  {"BMP, bit fields", bmp_fields},
+        {"BMP, run lengths", bmp_rle4},      {"BMP, bit fields", bmp_fields},
 #ifdef WITH_GIF
         {"GIF, interlaced", gif_interlaced}, {"GIF, part of the screen", gif_part},
 #endif
 #ifdef WITH_WEBP
-        {"WebP, lossless", webp_lossless}, {"WebP, turned", webp_turned}, {"WebP, alpha", webp_alpha},
+        {"WebP, lossless", webp_lossless},   {"WebP, turned", webp_turned},         {"WebP, alpha", webp_alpha},
 #endif
 #ifdef WITH_TIFF
-        {"TIFF, turned", tiff_turned}, {"TIFF, tiles", tiff_tiles}, {"TIFF, fax", tiff_fax}, {"TIFF, JPEG", tiff_jpeg},
+        {"TIFF, turned", tiff_turned},       {"TIFF, tiles", tiff_tiles},           {"TIFF, fax", tiff_fax},
+        {"TIFF, JPEG", tiff_jpeg},
 #endif
     };
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {

@@ -346,6 +346,7 @@ def make_tiff(drawing, noise):
                               bits == 16 and name == "inverted")
                     yield f"{'other-' if unread else ''}{layout}-{ends}-{bits}-{name}.tif", data, expected
     values = rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    yield "reversed_bits.tif", tiff(values[:, :, :3], 2, tags={266: (3, [2])}), None
     yield "premultiplied.tif", tiff(values, 2, (1,)), None
     yield "no_extra.tif", tiff(values, 2), None
 

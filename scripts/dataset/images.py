@@ -15,7 +15,7 @@ import zlib
 
 from dataset import orientation
 
-MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image.h
+MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image_pixels.h
 MAX_BYTES = 1 << 28  # of an image file; the reader has no such limit, but no image needs more
 MAX_SCANS, MAX_SCANNED = 500, 2_000_000_000  # of a JPEG, and pixels in all of them; the limits of lib/jpeg.h
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -76,6 +76,8 @@ def png_chunks(data):
         kind, content = data[at + 4:at + 8], data[at + 8:at + 8 + length]
         if zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", data, at + 8 + length)[0]:
             raise ImageError("the image is damaged", f"the CRC of the PNG chunk at byte {at} is wrong")
+        if not kind.isalpha():
+            raise ImageError("the image is damaged", f"the PNG chunk at byte {at} has no valid name")
         if not kind[0] & 32 or kind == b"tRNS":
             yield kind, content
         if kind == b"IEND":
@@ -138,9 +140,9 @@ def check_png_parts(chunks, depth, colour, method, filtering, interlace):
     palette = b""
     for number, (kind, content) in enumerate(chunks):
         if kind == b"PLTE":
+            if palette or not content or len(content) % 3 or len(content) > 768:
+                raise Unsupported("the palette of the PNG has an odd size, or there are several")
             palette = content
-            if len(palette) % 3 or len(palette) > 768:
-                raise Unsupported("the palette of the PNG has an odd size")
         elif kind == b"tRNS":
             valid = len(content) <= len(palette) // 3 if colour == 3 else len(content) == 2 * PNG_CHANNELS[colour]
             if colour in (4, 6) or not valid or b"IDAT" in names[:number]:
