@@ -143,7 +143,7 @@ static void part(char **a) {
     }
     append(&b, zeros, (8 - b.size % 8) % 8);
     memcpy(header, "TIKZBIN1", 8);
-    put_u32(header + 8, 1);
+    put_u32(header + 8, 2);
     put_u32(header + 12, DATASET_HEADER);
     put_u64(header + 16, count);
     put_u64(header + 24, d.fingerprint);
@@ -152,6 +152,7 @@ static void part(char **a) {
     put_u64(header + 40, b.size);
     put_u64(header + 56, b.size);
     memcpy(b.data, header, sizeof header);
+    put_u32(b.data + 64, dataset_crc(b.data));
     write_file(a[1], b.data, b.size);
     free(index);
     free(b.data);
@@ -175,7 +176,7 @@ static void image(char **a) {
     dataset_close(&d);
 }
 
-/* token DATA OUT N ID: the first token of sample N becomes ID, its checksum is corrected. */
+/* token DATA OUT N ID: the first token of sample N becomes ID, the checksums are corrected. */
 static void token(char **a) {
     Dataset d;
     open_data(&d, a[0]);
@@ -185,6 +186,7 @@ static void token(char **a) {
     put_u32(record + dataset_padded(s.image_bytes), (uint32_t)number(a[3]));
     uint8_t *index = b.data + (d.shards[0].index - d.shards[0].file.data);
     put_u32(index + s.number * DATASET_ENTRY + 16, crc32_bytes(0, record, s.record_bytes));
+    if (dataset_u32(b.data + 8) > 1) put_u32(b.data + 64, dataset_crc(b.data));
     write_file(a[1], b.data, b.size);
     free(b.data);
     dataset_close(&d);
