@@ -89,6 +89,18 @@ static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
 
 /* ---- teacher-forced ---- */
 
+static void die_not_finite(const Model *m) {
+    Error why;
+    model_not_finite(m, &why);
+    die("%s", why.text);
+}
+
+/* Ends the program when the model or the teacher computed values that are not finite. */
+static void check_finite(const ObjectiveSums *s, const Model *m, const Model *teacher) {
+    if (!isfinite(s->ce)) die_not_finite(m);
+    if (teacher && !isfinite(s->soft)) die_not_finite(teacher);
+}
+
 typedef struct {
     SafeTensorsWriter writer;
     float *row;  // [positions, V] logits of one sample
@@ -187,6 +199,7 @@ static void measure_forced(Report *report, Model *m, Model *teacher, const Datas
     }
     report->sums = objective_collect(&objective);
     progress_end(&progress);
+    check_finite(&report->sums, m, teacher);
     if (opt.logits) logits_close(&logits);
     loader_stop(&loader);
     objective_close(&objective);
@@ -211,6 +224,7 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
 /* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
  * 0, since greedy decoding draws nothing). */
 typedef struct {
+    const Model *model;
     int *ids, *lengths, *streams;
     int max_tokens, end;
 } Programs;
@@ -218,6 +232,7 @@ typedef struct {
 /* Callback of the generator: stores token `id` of sequence b. Returns false at the end token. */
 static bool read_token(void *context, int b, int id) {
     Programs *p = context;
+    if (id < 0) die_not_finite(p->model);
     if (id == p->end) return false;
     p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
     return true;
@@ -243,8 +258,12 @@ static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_t
     Generator generator;
     Progress progress;
     const Batch *batch;
-    Programs programs = {xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)), max_tokens, m->tokenizer.end};
+    Programs programs = {m,
+                         xcalloc((size_t)opt.batch * max_tokens, sizeof(int)),
+                         xcalloc(opt.batch, sizeof(int)),
+                         xcalloc(opt.batch, sizeof(int)),
+                         max_tokens,
+                         m->tokenizer.end};
     int B = 0;
     int64_t seen = 0;
     double start = seconds_now();

@@ -205,7 +205,8 @@ typedef struct Ops {
 
     /* ---- sampling ---- */
     /* Chooses the next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is incremented to the
-     * token's position, and ids[b] gets the token, or 0 where no token is allowed or no logit is a number. token_mask
+     * token's position, and ids[b] gets the token, or -1 where no token is allowed, or where a logit, of a masked token
+     * too, is NaN or +infinity: a model that computes those has no answer. token_mask
      * u8 [V]: not 0 for a token that is never chosen. The draw depends on (s.seed, streams[b], positions[b]) alone
      * and is the same on every device bit for bit (kernels/sample.h). */
     void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,

@@ -4,6 +4,8 @@
 
 #include "error.h"
 
+#include "hash.h"
+
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/file.h>
@@ -56,7 +58,7 @@ static inline bool file_exists(const char *path) {
     return stat(path, &s) == 0;
 }
 
-/* A file that is being written. Its data go to PATH.partial; atomic_commit renames it to PATH once it is complete and
+/* A file that is being written. Its data go to PATH.partial (partial_name); atomic_commit renames it to PATH once it is complete and
  * on disk, so that a crash or a full disk leaves the previous PATH unchanged. */
 typedef struct {
     FILE *f;
@@ -136,6 +138,16 @@ static inline int atomic_open_partial(AtomicFile *a, Error *err) {
     }
 }
 
+/* The name of the partial file of PATH: PATH.partial, or where that would be longer than the 255 bytes that file systems
+ * allow, a shorter one that no other PATH has. The caller frees it. */
+static inline char *partial_name(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const int folder = (int)(name - path);
+    if (strlen(name) <= 255 - strlen(".partial")) return format_string("%s.partial", path);
+    return format_string("%.*s%.200s-%016llx.partial", folder, path, name,
+                         (unsigned long long)hash_bytes(HASH_BEGIN, name, strlen(name)));
+}
+
 /* Starts writing a file. If `path` is a symbolic link, the file it points to is replaced; a device or pipe is written
  * directly. */
 static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
@@ -151,7 +163,7 @@ static inline int atomic_open(AtomicFile *a, const char *path, Error *err) {
     if (exists && !S_ISREG(s.st_mode)) {
         fd = open(path, O_WRONLY | O_CLOEXEC);
     } else {
-        a->temporary = format_string("%s.partial", a->path);
+        a->temporary = partial_name(a->path);
         pthread_mutex_lock(&files_lock);
         fd = atomic_open_partial(a, err);
         if (fd >= 0) files_register(a->temporary, true);

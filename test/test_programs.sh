@@ -241,6 +241,10 @@ inferring() {
     check "-o with a folder that exists takes one image too" same new/folder/image0.tex greedy.tex
     succeeds "$infer" "${model[@]}" image0.png --max-tokens 3
     check "--max-tokens warns" grep -q 'warning: image0.png: stopped after 3 tokens' err
+    cp out cut.tex
+    run "$infer" "${model[@]}" image0.png --max-tokens 3 --strict -o strict.tex
+    check "--strict: status 1, the text is kept" eval '[ $status = 1 ] && same strict.tex cut.tex'
+    succeeds "$infer" "${model[@]}" image0.png --strict
 
     local sample=("$infer" "${model[@]}" image0.png --temperature 0.8 --top-p 0.95 --top-k 50)
     succeeds "${sample[@]}" --seed 5
@@ -270,6 +274,7 @@ inferring() {
     check "one bad image of three, on stdout: the others in their order" \
         [ "$(grep '^% image' out | tr '\n' ' ')" = "% image0.png % image1.png " ]
     together "${model[@]}"
+    strange_names "${model[@]}"
     refuses 2 "--batch" "$infer" "${model[@]}" image0.png --batch 1025
     mkdir -p other && cp image0.png other/
     refuses 2 "new/folder/image0.tex" "$infer" "${model[@]}" image0.png other/image0.png -o new/folder
@@ -314,6 +319,20 @@ together() { # OPTIONS...
     refuses 1 "64 programs together of up to" "$infer" --model long/student.safetensors --batch 64 \
         $(printf 'image0.png %.0s' {1..64}) -q
     rm -r long
+}
+
+# The name of an image can be anything: a line end must not end the comment that holds it, nor an error its line.
+strange_names() { # OPTIONS...
+    local evil=$'./a\n\\input{b}\e[31m' long
+    long=$(printf 'n%.0s' {1..251})
+    mkdir -p other && cp image0.png "other/$long.png" && cat image0.png >"$evil.png"
+    succeeds "$infer" "$@" --max-tokens 3 "$evil.png" image0.png
+    check "a line end in a name stays in the comment" [ "$(head -n 1 out)" = '% ./a?\input{b}?[31m.png' ]
+    check "and in the warning" grep -qF 'warning: ./a?\input{b}?[31m.png: stopped' err
+    refuses 1 './a?\input{b}?[31m.none: No such file' "$infer" "$@" "$evil.none"
+    succeeds "$infer" "$@" "other/$long.png" -o other
+    check "a name of 255 bytes" same "other/$long.tex" greedy.tex
+    rm -r other "$evil.png"
 }
 
 # ---- infer --prefix ----
@@ -523,10 +542,13 @@ flipped_bits() {
         "$damage" flip teacher.safetensors flip.safetensors $i
         survives "$infer" --model flip.safetensors --max-tokens 4 image0.png
     done
-    survives "$infer" --model nan.safetensors --max-tokens 4 image0.png
-    survives "$infer" --model nan.safetensors --max-tokens 4 --temperature 1 --top-p 0.9 image0.png
-    survives "$eval" --model nan.safetensors --data val.bin --json nan.json
-    check "--json stays JSON" [ "$("$damage" json nan.json model)" ]
+    local damaged="nan.safetensors is damaged: tensor lm.embed holds a value that is not finite"
+    refuses 1 "$damaged" "$infer" --model nan.safetensors --max-tokens 4 image0.png -o bad.tex
+    refuses 1 "$damaged" "$infer" --model nan.safetensors --temperature 1 --top-p 0.9 image0.png image1.png -o bad.tex
+    refuses 1 "$damaged" "$eval" --model nan.safetensors --data val.bin --json bad.json
+    refuses 1 "$damaged" "$eval" --model teacher.safetensors --teacher nan.safetensors --data val.bin --json bad.json
+    check "nothing is written of a damaged model" eval '[ ! -e bad.json ] && [ -z "$(find bad.tex -type f)" ]'
+    rm -r bad.tex
     "$damage" part val.bin two.bin 0 2
     bits=$(($(stat -c %s two.bin) * 8))
     for ((i = 0; i < 512; i += 17)); do
