@@ -361,8 +361,9 @@ int main(int argc, char **argv) {
     Error err;
     threads_wait_politely(argv);
     atexit(files_abandon);
-    options_parse(table, OPTIONS, argc, argv,
-                  "[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.", NULL);
+    char *usage = ops_usage("[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.");
+    options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    free(usage);
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
     if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
@@ -371,6 +372,7 @@ int main(int argc, char **argv) {
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
+    fprintf(stderr, "device %s\n", ops_name(op).text);
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {

@@ -89,8 +89,9 @@ int main(int argc, char **argv) {
 
     threads_wait_politely(argv);
     atexit(files_abandon);
-    options_parse(table, OPTIONS, argc, argv, "[options] IMAGE...\n\nWrites the TikZ program that draws each image.",
-                  &images);
+    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image.");
+    options_parse(table, OPTIONS, argc, argv, usage, &images);
+    free(usage);
     if (!images.count) options_die("no image given");
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
@@ -354,11 +355,12 @@ static void print_timing(const Writer *w, int n, int B, int prefix, double start
     double rate = done > w->first_token ? tokens / (done - w->first_token) : 0;
     if (opt.quiet || w->first_token == 0) return;
     if (B == 1)
-        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n",
-                w->programs[w->program[0]].path, 1e3 * (w->first_token - start), tokens, rate);
+        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s on %s\n",
+                w->programs[w->program[0]].path, 1e3 * (w->first_token - start), tokens, rate,
+                ops_name(w->model->op).text);
     else
-        fprintf(stderr, "%d images: first tokens after %.0f ms, %d tokens at %.0f tokens/s\n", B,
-                1e3 * (w->first_token - start), tokens, rate);
+        fprintf(stderr, "%d images: first tokens after %.0f ms, %d tokens at %.0f tokens/s on %s\n", B,
+                1e3 * (w->first_token - start), tokens, rate, ops_name(w->model->op).text);
 }
 
 /* Generates and writes the programs of n images, the first of which has index `first` on the command line. Returns

@@ -123,7 +123,9 @@ int main(int argc, char **argv) {
 /* ---- opening ---- */
 
 static Settings read_options(int argc, char **argv, RunFolder *folder) {
-    options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
+    char *usage = ops_usage(train_usage);
+    options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    free(usage);
     bool explicit_accum = options_given(&opt.accum);
     *folder = run_folder(opt.out);
     int64_t images = opt.resume ? options_recall(argc, argv, folder->state, folder->options) : 0;

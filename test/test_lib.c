@@ -670,7 +670,7 @@ static void test_arena(void) {
         arena_take(&a, counts[i], 4);
         CHECK(a.used > SIZE_MAX - 4096);
         arena_take(&a, 100, 1);
-        CHECK(a.used > SIZE_MAX - 4096 && cpu_ops.alloc(a.used) == NULL);
+        CHECK(a.used > SIZE_MAX - 4096 && cpu_ops()->alloc(a.used) == NULL);
     }
 }
 

@@ -111,7 +111,7 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
                           const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
-    fprintf(stderr, "device %s, %d threads, measured matmul peak %.2f TFLOP/s\n", t->op->name, omp_get_max_threads(),
+    fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text, omp_get_max_threads(),
             peak / 1e12);
     if (p->comm.ranks > 1)
         fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,

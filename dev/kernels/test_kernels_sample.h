@@ -112,7 +112,7 @@ static void test_sample(void) {
     if (!comparing) return;
     memcpy(other, positions, sizeof other);
     int reference[SAMPLE_ROWS];
-    cpu_ops.sample(reference, other, logits, token_mask, streams, s, B, V);
+    cpu_ops()->sample(reference, other, logits, token_mask, streams, s, B, V);
     state = random_state;
     for (int b = 0; b < B; b++) {
         SampleCase c = {logits + (size_t)b * (size_t)V, token_mask, V, positions[b] + 1 == s.first ? s.end : -1, s};
