@@ -688,7 +688,7 @@ static void test_misc(void) {
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argv[0]);
+    program_begin(argv);
     if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_images(argc - 2, argv + 2);
     samples_begin();
     test_map();
