@@ -14,6 +14,7 @@ typedef struct {
     Optimizer optimizer;
     LearningRate lr;
     int64_t step, steps;        // optimizer steps done; their total
+    int64_t saved;              // the step of the last checkpoint; -1: there is none
     int64_t samples;            // images seen
     int64_t batch;              // number of the next batch (one per step)
     int64_t images;             // images per step, over all ranks
@@ -91,7 +92,8 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
-    *t = (Trainer){.op = op, .best = INFINITY, .restored_warmup = -1, .images = (int64_t)s->batch * s->accum * ranks};
+    *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1};
+    t->images = (int64_t)s->batch * s->accum * ranks;
     student_open(t, s, folder, teacher, verbose);
 }
 
