@@ -35,8 +35,8 @@ static inline int file_open(const char *path, size_t *size, const char **problem
     return -1;
 }
 
-/* Opens a file under a name that the program makes itself, and creates it if it is missing; flags: O_WRONLY or O_RDWR.
- * Returns its descriptor, or -1 and why. */
+/* Opens a file under a name that the program makes itself, and creates it if it is missing. flags: O_WRONLY or O_RDWR,
+ * and O_TRUNC to empty it. Returns its descriptor, or -1 and why. */
 static inline int file_create(const char *path, int flags, const char **problem) {
     struct stat s;
     int fd = open(path, flags | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);

@@ -16,8 +16,10 @@ static inline void program_open_descriptors(void) {
 
 /* The handler of SIGBUS, which a thread receives when it touches a page of a mapped file that is no longer there. Such a
  * thread was reading the file, so it holds none of our locks and is in no function of the C library that cannot be called
- * again; still, the sentence is put together without printf. Any other SIGBUS ends the program as usual. */
+ * again; still, the sentence is put together without printf. The handler does not return, so it does not matter whose memory
+ * its frame is written into (lib/interrupt.h). Any other SIGBUS ends the program as usual. */
 static inline void program_on_bus_error(int number, siginfo_t *info, void *context) {
+    static bool taken;
     (void)context;
     const char *path = info->si_code > 0 ? mapped_path(info->si_addr) : NULL;
     if (!path) {
@@ -25,6 +27,7 @@ static inline void program_on_bus_error(int number, siginfo_t *info, void *conte
         if (info->si_code <= 0) raise(number);
         return;
     }
+    while (__atomic_exchange_n(&taken, true, __ATOMIC_ACQ_REL)) pause();  // another thread is saying it
     const char *parts[] = {stderr_line_open ? "\r\033[K" : "", program_name_text, ": error: cannot read ", path,
                            " any more: it became shorter while it was in use, or its disk failed\n"};
     char text[8192];

@@ -54,6 +54,7 @@ resume_case() { # NAME OPTIONS...
     check "an interrupt says so" grep -q '^interrupted: saved step' err
     succeeds "$train" --resume --out "$name-b"
     check "$name: resumed after an interrupt, the same bits" same_run "$name-a" "$name-b"
+    check "$name: resumed after an interrupt, the same schedule" eval '! grep -q "now ends after" err'
     interrupted KILL 15 "$name-c" "$@" --steps 60 --eval-every 6
     succeeds "$train" --resume --out "$name-c"
     check "$name: resumed after kill -9, the same bits" same_run "$name-a" "$name-c"

@@ -4,7 +4,7 @@
 #
 #   test/test_runs.sh build/BF16 [quick]      the folder with the programs
 #
-# quick: one case of what differs little. GROUPS_TO_RUN names groups, VERBOSE=1 times them. Needs what `make` needs.
+# quick: one case of what differs little, and no kills. GROUPS_TO_RUN names groups, VERBOSE=1 times them. Needs what `make` needs.
 . "$(dirname "$0")/check.sh"
 programs=$(cd "${1:-build/BF16}" && pwd) || exit 1
 quick=${2:-}
@@ -14,7 +14,7 @@ cd "$tmp" || exit 1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 crash=$tmp/crash.so
 ${CC:-cc} -std=gnu11 -O1 -shared -fPIC "$root/test/crash.c" -o "$crash" -ldl || exit 1
-alone+=(--student "$shape")
+alone+=(--student "$shape" --eval-every 1000)
 
 succeeds "${alone[@]}" --steps 4 --lr 0.01 --out teacher
 cp teacher/student.safetensors teacher.safetensors
@@ -26,6 +26,14 @@ finished() { # OUT OPTIONS...
     rm -rf "$out"
     succeeds "${alone[@]}" --steps 4 --out "$out" "$@"
 }
+
+# ends PROCESS: waits for it, a minute at most, and leaves its status in `status`
+ends() {
+    wait_for "$1" false
+    kill -0 "$1" 2>/dev/null && kill -KILL "$1"
+    wait "$1"
+    status=$?
+} 2>/dev/null
 
 same_files() { # A B FILE...: in two folders
     local a=$1 b=$2 f
@@ -64,14 +72,15 @@ diverging() {
     check "an evaluation that is not finite: the files are" all_finite diverge
     follows_advice diverge
 
-    # a weight that no sample uses becomes infinite, while the loss and a better evaluation are numbers
+    # a weight that no sample uses becomes infinite, while the loss and the first evaluation, the best so far, are numbers
     token=$("$damage" unused dev/starter/train.bin)
-    finished unused --val-data val.bin
+    finished unused
+    cp teacher.safetensors unused/best.safetensors
     "$damage" set unused/state.safetensors set lm.embed.master $((token * 32)) 3e38 && mv set unused/state.safetensors
     rm -rf unused-before && cp -r unused unused-before
     refuses 1 "the weights of lm.embed are not finite after step 5; the checkpoint in unused is kept" \
         "$train" --resume --out unused --lr 0.01 --lr-schedule constant --decay 10 --clip 1e-9 --steps 6 --eval-every 1 \
-        --beta1 0 --beta2 0
+        --val-data val.bin
     check "weights that are not finite: the checkpoint stays" same_checkpoint unused unused-before
     check "weights that are not finite: the best student stays" same_files unused unused-before best.safetensors
 
@@ -113,26 +122,25 @@ damaged_files() {
 # SIGTERM, SIGHUP (a terminal that closes) and SIGUSR1 (what mpirun passes on) save and stop as SIGINT does. What was
 # ignored at the start stays ignored. A stderr that nobody reads is no reason to stop.
 signals() {
-    local signal command=("${alone[@]}" --steps 60 --eval-every 6)
+    local signal command=("${alone[@]}" --eval-every 6)
     for signal in HUP $([ "$quick" ] || echo TERM USR1); do
-        interrupted "$signal" 8 signalled "${command[@]}"
+        interrupted "$signal" 8 signalled "${command[@]}" --steps 100000
         check "SIG$signal saves and ends with status 0" [ $status = 0 ]
         check "SIG$signal says so" grep -q '^interrupted: saved step' err
         check "SIG$signal leaves a checkpoint" usable signalled
     done
     for signal in INT $([ "$quick" ] || echo HUP); do
         rm -rf signalled
-        last=("${command[@]}" --out signalled)
+        last=("${command[@]}" --steps 200 --out signalled)
         env --ignore-signal="$signal" "${last[@]}" >out 2>err &
         wait_for $! has_lines signalled/log.jsonl 4
         kill -"$signal" $! 2>/dev/null
-        wait $!
-        status=$?
-        check "SIG$signal that was ignored (nohup, a background job) is ignored" has_lines signalled/log.jsonl 60
+        ends $!
+        check "SIG$signal that was ignored (nohup, a background job) is ignored" has_lines signalled/log.jsonl 200
     done
     rm -rf piped
-    last=("${command[@]}" --out piped '2>&1 | head -n 1')
-    { "${command[@]}" --out piped 2>&1; echo $? >status; } | head -n 1 >out
+    last=("${command[@]}" --steps 60 --out piped '2>&1 | head -n 1')
+    { "${command[@]}" --steps 60 --out piped 2>&1; echo $? >status; } | head -n 1 >out
     status=$(cat status)
     check "a stderr that nobody reads: status 0" [ "$status" = 0 ]
     check "a stderr that nobody reads: all steps" has_lines piped/log.jsonl 60
@@ -261,13 +269,12 @@ log_copies() {
 # The folder of a run is moved away, and another run begins in a new one of its name.
 replaced_folder() {
     rm -rf replaced moved
-    "${alone[@]}" --steps 100000 --eval-every 20 --out replaced >out 2>err &
+    "${alone[@]}" --steps 3000 --eval-every 20 --out replaced >out 2>err &
     local process=$!
-    last=("${alone[@]}" --steps 100000 --eval-every 20 --out replaced)
+    last=("${alone[@]}" --steps 3000 --eval-every 20 --out replaced)
     wait_for $process has_lines replaced/log.jsonl 2
     mv replaced moved && cp -r teacher replaced
-    wait $process
-    status=$?
+    ends $process
     check "a replaced folder: status 1" [ $status = 1 ]
     check "a replaced folder: one sentence" one_sentence "replaced is no longer the folder in which this run began"
     check "a replaced folder: nothing is written into it" diff -r teacher replaced
@@ -311,13 +318,23 @@ cut_data() {
     process=$!
     wait_for $process has_lines bus/log.jsonl 8
     truncate -s 4096 cut.bin
-    wait $process
-    status=$?
+    ends $process
     check "data that are cut in a run: status 1" [ $status = 1 ]
     check "data that are cut in a run: one sentence" one_sentence "cannot read cut.bin any more: it became shorter"
     check "data that are cut in a run: no partial files" no_partial bus
     cp train.bin cut.bin
     check "data that are cut in a run: the checkpoint is usable" usable bus
+    [ -z "$quick" ] || return 0
+    cp dev/starter/teacher.safetensors cut.safetensors && rm -rf bus # whose weights are used where they are mapped
+    last=("${alone[@]}" --teacher cut.safetensors --steps 100000 --eval-every 1 --out bus)
+    "${last[@]}" >out 2>err &
+    process=$!
+    wait_for $process has_lines bus/log.jsonl 1
+    truncate -s 100000 cut.safetensors
+    ends $process
+    check "a teacher that is cut in a run: one sentence" one_sentence "cannot read cut.safetensors any more"
+    check "a teacher that is cut in a run: no partial files" no_partial bus
+    [ ! -e bus/student.safetensors ] || succeeds "$infer" --model bus/student.safetensors --max-tokens 2 image0.png
 }
 
 # ---- what is not a regular file ----
@@ -398,6 +415,8 @@ other_batch() {
     succeeds "${some[@]}" --batch 4 --warmup 4 --epochs 3 --steps 24 --out rates
     rm -rf rates-4 && cp -r rates rates-4
     succeeds "$train" --resume --out rates --batch 8 --epochs 3
+    check "a schedule that becomes longer is told" \
+        grep -q '^the training now ends after 144 images, not 96: the learning rate goes on at 0.000[0-9]*, not 5e-05$' err
     succeeds "${some[@]}" --batch 8 --warmup 2 --epochs 3 --out rates-8
     check "the learning rate goes on where it was" \
         [ "$(log_values rates lr | tail -n 6)" = "$(log_values rates-8 lr | tail -n 6)" ]
@@ -432,7 +451,8 @@ refused_settings() {
     check "the same data under another name go on" [ "$(log_values refused step loss | wc -l)" = 36 ]
 }
 
-run_groups diverging damaged_files signals descriptors overwriting syncing log_copies replaced_folder cut_options \
-    folder_names cut_data special_files symbolic_links other_batch \
+# shellcheck disable=SC2046
+run_groups diverging damaged_files signals descriptors $([ "$quick" ] || echo overwriting) syncing log_copies \
+    replaced_folder cut_options folder_names cut_data special_files symbolic_links other_batch \
     refused_settings
 end_test

@@ -202,9 +202,9 @@ static void check_file_finite(const char *path) {
 }
 
 /* The metadata of a state file. Files of older versions end with `shards`. `worse` counts the evaluations since the best,
- * `fitting` the training samples that are not too long; `warmup` is in images. */
+ * `fitting` the training samples that are not too long; `warmup` and `total` are in images. */
 static const char *const checkpoint_keys[] = {"format", "step",   "best", "worse",   "shards", "samples",
-                                              "batch",  "images", "data", "fitting", "warmup"};
+                                              "batch",  "images", "data", "fitting", "warmup", "total"};
 enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
 
 typedef struct {
@@ -216,7 +216,7 @@ static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     const Optimizer *o = &t->optimizer;
     const long long numbers[CHECKPOINT_KEYS] = {
         0,         t->step, 0,          t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch,
-        t->images, 0,       t->fitting, t->lr.warmup};
+        t->images, 0,       t->fitting, t->lr.warmup,        t->lr.total};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
         m->values[i] = m->text[i];
@@ -296,6 +296,7 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
     t->samples = checkpoint_number(&st, "samples", t->step * s->recalled.images, INT64_MAX / 2);
     t->batch = checkpoint_number(&st, "batch", t->step, INT64_MAX / 2);
     t->restored_warmup = checkpoint_number(&st, "warmup", -1, INT64_MAX / 2);
+    t->restored_total = checkpoint_number(&st, "total", -1, INT64_MAX / 2);
     if (!data && t->restored_images != t->images)
         die("--resume: the checkpoint in %s is of an older version and had %lld images per step, not %lld; resume it "
             "once without another --batch or --accum",

@@ -22,6 +22,7 @@ typedef struct {
     uint64_t data_fingerprint;  // of the training samples
     int64_t fitting;            // training samples that are not too long
     int64_t restored_warmup;    // images of the warm-up in the resumed checkpoint; -1: not known
+    int64_t restored_total;     // images of the whole training as the resumed run had planned it; -1: not known
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
 } Trainer;
@@ -92,7 +93,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
-    *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1};
+    *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
     t->images = (int64_t)s->batch * s->accum * ranks;
     student_open(t, s, folder, teacher, verbose);
 }
