@@ -8,6 +8,7 @@
 #include "../lib/image.h"
 #include "../lib/progress.h"
 #include "../lib/random.h"
+#include "../lib/threads.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -41,6 +42,44 @@ static void test_map(void) {
     CHECK_OK(file_map(&files[1], sample_path("three"), &err), err);
     CHECK(mapped_path(files[1].data) == files[1].path && mapped_path(files[0].data) == files[0].path);
     for (int i = 0; i < 3; i++) file_unmap(&files[i]);
+}
+
+static void *read_first(void *byte) {
+    volatile uint8_t first = *(const volatile uint8_t *)byte;
+    (void)first;
+    return NULL;
+}
+
+/* A process whose thread reads a file that was cut ends with status 1 and a sentence that names it, and removes the file
+ * that it was writing. */
+static void test_cut_map(void) {
+    int pipes[2], status = 0;
+    char said[1024] = "";
+    char *path = xstrdup(sample_path("cut"));
+    write_bytes(path, "abc", 3);
+    CHECK(pipe(pipes) == 0);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        Error err;
+        MappedFile f;
+        AtomicFile a;
+        pthread_t thread;
+        dup2(pipes[1], STDERR_FILENO);
+        if (file_map(&f, path, &err) || atomic_open(&a, sample_path("written"), &err) || truncate(path, 0)) _exit(9);
+        thread_start(&thread, read_first, (void *)(uintptr_t)f.data);
+        pthread_join(thread, NULL);
+        _exit(8);
+    }
+    close(pipes[1]);
+    size_t length = 0;
+    for (ssize_t n; length + 1 < sizeof said && (n = read(pipes[0], said + length, sizeof said - 1 - length)) > 0;)
+        length += (size_t)n;
+    close(pipes[0]);
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    CHECK(strstr(said, "error: cannot read ") && strstr(said, path) && strstr(said, "any more"));
+    CHECK(!file_exists(sample_path("written")) && !file_exists(sample_path("written.partial")));
+    free(path);
 }
 
 /* Files under names that the program makes itself do not follow a symbolic link, and leave it where it is. */
@@ -731,6 +770,7 @@ int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_images(argc - 2, argv + 2);
     samples_begin();
     test_map();
+    test_cut_map();
     test_own_names();
     test_atomic();
     test_atomic_full();

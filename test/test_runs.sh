@@ -248,6 +248,12 @@ syncing() {
         /^sync synced\/log.jsonl$/ { log_synced = 1 }
         /^rename synced\/state.safetensors$/ { if (!log_synced) exit bad = 1; log_synced = 0; n++ }
         END { exit bad || n != 2 }' trace
+    rm -f trace
+    LD_PRELOAD=$crash CRASH_TRACE=$trace run "${alone[@]}" --steps 1 --out synced --overwrite
+    sed -i "s|$tmp/||" trace
+    check "--overwrite: that the old state has gone is synced before the new options come" awk '
+        /^remove synced\/state.safetensors$/ { open = 1; n++ } /^sync synced$/ { open = 0 }
+        /^rename synced\/options.txt$/ && open { exit bad = 1 } END { exit bad || n != 1 }' trace
 }
 
 # ---- files that are cut, replaced or in the way ----
