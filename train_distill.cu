@@ -228,8 +228,9 @@ static void plan_learning_rate(Trainer *t, const Settings *s, bool verbose) {
     before.total = t->restored_total;
     double rate = learning_rate(&t->lr, t->samples, t->images), old = learning_rate(&before, t->samples, t->images);
     if (verbose && t->restored_total >= 0 && rate != old && t->step < t->steps)
-        progress_note("the training now ends after %lld images, not %lld: the learning rate goes on at %.3g, not %.3g",
-                      (long long)t->lr.total, (long long)t->restored_total, rate, old);
+        progress_note(
+            "the training now ends after %lld images, not %lld: the learning rate goes on at %.3g, not %.3g",
+            (long long)t->lr.total, (long long)t->restored_total, rate, old);
 }
 
 /* Starts the loader thread; sets the number of steps and the learning-rate schedule. */

@@ -176,9 +176,10 @@ static char *resume_advice(const Trainer *t, const RunFolder *folder, bool lr_ma
         return format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
                              folder->path);
     bool best = isfinite(t->best) && file_exists(folder->best);
-    return format_string("the checkpoint in %s has come too far: its next step fails with every --lr; start anew%s%s in "
-                         "another --out folder, with a smaller --lr",
-                         folder->path, best ? " with --student " : "", best ? folder->best : "");
+    return format_string(
+        "the checkpoint in %s has come too far: its next step fails with every --lr; start anew%s%s in "
+        "another --out folder, with a smaller --lr",
+        folder->path, best ? " with --student " : "", best ? folder->best : "");
 }
 
 /* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. In the step
@@ -214,9 +215,18 @@ typedef struct {
 
 static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     const Optimizer *o = &t->optimizer;
-    const long long numbers[CHECKPOINT_KEYS] = {
-        0,         t->step, 0,          t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch,
-        t->images, 0,       t->fitting, t->lr.warmup,        t->lr.total};
+    const long long numbers[CHECKPOINT_KEYS] = {0,
+                                                t->step,
+                                                0,
+                                                t->evals_since_best,
+                                                o->sharded ? o->ranks : 0,
+                                                t->samples,
+                                                t->batch,
+                                                t->images,
+                                                0,
+                                                t->fitting,
+                                                t->lr.warmup,
+                                                t->lr.total};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
         m->values[i] = m->text[i];
@@ -323,8 +333,8 @@ static void checkpoint_renumber_batches(Trainer *t, const RunFolder *folder) {
     if (!t->restored_images || t->restored_images == t->images) return;
     int64_t before = t->fitting / t->restored_images, now = t->fitting / t->images;
     if (!before || t->batch % before)
-        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; steps of %lld images can "
-            "take over only at the end of an epoch: resume it once without another --batch or --accum, up to "
+        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; steps of %lld images "
+            "can take over only at the end of an epoch: resume it once without another --batch or --accum, up to "
             "--steps %lld",
             folder->path, (long long)t->restored_images, (long long)t->images,
             (long long)(t->step + (before ? before - t->batch % before : 0)));

@@ -225,8 +225,8 @@ typedef struct {
     ObjectiveConfig objective;  // the schedule moves a copy of it
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
-    Recalled recalled;  // --resume: the run so far
-    int batch, accum;   // images of a micro-batch; micro-batches of a step on this rank
+    Recalled recalled;     // --resume: the run so far
+    int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
     int64_t eval_batches;  // validation batches; 0: all
 } Settings;
 
