@@ -184,7 +184,8 @@ test:
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    'build/FP32-emulated/test_kernels --smoke cuda' 'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
-	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_starter.sh build/BF16$(PLAIN) quick'
+	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
+	    'test/test_starter.sh build/BF16$(PLAIN) quick'
 
 quick-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm)
@@ -217,6 +218,7 @@ test-all:
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
+	    'test/test_runs.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:

@@ -6,6 +6,7 @@
 #include "generate.h"
 #include "lib/json.h"
 #include "lib/options.h"
+#include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "loss.cuh"
@@ -359,8 +360,8 @@ int main(int argc, char **argv) {
     Dataset data;
     AtomicFile json;
     Error err;
+    program_begin(argv);
     threads_wait_politely(argv);
-    atexit(files_abandon);
     char *usage = ops_usage("[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.");
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     free(usage);

@@ -7,6 +7,7 @@
 #include "generate.h"
 #include "lib/image.h"
 #include "lib/options.h"
+#include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "lib/tokenizer_encode.h"
@@ -87,8 +88,8 @@ int main(int argc, char **argv) {
     TokenIds prefix = {NULL, 0, 0};
     Error err;
 
+    program_begin(argv);
     threads_wait_politely(argv);
-    atexit(files_abandon);
     char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image.");
     options_parse(table, OPTIONS, argc, argv, usage, &images);
     free(usage);

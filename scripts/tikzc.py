@@ -58,13 +58,24 @@ class FormatError(Exception):
     """A file does not have the form described above; the message is one sentence for the user."""
 
 
+def create(path, mode):
+    """Opens a file for writing under a name that the program makes itself. What a symbolic link of that name points
+    to is not ours to change."""
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    except OSError:
+        if os.path.islink(path):
+            raise FormatError(f"{path} is a symbolic link, which is not followed; remove it.")
+        raise
+
+
 class AtomicFile:
     """A binary file that appears under its name only when it is complete. Until then it is called `temporary`, which
     must be in the same file system (default: PATH.PID.tmp)."""
 
     def __init__(self, path, temporary=None):
         self.path, self.temporary = str(path), str(temporary or f"{path}.{os.getpid()}.tmp")
-        self.file = open(self.temporary, "wb")
+        self.file = create(self.temporary, "wb")
 
     def __enter__(self):
         return self.file

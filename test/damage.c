@@ -1,9 +1,10 @@
-/* damage: makes, damages and reads the files of test_programs.sh. Run without arguments it lists what it can do.
+/* damage: makes, damages and reads the files of test_programs.sh and test_runs.sh. Run without arguments it lists what it can do.
  *
  * It writes only what it is told to; a mistake in its own use ends it with status 3. */
 #include "../lib/error.h"
 
 #include "../dataloader.h"
+#include "../lib/program.h"
 #include "../lib/safetensors.h"
 #include "../lib/tokenizer.h"
 
@@ -167,6 +168,22 @@ static void longest(char **a) {
     dataset_close(&d);
 }
 
+/* unused DATA: the least token that no sample has. */
+static void unused(char **a) {
+    Dataset d;
+    open_data(&d, a[0]);
+    uint32_t token = 0;
+    for (bool used = true; used; token += used) {
+        used = false;
+        for (uint64_t i = 0; i < d.count; i++) {
+            Sample s = dataset_sample(&d, i);
+            for (uint32_t k = 0; k < s.token_count; k++) used = used || s.tokens[k] == token;
+        }
+    }
+    printf("%u\n", token);
+    dataset_close(&d);
+}
+
 /* image DATA OUT N: the image of sample N as it was. */
 static void image(char **a) {
     Dataset d;
@@ -208,6 +225,34 @@ static void nan_tensor(char **a) {
     memset(b.data + (t->data - st.file.data), 0xff, t->bytes);
     write_file(a[1], b.data, b.size);
     free(b.data);
+    safetensors_close(&st);
+}
+
+/* set FILE OUT TENSOR INDEX VALUE: one element of a tensor of fp32. */
+static void set_element(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const SafeTensor *t = safetensors_find(&st, a[2]);
+    size_t index = (size_t)number(a[3]);
+    float value = strtof(a[4], NULL);
+    if (!t || t->dtype != DT_F32 || index >= t->bytes / 4) die("%s has no element %zu of %s", a[0], index, a[2]);
+    Bytes b = read_file(a[0]);
+    memcpy(b.data + (t->data - st.file.data) + 4 * index, &value, sizeof value);
+    write_file(a[1], b.data, b.size);
+    free(b.data);
+    safetensors_close(&st);
+}
+
+/* finite FILE: status 1 when a tensor holds a NaN or an infinity. */
+static void finite_tensors(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    for (int i = 0; i < st.count; i++) {
+        const SafeTensor *t = &st.tensors[i];
+        bool numbers = t->dtype == DT_F32 || t->dtype == DT_BF16 || t->dtype == DT_F16;
+        for (size_t k = 0; numbers && k < t->bytes / dtype_size(t->dtype); k++)
+            if (!isfinite(safetensors_float(t, k))) die("%s: %s", a[0], t->name);
+    }
     safetensors_close(&st);
 }
 
@@ -307,15 +352,18 @@ int main(int argc, char **argv) {
         {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
         {"part", "DATA OUT FIRST COUNT", 4, part},
         {"longest", "DATA", 1, longest},
+        {"unused", "DATA", 1, unused},
         {"image", "DATA OUT N", 3, image},
         {"token", "DATA OUT N ID", 4, token},
         {"nan", "FILE OUT TENSOR", 3, nan_tensor},
+        {"set", "FILE OUT TENSOR INDEX VALUE", 5, set_element},
+        {"finite", "FILE", 1, finite_tensors},
         {"word", "FILE OUT", 2, word},
         {"tensor", "FILE NAME", 2, tensor},
         {"ce", "LOGITS", 1, cross_entropy},
         {"json", "FILE KEY...", 2, print_json},
     };
-    program_name_set(argv[0]);
+    program_begin(argv);
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (argc < 2 || strcmp(argv[1], commands[i].name) || argc - 2 < commands[i].count) continue;
         commands[i].run(argv + 2);

@@ -272,7 +272,7 @@ static void fuzz_text(const char *what, Target target, const char *text, bool wi
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argc > 0 ? argv[0] : "fuzz");
+    program_begin(argv);
     int rounds = argc > 1 ? atoi(argv[1]) : 3000;
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     samples_begin();

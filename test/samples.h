@@ -7,7 +7,7 @@
 
 #include "../dataloader.h"
 #include "../lib/crc32.h"
-#include "../lib/file.h"
+#include "../lib/program.h"
 #include "../lib/random.h"
 #include "../lib/safetensors.h"
 #include "../lib/tokenizer.h"

@@ -294,6 +294,24 @@ def test_pairs(folder):
         check(f"{reason} (first: " in messages and f"{name})" in messages, reason, messages)
 
 
+def test_links(folder):
+    """What is created under a name of its own making does not follow a symbolic link."""
+    target, out = folder / "precious", folder / "out.bin"
+    target.write_text("precious")
+    (folder / f"x.{os.getpid()}.tmp").symlink_to(target)
+    try:
+        tikzc.AtomicFile(folder / "x")
+        check(False, "a symbolic link at the temporary name is refused")
+    except tikzc.FormatError as e:
+        check("is a symbolic link" in str(e), "the sentence names the link", e)
+    (folder / "out.bin.parts").mkdir()
+    (folder / "out.bin.parts" / "lock").symlink_to(target)
+    (folder / "a.png").write_bytes(make_image(0)[0])
+    (folder / "a.tex").write_text(r"\draw (a);")
+    refused("lock is a symbolic link", "--pairs", folder, out=out)
+    check(target.read_text() == "precious", "what the links point to is left alone")
+
+
 def test_begin(folder):
     """A begin token of the tokenizer stands first, once."""
     plain = tikzc.Tokenizer.load(TOKENIZER)
@@ -701,8 +719,9 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_begin, test_bad_rows, test_refused,
-                 test_scaling, test_dataset_bits, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on, test_interruptions,
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_links, test_begin, test_bad_rows,
+                 test_refused, test_scaling, test_dataset_bits, test_damaged_png, test_damaged_jpeg, test_hostile,
+                 test_going_on, test_interruptions,
                  test_memory):
         with tempfile.TemporaryDirectory() as name:
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()

@@ -459,7 +459,8 @@ static void test_errors(void) {
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argc > 0 ? argv[0] : "test_dataloader");
+    (void)argc;
+    program_begin(argv);
     samples_begin();
     test_open();
     test_open_refused();
