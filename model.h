@@ -199,12 +199,12 @@ static inline int model_open(Model *m, const Ops *op, const char *path, const ch
  * only its input unusual. Slow: for error messages. */
 static inline bool model_not_finite(const Model *m, Error *why) {
     const char *path = m->file.file.path;
-    const Param *p = params_not_finite(&m->params, m->op);
-    if (p)
-        error_set(why, "the model %s is damaged: tensor %s holds a value that is not finite", path, p->name);
+    const SafeTensor *t = safetensors_not_finite(&m->file);
+    if (t)
+        error_set(why, "the model %s is damaged: tensor %s holds a value that is not finite", path, t->name);
     else
         error_set(why, "the model %s computes values that are not finite, though all its weights are finite", path);
-    return p != NULL;
+    return t != NULL;
 }
 
 /* Makes a new model of the given shape with random weights. tokenizer_file is any file with tokenizer tensors. */
