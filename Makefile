@@ -6,7 +6,7 @@
 #   make test-all        everything that can be tested without a GPU; both end with "N passed, M failed"
 #   PRECISION=BF16|FP32  storage type of weights and activations (default BF16)
 #   SANITIZE=1           AddressSanitizer and UndefinedBehaviorSanitizer;  SANITIZE=thread  ThreadSanitizer
-#   ONEDNN=0             our own matmul on the CPU instead of oneDNN
+#   CPU_SETS="avx2 ..."  only these sets of processor instructions (default: all that the compiler's processors have)
 #   MPI=0                without MPI: one process only, on one or two GPUs
 #   FORMATS=0            without libwebp, giflib and libtiff: no WebP, GIF and TIFF images
 #   NVCC=FILE            CUDA's compiler; where there is one, the programs also know --device cuda
@@ -14,12 +14,11 @@
 #   CC=clang CXX=clang++ another compiler
 
 PRECISION ?= BF16
-ONEDNN    ?= 1
 MPI       ?= 1
 FORMATS   ?= 1
 NVCC      ?= nvcc
 CUDA      ?= 1
-BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(ONEDNN)),-builtin)$(if $(filter 0,$(MPI)),-nompi)$(if $(filter 0,$(FORMATS)),-noformats)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
+BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(MPI)),-nompi)$(if $(filter 0,$(FORMATS)),-noformats)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
 CPPFLAGS += -MMD -MP -D_GNU_SOURCE
@@ -27,7 +26,7 @@ CPPFLAGS += -MMD -MP -D_GNU_SOURCE
 export GOMP_SPINCOUNT ?= 20000
 
 # A sanitizer looks into every access: with -O1 it compiles in a third of the time, and its tests are short.
-OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -march=native -ffp-contract=fast -fno-math-errno -fopenmp
+OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -ffp-contract=fast -fno-math-errno -fopenmp
 CFLAGS   += -std=gnu11 $(WARNINGS) $(OPTIMISE)
 CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
 LDLIBS   += -lpng -lz -ljpeg -lm -lpthread
@@ -44,21 +43,18 @@ else ifdef SANITIZE
 OPTIMISE += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif
 
-# Matmul on the CPU: our own microkernel on a processor with AMX, where it is the fastest for these shapes; else oneDNN
-# where its header is; else our own with the compiler's vectors. fp32 has no AMX.
-HASH := \#
-HAS_ONEDNN := $(if $(filter-out 0,$(ONEDNN)),$(shell echo '$(HASH)include <oneapi/dnnl/dnnl.h>' | $(CC) -x c -fsyntax-only - 2>/dev/null && echo yes))
-HAS_AMX    := $(if $(filter BF16,$(PRECISION)),$(shell $(CC) $(OPTIMISE) -dM -E - </dev/null 2>/dev/null | grep -c __AMX_TILE__))
-MATMUL     := our microkernel (libdnnl-dev would make it faster)
-ifneq ($(filter 1,$(HAS_AMX)),)
-MATMUL := our AMX microkernel
-else ifneq ($(HAS_ONEDNN),)
-MATMUL := oneDNN
-CPPFLAGS += -DWITH_ONEDNN
-LDLIBS   += -ldnnl
-endif
+# The CPU's kernels are compiled for several sets of instructions, and kernels/cpu/choose.c takes the best that the
+# processor has; everything else is compiled for any processor of its kind. The best set comes last.
+MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+CPU_SETS ?= portable $(if $(filter x86_64,$(MACHINE)),avx2 avx512 $(if $(filter BF16,$(PRECISION)),avx512bf16 amx)) \
+    $(if $(filter aarch64,$(MACHINE)),neon)
+FLAGS_avx2       := -mavx2 -mfma
+FLAGS_avx512     := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 $(FLAGS_avx2)
+FLAGS_avx512bf16 := -mavx512bf16 $(FLAGS_avx512)
+FLAGS_amx        := -mamx-tile -mamx-bf16 $(FLAGS_avx512bf16)
 
 # WebP, GIF and TIFF images, each where its library's header is; PNG, JPEG and BMP are always read.
+HASH := \#
 HAS = $(if $(filter-out 0,$(FORMATS)),$(shell echo '$(HASH)include <$1>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes))
 WEBP     := $(call HAS,webp/demux.h)
 GIF      := $(call HAS,gif_lib.h)
@@ -69,7 +65,7 @@ COMMA    := ,
 IMAGES   := PNG, JPEG, BMP$(if $(WEBP),$(COMMA) WebP)$(if $(GIF),$(COMMA) GIF)$(if $(TIFF),$(COMMA) TIFF)
 
 # CUDA: the compiler's own folder has the headers and libraries that belong to it. A sanitizer cannot look into a GPU.
-OBJECTS   := $(BUILD)/cpu.o
+OBJECTS   := $(BUILD)/cpu.o $(addprefix $(BUILD)/cpu_,$(addsuffix .o,$(CPU_SETS)))
 DEVICES   := the CPU only
 CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC) 2>/dev/null)))))
 ifeq ($(CUDA),emulated)
@@ -98,7 +94,7 @@ endif
 PROGRAMS := train_distill infer eval
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES), $(PRECISION), matmul on the CPU by $(MATMUL), $(PROCESSES); reads $(IMAGES)"
+	@echo "built for $(DEVICES) ($(strip $(CPU_SETS))), $(PRECISION), $(PROCESSES); reads $(IMAGES)"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -122,7 +118,7 @@ $(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -march=native -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm
 # These spend their time in the compiler, not in loops.
@@ -131,8 +127,11 @@ $(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm): p
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-$(BUILD)/cpu.o: kernels/cpu/cpu.c | $(BUILD)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
+$(BUILD)/cpu.o: kernels/cpu/choose.c | $(BUILD)
+	$(CC) $(CPPFLAGS) '-DCPU_SETS(set)=$(foreach s,$(CPU_SETS),set($s))' $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
+
+$(addprefix $(BUILD)/cpu_,$(addsuffix .o,$(CPU_SETS))): $(BUILD)/cpu_%.o: kernels/cpu/cpu.c | $(BUILD)
+	$(CC) $(CPPFLAGS) -DKERNEL_SET=$* $(CFLAGS) $(FLAGS_$*) -MF $(BUILD)/cpu_$*.d -c $< -o $@
 
 ifeq ($(CUDA),emulated)
 # What is emulated compiles slowly and runs in small pieces: little optimisation, little debugging information and the
@@ -190,7 +189,7 @@ BUILD_PLAIN := +@$(MAKE) --no-print-directory CUDA=$(if $(PLAIN),0,1)
 
 test:
 	@$(MAKE) -j$(JOBS) --no-print-directory quick-BF16 quick-FP32 quick-sanitized quick-emulated
-	@echo 'make test-all runs the rest: all cases of every test, our matmul, ThreadSanitizer, all tests on the emulated GPU' \
+	@echo 'make test-all runs the rest: all cases of every test, other sets of instructions, ThreadSanitizer, all tests on the emulated GPU' \
 	    'and on real ones, kills of ranks and full disks'
 	@test/run.sh 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model \
@@ -198,7 +197,8 @@ test:
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    'build/FP32-emulated/test_kernels --smoke cuda' 'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
-	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_starter.sh build/BF16$(PLAIN) quick'
+	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
+	    'test/test_starter.sh build/BF16$(PLAIN) quick'
 
 quick-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm)
@@ -210,13 +210,14 @@ quick-sanitized:
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
-# Both precisions, our own microkernel, the address and thread sanitizers on what is small enough for them, and the CUDA
+# Both precisions, several sets of instructions, the address and thread sanitizers on what is small enough for them, and the CUDA
 # kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
 test-all:
-	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-builtin all-nompi all-noformats \
+	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
 	@test/run.sh dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
-	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels build/BF16-builtin-cpu/test_kernels \
+	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
+	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/BF16$(PLAIN)/test_lib \
 	    build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
@@ -231,6 +232,7 @@ test-all:
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
+	    'test/test_runs.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:
@@ -242,9 +244,10 @@ all-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
 all-thread:
 	+@$(MAKE) --no-print-directory SANITIZE=thread $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
-all-builtin:
-	+@$(MAKE) --no-print-directory ONEDNN=0 CUDA=0 build/BF16-builtin-cpu/test_kernels \
-	    $(if $(filter 1,$(HAS_AMX)),CC="$(CC) -mno-amx-tile")
+# What AVX512-BF16 multiplies, pairs of bf16, where the processor cannot: the same packing, the product in two steps.
+all-pairs:
+	+@CPPFLAGS=-DPAIRS_EMULATED $(MAKE) --no-print-directory CUDA=0 MPI=0 BUILD=build/pairs \
+	    CPU_SETS='portable $(filter avx2,$(CPU_SETS))' build/pairs/test_kernels
 all-nompi:
 	+@$(MAKE) --no-print-directory MPI=0 CUDA=0 build/BF16-nompi-cpu/test_comm
 all-noformats:
@@ -274,4 +277,4 @@ clean:
 	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
 .PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all all-BF16 \
-    all-FP32 all-sanitized all-thread all-builtin all-nompi all-noformats all-emulated all-emulated-sanitized
+    all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized

@@ -3,19 +3,22 @@
  *
  * File (little-endian):
  *
- *   header, 64 bytes                       index entry, 32 bytes, one for each record
+ *   header, 72 bytes                       index entry, 32 bytes, one for each record
  *     0  char magic[8] = "TIKZBIN1"          0  u64 offset of the record, a multiple of 4
- *     8  u32 version = 1                     8  u32 image_bytes
- *    12  u32 header_bytes = 64              12  u32 token_count, at most 2^20
+ *     8  u32 version = 2                     8  u32 image_bytes
+ *    12  u32 header_bytes = 72              12  u32 token_count, at most 2^20
  *    16  u64 count of records               16  u32 crc32 of the record
  *    24  u64 fingerprint of the tokenizer   20  u32 zero
  *    32  u64 index_offset                   24  u64 zero
  *    40  u64 source_offset
  *    48  u64 source_bytes                 record
  *    56  u64 file_bytes                     the bytes of a PNG or JPEG file, zeros up to a multiple of 4,
- *                                           token_count u32 ids: the program and the end token, no image tokens
+ *    64  u32 crc32 of the 64 bytes above,   token_count u32 ids: the program and the end token, no image tokens
+ *        the source and the index
+ *    68  u32 zero
  *
- * The source is UTF-8 text that says where the data came from.
+ * The source is UTF-8 text that says where the data came from. Version 1 has a header of 64 bytes, without the CRC; the
+ * index ends there where the file does, or where the source begins.
  *
  * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread
  * decodes images and fills a ring of prefetched batches. */
@@ -42,7 +45,7 @@
 
 /* ---- the dataset ---- */
 
-enum { DATASET_HEADER = 64, DATASET_ENTRY = 32, DATASET_MAX_TOKENS = 1 << 20 };
+enum { DATASET_HEADER = 72, DATASET_HEADER_1 = 64, DATASET_ENTRY = 32, DATASET_MAX_TOKENS = 1 << 20 };
 
 /* One file of a dataset. */
 typedef struct {
@@ -92,6 +95,33 @@ static inline void dataset_close(Dataset *d) {
     memset(d, 0, sizeof *d);
 }
 
+/* The CRC that the header of a file of version 2 should have. All that the header says must lie inside the file. */
+static inline uint32_t dataset_crc(const uint8_t *file) {
+    uint32_t crc = crc32_bytes(0, file, DATASET_HEADER_1);
+    crc = crc32_bytes(crc, file + dataset_u64(file + 40), (size_t)dataset_u64(file + 48));
+    return crc32_bytes(crc, file + dataset_u64(file + 32), (size_t)dataset_u64(file + 16) * DATASET_ENTRY);
+}
+
+/* Checks that the header, the source and the index are as they were written. Version 1 has no CRC, but a place where
+ * its index has to end. */
+static inline int dataset_check_crc(const DatasetShard *s, uint32_t version, Error *err) {
+    const uint8_t *h = s->file.data;
+    if (version == 1) {
+        const uint8_t *end = s->index + s->count * DATASET_ENTRY;
+        if (end == h + s->file.size || end == (const uint8_t *)s->source) return 0;
+        return error_set(err,
+                         "cannot read %s: its index of %llu samples ends neither at the end of the file nor at the "
+                         "source text; the header is damaged",
+                         s->file.path, (unsigned long long)s->count);
+    }
+    const uint32_t crc = dataset_crc(h), noted = dataset_u32(h + 64);
+    if (crc == noted && dataset_u32(h + 68) == 0) return 0;
+    return error_set(err,
+                     "cannot read %s: its header or index is damaged (CRC-32 %08x, the header says %08x); copy the "
+                     "file again",
+                     s->file.path, crc, noted);
+}
+
 /* Checks the header of a file against its size, and fills the shard. */
 static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, Error *err) {
     const uint8_t *h = s->file.data;
@@ -100,12 +130,12 @@ static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, E
     if (size < DATASET_HEADER || memcmp(h, "TIKZBIN1", 8) != 0)
         return error_set(err, "cannot read %s: it is not a dataset of tikz.c (it does not begin with TIKZBIN1)",
                          path);
-    if (dataset_u32(h + 8) != 1 || dataset_u32(h + 12) != DATASET_HEADER)
-        return error_set(
-            err,
-            "cannot read %s: dataset version %u with a header of %u bytes; version 1 with 64 is supported, "
-            "convert the data again",
-            path, dataset_u32(h + 8), dataset_u32(h + 12));
+    const uint32_t version = dataset_u32(h + 8), header_bytes = dataset_u32(h + 12);
+    if (!(version == 1 && header_bytes == DATASET_HEADER_1) && !(version == 2 && header_bytes == DATASET_HEADER))
+        return error_set(err,
+                         "cannot read %s: dataset version %u with a header of %u bytes; versions 1 (64) and 2 (72) "
+                         "are supported, convert the data again",
+                         path, version, header_bytes);
     if (dataset_u64(h + 56) != size)
         return error_set(
             err, "cannot read %s: its header says %llu bytes, the file has %zu; it is cut off or was added to", path,
@@ -115,7 +145,7 @@ static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, E
     *fingerprint = dataset_u64(h + 24);
     if (s->count == 0 || s->count > UINT32_MAX)
         return error_set(err, "cannot read %s: it holds %llu samples", path, (unsigned long long)s->count);
-    if (index < DATASET_HEADER || index % 8 != 0 || index > size || s->count > (size - index) / DATASET_ENTRY)
+    if (index < header_bytes || index % 8 != 0 || index > size || s->count > (size - index) / DATASET_ENTRY)
         return error_set(err, "cannot read %s: the index of %llu samples at byte %llu does not fit into the file",
                          path, (unsigned long long)s->count, (unsigned long long)index);
     if (source > size || source_bytes > size - source)
@@ -129,7 +159,7 @@ static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, E
     s->index = h + index;
     s->source = (const char *)h + source;
     s->source_bytes = (size_t)source_bytes;
-    return 0;
+    return dataset_check_crc(s, version, err);
 }
 
 /* Checks that an index entry describes a record inside the file. */
@@ -148,7 +178,7 @@ static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Er
         return error_set(err, "cannot read %s: the unused part of index entry %llu is not zero; the file is damaged",
                          path, n);
     uint64_t bytes = dataset_padded(image_bytes) + 4 * (uint64_t)tokens;
-    if (offset < DATASET_HEADER || offset % 4 != 0 || offset > s->file.size || bytes > s->file.size - offset)
+    if (offset < DATASET_HEADER_1 || offset % 4 != 0 || offset > s->file.size || bytes > s->file.size - offset)
         return error_set(
             err, "cannot read %s: record %llu (%llu bytes at byte %llu) does not fit into the file of %zu bytes",
             path, n, (unsigned long long)bytes, (unsigned long long)offset, s->file.size);

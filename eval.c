@@ -6,6 +6,7 @@
 #include "generate.h"
 #include "lib/json.h"
 #include "lib/options.h"
+#include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "loss.cuh"
@@ -88,6 +89,18 @@ static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
 }
 
 /* ---- teacher-forced ---- */
+
+static void die_not_finite(const Model *m) {
+    Error why;
+    model_not_finite(m, &why);
+    die("%s", why.text);
+}
+
+/* Ends the program when the model or the teacher computed values that are not finite. */
+static void check_finite(const ObjectiveSums *s, const Model *m, const Model *teacher) {
+    if (!isfinite(s->ce)) die_not_finite(m);
+    if (teacher && !isfinite(s->soft)) die_not_finite(teacher);
+}
 
 typedef struct {
     SafeTensorsWriter writer;
@@ -197,6 +210,7 @@ static void measure_forced(Report *report, Model *m, Model *teacher, const Datas
     }
     report->sums = objective_collect(&objective);
     progress_end(&progress);
+    check_finite(&report->sums, m, teacher);
     if (blank)
         warn("%lld of the %lld images are blank in the model's size, or nearly so; the first is that of sample %lld",
              (long long)blank, (long long)report->samples, (long long)first_blank);
@@ -224,6 +238,7 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
 /* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
  * 0, since greedy decoding draws nothing). */
 typedef struct {
+    const Model *model;
     int *ids, *lengths, *streams;
     int max_tokens, end;
 } Programs;
@@ -231,6 +246,7 @@ typedef struct {
 /* Callback of the generator: stores token `id` of sequence b. Returns false at the end token. */
 static bool read_token(void *context, int b, int id) {
     Programs *p = context;
+    if (id < 0) die_not_finite(p->model);
     if (id == p->end) return false;
     p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
     return true;
@@ -256,8 +272,12 @@ static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_t
     Generator generator;
     Progress progress;
     const Batch *batch;
-    Programs programs = {xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)), max_tokens, m->tokenizer.end};
+    Programs programs = {m,
+                         xcalloc((size_t)opt.batch * max_tokens, sizeof(int)),
+                         xcalloc(opt.batch, sizeof(int)),
+                         xcalloc(opt.batch, sizeof(int)),
+                         max_tokens,
+                         m->tokenizer.end};
     int B = 0;
     int64_t seen = 0;
     double start = seconds_now();
@@ -353,10 +373,11 @@ int main(int argc, char **argv) {
     Dataset data;
     AtomicFile json;
     Error err;
+    program_begin(argv);
     threads_wait_politely(argv);
-    atexit(files_abandon);
-    options_parse(table, OPTIONS, argc, argv,
-                  "[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.", NULL);
+    char *usage = ops_usage("[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.");
+    options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    free(usage);
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
     if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
@@ -365,6 +386,7 @@ int main(int argc, char **argv) {
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
+    fprintf(stderr, "device %s\n", ops_name(op).text);
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {

@@ -198,7 +198,8 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
 
 /* ---- the loop ---- */
 
-/* Takes the next token of sequence b (numbered as at the prefill); returns false to stop it. */
+/* Takes the next token of sequence b (numbered as at the prefill); returns false to stop it, and for -1 it must: the
+ * model's numbers are not finite (model_not_finite says why). */
 typedef bool (*TokenReader)(void *context, int b, int id);
 
 /* After generator_prefill: generates up to max_new_tokens for every sequence and gives them to `reader` as they come.

@@ -8,6 +8,7 @@
 #include "lib/image.h"
 #include "lib/image_prepare.h"
 #include "lib/options.h"
+#include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "lib/tokenizer_encode.h"
@@ -18,7 +19,7 @@ static struct {
     const char *model, *output, *device, *prefix;
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
-    bool trim_near_white, invert, quiet, show;
+    bool trim_near_white, invert, quiet, show, strict;
 } opt = {.device = "auto", .top_p = 1, .seed = 1};
 
 static const Option table[] = {
@@ -46,6 +47,7 @@ static const Option table[] = {
      0},
     {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
      0},
+    {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -69,6 +71,7 @@ typedef struct {
     int *program;       // [batch] index into programs of each sequence
     int *streams;       // [batch] random stream of each sequence
     uint8_t *pixels;    // [batch, S, S, 3] input of the vision encoder
+    const Model *model;
     const Tokenizer *tokenizer;
     bool to_folder, several;
     double first_token;  // time of the first token, from seconds_now; 0: none yet
@@ -90,10 +93,11 @@ int main(int argc, char **argv) {
     TokenIds prefix = {NULL, 0, 0};
     Error err;
 
+    program_begin(argv);
     threads_wait_politely(argv);
-    atexit(files_abandon);
-    options_parse(table, OPTIONS, argc, argv, "[options] IMAGE...\n\nWrites the TikZ program that draws each image.",
-                  &images);
+    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image.");
+    options_parse(table, OPTIONS, argc, argv, usage, &images);
+    free(usage);
     if (!images.count) options_die("no image given");
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
@@ -272,6 +276,7 @@ static void writer_open(Writer *w, const Model *m, int batch, bool several, bool
                   .program = xcalloc(batch, sizeof(int)),
                   .streams = xcalloc(batch, sizeof(int)),
                   .pixels = xmalloc(batch * S * S * 3),
+                  .model = m,
                   .tokenizer = &m->tokenizer,
                   .several = several,
                   .to_folder = to_folder};
@@ -315,8 +320,19 @@ static int prepare(Program *p, uint8_t *pixels, const char *path, int size) {
 
 /* Writes the prefix, preceded by the name of the image if several programs go to stdout. */
 static void write_prefix(Program *p, const Writer *w, const TokenIds *prefix) {
-    if (w->several && !opt.output) fprintf(p->out, "%% %s\n", p->path);
+    char *name = printable(xstrdup(p->path));  // a line end would end the comment
+    if (w->several && !opt.output) fprintf(p->out, "%% %s\n", name);
+    free(name);
     for (int k = 0; k < prefix->count && !p->failed; k++) write_token(p, prefix->ids[k]);
+}
+
+/* The model computed values that are not finite: from damaged weights always, else perhaps from this image alone. */
+static int fail_not_finite(Program *p, const Writer *w) {
+    Error why, err;
+    bool damaged = model_not_finite(w->model, &why);
+    if (damaged) die("%s", why.text);
+    error_set(&err, "cannot write the program of %s: %s", p->path, why.text);
+    return program_fail(p, &err);
 }
 
 /* Callback of the generator: writes token `id` of sequence b. Returns false when the program ends. */
@@ -324,36 +340,42 @@ static bool read_token(void *context, int b, int id) {
     Writer *w = context;
     Program *p = &w->programs[w->program[b]];
     if (w->first_token == 0) w->first_token = seconds_now();
-    if (id == w->tokenizer->end) {
-        p->ended = true;
-        return false;
-    }
-    return write_token(p, id) == 0;
+    p->ended = id == w->tokenizer->end;
+    if (p->ended) return false;
+    return (id < 0 ? fail_not_finite(p, w) : write_token(p, id)) == 0;
 }
 
-/* Warns of programs that stopped without an end token, and reports the latency and the rate of generation. */
-static void print_timing(const Writer *w, int n, int B, int prefix, int max_tokens, double start, double done) {
-    int tokens = 0;
+/* Warns of programs that stopped without an end token, and returns how many. */
+static int warn_of_cut(const Writer *w, int n, int max_tokens) {
+    int cut = 0;
     for (int i = 0; i < n; i++) {
         const Program *p = &w->programs[i];
-        if (p->failed) continue;
-        tokens += p->count - prefix;
-        if (!p->ended)
-            warn("%s: stopped after %d token%s without an end; the document is not complete", p->path, max_tokens,
-                 max_tokens == 1 ? "" : "s");
+        if (p->failed || p->ended) continue;
+        cut++;
+        warn("%s: stopped after %d token%s without an end; the document is not complete", p->path, max_tokens,
+             max_tokens == 1 ? "" : "s");
     }
+    return cut;
+}
+
+/* Reports the latency and the rate of generation. */
+static void print_timing(const Writer *w, int n, int B, int prefix, double start, double done) {
+    int tokens = 0;
+    for (int i = 0; i < n; i++)
+        if (!w->programs[i].failed) tokens += w->programs[i].count - prefix;
     double rate = done > w->first_token ? tokens / (done - w->first_token) : 0;
     if (opt.quiet || w->first_token == 0) return;
     if (B == 1)
-        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s\n",
-                w->programs[w->program[0]].path, 1e3 * (w->first_token - start), tokens, rate);
+        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s on %s\n",
+                w->programs[w->program[0]].path, 1e3 * (w->first_token - start), tokens, rate,
+                ops_name(w->model->op).text);
     else
-        fprintf(stderr, "%d images: first tokens after %.0f ms, %d tokens at %.0f tokens/s\n", B,
-                1e3 * (w->first_token - start), tokens, rate);
+        fprintf(stderr, "%d images: first tokens after %.0f ms, %d tokens at %.0f tokens/s on %s\n", B,
+                1e3 * (w->first_token - start), tokens, rate, ops_name(w->model->op).text);
 }
 
 /* Generates and writes the programs of n images, the first of which has index `first` on the command line. Returns
- * whether all succeeded. */
+ * whether all succeeded, and with --strict, whether all are complete. */
 static bool write_batch(Writer *w, Generator *g, const TokenIds *prefix, const char **paths, int n, int first) {
     const int S = g->m->c.vision.image_size, max_tokens = g->cache.capacity - model_image_tokens(g->m);
     const size_t pixels = (size_t)S * S * 3;
@@ -375,6 +397,7 @@ static bool write_batch(Writer *w, Generator *g, const TokenIds *prefix, const c
     double done = seconds_now();
     for (int i = 0; i < n; i++) program_close(&w->programs[i], w, alone);
     for (int i = 0; i < n; i++) failed += w->programs[i].failed;
-    print_timing(w, n, B, prefix->count, max_tokens, start, done);
-    return !failed;
+    int cut = warn_of_cut(w, n, max_tokens);
+    print_timing(w, n, B, prefix->count, start, done);
+    return !failed && !(opt.strict && cut);
 }

@@ -195,6 +195,18 @@ static inline int model_open(Model *m, const Ops *op, const char *path, const ch
     return 0;
 }
 
+/* Says why a model that was opened computes values that are not finite. Returns whether its weights are damaged, not
+ * only its input unusual. Slow: for error messages. */
+static inline bool model_not_finite(const Model *m, Error *why) {
+    const char *path = m->file.file.path;
+    const SafeTensor *t = safetensors_not_finite(&m->file);
+    if (t)
+        error_set(why, "the model %s is damaged: tensor %s holds a value that is not finite", path, t->name);
+    else
+        error_set(why, "the model %s computes values that are not finite, though all its weights are finite", path);
+    return t != NULL;
+}
+
 /* Makes a new model of the given shape with random weights. tokenizer_file is any file with tokenizer tensors. */
 static inline int model_create(Model *m, const Ops *op, const char *shape, const char *tokenizer_file, uint64_t seed,
                                Error *err) {

@@ -211,13 +211,7 @@ static inline void param_copy_from(const Param *x, const SafeTensor *t, const Op
         return;
     }
     floatX *host = xmalloc(x->n * sizeof(floatX));
-    for (size_t i = 0; i < x->n; i++) {
-        float f = 0;
-        if (t->dtype == DT_F32) f = ((const float *)t->data)[i];
-        if (t->dtype == DT_BF16) f = bf16_to_f32(((const bf16 *)t->data)[i]);
-        if (t->dtype == DT_F16) f = f16_to_f32(((const uint16_t *)t->data)[i]);
-        host[i] = to_x(f);
-    }
+    for (size_t i = 0; i < x->n; i++) host[i] = to_x(safetensors_float(t, i));
     op->upload(x->value, host, x->n * sizeof(floatX));
     free(host);
 }
@@ -252,20 +246,6 @@ static inline bool param_same(const Param *a, const Ops *a_op, const Param *b, c
     free(a_copy);
     free(b_copy);
     return same;
-}
-
-/* The first parameter with a NaN or an infinity, or NULL. Slow: for error messages. */
-static inline const Param *params_not_finite(const Params *p, const Ops *op) {
-    const Param *found = NULL;
-    for (int i = 0; i < p->count && !found; i++) {
-        const Param *x = &p->list[i];
-        floatX *host = xmalloc(x->n * sizeof(floatX));
-        op->download(host, x->value, x->n * sizeof(floatX));
-        for (size_t j = 0; j < x->n && !found; j++)
-            if (!isfinite(from_x(host[j]))) found = x;
-        free(host);
-    }
-    return found;
 }
 
 /* ---- the backward pass tells when gradients are final ---- */

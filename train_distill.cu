@@ -7,6 +7,7 @@
 #include "dataloader.h"
 #include "kernels/peak.h"
 #include "lib/interrupt.h"
+#include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "loss.cuh"
@@ -42,7 +43,7 @@ static const Batch *batch_next(Data *d);
 static MicroBatch micro_batch(const Batch *batch, int m);
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next);
 static StepResult collect_step(Trainer *t, Parallel *p, Report report, const Batch *batch, double lr);
-static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder);
+static void check_finite(const Trainer *t, const Settings *s, const StepResult *r, const RunFolder *folder);
 static StopReason after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
                              Parallel *p, const Log *log, const StepResult *r);
 static void print_result(const Trainer *t, const RunFolder *folder, StopReason stop);
@@ -57,6 +58,7 @@ int main(int argc, char **argv) {
     StopReason stop = NOT_STOPPED;
 
     /* options and ranks */
+    program_begin(argv);
     threads_wait_politely(argv);
     interrupts_take();
     Settings s = read_options(argc, argv, &folder);
@@ -104,7 +106,7 @@ int main(int argc, char **argv) {
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
-        check_finite(&t, &teacher, &r, &folder);
+        check_finite(&t, &s, &r, &folder);
         log_step(&log, t.step, &r, &progress);
         stop = after_step(&t, &teacher, &data, &s, &folder, &parallel, &log, &r);
     }
@@ -123,12 +125,15 @@ int main(int argc, char **argv) {
 /* ---- opening ---- */
 
 static Settings read_options(int argc, char **argv, RunFolder *folder) {
-    options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
+    char *usage = ops_usage(train_usage);
+    options_parse(table, OPTIONS, argc, argv, usage, NULL);
+    free(usage);
     bool explicit_accum = options_given(&opt.accum);
     *folder = run_folder(opt.out);
-    int64_t images = opt.resume ? options_recall(argc, argv, folder->state, folder->options) : 0;
+    Recalled recalled = {0};
+    if (opt.resume) recalled = options_recall(argc, argv, folder->state, folder->options);
     Settings s = settings_from_options();
-    s.recorded_images = images;
+    s.recalled = recalled;
     s.explicit_accum = explicit_accum;
     return s;
 }
@@ -210,6 +215,26 @@ static int64_t evaluation_batches(const Data *d, const Settings *s) {
     return s->eval_batches && s->eval_batches < batches ? s->eval_batches : batches;
 }
 
+/* Sets the learning-rate schedule over all images of the training, and says so where a resumed run had another. */
+static void plan_learning_rate(Trainer *t, const Settings *s, bool verbose) {
+    int64_t default_warmup = t->steps / 20 < 1000 ? t->steps / 20 : 1000;
+    int64_t warmup = (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images;
+    if (t->restored_warmup >= 0 && !s->recalled.new_warmup) warmup = t->restored_warmup;
+    t->lr = (LearningRate){.kind = s->lr_schedule,
+                           .base = opt.lr,
+                           .final_share = opt.lr_final,
+                           .warmup = warmup,
+                           .total = t->samples + (t->steps - t->step) * t->images,
+                           .gamma = opt.lr_gamma};
+    LearningRate before = t->lr;
+    before.total = t->restored_total;
+    double rate = learning_rate(&t->lr, t->samples, t->images), old = learning_rate(&before, t->samples, t->images);
+    if (verbose && t->restored_total >= 0 && rate != old && t->step < t->steps)
+        progress_note(
+            "the training now ends after %lld images, not %lld: the learning rate goes on at %.3g, not %.3g",
+            (long long)t->lr.total, (long long)t->restored_total, rate, old);
+}
+
 /* Starts the loader thread; sets the number of steps and the learning-rate schedule. */
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
                          const Parallel *p) {
@@ -226,15 +251,7 @@ static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *
         die("every sample of %s has more than %d text tokens, so that nothing is left to evaluate; use other data or "
             "--val-data none",
             opt.val_data, d->max_tokens);
-    int64_t default_warmup = t->steps / 20 < 1000 ? t->steps / 20 : 1000;
-    t->lr = (LearningRate){.kind = s->lr_schedule,
-                           .base = opt.lr,
-                           .final_share = opt.lr_final,
-                           .warmup = t->restored_warmup >= 0
-                                         ? t->restored_warmup
-                                         : (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images,
-                           .total = t->samples + (t->steps - t->step) * t->images,
-                           .gamma = opt.lr_gamma};
+    plan_learning_rate(t, s, is_rank0(p));
 }
 
 /* The batch of the next step. */
@@ -321,7 +338,8 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
         double ce = sums.ce / sums.positions;
         if (!isfinite(ce))
             die("the validation loss became %g after step %lld; %s", fabs(ce), (long long)t->step,
-                resume_advice(folder));
+                resume_advice(t, folder, true));
+        check_finite_state(t, folder);
         log_evaluation(log, t->step, &sums);
         t->evals_since_best = ce < t->best ? 0 : t->evals_since_best + 1;
         if (ce < t->best) {
@@ -330,16 +348,21 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
             if (is_rank0(p)) die_if(model_save(&t->student, folder->best, &err), &err);
         }
     }
+    log_sync(log);
     checkpoint_save(t, folder, p);
 }
 
-/* Ends the program when the loss or the gradient norm is not finite, and names the likely cause. (fabs: nan, not -nan.) */
-static void check_finite(const Trainer *t, const Teacher *teacher, const StepResult *r, const RunFolder *folder) {
+/* Ends the program when the loss or the gradient norm is not finite, and names the cause: a damaged file that the run
+ * began from, the checkpoint, or the learning rate. (fabs: nan, not -nan.) */
+static void check_finite(const Trainer *t, const Settings *s, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
-    const Param *p = teacher->op ? params_not_finite(&teacher->model.params, teacher->op) : NULL;
-    if (p) die("the teacher %s is damaged: tensor %s holds a value that is not finite", opt.teacher, p->name);
+    const char *begun_from[] = {s->has_teacher ? opt.teacher : NULL, opt.resume ? folder->student : opt.student,
+                                opt.resume ? NULL : s->init};
+    for (int i = 0; i < 3; i++)
+        if (begun_from[i]) check_file_finite(begun_from[i]);
+    bool from_checkpoint = t->step == t->saved + 1;  // the weights of this step are the checkpoint's
     die("the loss became %g (gradient norm %g) at step %lld; %s", fabs(r->loss), fabs(r->norm), (long long)t->step,
-        resume_advice(folder));
+        resume_advice(t, folder, !from_checkpoint));
 }
 
 /* Evaluates and saves when due. Returns why to stop early, or NOT_STOPPED. */
@@ -349,7 +372,9 @@ static StopReason after_step(Trainer *t, Teacher *teacher, const Data *d, const 
     if (due) evaluate_and_save(t, teacher, d, s, folder, p, log);
     if (due && opt.patience && t->evals_since_best >= opt.patience) return OUT_OF_PATIENCE;
     if (r->report.interrupted == 0 || t->step == t->steps) return NOT_STOPPED;
-    if (!due) checkpoint_save(t, folder, p);
+    if (due) return INTERRUPTED;
+    log_sync(log);
+    checkpoint_save(t, folder, p);
     return INTERRUPTED;
 }
 

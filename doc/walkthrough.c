@@ -61,7 +61,7 @@ static void image_stops(uint8_t *pixels) {  // stops 1 to 3: model_train keeps t
     image_prepare(pixels, &image, 96);
     printf("1  image %d x %d, row 1, pixels 11-15:", image.width, image.height);
     for (const uint8_t *p = pixels + (96 + 11) * 3; p < pixels + (96 + 16) * 3; p++) printf(" %d", *p);
-    die_if(model_open(&m, &cpu_ops, "dev/starter/student.safetensors", "", &err), &err);
+    die_if(model_open(&m, cpu_ops(), "dev/starter/student.safetensors", "", &err), &err);
     model_train(&m, GROUP_ALL, RECOMPUTE_NONE);
     model_plan(&m, 1, 1);
     vision_forward(&m.vision, m.op, pixels, 1);
@@ -192,7 +192,7 @@ static void generation_stops(const uint8_t *pixels) {  // stops 12 to 14
     Generator g;
     Error err;
     int at = 0;
-    die_if(model_open(&m, &cpu_ops, "dev/starter/student.safetensors", "", &err), &err);
+    die_if(model_open(&m, cpu_ops(), "dev/starter/student.safetensors", "", &err), &err);
     model_plan(&m, 1, 1);
     generator_open(&g, &m, 1, model_max_text(&m));
     generator_prefill(&g, pixels, 1, NULL, 0);

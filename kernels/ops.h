@@ -86,6 +86,9 @@ typedef struct {
 
 typedef struct Ops {
     const char *name;     // as in the --device option: cpu, cuda:0, ...
+    const char *kernels;  // which kernels of the device: the CPU's set of instructions (kernels/cpu/choose.c); NULL: a GPU's
+    /* FLOP/s of the arithmetic that products use, measured without memory; NULL: a GPU's are measured by a product */
+    double (*peak_flops)(void);
     int device;           // N of cuda:N; 0 for the CPU
     int stream;           // 0 .. OPS_STREAMS-1: which of the device's streams these calls run on (ops_stream)
     void *native_stream;  // a GPU's cudaStream_t, for libraries that queue work of their own; NULL for the CPU
@@ -205,7 +208,8 @@ typedef struct Ops {
 
     /* ---- sampling ---- */
     /* Chooses the next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is incremented to the
-     * token's position, and ids[b] gets the token, or 0 where no token is allowed or no logit is a number. token_mask
+     * token's position, and ids[b] gets the token, or -1 where no token is allowed, or where a logit, of a masked token
+     * too, is NaN or +infinity: a model that computes those has no answer. token_mask
      * u8 [V]: not 0 for a token that is never chosen. The draw depends on (s.seed, streams[b], positions[b]) alone
      * and is the same on every device bit for bit (kernels/sample.h). */
     void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
@@ -237,7 +241,17 @@ typedef struct Ops {
     void (*cast_from_x)(float *out, const floatX *inp, size_t n);
 } Ops;
 
-extern const Ops cpu_ops;
+/* The CPU's table: the best that this processor runs, or the one that the environment variable TIKZ_CPU names. NULL with a
+ * sentence in *err when it names none, or one that this processor does not have. */
+const Ops *cpu_ops_open(Error *err);
+
+/* The same for programs that cannot go on without it. */
+static inline const Ops *cpu_ops(void) {
+    Error err;
+    const Ops *op = cpu_ops_open(&err);
+    if (!op) die("%s", err.text);
+    return op;
+}
 
 /* The table of a stream (0 .. OPS_STREAMS-1) of GPU `device`, which the first call opens. Tables of different GPUs,
  * and of the streams of one, work side by side in one thread. NULL with a sentence in *err when there is no such GPU,
@@ -252,21 +266,43 @@ const Ops *cuda_ops_open(int device, int stream, Error *err);
 static inline const Ops *ops_open(const char *name, Error *err) {
     int number = 0, end = 0;
     bool any = !strcmp(name, "auto");
-    if (!strcmp(name, "cpu")) return &cpu_ops;
+    if (!strcmp(name, "cpu")) return cpu_ops_open(err);
     if (!any && strcmp(name, "cuda") && (sscanf(name, "cuda:%4d%n", &number, &end) != 1 || name[end] || number < 0)) {
         error_set(err, "there is no device '%.40s'; expected auto, cpu, cuda or cuda:N", name);
         return NULL;
     }
 #ifdef WITH_CUDA
     const Ops *op = cuda_ops_open(number, 0, err);
-    return op || !any ? op : &cpu_ops;
+    return op || !any ? op : cpu_ops_open(err);
 #else
-    if (any) return &cpu_ops;
+    if (any) return cpu_ops_open(err);
     error_set(err,
               "device %.40s: this program was built without CUDA; build it again where nvcc is, or use --device cpu",
               name);
     return NULL;
 #endif
+}
+
+/* A device's name for people, with the kernels that were chosen for it: "cpu (avx2)". */
+typedef struct {
+    char text[64];
+} DeviceName;
+
+static inline DeviceName ops_name(const Ops *op) {
+    DeviceName n;
+    const bool chosen = op->kernels != NULL;
+    snprintf(n.text, sizeof n.text, "%s%s%s%s", op->name, chosen ? " (" : "", chosen ? op->kernels : "",
+             chosen ? ")" : "");
+    return n;
+}
+
+/* A usage text, and after it which kernels the CPU has. The caller frees it. */
+static inline char *ops_usage(const char *usage) {
+    Error err;
+    const Ops *op = cpu_ops_open(&err);
+    if (!op) return format_string("%s\n%s.", usage, err.text);
+    return format_string("%s\nOn the CPU it runs the kernels for %s (the environment variable TIKZ_CPU names others).", usage,
+                         op->kernels);
 }
 
 /* The table of stream 0 .. OPS_STREAMS-1 of the same device. Its calls run beside those of the other streams, and all

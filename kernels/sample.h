@@ -49,9 +49,11 @@ SAMPLE_INLINE uint64_t sample_key(uint32_t distance, int id) {
     return (uint64_t)distance << SAMPLE_ID_BITS | (uint32_t)id;
 }
 
-/* top-p keeps a token when the tokens before it weigh less than this. */
+/* top-p keeps a token when the tokens before it weigh less than this; at least 1, so that the first one stays. */
 SAMPLE_INLINE uint64_t sample_target(float top_p, uint64_t total) {
-    return top_p < 1 ? (uint64_t)ceil((double)top_p * (double)total) : total;
+    if (!(top_p < 1)) return total;
+    const uint64_t target = (uint64_t)ceil((double)top_p * (double)total);
+    return target ? target : 1;
 }
 
 SAMPLE_INLINE bool sample_is_limited(const Sampling *s) { return s->top_k > 0 || s->top_p < 1; }

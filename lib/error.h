@@ -41,11 +41,19 @@ __attribute__((format(printf, 2, 3))) static inline int error_set(Error *err, co
     return -1;
 }
 
+/* Replaces control characters by '?': the name of a file may hold line ends and commands to the terminal. */
+static inline char *printable(char *text) {
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
+    return text;
+}
+
 /* Prints "NAME: KIND: sentence" on stderr, clearing a progress bar first. The line is formatted before it is written,
  * so that the messages of several processes do not interleave. */
 static inline void error_print(const char *kind, const char *format, va_list args) {
     char text[2048];
     vsnprintf(text, sizeof text, format, args);
+    printable(text);
     fflush(stdout);
     fprintf(stderr, "%s%s: %s: %s\n", stderr_line_open ? "\r\033[K" : "", program_name_text, kind, text);
     stderr_line_open = false;

@@ -2,9 +2,7 @@
  * ignored when the program began (nohup, a shell's background job) stays ignored. SIGUSR1 is for mpirun, which passes it on
  * to its processes and leaves them alone, where it kills them a second after Ctrl-C.
  *
- * A thread of its own waits for them; no handler ever runs. A handler's frame would be written below the stack
- * pointer of whatever thread the signal meets, and while oneDNN multiplies (2.6, fp32 on AVX512) that register points
- * into an array in the middle of the heap: seen as memory overwritten when a run is stopped. */
+ * A thread of its own waits for them; no handler ever runs, so none can meet a thread in the middle of anything. */
 #ifndef LIB_INTERRUPT_H
 #define LIB_INTERRUPT_H
 

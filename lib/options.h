@@ -10,7 +10,7 @@
 #ifndef LIB_OPTIONS_H
 #define LIB_OPTIONS_H
 
-#include "error.h"
+#include "file.h"
 
 #include <math.h>
 
@@ -263,10 +263,13 @@ static inline int options_config_line(const Option *table, int n, char *line, co
     return status;
 }
 
-/* Reads a file of `key = value` lines. */
+/* Reads a file of `key = value` lines. A byte order mark, with which some editors begin a file of UTF-8, is skipped. */
 static inline int options_config(const Option *table, int n, const char *path, Error *err) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return error_set(err, "cannot read the config file %s: %s", path, strerror(errno));
+    const char *problem;
+    size_t size;
+    int fd = file_open(path, &size, &problem);
+    FILE *f = fd >= 0 ? fdopen(fd, "rb") : NULL;
+    if (!f) return error_set(err, "cannot read the config file %s: %s", path, problem ? problem : strerror(errno));
     bool *seen = xcalloc(n, sizeof *seen);
     char *line = NULL;
     size_t capacity = 0;
@@ -279,7 +282,8 @@ static inline int options_config(const Option *table, int n, const char *path, E
             status = error_set(err, "%s: there is a NUL character; a text file was expected", where);
         } else {
             if (length && line[length - 1] == '\n') line[length - 1] = '\0';
-            status = options_config_line(table, n, line, where, seen, err);
+            int mark = number == 1 && !strncmp(line, "\xef\xbb\xbf", 3) ? 3 : 0;
+            status = options_config_line(table, n, line + mark, where, seen, err);
         }
         free(where);
         errno = 0;

@@ -239,6 +239,25 @@ static inline const SafeTensor *safetensors_find(const SafeTensors *st, const ch
     return NULL;
 }
 
+/* Element i of a tensor of type F32, BF16 or F16. */
+static inline float safetensors_float(const SafeTensor *t, size_t i) {
+    if (t->dtype == DT_F32) return ((const float *)(const void *)t->data)[i];
+    if (t->dtype == DT_BF16) return bf16_to_f32(((const bf16 *)(const void *)t->data)[i]);
+    return f16_to_f32(((const uint16_t *)(const void *)t->data)[i]);
+}
+
+/* The first tensor with a NaN or an infinity, or NULL. A value that floatX cannot hold counts as infinite. Slow: for error
+ * messages. */
+static inline const SafeTensor *safetensors_not_finite(const SafeTensors *st) {
+    for (int i = 0; i < st->count; i++) {
+        const SafeTensor *t = &st->tensors[i];
+        if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16) continue;
+        for (size_t k = 0; k < t->bytes / dtype_size(t->dtype); k++)
+            if (!isfinite(from_x(to_x(safetensors_float(t, k))))) return t;
+    }
+    return NULL;
+}
+
 /* The value of a key of __metadata__, or NULL. */
 static inline const char *safetensors_metadata(const SafeTensors *st, const char *key) {
     for (int i = 0; i < st->metadata_count; i++)

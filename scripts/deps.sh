@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the project needs, on Debian or Ubuntu. Prints what it installs; does nothing if all is installed.
 #
-#   scripts/deps.sh build      C, libpng, libjpeg, ...     for `make` and `make test`; optional: oneDNN, and libwebp,
-#                                                          giflib and libtiff for images of these formats
+#   scripts/deps.sh build      C, libpng, libjpeg, ...     for `make` and `make test`; optional: libwebp, giflib and
+#                                                          libtiff, for images of these formats
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
 #   scripts/deps.sh tex        pdflatex, pdftoppm          to compile and render programs
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
@@ -17,7 +17,7 @@ for group in "${@:-build}"; do
     case $group in
     build)
         packages+=(build-essential libpng-dev zlib1g-dev libjpeg-dev)
-        optional+=(libdnnl-dev libwebp-dev libgif-dev libtiff-dev) ;;
+        optional+=(libwebp-dev libgif-dev libtiff-dev) ;;
     mpi) packages+=(openmpi-bin libopenmpi-dev) ;;
     tex) packages+=(texlive-latex-base texlive-latex-extra texlive-pictures poppler-utils) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;

@@ -28,15 +28,15 @@ the order of ids.
 
 Datasets: .bin
 --------------
-    header, 64 bytes: char magic[8] = "TIKZBIN1"; u32 version = 1; u32 header_bytes = 64; u64 count;
+    header, 72 bytes: char magic[8] = "TIKZBIN1"; u32 version = 2; u32 header_bytes = 72; u64 count;
                       u64 fingerprint of the tokenizer; u64 index_offset; u64 source_offset; u64 source_bytes;
-                      u64 file_bytes
+                      u64 file_bytes; u32 crc32 (zlib) of the 64 bytes before, the source and the index; u32 zero
     records:          the bytes of a PNG or JPEG file, zeros up to a multiple of 4,
                       u32 ids[token_count] (the program and the end token, no image tokens)
     source:           UTF-8, one line that says where the data come from; zeros up to a multiple of 8
     index:            count entries of 32 bytes: u64 offset of the record in the file; u32 image_bytes;
                       u32 token_count; u32 crc32 (zlib) of the whole record; u32 zero; u64 zero
-The parts have this order. Files are written under a temporary name and renamed when they are complete.
+The parts have this order. Version 1, which is still read, has a header of 64 bytes, without the CRC. Files are written under a temporary name and renamed when they are complete.
 """
 import json
 import math
@@ -58,13 +58,24 @@ class FormatError(Exception):
     """A file does not have the form described above; the message is one sentence for the user."""
 
 
+def create(path, mode):
+    """Opens a file for writing under a name that the program makes itself. What a symbolic link of that name points
+    to is not ours to change."""
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    except OSError:
+        if os.path.islink(path):
+            raise FormatError(f"{path} is a symbolic link, which is not followed; remove it.")
+        raise
+
+
 class AtomicFile:
     """A binary file that appears under its name only when it is complete. Until then it is called `temporary`, which
     must be in the same file system (default: PATH.PID.tmp)."""
 
     def __init__(self, path, temporary=None):
         self.path, self.temporary = str(path), str(temporary or f"{path}.{os.getpid()}.tmp")
-        self.file = open(self.temporary, "wb")
+        self.file = create(self.temporary, "wb")
 
     def __enter__(self):
         return self.file
@@ -428,7 +439,9 @@ class Tokenizer:
 
 # ---- datasets ----
 
-HEADER = struct.Struct("<8sIIQQQQQQ")
+HEADER = struct.Struct("<8sIIQQQQQQ")  # all of version 1
+HEADER_CRC = struct.Struct("<II")  # what version 2 adds
+HEADER_BYTES = {1: HEADER.size, 2: HEADER.size + HEADER_CRC.size}
 ENTRY = struct.Struct("<QIIIIQ")
 MAGIC = b"TIKZBIN1"
 MAX_TOKENS = 1 << 20  # of a sample; the limit of dataloader.h
@@ -446,8 +459,8 @@ class DatasetWriter:
         self.vocabulary = len(tokenizer.tokens)
         self.fingerprint = tokenizer.fingerprint() if fingerprint is None else fingerprint
         self.source = " ".join(source.split()).encode("utf-8", "replace")
-        self.index, self.offset = bytearray(), HEADER.size
-        self.file.write(b"\0" * HEADER.size)
+        self.index, self.offset = bytearray(), HEADER_BYTES[2]
+        self.file.write(b"\0" * self.offset)
 
     @property
     def count(self):
@@ -475,8 +488,9 @@ class DatasetWriter:
             index_offset = self.offset + len(self.source) + padding
             self.file.write(self.source + b"\0" * padding + self.index)
             self.file.seek(0)
-            self.file.write(HEADER.pack(MAGIC, 1, HEADER.size, self.count, self.fingerprint, index_offset,
-                                        self.offset, len(self.source), index_offset + len(self.index)))
+            header = HEADER.pack(MAGIC, 2, HEADER_BYTES[2], self.count, self.fingerprint, index_offset, self.offset,
+                                 len(self.source), index_offset + len(self.index))
+            self.file.write(header + HEADER_CRC.pack(zlib.crc32(header + self.source + self.index), 0))
         self.output.__exit__(kind, value, trace)
 
 
@@ -487,18 +501,30 @@ class Dataset:
         self.path = str(path)
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            if size < HEADER.size:
-                raise FormatError(f"{path}: expected a dataset of at least {HEADER.size} bytes, found {size}.")
+            if size < HEADER_BYTES[2]:
+                raise FormatError(f"{path}: expected a dataset of at least {HEADER_BYTES[2]} bytes, found {size}.")
             self.data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         (magic, version, header_bytes, self.count, self.fingerprint, self.index_offset, source_offset, source_bytes,
          file_bytes) = HEADER.unpack_from(self.data)
-        if magic != MAGIC or version != 1 or header_bytes != HEADER.size:
-            raise FormatError(f"{path}: not a tikz.c dataset of version 1; convert the data again.")
+        if magic != MAGIC or header_bytes != HEADER_BYTES.get(version):
+            raise FormatError(f"{path}: not a tikz.c dataset of version 1 or 2; convert the data again.")
         if (file_bytes != size or self.index_offset > size or source_offset > size
                 or source_bytes > size - source_offset or self.count > (size - self.index_offset) // ENTRY.size):
             raise FormatError(f"{path}: the header describes {file_bytes} bytes and {self.count} samples, which does "
                               f"not fit the file of {size} bytes; the file is cut off or damaged.")
-        self.source = self.data[source_offset:source_offset + source_bytes].decode("utf-8", "replace")
+        source = self.data[source_offset:source_offset + source_bytes]
+        self.check_index(version, source, source_offset)
+        self.source = source.decode("utf-8", "replace")
+
+    def check_index(self, version, source, source_offset):
+        end = self.index_offset + self.count * ENTRY.size
+        if version == 1:
+            whole = end in (len(self.data), source_offset)
+        else:
+            checked = self.data[:HEADER.size] + source + self.data[self.index_offset:end]
+            whole = HEADER_CRC.unpack_from(self.data, HEADER.size) == (zlib.crc32(checked), 0)
+        if not whole:
+            raise FormatError(f"{self.path}: the header or the index is damaged; copy the file again.")
 
     def __len__(self):
         return self.count

@@ -68,7 +68,7 @@ check() {
 # run COMMAND...: at most TIME_LIMIT seconds
 run() {
     last=("$@")
-    timeout "$TIME_LIMIT" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
+    timeout --kill-after=20 "$TIME_LIMIT" "$@" >"$tmp/out" 2>"$tmp/err" </dev/null
     status=$?
 }
 

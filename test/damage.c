@@ -1,9 +1,10 @@
-/* damage: makes, damages and reads the files of test_programs.sh. Run without arguments it lists what it can do.
+/* damage: makes, damages and reads the files of test_programs.sh and test_runs.sh. Run without arguments it lists what it can do.
  *
  * It writes only what it is told to; a mistake in its own use ends it with status 3. */
 #include "../lib/error.h"
 
 #include "../dataloader.h"
+#include "../lib/program.h"
 #include "../lib/safetensors.h"
 #include "../lib/tokenizer.h"
 
@@ -139,7 +140,7 @@ static void part(char **a) {
     }
     append(&b, zeros, (8 - b.size % 8) % 8);
     memcpy(header, "TIKZBIN1", 8);
-    put_u32(header + 8, 1);
+    put_u32(header + 8, 2);
     put_u32(header + 12, DATASET_HEADER);
     put_u64(header + 16, count);
     put_u64(header + 24, d.fingerprint);
@@ -148,6 +149,7 @@ static void part(char **a) {
     put_u64(header + 40, b.size);
     put_u64(header + 56, b.size);
     memcpy(b.data, header, sizeof header);
+    put_u32(b.data + 64, dataset_crc(b.data));
     write_file(a[1], b.data, b.size);
     free(index);
     free(b.data);
@@ -162,6 +164,22 @@ static void longest(char **a) {
     dataset_close(&d);
 }
 
+/* unused DATA: the least token that no sample has. */
+static void unused(char **a) {
+    Dataset d;
+    open_data(&d, a[0]);
+    uint32_t token = 0;
+    for (bool used = true; used; token += used) {
+        used = false;
+        for (uint64_t i = 0; i < d.count; i++) {
+            Sample s = dataset_sample(&d, i);
+            for (uint32_t k = 0; k < s.token_count; k++) used = used || s.tokens[k] == token;
+        }
+    }
+    printf("%u\n", token);
+    dataset_close(&d);
+}
+
 /* image DATA OUT N: the image of sample N as it was. */
 static void image(char **a) {
     Dataset d;
@@ -171,7 +189,18 @@ static void image(char **a) {
     dataset_close(&d);
 }
 
-/* token DATA OUT N ID: the first token of sample N becomes ID, its checksum is corrected. */
+/* Writes a dataset whose bytes `b` differ from those of d in the record of sample s, with the checksums corrected. */
+static void write_changed(const char *out, Dataset *d, Sample s, Bytes b) {
+    uint8_t *record = b.data + (s.record - d->shards[0].file.data);
+    uint8_t *index = b.data + (d->shards[0].index - d->shards[0].file.data);
+    put_u32(index + s.number * DATASET_ENTRY + 16, crc32_bytes(0, record, s.record_bytes));
+    if (dataset_u32(b.data + 8) > 1) put_u32(b.data + 64, dataset_crc(b.data));
+    write_file(out, b.data, b.size);
+    free(b.data);
+    dataset_close(d);
+}
+
+/* token DATA OUT N ID: the first token of sample N becomes ID, the checksums are corrected. */
 static void token(char **a) {
     Dataset d;
     open_data(&d, a[0]);
@@ -179,14 +208,10 @@ static void token(char **a) {
     Bytes b = read_file(a[0]);
     uint8_t *record = b.data + (s.record - d.shards[0].file.data);
     put_u32(record + dataset_padded(s.image_bytes), (uint32_t)number(a[3]));
-    uint8_t *index = b.data + (d.shards[0].index - d.shards[0].file.data);
-    put_u32(index + s.number * DATASET_ENTRY + 16, crc32_bytes(0, record, s.record_bytes));
-    write_file(a[1], b.data, b.size);
-    free(b.data);
-    dataset_close(&d);
+    write_changed(a[1], &d, s, b);
 }
 
-/* blank DATA OUT N: the image of sample N becomes white, in as many bytes; the checksum is corrected. */
+/* blank DATA OUT N: the image of sample N becomes white, in as many bytes. */
 static void blank(char **a) {
     static const uint8_t header[13] = {0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0}, row[2] = {0, 255};
     Dataset d;
@@ -203,12 +228,8 @@ static void blank(char **a) {
     if (white.size > s.image_bytes) die("the image of sample %s has too few bytes", a[2]);
     memset(record, 0, s.image_bytes);
     memcpy(record, white.data, white.size);
-    uint8_t *index = b.data + (d.shards[0].index - d.shards[0].file.data);
-    put_u32(index + s.number * DATASET_ENTRY + 16, crc32_bytes(0, record, s.record_bytes));
-    write_file(a[1], b.data, b.size);
     free(white.data);
-    free(b.data);
-    dataset_close(&d);
+    write_changed(a[1], &d, s, b);
 }
 
 /* ---- safetensors ---- */
@@ -227,6 +248,34 @@ static void nan_tensor(char **a) {
     memset(b.data + (t->data - st.file.data), 0xff, t->bytes);
     write_file(a[1], b.data, b.size);
     free(b.data);
+    safetensors_close(&st);
+}
+
+/* set FILE OUT TENSOR INDEX VALUE: one element of a tensor of fp32. */
+static void set_element(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const SafeTensor *t = safetensors_find(&st, a[2]);
+    size_t index = (size_t)number(a[3]);
+    float value = strtof(a[4], NULL);
+    if (!t || t->dtype != DT_F32 || index >= t->bytes / 4) die("%s has no element %zu of %s", a[0], index, a[2]);
+    Bytes b = read_file(a[0]);
+    memcpy(b.data + (t->data - st.file.data) + 4 * index, &value, sizeof value);
+    write_file(a[1], b.data, b.size);
+    free(b.data);
+    safetensors_close(&st);
+}
+
+/* finite FILE: status 1 when a tensor holds a NaN or an infinity. */
+static void finite_tensors(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    for (int i = 0; i < st.count; i++) {
+        const SafeTensor *t = &st.tensors[i];
+        bool numbers = t->dtype == DT_F32 || t->dtype == DT_BF16 || t->dtype == DT_F16;
+        for (size_t k = 0; numbers && k < t->bytes / dtype_size(t->dtype); k++)
+            if (!isfinite(safetensors_float(t, k))) die("%s: %s", a[0], t->name);
+    }
     safetensors_close(&st);
 }
 
@@ -326,16 +375,19 @@ int main(int argc, char **argv) {
         {"png", "OUT WIDTH HEIGHT DEPTH COLOUR VALUE", 6, png},
         {"part", "DATA OUT FIRST COUNT", 4, part},
         {"longest", "DATA", 1, longest},
+        {"unused", "DATA", 1, unused},
         {"image", "DATA OUT N", 3, image},
         {"blank", "DATA OUT N", 3, blank},
         {"token", "DATA OUT N ID", 4, token},
         {"nan", "FILE OUT TENSOR", 3, nan_tensor},
+        {"set", "FILE OUT TENSOR INDEX VALUE", 5, set_element},
+        {"finite", "FILE", 1, finite_tensors},
         {"word", "FILE OUT", 2, word},
         {"tensor", "FILE NAME", 2, tensor},
         {"ce", "LOGITS", 1, cross_entropy},
         {"json", "FILE KEY...", 2, print_json},
     };
-    program_name_set(argv[0]);
+    program_begin(argv);
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (argc < 2 || strcmp(argv[1], commands[i].name) || argc - 2 < commands[i].count) continue;
         commands[i].run(argv + 2);

@@ -273,7 +273,7 @@ static void fuzz_text(const char *what, Target target, const char *text, bool wi
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argc > 0 ? argv[0] : "fuzz");
+    program_begin(argv);
     int rounds = argc > 1 ? atoi(argv[1]) : 3000;
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     samples_begin();
@@ -300,6 +300,8 @@ int main(int argc, char **argv) {
     images[4] = from_hex(jpeg_progressive);
     const int lengths[] = {3, 20, 1, 7, 12};
     Bytes data = make_dataset(5, images, lengths, 50, 1, 0);
+    put_u32(data.data + 8, 1);  // version 1 has no CRC, so that damage reaches further than the header
+    put_u32(data.data + 12, DATASET_HEADER_1);
     fuzz("dataset", read_dataset, &data, true, rounds / 3, seed);
     for (int i = 0; i < 3; i++) fuzz("PNG", read_image, &images[i], false, rounds / 3, seed);
     for (int i = 0; i < 3; i++) fuzz("PNG, CRC repaired", read_png_repaired, &images[i], false, rounds, seed);

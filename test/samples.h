@@ -5,8 +5,9 @@
 
 #include "../lib/error.h"
 
+#include "../dataloader.h"
 #include "../lib/crc32.h"
-#include "../lib/file.h"
+#include "../lib/program.h"
 #include "../lib/random.h"
 #include "../lib/safetensors.h"
 #include "../lib/tokenizer.h"
@@ -248,7 +249,7 @@ static inline Bytes make_dataset(int count, const Bytes *images, const int *leng
                                  uint64_t fingerprint, int seed) {
     const char *source = "made by the tests";
     Bytes b = {NULL, 0}, index = {NULL, 0};
-    uint8_t header[64] = {0}, zeros[8] = {0};
+    uint8_t header[72] = {0}, zeros[8] = {0};
     bytes_add(&b, header, sizeof header);
     for (int i = 0; i < count; i++) {
         uint8_t entry[32] = {0};
@@ -267,8 +268,8 @@ static inline Bytes make_dataset(int count, const Bytes *images, const int *leng
     }
     bytes_add(&b, zeros, (8 - b.size % 8) % 8);
     memcpy(header, "TIKZBIN1", 8);
-    put_u32(header + 8, 1);
-    put_u32(header + 12, 64);
+    put_u32(header + 8, 2);
+    put_u32(header + 12, sizeof header);
     put_u64(header + 16, (uint64_t)count);
     put_u64(header + 24, fingerprint);
     put_u64(header + 32, b.size);
@@ -278,6 +279,7 @@ static inline Bytes make_dataset(int count, const Bytes *images, const int *leng
     bytes_add(&b, source, strlen(source));
     put_u64(header + 56, b.size);
     memcpy(b.data, header, sizeof header);
+    put_u32(b.data + 64, dataset_crc(b.data));
     free(index.data);
     return b;
 }

@@ -418,7 +418,7 @@ int main(int argc, char **argv) {
     int who = 0, more = 0;
     char own[32];
     Error err;
-    program_name_set(argv[0]);
+    program_begin(argv);
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--device") && i + 1 < argc)
             device = argv[++i];

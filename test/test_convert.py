@@ -98,6 +98,37 @@ def same_files(a, b):
     return pathlib.Path(a).read_bytes() == pathlib.Path(b).read_bytes()
 
 
+def opens(path):
+    try:
+        tikzc.Dataset(path).close()
+    except tikzc.FormatError:
+        return False
+    return True
+
+
+def test_dataset_bits(folder):
+    """Every bit of a dataset's header and index counts; a file of version 1 is read as it was."""
+    path, tokenizer = folder / "bits.bin", tikzc.Tokenizer.load(TOKENIZER)
+    with tikzc.DatasetWriter(path, tokenizer, "made by the tests") as writer:
+        for i in range(5):
+            writer.add(b"image" * (i + 1), [i, 1])
+    data = bytearray(path.read_bytes())
+    index = len(data) - 5 * tikzc.ENTRY.size
+    found = []
+    for at in [*range(tikzc.HEADER_BYTES[2]), *range(index, len(data))]:
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        data[at] ^= 1 << at % 8
+        found += [at] if opens(path) else []
+    check(not found, "damage of a header or an index is noticed", found)
+    old = bytearray((ROOT / "dev" / "starter" / "test.bin").read_bytes())
+    check(old[8] == 1 and len(tikzc.Dataset(ROOT / "dev" / "starter" / "test.bin")) > 0, "version 1 is read")
+    old[16] ^= 4
+    path.write_bytes(old)
+    check(not opens(path), "another number of samples is noticed in version 1")
+    path.unlink()
+
+
 # ---- making sources ----
 
 def texts(count):
@@ -275,6 +306,24 @@ def test_no_image(folder):
         check(False, "a Git LFS pointer is refused")
     except images.ImageError as e:
         check("Git LFS pointer" in e.reason, "a Git LFS pointer is named", e)
+
+
+def test_links(folder):
+    """What is created under a name of its own making does not follow a symbolic link."""
+    target, out = folder / "precious", folder / "out.bin"
+    target.write_text("precious")
+    (folder / f"x.{os.getpid()}.tmp").symlink_to(target)
+    try:
+        tikzc.AtomicFile(folder / "x")
+        check(False, "a symbolic link at the temporary name is refused")
+    except tikzc.FormatError as e:
+        check("is a symbolic link" in str(e), "the sentence names the link", e)
+    (folder / "out.bin.parts").mkdir()
+    (folder / "out.bin.parts" / "lock").symlink_to(target)
+    (folder / "a.png").write_bytes(make_image(0)[0])
+    (folder / "a.tex").write_text(r"\draw (a);")
+    refused("lock is a symbolic link", "--pairs", folder, out=out)
+    check(target.read_text() == "precious", "what the links point to is left alone")
 
 
 def test_begin(folder):
@@ -684,9 +733,9 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_no_image, test_begin, test_bad_rows,
-                 test_refused, test_scaling, test_damaged_png, test_damaged_jpeg, test_hostile, test_going_on,
-                 test_interruptions, test_memory):
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_links, test_no_image, test_begin,
+                 test_bad_rows, test_refused, test_scaling, test_dataset_bits, test_damaged_png, test_damaged_jpeg,
+                 test_hostile, test_going_on, test_interruptions, test_memory):
         with tempfile.TemporaryDirectory() as name:
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
             test(*[pathlib.Path(name) if n == "folder" else build for n in names])

@@ -95,8 +95,11 @@ static void test_open_refused(void) {
         int value;
         const char *part;
     } cases[] = {{0, 1, "does not begin with TIKZBIN1"},
-                 {8, 1, "version 2"},
-                 {12, 1, "header of 65 bytes"},
+                 {8, 1, "version 3"},
+                 {8, -1, "version 1 with a header of 72 bytes"},
+                 {12, 1, "header of 73 bytes"},
+                 {64, 1, "header or index is damaged (CRC-32 "},
+                 {68, 1, "header or index is damaged (CRC-32 "},
                  {16, 200, "does not fit into the file"},
                  {16, -30, "holds 0 samples"},
                  {20, 1, "holds 4294967326 samples"},
@@ -119,8 +122,11 @@ static void test_open_refused(void) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         size_t at = cases[i].at >= 0 ? (size_t)cases[i].at : (size_t)index + (size_t)(-cases[i].at) - 1;
         bytes[at] = (uint8_t)(bytes[at] + cases[i].value);
+        uint32_t crc = dataset_u32(bytes + 64);
+        if (cases[i].at < 0) put_u32(bytes + 64, dataset_crc(bytes));  // written so
         write_bytes(sample_path("bad.bin"), bytes, size);
         bytes[at] = (uint8_t)(bytes[at] - cases[i].value);
+        put_u32(bytes + 64, crc);
         err.text[0] = '\0';
         bool refused = dataset_open(&d, sample_path("bad.bin"), &err) != 0;
         check(refused && strstr(err.text, cases[i].part), __FILE__, __LINE__, cases[i].part, err.text);
@@ -132,6 +138,38 @@ static void test_open_refused(void) {
     bytes[size - 3] = 0xff;
     write_bytes(sample_path("bad.bin"), bytes, size);
     CHECK_ERROR(dataset_open(&d, sample_path("bad.bin"), &err), err, "not valid UTF-8");
+    free(bytes);
+}
+
+/* Every bit of the header and of the index counts, and in version 1, which has no CRC, those that say how many samples
+ * there are. */
+static void test_bits(void) {
+    Error err;
+    Dataset d;
+    size_t size, opened = 0;
+    uint8_t *bytes = read_bytes(sample_path("part-2.bin"), &size);
+    const size_t index = (size_t)dataset_u64(bytes + 32);
+    for (size_t at = 0; at < size; at = at == DATASET_HEADER - 1 ? index : at + 1)
+        for (int bit = 0; bit < 8; bit++) {
+            bytes[at] ^= (uint8_t)(1 << bit);
+            write_bytes(sample_path("bad.bin"), bytes, size);
+            bytes[at] ^= (uint8_t)(1 << bit);
+            opened += dataset_open(&d, sample_path("bad.bin"), &err) == 0;
+        }
+    CHECK(opened == 0);
+    put_u32(bytes + 8, 1);
+    put_u32(bytes + 12, DATASET_HEADER_1);
+    write_bytes(sample_path("old.bin"), bytes, size);
+    CHECK_OK(dataset_open(&d, sample_path("old.bin"), &err), err);
+    CHECK(d.count == 20 && d.shards[0].source_bytes == 17);
+    CHECK_OK(dataset_check_tokens(&d, VOCAB, &err), err);
+    dataset_close(&d);
+    for (int bit = 0; bit < 64; bit++) {
+        bytes[16 + bit / 8] ^= (uint8_t)(1 << bit % 8);
+        write_bytes(sample_path("bad.bin"), bytes, size);
+        bytes[16 + bit / 8] ^= (uint8_t)(1 << bit % 8);
+        CHECK_ERROR(dataset_open(&d, sample_path("bad.bin"), &err), err, "cannot read ");
+    }
     free(bytes);
 }
 
@@ -402,6 +440,7 @@ static void test_errors(void) {
         (dataset_u32(bytes + index + 9 * 32 + 8) + 3) / 4 * 4 + 4 * dataset_u32(bytes + index + 9 * 32 + 12);
     put_u32(bytes + index + 9 * 32 + 16,
             crc32_bytes(0, bytes + record, length));  // the image was bad from the start
+    put_u32(bytes + 64, dataset_crc(bytes));
     write_bytes(sample_path("flipped.bin"), bytes, size);
     CHECK_ERROR(load_all("flipped.bin", c, &err), err, "cannot read the image of record 9 in ");
     free(bytes);
@@ -420,10 +459,12 @@ static void test_errors(void) {
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argc > 0 ? argv[0] : "test_dataloader");
+    (void)argc;
+    program_begin(argv);
     samples_begin();
     test_open();
     test_open_refused();
+    test_bits();
     Dataset d;
     Error err;
     CHECK_OK(dataset_open(&d, sample_path("part-*.bin"), &err), err);

@@ -9,6 +9,7 @@
 #include "../lib/image_prepare.h"
 #include "../lib/progress.h"
 #include "../lib/random.h"
+#include "../lib/threads.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -30,6 +31,76 @@ static void test_map(void) {
     CHECK_ERROR(file_map(&f, samples_folder, &err), err, "it is a folder");
     CHECK_ERROR(file_map(&f, "/dev/null", &err), err, "not a regular file");
     CHECK(file_exists(sample_path("three")) && !file_exists(sample_path("none")));
+    CHECK(mkfifo(sample_path("pipe"), 0600) == 0);
+    CHECK_ERROR(file_map(&f, sample_path("pipe"), &err), err, "not a regular file");
+    /* the file that an address lies in */
+    MappedFile files[3];
+    for (int i = 0; i < 3; i++) CHECK_OK(file_map(&files[i], sample_path("three"), &err), err);
+    CHECK(mapped_path(files[1].data + 2) == files[1].path && mapped_path(&err) == NULL);
+    const uint8_t *gone = files[1].data;
+    file_unmap(&files[1]);
+    CHECK(mapped_path(gone) == NULL && mapped_path(files[2].data) == files[2].path);
+    CHECK_OK(file_map(&files[1], sample_path("three"), &err), err);
+    CHECK(mapped_path(files[1].data) == files[1].path && mapped_path(files[0].data) == files[0].path);
+    for (int i = 0; i < 3; i++) file_unmap(&files[i]);
+}
+
+static void *read_first(void *byte) {
+    volatile uint8_t first = *(const volatile uint8_t *)byte;
+    (void)first;
+    return NULL;
+}
+
+/* A process whose thread reads a file that was cut ends with status 1 and a sentence that names it, and removes the file
+ * that it was writing. */
+static void test_cut_map(void) {
+    int pipes[2], status = 0;
+    char said[1024] = "";
+    char *path = xstrdup(sample_path("cut"));
+    write_bytes(path, "abc", 3);
+    CHECK(pipe(pipes) == 0);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        Error err;
+        MappedFile f;
+        AtomicFile a;
+        pthread_t thread;
+        dup2(pipes[1], STDERR_FILENO);
+        if (file_map(&f, path, &err) || atomic_open(&a, sample_path("written"), &err) || truncate(path, 0)) _exit(9);
+        thread_start(&thread, read_first, (void *)(uintptr_t)f.data);
+        pthread_join(thread, NULL);
+        _exit(8);
+    }
+    close(pipes[1]);
+    size_t length = 0;
+    for (ssize_t n; length + 1 < sizeof said && (n = read(pipes[0], said + length, sizeof said - 1 - length)) > 0;)
+        length += (size_t)n;
+    close(pipes[0]);
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    CHECK(strstr(said, "error: cannot read ") && strstr(said, path) && strstr(said, "any more"));
+    CHECK(!file_exists(sample_path("written")) && !file_exists(sample_path("written.partial")));
+    free(path);
+}
+
+/* Files under names that the program makes itself do not follow a symbolic link, and leave it where it is. */
+static void test_own_names(void) {
+    Error err;
+    AtomicFile a;
+    struct stat s;
+    char *target = xstrdup(sample_path("precious"));
+    write_bytes(target, "precious", 8);
+    CHECK(symlink(target, sample_path("atomic.partial")) == 0);
+    CHECK_ERROR(atomic_open(&a, sample_path("atomic"), &err), err, "atomic.partial: it is a symbolic link");
+    CHECK(unlink(sample_path("atomic.partial")) == 0 && mkfifo(sample_path("atomic.partial"), 0600) == 0);
+    CHECK_ERROR(atomic_open(&a, sample_path("atomic"), &err), err, "atomic.partial: it is not a regular file");
+    CHECK(unlink(sample_path("atomic.partial")) == 0);
+    CHECK_OK(make_folder(sample_path("locked"), &err), err);
+    CHECK(symlink(target, sample_path("locked/.lock")) == 0);
+    CHECK(folder_lock(sample_path("locked"), &err) < 0 && strstr(err.text, "locked/.lock: it is a symbolic link"));
+    CHECK(lstat(sample_path("locked/.lock"), &s) == 0 && S_ISLNK(s.st_mode));
+    CHECK(stat(target, &s) == 0 && s.st_size == 8);
+    free(target);
 }
 
 static void test_atomic(void) {
@@ -495,6 +566,13 @@ static void test_options_config(void) {
     }
     snprintf(arguments, sizeof arguments, "--config %s", sample_path("none.cfg"));
     expect(arguments, 2, "cannot read the config file");
+    CHECK(mkfifo(sample_path("pipe.cfg"), 0600) == 0);
+    snprintf(arguments, sizeof arguments, "--config %s", sample_path("pipe.cfg"));
+    expect(arguments, 2, "pipe.cfg: it is not a regular file");
+    expect("--config /dev/zero", 2, "/dev/zero: it is not a regular file");
+    write_bytes(sample_path("mark.cfg"), "\xef\xbb\xbfsteps = 7\n", 13);
+    snprintf(arguments, sizeof arguments, "--config %s", sample_path("mark.cfg"));
+    expect(arguments, 0, "steps = 7\n");
     expect("--config", 2, "--config needs a value");
 }
 
@@ -866,7 +944,7 @@ static void test_arena(void) {
         arena_take(&a, counts[i], 4);
         CHECK(a.used > SIZE_MAX - 4096);
         arena_take(&a, 100, 1);
-        CHECK(a.used > SIZE_MAX - 4096 && cpu_ops.alloc(a.used) == NULL);
+        CHECK(a.used > SIZE_MAX - 4096 && cpu_ops()->alloc(a.used) == NULL);
     }
 }
 
@@ -884,10 +962,12 @@ static void test_misc(void) {
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argv[0]);
+    program_begin(argv);
     if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_images(argc - 2, argv + 2);
     samples_begin();
     test_map();
+    test_cut_map();
+    test_own_names();
     test_atomic();
     test_atomic_full();
     test_folders();

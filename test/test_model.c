@@ -8,7 +8,7 @@
  * number of threads, frozen groups and a shared encoder change no bit, gradients are final when they are said to be, a
  * saved model is the model. Prints what fails, then the line
  * "N passed, M failed". */
-#include "../lib/error.h"
+#include "../lib/program.h"
 
 #include "../generate.h"
 #include "../train/optimizer.h"
@@ -951,7 +951,7 @@ static void test_pair(const Ops *op, const char *folder, const char *name) {
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argv[0]);
+    program_begin(argv);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
     Error err;
     const Ops *op = ops_open(device, &err);

@@ -332,7 +332,7 @@ static int run_cases(char **argv) {
 }
 
 int main(int argc, char **argv) {
-    program_name_set(argc > 0 ? argv[0] : "test_tokenizer");
+    program_begin(argv);
     if (argc == 5 && !strcmp(argv[1], "--cases")) return run_cases(argv + 2);
     samples_begin();
     test_tokenizer();

@@ -140,23 +140,24 @@ static inline int state_load(const SafeTensors *files, int count, const Optimize
 
 /* ---- saving ---- */
 
-/* The trained parameter whose master or moments on this rank are not all finite, or NULL. A sum of squares on the device
- * tells first whether there can be one. */
-static const Param *optimizer_not_finite(const Optimizer *o) {
+/* The trained parameter whose moments or master on this rank are not all finite, or NULL; *kind is which of the three. A sum
+ * of squares on the device tells first whether there can be one. */
+static const Param *optimizer_not_finite(const Optimizer *o, int *kind) {
     size_t kept = o->sharded ? o->n / o->ranks : o->n;
     const Param *found = NULL;
     Slice *slices = xcalloc(optimizer_buckets(o), sizeof *slices);
-    for (int kind = 0; kind < 3; kind++) {
+    for (int k = 2; k >= 0 && !found; k--) {
         float squares;
-        o->op->squared_norm(o->norm_squared, state_kind(o, kind), kept, false);
+        *kind = k;
+        o->op->squared_norm(o->norm_squared, state_kind(o, k), kept, false);
         o->op->download(&squares, o->norm_squared, sizeof squares);
         if (isfinite(squares)) continue;
         for (int i = 0; i < o->count && !found; i++) {
-            int n = state_slices(o, o->list[i], kind, slices);
-            for (int k = 0; k < n && !found; k++) {
-                size_t length = slices[k].end - slices[k].begin;
+            int n = state_slices(o, o->list[i], k, slices);
+            for (const Slice *s = slices; s < slices + n && !found; s++) {
+                size_t length = s->end - s->begin;
                 float *host = xmalloc(length * sizeof *host);
-                o->op->download(host, state_kind(o, kind) + slices[k].local, length * sizeof *host);
+                o->op->download(host, state_kind(o, k) + s->local, length * sizeof *host);
                 for (size_t j = 0; j < length && !found; j++)
                     if (!isfinite(host[j])) found = o->list[i];
                 free(host);
@@ -167,26 +168,44 @@ static const Param *optimizer_not_finite(const Optimizer *o) {
     return found;
 }
 
-/* What to do when training has gone wrong: where the last good checkpoint is, if there is one. */
-static char *resume_advice(const RunFolder *folder) {
-    return file_exists(folder->state)
-               ? format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
-                               folder->path)
-               : format_string("there is no checkpoint yet; start anew with a smaller --lr");
+/* What to do when training has gone wrong. lr_matters: with a smaller learning rate the last checkpoint would not have led
+ * here; otherwise the checkpoint itself is of no use. */
+static char *resume_advice(const Trainer *t, const RunFolder *folder, bool lr_matters) {
+    if (t->saved < 0) return format_string("there is no checkpoint yet; start anew with a smaller --lr");
+    if (lr_matters)
+        return format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
+                             folder->path);
+    bool best = isfinite(t->best) && file_exists(folder->best);
+    return format_string(
+        "the checkpoint in %s has come too far: its next step fails with every --lr; start anew%s%s in "
+        "another --out folder, with a smaller --lr",
+        folder->path, best ? " with --student " : "", best ? folder->best : "");
 }
 
-/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. */
+/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. In the step
+ * after a checkpoint the moments do not depend on the learning rate, while the weights do. */
 static void check_finite_state(const Trainer *t, const RunFolder *folder) {
-    const Param *p = optimizer_not_finite(&t->optimizer);
+    int kind;
+    const Param *p = optimizer_not_finite(&t->optimizer, &kind);
     if (p)
-        die("the weights of %s are not finite after step %lld; %s", p->name, (long long)t->step,
-            resume_advice(folder));
+        die("the %s of %s are not finite after step %lld; %s", kind ? "moments" : "weights", p->name,
+            (long long)t->step, resume_advice(t, folder, kind == 0 || t->step != t->saved + 1));
+}
+
+/* Ends the program when a file that the run began from holds a value that is not finite. */
+static void check_file_finite(const char *path) {
+    Error err;
+    SafeTensors st;
+    if (safetensors_open(&st, path, &err)) return;  // a shape, or a file that has gone since
+    const SafeTensor *tensor = safetensors_not_finite(&st);
+    if (tensor) die("%s is damaged: its tensor %s holds a value that is not finite", path, tensor->name);
+    safetensors_close(&st);
 }
 
 /* The metadata of a state file. Files of older versions end with `shards`. `worse` counts the evaluations since the best,
- * `fitting` the training samples that are not too long; `warmup` is in images. */
+ * `fitting` the training samples that are not too long; `warmup` and `total` are in images. */
 static const char *const checkpoint_keys[] = {"format", "step",   "best", "worse",   "shards", "samples",
-                                              "batch",  "images", "data", "fitting", "warmup"};
+                                              "batch",  "images", "data", "fitting", "warmup", "total"};
 enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
 
 typedef struct {
@@ -196,9 +215,18 @@ typedef struct {
 
 static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     const Optimizer *o = &t->optimizer;
-    const long long numbers[CHECKPOINT_KEYS] = {
-        0,         t->step, 0,          t->evals_since_best, o->sharded ? o->ranks : 0, t->samples, t->batch,
-        t->images, 0,       t->fitting, t->lr.warmup};
+    const long long numbers[CHECKPOINT_KEYS] = {0,
+                                                t->step,
+                                                0,
+                                                t->evals_since_best,
+                                                o->sharded ? o->ranks : 0,
+                                                t->samples,
+                                                t->batch,
+                                                t->images,
+                                                0,
+                                                t->fitting,
+                                                t->lr.warmup,
+                                                t->lr.total};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
         m->values[i] = m->text[i];
@@ -211,7 +239,7 @@ static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
 /* The student goes first: if the state cannot follow, the old state still fits, because it carries everything that is
  * trained. Where ranks share the state, each writes its shard beside the last checkpoint's; when all are there, the state
  * file, which then holds only the step and the number of shards, makes them the checkpoint. */
-static void checkpoint_save(const Trainer *t, const RunFolder *folder, Parallel *p) {
+static void checkpoint_save(Trainer *t, const RunFolder *folder, Parallel *p) {
     Error err;
     const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
     check_finite_state(t, folder);
@@ -225,6 +253,7 @@ static void checkpoint_save(const Trainer *t, const RunFolder *folder, Parallel 
         free(path);
         comm_barrier(&p->comm);
     }
+    t->saved = t->step;
     if (!is_rank0(p)) return;
     die_if(model_save(&t->student, folder->student, &err), &err);
     die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, CHECKPOINT_KEYS, &err), &err);
@@ -269,28 +298,33 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
         !safetensors_metadata(&st, "worse"))
         die("%s is not a training state of this program", folder->state);
     t->step = checkpoint_number(&st, "step", 0, INT_MAX);
+    t->saved = t->step;
     t->best = strtod(best, NULL);
+    if (isnan(t->best)) t->best = INFINITY;  // older versions could save one
     t->evals_since_best = checkpoint_number(&st, "worse", 0, INT_MAX);
-    t->restored_images = checkpoint_number(&st, "images", s->recorded_images, 1 << 20);
-    t->samples = checkpoint_number(&st, "samples", t->step * s->recorded_images, INT64_MAX / 2);
+    t->restored_images = checkpoint_number(&st, "images", s->recalled.images, 1 << 20);
+    t->samples = checkpoint_number(&st, "samples", t->step * s->recalled.images, INT64_MAX / 2);
     t->batch = checkpoint_number(&st, "batch", t->step, INT64_MAX / 2);
     t->restored_warmup = checkpoint_number(&st, "warmup", -1, INT64_MAX / 2);
+    t->restored_total = checkpoint_number(&st, "total", -1, INT64_MAX / 2);
     if (!data && t->restored_images != t->images)
         die("--resume: the checkpoint in %s is of an older version and had %lld images per step, not %lld; resume it "
-            "once "
-            "without another --batch or --accum",
+            "once without another --batch or --accum",
             folder->path, (long long)t->restored_images, (long long)t->images);
     if (checkpoint_number(&st, "fitting", t->fitting, INT64_MAX / 2) != t->fitting)
         die("--resume: with this --max-tokens %lld samples of %s are short enough, in the run so far it was another "
-            "number; "
-            "leave --max-tokens as it was",
+            "number; leave --max-tokens as it was",
             (long long)t->fitting, opt.data);
     if (data && strtoull(data, NULL, 16) != t->data_fingerprint)
         die("--resume: %s holds other samples than the run in %s began with; give the same --data, or start anew in "
             "another --out folder with --student %s",
             opt.data, folder->path, folder->student);
-    int shards = (int)checkpoint_number(&st, "shards", 0, 4096);
+    int kind, shards = (int)checkpoint_number(&st, "shards", 0, 4096);
     checkpoint_restore_optimizer(t, folder, &st, shards);
+    const Param *p = optimizer_not_finite(&t->optimizer, &kind);
+    if (p)
+        die("%s is damaged: the %s of %s are not finite; start anew in another --out folder", folder->state,
+            kind ? "moments" : "weights", p->name);
     safetensors_close(&st);
 }
 
@@ -299,11 +333,11 @@ static void checkpoint_renumber_batches(Trainer *t, const RunFolder *folder) {
     if (!t->restored_images || t->restored_images == t->images) return;
     int64_t before = t->fitting / t->restored_images, now = t->fitting / t->images;
     if (!before || t->batch % before)
-        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; --batch and --accum of "
-            "%lld "
-            "images can take over at the end of an epoch, after batch %lld (now at %lld)",
+        die("--resume: the run in %s stopped inside an epoch, and its steps had %lld images; steps of %lld images "
+            "can take over only at the end of an epoch: resume it once without another --batch or --accum, up to "
+            "--steps %lld",
             folder->path, (long long)t->restored_images, (long long)t->images,
-            before ? (long long)((t->batch / before + 1) * before) : 0, (long long)t->batch);
+            (long long)(t->step + (before ? before - t->batch % before : 0)));
     t->batch = t->batch / before * now;
 }
 

@@ -14,33 +14,47 @@ typedef struct {
     int ranks;
 } Log;
 
-/* Copies the lines of the old log up to a step. */
-static void log_copy(FILE *to, FILE *from, int64_t step, const char *path) {
+/* Copies the lines of the old log, if there is one, up to a step. */
+static void log_copy(AtomicFile *to, const char *path, int64_t step) {
+    Error err;
+    const char *problem;
     char *line = NULL;
-    size_t capacity = 0;
-    while (getline(&line, &capacity, from) > 0) {
+    size_t size, capacity = 0;
+    if (!file_exists(path)) return;
+    int fd = file_open(path, &size, &problem);
+    FILE *from = fd >= 0 ? fdopen(fd, "r") : NULL;
+    if (!from) die("cannot read %s: %s", path, problem ? problem : strerror(errno));
+    for (ssize_t length; (length = getline(&line, &capacity, from)) > 0;) {
         long long at;
-        if (sscanf(line, "{\"step\":%lld", &at) == 1 && at <= (long long)step) fputs(line, to);
+        if (sscanf(line, "{\"step\":%lld", &at) != 1 || at > (long long)step) continue;
+        die_if(atomic_write(to, line, (size_t)length, &err), &err);
     }
     if (ferror(from)) die("cannot read %s: %s", path, strerror(errno));
     free(line);
+    fclose(from);
 }
 
 /* Opens the log. When resuming, lines of steps after the checkpoint are dropped: those steps run again. */
 static Log log_open(const RunFolder *folder, int64_t step, const Settings *s, const Parallel *p) {
+    Error err;
+    AtomicFile file;
+    struct stat old;
     Log log = {NULL, folder->log, s->has_teacher, p->comm.ranks};
     if (!is_rank0(p)) return log;
-    FILE *old = opt.resume ? fopen(log.path, "r") : NULL;
-    if (opt.resume && !old && errno != ENOENT) die("cannot read %s: %s", log.path, strerror(errno));
-    char *kept_path = format_string("%s.new", log.path);
-    log.file = fopen(kept_path, "w");
-    if (!log.file) die("cannot write %s: %s", kept_path, strerror(errno));
-    if (old) log_copy(log.file, old, step, log.path);
-    if (old) fclose(old);
-    if (ferror(log.file) || fflush(log.file) || fsync(fileno(log.file)) || rename(kept_path, log.path))
-        die("cannot write %s: %s", log.path, strerror(errno));
-    free(kept_path);
+    const char *problem = stat(log.path, &old) == 0 ? file_problem(&old) : NULL;
+    if (problem) die("cannot write %s: %s", log.path, problem);
+    die_if(atomic_open(&file, log.path, &err), &err);
+    if (opt.resume) log_copy(&file, log.path, step);
+    die_if(atomic_commit(&file, &err), &err);
+    log.file = fopen(log.path, "a");
+    if (!log.file) die("cannot write %s: %s", log.path, strerror(errno));
     return log;
+}
+
+/* Before a checkpoint: its steps are in the log on disk, so that a log that lost lines in a crash has no gap. */
+static void log_sync(const Log *log) {
+    if (log->file && (fflush(log->file) || fsync(fileno(log->file))))
+        die("cannot write %s: %s", log->path, strerror(errno));
 }
 
 static void log_close(Log *log) {
@@ -111,7 +125,7 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
                           const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
-    fprintf(stderr, "device %s, %d threads, measured matmul peak %.2f TFLOP/s\n", t->op->name, omp_get_max_threads(),
+    fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text, omp_get_max_threads(),
             peak / 1e12);
     if (p->comm.ranks > 1)
         fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,

@@ -157,21 +157,41 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
 static const char *const train_usage =
     "[options]\n\nTrains an image-to-TikZ model, by default from the starter teacher on the starter data.";
 
-/* Ends the program when options.txt is not whole: every version of this program has written these options. */
+/* The first and the last line of options.txt, so that a file that was cut is known from one of an older version, which has
+ * neither. */
+static const char options_begin[] = "# options of train_distill\n";
+static const char options_end[] = "# end of the options\n";
+
+/* Ends the program when the options that were just read from options.txt are not all that were written. Every version of
+ * this program has written those that are listed. */
 static void options_check_recalled(const char *path) {
+    Error err;
+    MappedFile file;
     static const void *const recorded[] = {&opt.student, &opt.data, &opt.seed, &opt.batch, &opt.accum, &opt.lr};
-    for (size_t i = 0; i < sizeof recorded / sizeof recorded[0]; i++)
-        if (!options_given(recorded[i]))
-            die("%s is not whole: it does not say all options of the run; put it back from a copy, or start anew in "
-                "another --out folder",
-                path);
+    bool whole = true;
+    die_if(file_map(&file, path, &err), &err);
+    for (size_t i = 0; i < sizeof recorded / sizeof recorded[0]; i++) whole = whole && options_given(recorded[i]);
+    if (memmem(file.data, file.size, options_begin, strlen(options_begin) - 1))
+        whole = whole && memmem(file.data, file.size, options_end, strlen(options_end) - 1) != NULL;
+    file_unmap(&file);
+    if (!whole)
+        die("%s is not whole: it does not say all options of the run; put it back from a copy, or start anew in "
+            "another --out folder",
+            path);
 }
 
-/* --resume: reads the options of the first run, then again what the command line says. Returns the images of a step that
- * the first run had. */
-static int64_t options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
+/* What --resume must know of the run so far, which the command line may have changed. */
+typedef struct {
+    int64_t images;   // of a step; 0: this is a new run
+    bool new_warmup;  // the command line says another --warmup
+} Recalled;
+
+/* --resume: reads the options of the first run, then again what the command line says. --epochs there replaces the first
+ * run's --steps. */
+static Recalled options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
     Error err;
     const char *out = opt.out;
+    bool epochs = options_given(&opt.epochs) && !options_given(&opt.steps);
     if (opt.overwrite) options_die("--resume and --overwrite exclude each other");
     if (!file_exists(state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", state_path);
@@ -179,7 +199,7 @@ static int64_t options_recall(int argc, char **argv, const char *state_path, con
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
     options_check_recalled(options_path);
     const char *student = opt.student;
-    int64_t images = opt.batch * opt.accum, seed = opt.seed;
+    int64_t images = opt.batch * opt.accum, seed = opt.seed, warmup = opt.warmup;
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
     if (strcmp(opt.student, student))
         die("--resume continues with the student in %s, which began as %s; --student %s is another: leave it out, or "
@@ -190,7 +210,8 @@ static int64_t options_recall(int argc, char **argv, const char *state_path, con
             out, (long long)seed, (long long)opt.seed);
     opt.out = out;  // the folder may have been moved
     opt.resume = true;
-    return images;
+    if (epochs) opt.steps = 0;
+    return (Recalled){images, opt.warmup != warmup};
 }
 
 /* ---- what follows from the options ---- */
@@ -204,9 +225,9 @@ typedef struct {
     ObjectiveConfig objective;  // the schedule moves a copy of it
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
-    int64_t recorded_images;  // --resume: images of a step in the run so far; 0: a new run
-    int batch, accum;         // images of a micro-batch; micro-batches of a step on this rank
-    int64_t eval_batches;     // validation batches; 0: all
+    Recalled recalled;     // --resume: the run so far
+    int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
+    int64_t eval_batches;  // validation batches; 0: all
 } Settings;
 
 /* The index of an option's value among names; a wrong one is a usage mistake. */
@@ -341,7 +362,9 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
                                         {"w-embed", w[3]},      {"batch", batch},
                                         {"accum", accum},       {"init", s->init ? opt.init : "none"},
                                         {"eval-batches", evals}};
+    fputs(options_begin, f);
     options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
+    fputs(options_end, f);
 }
 
 /* Options that may differ from rank to rank, or whose files are compared by content instead. */

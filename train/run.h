@@ -58,13 +58,14 @@ static void run_folder_check_shared(const RunFolder *f, Comm *comm) {
     int64_t process = getpid();
     comm_broadcast_host(comm, &process, sizeof process);
     if (comm->rank == 0 || !opt.shard) return;
-    FILE *lock = fopen(f->lock, "r");
-    bool same = lock && fgets(owner, sizeof owner, lock) && strtoll(owner, NULL, 10) == process;
-    if (lock) fclose(lock);
+    const char *problem;
+    size_t size;
+    int fd = file_open(f->lock, &size, &problem);
+    bool same = fd >= 0 && read(fd, owner, sizeof owner - 1) > 0 && strtoll(owner, NULL, 10) == process;
+    if (fd >= 0) close(fd);
     if (!same)
         die("%s is not the folder of rank 0, where each rank saves its part of the optimizer state; give all ranks "
-            "an "
-            "--out that they share, or --no-shard",
+            "an --out that they share, or --no-shard",
             f->path);
 }
 
@@ -74,7 +75,7 @@ static void run_folder_open(RunFolder *f, Comm *comm) {
     if (comm->rank == 0) run_folder_create(f);
     run_folder_check_shared(f, comm);
     if (comm->rank > 0 && !opt.shard) return;
-    if (stat(f->lock, &s)) die("cannot read %s: %s", f->lock, strerror(errno));
+    if (lstat(f->lock, &s)) die("cannot read %s: %s", f->lock, strerror(errno));
     f->device = s.st_dev;
     f->inode = s.st_ino;
 }
@@ -83,17 +84,9 @@ static void run_folder_open(RunFolder *f, Comm *comm) {
  * writes into another's. */
 static void run_folder_check(const RunFolder *f) {
     struct stat s;
-    if (!f->inode || (stat(f->lock, &s) == 0 && s.st_dev == f->device && s.st_ino == f->inode)) return;
+    if (!f->inode || (lstat(f->lock, &s) == 0 && s.st_dev == f->device && s.st_ino == f->inode)) return;
     die("%s is no longer the folder in which this run began: it was moved or replaced; nothing was written there",
         f->path);
-}
-
-/* Syncs the folder, so that renames and unlinks survive a crash. */
-static void run_folder_sync(const RunFolder *f) {
-    int fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return;
-    fsync(fd);  // some file systems refuse to sync a folder
-    close(fd);
 }
 
 /* The path of one rank's optimizer shard. */
@@ -115,7 +108,7 @@ static void run_remove_old_shards(const RunFolder *f, int64_t step, int ranks) {
         free(path);
     }
     if (folder) closedir(folder);
-    run_folder_sync(f);
+    folder_sync(f->path);
 }
 
 /* Records the options, on rank 0, after everything that can fail, so that a mistake in one attempt to resume does not

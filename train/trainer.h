@@ -14,6 +14,7 @@ typedef struct {
     Optimizer optimizer;
     LearningRate lr;
     int64_t step, steps;        // optimizer steps done; their total
+    int64_t saved;              // the step of the last checkpoint; -1: there is none
     int64_t samples;            // images seen
     int64_t batch;              // number of the next batch (one per step)
     int64_t images;             // images per step, over all ranks
@@ -21,6 +22,7 @@ typedef struct {
     uint64_t data_fingerprint;  // of the training samples
     int64_t fitting;            // training samples that are not too long
     int64_t restored_warmup;    // images of the warm-up in the resumed checkpoint; -1: not known
+    int64_t restored_total;     // images of the whole training as the resumed run had planned it; -1: not known
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
 } Trainer;
@@ -91,7 +93,8 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
-    *t = (Trainer){.op = op, .best = INFINITY, .restored_warmup = -1, .images = (int64_t)s->batch * s->accum * ranks};
+    *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
+    t->images = (int64_t)s->batch * s->accum * ranks;
     student_open(t, s, folder, teacher, verbose);
 }
 

@@ -46,7 +46,7 @@ static void create(Model *m, const Ops *op, const char *shape) {
 static void make(const char *path, const char *shape) {
     Error err;
     Model m;
-    create(&m, &cpu_ops, shape);
+    create(&m, cpu_ops(), shape);
     if (model_save(&m, path, &err)) die("%s", err.text);
     printf("%s: %.2f M parameters\n", path, (double)params_total(&m.params, GROUP_ALL) / 1e6);
     model_close(&m);

@@ -192,17 +192,29 @@ static int ref_argmax(const double *x, int n) {
     return best;
 }
 
-/* D(p, q) from log-probabilities */
-static double ref_divergence(const double *lp, const double *lq, int V, SoftLoss kind, double beta) {
-    double sum = 0;
+static long double ref_log_total(const double *x, int n, long double tau, double top) {  // of softmax(x / tau)
+    long double sum = 0;
+    for (int i = 0; i < n; i++) sum += expl((x[i] - top) / tau);
+    return logl(sum);
+}
+
+/* D(p, q), term by term as it is defined, with the 64 bits of a long double: what cancels leaves enough. */
+static double ref_divergence(const double *s, const double *t, int V, double temperature, SoftLoss kind,
+                             double beta) {
+    const long double tau = temperature;
+    double s_top = s[ref_argmax(s, V)], t_top = t[ref_argmax(t, V)];
+    long double s_total = ref_log_total(s, V, tau, s_top), t_total = ref_log_total(t, V, tau, t_top), sum = 0;
     for (int i = 0; i < V; i++) {
-        double a = log(beta) + lp[i], b = log(1 - beta) + lq[i], high = a > b ? a : b, low = a > b ? b : a;
-        double lm = high + log1p(exp(low - high));
-        if (kind == SOFT_KL) sum += exp(lp[i]) * (lp[i] - lq[i]);
-        if (kind == SOFT_REVERSE_KL) sum += exp(lq[i]) * (lq[i] - lp[i]);
-        if (kind == SOFT_JSD) sum += beta * exp(lp[i]) * (lp[i] - lm) + (1 - beta) * exp(lq[i]) * (lq[i] - lm);
+        long double lq = (s[i] - s_top) / tau - s_total, lp = (t[i] - t_top) / tau - t_total, q = expl(lq),
+                    p = expl(lp);
+        if (kind == SOFT_KL) sum += p * (lp - lq);
+        if (kind == SOFT_REVERSE_KL) sum += q * (lq - lp);
+        if (kind != SOFT_JSD) continue;
+        long double a = logl(beta) + lp, b = logl(1 - beta) + lq, high = a > b ? a : b, low = a > b ? b : a;
+        long double lm = high + log1pl(expl(low - high));
+        sum += beta * p * (lp - lm) + (1 - beta) * q * (lq - lm);
     }
-    return sum;
+    return (double)sum;
 }
 
 typedef struct {
@@ -228,7 +240,7 @@ static double ref_objective(RefStats *out, const double *s, const double *t, int
         ref_softmax(lp, t, V, o->temperature);
         ref_softmax(lq, s, V, o->temperature);
         for (int i = 0; i < V; i++) r.entropy -= exp(lp[i]) * lp[i];
-        r.soft = ref_divergence(lp, lq, V, o->soft, o->jsd_beta);
+        r.soft = ref_divergence(s, t, V, o->temperature, o->soft, o->jsd_beta);
         r.hard = -lq1[r.teacher_top];
         bool confident = r.teacher_top == label && r.confidence >= o->gate_confidence;
         r.gate = row_gate * (confident ? o->gate_factor : 1);

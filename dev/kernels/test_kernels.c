@@ -53,6 +53,7 @@ static const struct {
     {"downloads", test_downloads, 4},
     {"objective", test_objective, 150},
     {"objective_wide", test_objective_wide, 12},
+    {"objective_near", test_objective_near, 60},
     {"objective_extremes", test_objective_extremes, 20},
     {"entropy_band", test_entropy_band, 20},
     {"cosine", test_cosine, 30},

@@ -188,15 +188,20 @@ static void check_f(const char *what, const float *d, const double *want, size_t
     free(got);
 }
 
-static void check_x(const char *what, const floatX *d, const double *want, size_t n, double tolerance) {
+static void check_x_with(const char *what, const floatX *d, const double *want, size_t n, double tolerance,
+                         double least) {
     floatX *raw = (floatX *)malloc(n * sizeof *raw + 1);
     float *got = (float *)malloc(n * sizeof *got + 1);
     op->download(raw, d, n * sizeof *raw);
     add_hash(raw, n * sizeof *raw);
     for (size_t i = 0; i < n; i++) got[i] = from_x(raw[i]);
-    compare(what, got, want, n, tolerance);
+    compare_with(what, got, want, n, tolerance, least);
     free(got);
     free(raw);
+}
+
+static void check_x(const char *what, const floatX *d, const double *want, size_t n, double tolerance) {
+    check_x_with(what, d, want, n, tolerance, 0);
 }
 
 /* grad against (loss(x + h) - loss(x - h)) / 2h at some coordinates of x; loss reads x */

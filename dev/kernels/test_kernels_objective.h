@@ -23,6 +23,7 @@ static void check_stats(const RowStats *got, const RefStats *want, double size) 
     for (int i = 0; i < 6; i++)
         report(fabs(g[i] - w[i]) <= 2e-5 * (fabs(w[i]) + size), "stats.%s is %.9g, expected %.9g", names[i], g[i],
                w[i]);
+    report(got->soft >= 0, "stats.soft is %.9g, less than 0", got->soft);
     report(got->student_top == want->student_top && got->teacher_top == want->teacher_top,
            "stats tops are %d %d, expected %d %d", got->student_top, got->teacher_top, want->student_top,
            want->teacher_top);
@@ -85,6 +86,29 @@ static void test_objective_wide(void) {
     if (comparing) check_stats(&stats, &want, 1);
     ref_objective_gradient(grad, s, teacher ? t : NULL, label, &want, &o, Vs, Vt);
     check_x("distill_rows wide gradient", dev_s, grad, Vs, BACKWARD);
+}
+
+/* A student near its teacher, at temperatures from 0.01 to 1000: D is tiny beside the terms that it is the sum of, and
+ * still has to have its digits, and so has the gradient. Below 1e-12 one entry has all the probability. */
+static void test_objective_near(void) {
+    int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
+    double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);
+    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(3), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1};
+    bool gradient = below(2);
+    double *t = draw(V, 4), *s = copy_of(t, V), *g = zeros(V), shift = 5 * normal();
+    for (int i = 0; i < V; i++) s[i] += shift + apart * (tau < 1 ? tau : 1) * normal();
+    floatX *dev_s = put_x(s, V), *dev_t = put_x(t, V);
+    RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
+    op->distill_rows(dev_s, dev_t, put_i(&label, 1), NULL, dev_stats, o, 1, V, V, gradient);
+    op->download(&stats, dev_stats, sizeof stats);
+    add_hash(&stats, sizeof stats);
+    RefStats want;
+    ref_objective(&want, s, t, label, 1, &o, V, V);
+    if (comparing)
+        report(fabs(stats.soft - want.soft) <= 1e-4 * want.soft + 1e-12,
+               "%d entries, kind %d, tau %g: D is %.9g, expected %.9g", V, (int)o.soft, tau, stats.soft, want.soft);
+    ref_objective_gradient(g, s, t, label, &want, &o, V, V);
+    check_x_with("gradient near the teacher", dev_s, gradient ? g : s, V, 10 * BACKWARD, 1e-12);
 }
 
 static void test_objective_extremes(void) {

@@ -28,13 +28,15 @@ static uint64_t ref_mix(uint64_t x) {
     return random_bits();
 }
 
-/* The token that u in [0, 1) draws when top_p is moved by `shift`. */
+/* The token that u in [0, 1) draws when top_p is moved by `shift`; -1 where there is none. */
 static int ref_sample(const SampleCase *c, double u, double shift) {
     SampleChoice *choice = (SampleChoice *)calloc((size_t)c->V, sizeof *choice);
     double top = -INFINITY, total = 0, kept = 0;
-    int n = 0, used = 0, id = 0;
+    int n = 0, used = 0, id = -1;
     for (int i = 0; i < c->V; i++)
         if (!c->token_mask[i] && i != c->never && (double)c->logits[i] > top) top = (double)c->logits[i];
+    for (int i = 0; i < c->V; i++)
+        if (isnan(c->logits[i]) || c->logits[i] == INFINITY) top = -INFINITY;
     for (int i = 0; i < c->V && top > -INFINITY; i++) {
         if (c->token_mask[i] || i == c->never || !(c->logits[i] > -INFINITY)) continue;
         double size = (double)c->logits[i];
@@ -110,7 +112,7 @@ static void test_sample(void) {
     if (!comparing) return;
     memcpy(other, positions, sizeof other);
     int reference[SAMPLE_ROWS];
-    cpu_ops.sample(reference, other, logits, token_mask, streams, s, B, V);
+    cpu_ops()->sample(reference, other, logits, token_mask, streams, s, B, V);
     state = random_state;
     for (int b = 0; b < B; b++) {
         SampleCase c = {logits + (size_t)b * (size_t)V, token_mask, V, positions[b] + 1 == s.first ? s.end : -1, s};

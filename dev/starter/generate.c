@@ -15,13 +15,7 @@
  *   - Each image has one program: elements are sorted by kind and position, lines run from the smaller point (x, then
  *     y) to the larger, polygons start at their smallest point and run counterclockwise.
  *   - Nothing is hidden: an element that encloses or crosses another one is not filled. */
-#define _POSIX_C_SOURCE 200809L  // mkdir
-#include <errno.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
+#include "../../lib/program.h"
 
 #include "../../lib/hash.h"
 #include "elements.h"
@@ -43,10 +37,7 @@ static void put(Text *t, const char *fmt, ...) {
     va_start(args, fmt);
     int n = vsnprintf(t->s + t->n, sizeof t->s - t->n, fmt, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= sizeof t->s - t->n) {
-        fprintf(stderr, "generate: error: a figure is longer than %zu bytes\n", sizeof t->s);
-        exit(1);
-    }
+    if (n < 0 || (size_t)n >= sizeof t->s - t->n) die("a figure is longer than %zu bytes", sizeof t->s);
     t->n += n;
 }
 
@@ -422,15 +413,15 @@ static void write_figure(const Text *t, const char *folder, long number) {
     FILE *f = stdout;
     bool to_stdout = !strcmp(folder, "-");
     snprintf(path, sizeof path, "%s/%06ld.tex", folder, number);
-    if (!to_stdout && !(f = fopen(path, "wb"))) {
-        fprintf(stderr, "generate: error: cannot write %s: %s\n", path, strerror(errno));
-        exit(1);
+    if (!to_stdout) {
+        const char *problem;
+        int fd = file_create(path, O_WRONLY | O_TRUNC, &problem);
+        if (fd < 0) die("cannot write %s: %s", path, problem);
+        f = fdopen(fd, "wb");
     }
     size_t bytes = t->n + (to_stdout ? 1 : 0);  // including the terminating NUL
-    if (fwrite(t->s, 1, bytes, f) != bytes || (to_stdout ? fflush(f) : fclose(f))) {
-        fprintf(stderr, "generate: error: writing %s failed: %s\n", to_stdout ? "stdout" : path, strerror(errno));
-        exit(1);
-    }
+    if (!f || fwrite(t->s, 1, bytes, f) != bytes || (to_stdout ? fflush(f) : fclose(f)))
+        die("cannot write %s: %s", to_stdout ? "stdout" : path, strerror(errno));
 }
 
 static long number_option(const char *name, const char *value) {
@@ -448,6 +439,8 @@ static long number_option(const char *name, const char *value) {
 int main(int argc, char **argv) {
     long seed = 1, skip = 0, count = 100;
     const char *folder = "-";
+    Error err;
+    program_begin(argv);
     for (int i = 1; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (!strcmp(argv[i], "--seed"))
@@ -463,10 +456,7 @@ int main(int argc, char **argv) {
             return strcmp(argv[i], "--help") ? 2 : 0;
         }
     }
-    if (strcmp(folder, "-") && mkdir(folder, 0777) && errno != EEXIST) {
-        fprintf(stderr, "generate: error: cannot make the folder %s: %s\n", folder, strerror(errno));
-        return 1;
-    }
+    if (strcmp(folder, "-")) die_if(make_folder(folder, &err), &err);
     random_state = seed;
     Text t;
     for (long i = 0; i < skip + count; i++) {

@@ -1,8 +1,6 @@
 /* The table of operations for the CPU. One kernel family per header, under the same file names as the GPU's
- * (kernels/cuda). */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE  // syscall(), to ask for the AMX registers
-#endif
+ * (kernels/cuda). The Makefile compiles this file once for every set of processor instructions, with KERNEL_SET defined as its
+ * name; choose.c takes the table that fits the processor. */
 #include "attention.h"
 #include "attention_decode.h"
 #include "distill.h"
@@ -13,11 +11,19 @@
 #include "norm.h"
 #include "objective.h"
 #include "optimizer.h"
+#include "peak.h"
 #include "pointwise.h"
 #include "sample.h"
 
-const Ops cpu_ops = {
+#define TABLE_OF(set) cpu_ops_##set
+#define TABLE(set) TABLE_OF(set)
+#define NAME_OF(set) #set
+#define NAME(set) NAME_OF(set)
+
+const Ops TABLE(KERNEL_SET) = {
     .name = "cpu",
+    .kernels = NAME(KERNEL_SET),
+    .peak_flops = cpu_peak_flops,
     .host_memory = true,
     .alloc = cpu_alloc,
     .release = cpu_release,

@@ -1,17 +1,11 @@
 /* Linear layers: y = x W^T + bias with the activation in the epilogue, dx = dy W, dW += dy^T x. Tasks are panels of
- * the result whose size depends on the shape only. Inside a task our microkernel multiplies (microkernel.h), or
- * oneDNN where it is built in (WITH_ONEDNN) and the microkernel does not use AMX. On AMX our microkernel measured
- * faster than oneDNN at the shapes of small models and equal at large ones. */
+ * the result whose size depends on the shape only. Inside a task the microkernel multiplies (microkernel.h). */
 #ifndef KERNELS_CPU_LINEAR_H
 #define KERNELS_CPU_LINEAR_H
 
 #include "gemv.h"
 #include "pointwise.h"
 #include "microkernel.h"
-#if defined(WITH_ONEDNN) && !defined(MICROKERNEL_AMX)
-#define USE_ONEDNN
-#include "onednn.h"
-#endif
 
 /* What happens to a finished block of C while it is in cache. Exactly one of out and sum is set. */
 typedef struct {
@@ -23,7 +17,7 @@ typedef struct {
     bool accumulate;
 } Epilogue;
 
-enum { BLOCK_M = 32, BLOCK_N = 64 };  // C is computed in blocks of this size, rows BLOCK_N apart
+enum { BLOCK_M = BLOCK_ROWS, BLOCK_N = 64 };  // C is computed in blocks of this size, rows BLOCK_N apart
 
 ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t ldc, size_t m0, size_t rows, size_t n0,
                                  size_t cols, const Activation act, const bool accumulate, const bool full) {
@@ -72,18 +66,19 @@ static void epilogue_block(const Epilogue *e, const float *c, size_t ldc, size_t
 static void matmul_panel(const Matrix *a, const PackedB *b, const Epilogue *e, size_t m0, size_t rows, size_t n0,
                          size_t cols, size_t K) {
     size_t depth = round_up(K, K_STEP);
-    bool direct = a->dtype == DT_FLOATX && sizeof(element) == sizeof(floatX) && K % K_STEP == 0;
-    element *packed = (element *)scratch(SCRATCH_A, BLOCK_M * depth * sizeof(element));
+    bool direct = A_IN_PLACE && a->dtype == DT_FLOATX && sizeof(element) == sizeof(floatX) && K % K_STEP == 0;
+    const size_t ld = depth + A_PADDING;
+    element *packed = (element *)scratch(SCRATCH_A, BLOCK_M * ld * sizeof(element));
     float *c = (float *)scratch(SCRATCH_C, BLOCK_M * BLOCK_N * sizeof(float));
     microkernel_begin();
     for (size_t m = 0; m < rows; m += BLOCK_M) {
-        size_t height = min_size(BLOCK_M, rows - m), lda = depth;
+        size_t height = min_size(BLOCK_M, rows - m), lda = ld;
         const element *block_a = packed;
         if (direct && height % M_STEP == 0) {
             block_a = (const element *)a->data + (m0 + m) * a->ld;
             lda = a->ld;
         } else {
-            pack_a_from_rows(packed, depth, a, m0 + m, 0, height, K);
+            pack_a_from_rows(packed, ld, a, m0 + m, 0, height, K);
         }
         for (size_t n = 0; n < cols; n += BLOCK_N) {
             size_t width = min_size(BLOCK_N, cols - n);
@@ -110,22 +105,6 @@ static void matmul_pack_panel(const Matrix *a, const Matrix *w, bool w_transpose
     matmul_panel(a, &b, e, m0, rows, n0, cols, K);
 }
 
-#ifdef USE_ONEDNN
-/* A panel by oneDNN, into fp32 in cache, then the epilogue; by our microkernel where oneDNN refuses. */
-static void matmul_onednn_panel(const Matrix *a, const Matrix *w, bool w_transposed, const Epilogue *e, size_t m0,
-                                size_t rows, size_t n0, size_t cols, size_t K) {
-    size_t ldc = round_up(cols, BLOCK_N);
-    float *c = (float *)scratch(SCRATCH_C, rows * ldc * sizeof(float));
-    if (!onednn_matmul(c, ldc, a, false, m0, 0, w, w_transposed, w_transposed ? n0 : 0, w_transposed ? 0 : n0, rows,
-                       cols, K)) {
-        matmul_pack_panel(a, w, w_transposed, e, m0, rows, n0, cols, K);
-        return;
-    }
-    for (size_t n = 0; n < cols; n += BLOCK_N)
-        epilogue_block(e, c + n, ldc, m0, rows, n0 + n, min_size(BLOCK_N, cols - n));
-}
-#endif
-
 /* C [M, N] = A [M, K] B, through the epilogue; w as in pack_b. A small B is packed once, for all tasks. Of a large
  * one each task packs the columns it needs, and takes many rows to make that worth it. */
 static void matmul(const Matrix *a, const Matrix *w, bool w_transposed, const Epilogue *e, size_t M, size_t N,
@@ -134,9 +113,6 @@ static void matmul(const Matrix *a, const Matrix *w, bool w_transposed, const Ep
     bool shared = packed_b_size(K, N) <= cache;
     size_t panel_m = shared ? 256 : 4096, panel_n = cache / 2 / round_up(K, K_STEP) / BLOCK_N * BLOCK_N;
     panel_n = !shared ? max_size(BLOCK_N, panel_n) : M <= 1024 ? 2 * BLOCK_N : N;
-#ifdef USE_ONEDNN
-    shared = false, panel_m = 256, panel_n = 256;
-#endif
     size_t rows = div_up(M, panel_m), tasks = rows * div_up(N, panel_n);
     element *whole = (element *)scratch(SCRATCH_SHARED, shared ? packed_b_size(K, N) * sizeof(element) : 1);
 #pragma omp parallel if (M * N * K > 100000)
@@ -151,14 +127,10 @@ static void matmul(const Matrix *a, const Matrix *w, bool w_transposed, const Ep
             size_t m0 = task % rows * panel_m, height = min_size(panel_m, M - m0);
             size_t n0 = task / rows * panel_n, width = min_size(panel_n, N - n0);
             PackedB b = packed_b_at(whole + packed_b_size(K, shared ? n0 : 0), K, width);
-            if (shared) matmul_panel(a, &b, e, m0, height, n0, width, K);
-#ifdef USE_ONEDNN
-            else
-                matmul_onednn_panel(a, w, w_transposed, e, m0, height, n0, width, K);
-#else
+            if (shared)
+                matmul_panel(a, &b, e, m0, height, n0, width, K);
             else
                 matmul_pack_panel(a, w, w_transposed, e, m0, height, n0, width, K);
-#endif
         }
     }
 }
@@ -262,18 +234,16 @@ typedef struct {
 /* c [height, ldc] = x^T y over the rows begin .. end, for x's columns m0.. and y's columns n0.. */
 static void weight_panel_sum(float *c, size_t ldc, const Matrix *x, const Matrix *y, size_t m0, size_t height,
                              size_t n0, size_t width, size_t begin, size_t end) {
-#ifdef USE_ONEDNN
-    if (onednn_matmul(c, ldc, x, true, begin, m0, y, false, begin, n0, height, width, end - begin)) return;
-#endif
-    element *a = (element *)scratch(SCRATCH_A, round_up(height, M_STEP) * CHUNK * sizeof(element));
+    const size_t lda = CHUNK + A_PADDING;
+    element *a = (element *)scratch(SCRATCH_A, round_up(height, M_STEP) * lda * sizeof(element));
     element *packed = (element *)scratch(SCRATCH_B, packed_b_size(CHUNK, width) * sizeof(element));
     microkernel_begin();
     for (size_t k = begin; k < end; k += CHUNK) {
         size_t depth = min_size(CHUNK, end - k);
         PackedB b = packed_b_at(packed, depth, width);
-        pack_a_from_columns(a, b.K, x, k, m0, height, depth);
+        pack_a_from_columns(a, lda, x, k, m0, height, depth);
         pack_b_from_rows(&b, y, k, n0, depth, width);
-        microkernel_matmul(c, ldc, a, b.K, &b, 0, 0, height, width, depth, k > begin);
+        microkernel_matmul(c, ldc, a, lda, &b, 0, 0, height, width, depth, k > begin);
     }
     microkernel_end();
 }

@@ -1,8 +1,10 @@
 /* The microkernel: matmuls of operands that are in cache, C = A B, with fp32 accumulation. Linear layers (linear.h)
- * and attention (attention.h) are built on it. One interface has two implementations, chosen at compile time:
+ * and attention (attention.h) are built on it. One interface has two implementations, chosen at compile time by the set of
+ * instructions:
  *
- *   cpu/microkernel_amx.h   bf16 operands, Intel's AMX (bf16 builds for processors that have it)
- *   cpu/microkernel_fp32.h  fp32 operands, register blocks of vectors (everywhere else)
+ *   cpu/microkernel_amx.h     bf16 operands in the tiles of Intel's AMX
+ *   cpu/microkernel_vector.h  operands in vectors: fp32, to which bf16 is widened while it is packed, or pairs of bf16
+ *                             where AVX512-BF16 multiplies them
  *
  * Operands are packed into arrays of `element` (bf16 or float), padded with zeros to whole steps:
  *   A [M, K]   row-major, rows lda apart, M padded to M_STEP, K to K_STEP
@@ -34,11 +36,11 @@ static inline vf matrix_load(const Matrix *x, size_t index, size_t n) {
 static inline size_t round_up(size_t n, size_t step) { return div_up(n, step) * step; }
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(VECTOR_512) && \
-    defined(__linux__) && !defined(PRECISION_FP32)
+    !defined(PRECISION_FP32)
 #define MICROKERNEL_AMX
 #include "microkernel_amx.h"
 #else
-#include "microkernel_fp32.h"
+#include "microkernel_vector.h"
 #endif
 
 /* Elements of a packed B [K, N]. */

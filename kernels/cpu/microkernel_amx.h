@@ -2,15 +2,12 @@
  * x 32 bf16 tile by a 32 x 16 one and adds the result to a 16 x 16 fp32 tile. B's tile has its rows in pairs: row i
  * holds B(2i, n) and B(2i+1, n) side by side for its 16 n. Two packing steps give every form that is needed:
  * interleaving two rows, and transposing 16 x 16 elements of 32 bits. (Intel 64 and IA-32 Architectures Optimization
- * Reference Manual, chapter on AMX; the Linux kernel's Documentation/arch/x86/xstate.rst for the permission.) */
+ * Reference Manual, chapter on AMX.) choose.c has asked the system for the registers. */
 #ifndef KERNELS_CPU_MICROKERNEL_AMX_H
 #define KERNELS_CPU_MICROKERNEL_AMX_H
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 typedef bf16 element;
-enum { M_STEP = 16, N_STEP = 16, K_STEP = 32, TILE = 16 * 32 };
+enum { M_STEP = 16, N_STEP = 16, K_STEP = 32, A_IN_PLACE = 1, A_PADDING = 0, BLOCK_ROWS = 32, TILE = 16 * 32 };
 
 /* B in tiles of 32 rows and 16 columns, those of one column block one after the other: tile (k/32, n/16) begins at
  * data[((n/16) * (K/32) + k/32) * TILE]. */
@@ -23,16 +20,6 @@ typedef uint16_t vpairs __attribute__((vector_size(64)));  // 32 bf16, or 16 pai
 
 /* ---- the tile registers ---- */
 
-static pthread_once_t amx_once = PTHREAD_ONCE_INIT;
-
-static void amx_request(void) {  // Linux gives the tile registers to processes that ask
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0) return;
-    fprintf(stderr, "error: the system refuses the AMX registers this program was built to use; rebuild with "
-                    "make clean && make CC=\"cc -mno-amx-tile\"\n");
-    exit(1);
-}
-
 /* Called before and after a task's matmuls: gives all eight tile registers their full size, and releases them. */
 static inline void microkernel_begin(void) {
     static const struct {
@@ -40,7 +27,6 @@ static inline void microkernel_begin(void) {
         uint16_t bytes[16];
         uint8_t rows[16];
     } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    pthread_once(&amx_once, amx_request);
     _tile_loadconfig(&config);
 }
 

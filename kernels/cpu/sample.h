@@ -44,24 +44,25 @@ static uint64_t sample_last_kept(SampleItem *items, const uint32_t *distance, co
     return items[last].key;
 }
 
-/* The likeliest token that is allowed, the first of equals; -1 if there is none. */
+/* The likeliest token that is allowed, the first of equals; -1 if there is none or a logit is NaN or +infinity. */
 static int sample_best(const float *logits, const uint8_t *token_mask, int never, int V) {
     float top = -INFINITY;
     int best = -1;
-    for (int i = 0; i < V; i++)
+    for (int i = 0; i < V; i++) {
+        if (!(logits[i] < INFINITY)) return -1;
         if (logits[i] > top && !token_mask[i] && i != never) {
             top = logits[i];
             best = i;
         }
+    }
     return best;
 }
 
-/* The next token of one sequence; 0 where none is allowed. never: a token that is not allowed at this position, or
- * -1. */
+/* The next token of one sequence, or -1 as sample_best. never: a token that is not allowed at this position, or -1. */
 static int sample_row(const float *logits, const uint8_t *token_mask, const Sampling *s, int never, int stream,
                       int position, int V) {
     const int best = sample_best(logits, token_mask, never, V);
-    if (best < 0 || sample_is_greedy(s)) return best < 0 ? 0 : best;
+    if (best < 0 || sample_is_greedy(s)) return best;
     const float scale = sample_scale(s->temperature), top = logits[best];
     uint32_t *distance = (uint32_t *)scratch(SCRATCH_A, (size_t)V * sizeof *distance);
     uint64_t last = UINT64_MAX, total = 0;

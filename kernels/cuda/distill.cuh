@@ -23,9 +23,10 @@
  *     multiprocessor. A thread starts the copies of ROW_DEPTH turns of its share at once (cp.async: 16 bytes for
  *     each row and turn, no registers), which is the whole share of 64 KB of a block at V = 32768. The three blocks
  *     of a multiprocessor are at different points: one has 64 KB in flight while the others compute or write.
- *   - The arithmetic hides behind the bytes. It takes 4 exponentials for each entry at tau 1 and 2, else 7, and 4
- *     more for JSD. At 8192 x 32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when
- *     tau is neither 1 nor 2 the exponentials are the floor. */
+ *   - The arithmetic hides behind the bytes. It takes 4 exponentials for each entry at tau 1 and 2, else 7. At 8192 x
+ *     32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when tau is neither 1 nor 2 the
+ *     exponentials are the floor. KL(q||p) and JSD take 2 more, because their gradient needs a mean that only a pass of
+ *     its own gives, and JSD 2 more in each pass where the student is far from the teacher. */
 #ifndef KERNELS_CUDA_DISTILL_CUH
 #define KERNELS_CUDA_DISTILL_CUH
 
@@ -90,12 +91,11 @@ static __device__ __forceinline__ void peak_add(Peak *p, float largest, int grou
 }
 
 /* Sums over a row, relative to the maxima so far. With the exponents a_q = k (s - q_max) and a_p = k (t - p_max):
- *   zq = sum of 2^a_q, zp = sum of 2^a_p, z1 and t1 the same at tau = 1, entropy = sum of 2^a_p a_p,
- *   divergence = sum of 2^a_p (a_p - a_q) for KL(p||q), of 2^a_q (a_q - a_p) for KL(q||p).
+ *   zq = sum of 2^a_q, zp = sum of 2^a_p, z1 and t1 the same at tau = 1, entropy = sum of 2^a_p a_p.
  * rest is the sum at tau = 1 over the student's entries beyond V, which have a maximum of their own. */
 struct RowSums {
     float q_max, p_max, rest_max;
-    float z1, zq, t1, zp, entropy, divergence, rest;
+    float z1, zq, t1, zp, entropy, rest;
 };
 
 struct Scales {
@@ -113,12 +113,9 @@ template <int POWER> static __device__ __forceinline__ float at_one(float at_tau
 }
 
 /* Makes the sums relative to larger maxima. */
-template <int KIND, int POWER>
-static __device__ __forceinline__ void rebase(RowSums *r, float q_max, float p_max, Scales k) {
+template <int POWER> static __device__ __forceinline__ void rebase(RowSums *r, float q_max, float p_max, Scales k) {
     float dq = offset(r->q_max, k.at_tau) - offset(q_max, k.at_tau), fq = exp2_approx(dq);  // <= 0, <= 1
     float dp = offset(r->p_max, k.at_tau) - offset(p_max, k.at_tau), fp = exp2_approx(dp);
-    if (KIND == SOFT_KL) r->divergence = fp * (r->divergence + (dp - dq) * r->zp);
-    if (KIND == SOFT_REVERSE_KL) r->divergence = fq * (r->divergence + (dq - dp) * r->zq);
     r->entropy = fp * (r->entropy + dp * r->zp);
     r->zq *= fq;
     r->zp *= fp;
@@ -129,7 +126,7 @@ static __device__ __forceinline__ void rebase(RowSums *r, float q_max, float p_m
 }
 
 /* Adds a group of each row. */
-template <int KIND, int POWER, int W>
+template <int POWER, int W>
 static __device__ __forceinline__ void sums_add(RowSums *r, const Group<W> &s, const Group<W> &t, Scales k) {
     float q_offset = offset(r->q_max, k.at_tau), p_offset = offset(r->p_max, k.at_tau);
     float q_offset1 = offset(r->q_max, k.at_one), p_offset1 = offset(r->p_max, k.at_one);
@@ -143,8 +140,6 @@ static __device__ __forceinline__ void sums_add(RowSums *r, const Group<W> &s, c
         r->zq += eq;
         r->zp += ep;
         r->entropy += ep * ap;
-        if (KIND == SOFT_KL) r->divergence += ep * (ap - aq);
-        if (KIND == SOFT_REVERSE_KL) r->divergence += eq * (aq - ap);
     }
 }
 
@@ -175,8 +170,8 @@ static __device__ __forceinline__ void row_add(RowSums *sums, Peak *student, Pea
     }
     peak_add(teacher, largest_of(t), g);
     if (student->largest > sums->q_max || teacher->largest > sums->p_max)
-        rebase<KIND, POWER>(sums, fmaxf(student->largest, sums->q_max), fmaxf(teacher->largest, sums->p_max), k);
-    sums_add<KIND, POWER>(sums, s, t, k);
+        rebase<POWER>(sums, fmaxf(student->largest, sums->q_max), fmaxf(teacher->largest, sums->p_max), k);
+    sums_add<POWER>(sums, s, t, k);
 }
 
 /* Loads the groups of some turns from `turn` on, as far as there are any, from memory. */
@@ -274,16 +269,17 @@ static __device__ void block_peaks(Peak *student, Peak *teacher, float *q_max, f
 /* ---- from the sums to the gradient ---- */
 
 /* What the gradient needs to know about a row. With the exponentials e_q and e_p at tau, relative to the offsets, and
- * e_1 at tau = 1: q = e_q / z_q, p = e_p / z_p, and the gradient is weight_1 e_1 + weight_q e_q (...) - weight_p
- * e_p. */
+ * e_1 at tau = 1: q = e_q / z_q, p = e_p / z_p, and the gradient is weight_1 e_1 + soft (...). */
 struct RowState {
     Scales k;
-    float q_offset, p_offset, q_offset1, offset;   // offset: of the whole row, at tau = 1
-    float log_zq, log_zp, one_over_zq;             // logarithms to base 2
-    float weight_1, weight_q, weight_p, weight_z;  // weight_z: of e_1 relative to `offset`, beyond V
-    float mix_q, mix_p;                            // (1 - beta) / z_q, beta / z_p
-    float centre;  // the mean under q that the gradient of KL(q||p) and JSD subtracts, with the logarithms of both z
-    float ce, hard;  // weights of the label and of the teacher's argmax, with scale and gate
+    float q_offset, p_offset, q_offset1, offset;  // offset: of the whole row, at tau = 1
+    float q_max, p_max, inverse;                  // inverse: 1 / tau
+    float shift;                                  // log (q / p) = ((s - q_max) - (t - p_max)) / tau - shift
+    float one_over_zq, one_over_zp;
+    float beta, log_beta, log_rest;  // of JSD: beta, log beta, log (1 - beta)
+    float centre;                    // the mean under q that the gradient of KL(q||p) and JSD subtracts
+    float weight_1, weight_z;        // weight_z: of e_1 relative to `offset`, beyond V
+    float ce, hard, soft;  // weights of the label, of the teacher's argmax, of the soft term, with scale and gate
     int label, top;
 };
 
@@ -297,57 +293,112 @@ struct RowPart {
 /* A block's shared memory; the groups that it keeps follow. */
 struct alignas(16) RowSpace {
     PeakSpace peaks;
-    float sums[7][ROW_WARPS], jsd[2][ROW_WARPS];
+    float sums[6][ROW_WARPS], soft[2][ROW_WARPS];
     RowPart part[MAX_CLUSTER];  // of every block of the row
-    float jsd_part[MAX_CLUSTER][2];
+    float soft_part[MAX_CLUSTER][2];
     RowState state;
     RowStats stats;
 };
 
-/* log2 of the mixture m = beta p + (1 - beta) q. Where m is too small, the larger of p and q replaces it: that is
- * close, and is multiplied by less than 1e-30. */
-static __device__ __forceinline__ float log2_mixture(const RowState &r, float eq, float ep, float aq, float ap) {
-    float m = r.mix_q * eq + r.mix_p * ep;
-    return m > 1e-30f ? log2_approx(m) : fmaxf(aq - r.log_zq, ap - r.log_zp);
+/* ---- the divergence ---- summed in the form that kernels/cpu/distill.h derives, in which nothing cancels */
+
+static const float NEAR = 0.5f;  // the series serve for |log (q / p)| below this
+
+/* e^x - 1 - x for |x| < 1/2, with a relative error of 1e-7 (Taylor). */
+static __device__ __forceinline__ float phi(float x) {
+    float p = fmaf(x, 1.0f / 40320, 1.0f / 5040);
+    p = fmaf(p, x, 1.0f / 720);
+    p = fmaf(p, x, 1.0f / 120);
+    p = fmaf(p, x, 1.0f / 24);
+    p = fmaf(p, x, 1.0f / 6);
+    return fmaf(p, x, 0.5f) * x * x;
 }
 
-/* Adds a group to JSD's two sums, of e_p log2(p/m) and e_q log2(q/m). */
-template <int W>
-static __device__ __forceinline__ void jsd_add(float (&sums)[2], const Group<W> &s, const Group<W> &t,
-                                               const RowState &r) {
+/* log (1 + x) for -0.4 < x < 0.65, with a relative error of 1e-7: 2 (y + y^3/3 + ...) with y = x / (2 + x). */
+static __device__ __forceinline__ float log_1_plus(float x) {
+    float y = __fdividef(x, 2 + x), z = y * y;
+    float p = fmaf(z, 2.0f / 9, 2.0f / 7);
+    p = fmaf(p, z, 0.4f);
+    p = fmaf(p, z, 2.0f / 3);
+    return fmaf(y * z, p, 2 * y);
+}
+
+/* An entry of the vocabulary: q; its share of D; log (q / m), where KL(q||p) has m = p; and q - p. */
+struct SoftTerm {
+    float q, share, back, difference;
+};
+
+static __device__ __forceinline__ void jsd_term(SoftTerm *x, const RowState &r, float p, float ratio) {
+    const float rest = 1 - r.beta;
+    if (fabsf(ratio) < NEAR) {
+        float growth = ratio + phi(ratio), u = log_1_plus(rest * growth);
+        x->back = ratio - u;
+        x->share = p * (r.beta * phi(u) + rest * (1 + growth) * phi(-x->back));
+    } else {  // log (m / p) from the larger of both parts of m, so that neither overflows
+        float a = r.log_beta, b = ratio + r.log_rest, high = fmaxf(a, b), low = fminf(a, b);
+        float u = high + LN2 * log2_approx(1 + exp2_approx((low - high) * LOG2E));
+        x->back = ratio - u;
+        x->share = rest * x->q * x->back - r.beta * p * u;
+    }
+}
+
+template <int KIND>
+static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s, float t, float eq) {
+    float ep = exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), p = ep * r.one_over_zp;
+    SoftTerm x = {eq * r.one_over_zq, 0, 0, 0};
+    float ratio = ((s - r.q_max) - (t - r.p_max)) * r.inverse - r.shift;
+    bool near = fabsf(ratio) < NEAR;
+    if (KIND == SOFT_KL) {
+        float f = phi(ratio);
+        x.share = near ? p * f : x.q - p - p * ratio;
+        x.difference = near ? p * (ratio + f) : x.q - p;
+    } else if (KIND == SOFT_REVERSE_KL) {
+        x.back = ratio;
+        x.share = near ? x.q * phi(-ratio) : p - x.q + x.q * ratio;
+    } else {
+        jsd_term(&x, r, p, ratio);
+    }
+    return x;
+}
+
+/* Adds a group to D and to the mean that its gradient subtracts. */
+template <int KIND, int W>
+static __device__ __forceinline__ void soft_add(float (&sums)[2], const Group<W> &s, const Group<W> &t,
+                                                const RowState &r) {
 #pragma unroll
     for (int i = 0; i < W; i++) {
-        float aq = fmaf(to_float(s.x[i]), r.k.at_tau, -r.q_offset), eq = exp2_approx(aq);
-        float ap = fmaf(to_float(t.x[i]), r.k.at_tau, -r.p_offset), ep = exp2_approx(ap);
-        float lm = log2_mixture(r, eq, ep, aq, ap);
-        sums[0] += ep * (ap - r.log_zp - lm);
-        sums[1] += eq * (aq - r.log_zq - lm);
+        float a = to_float(s.x[i]);
+        SoftTerm x = soft_term<KIND>(r, a, to_float(t.x[i]), exp2_approx(fmaf(a, r.k.at_tau, -r.q_offset)));
+        sums[0] += x.share;
+        sums[1] += x.q * x.back;
     }
 }
 
 /* The same for all of the calling thread's groups. */
-template <int W> static __device__ void jsd_sums(float (&sums)[2], const Rows<W> &rows, const RowState &r) {
+template <int KIND, int W>
+static __device__ void soft_sums(float (&sums)[2], const Rows<W> &rows, const RowState &r) {
     for (int turn = 0; turn < rows.kept && rows.group(turn) < rows.both; turn++)
-        jsd_add(sums, rows.kept_student[rows.kept_at(turn)], rows.kept_teacher[rows.kept_at(turn)], r);
+        soft_add<KIND>(sums, rows.kept_student[rows.kept_at(turn)], rows.kept_teacher[rows.kept_at(turn)], r);
     for (int turn = rows.kept; rows.group(turn) < rows.both; turn += Rows<W>::AHEAD) {
         Group<W> s[Rows<W>::AHEAD], t[Rows<W>::AHEAD];
         load_turns(s, t, rows, turn);
 #pragma unroll
         for (int u = 0; u < Rows<W>::AHEAD; u++)
-            if (rows.group(turn + u) < rows.both) jsd_add(sums, s[u], t[u], r);
+            if (rows.group(turn + u) < rows.both) soft_add<KIND>(sums, s[u], t[u], r);
     }
 }
 
-/* The gradient of one entry, without the one-hot terms of the label and of the teacher's argmax. */
+/* ---- the gradient ---- */
+
+/* The gradient of one entry, without the one-hot terms of the label and of the teacher's argmax. Adds the entry's share
+ * of KL(p||q), which comes out on the way, to `divergence`. */
 template <int KIND, int POWER>
-static __device__ __forceinline__ float both_gradient(const RowState &r, float s, float t) {
-    float aq = fmaf(s, r.k.at_tau, -r.q_offset), ap = fmaf(t, r.k.at_tau, -r.p_offset);
-    float eq = exp2_approx(aq), ep = KIND == SOFT_REVERSE_KL ? 0 : exp2_approx(ap);
+static __device__ __forceinline__ float both_gradient(const RowState &r, float s, float t, float *divergence) {
+    float eq = exp2_approx(fmaf(s, r.k.at_tau, -r.q_offset));
     float e1 = at_one<POWER>(eq, fmaf(s, r.k.at_one, -r.q_offset1));
-    float soft = KIND == SOFT_KL           ? r.weight_q * eq - r.weight_p * ep
-                 : KIND == SOFT_REVERSE_KL ? r.weight_q * eq * (aq - ap - r.centre)
-                                           : r.weight_q * eq * (aq - log2_mixture(r, eq, ep, aq, ap) - r.centre);
-    return r.weight_1 * e1 + soft;
+    SoftTerm x = soft_term<KIND>(r, s, t, eq);
+    if (KIND == SOFT_KL) *divergence += x.share;
+    return r.weight_1 * e1 + r.soft * (KIND == SOFT_KL ? x.difference : x.q * (x.back - r.centre));
 }
 
 /* Subtracts the one-hot terms of the label and of the teacher's argmax, if they lie in this group, and stores the
@@ -366,11 +417,12 @@ static __device__ __forceinline__ void store_gradient(const Rows<W> &rows, int g
 
 template <int KIND, int POWER, int W>
 static __device__ __forceinline__ void write_group(const Rows<W> &rows, int g, const Group<W> &s, const Group<W> &t,
-                                                   const RowState &r) {
+                                                   const RowState &r, float *divergence) {
     float d[W];
     if (KIND != NO_TEACHER && g < rows.both) {
 #pragma unroll
-        for (int i = 0; i < W; i++) d[i] = both_gradient<KIND, POWER>(r, to_float(s.x[i]), to_float(t.x[i]));
+        for (int i = 0; i < W; i++)
+            d[i] = both_gradient<KIND, POWER>(r, to_float(s.x[i]), to_float(t.x[i]), divergence);
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) d[i] = r.weight_z * exp2_approx(fmaf(to_float(s.x[i]), r.k.at_one, -r.offset));
@@ -378,22 +430,24 @@ static __device__ __forceinline__ void write_group(const Rows<W> &rows, int g, c
     store_gradient(rows, g, d, r);
 }
 
-template <int KIND, int POWER, int W> static __device__ void write_gradient(const Rows<W> &rows, const RowState &r) {
+template <int KIND, int POWER, int W>
+static __device__ void write_gradient(const Rows<W> &rows, const RowState &r, float *divergence) {
     for (int turn = 0; turn < rows.kept && rows.group(turn) < rows.all; turn++)
         write_group<KIND, POWER>(rows, rows.group(turn), rows.kept_student[rows.kept_at(turn)],
-                                 rows.kept_teacher[rows.kept_at(turn)], r);
+                                 rows.kept_teacher[rows.kept_at(turn)], r, divergence);
     for (int turn = rows.kept; rows.group(turn) < rows.all; turn += Rows<W>::AHEAD) {
         Group<W> s[Rows<W>::AHEAD], t[Rows<W>::AHEAD];
         load_turns(s, t, rows, turn);
 #pragma unroll
         for (int u = 0; u < Rows<W>::AHEAD; u++)
-            if (rows.group(turn + u) < rows.all) write_group<KIND, POWER>(rows, rows.group(turn + u), s[u], t[u], r);
+            if (rows.group(turn + u) < rows.all)
+                write_group<KIND, POWER>(rows, rows.group(turn + u), s[u], t[u], r, divergence);
     }
 }
 
 /* ---- the kernel ---- */
 
-/* Computes the statistics, except JSD's divergence, and what the gradient needs, from the sums over the row, which
+/* Computes the statistics, except the divergence, and what it and the gradient need, from the sums over the row, which
  * are all relative to its maxima. */
 template <int KIND>
 static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate) {
@@ -411,25 +465,20 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
     if (teacher) {
         r->q_offset = offset(b.q_max, r->k.at_tau), r->p_offset = offset(b.p_max, r->k.at_tau);
         r->q_offset1 = offset(b.q_max, r->k.at_one);
-        r->log_zq = log2f(b.zq), r->log_zp = log2f(b.zp), r->one_over_zq = 1.0f / b.zq;
-        out.entropy = LN2 * (r->log_zp - b.entropy / b.zp);
+        r->q_max = b.q_max, r->p_max = b.p_max, r->inverse = 1.0f / o.temperature;
+        r->one_over_zq = 1.0f / b.zq, r->one_over_zp = 1.0f / b.zp;
+        float rounded = fmaf(b.q_max, r->k.at_tau, -r->q_offset) - fmaf(b.p_max, r->k.at_tau, -r->p_offset);
+        r->shift = LN2 * (log2f(b.zq / b.zp) - rounded);  // the offsets are rounded, and both z with them
+        out.entropy = LN2 * (log2f(b.zp) - b.entropy / b.zp);
         out.confidence = 1.0f / b.t1;
-        if (KIND == SOFT_KL) out.soft = LN2 * (b.divergence / b.zp - r->log_zp + r->log_zq);
-        if (KIND == SOFT_REVERSE_KL) {
-            r->centre = b.divergence / b.zq;
-            out.soft = LN2 * (r->centre - r->log_zq + r->log_zp);
-        }
         out.hard = LN2 * (log_z - fmaf(row.at_top, r->k.at_one, -r->offset));
         bool confident = r->top == r->label && out.confidence >= o.gate_confidence;
         out.gate = row_gate * (confident ? o.gate_factor : 1.0f);
     }
-    float soft = o.scale * out.gate * o.w_soft * o.temperature;
-    if (KIND != SOFT_KL) soft *= LN2;  // it multiplies logarithms to base 2
-    if (KIND == SOFT_JSD) soft *= 1.0f - o.jsd_beta;
+    r->beta = o.jsd_beta, r->log_beta = logf(o.jsd_beta), r->log_rest = logf(1.0f - o.jsd_beta);
     r->ce = o.scale * o.w_ce, r->hard = o.scale * out.gate * o.w_hard;
+    r->soft = o.scale * out.gate * o.w_soft * o.temperature * (KIND == SOFT_JSD ? 1.0f - o.jsd_beta : 1.0f);
     r->weight_z = (r->ce + r->hard) / z, r->weight_1 = r->weight_z * share;
-    r->weight_q = soft / b.zq, r->weight_p = soft / b.zp;
-    r->mix_q = (1.0f - o.jsd_beta) / b.zq, r->mix_p = o.jsd_beta / b.zp;
     return out;
 }
 
@@ -460,15 +509,14 @@ template <int KIND, int POWER> static __device__ RowPart combine_parts(const Row
         float q_max = fmaxf(row.sums.q_max, other.sums.q_max), p_max = fmaxf(row.sums.p_max, other.sums.p_max);
         float rest_max = fmaxf(row.sums.rest_max, other.sums.rest_max);
         if (KIND != NO_TEACHER) {
-            rebase<KIND, POWER>(&row.sums, q_max, p_max, k);
-            rebase<KIND, POWER>(&other.sums, q_max, p_max, k);
+            rebase<POWER>(&row.sums, q_max, p_max, k);
+            rebase<POWER>(&other.sums, q_max, p_max, k);
         }
         rest_rebase(&row.sums, rest_max, k);
         rest_rebase(&other.sums, rest_max, k);
         row.sums.z1 += other.sums.z1, row.sums.zq += other.sums.zq;
         row.sums.t1 += other.sums.t1, row.sums.zp += other.sums.zp;
-        row.sums.entropy += other.sums.entropy, row.sums.divergence += other.sums.divergence;
-        row.sums.rest += other.sums.rest;
+        row.sums.entropy += other.sums.entropy, row.sums.rest += other.sums.rest;
         if (better(row.teacher, other.teacher).at != row.teacher.at) row.at_top = other.at_top;
         row.student = better(row.student, other.student);
         row.teacher = better(row.teacher, other.teacher);
@@ -492,41 +540,35 @@ static __device__ __forceinline__ void share_rows(RowSpace *space, const Rows<W>
                                                   int blocks) {
     const bool teacher = KIND != NO_TEACHER;
     const float lowest = -1e30f;  // finite, so that the first rebase multiplies zeros by zero
-    RowPart part = {{lowest, lowest, lowest, 0, 0, 0, 0, 0, 0, 0}, {-INFINITY, 0}, {-INFINITY, 0}, 0, 0};
+    RowPart part = {{lowest, lowest, lowest, 0, 0, 0, 0, 0, 0}, {-INFINITY, 0}, {-INFINITY, 0}, 0, 0};
     read_rows<KIND, POWER>(&part.sums, &part.student, &part.teacher, rows, r.k);
     float q_max = part.sums.q_max, rest_max = part.sums.rest_max;
     block_peaks(&part.student, &part.teacher, &q_max, &rest_max, &space->peaks);
-    if (teacher) rebase<KIND, POWER>(&part.sums, q_max, fmaxf(part.teacher.largest, lowest), r.k);
+    if (teacher) rebase<POWER>(&part.sums, q_max, fmaxf(part.teacher.largest, lowest), r.k);
     rest_rebase(&part.sums, rest_max, r.k);
     RowSums &sums = part.sums;
-    float total[7] = {sums.z1, sums.zq, sums.t1, sums.zp, sums.entropy, sums.divergence, sums.rest};
+    float total[6] = {sums.z1, sums.zq, sums.t1, sums.zp, sums.entropy, sums.rest};
     block_sums(total, space->sums);
     if (blocks > 1) cluster_wait();  // all blocks have begun
     if ((int)threadIdx.x < blocks) {
         place_peaks(&part, rows, r.label, teacher);
         sums.z1 = total[0], sums.zq = total[1], sums.t1 = total[2], sums.zp = total[3];
-        sums.entropy = total[4], sums.divergence = total[5], sums.rest = total[6];
+        sums.entropy = total[4], sums.rest = total[5];
         *cluster_address(&space->part[rank], threadIdx.x) = part;
     }
     row_barrier(blocks);
 }
 
-/* Returns JSD's divergence and computes the mean under q that its gradient subtracts. */
-template <int W>
-static __device__ __forceinline__ float share_jsd(RowSpace *space, const Rows<W> &rows, RowState *r, int rank,
-                                                  int blocks) {
-    float sums[2] = {0, 0};
-    jsd_sums(sums, rows, *r);
-    block_sums(sums, space->jsd);
+/* Adds up the two sums over all threads of the row's blocks, for all of them. */
+static __device__ __forceinline__ void share_soft(RowSpace *space, float (&sums)[2], int rank, int blocks) {
+    block_sums(sums, space->soft);
     if ((int)threadIdx.x < blocks) {
-        float *there = cluster_address(&space->jsd_part[rank][0], threadIdx.x);
+        float *there = cluster_address(&space->soft_part[rank][0], threadIdx.x);
         there[0] = sums[0], there[1] = sums[1];
     }
     row_barrier(blocks);
     sums[0] = sums[1] = 0;
-    for (int b = 0; b < blocks; b++) sums[0] += space->jsd_part[b][0], sums[1] += space->jsd_part[b][1];
-    r->centre = sums[1] * r->one_over_zq + r->log_zq;
-    return LN2 * (r->mix_p * sums[0] + r->mix_q * sums[1]);
+    for (int b = 0; b < blocks; b++) sums[0] += space->soft_part[b][0], sums[1] += space->soft_part[b][1];
 }
 
 /* Grid: `blocks` neighbouring blocks for each row, a cluster if they are more than one. */
@@ -563,14 +605,20 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     }
     __syncthreads();
     r = space->state;
-    if (KIND == SOFT_JSD) {
-        float divergence = share_jsd(space, rows, &r, rank, blocks);
-        if (threadIdx.x == 0) space->stats.soft = divergence;
+    const bool soft_gradient = gradient && r.soft != 0.0f;
+    float sums[2] = {0, 0};
+    if (with_teacher && !(KIND == SOFT_KL && soft_gradient)) {  // KL(p||q) is summed while its gradient is written
+        soft_sums<KIND>(sums, rows, r);
+        share_soft(space, sums, rank, blocks);
+        r.centre = sums[1];
     }
-    if (threadIdx.x == 0 && rank == 0) stats[row] = space->stats;
-    if (!gradient) return;
-    if (r.weight_q == 0.0f) rows.both = 0;  // no soft term: softmax(s) alone
-    write_gradient<KIND, POWER>(rows, r);
+    if (!soft_gradient) rows.both = 0;  // no soft term: softmax(s) alone
+    if (gradient) write_gradient<KIND, POWER>(rows, r, &sums[0]);
+    if (KIND == SOFT_KL && soft_gradient) share_soft(space, sums, rank, blocks);
+    if (threadIdx.x == 0 && rank == 0) {
+        stats[row] = space->stats;
+        stats[row].soft = sums[0];
+    }
 }
 
 /* ---- launches ---- */

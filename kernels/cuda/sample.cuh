@@ -39,20 +39,22 @@ static __device__ inline unsigned long long block_largest(unsigned long long v) 
     return v;
 }
 
-/* The likeliest token that is allowed, the first of equals; -1 if there is none. A maximum of whole numbers finds it:
- * the upper half is the logit's bits, mapped so that they have the order of the floats, the lower half the inverted
- * id. */
+/* The likeliest token that is allowed, the first of equals; -1 if there is none or a logit is NaN or +infinity. A maximum
+ * of whole numbers finds it: the upper half is the logit's bits, mapped so that they have the order of the floats, the
+ * lower half the inverted id. The largest number of all stands for a logit that is not finite. */
 static __device__ __forceinline__ int row_best(const SampleRow &r) {
     unsigned long long best = 0;
 #pragma unroll 2
     for (int i = (int)threadIdx.x; i < r.V; i += SAMPLE_THREADS) {
         const float x = r.logits[i];
         const unsigned bits = __float_as_uint(x), order = x < 0.0f ? ~bits : bits | 0x80000000u;
-        if (x > -INFINITY && !r.token_mask[i] && i != r.never)
+        if (!(x < INFINITY))
+            best = ~0ull;
+        else if (x > -INFINITY && !r.token_mask[i] && i != r.never)
             best = max(best, (unsigned long long)order << 32 | ~(unsigned)i);
     }
     best = block_largest(best);
-    return best ? (int)~(unsigned)best : -1;
+    return best && ~best ? (int)~(unsigned)best : -1;
 }
 
 /* The sum of v over the block's threads up to this one, which is included. */
@@ -164,7 +166,7 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
     const int best = row_best(r);
     if (threadIdx.x == 0) positions[b] = position;
     if (best < 0 || sample_is_greedy(&s)) {
-        if (threadIdx.x == 0) ids[b] = max(best, 0);
+        if (threadIdx.x == 0) ids[b] = best;
         return;
     }
     uint64_t total;

@@ -270,7 +270,7 @@ class Folder:
         if overwrite:
             shutil.rmtree(path, ignore_errors=True)
         os.makedirs(path, exist_ok=True)
-        self.lock = open(os.path.join(path, "lock"), "w")
+        self.lock = tikzc.create(os.path.join(path, "lock"), "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

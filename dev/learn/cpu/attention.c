@@ -314,7 +314,7 @@ static void threads(floatX *out, const floatX *qkv, AttentionShape s, float *scr
 
 static void shipped(floatX *out, const floatX *qkv, AttentionShape s, float *scratch) {
     (void)scratch;
-    cpu_ops.attention_forward(out, NULL, qkv, s);
+    cpu_ops()->attention_forward(out, NULL, qkv, s);
 }
 
 /* ---- the problem ---- */

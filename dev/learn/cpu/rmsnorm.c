@@ -124,7 +124,7 @@ static void threads(floatX *sum, floatX *out, const floatX *a, const floatX *b, 
 
 static void shipped(floatX *sum, floatX *out, const floatX *a, const floatX *b, const floatX *weight, size_t rows,
                     size_t C) {
-    cpu_ops.residual_rmsnorm_forward(sum, out, NULL, a, b, weight, rows, (int)C, EPS);
+    cpu_ops()->residual_rmsnorm_forward(sum, out, NULL, a, b, weight, rows, (int)C, EPS);
 }
 
 /* ---- the problem ---- */

@@ -1,0 +1,55 @@
+/* The peak rate of this processor's arithmetic: multiplications and additions of numbers that stay in registers, on all
+ * cores, by the instruction that the products use. */
+#ifndef KERNELS_CPU_PEAK_H
+#define KERNELS_CPU_PEAK_H
+
+#include "microkernel.h"
+#include "../../lib/clock.h"
+
+#ifdef MICROKERNEL_AMX
+enum { PEAK_STEP = 4 * 2 * 16 * 16 * 32 };  // FLOPs of one step: four products of tiles
+
+static void peak_steps(int steps) {
+    microkernel_begin();
+    for (int t = 0; t < steps; t++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    microkernel_end();
+}
+#else
+enum { PEAK_SUMS = 12, PEAK_STEP = PEAK_SUMS * 2 * LANES * PAIR };
+
+/* Twelve sums that do not wait for each other: more than latency times instructions per cycle. */
+static void peak_steps(int steps) {
+    vf sum[PEAK_SUMS], x = vf_set(0.999f), y = vf_set(1e-3f);
+    for (int i = 0; i < PEAK_SUMS; i++) sum[i] = vf_set((float)i);
+    for (int t = 0; t < steps; t++) {
+        for (int i = 0; i < PEAK_SUMS; i++) sum[i] = word_fma(sum[i], x, y);
+        __asm__ volatile("" : : : "memory");
+    }
+    for (int i = 0; i < PEAK_SUMS; i++) __asm__ volatile("" : : "m"(sum[i]));
+}
+#endif
+
+/* FLOP/s of all threads together, the best of some runs of a few milliseconds. */
+static double cpu_peak_flops(void) {
+    enum { STEPS = 100000, RUNS = 10 };
+    double best = 0;
+    for (int run = 0; run < RUNS; run++) {
+        int threads = 0;
+        double begin = seconds_now();
+#pragma omp parallel reduction(+ : threads)
+        {
+            peak_steps(STEPS);
+            threads = 1;
+        }
+        double rate = (double)threads * STEPS * PEAK_STEP / (seconds_now() - begin);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+#endif
