@@ -12,6 +12,8 @@ import struct
 import warnings
 import zlib
 
+import files
+
 MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image.h
 MAX_BYTES = 1 << 28  # of an image file; the reader has no such limit, but no image needs more
 MAX_SCANS = 500  # of a JPEG; the limit of lib/jpeg.h
@@ -36,6 +38,8 @@ class Unsupported(Exception):
 
 
 def kind_of(data):
+    if files.is_lfs_pointer(data):
+        raise ImageError("the image is a Git LFS pointer, not the data; run git lfs pull")
     if data.startswith(PNG_SIGNATURE):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -243,6 +247,8 @@ def guarded(action):
             return action()
         except ImageError:
             raise
+        except MemoryError:
+            raise ImageError("the image needs more memory than there is")
         except Exception as e:
             raise ImageError("the image is damaged", f"{type(e).__name__}: {e}")
 
