@@ -225,7 +225,7 @@ def test_im2latex(folder):
     (root / "im2latex_train.lst").write_text("\n".join(lines) + "\n")
     messages = convert("--im2latex", root, "--report", folder / "r.json", out=folder / "f.bin")
     got = read(folder / "f.bin")
-    expected = encoded([formulas[0].decode(), "last", "a\rb", "\u00e9 = 1", "\u00e9 = 2"])
+    expected = encoded([formulas[0].decode(), "last", "a\nb", "\u00e9 = 1", "\u00e9 = 2"])
     check([ids for _, ids in got] == expected, "formulas by their number; UTF-8, else Latin-1", messages)
     check([p for p, _ in got] == [make_image(12 * i)[0] for i in (0, 6, 2, 3, 4)], "images by their name")
     check("1 sample: the formula is not UTF-8, it was read as Latin-1" in messages, "says what was Latin-1", messages)

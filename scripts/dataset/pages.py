@@ -96,18 +96,24 @@ def read_pages(file, first, last, values):
             raise Malformed("pages are missing")
         file.seek(first)
         header = read_struct(file)
-        kind, inflated, stored = header.get(1), header.get(2), header.get(3)
-        first = file.tell() + (stored or 0)
-        struct, count, encoding = CONTENT.get(kind, (0, 0, 0))
-        content = header.get(struct) or {}
-        page = Page(kind, stored, inflated, content.get(count), content.get(encoding))
-        if None in (kind, stored, inflated) or min(stored, inflated) < 0 or first > last:
-            raise Malformed("the sizes of a page are impossible")
-        if struct:
-            if page.values is None or page.values < 0 or page.encoding is None:
-                raise Malformed("a page has an impossible number of values")
+        kind, inflated, stored = (number(header, i) for i in (1, 2, 3))
+        first = file.tell() + stored
+        if first > last:
+            raise Malformed("a page is longer than its column")
+        if kind in CONTENT:
+            struct, count, encoding = CONTENT[kind]
+            content = header.get(struct)
+            page = Page(kind, stored, inflated, number(content, count), number(content, encoding))
             values -= page.values if kind != DICTIONARY_PAGE else 0
             yield page
+
+
+def number(struct, field):
+    """A field of a header that must be a number from 0."""
+    value = struct.get(field) if isinstance(struct, dict) else None
+    if not isinstance(value, int) or value < 0:
+        raise Malformed("the header of a page lacks a number")
+    return value
 
 
 def check_page(page):
@@ -148,6 +154,13 @@ def check_rows(path, group, rows, stored):
     """Checks how many rows a row group claims for its bytes in the file."""
     if rows < 0 or rows > MAX_ROWS and rows > MAX_INFLATION * stored:
         raise files.FormatError(f"{path}: row group {group} claims {rows} rows in {stored} bytes.")
+
+
+def check_inflation(path, group, read, stored):
+    """Checks how many bytes have been read from a row group, in which one value may stand for many rows."""
+    if read > LARGE_PAGE and read > MAX_INFLATION * stored:
+        raise files.FormatError(f"{path}: row group {group} inflates from {stored} bytes to more than {read}, which is "
+                                f"not read.")
 
 
 def row_group_cost(path, group, columns):

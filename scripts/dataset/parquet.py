@@ -128,25 +128,28 @@ class Parquet:
             for group in range(metadata.num_row_groups):
                 chunks = column_chunks(path, metadata.row_group(group), leaves)
                 rows = metadata.row_group(group).num_rows
-                pages.check_rows(path, group, rows, sum(c.total_compressed_size for c in chunks))
+                stored = sum(c.total_compressed_size for c in chunks)
+                pages.check_rows(path, group, rows, stored)
                 weight = max(rows, sum(c.total_uncompressed_size for c in chunks))
-                self.groups.append((number, group, rows, weight))
+                self.groups.append((number, group, rows, weight, stored))
                 self.rows += rows
 
     def blocks(self):
         return [Block(unit, 0, rows, weight, ROW_GROUP_PIECES)
-                for unit, (_, _, rows, weight) in enumerate(self.groups) if rows]
+                for unit, (_, _, rows, weight, _) in enumerate(self.groups) if rows]
 
     def read(self, span):
         unit, first, last = span
-        number, group, rows, weight = self.groups[unit]
+        number, group, rows, _, stored = self.groups[unit]
         path, leaves = self.files[number], self.columns[number]
-        before = sum(r for n, _, r, _ in self.groups[:unit] if n == number)
-        at = 0
+        before = sum(g[2] for g in self.groups[:unit] if g[0] == number)
+        at = read = 0
         for images, codes in self.batches(path, group, leaves):
             for i in range(max(first - at, 0), min(last - at, len(images))):
                 with reading(f"{path}: row {before + at + i} is damaged"):
                     image, code = images[i].as_py(), codes[i].as_py()
+                read += len(image or b"") + len(code or b"")
+                pages.check_inflation(path, group, read, stored)
                 yield self.row(Place(path, "row", before + at + i), image, code)
             at += len(images)
             if at >= last:
