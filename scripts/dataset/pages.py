@@ -15,7 +15,7 @@ import files
 
 LARGE_PAGE = 64 << 20  # bytes; a page up to this size may be any
 MAX_INFLATION = 256    # times its size in the file that a larger page may have; images and programs need 1 to 20
-MAX_ROWS = 1 << 20     # of a row group; more only if it has a byte for every MAX_INFLATION rows
+MAX_ROWS = 1 << 16     # of a row group; more only if it has a byte for every MAX_INFLATION rows
 PADDING = 100          # bytes that some writers have not counted in the size of a column (PARQUET-816)
 MAX_DEPTH = 8          # of structs in a header
 

@@ -362,11 +362,15 @@ class Folder:
             temporary = self.file(name, ".tmp")
             with tikzc.DatasetWriter(output.path, job.tokenizer, job.name, job.fingerprint, temporary) as writer:
                 for number in range(output.first, output.last):
-                    part = tikzc.Dataset(part_file(self.path, number, output.suffix))
-                    for i in range(len(part)):
-                        writer.add(*part[i])
-                    part.close()
-                if writer.count != samples:
+                    path = part_file(self.path, number, output.suffix)
+                    try:
+                        part = tikzc.Dataset(path)
+                        for i in range(len(part)):
+                            writer.add(*part[i])
+                        part.close()
+                    except tikzc.FormatError:
+                        refuse_damaged(path)
+                if writer.count != samples:  # the reports of these parts were written with other data
                     raise tikzc.FormatError(f"{self.path}: its parts have {writer.count} samples, but their reports "
                                             f"say {samples}; start anew with --overwrite.")
         size = os.path.getsize(output.path) if samples else 0
