@@ -292,7 +292,8 @@ def test_line_ends(folder):
         (lists / "formula_images" / f"p{i}.png").write_bytes(make_image(0)[0])
     formulas = lists / "im2latex_formulas.lst"
     formulas.write_bytes(b"\xef\xbb\xbfx = 1\r\ny\r\r\nz = 3")
-    (lists / "im2latex_train.lst").write_bytes(b"\xef\xbb\xbf" + b"".join(b"%d p%d basic\r\n" % (i, i) for i in range(3)))
+    lines = b"".join(b"%d p%d basic\r\n" % (i, i) for i in range(3))
+    (lists / "im2latex_train.lst").write_bytes(b"\xef\xbb\xbf" + lines)
     messages = convert("--im2latex", lists, out=folder / "f.bin")
     check([ids for _, ids in read(folder / "f.bin")] == encoded(["x = 1", "y\n", "z = 3"]), "formulas", messages)
     check("2 samples: the lines of the code ended" in messages and "1 sample: the byte order mark" in messages,
@@ -305,7 +306,8 @@ def test_suffixes(folder):
     """Suffixes in any case; of several files of a name, those that are not used are named."""
     root = folder / "pairs"
     root.mkdir()
-    for name, image, text in (("a", ".PNG", ".TEX"), ("b", ".Jpg", ".tex"), ("c", ".JPEG", ".Tex"), ("d", ".png", ".tex")):
+    for name, image, text in (("a", ".PNG", ".TEX"), ("b", ".Jpg", ".tex"), ("c", ".JPEG", ".Tex"),
+                              ("d", ".png", ".tex")):
         write_pair(root, name, name, image, text)
     (root / "d.TEX").write_text("another")
     (root / "d.jpg").write_bytes(make_image(2)[0])
@@ -569,7 +571,8 @@ def test_hostile_parquet(folder):
         except MemoryError:
             found = "MemoryError"
     check(found == "MemoryError" and len(bytearray(1 << 28)), "memory is limited for a while", found)
-    write("large.parquet", pa.array([np.random.default_rng(1).bytes(60 << 20)], pa.binary()), ["x"], use_dictionary=False)
+    noise = np.random.default_rng(1).bytes(60 << 20)
+    write("large.parquet", pa.array([noise], pa.binary()), ["x"], use_dictionary=False)
     program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import convert_dataset; from dataset import pages, "
                "parquet; parquet.SPARE_BYTES = 16 << 20; pages.row_group_cost = lambda *_: pages.Cost(1, 1, 0); "
                "convert_dataset.main()")
@@ -788,7 +791,8 @@ def test_damaged_lists(folder):
     for i in range(40):
         for k in range(6):
             data = make_image(k)[0]
-            (root / "formula_images" / f"p{k}.png").write_bytes(damaged(random_, data) if random_.random() < 0.3 else data)
+            data = damaged(random_, data) if random_.random() < 0.3 else data
+            (root / "formula_images" / f"p{k}.png").write_bytes(data)
         formulas = b"".join(b"\\alpha_%d + %d\n" % (k, k) for k in range(6))
         (root / "im2latex_formulas.lst").write_bytes(damaged(random_, formulas))
         listing = b"".join(b"%d p%d basic\n" % (k, k) for k in range(6))

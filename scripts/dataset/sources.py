@@ -1,4 +1,5 @@
-"""The data sets that convert_dataset.py reads: the layout of im2latex-100K, a folder of pairs; parquet.py has parquet files.
+"""The data sets that convert_dataset.py reads: the layout of im2latex-100K, a folder of pairs (parquet files are in
+parquet.py).
 
 A source has
     name            its name, for the header of the dataset
