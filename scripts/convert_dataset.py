@@ -25,9 +25,9 @@ import re
 import signal
 import sys
 
-from dataset import parquet, sources
+import tikzc  # first, because it says whether a package is missing
 import files
-import tikzc
+from dataset import parquet, sources
 from dataset.parts import Folder, Job, Output, plan, run_here, run_parallel
 from progress import Progress
 
@@ -125,7 +125,8 @@ def convert_all(job, folder, outputs, jobs):
     ready = set(range(len(job.parts))) - set(left)
     pending = [output for output in outputs if not folder.is_done(output)]
     if ready:
-        print(f"{files.printable(folder.path)}: going on, {len(ready)} of {len(job.parts)} parts are done", file=sys.stderr)
+        print(f"{files.printable(folder.path)}: going on, {len(ready)} of {len(job.parts)} parts are done",
+              file=sys.stderr)
 
     def join():
         while pending and ready.issuperset(range(pending[0].first, pending[0].last)):
@@ -192,19 +193,9 @@ def pillow_version():
     return PIL.__version__
 
 
-def need(package):
-    """Raises an error that says what to install if a package is missing."""
-    try:
-        __import__(package)
-    except ImportError:
-        name = "Pillow" if package == "PIL" else package
-        raise tikzc.FormatError(f"The package {name} is missing; install it with `pip install -r "
-                                f"scripts/requirements.txt`.")
-
-
 def make_source(args):
-    need("PIL")
-    need("tokenizers")
+    files.need("PIL", "Pillow")
+    files.need("tokenizers")
     if args.parquet:
         return parquet.Parquet(args.parquet, args.image_column, args.code_column, args.split)
     if args.im2latex:

@@ -38,6 +38,16 @@ def fail(program, message):
     sys.exit(f"{program}: error: " + "\n".join(map(printable, str(message).split("\n"))))
 
 
+def need(package, install=None):
+    """Ends the program with a sentence if a package is missing. install: its name for pip."""
+    try:
+        __import__(package)
+    except ImportError:
+        fail(os.path.basename(sys.argv[0]), f"The package {install or package} is missing; install it with `pip "
+             f"install -r scripts/requirements.txt`, or use build/venv/bin/python, which `scripts/deps.sh python` "
+             f"makes.")
+
+
 # ---- inputs ----
 
 def is_lfs_pointer(data):
@@ -90,6 +100,8 @@ def beside(path, suffix):
 def check_replaceable(path):
     """Raises FormatError if an output would replace something that is no regular file, such as a device."""
     path = os.fspath(path)
+    if not path:
+        raise FormatError("The name of the file to write is empty.")
     if os.path.isdir(path) or not os.path.basename(path):
         raise FormatError(f"{path} is a folder; name a file to write.")
     if os.path.exists(path) and not os.path.isfile(path):

@@ -46,9 +46,10 @@ import re
 import struct
 import zlib
 
-import numpy as np
+from files import AtomicFile, FormatError, check_input, need, open_input
 
-from files import AtomicFile, FormatError, check_input, open_input
+need("numpy")
+import numpy as np  # noqa: E402
 
 FORMAT = "tikz.c/1"
 DATA_ALIGNMENT = 64
@@ -81,7 +82,8 @@ def read_header(path):
             raise FormatError(f"{path}: expected a safetensors file, found {size} bytes, too short for its header.")
         (header_bytes,) = struct.unpack("<Q", f.read(8))
         if header_bytes > size - 8:
-            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}.")
+            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}; "
+                              f"it is cut off or no safetensors file.")
         if header_bytes > MAX_HEADER_BYTES:
             raise FormatError(f"{path}: the safetensors header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} "
                               f"are read.")

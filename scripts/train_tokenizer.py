@@ -14,9 +14,9 @@ import collections
 import os
 import sys
 
+import tikzc  # first, because it says whether a package is missing
 from dataset import sources, text
 import files
-import tikzc
 
 END = "</s>"
 SINGLE = r"(?<=[(,])[0-9]|[A-Z]"  # other digits, as in scale=0.5, 1cm or red!30, may merge
@@ -84,7 +84,7 @@ def train(texts, vocabulary):
 
 
 def run(args):
-    import tokenizers  # noqa: F401  before the work, not after it
+    files.need("tokenizers")
     files.check_output(args.out)
     if os.path.exists(args.texts) and os.path.realpath(args.out) == os.path.realpath(args.texts):
         raise files.FormatError(f"--out must not be the file of the texts, {args.texts}.")
@@ -115,9 +115,6 @@ def main():
         files.fail("train_tokenizer.py", e)
     except OSError as e:
         files.fail("train_tokenizer.py", f"{files.describe(e)}.")
-    except ImportError as e:
-        files.fail("train_tokenizer.py", f"The package {e.name} is missing; install it with `pip install -r "
-                                         f"scripts/requirements.txt`.")
 
 
 if __name__ == "__main__":

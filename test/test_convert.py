@@ -396,6 +396,8 @@ def test_refused(folder):
     refused("cut.parquet: not a parquet file", "--parquet", folder / "cut.parquet", out=out)
     (folder / "zero.parquet").write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2:])
     refused("zero.parquet: row group 0 is damaged", "--parquet", folder / "zero.parquet", out=out)
+    refused("none: there is no such file or folder", "--parquet", folder / "none", out=out)
+    refused("The name of the file to write is empty", *fine, out="")
     refused("there are no parquet files", "--parquet", folder / "none-*.parquet", out=out)
     write_parquet(folder / "empty.parquet", [(b"x", "y")])
     pq.write_table(pq.read_table(folder / "empty.parquet").slice(0, 0), folder / "empty.parquet")
@@ -413,7 +415,7 @@ def test_refused(folder):
     refused("not a model of tikz.c", *fine, "--model", TOKENIZER, out=out, tokenizer=False)
     refused("No sample could be used", *fine, "--max-tokens", 1, out=out)
     with unittest.mock.patch.dict(sys.modules, {"pyarrow": None, "pyarrow.parquet": None}):
-        refused("needs the package pyarrow; install it with `pip install -r", *fine, out=out)
+        refused("The package pyarrow is missing; install it with `pip install -r", *fine, out=out)
     with unittest.mock.patch.dict(sys.modules, {"tokenizers": None}):
         refused("The package tokenizers is missing; install it with `pip install -r", *fine, out=out)
     check("4 samples" in convert("--parquet", folder / "splits", "--split", "test", out=out), "one split of two")

@@ -537,6 +537,9 @@ def check_training():
         done = train("--texts", texts, "--out", where)
         check(f"training is refused: {part}", done.returncode == 1 and part in done.stderr and
               done.stderr.startswith("train_tokenizer.py: error: ") and not out.exists(), done.stderr[-300:])
+    bare = subprocess.run([sys.executable, "-S", ROOT / "scripts/train_tokenizer.py"], text=True, capture_output=True)
+    check("without NumPy", bare.returncode == 1 and bare.stderr.startswith(
+        "train_tokenizer.py: error: The package numpy is missing; install it"), bare.stderr[-300:])
     check("too large a vocabulary is wrong usage", train("--texts", TMP / "a", "--out", out, "--vocabulary",
                                                          99999999999).returncode == 2)
 

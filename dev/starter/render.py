@@ -22,14 +22,14 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-from PIL import Image
-
 import tex
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+import tikzc  # noqa: E402  first, because it says whether NumPy is missing
 import files  # noqa: E402
-import tikzc  # noqa: E402
+files.need("PIL", "Pillow")
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 PAGES_PER_RESOLUTION = 10
 BEGIN, END = "\\begin{document}\n", "\\end{document}\n"

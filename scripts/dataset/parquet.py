@@ -21,11 +21,8 @@ ROW_GROUP_PIECES = 8  # most pieces of a row group, which can only be read from 
 
 
 def import_parquet():
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise tikzc.FormatError("Reading parquet needs the package pyarrow; install it with `pip install -r "
-                                "scripts/requirements.txt`.")
+    files.need("pyarrow")
+    import pyarrow.parquet
     return pyarrow
 
 
@@ -59,6 +56,8 @@ def parquet_files(paths, split):
         else:
             named = [path] if os.path.exists(path) else sorted(glob.glob(path))
             mine = [p for p in named if not split or split_of(p, split) in (split, None)]
+        if not named and not os.path.exists(path) and not glob.has_magic(path):
+            raise tikzc.FormatError(f"{path}: there is no such file or folder.")
         if not mine:
             splits = sorted({split_of(p) for p in named} - {None})
             wanted = f" of the split '{split}'" if split else ""
