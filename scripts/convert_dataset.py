@@ -25,13 +25,14 @@ import re
 import signal
 import sys
 
-from dataset import sources
-import tikzc
+import tikzc  # first, because it says whether a package is missing
+import files
+from dataset import parquet, sources
 from dataset.parts import Folder, Job, Output, plan, run_here, run_parallel
 from progress import Progress
 
 PART_BYTES = 64 << 20  # bytes of the source in a part, which one process converts at a time
-ENCODING_VERSION = 1   # must be raised if the same arguments give other bytes than before
+ENCODING_VERSION = 2   # must be raised if the same arguments give other bytes than before
 
 
 # ---- the summary ----
@@ -62,7 +63,7 @@ class Summary:
         for note, n in sorted(self.notes.items(), key=lambda item: (-item[1], item[0])):
             yield f"{n} sample{'s' if n > 1 else ''}: {note}"
         for reason, n in sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])):
-            yield f"dropped {n}: {reason} (first: {self.example[reason]})"
+            yield f"dropped {n}: {reason} (first: {files.printable(self.example[reason])})"
 
     def write(self, path, reports):
         """{"kept", "validation", "notes", "dropped": {reason: n}, "samples": [{"file", "row"|"line", ...}]}"""
@@ -105,7 +106,7 @@ def earlier_outputs(args, shards):
 
 def open_folder(args, manifest, shards):
     """Opens OUT.parts, and removes the outputs of an earlier conversion (with --overwrite)."""
-    folder = Folder(args.out + ".parts", manifest, args.overwrite)
+    folder = Folder(files.beside(args.out, ".parts"), manifest, args.overwrite)
     earlier = [] if folder.begun else earlier_outputs(args, shards)
     if earlier and not args.overwrite:
         folder.remove()
@@ -124,7 +125,8 @@ def convert_all(job, folder, outputs, jobs):
     ready = set(range(len(job.parts))) - set(left)
     pending = [output for output in outputs if not folder.is_done(output)]
     if ready:
-        print(f"{folder.path}: going on, {len(ready)} of {len(job.parts)} parts are done", file=sys.stderr)
+        print(f"{files.printable(folder.path)}: going on, {len(ready)} of {len(job.parts)} parts are done",
+              file=sys.stderr)
 
     def join():
         while pending and ready.issuperset(range(pending[0].first, pending[0].last)):
@@ -140,15 +142,21 @@ def convert_all(job, folder, outputs, jobs):
 
 def convert(args):
     """The whole conversion; returns the Summary."""
+    for path in filter(None, (args.out, args.val_out, args.report)):
+        files.check_output(path)
     source = make_source(args)
     tokenizer, max_tokens, limit_name, fingerprint = load_tokenizer(args)
     blocks = source.blocks()
+    for remark in getattr(source, "remarks", ()):
+        print(f"note: {files.printable(remark)}", file=sys.stderr)
     if not blocks:
         raise tikzc.FormatError(f"The source ({source.name}) has no rows.")
     shards = args.shards or 0
     if args.shard_size:
         shards = max(1, -(-sum(b.weight for b in blocks) // args.shard_size))
     parts = plan(blocks, max(1, shards), PART_BYTES)
+    for path in shard_paths(args.out, shards):
+        files.check_output(path)
     share = args.val_share if args.val_out else 0
     manifest = {"version": ENCODING_VERSION, "source": source.identity, "columns": getattr(source, "columns", None),
                 "text for the header": args.source or source.name, "--shards": shards,
@@ -176,7 +184,7 @@ def convert(args):
         raise tikzc.FormatError(f"No sample could be used, so {args.out} was not written.\n{lines}")
     for output in outputs:
         if not os.path.exists(output.path):
-            print(f"{output.path} was not written: no sample is left for it", file=sys.stderr)
+            print(f"{files.printable(output.path)} was not written: no sample is left for it", file=sys.stderr)
     return summary
 
 
@@ -185,21 +193,11 @@ def pillow_version():
     return PIL.__version__
 
 
-def need(package):
-    """Raises an error that says what to install if a package is missing."""
-    try:
-        __import__(package)
-    except ImportError:
-        name = "Pillow" if package == "PIL" else package
-        raise tikzc.FormatError(f"The package {name} is missing; install it with `pip install -r "
-                                f"scripts/requirements.txt`.")
-
-
 def make_source(args):
-    need("PIL")
-    need("tokenizers")
+    files.need("PIL", "Pillow")
+    files.need("tokenizers")
     if args.parquet:
-        return sources.Parquet(args.parquet, args.image_column, args.code_column, args.split)
+        return parquet.Parquet(args.parquet, args.image_column, args.code_column, args.split)
     if args.im2latex:
         return sources.Im2latex(args.im2latex, args.split, args.formulas, args.list, args.images)
     return sources.Pairs(args.pairs)
@@ -225,9 +223,8 @@ def load_tokenizer(args):
     tokenizer = tikzc.Tokenizer.load(args.model or args.tokenizer)
     try:
         tokenizer.encode("")
-    except Exception as e:  # the package raises nothing more specific
-        raise tikzc.FormatError(f"{args.model or args.tokenizer}: the package tokenizers cannot use its "
-                                f"tokenizer.json ({e}).")
+    except tikzc.FormatError as e:
+        raise tikzc.FormatError(f"{args.model or args.tokenizer}: {e}")
     digest = hashlib.sha256(tokenizer.json_text.encode()).hexdigest()[:16]
     begin = getattr(tokenizer, "begin", None)
     identity = f"{tokenizer.fingerprint():016x} {digest} {'' if begin is None else begin}".strip()
@@ -272,7 +269,7 @@ def make_parser():
     add("--split", metavar="NAME", help="part of the data set (default: im2latex: train; parquet: all)")
     add("--image-column", metavar="NAME", help="parquet: column of images (default: image)")
     add("--code-column", metavar="NAME",
-        help=f"parquet: column of code (default: the first there is of {', '.join(sources.CODE_COLUMNS)})")
+        help=f"parquet: column of code (default: the first there is of {', '.join(parquet.CODE_COLUMNS)})")
     add("--formulas", metavar="FILE", help=f"im2latex: list of formulas (default: {sources.FORMULAS[0]})")
     add("--list", metavar="FILE", help="im2latex: list of the split (default: im2latex_SPLIT.lst)")
     add("--images", metavar="FOLDER", help=f"im2latex: folder of images (default: {sources.IMAGES[0]})")
@@ -304,8 +301,13 @@ def make_parser():
 
 
 def check_options(parser, args):
-    if args.val_out and os.path.abspath(args.val_out) == os.path.abspath(args.out):
-        parser.error("--val-out and --out must not be the same file")
+    named = {"--out": args.out, "--val-out": args.val_out, "--report": args.report, "--tokenizer": args.tokenizer,
+             "--model": args.model}
+    seen = {}
+    for option, path in named.items():
+        other = path and seen.setdefault(os.path.realpath(path), option)
+        if path and other != option:
+            parser.error(f"{option} and {other} must not be the same file")
     for name in ("image_column", "code_column"):
         if getattr(args, name) and not args.parquet:
             parser.error(f"--{name.replace('_', '-')} goes with --parquet")
@@ -314,9 +316,6 @@ def check_options(parser, args):
             parser.error(f"--{name} goes with --im2latex")
     if args.split and args.pairs:
         parser.error("--split goes with --parquet or --im2latex")
-    for path in (args.out, args.val_out, args.report):
-        if path and not os.path.isdir(os.path.dirname(path) or "."):
-            parser.error(f"the folder of {path} does not exist")
 
 
 def main():
@@ -327,12 +326,12 @@ def main():
     try:
         summary = convert(args)
     except tikzc.FormatError as e:
-        sys.exit(f"convert_dataset.py: error: {e}")
+        files.fail("convert_dataset.py", e)
     except OSError as e:
-        sys.exit(f"convert_dataset.py: error: {'' if e.filename else f'writing {args.out}: '}{e}")
+        files.fail("convert_dataset.py", f"{'' if e.filename else f'writing {args.out}: '}{files.describe(e)}.")
     except KeyboardInterrupt:
         sys.exit("convert_dataset.py: interrupted; the same command goes on from here")
-    print(f"{args.out}:", "\n".join(summary.lines()), file=sys.stderr)
+    print(f"{files.printable(args.out)}:", "\n".join(summary.lines()), file=sys.stderr)
 
 
 if __name__ == "__main__":

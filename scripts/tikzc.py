@@ -46,49 +46,16 @@ import re
 import struct
 import zlib
 
-import numpy as np
+from files import AtomicFile, FormatError, check_input, need, open_input
+
+need("numpy")
+import numpy as np  # noqa: E402
 
 FORMAT = "tikz.c/1"
 DATA_ALIGNMENT = 64
+MAX_HEADER_BYTES = 100_000_000  # of safetensors; the limit of the library of that name
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
           "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
-
-
-class FormatError(Exception):
-    """A file does not have the form described above; the message is one sentence for the user."""
-
-
-def create(path, mode):
-    """Opens a file for writing under a name that the program makes itself. What a symbolic link of that name points
-    to is not ours to change."""
-    try:
-        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
-    except OSError:
-        if os.path.islink(path):
-            raise FormatError(f"{path} is a symbolic link, which is not followed; remove it.")
-        raise
-
-
-class AtomicFile:
-    """A binary file that appears under its name only when it is complete. Until then it is called `temporary`, which
-    must be in the same file system (default: PATH.PID.tmp)."""
-
-    def __init__(self, path, temporary=None):
-        self.path, self.temporary = str(path), str(temporary or f"{path}.{os.getpid()}.tmp")
-        self.file = create(self.temporary, "wb")
-
-    def __enter__(self):
-        return self.file
-
-    def __exit__(self, kind, value, trace):
-        if kind is None:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            os.unlink(self.temporary)
 
 
 # ---- safetensors ----
@@ -108,43 +75,59 @@ def float_from_bf16(bits):
 def read_header(path):
     """Reads the header of a safetensors file and checks it against the size of the file. Returns ({name: (dtype,
     shape, position in the file)}, metadata)."""
-    with open(path, "rb") as f:
+    check_input(path)
+    with open_input(path) as f:
         size = os.fstat(f.fileno()).st_size
         if size < 8:
             raise FormatError(f"{path}: expected a safetensors file, found {size} bytes, too short for its header.")
         (header_bytes,) = struct.unpack("<Q", f.read(8))
         if header_bytes > size - 8:
-            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}.")
+            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}; "
+                              f"it is cut off or no safetensors file.")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise FormatError(f"{path}: the safetensors header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} "
+                              f"are read.")
         text = f.read(header_bytes)
     try:
         header = json.loads(text)
-        metadata = header.pop("__metadata__", {})
-    except (ValueError, AttributeError) as e:
-        raise FormatError(f"{path}: the safetensors header is not a JSON object ({e}).")
+    except (ValueError, RecursionError) as e:
+        raise FormatError(f"{path}: the safetensors header is not JSON ({e}).")
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"{path}: the safetensors header is not an object with text as metadata.")
     start, tensors = 8 + header_bytes, {}
     for name, info in header.items():
-        try:
-            kind, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-            needed = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
-            fits = 0 <= begin <= end <= size - start and min(shape, default=0) >= 0 and end - begin == needed
-        except (KeyError, TypeError, ValueError):
-            raise FormatError(f"{path}: tensor '{name}' has an unknown dtype or a malformed entry: {info}.")
-        if not fits:
+        kind, shape, begin, end = tensor_entry(path, name, info)
+        if not (begin <= end <= size - start and end - begin == math.prod(shape) * np.dtype(DTYPES[kind]).itemsize):
             raise FormatError(f"{path}: tensor '{name}' of shape {list(shape)} and type {kind} does not fit its "
                               f"bytes {begin} to {end} of {size - start}.")
         tensors[name] = (kind, shape, start + begin)
     return tensors, metadata
 
 
+def tensor_entry(path, name, info):
+    """(dtype, shape, first and last position) of an entry of the header."""
+    try:
+        kind, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
+        if kind in DTYPES and all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+            return kind, shape, begin, end
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise FormatError(f"{path}: tensor '{name}' has an unknown dtype or a malformed entry: {str(info)[:200]}.")
+
+
 def read_safetensors(path, raw_bf16=False):
     """Returns ({name: array}, metadata). Arrays are read-only views of the mapped file; only BF16 is converted to
     float32, unless raw_bf16 is set (then it gives uint16 bits)."""
     header, metadata = read_header(path)
-    with open(path, "rb") as f:
+    with open_input(path) as f:
         data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     tensors = {}
     for name, (kind, shape, offset) in header.items():
-        array = np.frombuffer(data, DTYPES[kind], math.prod(shape), offset).reshape(shape)
+        try:
+            array = np.frombuffer(data, DTYPES[kind], math.prod(shape), offset).reshape(shape)
+        except (ValueError, OverflowError):  # an empty tensor may claim any other dimensions
+            raise FormatError(f"{path}: tensor '{name}' has the impossible shape {list(shape)[:40]}.")
         tensors[name] = float_from_bf16(array) if kind == "BF16" and not raw_bf16 else array
     return tensors, metadata
 
@@ -228,6 +211,7 @@ def with_plain_merges(json_text):
     return json.dumps(parsed, ensure_ascii=False)
 
 
+MAX_VOCABULARY = 1 << 20  # the limit of config.h
 BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")  # byte tokens of the decoder ByteFallback
 
 
@@ -295,6 +279,8 @@ def read_vocabulary(parsed):
         raise FormatError("The tokenizer drops merges at random (model.dropout), so that a text has no fixed ids; "
                           "set it to null.")
     texts = {i: text for text, i in model["vocab"].items()}
+    if not all(type(i) is int and 0 <= i < MAX_VOCABULARY for i in texts):
+        raise FormatError(f"The tokenizer's ids are not whole numbers below {MAX_VOCABULARY}.")
     if len(texts) != len(model["vocab"]):
         text = next(text for text, i in model["vocab"].items() if texts[i] != text)
         raise FormatError(f"The tokenizer's tokens '{text}' and '{texts[model['vocab'][text]]}' have the same id.")
@@ -321,14 +307,23 @@ class Tokenizer:
         other kinds raise FormatError. size: vocabulary size (default: that of the file)."""
         try:
             parsed = json.loads(json_text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise FormatError(f"The tokenizer is not JSON ({e}).")
+        try:
+            return cls.from_parsed(parsed, json_text, end_token, size, begin_token)
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as e:
+            raise FormatError(f"The tokenizer's JSON does not have the form of a tokenizer.json "
+                              f"({type(e).__name__}: {str(e)[:200]}).")
+
+    @classmethod
+    def from_parsed(cls, parsed, json_text, end_token, size, begin_token):
+        """The same from the parsed JSON, which may have any form."""
         texts = read_vocabulary(parsed)
         kind, replacements, has_bytes, strip = read_decoder(parsed.get("decoder"))
         added = read_added_tokens(parsed)
         texts.update({i: token["content"] for i, token in added.items()})
         ids = {text: i for i, text in texts.items()}
-        count = 1 + max(texts)
+        count = 1 + max(texts, default=-1)
         size = size or count
         if count > size:
             raise FormatError(f"The tokenizer has ids up to {count - 1}, expected fewer than {size}.")
@@ -355,14 +350,20 @@ class Tokenizer:
     def load(cls, path):
         """Loads the tokenizer of a safetensors file."""
         tensors, metadata = read_safetensors(path, raw_bf16=True)  # views, so the weights are not read
-        missing = [n for n in ("bytes", "offsets", "flags", "json") if f"tokenizer.{n}" not in tensors]
-        missing += [n for n in ("end", "kind") if f"tokenizer.{n}" not in metadata]
-        if missing:
-            raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{missing[0]}' is missing.")
+        for name, kind in (("bytes", np.uint8), ("offsets", np.int32), ("flags", np.uint8), ("json", np.uint8)):
+            array = tensors.get(f"tokenizer.{name}")
+            if array is None:
+                raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{name}' is missing.")
+            if array.dtype != kind or array.ndim != 1:
+                raise FormatError(f"{path}: 'tokenizer.{name}' has type {array.dtype} and {array.ndim} dimensions; "
+                                  f"expected {np.dtype(kind)} and one.")
+        for name in ("end", "kind"):
+            if f"tokenizer.{name}" not in metadata:
+                raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{name}' is missing.")
         blob, offsets = tensors["tokenizer.bytes"].tobytes(), tensors["tokenizer.offsets"]
-        flags = tensors["tokenizer.flags"]
+        flags, json_text = tensors["tokenizer.flags"], tensors["tokenizer.json"].tobytes()
         if (len(offsets) != len(flags) + 1 or offsets[0] != 0 or offsets[-1] != len(blob)
-                or (np.diff(offsets) < 0).any()):
+                or (offsets[1:] < offsets[:-1]).any()):
             raise FormatError(f"{path}: 'tokenizer.offsets' does not divide the {len(blob)} bytes of the tokens.")
         tokens = [blob[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
         kind = metadata["tokenizer.kind"]
@@ -372,11 +373,15 @@ class Tokenizer:
         numbers = {"end": None, "begin": None, "strip": 0}
         for name, limit in (("end", len(tokens)), ("begin", len(tokens)), ("strip", 1000)):
             text = metadata.get(f"tokenizer.{name}")
-            if text is not None and not (text.isascii() and text.isdigit() and int(text) < limit):
+            if text is not None and not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < limit):
                 raise FormatError(f"{path}: 'tokenizer.{name}' is '{text}'; expected a number from 0 to {limit - 1}.")
             numbers[name] = numbers[name] if text is None else int(text)
-        return cls(tokens, [bool(f & 1) for f in flags], numbers["end"], tensors["tokenizer.json"].tobytes().decode(),
-                   kind, np.flatnonzero(flags & 2).tolist(), numbers["begin"], numbers["strip"])
+        try:
+            json_text = json_text.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise FormatError(f"{path}: 'tokenizer.json' is not UTF-8 at byte {e.start}.")
+        return cls(tokens, [bool(f & 1) for f in flags], numbers["end"], json_text, kind,
+                   np.flatnonzero(flags & 2).tolist(), numbers["begin"], numbers["strip"])
 
     def flags(self):
         """tokenizer.flags, uint8 [V] (see the head of this file)."""
@@ -411,12 +416,19 @@ class Tokenizer:
 
     def encode(self, text):
         """The ids of a text, with the end token."""
-        if self._encoder is None:
-            import tokenizers
-            self._encoder = tokenizers.Tokenizer.from_str(with_plain_merges(self.json_text))
-            self._encoder.no_truncation()   # some files contain such settings of their last user
-            self._encoder.no_padding()
-        return self._encoder.encode(text, add_special_tokens=False).ids + [self.end]
+        try:
+            if self._encoder is None:
+                import tokenizers
+                self._encoder = tokenizers.Tokenizer.from_str(with_plain_merges(self.json_text))
+                self._encoder.no_truncation()   # some files contain such settings of their last user
+                self._encoder.no_padding()
+            return self._encoder.encode(text, add_special_tokens=False).ids + [self.end]
+        except ImportError:
+            raise
+        except BaseException as e:  # the package raises nothing more specific
+            if not isinstance(e, Exception) and type(e).__name__ != "PanicException":  # a failure of its Rust code
+                raise
+            raise FormatError(f"The package tokenizers cannot use the tokenizer ({str(e)[:200]}).")
 
     def decode(self, ids):
         """Decodes ids to text, without special tokens, as `tokenizers` and lib/tokenizer.h do."""
@@ -499,7 +511,8 @@ class Dataset:
 
     def __init__(self, path):
         self.path = str(path)
-        with open(path, "rb") as f:
+        check_input(path)
+        with open_input(path) as f:
             size = os.fstat(f.fileno()).st_size
             if size < HEADER_BYTES[2]:
                 raise FormatError(f"{path}: expected a dataset of at least {HEADER_BYTES[2]} bytes, found {size}.")

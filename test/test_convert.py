@@ -32,9 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "test")]
 import compare_images  # noqa: E402
 import convert_dataset  # noqa: E402
-from dataset import parts  # noqa: E402
-from dataset import images  # noqa: E402
-from dataset import sources  # noqa: E402
+from dataset import images, pages, parquet, parts, sources  # noqa: E402
+import files  # noqa: E402
 import tikzc  # noqa: E402
 
 SCRIPT = ROOT / "scripts" / "convert_dataset.py"
@@ -257,7 +256,7 @@ def test_im2latex(folder):
     (root / "im2latex_train.lst").write_text("\n".join(lines) + "\n")
     messages = convert("--im2latex", root, "--report", folder / "r.json", out=folder / "f.bin")
     got = read(folder / "f.bin")
-    expected = encoded([formulas[0].decode(), "last", "a\rb", "\u00e9 = 1", "\u00e9 = 2"])
+    expected = encoded([formulas[0].decode(), "last", "a\nb", "\u00e9 = 1", "\u00e9 = 2"])
     check([ids for _, ids in got] == expected, "formulas by their number; UTF-8, else Latin-1", messages)
     check([p for p, _ in got] == [make_image(12 * i)[0] for i in (0, 6, 2, 3, 4)], "images by their name")
     check("1 sample: the formula is not UTF-8, it was read as Latin-1" in messages, "says what was Latin-1", messages)
@@ -299,7 +298,7 @@ def test_no_image(folder):
     """Files that are no image: a named pipe is not waited for, and a Git LFS pointer is named."""
     os.mkfifo(folder / "pipe.png")
     signal.alarm(20)
-    check(sources.read_image(folder / "pipe.png")[1][0] == "the image is not a regular file", "a named pipe")
+    check(sources.read_image(folder / "pipe.png")[1][0] == "the image cannot be read", "a named pipe")
     signal.alarm(0)
     try:
         images.prepare(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
@@ -324,6 +323,62 @@ def test_links(folder):
     (folder / "a.tex").write_text(r"\draw (a);")
     refused("lock is a symbolic link", "--pairs", folder, out=out)
     check(target.read_text() == "precious", "what the links point to is left alone")
+
+
+def write_pair(folder, name, code, image=".png", text=".tex"):
+    (folder / f"{name}{image}").write_bytes(make_image(2 if "j" in image.lower() else 0)[0])
+    (folder / f"{name}{text}").write_bytes(code if isinstance(code, bytes) else code.encode())
+
+
+def test_line_ends(folder):
+    """\\r\\n, \\r, byte order marks and UTF-16 become what the same code without them is, and are counted."""
+    root, code = folder / "pairs", "\\draw (1,2)\n\n  -- (3,4);\n"
+    root.mkdir()
+    forms = {"a": code, "b": code.replace("\n", "\r\n"), "c": code.replace("\n", "\r"), "d": "\ufeff" + code,
+             "e": ("\ufeff" + code).encode("utf-16-le"), "f": ("\ufeff" + code).encode("utf-16-be"),
+             "g": code.encode("utf-16-le"), "h": ("\ufeff" + code).encode("utf-32-le"), "i": b"\xff\xfex"}
+    for name, form in forms.items():
+        write_pair(root, name, form)
+    messages = convert("--pairs", root, out=folder / "p.bin")
+    check([ids for _, ids in read(folder / "p.bin")] == encoded([code]) * 7, "the same tokens", messages)
+    for part in ("2 samples: the lines of the code ended with \\r\\n or \\r", "2 samples: the code was UTF-16",
+                 "1 sample: the code was UTF-32", "1 sample: the byte order mark before the code is left out",
+                 "dropped 1: the code contains NUL characters", "dropped 1: the code is not UTF-16"):
+        check(part in messages, part, messages)
+    write_parquet(folder / "p.parquet", [(make_image(0)[0], form) for form in forms.values()])
+    convert("--parquet", folder / "p.parquet", out=folder / "q.bin")
+    check([ids for _, ids in read(folder / "q.bin")] == encoded([code]) * 7, "the same from parquet")
+    lists = folder / "im2latex"
+    (lists / "formula_images").mkdir(parents=True)
+    for i in range(3):
+        (lists / "formula_images" / f"p{i}.png").write_bytes(make_image(0)[0])
+    formulas = lists / "im2latex_formulas.lst"
+    formulas.write_bytes(b"\xef\xbb\xbfx = 1\r\ny\r\r\nz = 3")
+    lines = b"".join(b"%d p%d basic\r\n" % (i, i) for i in range(3))
+    (lists / "im2latex_train.lst").write_bytes(b"\xef\xbb\xbf" + lines)
+    messages = convert("--im2latex", lists, out=folder / "f.bin")
+    check([ids for _, ids in read(folder / "f.bin")] == encoded(["x = 1", "y\n", "z = 3"]), "formulas", messages)
+    check("2 samples: the lines of the code ended" in messages and "1 sample: the byte order mark" in messages,
+          "counted for formulas", messages)
+    formulas.write_bytes("\ufeffx\n".encode("utf-16-le"))
+    refused("im2latex_formulas.lst is UTF-16; convert it to UTF-8", "--im2latex", lists, out=folder / "out.bin")
+
+
+def test_suffixes(folder):
+    """Suffixes in any case; of several files of a name, those that are not used are named."""
+    root = folder / "pairs"
+    root.mkdir()
+    for name, image, text in (("a", ".PNG", ".TEX"), ("b", ".Jpg", ".tex"), ("c", ".JPEG", ".Tex"),
+                              ("d", ".png", ".tex")):
+        write_pair(root, name, name, image, text)
+    (root / "d.TEX").write_text("another")
+    (root / "d.jpg").write_bytes(make_image(2)[0])
+    messages = convert("--pairs", root, out=folder / "p.bin")
+    # "d.TEX" is before "d.tex", as is "d.jpg" before "d.png"
+    check([ids for _, ids in read(folder / "p.bin")] == encoded(["a", "b", "c", "another"]), "pairs", messages)
+    for part in ("dropped 1: another image for the same .tex file (first: ", "d.png)",
+                 "dropped 1: another .tex file for the same image (first: ", "d.tex)"):
+        check(part in messages, part, messages)
 
 
 def test_begin(folder):
@@ -403,6 +458,8 @@ def test_refused(folder):
     refused("cut.parquet: not a parquet file", "--parquet", folder / "cut.parquet", out=out)
     (folder / "zero.parquet").write_bytes(data[:4] + bytes(len(data) // 2) + data[4 + len(data) // 2:])
     refused("zero.parquet: row group 0 is damaged", "--parquet", folder / "zero.parquet", out=out)
+    refused("none: there is no such file or folder", "--parquet", folder / "none", out=out)
+    refused("The name of the file to write is empty", *fine, out="")
     refused("there are no parquet files", "--parquet", folder / "none-*.parquet", out=out)
     write_parquet(folder / "empty.parquet", [(b"x", "y")])
     pq.write_table(pq.read_table(folder / "empty.parquet").slice(0, 0), folder / "empty.parquet")
@@ -420,7 +477,7 @@ def test_refused(folder):
     refused("not a model of tikz.c", *fine, "--model", TOKENIZER, out=out, tokenizer=False)
     refused("No sample could be used", *fine, "--max-tokens", 1, out=out)
     with unittest.mock.patch.dict(sys.modules, {"pyarrow": None, "pyarrow.parquet": None}):
-        refused("needs the package pyarrow; install it with `pip install -r", *fine, out=out)
+        refused("The package pyarrow is missing; install it with `pip install -r", *fine, out=out)
     with unittest.mock.patch.dict(sys.modules, {"tokenizers": None}):
         refused("The package tokenizers is missing; install it with `pip install -r", *fine, out=out)
     check("4 samples" in convert("--parquet", folder / "splits", "--split", "test", out=out), "one split of two")
@@ -434,6 +491,159 @@ def test_refused(folder):
                 check(False, f"{options} are refused")
             except SystemExit as e:
                 check(e.code == 2, f"{options} end with status 2", e.code)
+
+
+def test_splits(folder):
+    """The usual layouts of the Hub."""
+    for path, split in (("data/train-00000-of-00002.parquet", "train"), ("train/0000.parquet", "train"),
+                        ("default/train/0000.parquet", "train"), ("default/partial-train/0000.parquet", "train"),
+                        ("data/train-00000-of-00032-b1cc0d.parquet", "train"), ("validation.parquet", "validation"),
+                        ("my_test_v2.parquet", "test"), ("train/data-00000-of-00004.parquet", "train"),
+                        ("data/train_sft-00000-of-00001.parquet", "train_sft"), ("data/0000.parquet", None),
+                        ("data/part-0.parquet", None)):
+        check(parquet.split_of(path) == split, path, parquet.split_of(path))
+    check(parquet.split_of("data/extra-00000-of-00001.parquet", "extra") == "extra", "a split of another name")
+    hub = folder / "hub"
+    for config, name, count in (("big", "partial-train", 3), ("small", "train", 2), ("small", "partial-train", 1),
+                                ("small", "test", 1)):
+        (hub / config / name).mkdir(parents=True)
+        write_parquet(hub / config / name / "0000.parquet", [(make_image(i)[0], f"{config} {i}") for i in range(count)])
+    messages = convert("--parquet", hub / "big", "--split", "train", out=folder / "a.bin")
+    check(len(read(folder / "a.bin")) == 3 and "big/partial-train: only a part of the split" in messages, "in part",
+          messages)
+    messages = convert("--parquet", hub / "small", "--split", "train", out=folder / "b.bin")
+    check(len(read(folder / "b.bin")) == 2 and "small/partial-train: left out" in messages, "the whole one", messages)
+    refused("no parquet files of the split 'dev'; found: test, train", "--parquet", hub, "--split", "dev",
+            out=folder / "out.bin")
+    refused("different splits (test, train)", "--parquet", hub / "*" / "*" / "*", out=folder / "out.bin")
+    messages = convert("--parquet", hub / "*" / "*" / "*.parquet", "--split", "test", out=folder / "c.bin")
+    check(len(read(folder / "c.bin")) == 1, "--split with a pattern", messages)
+    refused("nothing-*: there are no parquet files", "--parquet", hub, hub / "nothing-*", "--split", "test",
+            out=folder / "out.bin")
+    twice = hub / "small" / "test"
+    convert("--parquet", twice, twice / "0000.parquet", out=folder / "d.bin")
+    check(len(read(folder / "d.bin")) == 1, "a file that is named twice is read once")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n"
+
+
+def test_pointers(folder):
+    """Git LFS pointers instead of data are called so; pipes and devices are refused at once."""
+    root, out, parquet_file = folder / "pairs", folder / "out.bin", folder / "a.parquet"
+    root.mkdir()
+    write_pair(root, "a", "good")
+    write_pair(root, "b", POINTER)
+    write_pair(root, "c", "x")
+    (root / "c.png").write_bytes(POINTER)
+    write_pair(root, "d", "x")
+    (root / "d.png").unlink()
+    os.mkfifo(root / "d.png")
+    messages = convert("--pairs", root, out=folder / "p.bin")
+    for part in ("dropped 1: the code is a Git LFS pointer, not the data; run git lfs pull (first: ",
+                 "dropped 1: the image is a Git LFS pointer, not the data; run git lfs pull (first: ",
+                 "dropped 1: a .tex file without its image (first: "):
+        check(part in messages, part, messages)
+    write_parquet(parquet_file, [(POINTER, "x"), (make_image(0)[0], "y")])
+    messages = convert("--parquet", parquet_file, out=folder / "q.bin")
+    check("dropped 1: the image is a Git LFS pointer" in messages, "a pointer in parquet", messages)
+    pointer, pipe, lists = folder / "pointer", folder / "pipe", folder / "im2latex"
+    pointer.write_bytes(POINTER)
+    os.mkfifo(pipe)
+    (lists / "formula_images").mkdir(parents=True)
+    (lists / "im2latex_train.lst").write_text("0 a basic\n1 b basic\n")
+    (lists / "im2latex_formulas.lst").write_text("x\ny\n")
+    os.mkfifo(lists / "formula_images" / "a.png")
+    (lists / "formula_images" / "b.png").symlink_to("/dev/zero")
+    refused("dropped 2: the image cannot be read (first: ", "--im2latex", lists, out=out)
+    for path, part in ((pointer, "is a Git LFS pointer, not the data; run git lfs pull."),
+                       (pipe, "a pipe, not a file."), ("/dev/zero", "a device, not a file.")):
+        refused(part, "--parquet", path, out=out)
+        refused(part, "--pairs", root, "--tokenizer", path, out=out, tokenizer=False)
+        refused(part, "--pairs", root, "--model", path, out=out, tokenizer=False)
+        refused(part, "--im2latex", lists, "--formulas", path, out=out)
+        refused(part, "--im2latex", lists, "--list", path, out=out)
+
+
+def test_names(folder):
+    """Names with line ends and other control characters, and the longest names."""
+    root = folder / "pairs"
+    root.mkdir()
+    names = ["a\nb", "c\x1b[31md", "e\u202ef", os.fsdecode(b"g\xff"), "h" * 250, "i" * 251]
+    for i, name in enumerate(names):
+        write_pair(root, name, "" if i % 2 else f"x {i}")
+    (root / "z\nconvert_dataset.py: error: forged.png").write_bytes(b"x")
+    messages = convert("--pairs", root, "--report", folder / "r.json", out=folder / "p.bin")
+    check("(first: " in messages and "c\\x1b[31md" in messages and "z\\nconvert_dataset.py: error: forged.png)" in
+          messages and all(c.isprintable() for c in messages.replace("\n", "")), "messages are lines", messages)
+    report = json.loads((folder / "r.json").read_text())
+    check(len(report["samples"]) == 4 and len(read(folder / "p.bin")) == 3, "the report", report)
+    (folder / "new\nline").mkdir()
+    shutil.copytree(root, folder / "new\nline" / "pairs\nx")
+    convert("--pairs", folder / "new\nline" / "pairs\nx", out=folder / "q.bin")
+    check("\n" not in tikzc.Dataset(folder / "q.bin").source, "the source in the header is a line")
+    for out in ("o" * 240, "o" * 251 + ".bin", "\u00e9" * 127, "new\nline.bin"):
+        made = [folder / out, folder / f"v{out[1:]}"]
+        messages = convert("--pairs", root, "--val-out", made[1], "--val-share", 0.5, out=made[0])
+        check(sum(len(read(path)) for path in made if path.exists()) == 3 and "\nline" not in messages,
+              f"a name of {len(os.fsencode(out))} bytes", messages)
+        interrupted_at = folder / f"w{out[1:]}"
+        interrupted("--pairs", root, out=interrupted_at)
+        convert("--pairs", root, out=interrupted_at)
+        check(len(read(interrupted_at)) == 3, f"gone on with a name of {len(os.fsencode(out))} bytes")
+    check(not list(folder.glob("*.parts")), "nothing is left")
+    refused("The name ooo", "--pairs", root, out=folder / ("o" * 256))
+    refused("has 257 bytes", "--pairs", root, "--shards", 1, out=folder / ("o" * 242))
+    for option in ("--val-out", "--report"):
+        refused("nowhere/x cannot be written: there is no folder", "--pairs", root, option, folder / "nowhere" / "x",
+                out=folder / "out.bin")
+        refused("is a folder; name a file", "--pairs", root, option, root, out=folder / "out.bin")
+    refused("/dev/null is not a regular file", "--pairs", root, out="/dev/null")
+    (folder / "out.bin.parts").mkdir()
+    (folder / "out.bin.parts" / "mine.txt").write_text("mine")
+    refused("a folder with other files, such as mine.txt", "--pairs", root, "--overwrite", out=folder / "out.bin")
+
+
+def test_hostile_parquet(folder):
+    """Few bytes that stand for gigabytes: a page, a dictionary, rows."""
+    good, big = make_image(0)[0], make_image(0)[0] + bytes(8 << 20)
+
+    def write(name, images, codes, **options):
+        pq.write_table(pa.table({"image": images, "code": codes}), folder / name, compression="zstd", **options)
+
+    def repeated(value, kind, count):
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([value], kind))
+    write("page.parquet", pa.array([bytes(1 << 29)], pa.binary()), ["x"], use_dictionary=False)
+    write("codes.parquet", pa.array([good] * 100, pa.binary()), repeated("x" * (8 << 20), pa.string(), 100),
+          dictionary_pagesize_limit=1 << 30)
+    # without the Arrow schema, in which the column is a dictionary, pyarrow repeats the value
+    write("images.parquet", repeated(big, pa.binary(), 100), ["x"] * 100, dictionary_pagesize_limit=1 << 30,
+          store_schema=False)
+    write("rows.parquet", repeated(good, pa.binary(), 1 << 20), repeated("x", pa.string(), 1 << 20),
+          row_group_size=1 << 20)
+    for name, part in (("page", "inflates to 53687"), ("codes", "inflates from"), ("images", "inflates from"),
+                       ("rows", f"claims {1 << 20} rows in")):
+        path = folder / f"{name}.parquet"
+        check(path.stat().st_size < 50000, f"{path.name} is small", path.stat().st_size)
+        status, messages, memory = measured("--parquet", path, "--tokenizer", TOKENIZER, "--out", folder / "out.bin",
+                                            "--jobs", 1)
+        check(status == 1 and part in messages and memory < 230 << 20, f"{path.name} is refused",
+              f"{memory >> 20} MB {messages[-300:]}")
+    with pages.limited_memory(64 << 20):
+        try:
+            found = len(bytearray(1 << 30))
+        except MemoryError:
+            found = "MemoryError"
+    check(found == "MemoryError" and len(bytearray(1 << 28)), "memory is limited for a while", found)
+    noise = np.random.default_rng(1).bytes(60 << 20)
+    write("large.parquet", pa.array([noise], pa.binary()), ["x"], use_dictionary=False)
+    program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import convert_dataset; from dataset import pages, "
+               "parquet; parquet.SPARE_BYTES = 16 << 20; pages.row_group_cost = lambda *_: pages.Cost(1, 1, 0); "
+               "convert_dataset.main()")
+    done = subprocess.run([sys.executable, "-c", program, ROOT / "scripts", *arguments(
+        "--parquet", folder / "large.parquet", "--jobs", 1, out=folder / "out.bin")], capture_output=True, text=True)
+    check("row group 0 is damaged (reading it takes too much memory)" in done.stderr, "what the pages do not tell",
+          done.stderr[-300:])
 
 
 def hostile(folder):
@@ -590,6 +800,132 @@ def test_damaged_jpeg(folder, build):
     readable(build, folder, stored, "what is kept of damaged JPEG")
 
 
+def damaged(random_, data, from_end=None):
+    """The bytes with one kind of damage. from_end: change bytes only among so many last ones."""
+    data, how = bytearray(data), random_.randrange(6)
+    at = random_.randrange(len(data))
+    if how == 0:
+        del data[at:]
+    elif how == 1:
+        del data[at:at + random_.randint(1, 60)]
+    elif how == 2:
+        data[at:at] = random_.randbytes(random_.randint(1, 30))
+    else:
+        for _ in range(random_.choice((1, 1, 2, 4, 9))):
+            at = random_.randrange(max(0, len(data) - (from_end or len(data))), len(data))
+            data[at] = random_.choice((data[at] ^ 1 << random_.randrange(8), random_.randrange(256), 0, 127, 128, 255))
+    return bytes(data)
+
+
+def survives(*options, out, tokenizer=True):
+    """The conversion of damaged data succeeds or ends with one sentence. Returns whether it succeeds."""
+    try:
+        with unittest.mock.patch.object(os, "fsync"):  # most of the time
+            messages = convert(*options, "--overwrite", out=out, tokenizer=tokenizer)
+        check(files.printable(messages.replace("\n", "")) == messages.replace("\n", ""), "printable", messages)
+        return True
+    except SystemExit as e:
+        check(str(e.code).startswith("convert_dataset.py: error: "), "a sentence", e.code)
+    except Exception as e:
+        check(False, "damage ends in a sentence", f"{e!r}")
+    return False
+
+
+def test_damaged_parquet(folder):
+    random_, good, made = random.Random(21), 0, []
+    rows = [(make_image(i)[0], f"\\draw ({i},{i * i});") for i in range(0, 48, 2)]
+    for options in ({"compression": "snappy"}, {"compression": "zstd", "use_dictionary": False},
+                    {"compression": "gzip", "data_page_version": "2.0", "data_page_size": 2000},
+                    {"compression": "none", "use_dictionary": False, "column_encoding": {
+                        "code": "DELTA_BYTE_ARRAY", "image.bytes": "DELTA_LENGTH_BYTE_ARRAY"}}):
+        write_parquet(folder / "whole.parquet", rows, 9, **options)
+        made.append((folder / "whole.parquet").read_bytes())
+    for i in range(200):
+        (folder / "d.parquet").write_bytes(damaged(random_, made[i % 4], random_.choice((None, 3000))))
+        good += survives("--parquet", folder / "d.parquet", out=folder / "d.bin")
+    check(10 < good < 190, "some survive", good)
+    # a name that is not UTF-8 in the description of a column
+    (folder / "d.parquet").write_bytes(made[0].replace(b"caption", b"capti\x80n"))
+    survives("--parquet", folder / "d.parquet", out=folder / "d.bin")
+
+
+def test_damaged_lists(folder):
+    random_, good, root = random.Random(22), 0, folder / "lists"
+    (root / "formula_images").mkdir(parents=True)
+    for i in range(40):
+        for k in range(6):
+            data = make_image(k)[0]
+            data = damaged(random_, data) if random_.random() < 0.3 else data
+            (root / "formula_images" / f"p{k}.png").write_bytes(data)
+        formulas = b"".join(b"\\alpha_%d + %d\n" % (k, k) for k in range(6))
+        (root / "im2latex_formulas.lst").write_bytes(damaged(random_, formulas))
+        listing = b"".join(b"%d p%d basic\n" % (k, k) for k in range(6))
+        (root / "im2latex_train.lst").write_bytes(damaged(random_, listing))
+        good += survives("--im2latex", root, out=folder / "d.bin")
+        pairs = folder / "pairs"
+        pairs.mkdir(exist_ok=True)
+        for k in range(12):
+            suffix = (".png", ".jpg", ".webp", ".gif", ".bmp", ".tif")[k % 6]
+            (pairs / f"{k}{suffix}").write_bytes(damaged(random_, make_image((0, 2, 7, 8, 9, 10)[k % 6])[0]))
+            (pairs / f"{k}.tex").write_bytes(damaged(random_, b"\\draw (1,2);\r\n caf\xc3\xa9" * 3))
+        good += survives("--pairs", pairs, out=folder / "d.bin")
+    check(good > 50, "most survive", good)
+
+
+def test_damaged_tokenizer(folder):
+    """The safetensors file with the tokenizer: its header, its tensors, and shapes that cannot be."""
+    random_, whole, root = random.Random(23), TOKENIZER.read_bytes(), folder / "pairs"
+    root.mkdir()
+    write_pair(root, "a", "x = 1")
+    (length,), path = struct.unpack("<Q", whole[:8]), folder / "t.safetensors"
+
+    def attempt(header, rest):
+        path.write_bytes(struct.pack("<Q", len(header)) + header + rest)
+        return survives("--pairs", root, "--tokenizer", path, out=folder / "d.bin", tokenizer=False)
+    header, rest, good = whole[8:8 + length], whole[8 + length:], 0
+    for i in range(160):
+        good += attempt(damaged(random_, header), rest) if i % 2 else attempt(header, damaged(random_, rest))
+    check(good < 150, "some are refused", good)
+    parsed = json.loads(header)
+    for text in (b"[]", b"1", b"null", b"[" * 100000, b'{"__metadata__":[]}', b'{"__metadata__":{"a":1}}', b'{"a":5}',
+                 b'{"a":{"dtype":[],"shape":[],"data_offsets":[0,0]}}',
+                 b'{"a":{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}}',
+                 b'{"a":{"dtype":"U8","shape":[0,' + b"9" * 40 + b'],"data_offsets":[0,0]}}',
+                 b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,0]}}'):
+        check(not attempt(text, rest), f"{text[:60]} is refused")
+    for name, change in (("tokenizer.offsets", {"dtype": "F32"}), ("tokenizer.flags", {"dtype": "BOOL"}),
+                         ("tokenizer.offsets", {"shape": [1, parsed["tokenizer.offsets"]["shape"][0]]}),
+                         ("tokenizer.offsets", {"shape": [0], "data_offsets": [0, 0]}),
+                         ("__metadata__", {"tokenizer.end": "9" * 5000}), ("__metadata__", {"tokenizer.strip": "-1"})):
+        check(not attempt(json.dumps({**parsed, name: {**parsed[name], **change}}).encode(), rest), f"{change}"[:60])
+
+
+def test_damaged_parts(folder):
+    """What an interruption left, damaged: the same command goes on or says to start anew."""
+    random_, root, out = random.Random(24), folder / "pairs", folder / "o.bin"
+    root.mkdir()
+    for i in range(24):
+        write_pair(root, f"{i:02d}", f"x = {i}")
+    interrupted("--pairs", root, out=out)
+    shutil.move(folder / "o.bin.parts", folder / "kept")
+    refusals = 0
+    for i in range(60):
+        shutil.rmtree(folder / "o.bin.parts", ignore_errors=True)
+        shutil.copytree(folder / "kept", folder / "o.bin.parts")
+        out.unlink(missing_ok=True)
+        victim = random_.choice([p for p in sorted((folder / "o.bin.parts").iterdir()) if p.name != "lock"])
+        victim.write_bytes((b"[]", b"[" * 100000, b"", b"null", b"\xff", b"{}")[i] if i < 6 else
+                           damaged(random_, victim.read_bytes()))
+        try:
+            convert("--pairs", root, out=out)
+        except SystemExit as e:
+            refusals += 1
+            check("is damaged" in str(e.code) or "--overwrite" in str(e.code), "names what to do", e.code)
+        except Exception as e:
+            check(False, f"{victim.name} ends in a sentence", f"{e!r}")
+    check(refusals > 30, "damage is noticed", refusals)
+
+
 def test_scaling(folder, build):
     image = compare_images.drawing("RGBA", (900, 300), 3)
     stored, note = images.prepare(saved(image, "PNG"), 300)
@@ -733,9 +1069,11 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_links, test_no_image, test_begin,
-                 test_bad_rows, test_refused, test_scaling, test_dataset_bits, test_damaged_png, test_damaged_jpeg,
-                 test_hostile, test_going_on, test_interruptions, test_memory):
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_links, test_no_image, test_line_ends,
+                 test_suffixes, test_splits, test_pointers, test_names, test_begin, test_bad_rows, test_refused,
+                 test_scaling, test_dataset_bits, test_damaged_png, test_damaged_jpeg, test_damaged_parquet,
+                 test_damaged_lists, test_damaged_tokenizer, test_damaged_parts, test_hostile_parquet, test_hostile,
+                 test_going_on, test_interruptions, test_memory):
         with tempfile.TemporaryDirectory() as name:
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
             test(*[pathlib.Path(name) if n == "folder" else build for n in names])

@@ -49,6 +49,7 @@ if command -v pdflatex >/dev/null && command -v pdftoppm >/dev/null; then
     run "$programs/eval" --model $starter/student.safetensors --data $starter/test.bin --samples 20 --texts "$tmp/texts"
     compiled=$(dev/starter/score.py --all "$tmp/texts" | sed -n 's/ of 20 programs .* compile$//p')
     check "of 20 programs at least 18 compile, found $compiled" at_least "$compiled" 18
+    counts "hostile documents" test/test_tex.py
 else
     echo "not tested here: that programs compile (no pdflatex or pdftoppm; scripts/deps.sh tex)"
 fi

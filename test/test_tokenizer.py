@@ -9,6 +9,7 @@ has the program test_tokenizer of the build folder decode and encode thousands o
 Prints a check only when it fails, and at the end "N passed, M failed".
 """
 import json
+import os
 import pathlib
 import random
 import resource
@@ -449,6 +450,15 @@ def check_conversion_refused():
         except tikzc.FormatError as e:
             message = str(e)
         check(f"converting is refused: {part}", part in message, message)
+    for text in ("[]", "1", "{}", "[" * 100000, '{"model":{"type":"BPE","vocab":[]}}',
+                 '{"model":{"type":"BPE","vocab":{"a":1e3}}}',
+                 '{"model":{"type":"BPE","vocab":{"a":99999999999}}}',
+                 '{"model":{"type":"BPE","vocab":{"a":0}},"decoder":{"type":"Sequence","decoders":5}}'):
+        try:
+            message = f"accepted: {tikzc.Tokenizer.from_json(text)}"
+        except tikzc.FormatError as e:
+            message = str(e)
+        check(f"converting {text[:60]} is refused", message.startswith("The tokenizer"), message)
     for part, arguments in {"not JSON": ["{", "x"], "fewer than 9": [json.dumps(gpt2), "<|endoftext|>", 9]}.items():
         try:
             tikzc.Tokenizer.from_json(*arguments)
@@ -491,6 +501,49 @@ def check_encoding_refused():
         check_refused(f"the text {text}", "not valid UTF-8 at byte 1", text)
 
 
+# ---- scripts/train_tokenizer.py ----
+
+def train(*options):
+    return subprocess.run([sys.executable, ROOT / "scripts/train_tokenizer.py", *map(str, options)], text=True,
+                          capture_output=True, timeout=60)
+
+
+def check_training():
+    """The same tokenizer whatever the line ends are; each mistake is a sentence, before the work."""
+    text, made = "\\draw (1,2) -- (3,4);\n" * 3, []
+    for name, data in (("a", text.encode()), ("b", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()),
+                       ("c", text.encode("utf-16"))):
+        (TMP / name / "sub").mkdir(parents=True)
+        (TMP / name / "sub" / "t.TEX").write_bytes(data)
+        out = TMP / name / ("o" * 255)
+        done = train("--texts", TMP / name, "--out", out, "--vocabulary", 300)
+        made.append(out.read_bytes() if out.exists() else done.stderr)
+    check("line ends and encodings do not matter", isinstance(made[0], bytes) and made[0] == made[1] == made[2],
+          [m for m in made if isinstance(m, str)])
+    latin, pipe, out = TMP / "latin", TMP / "pipe", TMP / "out.safetensors"
+    latin.mkdir()
+    (latin / "a.tex").write_bytes(b"caf\xe9")
+    (TMP / "empty").mkdir()
+    (TMP / "pointer.tex").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    os.mkfifo(pipe)
+    for texts, where, part in ((latin, out, "latin/a.tex: the code is not UTF-8: byte 3 is 0xe9."),
+                               (TMP / "none", out, "none: No such file or directory."),
+                               (TMP / "empty", out, "holds no texts"), (pipe, out, "pipe: a pipe, not a file."),
+                               ("/dev/zero", out, "a device, not a file."),
+                               (TMP / "pointer.tex", out, "is a Git LFS pointer, not the data"),
+                               (TMP / "a/sub/t.TEX", TMP / "a/sub/t.TEX", "must not be the file of the texts"),
+                               (latin, TMP / "none" / "x", "there is no folder"), (latin, TMP, "is a folder"),
+                               (latin, "/dev/null", "is not a regular file")):
+        done = train("--texts", texts, "--out", where)
+        check(f"training is refused: {part}", done.returncode == 1 and part in done.stderr and
+              done.stderr.startswith("train_tokenizer.py: error: ") and not out.exists(), done.stderr[-300:])
+    bare = subprocess.run([sys.executable, "-S", ROOT / "scripts/train_tokenizer.py"], text=True, capture_output=True)
+    check("without NumPy", bare.returncode == 1 and bare.stderr.startswith(
+        "train_tokenizer.py: error: The package numpy is missing; install it"), bare.stderr[-300:])
+    check("too large a vocabulary is wrong usage", train("--texts", TMP / "a", "--out", out, "--vocabulary",
+                                                         99999999999).returncode == 2)
+
+
 # ---- size ----
 
 def check_size():
@@ -531,7 +584,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="tikz-tokenizer-") as folder:
         TMP = pathlib.Path(folder)
         for part in (check_families, check_regexes, check_merge_order, check_conversion_refused,
-                     check_encoding_refused, check_size):
+                     check_encoding_refused, check_training, check_size):
             part()
     print(f"{passed} passed, {failed} failed")
     sys.exit(failed > 0)

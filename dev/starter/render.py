@@ -22,11 +22,14 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-from PIL import Image
+import tex
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
-import tikzc  # noqa: E402
+import tikzc  # noqa: E402  first, because it says whether NumPy is missing
+import files  # noqa: E402
+files.need("PIL", "Pillow")
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 PAGES_PER_RESOLUTION = 10
 BEGIN, END = "\\begin{document}\n", "\\end{document}\n"
@@ -71,15 +74,6 @@ def resolution(generator, coarse):
     return generator.randint(low, 100) if generator.random() < 0.9 else generator.randint(100, 160)
 
 
-def run(command, folder):
-    result = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
-    if result.returncode:
-        log = (result.stderr or result.stdout)[-600:].decode("utf-8", "replace")
-        raise RuntimeError(f"{' '.join(command)} failed with status {result.returncode}: {log}")
-    return result.stdout
-
-
 def render(documents, generator):
     """Renders documents that share their preamble. Returns the PNG bytes of each."""
     # pages with the same lower limit of the resolution are adjacent
@@ -91,12 +85,12 @@ def render(documents, generator):
     images = []
     with tempfile.TemporaryDirectory() as folder:
         document = documents[0][:documents[0].index(BEGIN)] + BEGIN + "".join(bodies) + END
-        pathlib.Path(folder, "batch.tex").write_text(document)
-        run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "batch.tex"], folder)
+        limits = tex.Limits(seconds=20 + len(documents), wall=120 + 6 * len(documents))
+        tex.compile_document(document.encode(), folder, limits)
         for first, last in zip(starts[:-1], starts[1:]):
             dpi = resolution(generator, first >= fine)
-            pages = run(["pdftoppm", "-r", str(dpi), "-f", str(first + 1), "-l", str(last), "batch.pdf"], folder)
-            images += [png_bytes(p) for p in parse_ppm(pages)]
+            with tex.render_pages(folder, dpi, first + 1, last, limits) as pages:
+                images += [png_bytes(p) for p in parse_ppm(pages.read())]
     if len(images) != len(documents):
         raise RuntimeError(f"{len(documents)} figures gave {len(images)} pages; expected one page a figure.")
     return [image for _, image in sorted(zip(order, images))]
@@ -110,7 +104,14 @@ def render_batch(seed, batch):
 def generate(args):
     """Runs the generator and yields batches (number of the first figure, documents)."""
     command = [args.generator, "--seed", str(args.seed), "--skip", str(args.skip), "--count", str(args.count)]
-    documents = [t.decode() for t in run(command, None).split(b"\0")[:-1]]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as e:
+        raise RuntimeError(f"{args.generator} cannot be started: {e.strerror}.")
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}; it said: "
+                           f"{done.stderr[-600:].decode('utf-8', 'replace').strip() or 'nothing'}")
+    documents = [t.decode() for t in done.stdout.split(b"\0")[:-1]]
     if len(documents) != args.count:
         raise RuntimeError(f"{args.generator} wrote {len(documents)} figures, expected {args.count}.")
     for i in range(0, len(documents), args.batch):
@@ -118,6 +119,7 @@ def generate(args):
 
 
 def pack(args):
+    files.check_output(args.out)
     tokenizer = tikzc.Tokenizer.load(args.tokenizer)
     source = f"dev/starter: generate --seed {args.seed} --skip {args.skip} --count {args.count}"
     if args.pairs:
@@ -136,7 +138,7 @@ def pack(args):
                 longest = max(longest, len(ids))
             if sys.stderr.isatty() or done % (20 * args.batch) == 0:
                 print(f"{done}/{args.count}, {done / (time.time() - start):.0f} figures/s", file=sys.stderr)
-    print(f"{args.out}: {done} samples, {pathlib.Path(args.out).stat().st_size} bytes; an image has "
+    print(f"{files.printable(args.out)}: {done} samples, {pathlib.Path(args.out).stat().st_size} bytes; an image has "
           f"{image_bytes / done:.0f} bytes; tokens: mean {tokens / done:.1f}, max {longest}; "
           f"{done / (time.time() - start):.0f} figures/s", file=sys.stderr)
 
@@ -157,8 +159,8 @@ def main():
         parser.error("--count, --batch and --jobs must be at least 1")
     try:
         pack(args)
-    except (OSError, RuntimeError, ValueError, tikzc.FormatError) as e:
-        sys.exit(f"render.py: error: {e}")
+    except (OSError, RuntimeError, ValueError, tex.TexError, tex.Missing, tikzc.FormatError) as e:
+        files.fail("render.py", files.describe(e))
 
 
 if __name__ == "__main__":

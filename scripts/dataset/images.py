@@ -13,6 +13,7 @@ import struct
 import warnings
 import zlib
 
+import files
 from dataset import orientation
 
 MAX_SIDE, MAX_PIXELS = 20000, 100_000_000  # the limits of lib/image_pixels.h
@@ -39,6 +40,8 @@ class Unsupported(Exception):
 
 
 def kind_of(data):
+    if files.is_lfs_pointer(data):
+        raise ImageError("the image is a Git LFS pointer, not the data; run git lfs pull")
     if data.startswith(PNG_SIGNATURE):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -242,6 +245,8 @@ def guarded(action):
             return action()
         except ImageError:
             raise
+        except MemoryError:
+            raise ImageError("the image needs more memory than there is")
         except Exception as e:
             raise ImageError("the image is damaged", f"{type(e).__name__}: {e}")
 

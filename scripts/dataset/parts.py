@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import signal
 import threading
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset import images
+import files
 import tikzc
 
 STEP = 16  # rows between two checks of whether to stop
@@ -121,7 +123,7 @@ def convert_row(job, row):
         image, note = images.prepare(row.image, job.max_side)
     except images.ImageError as e:
         raise Drop(e.reason, ": ".join(part for part in (row.file, e.detail) if part))
-    return image, ids, job.val_share > 0 and is_validation(job, row.code), [n for n in (row.note, note) if n]
+    return image, ids, job.val_share > 0 and is_validation(job, row.code), [*row.notes, *([note] if note else [])]
 
 
 # ---- one part ----
@@ -165,12 +167,32 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The value in a JSON file, or None if there is no such file."""
+    """The object in a JSON file of the folder of parts, or None if there is no such file."""
     try:
-        with open(path, "rb") as f:
-            return json.load(f)
+        with files.open_input(path) as f:
+            value = json.load(f)
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        refuse_damaged(path)
+    return value
+
+
+def refuse_damaged(path):
+    folder, name = os.path.split(path)
+    raise tikzc.FormatError(f"{folder}: its {name} is damaged; start anew with --overwrite.")
+
+
+def is_report(value):
+    """Whether this is the report of a part."""
+    def counts(values):
+        return all(type(n) is int and n >= 0 for n in values)
+    return (value is not None and counts(value.get(key) for key in ("train", "val", "tokens", "longest"))
+            and isinstance(value.get("notes"), dict) and counts(value["notes"].values())
+            and isinstance(value.get("dropped"), list)
+            and all(isinstance(d, list) and list(map(type, d)) == [str, str, int, str, str] for d in value["dropped"]))
 
 
 # ---- many processes ----
@@ -253,6 +275,9 @@ def run_parallel(job, numbers, bar, jobs):
 
 # ---- the folder of parts ----
 
+OWN_FILES = re.compile(r"lock|manifest\.json|part-\d+\..*|.*\.done|.*\.tmp", re.DOTALL)
+
+
 class Output(NamedTuple):
     """A file to be joined from the parts first..last-1."""
     path: str
@@ -267,27 +292,28 @@ class Folder:
 
     def __init__(self, path, manifest, overwrite):
         self.path, self.manifest = path, manifest
-        if overwrite:
-            shutil.rmtree(path, ignore_errors=True)
         os.makedirs(path, exist_ok=True)
-        self.lock = tikzc.create(os.path.join(path, "lock"), "w")
+        foreign = [name for name in os.listdir(path) if not OWN_FILES.fullmatch(name)]
+        if foreign:
+            raise tikzc.FormatError(f"{path}: the folder of parts would have this name, but there is a folder with "
+                                    f"other files, such as {foreign[0]}.")
+        self.lock = files.create(os.path.join(path, "lock"), "w")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise tikzc.FormatError(f"{path}: another conversion is writing there.")
+        if overwrite:
+            remove(self.file("manifest.json"))
         self.begun = self.compare()
         for name in glob.glob(os.path.join(glob.escape(path), "*.tmp")):
             os.unlink(name)
 
-    def file(self, name):
-        return os.path.join(self.path, name)
+    def file(self, name, suffix=""):
+        return files.beside(os.path.join(self.path, name), suffix)
 
     def compare(self):
         """Whether this continues an earlier conversion. Raises an error if that had another manifest."""
-        try:
-            old = read_json(self.file("manifest.json"))
-        except ValueError:
-            raise tikzc.FormatError(f"{self.path}: its manifest.json is damaged; start anew with --overwrite.")
+        old = read_json(self.file("manifest.json"))
         if old is None:
             for name in os.listdir(self.path):
                 if name != "lock":
@@ -310,12 +336,18 @@ class Folder:
 
     def part(self, number):
         """The report of a part."""
-        return read_json(part_file(self.path, number, "json"))
+        path = part_file(self.path, number, "json")
+        report = read_json(path)
+        if not is_report(report):
+            refuse_damaged(path)
+        return report
 
     def is_done(self, output):
-        done = read_json(self.file(os.path.basename(output.path) + ".done"))
+        done = read_json(self.file(os.path.basename(output.path), ".done"))
         if done is None:
             return False
+        if not all(type(done.get(key)) is int for key in ("samples", "bytes")):
+            refuse_damaged(self.file(os.path.basename(output.path), ".done"))
         if done["samples"] and (not os.path.exists(output.path) or os.path.getsize(output.path) != done["bytes"]):
             raise tikzc.FormatError(f"{output.path} was finished, but is gone or has changed since; start anew with "
                                     f"--overwrite.")
@@ -327,15 +359,22 @@ class Folder:
         samples = sum(self.part(i)["val" if output.suffix == "val.bin" else "train"]
                       for i in range(output.first, output.last))
         if samples:
-            temporary = self.file(f"{name}.tmp")
+            temporary = self.file(name, ".tmp")
             with tikzc.DatasetWriter(output.path, job.tokenizer, job.name, job.fingerprint, temporary) as writer:
                 for number in range(output.first, output.last):
-                    part = tikzc.Dataset(part_file(self.path, number, output.suffix))
-                    for i in range(len(part)):
-                        writer.add(*part[i])
-                    part.close()
+                    path = part_file(self.path, number, output.suffix)
+                    try:
+                        part = tikzc.Dataset(path)
+                        for i in range(len(part)):
+                            writer.add(*part[i])
+                        part.close()
+                    except tikzc.FormatError:
+                        refuse_damaged(path)
+                if writer.count != samples:  # the reports of these parts were written with other data
+                    raise tikzc.FormatError(f"{self.path}: its parts have {writer.count} samples, but their reports "
+                                            f"say {samples}; start anew with --overwrite.")
         size = os.path.getsize(output.path) if samples else 0
-        write_json(self.file(name + ".done"), {"samples": samples, "bytes": size})
+        write_json(self.file(name, ".done"), {"samples": samples, "bytes": size})
         for number in range(output.first, output.last):
             remove(part_file(self.path, number, output.suffix))
 
