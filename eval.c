@@ -212,13 +212,14 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
  * 0, since greedy decoding draws nothing). */
 typedef struct {
     int *ids, *lengths, *streams;
-    int max_tokens, end;
+    int max_tokens;
+    const Tokenizer *tokenizer;
 } Programs;
 
-/* Callback of the generator: stores token `id` of sequence b. Returns false at the end token. */
+/* Callback of the generator: stores token `id` of sequence b. Returns false at an end token. */
 static bool read_token(void *context, int b, int id) {
     Programs *p = context;
-    if (id == p->end) return false;
+    if (tokenizer_ends(p->tokenizer, id)) return false;
     p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
     return true;
 }
@@ -244,7 +245,7 @@ static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_t
     Progress progress;
     const Batch *batch;
     Programs programs = {xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)), max_tokens, m->tokenizer.end};
+                         xcalloc(opt.batch, sizeof(int)), max_tokens, &m->tokenizer};
     int B = 0;
     int64_t seen = 0;
     double start = seconds_now();
