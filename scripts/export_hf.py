@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy as np
 
 import hub.config as hub
 import tikzc
+from hub.files import one_line, parse_object
+from hub.tokenizer import image_token, token_names, token_text, tokenizer_settings
+from hub.weights import FLOATS, Stored, pieces
 from progress import Progress
 from tikzc import FormatError
-from hub.weights import FLOATS, Stored, pieces
 
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -35,20 +38,18 @@ class Export:
         self.header, metadata = tikzc.read_header(path)
         self.config = hub.config_read(metadata, path)
         self.tokenizer = tikzc.Tokenizer.load(path)
-        self.names = hub.token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
+        self.names = token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
         if self.tokenizer.end not in self.names:
             raise FormatError(f"{path}: the end token {self.tokenizer.end} is not in its tokenizer.json.")
-        image = metadata.get("hub.image_token", hub.image_token(self.tokenizer))
-        if image is None or not str(image).isdecimal() or int(image) >= self.config["lm.vocab"]:
+        image = metadata.get("hub.image_token", image_token(self.tokenizer))
+        if image is None or not re.fullmatch("[0-9]{1,8}", str(image)) or int(image) >= self.config["lm.vocab"]:
             raise FormatError(f"{path}: its tokenizer has no token that could stand for the image (a special one "
                               f"besides the end token); the Hub's layout needs one.")
         self.image = int(image)
-        stored = metadata.get("hub.tokenizer_config")
-        try:
-            given = json.loads(stored) if stored else {}
-        except ValueError:
-            raise FormatError(f"{path}: the metadata hub.tokenizer_config is not JSON.")
-        self.settings = hub.tokenizer_settings(given, self.tokenizer, self.image)
+        given = parse_object(metadata.get("hub.tokenizer_config") or "{}", f"{path}: the metadata hub.tokenizer_config")
+        self.settings = tokenizer_settings(given, self.tokenizer, self.image)
+        more = self.tokenizer.more_ends
+        self.ends = [self.tokenizer.end, *more] if more else self.tokenizer.end     # eos_token_id
         self.kind = self.place("lm.embed", None)[0]
 
     def place(self, name, shape):
@@ -72,7 +73,7 @@ class Export:
 
     def token_id(self, key):
         """The id of a special token that tokenizer_config.json names, or None."""
-        text = hub.token_text(self.settings.get(key))
+        text = token_text(self.settings.get(key))
         return next((i for i, name in self.names.items() if name == text), None)
 
 
@@ -101,7 +102,7 @@ def llama_config(x):
             "num_key_value_heads": c["lm.kv_heads"], "head_dim": c["lm.head_dim"], "hidden_act": "silu",
             "max_position_embeddings": longest, "rms_norm_eps": c["lm.eps"], "rope_theta": c["lm.rope_theta"],
             "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
-            "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.tokenizer.end, **ids}
+            "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.ends, **ids}
 
 
 def v2_config(x):
@@ -158,7 +159,10 @@ def mlp_ratio(mlp, width):
 # ---- writing ----
 
 def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    try:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except (RecursionError, ValueError) as e:
+        raise FormatError(f"{path.name}: cannot be written as JSON ({e}).")
 
 
 def write_weights(path, tensors):
@@ -176,7 +180,7 @@ def write_tokenizer(x, folder):
     (folder / "tokenizer.json").write_text(x.tokenizer.json_text, "utf-8", newline="")
     write_json(folder / "tokenizer_config.json", {**x.settings, "model_max_length": x.config["lm.max_positions"]})
     ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
-    write_json(folder / "generation_config.json", {"eos_token_id": x.tokenizer.end,
+    write_json(folder / "generation_config.json", {"eos_token_id": x.ends,
                                                    **{key: i for key, i in ids.items() if i is not None}})
 
 
@@ -231,7 +235,7 @@ def main():
     try:
         export(options.source, options.out)
     except (FormatError, OSError) as e:
-        sys.exit(f"export_hf: {e}")
+        sys.exit(f"export_hf: {one_line(e)}")
     except KeyboardInterrupt:
         sys.exit("export_hf: interrupted; nothing was written.")
 

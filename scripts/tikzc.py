@@ -13,13 +13,15 @@ each one is aligned to its element size.
 Tokenizer, inside a safetensors file (a model, or a file of its own)
 --------------------------------------------------------------------
     tokenizer.bytes    U8 [total]  the byte strings of all tokens, one after another, as they appear in the text
-                                   (with byte-level BPE's alphabet and the metaspace already mapped back)
+                                   (with byte-level BPE's alphabet and the metaspace already mapped back; an added
+                                   token that is not in the BPE vocabulary is its own text)
     tokenizer.offsets  I32 [V+1]   token i is bytes[offsets[i] : offsets[i+1]]
     tokenizer.flags    U8 [V]      bit 0: special token, never printed; bit 1: a byte token of byte fallback
     tokenizer.json     U8 [n]      tokenizer.json of the package `tokenizers`, UTF-8, for encoding
     metadata: "tokenizer.kind" = "byte_level_bpe" or "byte_fallback_bpe", "tokenizer.end" = id of the end token,
-              decimal; optional: "tokenizer.begin" = id of the token that begins every sequence, "tokenizer.strip" =
-              number of leading spaces of a text that are not printed
+              decimal; optional: "tokenizer.more_ends" = "7,9", ids of other tokens that end a text when they are
+              generated, "tokenizer.begin" = id of the token that begins every sequence, "tokenizer.strip" = number
+              of leading spaces of a text that are not printed
 Kinds: in byte_level_bpe a text is the concatenated bytes of its tokens, and invalid UTF-8 is printed as U+FFFD. In
 byte_fallback_bpe tokens are text; a run of byte tokens is text if all of it is valid UTF-8, else one U+FFFD for each
 byte (lib/tokenizer.h specifies both).
@@ -43,6 +45,8 @@ import math
 import mmap
 import os
 import re
+import reprlib
+import stat
 import struct
 import zlib
 
@@ -50,6 +54,10 @@ import numpy as np
 
 FORMAT = "tikz.c/1"
 DATA_ALIGNMENT = 64
+MAX_HEADER = 100_000_000    # bytes of a safetensors header; as in lib/safetensors.h
+MAX_DIMENSIONS = 8          # of a tensor
+MAX_VOCABULARY = 1 << 20    # as in config.h
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
           "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 
@@ -94,35 +102,61 @@ def float_from_bf16(bits):
     return (np.asarray(bits, dtype=np.uint32) << 16).view(np.float32)
 
 
+def check_file(path):
+    """Raises FormatError unless a path is a regular file with contents of its own: a pipe or a device could keep a
+    reader for ever, and what Git LFS leaves in place of a file is only a pointer to it."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise FormatError(f"{path}: is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}, expected a file.")
+    with open(path, "rb") as f:
+        if f.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise FormatError(f"{path}: is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`, or "
+                              f"download it again.")
+
+
 def read_header(path):
     """Reads the header of a safetensors file and checks it against the size of the file. Returns ({name: (dtype,
     shape, position in the file)}, metadata)."""
+    check_file(path)
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size < 8:
             raise FormatError(f"{path}: expected a safetensors file, found {size} bytes, too short for its header.")
         (header_bytes,) = struct.unpack("<Q", f.read(8))
-        if header_bytes > size - 8:
-            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}.")
+        if header_bytes > min(size - 8, MAX_HEADER):
+            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}"
+                              f"{', and at most 100 MB are read' if size > MAX_HEADER else ''}.")
         text = f.read(header_bytes)
     try:
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
-    except (ValueError, AttributeError) as e:
+        texts = all(isinstance(value, str) for value in metadata.values())
+    except (ValueError, AttributeError, TypeError) as e:
         raise FormatError(f"{path}: the safetensors header is not a JSON object ({e}).")
-    start, tensors = 8 + header_bytes, {}
-    for name, info in header.items():
-        try:
-            kind, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-            needed = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
-            fits = 0 <= begin <= end <= size - start and min(shape, default=0) >= 0 and end - begin == needed
-        except (KeyError, TypeError, ValueError):
-            raise FormatError(f"{path}: tensor '{name}' has an unknown dtype or a malformed entry: {info}.")
-        if not fits:
-            raise FormatError(f"{path}: tensor '{name}' of shape {list(shape)} and type {kind} does not fit its "
-                              f"bytes {begin} to {end} of {size - start}.")
-        tensors[name] = (kind, shape, start + begin)
-    return tensors, metadata
+    except RecursionError:
+        raise FormatError(f"{path}: the safetensors header is nested too deeply for one.")
+    if not texts:
+        raise FormatError(f"{path}: a value in __metadata__ of the safetensors header is not a string.")
+    start = 8 + header_bytes
+    return {name: header_entry(path, name, info, start, size - start) for name, info in header.items()}, metadata
+
+
+def header_entry(path, name, info, start, size):
+    """One tensor of a safetensors header -> (dtype, shape, position in the file). size: bytes of all data."""
+    try:
+        kind, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
+        item = np.dtype(DTYPES[kind]).itemsize
+        known = len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        known = known and max(shape, default=0) < 1 << 62
+    except (KeyError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise FormatError(f"{path}: tensor '{name[:80]}' has an unknown dtype or a malformed entry: "
+                          f"{reprlib.repr(info)}.")
+    if not (begin <= end <= size and end - begin == math.prod(shape) * item):
+        raise FormatError(f"{path}: tensor '{name[:80]}' of shape {list(shape)} and type {kind} does not fit its bytes "
+                          f"{reprlib.repr(begin)} to {reprlib.repr(end)} of {size}.")
+    return kind, shape, start + begin
 
 
 def read_safetensors(path, raw_bf16=False):
@@ -248,6 +282,8 @@ def read_decoder(decoder):
         pattern = step.get("pattern", {}).get("String")
         if not pattern:
             refuse_decoder("replaces a regular expression")
+        if max(len(pattern), len(step["content"])) > 100:
+            refuse_decoder("replaces a text of more than 100 characters")
         replacements.append((pattern, step["content"]))
     known = [name for name in ("ByteFallback", "Fuse", "Strip") if name in names]
     if names != known or not names and not replacements or "Strip" in names and "Fuse" not in names:
@@ -284,10 +320,24 @@ def read_vocabulary(parsed):
         raise FormatError("The tokenizer drops merges at random (model.dropout), so that a text has no fixed ids; "
                           "set it to null.")
     texts = {i: text for text, i in model["vocab"].items()}
+    wrong = next((i for i in texts if type(i) is not int or not 0 <= i < MAX_VOCABULARY), None)
+    if wrong is not None:
+        raise FormatError(f"The tokenizer's token '{texts[wrong][:40]}' has the id {reprlib.repr(wrong)}; expected a "
+                          f"number from 0 to {MAX_VOCABULARY - 1}.")
     if len(texts) != len(model["vocab"]):
         text = next(text for text, i in model["vocab"].items() if texts[i] != text)
         raise FormatError(f"The tokenizer's tokens '{text}' and '{texts[model['vocab'][text]]}' have the same id.")
     return texts
+
+
+def metadata_numbers(path, metadata, key, limit):
+    """The numbers below limit, with commas between them, that a key of the metadata holds; [] without the key."""
+    if key not in metadata:
+        return []
+    parts = metadata[key].split(",")
+    if not all(n.isascii() and n.isdigit() and len(n) < 10 and int(n) < limit for n in parts):
+        raise FormatError(f"{path}: '{key}' is '{metadata[key][:40]}'; expected a number from 0 to {limit - 1}.")
+    return [int(n) for n in parts]
 
 
 class Tokenizer:
@@ -302,6 +352,7 @@ class Tokenizer:
         self.byte_tokens = set(byte_tokens)    # ids of the byte tokens of byte fallback
         self.begin = begin                     # id of the token that begins every sequence, or None
         self.strip = strip                     # number of leading spaces of a text that are not printed
+        self.more_ends = []                    # ids of other tokens that end a generated text
         self._encoder = None
 
     @classmethod
@@ -324,7 +375,7 @@ class Tokenizer:
         for text in filter(None, (end_token, begin_token)):
             if text not in ids:
                 raise FormatError(f"The tokenizer has no token '{text}' to begin or end a text with.")
-        alphabet, byte_tokens = byte_of_stand_in(), set()
+        alphabet, vocabulary, byte_tokens = byte_of_stand_in(), parsed["model"]["vocab"], set()
         tokens, special = [b""] * size, [True] * size     # ids without a token are special, so never printed
         for i, text in texts.items():
             special[i] = i in added and bool(added[i]["special"])
@@ -333,7 +384,7 @@ class Tokenizer:
             if has_bytes and BYTE_TOKEN.fullmatch(text):
                 tokens[i] = bytes([int(text[3:5], 16)])
                 byte_tokens.add(i)
-            elif kind == "byte_level_bpe" and all(c in alphabet for c in text):
+            elif kind == "byte_level_bpe" and text in vocabulary and all(c in alphabet for c in text):
                 tokens[i] = bytes(alphabet[c] for c in text)
             else:
                 tokens[i] = text.encode()
@@ -344,10 +395,16 @@ class Tokenizer:
     def load(cls, path):
         """Loads the tokenizer of a safetensors file."""
         tensors, metadata = read_safetensors(path, raw_bf16=True)  # views, so the weights are not read
-        missing = [n for n in ("bytes", "offsets", "flags", "json") if f"tokenizer.{n}" not in tensors]
+        kinds = {"bytes": np.uint8, "offsets": np.int32, "flags": np.uint8, "json": np.uint8}
+        missing = [n for n in kinds if f"tokenizer.{n}" not in tensors]
         missing += [n for n in ("end", "kind") if f"tokenizer.{n}" not in metadata]
         if missing:
             raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{missing[0]}' is missing.")
+        for name, kind in kinds.items():
+            array = tensors[f"tokenizer.{name}"]
+            if array.dtype != kind or array.ndim != 1:
+                raise FormatError(f"{path}: 'tokenizer.{name}' is {array.dtype} with {array.ndim} dimensions; expected "
+                                  f"{np.dtype(kind)} with one.")
         blob, offsets = tensors["tokenizer.bytes"].tobytes(), tensors["tokenizer.offsets"]
         flags = tensors["tokenizer.flags"]
         if (len(offsets) != len(flags) + 1 or offsets[0] != 0 or offsets[-1] != len(blob)
@@ -358,14 +415,19 @@ class Tokenizer:
         if kind not in ("byte_level_bpe", "byte_fallback_bpe"):
             raise FormatError(f"{path}: the tokenizer is of the kind '{kind}'; expected byte_level_bpe or "
                               f"byte_fallback_bpe.")
-        numbers = {"end": None, "begin": None, "strip": 0}
-        for name, limit in (("end", len(tokens)), ("begin", len(tokens)), ("strip", 1000)):
-            text = metadata.get(f"tokenizer.{name}")
-            if text is not None and not (text.isascii() and text.isdigit() and int(text) < limit):
-                raise FormatError(f"{path}: 'tokenizer.{name}' is '{text}'; expected a number from 0 to {limit - 1}.")
-            numbers[name] = numbers[name] if text is None else int(text)
-        return cls(tokens, [bool(f & 1) for f in flags], numbers["end"], tensors["tokenizer.json"].tobytes().decode(),
-                   kind, np.flatnonzero(flags & 2).tolist(), numbers["begin"], numbers["strip"])
+        try:
+            json_text = tensors["tokenizer.json"].tobytes().decode()
+        except UnicodeDecodeError as e:
+            raise FormatError(f"{path}: 'tokenizer.json' is not UTF-8 ({e}).")
+        numbers = {name: metadata_numbers(path, metadata, f"tokenizer.{name}", 1000 if name == "strip" else len(tokens))
+                   for name in ("end", "more_ends", "begin", "strip")}
+        if any(len(numbers[name]) > 1 for name in ("end", "begin", "strip")):
+            raise FormatError(f"{path}: one of 'tokenizer.end', 'tokenizer.begin' and 'tokenizer.strip' has a comma; "
+                              f"expected one number.")
+        tokenizer = cls(tokens, [bool(f & 1) for f in flags], numbers["end"][0], json_text, kind,
+                        np.flatnonzero(flags & 2).tolist(), next(iter(numbers["begin"]), None), sum(numbers["strip"]))
+        tokenizer.more_ends = numbers["more_ends"]
+        return tokenizer
 
     def flags(self):
         """tokenizer.flags, uint8 [V] (see the head of this file)."""
@@ -382,6 +444,8 @@ class Tokenizer:
 
     def metadata(self):
         metadata = {"tokenizer.kind": self.kind, "tokenizer.end": str(self.end)}
+        if self.more_ends:
+            metadata["tokenizer.more_ends"] = ",".join(map(str, self.more_ends))
         if self.begin is not None:
             metadata["tokenizer.begin"] = str(self.begin)
         if self.strip:
