@@ -5,8 +5,9 @@
 
 A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
 and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
-checkpoint, with the vision tower in OUT_DIR/vision under timm's names; DeTikZify's v1 code loads towers by their timm
-name only. Converting the folder again gives the same file, bit for bit.
+checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
+downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
+for bit.
 """
 import argparse
 import json
@@ -27,6 +28,7 @@ from hub.weights import FLOATS, Stored, pieces
 from progress import Progress
 from tikzc import FormatError
 
+TOWER = "vision"        # folder of a v1 checkpoint's tower
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -117,33 +119,21 @@ def v2_config(x):
 def v1_config(x):
     c = x.config
     return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **llama_config(x),
-            "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": tower_name(c),
+            "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": f"local-dir:{TOWER}",
             "mm_hidden_size": c["connector.concat"] * c["vision.width"], "concat_patches": c["connector.concat"],
             "num_patches": hub.patches(c) // c["connector.concat"], "feature_layer": c["vision.layers"] - 1,
             "patch_token_id": x.image}
 
 
-def tower_name(c):
-    """timm's name of a SigLIP tower with these shapes and at least as many layers."""
-    names = [f"vit_{family}_patch{c['vision.patch']}_siglip_{c['vision.image_size']}" for family in hub.TIMM_FAMILIES]
-    for name in names:
-        known = hub.timm_architecture(name)
-        if (all(known[key] == c[key] for key in known if key not in ("vision.layers", "vision.eps"))
-                and known["vision.layers"] >= c["vision.layers"]):
-            return f"{name}.webli"
-    return "local-dir:vision"
-
-
 def timm_config(c):
-    """config.json for timm: one of its architectures, and the arguments that differ; without the pooling head."""
-    name = tower_name(c).split(".")[0]
-    name = "vit_base_patch16_siglip_224" if ":" in name else name
+    """config.json for timm: one of its SigLIP architectures, and all arguments that may differ; without the pooling
+    head."""
     side = c["vision.image_size"]
     args = {"img_size": side, "patch_size": c["vision.patch"], "embed_dim": c["vision.width"],
             "depth": c["vision.layers"], "num_heads": c["vision.heads"],
             "mlp_ratio": mlp_ratio(c["vision.mlp"], c["vision.width"]), "act_layer": c["vision.activation"],
             "class_token": False, "global_pool": ""}
-    return {"architecture": name, "num_classes": 0, "num_features": c["vision.width"], "global_pool": "",
+    return {"architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "num_features": c["vision.width"], "global_pool": "",
             "model_args": args,
             "pretrained_cfg": {"input_size": [3, side, side], "fixed_input_size": True, "interpolation": "bicubic",
                                "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 0,
@@ -198,9 +188,9 @@ def write_processor(x, folder):
 def write_folder(x, folder):
     c = x.config
     if c["connector.bias"]:
-        (folder / "vision").mkdir()
-        write_json(folder / "vision" / "config.json", timm_config(c))
-        write_weights(folder / "vision" / "model.safetensors", x.parts(hub.vision_entries(c, "timm", "")))
+        (folder / TOWER).mkdir()
+        write_json(folder / TOWER / "config.json", timm_config(c))
+        write_weights(folder / TOWER / "model.safetensors", x.parts(hub.vision_entries(c, "timm", "")))
         names, entries = hub.V1, []
         write_json(folder / "config.json", v1_config(x))
     else:
@@ -225,6 +215,21 @@ def export(source, out):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{out}: a DeTikZify {'v1' if x.config['connector.bias'] else 'v2'} checkpoint, {TORCH[x.kind]}")
+    if x.config["connector.bias"]:
+        explain_v1(out, x.config["vision.image_size"])
+
+
+def explain_v1(out, side):
+    """What DeTikZify's v1 code does not find out by itself: where the tower is, and the form of its input. Without the
+    second it takes 224 pixels and ImageNet's mean, and says nothing."""
+    print(f"""export_hf: the connector has a bias, which makes this a v1 checkpoint. To run it with DeTikZify's code:
+  - in {out / 'config.json'}, set vision_tower to local-dir: and the path of {out / TOWER}
+    (as it stands, it is found from inside {out} only)
+  - model, processor = load("{out}", is_v1=True)
+    processor.image_processor.size = {{"height": {side}, "width": {side}}}
+    processor.image_processor.image_mean = processor.image_processor.image_std = [0.5, 0.5, 0.5]
+A student trained with connector.bias=false, the default for new ones, is exported as v2 and needs none of this.""",
+          file=sys.stderr)
 
 
 def main():

@@ -61,17 +61,31 @@ def tokenizer_settings(given, tokenizer, image):
     """tokenizer_config.json, completed with the keys that loading requires, and without model_max_length, which is
     lm.max_positions of the configuration. What transformers 5 writes becomes what 4 and 5 read. Idempotent."""
     names = token_names(tokenizer.json_text, "tokenizer.json")
-    settings = {key: value for key, value in (given or {}).items() if key not in ("model_max_length", "backend")}
+    settings = {key: value for key, value in given.items()
+                if key not in ("model_max_length", "backend") and not (key.endswith("_token") and gone(value, names))}
     if str(settings.get("tokenizer_class", "Backend")).endswith("Backend"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):     # a dictionary in transformers 4
         extra = settings.pop("extra_special_tokens")
         settings.setdefault("additional_special_tokens", extra)
+    if isinstance(settings.get("additional_special_tokens"), list):
+        settings["additional_special_tokens"] = [t for t in settings["additional_special_tokens"] if not gone(t, names)]
+    if isinstance(settings.get("added_tokens_decoder"), dict):
+        known = set(map(str, names))
+        settings["added_tokens_decoder"] = {i: t for i, t in settings["added_tokens_decoder"].items() if i in known}
     settings.setdefault("clean_up_tokenization_spaces", False)
+    settings.setdefault("model_input_names", ["input_ids", "attention_mask"])   # otherwise with token types, for BERT
     settings["eos_token"] = names[tokenizer.end]
     if image in names:
         settings.setdefault("bos_token", names[image])
     return settings
+
+
+def gone(token, names):
+    """Whether a setting names a token that is not in the tokenizer (any more); loading it would add the token with an
+    id beyond the embedding."""
+    text = token_text(token)
+    return isinstance(text, str) and text not in names.values()
 
 
 def token_names(json_text, where):
