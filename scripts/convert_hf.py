@@ -170,8 +170,8 @@ def read_model(options):
         model, text = read_pair(s, folder, options), s.values
     else:
         built = shown(s.values.get("architectures"))
-        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported; expected a detikzify "
-                          f"model, or llama or mistral with --vision.")
+        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported; expected a "
+                          f"detikzify model, or llama or mistral with --vision.")
     generation = read_json(folder / "generation_config.json", needed=False) or {}
     ends = (values.get("eos_token_id") for values in (generation, text, s.values))
     model.ends = next((end for end in ends if end is not None), None)

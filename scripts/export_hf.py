@@ -133,8 +133,8 @@ def timm_config(c):
             "depth": c["vision.layers"], "num_heads": c["vision.heads"],
             "mlp_ratio": mlp_ratio(c["vision.mlp"], c["vision.width"]), "act_layer": c["vision.activation"],
             "class_token": False, "global_pool": ""}
-    return {"architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "num_features": c["vision.width"], "global_pool": "",
-            "model_args": args,
+    return {"architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "num_features": c["vision.width"],
+            "global_pool": "", "model_args": args,
             "pretrained_cfg": {"input_size": [3, side, side], "fixed_input_size": True, "interpolation": "bicubic",
                                "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 0,
                                "first_conv": "patch_embed.proj", "classifier": "head"}}
@@ -150,7 +150,7 @@ def mlp_ratio(mlp, width):
 
 def write_json(path, value):
     try:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
     except (RecursionError, ValueError) as e:
         raise FormatError(f"{path.name}: cannot be written as JSON ({e}).")
 

@@ -1,8 +1,10 @@
-"""Broken Hub folders: whatever is wrong, the answer is one sentence that names it, status 1, and no file left behind."""
+"""Broken Hub folders: whatever is wrong, the answer is a sentence that names it, status 1, and no file left behind."""
 import json
 import os
 import pickle
+import sys
 import tempfile
+import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from hub_cases import check, complaint, make_case, must, oracle, script
+from hub_cases import SCRIPTS, check, complaint, make_case, must, oracle, run, script
 import convert_hf
 import tikzc
 
@@ -190,8 +192,8 @@ def flip_bytes(path, rng, region):
     path.write_bytes(data)
 
 
-VALUES = [None, True, -1, 0, 1, 3, 2**40, 10**400, 0.5, -1e308, float("inf"), float("nan"), "x", "\ud800", "a\nb", [], {},
-          [1], [3, 3], [[]], {"a": 1}, json.loads("[" * 400 + "]" * 400)]
+VALUES = [None, True, -1, 0, 1, 3, 2**40, 10**400, 0.5, -1e308, float("inf"), float("nan"), "x", "\ud800", "a\nb", [],
+          {}, [1], [3, 3], [[]], {"a": 1}, json.loads("[" * 400 + "]" * 400)]
 
 
 def change_value(path, rng):
@@ -242,6 +244,111 @@ def check_damage(folder, rounds=240):
             check(fine, f"{name}: damage {i} to {path.name}: {damaged[:200]}")
             path.write_bytes(good)
             out.unlink(missing_ok=True)
+
+
+# ---- files that ask for much, or never end ----
+
+PEAK = ("import resource, subprocess, sys; r = subprocess.run(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(r.returncode)")
+
+
+def archive(path, pickled, compression=zipfile.ZIP_STORED, byteorder=b"little"):
+    with zipfile.ZipFile(path, "w", compression) as z:
+        z.writestr("model/data.pkl", pickled)
+        z.writestr("model/byteorder", byteorder)
+        z.writestr("model/data/0", b"\0" * 8)
+
+
+def tensor_pickle(shape, strides, first=b"K\0"):
+    """{"a": a tensor of storage 0}; shape, strides and first as opcodes."""
+    return (b"\x80\x02}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0"
+            b"0X\3\0\0\0cpuK\2tQ" + first + shape + strides + b"\x89ccollections\nOrderedDict\n)RtRs.")
+
+
+HUGE = b"\x8a\xff" + b"\x7f" * 255
+# data.pkl, and words of the sentence
+PICKLES = {
+    "a memo index of 2^27": (b"\x80\x02}r\0\0\0\x08.", ["model: tensors"]),
+    "a text of 4 GB": (b"\x80\x02}X\xff\xff\xff\xff.", ["torch.save"]),
+    "bytes of 2^62": (b"\x80\x04\x8e\0\0\0\0\0\0\0\x40.", ["torch.save"]),
+    "a buffer of 1 GB": (b"\x80\x05\x96\0\0\0\x40\0\0\0\0.", ["torch.save"]),
+    "a number of 2 GB": (b"\x80\x02\x8b\xff\xff\xff\x7f.", ["torch.save"]),
+    "a key that takes ages to hash": (b"\x80\x02})" + b"q\0h\0\x86" * 200 + b"Ns.", ["filled in another way"]),
+    "a tuple of itself": (b"\x80\x02]q\0h\0a.", ["list"]),
+    "lists in lists": (b"\x80\x02" + b"]" * 100000 + b"a" * 99999 + b".", ["list"]),
+    "an empty stack": (b"\x80\x02a.", ["IndexError"]),
+    "a mark that is missing": (b"\x80\x02}u.", ["IndexError"]),
+    "no end": (b"\x80\x02}", ["torch.save"]),
+    "no pickle": (b"", ["torch.save"]),
+    "another opcode": (b"\x80\x02}(lp0\n.", ["opcode LIST"]),
+    "a name called": (b"\x80\x02ctorch\nFloatStorage\n)R.", ["FloatStorage"]),
+    "a dictionary with an odd number of items": (b"\x80\x02}(NNNu.", ["filled in another way"]),
+    "a shape of huge numbers": (tensor_pickle(HUGE + b"\x85", b"K\1\x85"), ["shape"]),
+    "many dimensions": (tensor_pickle(b"(" + b"K\1" * 5000 + b"t", b"(" + b"K\1" * 5000 + b"t"), ["shape"]),
+    "a negative size": (tensor_pickle(b"J\xff\xff\xff\xff\x85", b"K\1\x85"), ["shape"]),
+    "a shape of texts": (tensor_pickle(b"X\1\0\0\0a\x85", b"K\1\x85"), ["shape"]),
+    "a tensor beyond its storage": (tensor_pickle(b"K\x03\x85", b"K\1\x85"), ["tensor a", "inside its storage"]),
+}
+
+
+def check_hostile_bins(folder):
+    """A few bytes can neither take memory nor time."""
+    make_case("v2", folder)
+    model = folder / "model"
+    (model / "model.safetensors").unlink()
+    path = model / "pytorch_model.bin"
+
+    def expect(name, words):
+        result = run(sys.executable, "-c", PEAK, sys.executable, SCRIPTS / "convert_hf.py", model, folder / "out",
+                     timeout=60)
+        complaint(f"bin: {name}", result, words)
+        check(int(result.stdout.split()[-1]) < 150 << 10, f"bin: {name}: took {result.stdout.split()[-1]} KiB")
+
+    for name, (pickled, words) in PICKLES.items():
+        archive(path, pickled)
+        expect(name, words)
+    archive(path, b"\0" * (256 << 20), zipfile.ZIP_DEFLATED)
+    expect("a member that inflates to 256 MB", ["compressed"])
+    archive(path, b"\x80\x02}.", byteorder=b"big")
+    expect("big-endian", ["little-endian"])
+    archive(path, b"\x80\x02}.")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\1\2") + 8] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+    expect("encrypted", ["encrypted"])
+
+
+DEEP = "[" * 100000 + "]" * 100000
+NUMBER = "1" * 5000
+
+
+def check_hostile_json(folder):
+    """JSON that is nested too deeply, and numbers too large for anything, wherever JSON is read."""
+    for case, files in (("v2", ["config.json", "tokenizer.json", "tokenizer_config.json"]),
+                        ("v2 odd sizes, bin shards, bf16", ["pytorch_model.bin.index.json"])):
+        place = folder / case
+        place.mkdir()
+        make_case(case, place)
+        for name in files:
+            path = place / "model" / name
+            good = path.read_text()
+            for value in (DEEP, NUMBER, "1e999", '"\\ud800"', good[:-1]):
+                path.write_text(f'{{"model_type": {value}, "x": 1}}' if value != good[:-1] else value)
+                result = script("convert_hf.py", place / "model", folder / "out")
+                complaint(f"{name} with {value[:20]}", result, [""])
+            path.write_text(good)
+    path = folder / "v2" / "model" / "model.safetensors"
+    for header, words in ((DEEP, ["nested"]), (f'{{"a": {NUMBER}}}', ["header"]),
+                          (f'{{"a": {{"dtype": "F32", "shape": [{NUMBER[:4000]}], "data_offsets": [0, 0]}}}}',
+                           ["malformed"]),
+                          ('{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 0]}}', ["malformed"]),
+                          ('{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}', ["malformed"]),
+                          ('{"a": ' + "[" * 500 + "]" * 500 + "}", ["malformed"]),
+                          ('{"__metadata__": {"a": 1}}', ["not a string"]), ('{"__metadata__": []}', ["header"])):
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+        complaint(f"header {header[:40]}", script("convert_hf.py", path.parent, folder / "out"), words)
+        complaint(f"export of {header[:40]}", script("export_hf.py", path, folder / "made"), words)
 
 
 def check_broken_pairs(folder):

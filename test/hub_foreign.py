@@ -1,5 +1,5 @@
-"""Hub folders as other tools write them: names of transformers 5, of torch.compile and of parallel training, newer timm,
-Git LFS, adapters, several end tokens, added tokens."""
+"""Hub folders as other tools write them: names of transformers 5, of torch.compile and of parallel training, newer
+timm, Git LFS, adapters, several end tokens, added tokens."""
 import json
 import os
 import shutil
@@ -92,7 +92,7 @@ def check_other_head(folder):
 
 
 def check_pointers(folder):
-    """Git LFS pointers are named as such, whichever file they stand for; so are devices and pipes, which are not read."""
+    """Git LFS pointers are named as such, whichever file they stand for; devices and pipes are not read."""
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     for case, names in (("v2", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]),
                         ("v2 linear bin", ["pytorch_model.bin"]),
@@ -141,8 +141,8 @@ def check_refused(folder):
             ("an image that is not square", TIMM,
              lambda f: edit(f / "../tower/config.json", lambda c: c["model_args"].update(img_size=[26, 32])),
              ["img_size", "[26, 32]", "squares"]),
-            ("grey images", TIMM, lambda f: edit(f / "../tower/config.json", lambda c: c["model_args"].update(in_chans=1)),
-             ["in_chans"]),
+            ("grey images", TIMM,
+             lambda f: edit(f / "../tower/config.json", lambda c: c["model_args"].update(in_chans=1)), ["in_chans"]),
             ("a window of Mistral", "pair with a bias, head_dim given",
              lambda f: edit(f / "config.json", lambda c: c.update(sliding_window=100)), ["sliding_window", "100"]),
             ("patches that cannot be joined", "pair with a bias, head_dim given",
@@ -229,7 +229,7 @@ def check_added(folder):
         tokenizer = tikzc.Tokenizer.load(folder / "a.safetensors")
         found = [tokenizer.decode([120 + i]) for i in range(len(tokens))]
         check(found == tokens, f"added tokens decode to {found}")
-        check(all(tokenizer.encode(t)[0] == 120 + i for i, t in enumerate(tokens)), "added tokens are encoded otherwise")
+        check([tokenizer.encode(t)[0] - 120 for t in tokens] == [*range(5)], "added tokens are encoded otherwise")
 
 
 def check_all(build, folder):

@@ -192,15 +192,29 @@ def check_distillation(build, folder):
               "distillation: the exported student converts to another model")
 
 
-def check_starter(folder):
-    """The model that ships has no spare special token; a control character stands in for the image."""
-    shipped = Path(__file__).resolve().parent.parent / "dev" / "starter" / "student.safetensors"
-    if must(script("export_hf.py", shipped, folder / "export"), "starter: export") and must(
+def check_starter(build, folder):
+    """The model that ships has no spare special token; a control character stands in for the image. Its connector has a
+    bias: it becomes a v1 checkpoint, and what DeTikZify's code needs for its trained tower is printed."""
+    shipped = SCRIPTS.parent / "dev" / "starter" / "student.safetensors"
+    result = script("export_hf.py", shipped, folder / "export")
+    if must(result, "starter: export") and must(
             script("convert_hf.py", folder / "export", folder / "again.safetensors"), "starter: convert"):
         ours, theirs = (tikzc.read_safetensors(p) for p in (shipped, folder / "again.safetensors"))
         weights = [name for name in ours[0] if not name.startswith("tokenizer.")]
         check(all(np.array_equal(ours[0][n], theirs[0][n]) for n in weights), "starter: the weights changed")
         oracle.load_export(folder / "export")
+        tower = json.loads((folder / "export" / "config.json").read_text())["vision_tower"]
+        check(tower == "local-dir:vision" and all(words in result.stderr for words in (
+            "local-dir:", "is_v1=True", '"height": 96', "image_mean", "connector.bias=false")), result.stderr)
+    data = ["--data", shipped.parent / "val.bin", "--val-data", "none", "--teacher", "none", "--batch", 2, "--accum", 1]
+    for name, student, bias in (("shipped", shipped, "true"), ("new", "tiny", "false")):
+        out = folder / name
+        must(run(build / "train_distill", "--student", student, "--out", out, "--steps", 2, *data), f"starter: {name}")
+        must(run(build / "train_distill", "--resume", "--out", out, "--steps", 3), f"starter: {name}, resumed")
+        _, metadata = tikzc.read_header(out / "student.safetensors")
+        check(metadata["connector.bias"] == bias, f"starter: the bias of the {name} student is {metadata['connector.bias']}")
+        result = script("export_hf.py", out / "student.safetensors", folder / f"{name} export")
+        check(f"v{1 if bias == 'true' else 2} checkpoint" in result.stdout, f"starter: {name}: {result.stdout}")
 
 
 def main():
@@ -210,9 +224,10 @@ def main():
     logging.set_verbosity_error()
     build = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as name:
-        for part in (lambda f: check_cases(build, f), lambda f: hub_foreign.check_all(build, f), hub_broken.check_broken,
+        for part in (lambda f: check_cases(build, f), lambda f: hub_foreign.check_all(build, f),
+                     hub_broken.check_broken, hub_broken.check_hostile_bins, hub_broken.check_hostile_json,
                      hub_broken.check_damage, hub_broken.check_broken_pairs, check_memory,
-                     lambda f: check_distillation(build, f), check_starter):
+                     lambda f: check_distillation(build, f), lambda f: check_starter(build, f)):
             try:
                 part(Path(tempfile.mkdtemp(dir=name)))
             except Exception:

@@ -27,7 +27,7 @@ def shown(value):
 def compact(value, where):
     """A value as JSON text without spaces, as it is stored in a model file."""
     try:
-        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
         return text
     except (RecursionError, ValueError) as e:
