@@ -199,7 +199,8 @@ typedef struct {
 } TokenText;
 
 /* Decodes token ids into text, one id at a time. Each call returns the complete UTF-8 characters that have become
- * known; together they are what decode(ids, skip_special_tokens=True) of `tokenizers` returns. Bytes that are not yet
+ * known; together they are what decode(ids, skip_special_tokens=True) of `tokenizers` returns, except that an added
+ * token is its own text (`tokenizers` takes its letters for bytes in byte_level_bpe). Bytes that are not yet
  * decided are kept in `pending`:
  *
  *   byte_level_bpe     an incomplete character, at most 3 bytes. Invalid bytes become U+FFFD, one for each maximal

@@ -212,7 +212,7 @@ def check_starter(build, folder):
         must(run(build / "train_distill", "--student", student, "--out", out, "--steps", 2, *data), f"starter: {name}")
         must(run(build / "train_distill", "--resume", "--out", out, "--steps", 3), f"starter: {name}, resumed")
         _, metadata = tikzc.read_header(out / "student.safetensors")
-        check(metadata["connector.bias"] == bias, f"starter: the bias of the {name} student is {metadata['connector.bias']}")
+        check(metadata["connector.bias"] == bias, f"starter: {name}: connector.bias is {metadata['connector.bias']}")
         result = script("export_hf.py", out / "student.safetensors", folder / f"{name} export")
         check(f"v{1 if bias == 'true' else 2} checkpoint" in result.stdout, f"starter: {name}: {result.stdout}")
 
