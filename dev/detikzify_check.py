@@ -54,7 +54,7 @@ def theirs(folder, config, images):
             ids = model.eval().generate(
                 inputs["input_ids"], pixel_values=inputs["pixel_values"], do_sample=False,
                 max_length=int(config["lm.max_positions"]), bad_words_ids=[[model.config.image_token_id]],
-                begin_suppress_tokens=[text.eos_token_id], pad_token_id=text.eos_token_id)[0]
+                begin_suppress_tokens=[text.eos_token_id], pad_token_id=processor.tokenizer.eos_token_id)[0]
         programs.append(processor.decode(ids[inputs["input_ids"].shape[1]:], skip_special_tokens=True))
     return programs
 

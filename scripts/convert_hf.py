@@ -134,10 +134,11 @@ def read_pair(s, folder, options):
         raise FormatError(f"{s.where}: a language model alone; name a SigLIP folder to go with it with --vision.")
     model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder, note))], [])
     add_tower(model, options.vision)
-    model.config |= {"connector.concat": options.concat, "connector.bias": options.connector_bias}
+    concat = options.concat or 3
+    model.config |= {"connector.concat": concat, "connector.bias": options.connector_bias}
     P = hub.patches(model.config)
-    if options.concat < 1 or P % options.concat:
-        raise FormatError(f"{options.vision}: its {P} patches cannot be joined in groups of {options.concat}; choose "
+    if P % concat:
+        raise FormatError(f"{options.vision}: its {P} patches cannot be joined in groups of {concat}; choose "
                           f"another --concat, such as {', '.join(str(n) for n in range(1, 10) if P % n == 0)}.")
     model.fresh = list(hub.connector_entries(model.config, "connector"))
     add_lm(model, {"lm": "model.", "head": "lm_head.weight"}, with_connector=False)
@@ -162,12 +163,18 @@ def read_model(options):
     check_folder(folder)
     s = Section(read_json(folder / "config.json"), str(folder / "config.json"))
     kind = s.get("model_type", str, "(missing)")
+    pair = kind in ("llama", "mistral") and "mm_hidden_size" not in s.values
+    if not pair and (options.concat or options.connector_bias):
+        raise FormatError(f"{s.where}: a model with a connector of its own; leave out --concat and --connector-bias.")
     if kind == "detikzify" and "text_config" in s.values:
         model, text = read_v2(s, folder, options), s.section("text_config").values
     elif "mm_hidden_size" in s.values or (kind == "detikzify" and "use_mm_proj" in s.values):
         model, text = read_v1(s, folder, options), s.values
-    elif kind in ("llama", "mistral"):
+    elif pair:
         model, text = read_pair(s, folder, options), s.values
+    elif kind in ("siglip", "siglip_vision_model") or "architecture" in s.values:
+        raise FormatError(f"{s.where}: a vision tower; name the folder of the language model, and the tower's with "
+                          f"--vision.")
     else:
         built = shown(s.values.get("architectures"))
         raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported; expected a "
@@ -277,6 +284,12 @@ def convert(options):
           + (", the connector is untrained" if model.fresh else ""))
 
 
+def positive(text):
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1 << 24:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 2^24")
+    return int(text[:9])
+
+
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SRC", help="folder of the model, or of the language model")
@@ -287,10 +300,10 @@ def parser():
     parser.add_argument("--dtype", choices=["auto", *KINDS], default="auto",
                         help="type of all weights (default: that of the language model's embedding; DeTikZify v1 "
                         "brings its tower to the language model's type, too)")
-    parser.add_argument("--positions", type=int, metavar="N",
+    parser.add_argument("--positions", type=positive, metavar="N",
                         help=f"most positions, image and text (default: the model's, the tokenizer's or "
                         f"{DETIKZIFY_POSITIONS}, whichever is least)")
-    parser.add_argument("--concat", type=int, default=3, metavar="N",
+    parser.add_argument("--concat", type=positive, metavar="N",
                         help="of a new pair: patches joined into one image token (default 3)")
     parser.add_argument("--connector-bias", action="store_true", help="of a new pair: the connector has a bias")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of a new pair's connector (default 1)")
@@ -302,7 +315,7 @@ def main():
     try:
         convert(options)
     except (FormatError, OSError) as e:
-        sys.exit(f"convert_hf: {one_line(e)}")
+        sys.exit(f"convert_hf: {one_line(e, options.out)}")
     except KeyboardInterrupt:
         sys.exit("convert_hf: interrupted; nothing was written.")
 

@@ -207,6 +207,8 @@ def export(source, out):
     x, out = Export(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
+    if not out.absolute().parent.is_dir():
+        raise FormatError(f"{out}: cannot be made, since the folder {out.absolute().parent} does not exist.")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -240,7 +242,7 @@ def main():
     try:
         export(options.source, options.out)
     except (FormatError, OSError) as e:
-        sys.exit(f"export_hf: {one_line(e)}")
+        sys.exit(f"export_hf: {one_line(e, options.out)}")
     except KeyboardInterrupt:
         sys.exit("export_hf: interrupted; nothing was written.")
 

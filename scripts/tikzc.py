@@ -72,7 +72,10 @@ class AtomicFile:
 
     def __init__(self, path, temporary=None):
         self.path, self.temporary = str(path), str(temporary or f"{path}.{os.getpid()}.tmp")
-        self.file = open(self.temporary, "wb")
+        try:
+            self.file = open(self.temporary, "wb")
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, self.path)   # the name that the user knows
 
     def __enter__(self):
         return self.file

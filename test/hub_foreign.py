@@ -155,11 +155,19 @@ def check_refused(folder):
         arguments = [*arguments, "--concat", 3] if "joined" in name else arguments
         complaint(name, script("convert_hf.py", *arguments, folder / "out.safetensors"), words)
     place = folder / "a file"
-    place.mkdir()
+    (place / "tower").mkdir(parents=True)
+    (place / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
     make_case("v2", place)
     for source, out, words in ((place / "model", place, ["is a folder", "model.safetensors"]),
-                               (place / "model" / "model.safetensors", place / "x", ["is a file", "config.json"])):
-        complaint("a folder for a file", script("convert_hf.py", source, out), words)
+                               (place / "model" / "model.safetensors", place / "x", ["is a file", "config.json"]),
+                               (place / "model", place / "no" / "x", ["no/x: No such file"]),
+                               (place / "tower", place / "x", ["a vision tower", "language model", "--vision"])):
+        complaint("other paths", script("convert_hf.py", source, out), words)
+    complaint("an option of new connectors", script("convert_hf.py", place / "model", place / "x", "--concat", 1),
+              ["--concat"])
+    for option in ("--concat", "--positions"):
+        result = script("convert_hf.py", place / "model", place / "x", option, 0)
+        check(result.returncode == 2 and "from 1 to 2^24" in result.stderr, f"{option} 0: {result.stderr}")
 
 
 def check_tokenizer_settings(folder):

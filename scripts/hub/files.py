@@ -9,10 +9,11 @@ from tikzc import FormatError
 MAX_JSON = 1 << 28      # bytes; the tokenizer.json of a vocabulary of 256 000 tokens has 33 MB
 
 
-def one_line(error):
-    """The text of an error, or of a note, as a line to print: what a file holds must not move the cursor."""
-    if isinstance(error, OSError) and error.filename is not None:
-        error = f"{error.filename}: {error.strerror}"
+def one_line(error, out=None):
+    """The text of an error, or of a note, as a line to print: what a file holds must not move the cursor. out: what was
+    being written, for an error that names no file."""
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename or out}: {error.strerror}."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
