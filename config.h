@@ -213,7 +213,7 @@ static inline VisionConfig vision_shape(int image_size, int patch_size, int hidd
                           .activation = ACT_GELU_TANH,
                           .eps = 1e-6f,
                           .concat = 3,
-                          .connector_bias = true};
+                          .connector_bias = false};  // as DeTikZify v2 and v2.5
 }
 
 static inline LmConfig lm_shape(int hidden_size, int layers, int heads, int kv_heads, int intermediate_size,

@@ -240,14 +240,14 @@ static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample
 typedef struct {
     const Model *model;
     int *ids, *lengths, *streams;
-    int max_tokens, end;
+    int max_tokens;
 } Programs;
 
-/* Callback of the generator: stores token `id` of sequence b. Returns false at the end token. */
+/* Callback of the generator: stores token `id` of sequence b. Returns false at an end token. */
 static bool read_token(void *context, int b, int id) {
     Programs *p = context;
     if (id < 0) die_not_finite(p->model);
-    if (id == p->end) return false;
+    if (tokenizer_ends(&p->model->tokenizer, id)) return false;
     p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
     return true;
 }
@@ -272,12 +272,8 @@ static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_t
     Generator generator;
     Progress progress;
     const Batch *batch;
-    Programs programs = {m,
-                         xcalloc((size_t)opt.batch * max_tokens, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)),
-                         max_tokens,
-                         m->tokenizer.end};
+    Programs programs = {m, xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
+                         xcalloc(opt.batch, sizeof(int)), max_tokens};
     int B = 0;
     int64_t seen = 0;
     double start = seconds_now();
@@ -375,7 +371,8 @@ int main(int argc, char **argv) {
     Error err;
     program_begin(argv);
     threads_wait_politely(argv);
-    char *usage = ops_usage("[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.");
+    char *usage =
+        ops_usage("[options]\n\nMeasures models (by default the starter teacher and student) on a dataset.");
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     free(usage);
     if (!opt.models.count)

@@ -54,6 +54,7 @@ typedef struct {
     int *streams;          // device [max_B]: the random stream of every sequence
     float *logits;         // device [max_B, V]: of the next token
     uint8_t *token_mask;   // device [V]: 1 where a token is never generated
+    uint8_t *first_mask;   // device [V]: 1 where a token is not generated as the first one
     Sampling sampling;
     int B, length;  // sequences now; positions of each in the cache
     int *host;      // [max_B] scratch
@@ -67,16 +68,20 @@ static inline void generator_plan(Generator *g) {
     g->streams = arena_int(&g->arena, g->max_B);
     g->logits = arena_f32(&g->arena, (size_t)g->max_B * c->vocab);
     g->token_mask = arena_take(&g->arena, c->vocab, 1);
+    g->first_mask = arena_take(&g->arena, c->vocab, 1);
 }
 
-/* Masks the tokens that are never generated: padding rows of the vocabulary, and special tokens other than the end (the
- * image token). */
+/* Masks the tokens that are never generated: padding rows of the vocabulary, and special tokens that do not end a text
+ * (the image token). The first token must not end the text, so that no program is empty. */
 static inline void generator_mask_tokens(const Generator *g) {
     const Tokenizer *t = &g->m->tokenizer;
     int vocab = g->m->c.lm.vocab;
     uint8_t *mask = xmalloc(vocab);
-    for (int i = 0; i < vocab; i++) mask[i] = i >= t->count || (i != t->end && (t->flags[i] & TOKEN_SPECIAL) != 0);
+    for (int i = 0; i < vocab; i++)
+        mask[i] = i >= t->count || (!tokenizer_ends(t, i) && (t->flags[i] & TOKEN_SPECIAL) != 0);
     g->m->op->upload(g->token_mask, mask, vocab);
+    for (int i = 0; i < t->count && i < vocab; i++) mask[i] |= tokenizer_ends(t, i);
+    g->m->op->upload(g->first_mask, mask, vocab);
     free(mask);
 }
 
@@ -159,14 +164,16 @@ static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B,
 
 /* Draws the next token of every sequence from g->logits. */
 static inline void generator_sample(const Generator *g) {
-    g->m->op->sample(g->ids, g->positions, g->logits, g->token_mask, g->streams, g->sampling, g->B, g->m->c.lm.vocab);
+    const uint8_t *mask = g->length == g->sampling.first ? g->first_mask : g->token_mask;
+    g->m->op->sample(g->ids, g->positions, g->logits, mask, g->streams, g->sampling, g->B, g->m->c.lm.vocab);
 }
 
 /* One decoding step: reads the last tokens (g->ids at g->positions) and, if `sample`, samples the next ones. */
 static inline void generator_step(Generator *g, bool sample) {
     const Ops *op = g->m->op;
     g->length++;
-    if (op->graph_launch(g, 2 * (uint64_t)g->B + sample)) return;
+    const bool first = g->length == g->sampling.first;
+    if (op->graph_launch(g, 4 * (uint64_t)g->B + 2 * first + sample)) return;
     model_decode_step(g->m, g->ids, g->positions, g->B, &g->cache, g->logits);
     if (sample) generator_sample(g);
     op->graph_end();

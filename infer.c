@@ -186,7 +186,7 @@ static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, 
         encoder_open(&encoder, t, name, &why) || encoder_run(&encoder, opt.prefix, strlen(opt.prefix), prefix, &why);
     if (bad) error_set(err, "cannot use the --prefix: %s", why.text);
     for (int i = before; !bad && special < 0 && i < prefix->count; i++)
-        if ((t->flags[prefix->ids[i]] & TOKEN_SPECIAL) || prefix->ids[i] == t->end) special = prefix->ids[i];
+        if ((t->flags[prefix->ids[i]] & TOKEN_SPECIAL) || tokenizer_ends(t, prefix->ids[i])) special = prefix->ids[i];
     if (!bad) tokenizer_decode(t, prefix->ids, prefix->count, &text, NULL);
     if (special >= 0)
         bad = error_set(err, "cannot use the --prefix: it contains '%.*s', which is a special token of the model",
@@ -340,7 +340,7 @@ static bool read_token(void *context, int b, int id) {
     Writer *w = context;
     Program *p = &w->programs[w->program[b]];
     if (w->first_token == 0) w->first_token = seconds_now();
-    p->ended = id == w->tokenizer->end;
+    p->ended = tokenizer_ends(w->tokenizer, id);
     if (p->ended) return false;
     return (id < 0 ? fail_not_finite(p, w) : write_token(p, id)) == 0;
 }

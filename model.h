@@ -258,7 +258,7 @@ static inline int model_save(const Model *m, const char *path, Error *err) {
     const Params *p = &m->params;
     int n = 0;
     SafeTensorSpec *specs = xcalloc(p->count + 4, sizeof(SafeTensorSpec));
-    size_t capacity = CONFIG_FIELDS + 3 + m->file.metadata_count;
+    size_t capacity = 1 + CONFIG_FIELDS + TOKENIZER_METADATA + m->file.metadata_count;
     const char **keys = xcalloc(capacity, sizeof *keys), **values = xcalloc(capacity, sizeof *values);
     char text[CONFIG_FIELDS][32];
     for (; n < p->count; n++) {

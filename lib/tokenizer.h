@@ -4,8 +4,9 @@
  * Tensors: tokenizer.bytes U8 [total] (all tokens one after another), tokenizer.offsets I32 [V+1], tokenizer.flags
  * U8 [V] (bit 0: special token, never printed; bit 1: a byte token of byte fallback), tokenizer.json U8 [n]
  * (optional; as Hugging Face's `tokenizers` writes it). Metadata: tokenizer.kind, tokenizer.end (id of the end
- * token), and optionally tokenizer.begin (id of the token that begins every sequence), tokenizer.strip (number of
- * leading spaces of a text that are not printed).
+ * token), and optionally tokenizer.more_ends ("7,9": ids of other tokens that end a text when they are generated),
+ * tokenizer.begin (id of the token that begins every sequence), tokenizer.strip (number of leading spaces of a text
+ * that are not printed).
  *
  * Kinds: in byte_level_bpe (GPT-2, DeepSeek, Llama 3) tokens are byte strings, and a character may span several
  * tokens. In byte_fallback_bpe (SentencePiece as in Llama 2) tokens are text, except that characters without a token
@@ -19,22 +20,24 @@
 #include "safetensors.h"
 #include "utf8.h"
 
-enum { TOKEN_SPECIAL = 1, TOKEN_BYTE = 2 };
+enum { TOKEN_SPECIAL = 1, TOKEN_BYTE = 2, TOKENIZER_MORE_ENDS = 15 };
 
 typedef struct {
     int count;  // vocabulary size
     const uint8_t *bytes;
     const int32_t *offsets;  // token i is bytes[offsets[i] .. offsets[i+1])
     const uint8_t *flags;
-    int end;               // id of the end token
-    int begin;             // id of the token that begins every sequence, -1: none
-    int strip;             // leading spaces of a text that are dropped
-    bool byte_fallback;    // whether kind is byte_fallback_bpe
-    uint64_t fingerprint;  // see tokenizer_hash
-    const uint8_t *json;   // tokenizer.json, NULL: none
+    int end;                                             // id of the end token, with which the texts of a dataset end
+    int more_ends[TOKENIZER_MORE_ENDS], more_end_count;  // other ids that end a generated text
+    int begin;                                           // id of the token that begins every sequence, -1: none
+    int strip;                                           // leading spaces of a text that are dropped
+    bool byte_fallback;                                  // whether kind is byte_fallback_bpe
+    uint64_t fingerprint;                                // see tokenizer_hash
+    const uint8_t *json;                                 // tokenizer.json, NULL: none
     size_t json_bytes;
     char kind[32];
     char end_text[16], begin_text[16], strip_text[16];  // decimal, as in the metadata; empty: absent
+    char more_ends_text[12 * TOKENIZER_MORE_ENDS];
 } Tokenizer;
 
 /* The one-dimensional tensor of that name and type, or NULL with a sentence in err. */
@@ -77,6 +80,27 @@ static inline int tokenizer_number(const SafeTensors *st, const char *key, int l
     return 0;
 }
 
+/* Reads tokenizer.more_ends: ids with a comma between them. */
+static inline int tokenizer_more_ends_read(Tokenizer *t, const SafeTensors *st, Error *err) {
+    const char *value = safetensors_metadata(st, "tokenizer.more_ends"), *at = value;
+    for (bool more = value != NULL; more;) {
+        char *rest = NULL;
+        long id = *at >= '0' && *at <= '9' ? strtol(at, &rest, 10) : -1;
+        if (id < 0 || id >= t->count || (*rest != ',' && *rest != '\0') || t->more_end_count == TOKENIZER_MORE_ENDS)
+            return error_set(
+                err,
+                "%s: the metadata tokenizer.more_ends is '%.40s', up to %d numbers from 0 to %d with commas "
+                "between them were expected",
+                st->file.path, value, TOKENIZER_MORE_ENDS, t->count - 1);
+        size_t used = strlen(t->more_ends_text);
+        snprintf(t->more_ends_text + used, sizeof t->more_ends_text - used, "%s%d", used ? "," : "", (int)id);
+        t->more_ends[t->more_end_count++] = (int)id;
+        more = *rest == ',';
+        at = rest + 1;
+    }
+    return 0;
+}
+
 static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, Error *err) {
     const char *path = st->file.path, *kind = safetensors_metadata(st, "tokenizer.kind");
     if (!kind || (strcmp(kind, "byte_level_bpe") != 0 && strcmp(kind, "byte_fallback_bpe") != 0))
@@ -88,6 +112,7 @@ static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, E
     t->byte_fallback = !strcmp(kind, "byte_fallback_bpe");
     t->begin = -1;
     return tokenizer_number(st, "tokenizer.end", t->count, true, &t->end, t->end_text, err) ||
+           tokenizer_more_ends_read(t, st, err) ||
            tokenizer_number(st, "tokenizer.begin", t->count, false, &t->begin, t->begin_text, err) ||
            tokenizer_number(st, "tokenizer.strip", 1000, false, &t->strip, t->strip_text, err);
 }
@@ -150,6 +175,13 @@ static inline int tokenizer_load(Tokenizer *t, const SafeTensors *st, Error *err
     return 0;
 }
 
+/* Whether a text ends where this token is generated. */
+static inline bool tokenizer_ends(const Tokenizer *t, int id) {
+    bool ends = id == t->end;
+    for (int i = 0; i < t->more_end_count; i++) ends |= id == t->more_ends[i];
+    return ends;
+}
+
 /* The bytes of one token as printed: sets *bytes and returns their number. 0 for a special token or an invalid id. */
 static inline size_t tokenizer_piece(const Tokenizer *t, int id, const uint8_t **bytes) {
     *bytes = t->bytes;
@@ -167,7 +199,8 @@ typedef struct {
 } TokenText;
 
 /* Decodes token ids into text, one id at a time. Each call returns the complete UTF-8 characters that have become
- * known; together they are what decode(ids, skip_special_tokens=True) of `tokenizers` returns. Bytes that are not yet
+ * known; together they are what decode(ids, skip_special_tokens=True) of `tokenizers` returns, except that an added
+ * token is its own text (`tokenizers` takes its letters for bytes in byte_level_bpe). Bytes that are not yet
  * decided are kept in `pending`:
  *
  *   byte_level_bpe     an incomplete character, at most 3 bytes. Invalid bytes become U+FFFD, one for each maximal
@@ -348,12 +381,14 @@ static inline int tokenizer_specs(const Tokenizer *t, SafeTensorSpec specs[4]) {
     return t->json ? 4 : 3;
 }
 
-/* Fills 2 to 4 metadata keys and values, which are valid as long as t, and returns their number. */
+/* Fills 2 to TOKENIZER_METADATA keys and values, which are valid as long as t, and returns their number. */
+enum { TOKENIZER_METADATA = 5 };
 static inline int tokenizer_metadata(const Tokenizer *t, const char **keys, const char **values) {
-    const char *const names[] = {"tokenizer.kind", "tokenizer.end", "tokenizer.begin", "tokenizer.strip"};
-    const char *const texts[] = {t->kind, t->end_text, t->begin_text, t->strip_text};
+    const char *const names[] = {"tokenizer.kind", "tokenizer.end", "tokenizer.more_ends", "tokenizer.begin",
+                                 "tokenizer.strip"};
+    const char *const texts[] = {t->kind, t->end_text, t->more_ends_text, t->begin_text, t->strip_text};
     int n = 0;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < TOKENIZER_METADATA; i++) {
         if (!*texts[i]) continue;
         keys[n] = names[i];
         values[n++] = texts[i];

@@ -19,9 +19,11 @@ import numpy as np
 
 import hub.config as hub
 import tikzc
+from hub.files import Section, one_line, read_json, shown
+from hub.tokenizer import read_tokenizer
+from hub.weights import FLOATS, check_folder, folder_tensors, pieces, same_values
 from progress import Progress
 from tikzc import FormatError
-from hub.weights import FLOATS, folder_tensors, pieces
 
 DETIKZIFY_POSITIONS = 2048      # context length of DeTikZify's models, image and text together
 KINDS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
@@ -42,7 +44,7 @@ class Model:
     sources: list
     fresh: list                 # entries that are randomly initialized
     image: object = None        # id of the token at the image positions, None: choose one
-    end: object = None          # id or ids that end a sequence, as in config.json
+    ends: object = None         # id or ids that end a sequence, as in config.json
 
 
 # ---- the three kinds of checkpoints ----
@@ -50,13 +52,14 @@ class Model:
 def read_tower(folder):
     """Reads a SigLIP folder -> (vision configuration, naming, prefix, Source)."""
     folder = Path(folder)
-    source = Source(folder, folder_tensors(folder))
-    config = hub.read_json(folder / "config.json", needed=not (folder / "open_clip_config.json").exists())
+    check_folder(folder)
+    config = read_json(folder / "config.json", needed=not (folder / "open_clip_config.json").exists())
     if config is None:
-        s = hub.Section(hub.read_json(folder / "open_clip_config.json"), str(folder / "open_clip_config.json"))
+        s = Section(read_json(folder / "open_clip_config.json"), str(folder / "open_clip_config.json"))
         tower = s.section("model_cfg").section("vision_cfg")
         config = {"architecture": tower.get("timm_model_name", str)}
-    s = hub.Section(config, str(folder / "config.json"))
+    source = Source(folder, folder_tensors(folder, note))
+    s = Section(config, str(folder / "config.json"))
     if "architecture" in config:
         prefix = "visual.trunk." if "visual.trunk.pos_embed" in source.tensors else ""
         return hub.timm_config(s), "timm", prefix, source
@@ -64,8 +67,9 @@ def read_tower(folder):
     if kind not in ("siglip", "siglip_vision_model"):
         raise FormatError(f"{s.where}: model_type {kind} is not supported as a vision tower; expected siglip or "
                           f"siglip_vision_model, or a folder of timm's with an architecture.")
-    return hub.vision_config(s.section("vision_config") if kind == "siglip" else s, hub.SIGLIP), "hf", \
-        "vision_model.", source
+    prefix = hub.tower_prefix(source.tensors)
+    source.left_out |= hub.pooling_head(source.tensors, prefix)
+    return hub.vision_config(s.section("vision_config") if kind == "siglip" else s, hub.SIGLIP), "hf", prefix, source
 
 
 def add_tower(model, folder, keep_layer=None):
@@ -78,7 +82,7 @@ def add_tower(model, folder, keep_layer=None):
         vision["vision.layers"] = max(-depth, min(keep_layer, depth - 1)) % depth + 1
     model.config |= vision
     source.entries = list(hub.vision_entries(vision, naming, prefix))
-    source.left_out = everything - {part for e in source.entries for part, _ in e.parts}
+    source.left_out |= everything - {part for e in source.entries for part, _ in e.parts}
     model.sources.insert(0, source)
 
 
@@ -89,7 +93,7 @@ def read_v1(s, folder, options):
     if tower is None:
         raise FormatError(f"{s.where}: a DeTikZify v1 model, whose vision tower ({config.get('vision_tower')}) lies "
                           f"elsewhere; name its folder with --vision.")
-    model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder))], [])
+    model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder, note))], [])
     add_tower(model, tower, s.get("feature_layer", int, -1))
     model.config |= {"connector.concat": s.size("concat_patches", 3), "connector.bias": True}
     known = hub.timm_architecture(str(config.get("vision_tower")))
@@ -112,11 +116,13 @@ def read_v2(s, folder, options):
     if (folder / "adapter").exists():
         note(f"{folder / 'adapter'}: left out; it is for captions, and images do not need it")
     text.values["tie_word_embeddings"] = s.get("tie_word_embeddings", bool, False)
-    source = Source(folder, folder_tensors(folder))
+    source = Source(folder, folder_tensors(folder, note))
     vision = hub.vision_config(s.section("vision_config"), hub.DETIKZIFY)
     model = Model(hub.lm_config(text, positions(folder, options)) | vision, [source], [])
     model.config |= {"connector.concat": s.size("concat_factor", 3), "connector.bias": False}
-    source.entries = list(hub.vision_entries(model.config, "hf", hub.V2["vision"]))
+    prefix = hub.tower_prefix(source.tensors, hub.V2["tower"])
+    source.left_out |= hub.pooling_head(source.tensors, prefix)
+    source.entries = list(hub.vision_entries(model.config, "hf", prefix))
     add_lm(model, hub.V2, with_connector=True)
     model.image = s.get("image_token_id", int, 128005)
     return model
@@ -126,9 +132,14 @@ def read_pair(s, folder, options):
     """A Llama checkpoint and a SigLIP folder, to be joined by a new connector."""
     if not options.vision:
         raise FormatError(f"{s.where}: a language model alone; name a SigLIP folder to go with it with --vision.")
-    model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder))], [])
+    model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder, note))], [])
     add_tower(model, options.vision)
-    model.config |= {"connector.concat": options.concat, "connector.bias": options.connector_bias}
+    concat = options.concat or 3
+    model.config |= {"connector.concat": concat, "connector.bias": options.connector_bias}
+    P = hub.patches(model.config)
+    if P % concat:
+        raise FormatError(f"{options.vision}: its {P} patches cannot be joined in groups of {concat}; choose "
+                          f"another --concat, such as {', '.join(str(n) for n in range(1, 10) if P % n == 0)}.")
     model.fresh = list(hub.connector_entries(model.config, "connector"))
     add_lm(model, {"lm": "model.", "head": "lm_head.weight"}, with_connector=False)
     return model
@@ -141,104 +152,49 @@ def add_lm(model, names, with_connector):
     source.entries += hub.lm_entries(model.config, names["lm"], names["head"])
     if model.config["lm.tied"]:
         source.left_out.add(names["head"])
+        head, embed = (source.tensors.get(name) for name in (names["head"], f"{names['lm']}embed_tokens.weight"))
+        if head and embed and not same_values(head, embed):
+            note(f"{head.path}: {names['head']} differs from the embedding, but config.json ties the two, so it is "
+                 f"left out; to keep it, set tie_word_embeddings to false there")
 
 
 def read_model(options):
     folder = Path(options.source)
-    s = hub.Section(hub.read_json(folder / "config.json"), str(folder / "config.json"))
+    check_folder(folder)
+    s = Section(read_json(folder / "config.json"), str(folder / "config.json"))
     kind = s.get("model_type", str, "(missing)")
+    pair = kind in ("llama", "mistral") and "mm_hidden_size" not in s.values
+    if not pair and (options.concat or options.connector_bias):
+        raise FormatError(f"{s.where}: a model with a connector of its own; leave out --concat and --connector-bias.")
     if kind == "detikzify" and "text_config" in s.values:
         model, text = read_v2(s, folder, options), s.section("text_config").values
     elif "mm_hidden_size" in s.values or (kind == "detikzify" and "use_mm_proj" in s.values):
         model, text = read_v1(s, folder, options), s.values
-    elif kind in ("llama", "mistral"):
+    elif pair:
         model, text = read_pair(s, folder, options), s.values
+    elif kind in ("siglip", "siglip_vision_model") or "architecture" in s.values:
+        raise FormatError(f"{s.where}: a vision tower; name the folder of the language model, and the tower's with "
+                          f"--vision.")
     else:
-        raise FormatError(f"{s.where}: model_type {kind} (architectures: {s.values.get('architectures')}) is not "
-                          f"supported; expected a detikzify model, or llama with --vision.")
-    generation = hub.read_json(folder / "generation_config.json", needed=False) or {}
-    model.end = generation.get("eos_token_id", text.get("eos_token_id"))
+        built = shown(s.values.get("architectures"))
+        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported; expected a "
+                          f"detikzify model, or llama or mistral with --vision.")
+    generation = read_json(folder / "generation_config.json", needed=False) or {}
+    ends = (values.get("eos_token_id") for values in (generation, text, s.values))
+    model.ends = next((end for end in ends if end is not None), None)
     hub.check_config(model.config, str(folder))
     return model
 
 
 def positions(folder, options):
     """The context length: --positions, or the model_max_length of the tokenizer, but at most that of DeTikZify."""
-    settings = hub.read_json(tokenizer_folder(folder, options) / "tokenizer_config.json", needed=False) or {}
+    settings = read_json(tokenizer_folder(folder, options) / "tokenizer_config.json", needed=False) or {}
     longest = settings.get("model_max_length")
     return options.positions or min(longest if isinstance(longest, int) else 1 << 30, DETIKZIFY_POSITIONS)
 
 
-# ---- the tokenizer ----
-
 def tokenizer_folder(folder, options):
     return Path(options.tokenizer or folder)
-
-
-def read_tokenizer(model, folder, options):
-    """-> (Tokenizer, metadata for exporting the model again)"""
-    folder = tokenizer_folder(folder, options)
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise FormatError(f"{path}: no such file; transformers' AutoTokenizer makes one of tokenizer.model "
-                          f"(save_pretrained), and --tokenizer names another folder.")
-    parsed, text = hub.read_json(path), path.read_text("utf-8")
-    names = hub.token_names(text, path)
-    settings = hub.read_json(folder / "tokenizer_config.json", needed=False) or {}
-    end = options.end_token or end_token(names, settings, model.end, path)
-    text = cut_added_tokens(parsed, text, model.config["lm.vocab"], path)
-    try:
-        tokenizer = tikzc.Tokenizer.from_json(text, end_token=end)
-    except FormatError as e:
-        raise FormatError(f"{path}: {e}")
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise FormatError(f"{path}: not a tokenizer.json as the package tokenizers writes it ({e!r}).")
-    rows = model.config["lm.vocab"]
-    if len(tokenizer.tokens) > rows:
-        raise FormatError(f"{path}: the tokenizer has {len(tokenizer.tokens)} tokens, but the embedding of "
-                          f"{options.source} has {rows} rows; they do not belong together.")
-    image = hub.image_token(tokenizer) if model.image is None else model.image
-    if model.image is not None and not (isinstance(image, int) and 0 <= image < rows):
-        raise FormatError(f"{options.source}: the image token is {image}, but the embedding has {rows} rows.")
-    if model.image is not None and model.image < len(tokenizer.tokens):
-        tokenizer.special[model.image] = True       # so that it is never printed
-    metadata = {"hub.tokenizer_config": hub.compact(hub.tokenizer_settings(settings, tokenizer, image))}
-    if image is not None:
-        metadata["hub.image_token"] = str(image)
-    return tokenizer, metadata
-
-
-def cut_added_tokens(parsed, text, rows, path):
-    """Removes added tokens with ids beyond the rows of the embedding (mostly a padding token): the model has no
-    embedding for them."""
-    added = parsed.get("added_tokens") or []
-    beyond = [token for token in added if token["id"] >= rows]
-    vocabulary = parsed["model"]["vocab"]
-    if not beyond or max(vocabulary.values(), default=0) >= rows:
-        return text
-    names = ", ".join(str(token["content"]) for token in beyond)
-    note(f"{path}: left out {names}, beyond the {rows} rows of the embedding")
-    parsed["added_tokens"] = [token for token in added if token["id"] < rows]
-    return hub.compact(parsed)
-
-
-def end_token(names, settings, ids, path):
-    """The text of the tokenizer's end token, which must be one of the end tokens in the model's configuration."""
-    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
-    text = hub.token_text(settings.get("eos_token"))
-    if text is None:
-        if not ids:
-            raise FormatError(f"{path}: neither tokenizer_config.json nor config.json says which token ends a text; "
-                              f"name it with --end-token.")
-        text = names.get(ids[0])
-    number = next((i for i, name in names.items() if name == text), None)
-    if number is None:
-        raise FormatError(f"{path}: the end token {text or ids[0]} is not in the tokenizer; the files do not belong "
-                          f"together, or name it with --end-token.")
-    if ids and number not in ids:
-        raise FormatError(f"{path}: the tokenizer ends a text with {text} ({number}), the model's configuration with "
-                          f"{ids}; the files do not belong together, or name the token with --end-token.")
-    return text
 
 
 # ---- checking and writing ----
@@ -304,14 +260,18 @@ def values_of(e, tensors, kind, seed):
 
 
 def note(sentence):
-    print(f"convert_hf: {sentence}", file=sys.stderr)
+    print(f"convert_hf: {one_line(sentence)}", file=sys.stderr)
 
 
 def convert(options):
+    if Path(options.out).is_dir():
+        raise FormatError(f"{options.out}: is a folder; name the file to write, such as "
+                          f"{Path(options.out) / 'model.safetensors'}.")
     model = read_model(options)
     for source in model.sources:
         check_source(source)
-    tokenizer, metadata = read_tokenizer(model, Path(options.source), options)
+    tokenizer, metadata = read_tokenizer(tokenizer_folder(options.source, options), model.config["lm.vocab"],
+                                         model.ends, model.image, options.end_token, note)
     for source in model.sources:
         if any(Path(stored.path).resolve() == Path(options.out).resolve() for stored in source.tensors.values()):
             raise FormatError(f"{options.out}: is one of the files to convert; name another file.")
@@ -324,6 +284,12 @@ def convert(options):
           + (", the connector is untrained" if model.fresh else ""))
 
 
+def positive(text):
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1 << 24:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 2^24")
+    return int(text[:9])
+
+
 def parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SRC", help="folder of the model, or of the language model")
@@ -334,10 +300,10 @@ def parser():
     parser.add_argument("--dtype", choices=["auto", *KINDS], default="auto",
                         help="type of all weights (default: that of the language model's embedding; DeTikZify v1 "
                         "brings its tower to the language model's type, too)")
-    parser.add_argument("--positions", type=int, metavar="N",
+    parser.add_argument("--positions", type=positive, metavar="N",
                         help=f"most positions, image and text (default: the model's, the tokenizer's or "
                         f"{DETIKZIFY_POSITIONS}, whichever is least)")
-    parser.add_argument("--concat", type=int, default=3, metavar="N",
+    parser.add_argument("--concat", type=positive, metavar="N",
                         help="of a new pair: patches joined into one image token (default 3)")
     parser.add_argument("--connector-bias", action="store_true", help="of a new pair: the connector has a bias")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of a new pair's connector (default 1)")
@@ -349,7 +315,7 @@ def main():
     try:
         convert(options)
     except (FormatError, OSError) as e:
-        sys.exit(f"convert_hf: {e}")
+        sys.exit(f"convert_hf: {one_line(e, options.out)}")
     except KeyboardInterrupt:
         sys.exit("convert_hf: interrupted; nothing was written.")
 

@@ -5,13 +5,15 @@
 
 A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
 and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
-checkpoint, with the vision tower in OUT_DIR/vision under timm's names; DeTikZify's v1 code loads towers by their timm
-name only. Converting the folder again gives the same file, bit for bit.
+checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
+downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
+for bit.
 """
 import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,10 +22,13 @@ import numpy as np
 
 import hub.config as hub
 import tikzc
+from hub.files import one_line, parse_object
+from hub.tokenizer import image_token, token_names, token_text, tokenizer_settings
+from hub.weights import FLOATS, Stored, pieces
 from progress import Progress
 from tikzc import FormatError
-from hub.weights import FLOATS, Stored, pieces
 
+TOWER = "vision"        # folder of a v1 checkpoint's tower
 TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -35,20 +40,18 @@ class Export:
         self.header, metadata = tikzc.read_header(path)
         self.config = hub.config_read(metadata, path)
         self.tokenizer = tikzc.Tokenizer.load(path)
-        self.names = hub.token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
+        self.names = token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
         if self.tokenizer.end not in self.names:
             raise FormatError(f"{path}: the end token {self.tokenizer.end} is not in its tokenizer.json.")
-        image = metadata.get("hub.image_token", hub.image_token(self.tokenizer))
-        if image is None or not str(image).isdecimal() or int(image) >= self.config["lm.vocab"]:
+        image = metadata.get("hub.image_token", image_token(self.tokenizer))
+        if image is None or not re.fullmatch("[0-9]{1,8}", str(image)) or int(image) >= self.config["lm.vocab"]:
             raise FormatError(f"{path}: its tokenizer has no token that could stand for the image (a special one "
                               f"besides the end token); the Hub's layout needs one.")
         self.image = int(image)
-        stored = metadata.get("hub.tokenizer_config")
-        try:
-            given = json.loads(stored) if stored else {}
-        except ValueError:
-            raise FormatError(f"{path}: the metadata hub.tokenizer_config is not JSON.")
-        self.settings = hub.tokenizer_settings(given, self.tokenizer, self.image)
+        given = parse_object(metadata.get("hub.tokenizer_config") or "{}", f"{path}: the metadata hub.tokenizer_config")
+        self.settings = tokenizer_settings(given, self.tokenizer, self.image)
+        more = self.tokenizer.more_ends
+        self.ends = [self.tokenizer.end, *more] if more else self.tokenizer.end     # eos_token_id
         self.kind = self.place("lm.embed", None)[0]
 
     def place(self, name, shape):
@@ -72,7 +75,7 @@ class Export:
 
     def token_id(self, key):
         """The id of a special token that tokenizer_config.json names, or None."""
-        text = hub.token_text(self.settings.get(key))
+        text = token_text(self.settings.get(key))
         return next((i for i, name in self.names.items() if name == text), None)
 
 
@@ -101,7 +104,7 @@ def llama_config(x):
             "num_key_value_heads": c["lm.kv_heads"], "head_dim": c["lm.head_dim"], "hidden_act": "silu",
             "max_position_embeddings": longest, "rms_norm_eps": c["lm.eps"], "rope_theta": c["lm.rope_theta"],
             "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
-            "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.tokenizer.end, **ids}
+            "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.ends, **ids}
 
 
 def v2_config(x):
@@ -116,34 +119,22 @@ def v2_config(x):
 def v1_config(x):
     c = x.config
     return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **llama_config(x),
-            "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": tower_name(c),
+            "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": f"local-dir:{TOWER}",
             "mm_hidden_size": c["connector.concat"] * c["vision.width"], "concat_patches": c["connector.concat"],
             "num_patches": hub.patches(c) // c["connector.concat"], "feature_layer": c["vision.layers"] - 1,
             "patch_token_id": x.image}
 
 
-def tower_name(c):
-    """timm's name of a SigLIP tower with these shapes and at least as many layers."""
-    names = [f"vit_{family}_patch{c['vision.patch']}_siglip_{c['vision.image_size']}" for family in hub.TIMM_FAMILIES]
-    for name in names:
-        known = hub.timm_architecture(name)
-        if (all(known[key] == c[key] for key in known if key not in ("vision.layers", "vision.eps"))
-                and known["vision.layers"] >= c["vision.layers"]):
-            return f"{name}.webli"
-    return "local-dir:vision"
-
-
 def timm_config(c):
-    """config.json for timm: one of its architectures, and the arguments that differ; without the pooling head."""
-    name = tower_name(c).split(".")[0]
-    name = "vit_base_patch16_siglip_224" if ":" in name else name
+    """config.json for timm: one of its SigLIP architectures, and all arguments that may differ; without the pooling
+    head."""
     side = c["vision.image_size"]
     args = {"img_size": side, "patch_size": c["vision.patch"], "embed_dim": c["vision.width"],
             "depth": c["vision.layers"], "num_heads": c["vision.heads"],
             "mlp_ratio": mlp_ratio(c["vision.mlp"], c["vision.width"]), "act_layer": c["vision.activation"],
             "class_token": False, "global_pool": ""}
-    return {"architecture": name, "num_classes": 0, "num_features": c["vision.width"], "global_pool": "",
-            "model_args": args,
+    return {"architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "num_features": c["vision.width"],
+            "global_pool": "", "model_args": args,
             "pretrained_cfg": {"input_size": [3, side, side], "fixed_input_size": True, "interpolation": "bicubic",
                                "crop_pct": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 0,
                                "first_conv": "patch_embed.proj", "classifier": "head"}}
@@ -158,7 +149,10 @@ def mlp_ratio(mlp, width):
 # ---- writing ----
 
 def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    try:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    except (RecursionError, ValueError) as e:
+        raise FormatError(f"{path.name}: cannot be written as JSON ({e}).")
 
 
 def write_weights(path, tensors):
@@ -176,7 +170,7 @@ def write_tokenizer(x, folder):
     (folder / "tokenizer.json").write_text(x.tokenizer.json_text, "utf-8", newline="")
     write_json(folder / "tokenizer_config.json", {**x.settings, "model_max_length": x.config["lm.max_positions"]})
     ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
-    write_json(folder / "generation_config.json", {"eos_token_id": x.tokenizer.end,
+    write_json(folder / "generation_config.json", {"eos_token_id": x.ends,
                                                    **{key: i for key, i in ids.items() if i is not None}})
 
 
@@ -194,9 +188,9 @@ def write_processor(x, folder):
 def write_folder(x, folder):
     c = x.config
     if c["connector.bias"]:
-        (folder / "vision").mkdir()
-        write_json(folder / "vision" / "config.json", timm_config(c))
-        write_weights(folder / "vision" / "model.safetensors", x.parts(hub.vision_entries(c, "timm", "")))
+        (folder / TOWER).mkdir()
+        write_json(folder / TOWER / "config.json", timm_config(c))
+        write_weights(folder / TOWER / "model.safetensors", x.parts(hub.vision_entries(c, "timm", "")))
         names, entries = hub.V1, []
         write_json(folder / "config.json", v1_config(x))
     else:
@@ -213,6 +207,8 @@ def export(source, out):
     x, out = Export(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
+    if not out.absolute().parent.is_dir():
+        raise FormatError(f"{out}: cannot be made, since the folder {out.absolute().parent} does not exist.")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -221,6 +217,21 @@ def export(source, out):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{out}: a DeTikZify {'v1' if x.config['connector.bias'] else 'v2'} checkpoint, {TORCH[x.kind]}")
+    if x.config["connector.bias"]:
+        explain_v1(out, x.config["vision.image_size"])
+
+
+def explain_v1(out, side):
+    """What DeTikZify's v1 code does not find out by itself: where the tower is, and the form of its input. Without the
+    second it takes 224 pixels and ImageNet's mean, and says nothing."""
+    print(f"""export_hf: the connector has a bias, which makes this a v1 checkpoint. To run it with DeTikZify's code:
+  - in {out / 'config.json'}, set vision_tower to local-dir: and the path of {out / TOWER}
+    (as it stands, it is found from inside {out} only)
+  - model, processor = load("{out}", is_v1=True)
+    processor.image_processor.size = {{"height": {side}, "width": {side}}}
+    processor.image_processor.image_mean = processor.image_processor.image_std = [0.5, 0.5, 0.5]
+A student trained with connector.bias=false, the default for new ones, is exported as v2 and needs none of this.""",
+          file=sys.stderr)
 
 
 def main():
@@ -231,7 +242,7 @@ def main():
     try:
         export(options.source, options.out)
     except (FormatError, OSError) as e:
-        sys.exit(f"export_hf: {e}")
+        sys.exit(f"export_hf: {one_line(e, options.out)}")
     except KeyboardInterrupt:
         sys.exit("export_hf: interrupted; nothing was written.")
 

@@ -141,7 +141,10 @@ class AtomicFile:
     def __init__(self, path, temporary=None):
         check_replaceable(path)
         self.path, self.temporary = os.fspath(path), temporary or beside(path, f".{os.getpid()}.tmp")
-        self.file = create(self.temporary, "wb")
+        try:
+            self.file = create(self.temporary, "wb")
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, self.path)  # the name that the user knows
 
     def __enter__(self):
         return self.file

@@ -13,13 +13,15 @@ each one is aligned to its element size.
 Tokenizer, inside a safetensors file (a model, or a file of its own)
 --------------------------------------------------------------------
     tokenizer.bytes    U8 [total]  the byte strings of all tokens, one after another, as they appear in the text
-                                   (with byte-level BPE's alphabet and the metaspace already mapped back)
+                                   (with byte-level BPE's alphabet and the metaspace already mapped back; an added
+                                   token that is not in the BPE vocabulary is its own text)
     tokenizer.offsets  I32 [V+1]   token i is bytes[offsets[i] : offsets[i+1]]
     tokenizer.flags    U8 [V]      bit 0: special token, never printed; bit 1: a byte token of byte fallback
     tokenizer.json     U8 [n]      tokenizer.json of the package `tokenizers`, UTF-8, for encoding
     metadata: "tokenizer.kind" = "byte_level_bpe" or "byte_fallback_bpe", "tokenizer.end" = id of the end token,
-              decimal; optional: "tokenizer.begin" = id of the token that begins every sequence, "tokenizer.strip" =
-              number of leading spaces of a text that are not printed
+              decimal; optional: "tokenizer.more_ends" = "7,9", ids of other tokens that end a text when they are
+              generated, "tokenizer.begin" = id of the token that begins every sequence, "tokenizer.strip" = number
+              of leading spaces of a text that are not printed
 Kinds: in byte_level_bpe a text is the concatenated bytes of its tokens, and invalid UTF-8 is printed as U+FFFD. In
 byte_fallback_bpe tokens are text; a run of byte tokens is text if all of it is valid UTF-8, else one U+FFFD for each
 byte (lib/tokenizer.h specifies both).
@@ -43,6 +45,7 @@ import math
 import mmap
 import os
 import re
+import reprlib
 import struct
 import zlib
 
@@ -53,7 +56,9 @@ import numpy as np  # noqa: E402
 
 FORMAT = "tikz.c/1"
 DATA_ALIGNMENT = 64
-MAX_HEADER_BYTES = 100_000_000  # of safetensors; the limit of the library of that name
+MAX_HEADER = 100_000_000    # bytes of a safetensors header; as in lib/safetensors.h
+MAX_DIMENSIONS = 8          # of a tensor
+MAX_VOCABULARY = 1 << 20    # as in config.h
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
           "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
 
@@ -81,39 +86,40 @@ def read_header(path):
         if size < 8:
             raise FormatError(f"{path}: expected a safetensors file, found {size} bytes, too short for its header.")
         (header_bytes,) = struct.unpack("<Q", f.read(8))
-        if header_bytes > size - 8:
-            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}; "
-                              f"it is cut off or no safetensors file.")
-        if header_bytes > MAX_HEADER_BYTES:
-            raise FormatError(f"{path}: the safetensors header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} "
-                              f"are read.")
+        if header_bytes > min(size - 8, MAX_HEADER):
+            raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}"
+                              f"{', and at most 100 MB are read' if size > MAX_HEADER else ''}.")
         text = f.read(header_bytes)
     try:
         header = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"{path}: the safetensors header is not JSON ({e}).")
-    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError(f"{path}: the safetensors header is not an object with text as metadata.")
-    start, tensors = 8 + header_bytes, {}
-    for name, info in header.items():
-        kind, shape, begin, end = tensor_entry(path, name, info)
-        if not (begin <= end <= size - start and end - begin == math.prod(shape) * np.dtype(DTYPES[kind]).itemsize):
-            raise FormatError(f"{path}: tensor '{name}' of shape {list(shape)} and type {kind} does not fit its "
-                              f"bytes {begin} to {end} of {size - start}.")
-        tensors[name] = (kind, shape, start + begin)
-    return tensors, metadata
+        metadata = header.pop("__metadata__", {})
+        texts = all(isinstance(value, str) for value in metadata.values())
+    except (ValueError, AttributeError, TypeError) as e:
+        raise FormatError(f"{path}: the safetensors header is not a JSON object ({e}).")
+    except RecursionError:
+        raise FormatError(f"{path}: the safetensors header is nested too deeply for one.")
+    if not texts:
+        raise FormatError(f"{path}: a value in __metadata__ of the safetensors header is not a string.")
+    start = 8 + header_bytes
+    return {name: header_entry(path, name, info, start, size - start) for name, info in header.items()}, metadata
 
 
-def tensor_entry(path, name, info):
-    """(dtype, shape, first and last position) of an entry of the header."""
+def header_entry(path, name, info, start, size):
+    """One tensor of a safetensors header -> (dtype, shape, position in the file). size: bytes of all data."""
     try:
         kind, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-        if kind in DTYPES and all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-            return kind, shape, begin, end
+        item = np.dtype(DTYPES[kind]).itemsize
+        known = len(shape) <= MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        known = known and max(shape, default=0) < 1 << 62
     except (KeyError, TypeError, ValueError):
-        pass
-    raise FormatError(f"{path}: tensor '{name}' has an unknown dtype or a malformed entry: {str(info)[:200]}.")
+        known = False
+    if not known:
+        raise FormatError(f"{path}: tensor '{name[:80]}' has an unknown dtype or a malformed entry: "
+                          f"{reprlib.repr(info)}.")
+    if not (begin <= end <= size and end - begin == math.prod(shape) * item):
+        raise FormatError(f"{path}: tensor '{name[:80]}' of shape {list(shape)} and type {kind} does not fit its bytes "
+                          f"{reprlib.repr(begin)} to {reprlib.repr(end)} of {size}.")
+    return kind, shape, start + begin
 
 
 def read_safetensors(path, raw_bf16=False):
@@ -211,7 +217,6 @@ def with_plain_merges(json_text):
     return json.dumps(parsed, ensure_ascii=False)
 
 
-MAX_VOCABULARY = 1 << 20  # the limit of config.h
 BYTE_TOKEN = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")  # byte tokens of the decoder ByteFallback
 
 
@@ -243,6 +248,8 @@ def read_decoder(decoder):
         pattern = step.get("pattern", {}).get("String")
         if not pattern:
             refuse_decoder("replaces a regular expression")
+        if max(len(pattern), len(step["content"])) > 100:
+            refuse_decoder("replaces a text of more than 100 characters")
         replacements.append((pattern, step["content"]))
     known = [name for name in ("ByteFallback", "Fuse", "Strip") if name in names]
     if names != known or not names and not replacements or "Strip" in names and "Fuse" not in names:
@@ -279,12 +286,24 @@ def read_vocabulary(parsed):
         raise FormatError("The tokenizer drops merges at random (model.dropout), so that a text has no fixed ids; "
                           "set it to null.")
     texts = {i: text for text, i in model["vocab"].items()}
-    if not all(type(i) is int and 0 <= i < MAX_VOCABULARY for i in texts):
-        raise FormatError(f"The tokenizer's ids are not whole numbers below {MAX_VOCABULARY}.")
+    wrong = next((i for i in texts if type(i) is not int or not 0 <= i < MAX_VOCABULARY), None)
+    if wrong is not None:
+        raise FormatError(f"The tokenizer's token '{texts[wrong][:40]}' has the id {reprlib.repr(wrong)}; expected a "
+                          f"number from 0 to {MAX_VOCABULARY - 1}.")
     if len(texts) != len(model["vocab"]):
         text = next(text for text, i in model["vocab"].items() if texts[i] != text)
         raise FormatError(f"The tokenizer's tokens '{text}' and '{texts[model['vocab'][text]]}' have the same id.")
     return texts
+
+
+def metadata_numbers(path, metadata, key, limit):
+    """The numbers below limit, with commas between them, that a key of the metadata holds; [] without the key."""
+    if key not in metadata:
+        return []
+    parts = metadata[key].split(",")
+    if not all(n.isascii() and n.isdigit() and len(n) < 10 and int(n) < limit for n in parts):
+        raise FormatError(f"{path}: '{key}' is '{metadata[key][:40]}'; expected a number from 0 to {limit - 1}.")
+    return [int(n) for n in parts]
 
 
 class Tokenizer:
@@ -299,6 +318,7 @@ class Tokenizer:
         self.byte_tokens = set(byte_tokens)    # ids of the byte tokens of byte fallback
         self.begin = begin                     # id of the token that begins every sequence, or None
         self.strip = strip                     # number of leading spaces of a text that are not printed
+        self.more_ends = []                    # ids of other tokens that end a generated text
         self._encoder = None
 
     @classmethod
@@ -330,7 +350,7 @@ class Tokenizer:
         for text in filter(None, (end_token, begin_token)):
             if text not in ids:
                 raise FormatError(f"The tokenizer has no token '{text}' to begin or end a text with.")
-        alphabet, byte_tokens = byte_of_stand_in(), set()
+        alphabet, vocabulary, byte_tokens = byte_of_stand_in(), parsed["model"]["vocab"], set()
         tokens, special = [b""] * size, [True] * size     # ids without a token are special, so never printed
         for i, text in texts.items():
             special[i] = i in added and bool(added[i]["special"])
@@ -339,7 +359,7 @@ class Tokenizer:
             if has_bytes and BYTE_TOKEN.fullmatch(text):
                 tokens[i] = bytes([int(text[3:5], 16)])
                 byte_tokens.add(i)
-            elif kind == "byte_level_bpe" and all(c in alphabet for c in text):
+            elif kind == "byte_level_bpe" and text in vocabulary and all(c in alphabet for c in text):
                 tokens[i] = bytes(alphabet[c] for c in text)
             else:
                 tokens[i] = text.encode()
@@ -350,16 +370,16 @@ class Tokenizer:
     def load(cls, path):
         """Loads the tokenizer of a safetensors file."""
         tensors, metadata = read_safetensors(path, raw_bf16=True)  # views, so the weights are not read
-        for name, kind in (("bytes", np.uint8), ("offsets", np.int32), ("flags", np.uint8), ("json", np.uint8)):
-            array = tensors.get(f"tokenizer.{name}")
-            if array is None:
-                raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{name}' is missing.")
+        kinds = {"bytes": np.uint8, "offsets": np.int32, "flags": np.uint8, "json": np.uint8}
+        missing = [n for n in kinds if f"tokenizer.{n}" not in tensors]
+        missing += [n for n in ("end", "kind") if f"tokenizer.{n}" not in metadata]
+        if missing:
+            raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{missing[0]}' is missing.")
+        for name, kind in kinds.items():
+            array = tensors[f"tokenizer.{name}"]
             if array.dtype != kind or array.ndim != 1:
-                raise FormatError(f"{path}: 'tokenizer.{name}' has type {array.dtype} and {array.ndim} dimensions; "
-                                  f"expected {np.dtype(kind)} and one.")
-        for name in ("end", "kind"):
-            if f"tokenizer.{name}" not in metadata:
-                raise FormatError(f"{path}: no tokenizer inside; 'tokenizer.{name}' is missing.")
+                raise FormatError(f"{path}: 'tokenizer.{name}' is {array.dtype} with {array.ndim} dimensions; expected "
+                                  f"{np.dtype(kind)} with one.")
         blob, offsets = tensors["tokenizer.bytes"].tobytes(), tensors["tokenizer.offsets"]
         flags, json_text = tensors["tokenizer.flags"], tensors["tokenizer.json"].tobytes()
         if (len(offsets) != len(flags) + 1 or offsets[0] != 0 or offsets[-1] != len(blob)
@@ -370,18 +390,19 @@ class Tokenizer:
         if kind not in ("byte_level_bpe", "byte_fallback_bpe"):
             raise FormatError(f"{path}: the tokenizer is of the kind '{kind}'; expected byte_level_bpe or "
                               f"byte_fallback_bpe.")
-        numbers = {"end": None, "begin": None, "strip": 0}
-        for name, limit in (("end", len(tokens)), ("begin", len(tokens)), ("strip", 1000)):
-            text = metadata.get(f"tokenizer.{name}")
-            if text is not None and not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < limit):
-                raise FormatError(f"{path}: 'tokenizer.{name}' is '{text}'; expected a number from 0 to {limit - 1}.")
-            numbers[name] = numbers[name] if text is None else int(text)
         try:
-            json_text = json_text.decode("utf-8")
+            json_text = json_text.decode()
         except UnicodeDecodeError as e:
-            raise FormatError(f"{path}: 'tokenizer.json' is not UTF-8 at byte {e.start}.")
-        return cls(tokens, [bool(f & 1) for f in flags], numbers["end"], json_text, kind,
-                   np.flatnonzero(flags & 2).tolist(), numbers["begin"], numbers["strip"])
+            raise FormatError(f"{path}: 'tokenizer.json' is not UTF-8 ({e}).")
+        numbers = {name: metadata_numbers(path, metadata, f"tokenizer.{name}", 1000 if name == "strip" else len(tokens))
+                   for name in ("end", "more_ends", "begin", "strip")}
+        if any(len(numbers[name]) > 1 for name in ("end", "begin", "strip")):
+            raise FormatError(f"{path}: one of 'tokenizer.end', 'tokenizer.begin' and 'tokenizer.strip' has a comma; "
+                              f"expected one number.")
+        tokenizer = cls(tokens, [bool(f & 1) for f in flags], numbers["end"][0], json_text, kind,
+                        np.flatnonzero(flags & 2).tolist(), next(iter(numbers["begin"]), None), sum(numbers["strip"]))
+        tokenizer.more_ends = numbers["more_ends"]
+        return tokenizer
 
     def flags(self):
         """tokenizer.flags, uint8 [V] (see the head of this file)."""
@@ -398,6 +419,8 @@ class Tokenizer:
 
     def metadata(self):
         metadata = {"tokenizer.kind": self.kind, "tokenizer.end": str(self.end)}
+        if self.more_ends:
+            metadata["tokenizer.more_ends"] = ",".join(map(str, self.more_ends))
         if self.begin is not None:
             metadata["tokenizer.begin"] = str(self.begin)
         if self.strip:

@@ -72,12 +72,12 @@ class Tiny:
         return float(torch.cat(terms).mean())
 
     @torch.no_grad()
-    def generate(self, pixels, count, forbidden):
+    def generate(self, pixels, count, forbidden, ends=(END,)):
         """Greedy ids, without the end token, which may not come first."""
         out = self.lm.generate(inputs_embeds=self.image_tokens(pixels[None]), do_sample=False, max_new_tokens=count,
-                               suppress_tokens=forbidden, begin_suppress_tokens=[END], eos_token_id=END,
+                               suppress_tokens=forbidden, begin_suppress_tokens=list(ends), eos_token_id=list(ends),
                                pad_token_id=PAD)[0].tolist()
-        return out[:out.index(END)] if END in out else out
+        return out[:next((i for i, token in enumerate(out) if token in ends), len(out))]
 
 
 def randomise(module, dtype):

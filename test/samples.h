@@ -153,7 +153,7 @@ static inline int write_tokenizer(const char *path, const Tokenizer *t, Error *e
     specs[0].shape[0] = 3;
     specs[0].shape[1] = 5;
     int n = 1 + tokenizer_specs(t, specs + 1);
-    const char *keys[5] = {"format"}, *values[5] = {"tikz.c/1"};
+    const char *keys[1 + TOKENIZER_METADATA] = {"format"}, *values[1 + TOKENIZER_METADATA] = {"tikz.c/1"};
     int pairs = 1 + tokenizer_metadata(t, keys + 1, values + 1);
     SafeTensorsWriter w;
     uint8_t weight[30] = {0};

@@ -460,7 +460,7 @@ typedef struct {
 static bool record_token(void *context, int b, int id) {
     Generated *w = (Generated *)context;
     const Tokenizer *t = w->tokenizer;
-    w->wrong += id >= t->count || (id == t->end ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
+    w->wrong += id >= t->count || (tokenizer_ends(t, id) ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
     w->ids[b][w->count[b]++] = id;
     return w->count[b] < w->lengths[b];
 }
@@ -504,22 +504,25 @@ static void check_generating(Pair *p, float temperature) {
 #endif
 }
 
-/* Samples from logits that are highest for masked tokens, then for the end token, then for `liked`, at position `at` of
- * sequences whose position `first` may not be the end. */
+/* Samples from logits that are highest for masked tokens, then for the other end token (where there is one), then for the
+ * end token, then for `liked`, at position `at` of sequences whose position `first` may not be the end. */
 static void check_token_mask(Generator *d, const Pair *p, int at, int first, int liked) {
     const Tokenizer *t = &p->student.tokenizer;
     const int V = p->student.c.lm.vocab, prefix[] = {liked, liked};
     float *logits = xcalloc((size_t)(p->B * V), sizeof(float));
-    int *ids = xcalloc((size_t)p->B, sizeof(int)), wrong = 0;
+    int *ids = xcalloc((size_t)p->B, sizeof(int)), wrong = 0, end = t->more_end_count ? t->more_ends[0] : t->end;
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < V; i++)
-            logits[b * V + i] = i == t->end ? 2.0f : i >= t->count || (t->flags[i] & TOKEN_SPECIAL) ? 3.0f : i == liked;
+            logits[b * V + i] = i == end                                             ? 2.5f
+                                : i == t->end                                        ? 2.0f
+                                : i >= t->count || (t->flags[i] & TOKEN_SPECIAL) ? 3.0f
+                                                                                     : i == liked;
     generator_set_sampling(d, 0, 1, 0, 1, first);
     generator_prefill(d, p->pixels, p->B, prefix, at);
     p->op->upload(d->logits, logits, (size_t)(p->B * V) * sizeof(float));
     generator_sample(d);
     p->op->download(ids, d->ids, (size_t)p->B * sizeof(int));
-    for (int b = 0; b < p->B; b++) wrong += ids[b] != (at == first ? liked : t->end);
+    for (int b = 0; b < p->B; b++) wrong += ids[b] != (at == first ? liked : end);
     check(wrong == 0, "%s: token %d, where the end may not be number %d: %d of %d texts got another one, the first %d",
           p->name, at, first, wrong, p->B, ids[0]);
     free(logits);
@@ -544,9 +547,16 @@ static void check_limits(Pair *p) {
     t->flags = flags;
     t->end = 2;
     t->count--;
+    flags[3] = TOKEN_SPECIAL;
+    t->more_ends[0] = 3;
+    for (t->more_end_count = 1; t->more_end_count >= 0; t->more_end_count--) {
+        generator_open(&d, &p->student, p->B, p->T);
+        for (int at = 0; at < 3 && at < p->T; at++)
+            for (int first = 0; first < 2; first++) check_token_mask(&d, p, at, first, liked);
+        generator_close(&d);
+    }
+    t->more_end_count = 0;
     generator_open(&d, &p->student, p->B, p->T);
-    for (int at = 0; at < 3 && at < p->T; at++)
-        for (int first = 0; first < 2; first++) check_token_mask(&d, p, at, first, liked);
     generator_prefill(&d, p->pixels, p->B, NULL, 0);
     generator_run(&d, numbers, p->T, read_on, counts);
     for (int b = 0; b < p->B; b++)

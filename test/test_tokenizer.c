@@ -171,6 +171,26 @@ static void test_tokenizer_encodes(void) {
     }
 }
 
+/* The other end tokens survive being copied into another file. */
+static void test_tokenizer_more_ends(void) {
+    Error err;
+    SafeTensors st, copy;
+    Tokenizer t, u;
+    CHECK_OK(write_tokenizer_file(sample_path("t40"), 40, 0, &err), err);
+    CHECK_OK(safetensors_open(&st, sample_path("t40"), &err), err);
+    CHECK_OK(tokenizer_load(&t, &st, &err), err);
+    CHECK(tokenizer_ends(&t, 39) && !tokenizer_ends(&t, 7) && t.more_end_count == 0);
+    snprintf(t.more_ends_text, sizeof t.more_ends_text, "7,12");
+    CHECK_OK(write_tokenizer(sample_path("t40c"), &t, &err), err);
+    CHECK_OK(safetensors_open(&copy, sample_path("t40c"), &err), err);
+    CHECK_OK(tokenizer_load(&u, &copy, &err), err);
+    CHECK(u.more_end_count == 2 && tokenizer_ends(&u, 39) && tokenizer_ends(&u, 7) && tokenizer_ends(&u, 12));
+    CHECK(!tokenizer_ends(&u, 0) && !strcmp(u.more_ends_text, "7,12") && u.fingerprint == t.fingerprint);
+    CHECK_OK(tokenizer_same(&t, &u, &err), err);
+    safetensors_close(&copy);
+    safetensors_close(&st);
+}
+
 /* FNV-1a by hand for two tokens "a" and "" (special): guards the format, which Python computes too. */
 static void test_tokenizer_fingerprint(void) {
     const int32_t offsets[] = {0, 1, 1};
@@ -207,6 +227,18 @@ static void test_tokenizer_refused(void) {
          2},
         {"\"tokenizer.kind\":\"byte_level_bpe\",\"tokenizer.end\":\"1\",\"tokenizer.strip\":\"-1\"",
          "tokenizer.strip is '-1'",
+         {0, 2, 3},
+         2},
+        {"\"tokenizer.kind\":\"byte_level_bpe\",\"tokenizer.end\":\"1\",\"tokenizer.more_ends\":\"0,2\"",
+         "tokenizer.more_ends is '0,2'",
+         {0, 2, 3},
+         2},
+        {"\"tokenizer.kind\":\"byte_level_bpe\",\"tokenizer.end\":\"1\",\"tokenizer.more_ends\":\"0,\"",
+         "tokenizer.more_ends is '0,'",
+         {0, 2, 3},
+         2},
+        {"\"tokenizer.kind\":\"byte_level_bpe\",\"tokenizer.end\":\"1\",\"tokenizer.more_ends\":\"\"",
+         "tokenizer.more_ends is ''",
          {0, 2, 3},
          2},
     };
@@ -338,6 +370,7 @@ int main(int argc, char **argv) {
     test_tokenizer();
     test_tokenizer_streams();
     test_tokenizer_encodes();
+    test_tokenizer_more_ends();
     test_tokenizer_fingerprint();
     test_tokenizer_refused();
     samples_end();

@@ -21,8 +21,9 @@ import numpy as np
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
-import hub.config as hub  # noqa: E402
-import tikzc        # noqa: E402
+import hub.config as hub            # noqa: E402
+import tikzc                        # noqa: E402
+from hub.files import Section       # noqa: E402
 
 TOKENS = 64
 SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
@@ -92,8 +93,8 @@ def make(name, folder):
     v1 = name == "tl-1.1b"
     config = V1 if v1 else V2
     text = config if v1 else config["text_config"]
-    c = hub.lm_config(hub.Section(text, name), 2048) | {"connector.concat": 3, "connector.bias": v1}
-    c |= hub.vision_config(hub.Section({**SIGLIP, "image_size": 384 if v1 else 420}, name), hub.SIGLIP)
+    c = hub.lm_config(Section(text, name), 2048) | {"connector.concat": 3, "connector.bias": v1}
+    c |= hub.vision_config(Section({**SIGLIP, "image_size": 384 if v1 else 420}, name), hub.SIGLIP)
     names = hub.V1 if v1 else hub.V2
     entries = [*hub.connector_entries(c, names["connector"]), *hub.lm_entries(c, names["lm"], names["head"])]
     if v1:

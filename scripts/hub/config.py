@@ -8,20 +8,19 @@ Folders
     v2     DeTikZify v2 and v2.5: vision tower, connector and language model in one checkpoint, with `vision_config`
            and `text_config`.
     plain  a SigLIP folder and a Llama folder, to be combined into a new model.
-weights.py reads the weight files.
+weights.py and torch_file.py read the weight files, files.py JSON, tokenizer.py the tokenizer's files.
 
 Sources: github.com/potamides/DeTikZify (detikzify/model, detikzify/model/v1), the SiglipVisionModel and
 LlamaForCausalLM of transformers, VisionTransformer and the siglip entries of timm.
 """
-import json
 import math
 import re
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 
 import tikzc
+from hub.files import Section
 from tikzc import FormatError
 
 # ---- tensor names, for both directions ----
@@ -101,14 +100,28 @@ def lm_entries(c, prefix, head):
 
 # Names in a checkpoint, by its kind: prefixes of vision tower and language model, connector, output head.
 V1 = {"connector": "model.mm_projector", "lm": "model.", "head": "lm_head.weight"}
-V2 = {"vision": "model.vision_model.vision_model.", "connector": "model.connector.modality_projection.proj",
+V2 = {"tower": "model.vision_model.", "vision": "model.vision_model.vision_model.",
+      "connector": "model.connector.modality_projection.proj",
       "lm": "model.text_model.", "head": "lm_head.weight"}
 
-# Tensors of checkpoints that are not used: SigLIP's pooling head and text tower, tables that are recomputed.
+# Tensors of checkpoints that are not used: SigLIP's text tower, timm's pooling head, tables that are recomputed.
 UNUSED = [re.compile(pattern) for pattern in (
     r"(.*\.)?rotary_emb\.inv_freq", r"(.*\.)?embeddings\.position_ids",
-    r"(model\.vision_model\.)?vision_model\.head\..*", r"text_model\..*", r"logit_(scale|bias)",  # Hugging Face's
-    r"(visual\.trunk\.)?attn_pool\..*", r"text\..*")]                                           # timm's, OpenCLIP's
+    r"text_model\..*", r"logit_(scale|bias)",          # Hugging Face's
+    r"(visual\.trunk\.)?attn_pool\..*", r"text\..*")]  # timm's, OpenCLIP's
+
+
+def tower_prefix(names, outer=""):
+    """The prefix of a SigLIP tower's tensors in Hugging Face's naming: transformers 5 writes a tower that is a model of
+    its own without `vision_model.`. outer: prefix of the part that holds the tower."""
+    inner = f"{outer}vision_model."
+    return outer if f"{outer}embeddings.patch_embedding.weight" in names else inner
+
+
+def pooling_head(names, prefix):
+    """The tensors of a SigLIP tower's pooling head, which is not used."""
+    return {name for name in names if name.startswith(f"{prefix}head.")}
+
 
 # ---- configuration ----
 
@@ -173,41 +186,6 @@ def check_config(c, where):
          f"{patches(c) // c['connector.concat']} image tokens")
 
 
-class Section:
-    """A section of a config.json: reads values with type checks and defaults, and raises errors that name file and
-    key."""
-
-    def __init__(self, values, where):
-        if not isinstance(values, dict):
-            raise FormatError(f"{where}: expected a JSON object, found {type(values).__name__}.")
-        self.values, self.where = values, where
-
-    def get(self, key, kind, default=None):
-        value = self.values.get(key)
-        value = default if value is None else value
-        good = isinstance(value, kind) if kind is not float else isinstance(value, (int, float)) and abs(value) < 1e30
-        if not good or (isinstance(value, bool) and kind is not bool):
-            found = "nothing" if value is None else json.dumps(value, ensure_ascii=False)[:60]
-            raise FormatError(f"{self.where}: {key} is {found}, expected {kind.__name__}.")
-        return kind(value)
-
-    def size(self, key, default=None, limit=1 << 24):
-        value = self.get(key, int, default)
-        if not 1 <= value <= limit:
-            raise FormatError(f"{self.where}: {key} is {value}, expected a number from 1 to {limit}.")
-        return value
-
-    def section(self, key):
-        return Section(self.values.get(key), f"{self.where}: {key}")
-
-    def refuse(self, key, *neutral):
-        """Raises an error if a key has another value than the neutral ones: the checkpoint uses what the model
-        lacks."""
-        if self.values.get(key) not in (None, *neutral):
-            raise FormatError(f"{self.where}: {key} = {json.dumps(self.values[key])} is not supported; the decoder "
-                              f"and the encoder here have no such thing.")
-
-
 def activation(s, key, default):
     name = s.get(key, str, default)
     if name not in ACTIVATIONS:
@@ -236,6 +214,8 @@ def vision_config(s, defaults):
 
 TIMM_FAMILIES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096), "so400m": (1152, 27, 16, 4304),
                  "giantopt": (1536, 40, 16, 6144)}     # width, layers, heads, mlp
+TIMM_NEUTRAL = {"in_chans": 3, "qkv_bias": True, "proj_bias": True, "final_norm": True, "pos_embed": "learn",
+                "reg_tokens": 0}    # values of model_args that change nothing; of others, False
 TIMM_TANH = re.compile(r"vit_(base_patch32|large_patch16_siglip(_gap)?_512|so400m_patch16|giantopt)")
 
 
@@ -261,19 +241,19 @@ def timm_config(s):
     changed = Section(s.values.get("model_args") or {}, f"{s.where}: model_args")
     pretrained = Section(s.values.get("pretrained_cfg") or {}, f"{s.where}: pretrained_cfg")
     c, args = dict(known), changed.values
-    sizes = pretrained.get("input_size", list, [c["vision.image_size"]])
-    c["vision.image_size"] = Section({"input_size": (sizes or [0])[-1]}, pretrained.where).size("input_size")
-    for ours, theirs in (("image_size", "img_size"), ("patch", "patch_size"), ("width", "embed_dim"),
-                         ("layers", "depth"), ("heads", "num_heads")):
+    sizes = pretrained.get("input_size", list, [c["vision.image_size"]])     # channels, height, width
+    c["vision.image_size"] = Section({"input_size": sizes[1:] or sizes}, pretrained.where).square_size("input_size", 0)
+    for ours, theirs in (("image_size", "img_size"), ("patch", "patch_size")):
+        c[f"vision.{ours}"] = changed.square_size(theirs, c[f"vision.{ours}"])
+    for ours, theirs in (("width", "embed_dim"), ("layers", "depth"), ("heads", "num_heads")):
         c[f"vision.{ours}"] = changed.size(theirs, c[f"vision.{ours}"], 256 if ours == "layers" else 1 << 24)
     ratio = c["vision.mlp"] / known["vision.width"]
     if "mlp_ratio" in args or "embed_dim" in args:
         c["vision.mlp"] = int(c["vision.width"] * changed.get("mlp_ratio", float, ratio))
     c["vision.activation"] = activation(changed, "act_layer", c["vision.activation"])
-    unknown = set(args) - {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "act_layer",
-                           "class_token", "global_pool", "fc_norm", "num_classes"}
-    for key in (*sorted(unknown), "class_token"):
-        changed.refuse(key, False)
+    for key in sorted(set(args) - {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio",
+                                   "act_layer", "global_pool", "fc_norm", "num_classes"}):
+        changed.refuse(key, TIMM_NEUTRAL.get(key, False))
     return c
 
 
@@ -318,56 +298,3 @@ def lm_config(s, positions):
     return {"lm.rope_original": c["lm.max_positions"]} | c | rope_config(s)
 
 
-# ---- tokenizer files ----
-
-def read_json(path, needed=True):
-    """Reads a JSON object; None if the file does not exist and is not needed."""
-    if not needed and not Path(path).exists():
-        return None
-    try:
-        return Section(json.loads(Path(path).read_text("utf-8")), str(path)).values
-    except FileNotFoundError:
-        raise FormatError(f"{path}: no such file; expected a folder as on the Hugging Face Hub.")
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"{path}: not a JSON object ({e}).")
-
-
-def token_text(value):
-    """The text of a special token in tokenizer_config.json, which is a string or an object with its content."""
-    return value.get("content") if isinstance(value, dict) else value
-
-
-def image_token(tokenizer):
-    """The id of a token that can stand at the image positions if a checkpoint names none: a special token besides the
-    end token, or else a control character, since no program contains them. None if there is no such token."""
-    special = [i for i, flag in enumerate(tokenizer.special) if flag and tokenizer.tokens[i] and i != tokenizer.end]
-    control = [i for i, token in enumerate(tokenizer.tokens) if len(token) == 1 and token < b"\x09"]
-    return next(iter(special + control), None)
-
-
-def tokenizer_settings(given, tokenizer, image):
-    """tokenizer_config.json, completed with the keys that loading requires, and without model_max_length, which is
-    lm.max_positions of the configuration. Idempotent."""
-    names = token_names(tokenizer.json_text, "tokenizer.json")
-    settings = {key: value for key, value in (given or {}).items() if key != "model_max_length"}
-    settings.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-    settings.setdefault("clean_up_tokenization_spaces", False)
-    settings["eos_token"] = names[tokenizer.end]
-    if image in names:
-        settings.setdefault("bos_token", names[image])
-    return settings
-
-
-def token_names(json_text, where):
-    """{id: the text of the token in tokenizer.json}"""
-    try:
-        parsed = json.loads(json_text)
-        names = {int(i): str(text) for text, i in parsed["model"]["vocab"].items()}
-        return names | {int(token["id"]): str(token["content"]) for token in parsed.get("added_tokens") or []}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FormatError(f"{where}: not a tokenizer.json with a BPE vocabulary; other kinds of tokenizers are not "
-                          f"supported.")
-
-
-def compact(value):
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -2,16 +2,14 @@
 Opening them reads only names, types, shapes and positions of the tensors; the values are read later, in pieces.
 """
 import math
-import pickle
-import struct
-import zipfile
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 
 import tikzc
-from hub.config import Section, read_json
+from hub.files import Section, read_json
+from hub.torch_file import torch_tensors
 from tikzc import FormatError
 
 PIECE = 1 << 20     # elements read at a time
@@ -22,18 +20,51 @@ Stored = namedtuple("Stored", "path kind shape offset")
 FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
-def folder_tensors(folder):
-    """{name: Stored} for all weights of a Hub folder."""
+# Name of a weight file, and its reader: path -> {name: (kind, shape, offset)}.
+FORMS = (("model.safetensors", lambda path: tikzc.read_header(path)[0]), ("pytorch_model.bin", torch_tensors),
+         ("open_clip_model.safetensors", lambda path: tikzc.read_header(path)[0]),
+         ("open_clip_pytorch_model.bin", torch_tensors))
+INDEX = ".index.json"   # behind the name: which shard holds which tensor
+
+# What torch.compile, FSDP and activation checkpointing put between the parts of a tensor's name.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+MERGE = ("merge it into its base model (with peft: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+         ".save_pretrained(folder)) and convert that")
+
+
+def folder_tensors(folder, note):
+    """{name: Stored} for all weights of a Hub folder. note: takes sentences about what was left out or changed."""
     folder = Path(folder)
-    for single, read in (("model.safetensors", safetensors_tensors), ("pytorch_model.bin", torch_tensors),
-                         ("open_clip_model.safetensors", safetensors_tensors),
-                         ("open_clip_pytorch_model.bin", torch_tensors)):
-        if (folder / single).exists():
-            return read(folder / single)
-        if (folder / f"{single}.index.json").exists():
-            return sharded_tensors(folder / f"{single}.index.json", read)
+    for single, read in FORMS:
+        path, index = folder / single, folder / f"{single}{INDEX}"
+        if path.exists() and index.exists():
+            note(f"{folder}: holds {single} and the shards of {index.name}; {single} is read, as by transformers, and "
+                 f"the shards are left out")
+        if path.exists() or index.exists():
+            tensors = read_weights(path, read) if path.exists() else sharded_tensors(index, read)
+            if (folder / "adapter_config.json").exists():
+                note(f"{folder}: its LoRA adapter (adapter_config.json) is left out; to include it, {MERGE}")
+            return plain_names(tensors, folder, note)
     raise FormatError(f"{folder}: no weights there; expected model.safetensors or pytorch_model.bin, or one of them "
                       f"with .index.json behind its name.")
+
+
+def check_folder(folder):
+    """Raises an error that says why a path cannot be a model's folder."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise FormatError(f"{folder}: is a file, expected the folder that holds it, with config.json beside it.")
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: no such folder; models are read from local folders, so download it first.")
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and not any((folder / f"{name}{end}").exists() for name, _ in FORMS for end in ("", INDEX)):
+        name = read_json(adapter).get("base_model_name_or_path")
+        of = f" of {name}" if isinstance(name, str) else ""
+        raise FormatError(f"{folder}: a LoRA adapter{of} alone, without the weights it changes; {MERGE}.")
+
+
+def read_weights(path, read):
+    return {name: Stored(path, *place) for name, place in read(path).items()}
 
 
 def sharded_tensors(index, read):
@@ -41,96 +72,37 @@ def sharded_tensors(index, read):
     tensors = {}
     for shard in sorted(set(map(str, listed.values()))):
         path = index.parent / shard
-        if Path(shard).name != shard or not path.exists():
-            raise FormatError(f"{index}: lists the shard {shard}, which is missing; download the folder again.")
-        tensors |= read(path)
+        if Path(shard).name != shard or "\0" in shard or not path.exists():
+            raise FormatError(f"{index}: lists the shard {shard[:200]}, which is missing; download the folder again.")
+        tensors |= read_weights(path, read)
     for name, shard in listed.items():
         if name not in tensors or tensors[name].path.name != shard:
             raise FormatError(f"{index}: says that tensor {name} is in {shard}, but it is not.")
     return tensors
 
 
-def safetensors_tensors(path):
-    header, _ = tikzc.read_header(path)
-    return {name: Stored(path, *place) for name, place in header.items()}
+def plain_names(tensors, folder, note):
+    """Removes what wrappers put into the names of all tensors, and `module.` of DataParallel in front of them."""
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): t for name, t in tensors.items()}
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): t for name, t in plain.items()}
+    if len(plain) != len(tensors):
+        raise FormatError(f"{folder}: has tensors twice, with and without the prefix of torch.compile or FSDP.")
+    if list(plain) != list(tensors):
+        before, after = next((a, b) for a, b in zip(tensors, plain) if a != b)
+        note(f"{folder}: the names of tensors are read without what torch.compile or a parallel wrapper put into them: "
+             f"{before} as {after}")
+    if any(".lora_A." in name or ".lora_B." in name for name in plain):
+        raise FormatError(f"{folder}: its weights hold a LoRA adapter that is not merged; {MERGE}.")
+    return plain
 
 
-class TorchUnpickler(pickle.Unpickler):
-    """Unpickles a state dict of torch.save into names, types, shapes and positions of tensors. It resolves only the
-    few names below, so a file cannot execute code."""
-    STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "DoubleStorage": "F64",
-                "LongStorage": "I64", "IntStorage": "I32", "ByteStorage": "U8", "BoolStorage": "BOOL"}
-    Tensor = namedtuple("Tensor", "kind key shape first count")
-
-    @classmethod
-    def rebuild_tensor(cls, storage, first, shape, strides, *_):
-        (kind, key, count), contiguous = storage, 1
-        for size, stride in zip(reversed(shape), reversed(strides)):
-            if size > 1 and stride != contiguous:
-                raise pickle.UnpicklingError("a tensor is not contiguous; save it with .contiguous()")
-            contiguous *= size
-        return cls.Tensor(kind, key, tuple(shape), first, count)
-
-    def find_class(self, module, name):
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self.rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda tensor, *_: tensor
-        if module == "torch" and name in self.STORAGES:
-            return self.STORAGES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no plain state dict needs")
-
-    def persistent_load(self, pid):
-        word, kind, key, _, count = pid
-        if word != "storage":
-            raise pickle.UnpicklingError(f"it refers to '{word}', not to a storage")
-        return str(kind), str(key), int(count)
-
-
-def torch_tensors(path):
-    """{name: Stored} for a file of torch.save since PyTorch 1.6: a zip archive with a pickle that describes the
-    tensors, and an uncompressed member for each storage."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise zipfile.BadZipFile("no data.pkl inside")
-            root = pickles[0][:-len("data.pkl")]
-            if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-                raise zipfile.BadZipFile("its numbers are not little-endian")
-            with archive.open(pickles[0]) as f:
-                state = TorchUnpickler(f).load()
-            members = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, AttributeError, KeyError, IndexError, TypeError,
-            ValueError, RecursionError, MemoryError, UnicodeError, struct.error, NotImplementedError) as e:
-        raise FormatError(f"{path}: not a state dict as torch.save writes it since PyTorch 1.6 ({e}); save it anew "
-                          f"as safetensors.")
-    if not isinstance(state, dict):
-        raise FormatError(f"{path}: holds {type(state).__name__}, expected a dict of tensors.")
-    return {str(name): torch_place(path, name, value, members, root) for name, value in state.items()}
-
-
-def torch_place(path, name, value, members, root):
-    """The Stored of one tensor: its storage begins after the local header of its zip member."""
-    if not isinstance(value, TorchUnpickler.Tensor):
-        raise FormatError(f"{path}: entry {name} is a {type(value).__name__}, expected a tensor.")
-    info = members.get(f"{root}data/{value.key}")
-    size = np.dtype(tikzc.DTYPES[value.kind]).itemsize if value.kind in tikzc.DTYPES else 0
-    shape_ok = all(isinstance(n, int) and n >= 0 for n in value.shape) and isinstance(value.first, int)
-    last = value.first + math.prod(value.shape) if shape_ok else 0
-    if (not size or not shape_ok or info is None or info.compress_type != zipfile.ZIP_STORED or value.first < 0
-            or last * size > info.file_size):
-        raise FormatError(f"{path}: tensor {name} does not lie inside its storage; the file is damaged.")
-    with open(path, "rb") as f:
-        f.seek(info.header_offset)
-        header = f.read(30)
-    if len(header) != 30 or not header.startswith(b"PK\3\4"):
-        raise FormatError(f"{path}: the archive's entry of tensor {name} is damaged.")
-    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    return Stored(path, value.kind, value.shape,
-                  info.header_offset + 30 + name_bytes + extra_bytes + value.first * size)
+def same_values(a, b):
+    """Whether two stored tensors hold the same values."""
+    if tuple(a.shape) != tuple(b.shape) or not {a.kind, b.kind} <= set(FLOATS):
+        return False
+    kind = a.kind if a.kind == b.kind else "F32"
+    return all(x == y for x, y in zip(pieces(a, kind), pieces(b, kind), strict=True))
 
 
 def pieces(stored, kind):
