@@ -45,9 +45,11 @@ endif
 
 # The CPU's kernels are compiled for several sets of instructions, and kernels/cpu/choose.c takes the best that the
 # processor has; everything else is compiled for any processor of its kind. The best set comes last.
+# Builds for tests of other things (sanitizers, the emulated GPU) have two sets only, which compile sooner.
 MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-CPU_SETS ?= portable $(if $(filter x86_64,$(MACHINE)),avx2 avx512 $(if $(filter BF16,$(PRECISION)),avx512bf16 amx)) \
-    $(if $(filter aarch64,$(MACHINE)),neon)
+CPU_SETS_x86_64  := avx2 $(if $(SANITIZE)$(filter emulated,$(CUDA)),,avx512 $(if $(filter BF16,$(PRECISION)),avx512bf16 amx))
+CPU_SETS_aarch64 := neon
+CPU_SETS ?= portable $(CPU_SETS_$(MACHINE))
 FLAGS_avx2       := -mavx2 -mfma
 FLAGS_avx512     := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 $(FLAGS_avx2)
 FLAGS_avx512bf16 := -mavx512bf16 $(FLAGS_avx512)

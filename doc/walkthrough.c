@@ -1,6 +1,6 @@
 /* Prints every number of doc/walkthrough.md, stop by stop. From the repository's root:
  *
- *   make ONEDNN=0 CUDA=0 build/BF16-builtin-cpu/walkthrough && build/BF16-builtin-cpu/walkthrough
+ *   make CUDA=0 build/BF16-cpu/walkthrough && build/BF16-cpu/walkthrough
  *
  * It includes the whole training program and calls the same functions in the same order as its main. */
 #define main train_main
