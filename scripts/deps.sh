@@ -9,10 +9,11 @@
 #   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
+#   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=() optional=() toolkit= requirements=()
+packages=() optional=() foreign= toolkit= requirements=()
 for group in "${@:-build}"; do
     case $group in
     build)
@@ -24,9 +25,12 @@ for group in "${@:-build}"; do
     fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
     ci) packages+=(clang libomp-dev) ;;
-    all) exec "$0" build mpi tex python fixtures cuda ci ;;
+    aarch64)
+        foreign=arm64
+        optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
+    all) exec "$0" build mpi tex python fixtures cuda ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, ci or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, ci, aarch64 or all" >&2
         exit 2
         ;;
     esac
@@ -76,6 +80,7 @@ export DEBIAN_FRONTEND=noninteractive
 install() { $sudo apt-get install -y -q --no-install-recommends "$@" >&2; }
 both=("${needed[@]}" "${wanted[@]}")
 echo "deps.sh: installing ${both[*]}" >&2
+[ -z "$foreign" ] || $sudo dpkg --add-architecture "$foreign"
 $sudo apt-get update -q >&2 || echo "deps.sh: the list of packages could not be renewed" >&2
 [ ${#needed[@]} -eq 0 ] || install "${needed[@]}"
 for package in "${wanted[@]}"; do # one by one: a system may lack one of them
