@@ -1,7 +1,7 @@
 /* Decodes the first page of TIFF files with libtiff: strips and tiles; 1, 2, 4, 8 and 16 bits; grey, RGB, CMYK and
- * palettes, with alpha; YCbCr in JPEG; uncompressed, CCITT, LZW, deflate, PackBits and JPEG. The pixels equal Pillow's;
- * of 16 bits the upper 8 are kept. Beside the image it keeps one row, of a tiled file or one with separate planes a
- * row of tiles or strips of at most TIFF_MAX_BLOCK bytes. */
+ * palettes, with alpha; YCbCr in JPEG; uncompressed, CCITT, LZW, deflate, PackBits and JPEG. The pixels equal
+ * Pillow's; of 16 bits the upper 8 are kept. Beside the image it keeps one row, of a tiled file or one with separate
+ * planes a row of tiles or strips of at most TIFF_MAX_BLOCK bytes. */
 #ifndef LIB_TIFF_H
 #define LIB_TIFF_H
 

@@ -141,8 +141,8 @@ static void test_open_refused(void) {
     free(bytes);
 }
 
-/* Every bit of the header and of the index counts, and in version 1, which has no CRC, those that say how many samples
- * there are. */
+/* Every bit of the header and of the index counts, and in version 1, which has no CRC, those that say how many
+ * samples there are. */
 static void test_bits(void) {
     Error err;
     Dataset d;

@@ -51,8 +51,8 @@ static void *read_first(void *byte) {
     return NULL;
 }
 
-/* A process whose thread reads a file that was cut ends with status 1 and a sentence that names it, and removes the file
- * that it was writing. */
+/* A process whose thread reads a file that was cut ends with status 1 and a sentence that names it, and removes the
+ * file that it was writing. */
 static void test_cut_map(void) {
     int pipes[2], status = 0;
     char said[1024] = "";

@@ -504,8 +504,8 @@ static void check_generating(Pair *p, float temperature) {
 #endif
 }
 
-/* Samples from logits that are highest for masked tokens, then for the other end token (where there is one), then for the
- * end token, then for `liked`, at position `at` of sequences whose position `first` may not be the end. */
+/* Samples from logits that are highest for masked tokens, then for the other end token (where there is one), then for
+ * the end token, then for `liked`, at position `at` of sequences whose position `first` may not be the end. */
 static void check_token_mask(Generator *d, const Pair *p, int at, int first, int liked) {
     const Tokenizer *t = &p->student.tokenizer;
     const int V = p->student.c.lm.vocab, prefix[] = {liked, liked};

@@ -82,7 +82,7 @@ typedef struct {
     double loss, norm, lr;
     int tokens;      // counted text tokens of all ranks
     double seconds;  // the step's duration
-    double peak;     // measured matmul rate of all devices, FLOP/s
+    double peak;     // measured peak rate of all devices, FLOP/s
 } StepResult;
 
 /* Writes the step's line, and shows it in the progress bar. */
@@ -125,8 +125,8 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
                           const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
-    fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text, omp_get_max_threads(),
-            peak / 1e12);
+    fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text,
+            omp_get_max_threads(), peak / 1e12);
     if (p->comm.ranks > 1)
         fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,
                 o->sharded ? ", each with a part of the optimizer state" : "");

@@ -1,6 +1,6 @@
 /* Which kernels this processor runs. kernels/cpu/cpu.c is compiled once for every set of instructions (the Makefile's
- * CPU_SETS); this file, which any processor can run, takes the best set that this one has, or the one that the environment
- * variable TIKZ_CPU names. */
+ * CPU_SETS); this file, which any processor can run, takes the best set that this one has, or the one that the
+ * environment variable TIKZ_CPU names. */
 #include "../../lib/error.h"
 #include "../ops.h"
 
