@@ -69,8 +69,12 @@ const Ops *cpu_ops_open(Error *err) {
         known = true;
         if (sets[i].supported()) return sets[i].table;
     }
-    error_set(err, "TIKZ_CPU is '%.40s', %s; it can be %s, or unset for the best", wanted,
-              known ? "which this processor does not have" : "which is no set of processor instructions",
-              names_supported());
+    if (!wanted || !*wanted)
+        error_set(err, "this processor has none of the instructions that this program was built for; build it again "
+                       "with CPU_SETS=portable");
+    else
+        error_set(err, "TIKZ_CPU is '%.40s', %s; it can be %s, or unset for the best", wanted,
+                  known ? "which this processor does not have" : "which is no set of processor instructions",
+                  names_supported());
     return NULL;
 }
