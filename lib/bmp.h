@@ -136,6 +136,7 @@ static inline int bmp_runs(BmpReader *r) {
         } else if (!count && value == 2) {
             if (at + 2 > r->size) return -1;
             x += r->bytes[at];
+            if (x > r->width) x = r->width;  // so that many of these do not overflow
             y += r->bytes[at + 1];
             at += 2;
         } else {

@@ -122,7 +122,7 @@ static inline void jpeg_reader_pixels(JpegReader *r) {
 /* Reads the data after the pixels, up to the end-of-image marker. */
 static inline void jpeg_reader_rest(JpegReader *r) { jpeg_finish_decompress(&r->decompress); }
 
-/* The orientation that the segments before the first scan say; 1 when they say nothing. */
+/* The orientation that the segments before the first scan say; less than 1 when they say nothing. */
 static inline int jpeg_orientation(const uint8_t *bytes, size_t n) {
     static const char xmp_name[] = "http://ns.adobe.com/xap/1.0/";
     int exif = -1, xmp = -1;

@@ -90,7 +90,8 @@ static inline void png_note_chunk(PngOrientation *o, const uint8_t *type, const 
     png_note_text(o, key, text, left, deflated);
 }
 
-/* Verifies the checksum of every chunk up to the last one, IEND, and finds the orientation. */
+/* Verifies the checksum of every chunk up to the last one, IEND, and finds the orientation: less than 1 when no chunk
+ * says it. */
 static inline int png_check_chunks(const uint8_t *bytes, size_t n, int *orientation, const char *name, Error *err) {
     PngOrientation o = {-1, -1, -1};
     for (size_t at = 8; at + 12 <= n;) {

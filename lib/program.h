@@ -15,9 +15,9 @@ static inline void program_open_descriptors(void) {
 }
 
 /* The handler of SIGBUS, which a thread receives when it touches a page of a mapped file that is no longer there.
- * Such a thread was reading the file, so it holds none of our locks and is in no function of the C library that
- * cannot be called again; still, the sentence is put together without printf. The handler does not return, so it does
- * not matter whose memory its frame is written into (lib/interrupt.h). Any other SIGBUS ends the program as usual. */
+ * Such a thread was reading the file, so it holds none of our locks. It may hold one of the C library's (a file that
+ * fwrite copies from), so the sentence is put together and written without stdio. Any other SIGBUS ends the program as
+ * usual. */
 static inline void program_on_bus_error(int number, siginfo_t *info, void *context) {
     static bool taken;
     (void)context;
@@ -33,7 +33,8 @@ static inline void program_on_bus_error(int number, siginfo_t *info, void *conte
     char text[8192];
     size_t length = 0;
     for (int i = 0; i < 5; i++)
-        for (const char *c = parts[i]; *c && length < sizeof text; c++) text[length++] = *c;
+        for (const char *c = parts[i]; *c && length < sizeof text; c++)
+            text[length++] = i == 3 && ((unsigned char)*c < ' ' || *c == 127) ? '?' : *c;  // as printable
     ssize_t written = write(STDERR_FILENO, text, length);
     (void)written;
     files_abandon();

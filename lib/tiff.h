@@ -145,7 +145,6 @@ static inline const char *tiff_kind(TiffReader *r) {
     const bool packed = r->bits == 1 || r->bits == 2 || r->bits == 4;
     const bool deep = r->bits == 16 && r->photometric != PHOTOMETRIC_PALETTE && r->colours != 4;
     if (r->bits != 8 && !deep && !(packed && r->samples == 1)) return "number of bits";
-    if (packed && r->colours != 1) return "number of bits";
     r->planes = planar == PLANARCONFIG_SEPARATE ? r->samples : 1;
     r->premultiplied = extra_count && extra[0] == EXTRASAMPLE_ASSOCALPHA;
     r->alpha = r->premultiplied || (extra_count && extra[0] == EXTRASAMPLE_UNASSALPHA) ||
@@ -300,7 +299,8 @@ static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, co
         r.why[0] = '\0';  // what was wrong with fields that nothing here needs
         status = tiff_pixels(&r);
         if (status != 0)
-            error_set(err, "cannot read the image %s: its TIFF data are damaged or cut off (%s)", name, r.why);
+            error_set(err, "cannot read the image %s: its TIFF data are damaged or cut off (%s)", name,
+                      r.why[0] ? r.why : "a strip or tile is too short");
     }
     if (status != 0) image_free(p);
     TIFFClose(r.tiff);
