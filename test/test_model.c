@@ -460,7 +460,8 @@ typedef struct {
 static bool record_token(void *context, int b, int id) {
     Generated *w = (Generated *)context;
     const Tokenizer *t = w->tokenizer;
-    w->wrong += id >= t->count || (tokenizer_ends(t, id) ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
+    w->wrong +=
+        id < 0 || id >= t->count || (tokenizer_ends(t, id) ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
     w->ids[b][w->count[b]++] = id;
     return w->count[b] < w->lengths[b];
 }

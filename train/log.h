@@ -14,7 +14,7 @@ typedef struct {
     int ranks;
 } Log;
 
-/* Copies the lines of the old log, if there is one, up to a step. */
+/* Copies the lines of the old log, if there is one, up to a step. A crash can leave a part of a line at the end. */
 static void log_copy(AtomicFile *to, const char *path, int64_t step) {
     Error err;
     const char *problem;
@@ -26,6 +26,7 @@ static void log_copy(AtomicFile *to, const char *path, int64_t step) {
     if (!from) die("cannot read %s: %s", path, problem ? problem : strerror(errno));
     for (ssize_t length; (length = getline(&line, &capacity, from)) > 0;) {
         long long at;
+        if (line[length - 1] != '\n') break;
         if (sscanf(line, "{\"step\":%lld", &at) != 1 || at > (long long)step) continue;
         die_if(atomic_write(to, line, (size_t)length, &err), &err);
     }
