@@ -129,7 +129,13 @@ $(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm): p
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-$(BUILD)/cpu.o: kernels/cpu/choose.c | $(BUILD)
+# What the machine and the variables above give: where it has changed since the last build, for example because a library
+# was installed, cpu.o and all programs are built again.
+$(BUILD)/settings: FORCE | $(BUILD)
+	@echo '$(strip $(CPU_SETS)); $(IMAGES); $(DEVICES); $(PROCESSES)' | cmp -s - $@ || \
+	    echo '$(strip $(CPU_SETS)); $(IMAGES); $(DEVICES); $(PROCESSES)' >$@
+
+$(BUILD)/cpu.o: kernels/cpu/choose.c $(BUILD)/settings | $(BUILD)
 	$(CC) $(CPPFLAGS) '-DCPU_SETS(set)=$(foreach s,$(CPU_SETS),set($s))' $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
 
 $(addprefix $(BUILD)/cpu_,$(addsuffix .o,$(CPU_SETS))): $(BUILD)/cpu_%.o: kernels/cpu/cpu.c | $(BUILD)
@@ -212,8 +218,9 @@ quick-sanitized:
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
-# Both precisions, several sets of instructions, the address and thread sanitizers on what is small enough for them, and the CUDA
-# kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that answers).
+# Both precisions, several sets of instructions, the address and thread sanitizers on what is small enough for them, and
+# the CUDA kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that
+# answers).
 test-all:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized

@@ -17,8 +17,8 @@
  *        the source and the index
  *    68  u32 zero
  *
- * The source is UTF-8 text that says where the data came from. Version 1 has a header of 64 bytes, without the CRC; the
- * index ends there where the file does, or where the source begins.
+ * The source is UTF-8 text that says where the data came from. Version 1 has a header of 64 bytes, without the CRC;
+ * the index ends there where the file does, or where the source begins.
  *
  * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread
  * decodes images and fills a ring of prefetched batches. */

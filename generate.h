@@ -71,8 +71,8 @@ static inline void generator_plan(Generator *g) {
     g->first_mask = arena_take(&g->arena, c->vocab, 1);
 }
 
-/* Masks the tokens that are never generated: padding rows of the vocabulary, and special tokens that do not end a text
- * (the image token). The first token must not end the text, so that no program is empty. */
+/* Masks the tokens that are never generated: padding rows of the vocabulary, and special tokens that do not end a
+ * text (the image token). The first token must not end the text, so that no program is empty. */
 static inline void generator_mask_tokens(const Generator *g) {
     const Tokenizer *t = &g->m->tokenizer;
     int vocab = g->m->c.lm.vocab;

@@ -86,8 +86,8 @@ typedef struct {
 
 typedef struct Ops {
     const char *name;     // as in the --device option: cpu, cuda:0, ...
-    const char *kernels;  // which kernels of the device: the CPU's set of instructions (kernels/cpu/choose.c); NULL: a GPU's
-    /* FLOP/s of the arithmetic that products use, measured without memory; NULL: a GPU's are measured by a product */
+    const char *kernels;  // the CPU's set of instructions (kernels/cpu/choose.c); NULL: a GPU
+    /* measures the FLOP/s of the arithmetic that matmuls use, without memory; NULL: a GPU, where a matmul tells */
     double (*peak_flops)(void);
     int device;           // N of cuda:N; 0 for the CPU
     int stream;           // 0 .. OPS_STREAMS-1: which of the device's streams these calls run on (ops_stream)
@@ -208,8 +208,8 @@ typedef struct Ops {
 
     /* ---- sampling ---- */
     /* Chooses the next token of B sequences from their logits fp32 [B, V]: positions[b] (int) is incremented to the
-     * token's position, and ids[b] gets the token, or -1 where no token is allowed, or where a logit, of a masked token
-     * too, is NaN or +infinity: a model that computes those has no answer. token_mask
+     * token's position, and ids[b] gets the token, or -1 where no token is allowed, or where a logit, of a masked
+     * token too, is NaN or +infinity: a model that computes those has no answer. token_mask
      * u8 [V]: not 0 for a token that is never chosen. The draw depends on (s.seed, streams[b], positions[b]) alone
      * and is the same on every device bit for bit (kernels/sample.h). */
     void (*sample)(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
@@ -241,8 +241,8 @@ typedef struct Ops {
     void (*cast_from_x)(float *out, const floatX *inp, size_t n);
 } Ops;
 
-/* The CPU's table: the best that this processor runs, or the one that the environment variable TIKZ_CPU names. NULL with a
- * sentence in *err when it names none, or one that this processor does not have. */
+/* The CPU's table: the best that this processor runs, or the one that the environment variable TIKZ_CPU names. NULL
+ * with a sentence in *err when it names none, or one that this processor does not have. */
 const Ops *cpu_ops_open(Error *err);
 
 /* The same for programs that cannot go on without it. */
@@ -301,8 +301,9 @@ static inline char *ops_usage(const char *usage) {
     Error err;
     const Ops *op = cpu_ops_open(&err);
     if (!op) return format_string("%s\n%s.", usage, err.text);
-    return format_string("%s\nOn the CPU it runs the kernels for %s (the environment variable TIKZ_CPU names others).", usage,
-                         op->kernels);
+    return format_string(
+        "%s\nOn the CPU it runs the kernels for %s (the environment variable TIKZ_CPU names others).", usage,
+        op->kernels);
 }
 
 /* The table of stream 0 .. OPS_STREAMS-1 of the same device. Its calls run beside those of the other streams, and all

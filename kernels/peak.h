@@ -1,6 +1,6 @@
 /* The peak rates of this machine, measured: floating-point operations and bandwidth, the denominators of every "share
- * of peak" that is printed. On the CPU the loops are not those that are measured against them: arithmetic on registers
- * (kernels/cpu/peak.h), and a streaming read. A measurement takes about a tenth of a second. */
+ * of peak" that is printed. On the CPU the loops are not those that are measured against them: arithmetic on
+ * registers (kernels/cpu/peak.h), and a streaming read. A measurement takes about a tenth of a second. */
 #ifndef KERNELS_PEAK_H
 #define KERNELS_PEAK_H
 
@@ -71,8 +71,8 @@ static inline double measure_matmul(const Ops *op, size_t rows, size_t width) {
     return best;
 }
 
-/* Floating-point operations per second: of the CPU's arithmetic, of a GPU's fastest matmul. There, where a launch costs as
- * much as a small matmul, the sizes grow until one takes a millisecond. */
+/* Floating-point operations per second: of the CPU's arithmetic, or of a GPU's fastest matmul. On a GPU, where a
+ * launch costs as much as a small matmul, the sizes grow until one takes a millisecond. */
 static inline double measure_peak_flops(const Ops *op) {
     if (op->peak_flops) return op->peak_flops();
     double best = 0.0;

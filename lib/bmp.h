@@ -1,6 +1,7 @@
-/* Decodes BMP files: 1, 4, 8, 16, 24 and 32 bits a pixel, bottom-up and top-down, run lengths of 4 and 8 bits, and bit
- * fields of the layouts in use. The format is that of Windows' BITMAPCOREHEADER, BITMAPINFOHEADER and its extensions
- * to BITMAPV5HEADER (Microsoft, "Bitmap Storage"). The pixels equal Pillow's. Beside the image it keeps nothing. */
+/* Decodes BMP files: 1, 4, 8, 16, 24 and 32 bits a pixel, bottom-up and top-down, run lengths of 4 and 8 bits, and
+ * bit fields of the layouts in use. The format is that of Windows' BITMAPCOREHEADER, BITMAPINFOHEADER and its
+ * extensions to BITMAPV5HEADER (Microsoft, "Bitmap Storage"). The pixels equal Pillow's. Beside the image it keeps
+ * nothing. */
 #ifndef LIB_BMP_H
 #define LIB_BMP_H
 
@@ -135,6 +136,7 @@ static inline int bmp_runs(BmpReader *r) {
         } else if (!count && value == 2) {
             if (at + 2 > r->size) return -1;
             x += r->bytes[at];
+            if (x > r->width) x = r->width;  // so that many of these do not overflow
             y += r->bytes[at + 1];
             at += 2;
         } else {

@@ -1,7 +1,7 @@
 /* Files: read-only memory maps, atomic replacement (a file is replaced completely or not at all), folders, locks.
  *
- * What is read must be a regular file: a folder, a device or a named pipe would hang, or never end. What is written under a
- * name that the program makes itself (PATH.partial, .lock) is never a symbolic link to something else. */
+ * What is read must be a regular file: a folder, a device or a named pipe would hang, or never end. What is written
+ * under a name that the program makes itself (PATH.partial, .lock) is never a symbolic link to something else. */
 #ifndef LIB_FILE_H
 #define LIB_FILE_H
 
@@ -37,8 +37,8 @@ static inline int file_open(const char *path, size_t *size, const char **problem
     return -1;
 }
 
-/* Opens a file under a name that the program makes itself, and creates it if it is missing. flags: O_WRONLY or O_RDWR,
- * and O_TRUNC to empty it. Returns its descriptor, or -1 and why. */
+/* Opens a file under a name that the program makes itself, and creates it if it is missing. flags: O_WRONLY or
+ * O_RDWR, and O_TRUNC to empty it. Returns its descriptor, or -1 and why. */
 static inline int file_create(const char *path, int flags, const char **problem) {
     struct stat s;
     int fd = open(path, flags | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
@@ -52,8 +52,8 @@ static inline int file_create(const char *path, int flags, const char **problem)
 
 /* ---- maps ---- */
 
-/* What is mapped, for the handler of SIGBUS (lib/program.h), which walks this list without a lock: entries are used again,
- * but stay in the list. */
+/* What is mapped, for the handler of SIGBUS (lib/program.h), which walks this list without a lock: entries are used
+ * again, but stay in the list. */
 typedef struct MappedRange {
     const uint8_t *data;
     size_t size;  // 0: unused
@@ -142,8 +142,8 @@ static inline char *folder_of(const char *path) {
 
 /* ---- atomic replacement ---- */
 
-/* A file that is being written. Its data go to PATH.partial (partial_name); atomic_commit renames it to PATH once it is complete and
- * on disk, so that a crash or a full disk leaves the previous PATH unchanged. */
+/* A file that is being written. Its data go to PATH.partial (partial_name); atomic_commit renames it to PATH once it
+ * is complete and on disk, so that a crash or a full disk leaves the previous PATH unchanged. */
 typedef struct {
     FILE *f;
     char *path, *temporary;  // temporary is NULL for a device or pipe, which is written directly
@@ -152,7 +152,7 @@ typedef struct {
 /* The partial files that this process is writing, for files_abandon. */
 enum { FILES_OPEN = 16 };
 static char *files_open[FILES_OPEN];
-/* Held while a partial file is created, renamed or removed. Recursive: MPI_Abort may run the exit handlers once more. */
+/* Held while a partial file is created, renamed or removed. Recursive: MPI_Abort may run the exit handlers again. */
 static pthread_mutex_t files_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 /* Enters a partial file into files_open, or removes it. The caller holds files_lock. */
@@ -209,8 +209,9 @@ static inline int atomic_refuse(AtomicFile *a, const char *ending, const char *p
     return -1;
 }
 
-/* Opens and locks PATH.partial. Returns its descriptor, or -1. The lock keeps two processes from writing the same partial
- * file. Comparing inodes detects that another process renamed its file between our open and our lock; then we try again. */
+/* Opens and locks PATH.partial. Returns its descriptor, or -1. The lock keeps two processes from writing the same
+ * partial file. Comparing inodes detects that another process renamed its file between our open and our lock; then we
+ * try again. */
 static inline int atomic_open_partial(AtomicFile *a, Error *err) {
     for (;;) {
         const char *problem;
@@ -233,8 +234,8 @@ static inline int atomic_open_partial(AtomicFile *a, Error *err) {
     }
 }
 
-/* The name of the partial file of PATH: PATH.partial, or where that would be longer than the 255 bytes that file systems
- * allow, a shorter one that no other PATH has. The caller frees it. */
+/* The name of the partial file of PATH: PATH.partial, or where that would be longer than the 255 bytes that file
+ * systems allow, a shorter one that no other PATH has. The caller frees it. */
 static inline char *partial_name(const char *path) {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     const int folder = (int)(name - path);

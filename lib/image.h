@@ -1,8 +1,8 @@
-/* Reads image files: finds out what kind a file is, and calls its decoder. PNG, JPEG and BMP are always read; WebP, GIF
- * and TIFF where their libraries were there when the program was built.
+/* Reads image files: finds out what kind a file is, and calls its decoder. PNG, JPEG and BMP are always read; WebP,
+ * GIF and TIFF where their libraries were there when the program was built.
  *
  * Alpha is laid over white, and the orientation that the file records is applied. The pixels equal those of Pillow
- * (Image.open, ImageOps.exif_transpose, Image.alpha_composite). lib/image_prepare.h makes a model's input from them. */
+ * (Image.open, ImageOps.exif_transpose, Image.alpha_composite). lib/image_prepare.h makes a model's input. */
 #ifndef LIB_IMAGE_H
 #define LIB_IMAGE_H
 

@@ -1,5 +1,5 @@
-/* The orientation that a camera or a program recorded in an image file, as a tag of EXIF or of XMP: 1 to 8 (EXIF 2.32,
- * section 4.6.4), 1 when upright. EXIF comes first, then XMP, as in Pillow's ImageOps.exif_transpose;
+/* The orientation that a camera or a program recorded in an image file, as a tag of EXIF or of XMP: 1 to 8 (EXIF
+ * 2.32, section 4.6.4), 1 when upright. EXIF comes first, then XMP, as in Pillow's ImageOps.exif_transpose;
  * scripts/dataset/images.py does the same. A damaged block counts as absent. */
 #ifndef LIB_IMAGE_ORIENTATION_H
 #define LIB_IMAGE_ORIENTATION_H

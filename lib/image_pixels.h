@@ -1,8 +1,9 @@
 /* The pixels of an image, and how the decoders of lib/png.h, lib/jpeg.h, ... write them.
  *
- * A decoder opens a canvas when it knows the size, and puts the pixels there row by row as it decodes them. The canvas
- * lays alpha over white and turns the image upright on the way, so that no second copy of the image is needed: 100
- * million pixels take 300 MB, beside the mapped file and what the decoder itself must keep (each file says what). */
+ * A decoder opens a canvas when it knows the size, and puts the pixels there row by row as it decodes them. The
+ * canvas lays alpha over white and turns the image upright on the way, so that no second copy of the image is needed:
+ * 100 million pixels take 300 MB, beside the mapped file and what the decoder itself must keep (each file says
+ * what). */
 #ifndef LIB_IMAGE_PIXELS_H
 #define LIB_IMAGE_PIXELS_H
 

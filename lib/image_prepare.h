@@ -1,7 +1,7 @@
-/* Makes the S x S RGB input of a vision encoder from an image, and remarks on images that a model cannot make much of.
+/* Makes the S x S RGB input of a vision encoder from an image, and warns of images that a model cannot make much of.
  *
- * image_prepare trims the white border, pads to a square with white, and resizes with a bicubic filter. The pixels equal
- * those of Pillow (ImageChops.difference + crop, ImageOps.pad, Image.resize). */
+ * image_prepare trims the white border, pads to a square with white, and resizes with a bicubic filter. The pixels
+ * equal those of Pillow (ImageChops.difference + crop, ImageOps.pad, Image.resize). */
 #ifndef LIB_IMAGE_PREPARE_H
 #define LIB_IMAGE_PREPARE_H
 
@@ -214,7 +214,7 @@ static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box,
     image_taps_free(&taps);
 }
 
-/* Makes the input of a vision encoder: trims the exactly white margin, and resizes what is left. out: [size, size, 3]. */
+/* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [size, size, 3]. */
 static inline void image_prepare(uint8_t *out, const Image *p, int size) {
     image_prepare_box(out, p, image_trim(p, IMAGE_WHITE), size);
 }
@@ -243,9 +243,9 @@ static inline double image_dark_share(const Image *p, ImageBox box) {
     return (double)dark / ((double)box.width * box.height);
 }
 
-/* Writes into text [capacity] why a model will not make much of the image, and what to do. prepared [size, size, 3] is
- * what image_prepare_box made of the box. Returns false, with an empty text, when there is nothing to say. The models
- * are trained on dark lines on white without a margin. */
+/* Writes into text [capacity] why a model will not make much of the image, and what to do. prepared [size, size, 3]
+ * is what image_prepare_box made of the box. Returns false, with an empty text, when there is nothing to say. The
+ * models are trained on dark lines on white without a margin. */
 static inline bool image_remark(char *text, size_t capacity, const Image *p, ImageBox box, const uint8_t *prepared,
                                 int size) {
     const ImageBox near = image_trim(p, IMAGE_NEAR_WHITE);

@@ -1,6 +1,6 @@
 /* Decodes JPEG files with libjpeg and its defaults (accurate integer DCT, smooth chroma upsampling). Pillow does the
- * same, so the pixels are equal. Beside the image it keeps a few rows; of a file with several scans (progressive) also
- * all coefficients: 3 to 6 bytes a pixel, of CMYK 8.
+ * same, so the pixels are equal. Beside the image it keeps a few rows; of a file with several scans (progressive)
+ * also all coefficients: 3 to 6 bytes a pixel, of CMYK 8.
  *
  * libjpeg reports an error through a callback that must not return; ours jumps back into jpeg_reader_try. All state
  * is in the reader, so several threads can decode at once, each with its own reader. */
@@ -122,7 +122,7 @@ static inline void jpeg_reader_pixels(JpegReader *r) {
 /* Reads the data after the pixels, up to the end-of-image marker. */
 static inline void jpeg_reader_rest(JpegReader *r) { jpeg_finish_decompress(&r->decompress); }
 
-/* The orientation that the segments before the first scan say; 1 when they say nothing. */
+/* The orientation that the segments before the first scan say; less than 1 when they say nothing. */
 static inline int jpeg_orientation(const uint8_t *bytes, size_t n) {
     static const char xmp_name[] = "http://ns.adobe.com/xap/1.0/";
     int exif = -1, xmp = -1;
@@ -143,7 +143,7 @@ static inline int jpeg_orientation(const uint8_t *bytes, size_t n) {
     return exif > 0 ? exif : xmp;
 }
 
-/* Decodes a JPEG file of n bytes. As in Pillow, a missing end-of-image marker is no error when all pixels are there. */
+/* Decodes a JPEG file of n bytes. As in Pillow, a missing end-of-image marker is no error if all pixels are there. */
 static inline int image_decode_jpeg(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
     JpegReader r = {.bytes = bytes, .size = n};
     r.decompress.err = jpeg_std_error(&r.errors);

@@ -263,7 +263,7 @@ static inline int options_config_line(const Option *table, int n, char *line, co
     return status;
 }
 
-/* Reads a file of `key = value` lines. A byte order mark, with which some editors begin a file of UTF-8, is skipped. */
+/* Reads a file of `key = value` lines. A byte order mark, with which some editors begin a file, is skipped. */
 static inline int options_config(const Option *table, int n, const char *path, Error *err) {
     const char *problem;
     size_t size;

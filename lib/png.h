@@ -1,6 +1,6 @@
-/* Decodes PNG files with libpng, row by row: beside the image it keeps a few rows. libpng's progressive reader is used,
- * because the other one inflates what follows the last row, however much that is. The checksum of every chunk is verified first, because libpng leaves out a damaged tRNS chunk, which would
- * silently change the image. */
+/* Decodes PNG files with libpng, row by row: beside the image it keeps a few rows. libpng's progressive reader is
+ * used, because the other one inflates what follows the last row, however much that is. The checksum of every chunk
+ * is verified first, because libpng leaves out a damaged tRNS chunk, which would silently change the image. */
 #ifndef LIB_PNG_H
 #define LIB_PNG_H
 
@@ -64,7 +64,7 @@ static inline void png_note_text(PngOrientation *o, const char *key, const uint8
     free(inflated);
 }
 
-/* Notes what a chunk of n bytes says of the orientation: eXIf, or text as tEXt, zTXt or iTXt (ISO/IEC 15948, 11.3.4). */
+/* Notes what a chunk of n bytes says of the orientation: eXIf, tEXt, zTXt or iTXt (ISO/IEC 15948, 11.3.4). */
 static inline void png_note_chunk(PngOrientation *o, const uint8_t *type, const uint8_t *data, size_t n) {
     char key[80];
     if (!memcmp(type, "eXIf", 4) && o->exif < 0) o->exif = image_exif_orientation(data, n);
@@ -90,7 +90,8 @@ static inline void png_note_chunk(PngOrientation *o, const uint8_t *type, const 
     png_note_text(o, key, text, left, deflated);
 }
 
-/* Verifies the checksum of every chunk up to the last one, IEND, and finds the orientation. */
+/* Verifies the checksum of every chunk up to the last one, IEND, and finds the orientation: less than 1 when no chunk
+ * says it. */
 static inline int png_check_chunks(const uint8_t *bytes, size_t n, int *orientation, const char *name, Error *err) {
     PngOrientation o = {-1, -1, -1};
     for (size_t at = 8; at + 12 <= n;) {

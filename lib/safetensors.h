@@ -246,8 +246,8 @@ static inline float safetensors_float(const SafeTensor *t, size_t i) {
     return f16_to_f32(((const uint16_t *)(const void *)t->data)[i]);
 }
 
-/* The first tensor with a NaN or an infinity, or NULL. A value that floatX cannot hold counts as infinite. Slow: for error
- * messages. */
+/* The first tensor with a NaN or an infinity, or NULL. A value that floatX cannot hold counts as infinite. Slow: for
+ * error messages. */
 static inline const SafeTensor *safetensors_not_finite(const SafeTensors *st) {
     for (int i = 0; i < st->count; i++) {
         const SafeTensor *t = &st->tensors[i];

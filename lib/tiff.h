@@ -1,7 +1,7 @@
 /* Decodes the first page of TIFF files with libtiff: strips and tiles; 1, 2, 4, 8 and 16 bits; grey, RGB, CMYK and
- * palettes, with alpha; YCbCr in JPEG; uncompressed, CCITT, LZW, deflate, PackBits and JPEG. The pixels equal Pillow's;
- * of 16 bits the upper 8 are kept. Beside the image it keeps one row, of a tiled file or one with separate planes a
- * row of tiles or strips of at most TIFF_MAX_BLOCK bytes. */
+ * palettes, with alpha; YCbCr in JPEG; uncompressed, CCITT, LZW, deflate, PackBits and JPEG. The pixels equal
+ * Pillow's; of 16 bits the upper 8 are kept. Beside the image it keeps one row, of a tiled file or one with separate
+ * planes a row of tiles or strips of at most TIFF_MAX_BLOCK bytes. */
 #ifndef LIB_TIFF_H
 #define LIB_TIFF_H
 
@@ -145,7 +145,6 @@ static inline const char *tiff_kind(TiffReader *r) {
     const bool packed = r->bits == 1 || r->bits == 2 || r->bits == 4;
     const bool deep = r->bits == 16 && r->photometric != PHOTOMETRIC_PALETTE && r->colours != 4;
     if (r->bits != 8 && !deep && !(packed && r->samples == 1)) return "number of bits";
-    if (packed && r->colours != 1) return "number of bits";
     r->planes = planar == PLANARCONFIG_SEPARATE ? r->samples : 1;
     r->premultiplied = extra_count && extra[0] == EXTRASAMPLE_ASSOCALPHA;
     r->alpha = r->premultiplied || (extra_count && extra[0] == EXTRASAMPLE_UNASSALPHA) ||
@@ -300,7 +299,8 @@ static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, co
         r.why[0] = '\0';  // what was wrong with fields that nothing here needs
         status = tiff_pixels(&r);
         if (status != 0)
-            error_set(err, "cannot read the image %s: its TIFF data are damaged or cut off (%s)", name, r.why);
+            error_set(err, "cannot read the image %s: its TIFF data are damaged or cut off (%s)", name,
+                      r.why[0] ? r.why : "a strip or tile is too short");
     }
     if (status != 0) image_free(p);
     TIFFClose(r.tiff);

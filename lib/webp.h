@@ -1,6 +1,6 @@
 /* Decodes WebP files with libwebp: lossy and lossless, with alpha, of an animation the first frame. The pixels equal
- * Pillow's. Lossy files without alpha are decoded straight into the image when they are upright; others take 4 bytes a
- * pixel more, and libwebp 4 bytes a pixel for lossless data. */
+ * Pillow's. Lossy files without alpha are decoded straight into the image when they are upright; others take 4 bytes
+ * a pixel more, and libwebp 4 bytes a pixel for lossless data. */
 #ifndef LIB_WEBP_H
 #define LIB_WEBP_H
 

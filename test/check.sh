@@ -123,7 +123,7 @@ differ() { ! cmp -s "$1" "$2"; }
 near() { awk -v a="$1" -v b="$2" -v e="$3" 'BEGIN { exit !(a != "" && b != "" && a - b <= e && b - a <= e) }'; } # |a - b| <= e
 below() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 < b + 0) }'; }
 at_least() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && b != "" && a + 0 >= b + 0) }'; }
-no_partial() { [ -z "$(find "${1:-.}" -name '*.partial' -o -name '*.new')" ]; } # [FOLDER]
+no_partial() { [ -z "$(find "${1:-.}" -name '*.partial')" ]; } # [FOLDER]
 has_lines() { # FILE N
     local lines
     mapfile -t lines <"$1" && [ ${#lines[@]} -ge "$2" ]

@@ -1,4 +1,5 @@
-/* damage: makes, damages and reads the files of test_programs.sh and test_runs.sh. Run without arguments it lists what it can do.
+/* damage: makes, damages and reads the files of test_programs.sh and test_runs.sh. Run without arguments it lists
+ * what it can do.
  *
  * It writes only what it is told to; a mistake in its own use ends it with status 3. */
 #include "../lib/error.h"

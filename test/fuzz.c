@@ -1,6 +1,6 @@
 /* Mutation fuzzing of every parser of files: safetensors with a tokenizer and its tokenizer.json, datasets, images of
- * every format, JSON and config files. Each valid sample is changed thousands of times, the same way in every run; each
- * result must be read, or refused with a sentence. Run it under the address and undefined-behaviour sanitizers.
+ * every format, JSON and config files. Each valid sample is changed thousands of times, the same way in every run;
+ * each result must be read, or refused with a sentence. Run it under the address and undefined-behaviour sanitizers.
  *
  *     fuzz [ROUNDS [SEED]]     ROUNDS mutations of each sample (default 3000) */
 #include "samples.h"

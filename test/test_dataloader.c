@@ -11,7 +11,7 @@ static void write_dataset(const char *name, int count, uint64_t fingerprint, int
     int *lengths = (int *)xcalloc((size_t)count, sizeof *lengths);
     for (int i = 0; i < count; i++) {
         images[i] = i % 7 == 3 ? from_hex(i % 2 ? jpeg_turned : jpeg_progressive)
-                                 : make_png(10 + i % 9, 8 + i % 5, 1 + i % 4, (uint64_t)(seed + i));
+                               : make_png(10 + i % 9, 8 + i % 5, 1 + i % 4, (uint64_t)(seed + i));
         lengths[i] = 1 + (i * 7 + seed) % 23;
     }
     Bytes b = make_dataset(count, images, lengths, VOCAB, fingerprint, seed);
@@ -141,8 +141,8 @@ static void test_open_refused(void) {
     free(bytes);
 }
 
-/* Every bit of the header and of the index counts, and in version 1, which has no CRC, those that say how many samples
- * there are. */
+/* Every bit of the header and of the index counts, and in version 1, which has no CRC, those that say how many
+ * samples there are. */
 static void test_bits(void) {
     Error err;
     Dataset d;

@@ -460,7 +460,8 @@ typedef struct {
 static bool record_token(void *context, int b, int id) {
     Generated *w = (Generated *)context;
     const Tokenizer *t = w->tokenizer;
-    w->wrong += id >= t->count || (tokenizer_ends(t, id) ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
+    w->wrong +=
+        id < 0 || id >= t->count || (tokenizer_ends(t, id) ? w->count[b] == 0 : (t->flags[id] & TOKEN_SPECIAL) != 0);
     w->ids[b][w->count[b]++] = id;
     return w->count[b] < w->lengths[b];
 }
@@ -504,8 +505,8 @@ static void check_generating(Pair *p, float temperature) {
 #endif
 }
 
-/* Samples from logits that are highest for masked tokens, then for the other end token (where there is one), then for the
- * end token, then for `liked`, at position `at` of sequences whose position `first` may not be the end. */
+/* Samples from logits that are highest for masked tokens, then for the other end token (where there is one), then for
+ * the end token, then for `liked`, at position `at` of sequences whose position `first` may not be the end. */
 static void check_token_mask(Generator *d, const Pair *p, int at, int first, int liked) {
     const Tokenizer *t = &p->student.tokenizer;
     const int V = p->student.c.lm.vocab, prefix[] = {liked, liked};

@@ -390,6 +390,8 @@ usage() {
     refuses 2 "weight 0" "${alone[@]}" --w-ce 0 --out wrong
     refuses 2 "--init teacher needs" "${alone[@]}" --init teacher --out wrong
     refuses 2 "--overwrite" "${alone[@]}" --resume --overwrite --out wrong
+    TIKZ_CPU=none refuses 2 "TIKZ_CPU is 'none', which is no set of processor instructions; it can be " \
+        "$infer" --device cpu image0.png
     refuses 2 "--soft-loss" "$eval" --model teacher.safetensors --data val.bin --soft-loss mse
     printf 'steps = 3\nbatch = some\n' >bad.txt
     refuses 2 "bad.txt, line 2" "$train" --config bad.txt

@@ -140,8 +140,8 @@ static inline int state_load(const SafeTensors *files, int count, const Optimize
 
 /* ---- saving ---- */
 
-/* The trained parameter whose moments or master on this rank are not all finite, or NULL; *kind is which of the three. A sum
- * of squares on the device tells first whether there can be one. */
+/* The trained parameter whose moments or master on this rank are not all finite, or NULL; *kind is which of the
+ * three. A sum of squares on the device tells first whether there can be one. */
 static const Param *optimizer_not_finite(const Optimizer *o, int *kind) {
     size_t kept = o->sharded ? o->n / o->ranks : o->n;
     const Param *found = NULL;
@@ -168,8 +168,8 @@ static const Param *optimizer_not_finite(const Optimizer *o, int *kind) {
     return found;
 }
 
-/* What to do when training has gone wrong. lr_matters: with a smaller learning rate the last checkpoint would not have led
- * here; otherwise the checkpoint itself is of no use. */
+/* What to do when training has gone wrong. lr_matters: with a smaller learning rate the last checkpoint would not
+ * have led here; otherwise the checkpoint itself is of no use. */
 static char *resume_advice(const Trainer *t, const RunFolder *folder, bool lr_matters) {
     if (t->saved < 0) return format_string("there is no checkpoint yet; start anew with a smaller --lr");
     if (lr_matters)
@@ -182,8 +182,8 @@ static char *resume_advice(const Trainer *t, const RunFolder *folder, bool lr_ma
         folder->path, best ? " with --student " : "", best ? folder->best : "");
 }
 
-/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. In the step
- * after a checkpoint the moments do not depend on the learning rate, while the weights do. */
+/* Ends the program when the weights or moments are not finite: they are never written over a checkpoint that is. In
+ * the step after a checkpoint the moments do not depend on the learning rate, while the weights do. */
 static void check_finite_state(const Trainer *t, const RunFolder *folder) {
     int kind;
     const Param *p = optimizer_not_finite(&t->optimizer, &kind);

@@ -14,7 +14,7 @@ typedef struct {
     int ranks;
 } Log;
 
-/* Copies the lines of the old log, if there is one, up to a step. */
+/* Copies the lines of the old log, if there is one, up to a step. A crash can leave a part of a line at the end. */
 static void log_copy(AtomicFile *to, const char *path, int64_t step) {
     Error err;
     const char *problem;
@@ -26,6 +26,7 @@ static void log_copy(AtomicFile *to, const char *path, int64_t step) {
     if (!from) die("cannot read %s: %s", path, problem ? problem : strerror(errno));
     for (ssize_t length; (length = getline(&line, &capacity, from)) > 0;) {
         long long at;
+        if (line[length - 1] != '\n') break;
         if (sscanf(line, "{\"step\":%lld", &at) != 1 || at > (long long)step) continue;
         die_if(atomic_write(to, line, (size_t)length, &err), &err);
     }
@@ -82,7 +83,7 @@ typedef struct {
     double loss, norm, lr;
     int tokens;      // counted text tokens of all ranks
     double seconds;  // the step's duration
-    double peak;     // measured matmul rate of all devices, FLOP/s
+    double peak;     // measured peak rate of all devices, FLOP/s
 } StepResult;
 
 /* Writes the step's line, and shows it in the progress bar. */
@@ -125,8 +126,8 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
                           const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
-    fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text, omp_get_max_threads(),
-            peak / 1e12);
+    fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text,
+            omp_get_max_threads(), peak / 1e12);
     if (p->comm.ranks > 1)
         fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,
                 o->sharded ? ", each with a part of the optimizer state" : "");

@@ -157,13 +157,13 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
 static const char *const train_usage =
     "[options]\n\nTrains an image-to-TikZ model, by default from the starter teacher on the starter data.";
 
-/* The first and the last line of options.txt, so that a file that was cut is known from one of an older version, which has
- * neither. */
+/* The first and the last line of options.txt, so that a file that was cut is known from one of an older version,
+ * which has neither. */
 static const char options_begin[] = "# options of train_distill\n";
 static const char options_end[] = "# end of the options\n";
 
-/* Ends the program when the options that were just read from options.txt are not all that were written. Every version of
- * this program has written those that are listed. */
+/* Ends the program when the options that were just read from options.txt are not all that were written. Every version
+ * of this program has written those that are listed. */
 static void options_check_recalled(const char *path) {
     Error err;
     MappedFile file;
@@ -186,8 +186,8 @@ typedef struct {
     bool new_warmup;  // the command line says another --warmup
 } Recalled;
 
-/* --resume: reads the options of the first run, then again what the command line says. --epochs there replaces the first
- * run's --steps. */
+/* --resume: reads the options of the first run, then again what the command line says. --epochs there replaces the
+ * first run's --steps. */
 static Recalled options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
     Error err;
     const char *out = opt.out;

@@ -88,8 +88,8 @@ static void test_objective_wide(void) {
     check_x("distill_rows wide gradient", dev_s, grad, Vs, BACKWARD);
 }
 
-/* A student near its teacher, at temperatures from 0.01 to 1000: D is tiny beside the terms that it is the sum of, and
- * still has to have its digits, and so has the gradient. Below 1e-12 one entry has all the probability. */
+/* A student near its teacher, at temperatures from 0.01 to 1000: D is tiny beside the terms that it is the sum of,
+ * and still has to have its digits, and so has the gradient. Below 1e-12 one entry has all the probability. */
 static void test_objective_near(void) {
     int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
     double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);

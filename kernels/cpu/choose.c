@@ -1,6 +1,6 @@
 /* Which kernels this processor runs. kernels/cpu/cpu.c is compiled once for every set of instructions (the Makefile's
- * CPU_SETS); this file, which any processor can run, takes the best set that this one has, or the one that the environment
- * variable TIKZ_CPU names. */
+ * CPU_SETS); this file, which any processor can run, takes the best set that this one has, or the one that the
+ * environment variable TIKZ_CPU names. */
 #include "../../lib/error.h"
 #include "../ops.h"
 
@@ -69,8 +69,12 @@ const Ops *cpu_ops_open(Error *err) {
         known = true;
         if (sets[i].supported()) return sets[i].table;
     }
-    error_set(err, "TIKZ_CPU is '%.40s', %s; it can be %s, or unset for the best", wanted,
-              known ? "which this processor does not have" : "which is no set of processor instructions",
-              names_supported());
+    if (!wanted || !*wanted)
+        error_set(err, "this processor has none of the instructions that this program was built for; build it again "
+                       "with CPU_SETS=portable");
+    else
+        error_set(err, "TIKZ_CPU is '%.40s', %s; it can be %s, or unset for the best", wanted,
+                  known ? "which this processor does not have" : "which is no set of processor instructions",
+                  names_supported());
     return NULL;
 }

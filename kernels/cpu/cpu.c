@@ -1,6 +1,6 @@
 /* The table of operations for the CPU. One kernel family per header, under the same file names as the GPU's
- * (kernels/cuda). The Makefile compiles this file once for every set of processor instructions, with KERNEL_SET defined as its
- * name; choose.c takes the table that fits the processor. */
+ * (kernels/cuda). The Makefile compiles this file once for every set of processor instructions, with KERNEL_SET
+ * defined as its name; choose.c takes the table that fits the processor. */
 #include "attention.h"
 #include "attention_decode.h"
 #include "distill.h"

@@ -1,8 +1,8 @@
 /* The row kernel of the distillation objective.
  *
  * Symbols, formulas and gradients are those at the top of loss.cuh; here q and p are over the first
- * V = min(V_s, V_t) entries and Q = softmax(s) over all V_s. A row is read from memory once: the further passes over
- * it find it in the cache, and so the four exponentials of each entry. */
+ * V = min(V_s, V_t) entries and Q = softmax(s) over all V_s. A row is read from memory once: the further passes find
+ * it, and the three exponentials of each entry, in the cache. */
 #ifndef KERNELS_CPU_DISTILL_H
 #define KERNELS_CPU_DISTILL_H
 
@@ -88,8 +88,8 @@ static void row_sums(RowState *r, RowStats *out, const floatX *s, const floatX *
 
 /* ---- the divergence ----
  *
- * Where the student is near the teacher, D is a sum of terms that cancel: at a high temperature nothing would be left of
- * it in fp32. So it is summed in another form. With r = log (q / p), and because p and q both sum to 1,
+ * Where the student is near the teacher, D is a sum of terms that cancel: at a high temperature nothing would be left
+ * of it in fp32. So it is summed in another form. With r = log (q / p), and because p and q both sum to 1,
  *   KL(p||q) = sum of p (e^r - 1 - r) = sum of p phi(r),        KL(q||p) = sum of q phi(-r),
  *   JSD      = sum of beta p phi(u) + (1 - beta) q phi(u - r),  u = log (m / p) = log (1 + (1 - beta) (e^r - 1)),
  * in which no term is negative, and an error of r that is the same for all entries counts only as its square. */
@@ -171,8 +171,8 @@ typedef struct {
 } RowGradient;
 
 /* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh
- * without its constant factors tau and (1 - beta); over the first V entries when there is a soft term. Returns KL(p||q),
- * which comes out on the way. */
+ * without its constant factors tau and (1 - beta); over the first V entries when there is a soft term. Returns
+ * KL(p||q), which comes out on the way. */
 static inline __attribute__((always_inline)) float row_gradient(const RowState *r, floatX *s, const floatX *t,
                                                                 size_t begin, size_t end, const RowGradient *w,
                                                                 const SoftLoss kind, const bool soft) {

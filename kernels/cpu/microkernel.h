@@ -1,10 +1,10 @@
 /* The microkernel: matmuls of operands that are in cache, C = A B, with fp32 accumulation. Linear layers (linear.h)
- * and attention (attention.h) are built on it. One interface has two implementations, chosen at compile time by the set of
- * instructions:
+ * and attention (attention.h) are built on it. One interface has two implementations, chosen at compile time by the
+ * set of instructions:
  *
  *   cpu/microkernel_amx.h     bf16 operands in the tiles of Intel's AMX
- *   cpu/microkernel_vector.h  operands in vectors: fp32, to which bf16 is widened while it is packed, or pairs of bf16
- *                             where AVX512-BF16 multiplies them
+ *   cpu/microkernel_vector.h  operands in vectors: fp32, to which bf16 is widened while it is packed, or pairs of
+ *                             bf16 where AVX512-BF16 multiplies them
  *
  * Operands are packed into arrays of `element` (bf16 or float), padded with zeros to whole steps:
  *   A [M, K]   row-major, rows lda apart, M padded to M_STEP, K to K_STEP

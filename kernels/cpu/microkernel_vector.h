@@ -1,11 +1,11 @@
-/* The microkernel (microkernel.h) for vectors. Operands are arrays of words of 32 bits: a float, or, where the processor
- * multiplies pairs of bf16 (AVX512-BF16), two neighbours along K. A word of A times a vector of B's words is one
- * instruction; a block of ROWS rows times two vectors of columns stays in registers.
+/* The microkernel (microkernel.h) for vectors. Operands are arrays of words of 32 bits: a float, or, where the
+ * processor multiplies pairs of bf16 (AVX512-BF16), two neighbours along K. A word of A times a vector of B's words
+ * is one instruction; a block of ROWS rows times two vectors of columns stays in registers.
  *
  * The floor is the arithmetic: ROWS * 2 instructions for ROWS words and two vectors loaded. What lies between is the
- * caches: a column block of B, DEPTH_BYTES deep, stays in the first level while ROWS rows after ROWS rows of A pass by;
- * BLOCK_ROWS rows of A, as deep, stay in the second level (Goto & van de Geijn 2008, "Anatomy of High-Performance Matrix
- * Multiplication"). */
+ * caches: a column block of B, DEPTH_BYTES deep, stays in the first level while ROWS rows after ROWS rows of A pass
+ * by; BLOCK_ROWS rows of A, as deep, stay in the second level (Goto & van de Geijn 2008, "Anatomy of High-Performance
+ * Matrix Multiplication"). */
 #ifndef KERNELS_CPU_MICROKERNEL_VECTOR_H
 #define KERNELS_CPU_MICROKERNEL_VECTOR_H
 
@@ -28,8 +28,8 @@ enum { M_STEP = 1, N_STEP = LANES, K_STEP = PAIR };
 enum { A_IN_PLACE = 0, A_PADDING = 16 };  // rows of A a power of two apart would all lie in one set of the cache
 enum { BLOCK_ROWS = 48, DEPTH_BYTES = 16384, DEPTH = DEPTH_BYTES / (2 * LANES * 4) };  // DEPTH: in words
 
-/* B in blocks of LANES columns, one block after the other: the word of B(k, n) is number (n / LANES * (K / PAIR) + k / PAIR)
- * * LANES + n % LANES. */
+/* B in blocks of LANES columns, one block after the other: the word of B(k, n) is number
+ * (n / LANES * (K / PAIR) + k / PAIR) * LANES + n % LANES. */
 typedef struct {
     element *data;
     size_t K, N;

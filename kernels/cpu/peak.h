@@ -1,5 +1,5 @@
-/* The peak rate of this processor's arithmetic: multiplications and additions of numbers that stay in registers, on all
- * cores, by the instruction that the products use. */
+/* The peak rate of this processor's arithmetic: multiplications and additions of numbers that stay in registers, on
+ * all cores, by the instruction that the matmuls use. */
 #ifndef KERNELS_CPU_PEAK_H
 #define KERNELS_CPU_PEAK_H
 
@@ -7,7 +7,7 @@
 #include "../../lib/clock.h"
 
 #ifdef MICROKERNEL_AMX
-enum { PEAK_STEP = 4 * 2 * 16 * 16 * 32 };  // FLOPs of one step: four products of tiles
+enum { PEAK_STEP = 4 * 2 * 16 * 16 * 32 };  // FLOPs of one step: four matmuls of tiles
 
 static void peak_steps(int steps) {
     microkernel_begin();

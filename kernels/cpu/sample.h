@@ -58,7 +58,7 @@ static int sample_best(const float *logits, const uint8_t *token_mask, int never
     return best;
 }
 
-/* The next token of one sequence, or -1 as sample_best. never: a token that is not allowed at this position, or -1. */
+/* The next token of one sequence, or -1 as sample_best. never: a token that is not allowed here, or -1. */
 static int sample_row(const float *logits, const uint8_t *token_mask, const Sampling *s, int never, int stream,
                       int position, int V) {
     const int best = sample_best(logits, token_mask, never, V);

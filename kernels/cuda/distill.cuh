@@ -25,8 +25,8 @@
  *     of a multiprocessor are at different points: one has 64 KB in flight while the others compute or write.
  *   - The arithmetic hides behind the bytes. It takes 4 exponentials for each entry at tau 1 and 2, else 7. At 8192 x
  *     32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when tau is neither 1 nor 2 the
- *     exponentials are the floor. KL(q||p) and JSD take 2 more, because their gradient needs a mean that only a pass of
- *     its own gives, and JSD 2 more in each pass where the student is far from the teacher. */
+ *     exponentials are the floor. KL(q||p) and JSD take 2 more, because their gradient needs a mean that only a pass
+ *     of its own gives, and JSD 2 more in each pass where the student is far from the teacher. */
 #ifndef KERNELS_CUDA_DISTILL_CUH
 #define KERNELS_CUDA_DISTILL_CUH
 
@@ -390,8 +390,8 @@ static __device__ void soft_sums(float (&sums)[2], const Rows<W> &rows, const Ro
 
 /* ---- the gradient ---- */
 
-/* The gradient of one entry, without the one-hot terms of the label and of the teacher's argmax. Adds the entry's share
- * of KL(p||q), which comes out on the way, to `divergence`. */
+/* The gradient of one entry, without the one-hot terms of the label and of the teacher's argmax. Adds the entry's
+ * share of KL(p||q), which comes out on the way, to `divergence`. */
 template <int KIND, int POWER>
 static __device__ __forceinline__ float both_gradient(const RowState &r, float s, float t, float *divergence) {
     float eq = exp2_approx(fmaf(s, r.k.at_tau, -r.q_offset));
@@ -447,8 +447,8 @@ static __device__ void write_gradient(const Rows<W> &rows, const RowState &r, fl
 
 /* ---- the kernel ---- */
 
-/* Computes the statistics, except the divergence, and what it and the gradient need, from the sums over the row, which
- * are all relative to its maxima. */
+/* Computes the statistics, except the divergence, and what it and the gradient need, from the sums over the row,
+ * which are all relative to its maxima. */
 template <int KIND>
 static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate) {
     const bool teacher = KIND != NO_TEACHER;

@@ -39,9 +39,9 @@ static __device__ inline unsigned long long block_largest(unsigned long long v) 
     return v;
 }
 
-/* The likeliest token that is allowed, the first of equals; -1 if there is none or a logit is NaN or +infinity. A maximum
- * of whole numbers finds it: the upper half is the logit's bits, mapped so that they have the order of the floats, the
- * lower half the inverted id. The largest number of all stands for a logit that is not finite. */
+/* The likeliest token that is allowed, the first of equals; -1 if there is none or a logit is NaN or +infinity. A
+ * maximum of whole numbers finds it: the upper half is the logit's bits, mapped so that they have the order of the
+ * floats, the lower half the inverted id. The largest number of all stands for a logit that is not finite. */
 static __device__ __forceinline__ int row_best(const SampleRow &r) {
     unsigned long long best = 0;
 #pragma unroll 2
