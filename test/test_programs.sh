@@ -31,10 +31,10 @@ training() {
     refuses 1 "already holds a trained student" "${alone[@]}" --student "$shape" --steps 2 --out teacher
     succeeds "${alone[@]}" --student "$shape" --steps 2 --out teacher --overwrite
     check "--overwrite starts anew" has_lines teacher/log.jsonl 2
-    succeeds "${taught[@]}" --steps 8 --lr 0.01 --out student
+    succeeds "${taught[@]}" --steps 16 --lr 0.01 --warmup 2 --out student
     check "the log has the teacher's fields" eval '[ "$("$damage" json student/log.jsonl soft hard agreement entropy \
-        gate | grep -cv -e "- ")" = 8 ]'
-    check "the loss falls" below "$(number_of student/log.jsonl loss 8)" "$(number_of student/log.jsonl loss 1)"
+        gate | grep -cv -e "- ")" = 16 ]'
+    check "the loss falls" below "$(number_of student/log.jsonl loss 16)" "$(number_of student/log.jsonl loss 1)"
     succeeds "${alone[@]}" --student "$shape" --val-data val.bin --eval-batches 1 --lr 0 --steps 40 --eval-every 2 \
         --patience 2 --out patient
     check "--patience stops early" grep -q '^stopped early: no better validation for 2 evaluations' err

@@ -114,8 +114,8 @@ damaged_files() {
         check "and leaves no student" [ ! -e hopeless/student.safetensors ]
     done
     finished damaged
-    "$damage" set damaged/state.safetensors set connector.bias.m 0 nan && mv set damaged/state.safetensors
-    refuses 1 "damaged/state.safetensors is damaged: the moments of connector.bias are not finite" "$train" --resume --out damaged --steps 6
+    "$damage" set damaged/state.safetensors set connector.weight.m 0 nan && mv set damaged/state.safetensors
+    refuses 1 "damaged/state.safetensors is damaged: the moments of connector.weight are not finite" "$train" --resume --out damaged --steps 6
 }
 
 # ---- signals ----
