@@ -302,7 +302,7 @@ def tiff(pixels, photometric, extra=(), tile=None, separate=False, order="<", st
     directory, values = b"", b""
     values_at = 8 + len(body) + 2 + 12 * len(fields) + 4
     for tag, (kind, numbers) in sorted(fields.items()):
-        packed = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+        packed = struct.pack(f"{order}{len(numbers)}{ {3: 'H', 4: 'I'}.get(kind, 'B')}", *numbers)
         directory += struct.pack(order + "HHI", tag, kind, len(numbers))
         directory += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(order + "I", values_at + len(values))
         values += (packed + bytes(len(packed) % 2)) if len(packed) > 4 else b""
@@ -325,6 +325,11 @@ def make_tiff(drawing, noise):
         tags[274] = orientation
         data = saved(image.convert("RGB"), "TIFF", compression="tiff_lzw", tiffinfo=tags)
         yield f"turned{orientation}.tif", data, turned(image.convert("RGB"), orientation)
+    xmp, pixels = XMP.format('tiff:Orientation="6"/>').encode(), np.asarray(image.convert("RGB"))
+    for kind, name in ((1, "bytes"), (2, "text"), (7, "undefined")):
+        data = tiff(pixels, 2, tags={700: (kind, list(xmp))})
+        yield f"xmp_{name}.tif", data, turned(image.convert("RGB"), 6)
+    yield "xmp_numbers.tif", tiff(pixels, 2, tags={700: (4, [1 << 31, 1 << 31])}), image.convert("RGB")
     pages = [drawing("RGB", (30, 20), 541 + i) for i in range(2)]
     yield "pages.tif", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), None
     rng = np.random.default_rng(543)
