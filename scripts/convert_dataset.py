@@ -9,8 +9,9 @@ Sources: parquet files with images and code (DaTikZ and other data sets of the H
 folder of name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model; samples that
 exceed its context length are left out) or from any other safetensors file that contains one (--tokenizer).
 
-PNG and JPEG images are stored unchanged if the reader can decode them; all others are converted to PNG. The code is
-not changed. Samples that cannot be used are left out, counted by reason at the end and listed by --report.
+PNG and JPEG images are stored unchanged if the reader can decode them; all others are converted to PNG. Code becomes
+UTF-8 without a byte order mark, with lines that end with \\n; nothing else in it changes. Samples that cannot be used
+are left out, counted by reason at the end and listed by --report.
 
 The same arguments give the same bytes, whatever --jobs is. Until the conversion is complete, finished parts are kept
 in the folder OUT.parts, so that after any interruption the same command continues from there.

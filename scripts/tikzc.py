@@ -38,7 +38,8 @@ Datasets: .bin
     source:           UTF-8, one line that says where the data come from; zeros up to a multiple of 8
     index:            count entries of 32 bytes: u64 offset of the record in the file; u32 image_bytes;
                       u32 token_count; u32 crc32 (zlib) of the whole record; u32 zero; u64 zero
-The parts have this order. Version 1, which is still read, has a header of 64 bytes, without the CRC. Files are written under a temporary name and renamed when they are complete.
+The parts have this order. Version 1, which is still read, has a header of 64 bytes, without the CRC. Files are written
+under a temporary name and renamed when they are complete.
 """
 import json
 import math
