@@ -151,6 +151,15 @@ class AtomicFile:
     def __enter__(self):
         return self.file
 
+    @contextlib.contextmanager
+    def discarded_on_error(self):
+        """For what is written outside of a with statement of this file itself."""
+        try:
+            yield
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+
     def __exit__(self, kind, value, trace):
         try:
             if kind is None:

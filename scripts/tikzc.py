@@ -161,7 +161,8 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
         self.output = AtomicFile(path)
-        self.output.file.write(struct.pack("<Q", len(text)) + text)
+        with self.output.discarded_on_error():
+            self.output.file.write(struct.pack("<Q", len(text)) + text)
 
     def write(self, data):
         self.bytes_left -= self.output.file.write(data)
@@ -520,14 +521,19 @@ class DatasetWriter:
 
     def __exit__(self, kind, value, trace):
         if kind is None:
-            padding = -(self.offset + len(self.source)) % 8
-            index_offset = self.offset + len(self.source) + padding
-            self.file.write(self.source + b"\0" * padding + self.index)
-            self.file.seek(0)
-            header = HEADER.pack(MAGIC, 2, HEADER_BYTES[2], self.count, self.fingerprint, index_offset, self.offset,
-                                 len(self.source), index_offset + len(self.index))
-            self.file.write(header + HEADER_CRC.pack(zlib.crc32(header + self.source + self.index), 0))
+            with self.output.discarded_on_error():
+                self.write_end()
         self.output.__exit__(kind, value, trace)
+
+    def write_end(self):
+        """Writes what follows the records, then the header."""
+        padding = -(self.offset + len(self.source)) % 8
+        index_offset = self.offset + len(self.source) + padding
+        self.file.write(self.source + b"\0" * padding + self.index)
+        self.file.seek(0)
+        header = HEADER.pack(MAGIC, 2, HEADER_BYTES[2], self.count, self.fingerprint, index_offset, self.offset,
+                             len(self.source), index_offset + len(self.index))
+        self.file.write(header + HEADER_CRC.pack(zlib.crc32(header + self.source + self.index), 0))
 
 
 class Dataset:
