@@ -159,6 +159,9 @@ def convert(args):
     parts = plan(blocks, max(1, shards), PART_BYTES)
     for path in shard_paths(args.out, shards):
         files.check_output(path)
+    for path in (*earlier_outputs(args, shards), args.report):
+        if path and source.holds(path):
+            raise tikzc.FormatError(f"{path} belongs to the source; name another file to write.")
     share = args.val_share if args.val_out else 0
     manifest = {"version": ENCODING_VERSION, "source": source.identity, "columns": getattr(source, "columns", None),
                 "text for the header": args.source or source.name, "--shards": shards,

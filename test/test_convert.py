@@ -322,6 +322,27 @@ def test_pairs(folder):
         check(f"{reason} (first: " in messages and f"{name})" in messages, reason, messages)
 
 
+def test_own_output(folder):
+    """What would overwrite a file of the source is refused, and the file stays."""
+    write_pair(folder, "a", "x")
+    out, images_folder = folder / "out.bin", folder / "formula_images"
+    write_parquet(folder / "p-00000-of-00001.parquet", [(make_image(0)[0], "x")] * 2)
+    images_folder.mkdir()
+    (images_folder / "a.png").write_bytes(make_image(0)[0])
+    (folder / "im2latex_formulas.lst").write_text("x\n")
+    (folder / "im2latex_train.lst").write_text("0 a basic\n")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    parquet_file, pairs, formulas = ["--parquet", folder / "p-00000-of-00001.parquet"], ["--pairs", folder], [
+        "--im2latex", folder]
+    for source, name in ((parquet_file, "p-00000-of-00001.parquet"), (pairs, "a.tex"), (pairs, "a.png"),
+                         (formulas, "im2latex_formulas.lst"), (formulas, "formula_images/a.png")):
+        refused("belongs to the source", *source, "--overwrite", out=folder / name)
+        refused("belongs to the source", *source, "--report", folder / name, out=out)
+    refused("belongs to the source", *parquet_file, "--shards", 1, "--overwrite", out=folder / "p.parquet")
+    left = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    check(left == before, "the files of the source are left alone", set(left) ^ set(before))
+
+
 def test_no_image(folder):
     """Files that are no image: a named pipe is not waited for, and a Git LFS pointer is named."""
     os.mkfifo(folder / "pipe.png")
@@ -1097,9 +1118,9 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_links, test_no_image, test_line_ends,
-                 test_suffixes, test_splits, test_pointers, test_names, test_begin, test_bad_rows, test_refused,
-                 test_scaling, test_dataset_bits, test_full_disk, test_damaged_png, test_damaged_jpeg,
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_own_output, test_links, test_no_image,
+                 test_line_ends, test_suffixes, test_splits, test_pointers, test_names, test_begin, test_bad_rows,
+                 test_refused, test_scaling, test_dataset_bits, test_full_disk, test_damaged_png, test_damaged_jpeg,
                  test_damaged_parquet, test_damaged_lists, test_damaged_tokenizer, test_damaged_parts,
                  test_hostile_parquet, test_hostile, test_going_on, test_interruptions, test_memory):
         with tempfile.TemporaryDirectory() as name:
