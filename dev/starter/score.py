@@ -71,8 +71,10 @@ def score(job):
     if program == reference and not job.compile_all:
         return True, True, True, None
     drawing = draw(program, job)
-    same = drawing.image is not None and (program == reference or drawing.image == draw(reference, job).image)
-    return drawing.compiles, same, program == reference, drawing.problem
+    expected = drawing if program == reference or drawing.image is None else draw(reference, job)
+    problem = drawing.problem or expected.problem and f"has a reference that {expected.problem}"
+    same = drawing.image is not None and drawing.image == expected.image
+    return drawing.compiles, same, program == reference, problem
 
 
 def score_all(args):
