@@ -281,7 +281,8 @@ def make_parser():
     add = output.add_argument
     add("--out", required=True, metavar="FILE", help=".bin file to write; with shards FILE-00000-of-00004.bin")
     shards = output.add_mutually_exclusive_group()
-    shards.add_argument("--shards", type=whole(1, 99999), metavar="N", help="number of files (default: one, named as --out)")
+    shards.add_argument("--shards", type=whole(1, 99999), metavar="N",
+                        help="number of files (default: one, named as --out)")
     shards.add_argument("--shard-size", type=size, metavar="SIZE", help="files of about this size: 500M, 2G")
     add("--val-out", metavar="FILE", help="set samples aside for validation, in this file")
     add("--val-share", type=share, default=0.01, metavar="X",

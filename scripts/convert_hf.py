@@ -279,8 +279,8 @@ def convert(options):
     kind = KINDS.get(options.dtype) or model.sources[-1].tensors[embed.parts[0][0]].kind
     write(options.out, model, tokenizer, metadata, kind, options.seed)
     c, count = model.config, sum(math.prod(e.shape) for source in model.sources for e in source.entries)
-    print(f"{files.printable(options.out)}: {count / 1e6:.2f} M parameters in {kind}, {hub.patches(c) // c['connector.concat']} image "
-          f"tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
+    print(f"{files.printable(options.out)}: {count / 1e6:.2f} M parameters in {kind}, "
+          f"{hub.patches(c) // c['connector.concat']} image tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
           + (", the connector is untrained" if model.fresh else ""))
 
 

@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 XMP = ('<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
        '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" {}</rdf:RDF></x:xmpmeta>')
@@ -314,8 +314,8 @@ def make_tiff(drawing, noise):
     image = drawing("RGBA", (45, 31), 540)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
         for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
-            picture = image.convert("RGB").convert(mode) if mode in ("P", "CMYK", "1") else image.convert(mode)
-            yield f"{mode}-{compression}.tif", saved(picture, "TIFF", compression=compression), None
+            converted = image.convert("RGB").convert(mode) if mode in ("P", "CMYK", "1") else image.convert(mode)
+            yield f"{mode}-{compression}.tif", saved(converted, "TIFF", compression=compression), None
     for compression in ("group3", "group4", "tiff_ccitt"):
         yield f"{compression}.tif", saved(image.convert("RGB").convert("1"), "TIFF", compression=compression), None
     for mode in ("L", "RGB"):
@@ -366,6 +366,7 @@ def rgb(values):
 
 def make(drawing, noise):
     """Yields (name, bytes, the image as it must be seen, or None: as Pillow opens it)."""
-    for maker in (make_png, lambda: make_turned(drawing), lambda: make_webp(drawing, noise), lambda: make_gif(drawing, noise),
-                  lambda: make_bmp(drawing, noise), lambda: make_tiff(drawing, noise)):
+    for maker in (make_png, lambda: make_turned(drawing), lambda: make_webp(drawing, noise),
+                  lambda: make_gif(drawing, noise), lambda: make_bmp(drawing, noise),
+                  lambda: make_tiff(drawing, noise)):
         yield from maker()
