@@ -9,8 +9,9 @@ Sources: parquet files with images and code (DaTikZ and other data sets of the H
 folder of name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model; samples that
 exceed its context length are left out) or from any other safetensors file that contains one (--tokenizer).
 
-PNG and JPEG images are stored unchanged if the reader can decode them; all others are converted to PNG. The code is
-not changed. Samples that cannot be used are left out, counted by reason at the end and listed by --report.
+PNG and JPEG images are stored unchanged if the reader can decode them; all others are converted to PNG. Code becomes
+UTF-8 without a byte order mark, with lines that end with \\n; nothing else in it changes. Samples that cannot be used
+are left out, counted by reason at the end and listed by --report.
 
 The same arguments give the same bytes, whatever --jobs is. Until the conversion is complete, finished parts are kept
 in the folder OUT.parts, so that after any interruption the same command continues from there.
@@ -29,6 +30,7 @@ import tikzc  # first, because it says whether a package is missing
 import files
 from dataset import parquet, sources
 from dataset.parts import Folder, Job, Output, plan, run_here, run_parallel
+from options import whole
 from progress import Progress
 
 PART_BYTES = 64 << 20  # bytes of the source in a part, which one process converts at a time
@@ -157,6 +159,9 @@ def convert(args):
     parts = plan(blocks, max(1, shards), PART_BYTES)
     for path in shard_paths(args.out, shards):
         files.check_output(path)
+    for path in (*earlier_outputs(args, shards), args.report):
+        if path and source.holds(path):
+            raise tikzc.FormatError(f"{path} belongs to the source; name another file to write.")
     share = args.val_share if args.val_out else 0
     manifest = {"version": ENCODING_VERSION, "source": source.identity, "columns": getattr(source, "columns", None),
                 "text for the header": args.source or source.name, "--shards": shards,
@@ -180,8 +185,7 @@ def convert(args):
         summary.write(args.report, map(folder.part, range(len(parts))))
     folder.remove()
     if not summary.kept:
-        lines = "\n".join(summary.lines())
-        raise tikzc.FormatError(f"No sample could be used, so {args.out} was not written.\n{lines}")
+        raise tikzc.FormatError(f"No sample could be used, so {args.out} was not written.", *summary.lines())
     for output in outputs:
         if not os.path.exists(output.path):
             print(f"{files.printable(output.path)} was not written: no sample is left for it", file=sys.stderr)
@@ -241,14 +245,6 @@ def size(text):
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
-def whole(least):
-    def parse(text):
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least}")
-        return int(text)
-    return parse
-
-
 def share(text):
     try:
         value = float(text)
@@ -277,25 +273,26 @@ def make_parser():
     tokens.add_argument("--model", metavar="FILE", help="model whose tokenizer to use and whose positions to keep to")
     tokens.add_argument("--tokenizer", metavar="FILE", help="any safetensors file that carries a tokenizer")
     add = parser.add_argument_group("choosing").add_argument
-    add("--max-tokens", type=whole(1), metavar="N",
+    add("--max-tokens", type=whole(1, tikzc.MAX_TOKENS), metavar="N",
         help="leave out samples with more tokens, end token included (default: the model's positions)")
-    add("--max-side", type=whole(1), default=0, metavar="PIXELS",
+    add("--max-side", type=whole(1, 1 << 24), default=0, metavar="PIXELS",
         help="scale larger images down to this (default: no; above 20000 an image is left out)")
     output = parser.add_argument_group("output")
     add = output.add_argument
     add("--out", required=True, metavar="FILE", help=".bin file to write; with shards FILE-00000-of-00004.bin")
     shards = output.add_mutually_exclusive_group()
-    shards.add_argument("--shards", type=whole(1), metavar="N", help="number of files (default: one, named as --out)")
+    shards.add_argument("--shards", type=whole(1, 99999), metavar="N",
+                        help="number of files (default: one, named as --out)")
     shards.add_argument("--shard-size", type=size, metavar="SIZE", help="files of about this size: 500M, 2G")
     add("--val-out", metavar="FILE", help="set samples aside for validation, in this file")
     add("--val-share", type=share, default=0.01, metavar="X",
         help="how many, chosen by the code's hash (default 0.01)")
-    add("--seed", type=whole(0), default=0, metavar="N", help="changes which (default 0)")
+    add("--seed", type=whole(0, (1 << 63) - 1), default=0, metavar="N", help="changes which (default 0)")
     add("--source", metavar="TEXT", help="where the data come from, for the header (default: from the names)")
     add("--report", metavar="FILE", help="list all samples left out, as JSON")
     add("--overwrite", action="store_true",
         help="start anew; remove what earlier conversions left under these names")
-    add("--jobs", type=whole(1), default=len(os.sched_getaffinity(0)), metavar="N",
+    add("--jobs", type=whole(1, 1024), default=len(os.sched_getaffinity(0)), metavar="N",
         help="processes (default: all cores)")
     return parser
 
@@ -326,9 +323,9 @@ def main():
     try:
         summary = convert(args)
     except tikzc.FormatError as e:
-        files.fail("convert_dataset.py", e)
+        files.fail("convert_dataset.py", *e.args)
     except OSError as e:
-        files.fail("convert_dataset.py", f"{'' if e.filename else f'writing {args.out}: '}{files.describe(e)}.")
+        files.fail("convert_dataset.py", f"{files.describe(e, args.out)}.")
     except KeyboardInterrupt:
         sys.exit("convert_dataset.py: interrupted; the same command goes on from here")
     print(f"{files.printable(args.out)}:", "\n".join(summary.lines()), file=sys.stderr)

@@ -15,13 +15,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tikzc  # first, because it says whether a package is missing
 import numpy as np
 
+import files
 import hub.config as hub
-import tikzc
-from hub.files import Section, one_line, read_json, shown
+from hub.files import Section, read_json, shown
 from hub.tokenizer import read_tokenizer
 from hub.weights import FLOATS, check_folder, folder_tensors, pieces, same_values
+from options import whole
 from progress import Progress
 from tikzc import FormatError
 
@@ -260,13 +262,11 @@ def values_of(e, tensors, kind, seed):
 
 
 def note(sentence):
-    print(f"convert_hf: {one_line(sentence)}", file=sys.stderr)
+    print(f"convert_hf.py: note: {files.printable(sentence)}", file=sys.stderr)
 
 
 def convert(options):
-    if Path(options.out).is_dir():
-        raise FormatError(f"{options.out}: is a folder; name the file to write, such as "
-                          f"{Path(options.out) / 'model.safetensors'}.")
+    files.check_output(options.out)
     model = read_model(options)
     for source in model.sources:
         check_source(source)
@@ -279,15 +279,9 @@ def convert(options):
     kind = KINDS.get(options.dtype) or model.sources[-1].tensors[embed.parts[0][0]].kind
     write(options.out, model, tokenizer, metadata, kind, options.seed)
     c, count = model.config, sum(math.prod(e.shape) for source in model.sources for e in source.entries)
-    print(f"{options.out}: {count / 1e6:.2f} M parameters in {kind}, {hub.patches(c) // c['connector.concat']} image "
-          f"tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
+    print(f"{files.printable(options.out)}: {count / 1e6:.2f} M parameters in {kind}, "
+          f"{hub.patches(c) // c['connector.concat']} image tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
           + (", the connector is untrained" if model.fresh else ""))
-
-
-def positive(text):
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1 << 24:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 2^24")
-    return int(text[:9])
 
 
 def parser():
@@ -300,13 +294,14 @@ def parser():
     parser.add_argument("--dtype", choices=["auto", *KINDS], default="auto",
                         help="type of all weights (default: that of the language model's embedding; DeTikZify v1 "
                         "brings its tower to the language model's type, too)")
-    parser.add_argument("--positions", type=positive, metavar="N",
+    parser.add_argument("--positions", type=whole(1, 1 << 24), metavar="N",
                         help=f"most positions, image and text (default: the model's, the tokenizer's or "
                         f"{DETIKZIFY_POSITIONS}, whichever is least)")
-    parser.add_argument("--concat", type=positive, metavar="N",
+    parser.add_argument("--concat", type=whole(1, 1 << 24), metavar="N",
                         help="of a new pair: patches joined into one image token (default 3)")
     parser.add_argument("--connector-bias", action="store_true", help="of a new pair: the connector has a bias")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of a new pair's connector (default 1)")
+    parser.add_argument("--seed", type=whole(0, (1 << 32) - 1), default=1, metavar="N",
+                        help="of a new pair's connector (default 1)")
     return parser
 
 
@@ -314,10 +309,12 @@ def main():
     options = parser().parse_args()
     try:
         convert(options)
-    except (FormatError, OSError) as e:
-        sys.exit(f"convert_hf: {one_line(e, options.out)}")
+    except FormatError as e:
+        files.fail("convert_hf.py", e)
+    except OSError as e:
+        files.fail("convert_hf.py", f"{files.describe(e, options.out)}.")
     except KeyboardInterrupt:
-        sys.exit("convert_hf: interrupted; nothing was written.")
+        sys.exit("convert_hf.py: interrupted; nothing was written.")
 
 
 if __name__ == "__main__":

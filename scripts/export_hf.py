@@ -18,11 +18,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import tikzc  # first, because it says whether a package is missing
 import numpy as np
 
+import files
 import hub.config as hub
-import tikzc
-from hub.files import one_line, parse_object
+from hub.files import parse_object
 from hub.tokenizer import image_token, token_names, token_text, tokenizer_settings
 from hub.weights import FLOATS, Stored, pieces
 from progress import Progress
@@ -216,16 +217,17 @@ def export(source, out):
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{out}: a DeTikZify {'v1' if x.config['connector.bias'] else 'v2'} checkpoint, {TORCH[x.kind]}")
+    kind = "v1" if x.config["connector.bias"] else "v2"
+    print(f"{files.printable(out)}: a DeTikZify {kind} checkpoint, {TORCH[x.kind]}")
     if x.config["connector.bias"]:
-        explain_v1(out, x.config["vision.image_size"])
+        explain_v1(files.printable(out), x.config["vision.image_size"])
 
 
 def explain_v1(out, side):
     """What DeTikZify's v1 code does not find out by itself: where the tower is, and the form of its input. Without the
     second it takes 224 pixels and ImageNet's mean, and says nothing."""
-    print(f"""export_hf: the connector has a bias, which makes this a v1 checkpoint. To run it with DeTikZify's code:
-  - in {out / 'config.json'}, set vision_tower to local-dir: and the path of {out / TOWER}
+    print(f"""export_hf.py: note: the connector has a bias, which makes this a v1 checkpoint. To run it with DeTikZify's code:
+  - in {out}/config.json, set vision_tower to local-dir: and the path of {out}/{TOWER}
     (as it stands, it is found from inside {out} only)
   - model, processor = load("{out}", is_v1=True)
     processor.image_processor.size = {{"height": {side}, "width": {side}}}
@@ -241,10 +243,12 @@ def main():
     options = parser.parse_args()
     try:
         export(options.source, options.out)
-    except (FormatError, OSError) as e:
-        sys.exit(f"export_hf: {one_line(e, options.out)}")
+    except FormatError as e:
+        files.fail("export_hf.py", e)
+    except OSError as e:
+        files.fail("export_hf.py", f"{files.describe(e, options.out)}.")
     except KeyboardInterrupt:
-        sys.exit("export_hf: interrupted; nothing was written.")
+        sys.exit("export_hf.py: interrupted; nothing was written.")
 
 
 if __name__ == "__main__":

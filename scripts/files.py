@@ -26,16 +26,18 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
-def describe(error):
-    """An exception as a sentence: that of a FormatError, or what the system says about a file."""
+def describe(error, out=None):
+    """An exception as a sentence: that of a FormatError, or what the system says about a file. out: the file that is
+    being written, for an error that names none."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        name = error.filename or (f"writing {out}" if out else "")
+        return f"{name}: {error.strerror}" if name else error.strerror
     return str(error) or type(error).__name__
 
 
-def fail(program, message):
-    """Ends the program with status 1 and "PROGRAM: error: MESSAGE". Each line of the message is made printable."""
-    sys.exit(f"{program}: error: " + "\n".join(map(printable, str(message).split("\n"))))
+def fail(program, message, *more):
+    """Ends the program with status 1 and "PROGRAM: error: MESSAGE", a single line. more: further lines."""
+    sys.exit("\n".join(map(printable, (f"{program}: error: {message}", *more))))
 
 
 def need(package, install=None):
@@ -148,6 +150,15 @@ class AtomicFile:
 
     def __enter__(self):
         return self.file
+
+    @contextlib.contextmanager
+    def discarded_on_error(self):
+        """For what is written outside of a with statement of this file itself."""
+        try:
+            yield
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
 
     def __exit__(self, kind, value, trace):
         try:

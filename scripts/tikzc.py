@@ -38,7 +38,8 @@ Datasets: .bin
     source:           UTF-8, one line that says where the data come from; zeros up to a multiple of 8
     index:            count entries of 32 bytes: u64 offset of the record in the file; u32 image_bytes;
                       u32 token_count; u32 crc32 (zlib) of the whole record; u32 zero; u64 zero
-The parts have this order. Version 1, which is still read, has a header of 64 bytes, without the CRC. Files are written under a temporary name and renamed when they are complete.
+The parts have this order. Version 1, which is still read, has a header of 64 bytes, without the CRC. Files are written
+under a temporary name and renamed when they are complete.
 """
 import json
 import math
@@ -160,7 +161,8 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
         self.output = AtomicFile(path)
-        self.output.file.write(struct.pack("<Q", len(text)) + text)
+        with self.output.discarded_on_error():
+            self.output.file.write(struct.pack("<Q", len(text)) + text)
 
     def write(self, data):
         self.bytes_left -= self.output.file.write(data)
@@ -519,14 +521,19 @@ class DatasetWriter:
 
     def __exit__(self, kind, value, trace):
         if kind is None:
-            padding = -(self.offset + len(self.source)) % 8
-            index_offset = self.offset + len(self.source) + padding
-            self.file.write(self.source + b"\0" * padding + self.index)
-            self.file.seek(0)
-            header = HEADER.pack(MAGIC, 2, HEADER_BYTES[2], self.count, self.fingerprint, index_offset, self.offset,
-                                 len(self.source), index_offset + len(self.index))
-            self.file.write(header + HEADER_CRC.pack(zlib.crc32(header + self.source + self.index), 0))
+            with self.output.discarded_on_error():
+                self.write_end()
         self.output.__exit__(kind, value, trace)
+
+    def write_end(self):
+        """Writes what follows the records, then the header."""
+        padding = -(self.offset + len(self.source)) % 8
+        index_offset = self.offset + len(self.source) + padding
+        self.file.write(self.source + b"\0" * padding + self.index)
+        self.file.seek(0)
+        header = HEADER.pack(MAGIC, 2, HEADER_BYTES[2], self.count, self.fingerprint, index_offset, self.offset,
+                             len(self.source), index_offset + len(self.index))
+        self.file.write(header + HEADER_CRC.pack(zlib.crc32(header + self.source + self.index), 0))
 
 
 class Dataset:

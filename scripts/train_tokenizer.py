@@ -114,7 +114,9 @@ def main():
     except files.FormatError as e:
         files.fail("train_tokenizer.py", e)
     except OSError as e:
-        files.fail("train_tokenizer.py", f"{files.describe(e)}.")
+        files.fail("train_tokenizer.py", f"{files.describe(e, args.out)}.")
+    except KeyboardInterrupt:
+        sys.exit("train_tokenizer.py: interrupted; nothing was written.")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def check_same(folder):
         result, found = convert(arguments, place / "after.safetensors")
         must(result, name)
         check(want and found == want, f"{name}: gives another file")
-        notes = [line for line in result.stderr.split("\n") if line.startswith("convert_hf: ")]
+        notes = [line for line in result.stderr.split("\n") if line.startswith("convert_hf.py: note: ")]
         check(len(notes) == (words is not None) + (case == PAIR) and (not words or words in "".join(notes)),
               f"{name}: the notes are {notes}, expected one with {words}")
 
@@ -158,16 +158,17 @@ def check_refused(folder):
     (place / "tower").mkdir(parents=True)
     (place / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
     make_case("v2", place)
-    for source, out, words in ((place / "model", place, ["is a folder", "model.safetensors"]),
+    for source, out, words in ((place / "model", place, ["is a folder; name a file to write"]),
                                (place / "model" / "model.safetensors", place / "x", ["is a file", "config.json"]),
-                               (place / "model", place / "no" / "x", ["no/x: No such file"]),
+                               (place / "model", place / "no" / "x", ["no/x cannot be written: there is no folder"]),
                                (place / "tower", place / "x", ["a vision tower", "language model", "--vision"])):
         complaint("other paths", script("convert_hf.py", source, out), words)
     complaint("an option of new connectors", script("convert_hf.py", place / "model", place / "x", "--concat", 1),
               ["--concat"])
-    for option in ("--concat", "--positions"):
-        result = script("convert_hf.py", place / "model", place / "x", option, 0)
-        check(result.returncode == 2 and "from 1 to 2^24" in result.stderr, f"{option} 0: {result.stderr}")
+    for option, value, words in (("--concat", 0, "from 1 to 16777216"), ("--positions", 0, "from 1 to 16777216"),
+                                 ("--seed", -1, "from 0 to 4294967295")):
+        result = script("convert_hf.py", place / "model", place / "x", f"{option}={value}")
+        check(result.returncode == 2 and words in result.stderr, f"{option} {value}: {result.stderr}")
 
 
 def check_tokenizer_settings(folder):

@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 XMP = ('<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
        '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" {}</rdf:RDF></x:xmpmeta>')
@@ -302,7 +302,7 @@ def tiff(pixels, photometric, extra=(), tile=None, separate=False, order="<", st
     directory, values = b"", b""
     values_at = 8 + len(body) + 2 + 12 * len(fields) + 4
     for tag, (kind, numbers) in sorted(fields.items()):
-        packed = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+        packed = struct.pack(f"{order}{len(numbers)}{ {3: 'H', 4: 'I'}.get(kind, 'B')}", *numbers)
         directory += struct.pack(order + "HHI", tag, kind, len(numbers))
         directory += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(order + "I", values_at + len(values))
         values += (packed + bytes(len(packed) % 2)) if len(packed) > 4 else b""
@@ -314,8 +314,8 @@ def make_tiff(drawing, noise):
     image = drawing("RGBA", (45, 31), 540)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
         for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
-            picture = image.convert("RGB").convert(mode) if mode in ("P", "CMYK", "1") else image.convert(mode)
-            yield f"{mode}-{compression}.tif", saved(picture, "TIFF", compression=compression), None
+            converted = image.convert("RGB").convert(mode) if mode in ("P", "CMYK", "1") else image.convert(mode)
+            yield f"{mode}-{compression}.tif", saved(converted, "TIFF", compression=compression), None
     for compression in ("group3", "group4", "tiff_ccitt"):
         yield f"{compression}.tif", saved(image.convert("RGB").convert("1"), "TIFF", compression=compression), None
     for mode in ("L", "RGB"):
@@ -325,6 +325,11 @@ def make_tiff(drawing, noise):
         tags[274] = orientation
         data = saved(image.convert("RGB"), "TIFF", compression="tiff_lzw", tiffinfo=tags)
         yield f"turned{orientation}.tif", data, turned(image.convert("RGB"), orientation)
+    xmp, pixels = XMP.format('tiff:Orientation="6"/>').encode(), np.asarray(image.convert("RGB"))
+    for kind, name in ((1, "bytes"), (2, "text"), (7, "undefined")):
+        data = tiff(pixels, 2, tags={700: (kind, list(xmp))})
+        yield f"xmp_{name}.tif", data, turned(image.convert("RGB"), 6)
+    yield "xmp_numbers.tif", tiff(pixels, 2, tags={700: (4, [1 << 31, 1 << 31])}), image.convert("RGB")
     pages = [drawing("RGB", (30, 20), 541 + i) for i in range(2)]
     yield "pages.tif", saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), None
     rng = np.random.default_rng(543)
@@ -361,6 +366,7 @@ def rgb(values):
 
 def make(drawing, noise):
     """Yields (name, bytes, the image as it must be seen, or None: as Pillow opens it)."""
-    for maker in (make_png, lambda: make_turned(drawing), lambda: make_webp(drawing, noise), lambda: make_gif(drawing, noise),
-                  lambda: make_bmp(drawing, noise), lambda: make_tiff(drawing, noise)):
+    for maker in (make_png, lambda: make_turned(drawing), lambda: make_webp(drawing, noise),
+                  lambda: make_gif(drawing, noise), lambda: make_bmp(drawing, noise),
+                  lambda: make_tiff(drawing, noise)):
         yield from maker()

@@ -7,11 +7,13 @@ interruptions.
 Needs the packages of scripts/requirements.txt.
 """
 import contextlib
+import errno
 import io
 import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -126,6 +128,32 @@ def test_dataset_bits(folder):
     path.write_bytes(old)
     check(not opens(path), "another number of samples is noticed in version 1")
     path.unlink()
+
+
+def test_full_disk(folder):
+    """A file that cannot be written to its end leaves nothing behind, wherever the disk is full."""
+    tokenizer = tikzc.Tokenizer.load(TOKENIZER)
+
+    def dataset():
+        with tikzc.DatasetWriter(folder / "full.bin", tokenizer, "x" * 4000) as writer:
+            writer.add(b"image", [1])
+
+    def model():
+        tikzc.write_safetensors(folder / "full.safetensors", {"a" * 20000: np.zeros(1)})
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for limit in (0, 50, 1000, 4050):
+        for make in (dataset, model):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            try:
+                make()
+                check(False, f"{make.__name__} in {limit} bytes")
+            except OSError as e:
+                check(e.errno == errno.EFBIG, "the disk is full", e)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            left = [path.name for path in folder.iterdir()]
+            check(not left, f"{make.__name__} in {limit} bytes leaves nothing", left)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 # ---- making sources ----
@@ -292,6 +320,27 @@ def test_pairs(folder):
     for reason, name in (("an image without its .tex file", "lonely.png"),
                          ("a .tex file without its image", "orphan.tex")):
         check(f"{reason} (first: " in messages and f"{name})" in messages, reason, messages)
+
+
+def test_own_output(folder):
+    """What would overwrite a file of the source is refused, and the file stays."""
+    write_pair(folder, "a", "x")
+    out, images_folder = folder / "out.bin", folder / "formula_images"
+    write_parquet(folder / "p-00000-of-00001.parquet", [(make_image(0)[0], "x")] * 2)
+    images_folder.mkdir()
+    (images_folder / "a.png").write_bytes(make_image(0)[0])
+    (folder / "im2latex_formulas.lst").write_text("x\n")
+    (folder / "im2latex_train.lst").write_text("0 a basic\n")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    parquet_file, pairs, formulas = ["--parquet", folder / "p-00000-of-00001.parquet"], ["--pairs", folder], [
+        "--im2latex", folder]
+    for source, name in ((parquet_file, "p-00000-of-00001.parquet"), (pairs, "a.tex"), (pairs, "a.png"),
+                         (formulas, "im2latex_formulas.lst"), (formulas, "formula_images/a.png")):
+        refused("belongs to the source", *source, "--overwrite", out=folder / name)
+        refused("belongs to the source", *source, "--report", folder / name, out=out)
+    refused("belongs to the source", *parquet_file, "--shards", 1, "--overwrite", out=folder / "p.parquet")
+    left = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    check(left == before, "the files of the source are left alone", set(left) ^ set(before))
 
 
 def test_no_image(folder):
@@ -1069,11 +1118,11 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_links, test_no_image, test_line_ends,
-                 test_suffixes, test_splits, test_pointers, test_names, test_begin, test_bad_rows, test_refused,
-                 test_scaling, test_dataset_bits, test_damaged_png, test_damaged_jpeg, test_damaged_parquet,
-                 test_damaged_lists, test_damaged_tokenizer, test_damaged_parts, test_hostile_parquet, test_hostile,
-                 test_going_on, test_interruptions, test_memory):
+    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_own_output, test_links, test_no_image,
+                 test_line_ends, test_suffixes, test_splits, test_pointers, test_names, test_begin, test_bad_rows,
+                 test_refused, test_scaling, test_dataset_bits, test_full_disk, test_damaged_png, test_damaged_jpeg,
+                 test_damaged_parquet, test_damaged_lists, test_damaged_tokenizer, test_damaged_parts,
+                 test_hostile_parquet, test_hostile, test_going_on, test_interruptions, test_memory):
         with tempfile.TemporaryDirectory() as name:
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
             test(*[pathlib.Path(name) if n == "folder" else build for n in names])

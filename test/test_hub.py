@@ -10,7 +10,6 @@ again gives the same file, bit for bit. Then folders as other tools write them (
 Needs the packages of test/requirements.txt.
 """
 import json
-import os
 import resource
 import sys
 import tempfile

@@ -178,16 +178,17 @@ def test_score_refuses(folder):
 
 def test_score(folder):
     example = (ROOT / "dev" / "starter" / "example.tex").read_text()
-    programs = {"a": example, "b": example.replace("\n", "\n\n", 1), "c\n! d": "x", "d": SLOW_PAGE}
+    programs = {"a": example, "b": example.replace("\n", "\n\n", 1), "c\n! d": "x", "d": SLOW_PAGE, "e": example}
     for name, program in programs.items():
         (folder / f"{name}.tex").write_text(program)
-        (folder / f"{name}.ref.tex").write_text(example)
+        (folder / f"{name}.ref.tex").write_text("x" if name == "e" else example)
     done = scored(folder, "--seconds", 6, "--jobs", 2)
-    expected = ["3 of 4 programs (75.0 %) compile", "2 of 4 programs (50.0 %) draw the same image",
-                "1 of 4 programs (25.0 %) are the same text"]
+    expected = ["4 of 5 programs (80.0 %) compile", "2 of 5 programs (40.0 %) draw the same image",
+                "1 of 5 programs (20.0 %) are the same text"]
     check(done.stdout.splitlines() == expected, "counts", done.stdout + done.stderr)
     check(done.returncode == 0 and "1 program (first: c\\n! d.tex) does not compile: pdflatex: " in done.stderr and
-          "1 program (first: d.tex) cannot be rendered: pdftoppm took more than 6 s" in done.stderr, "says why not",
+          "1 program (first: d.tex) cannot be rendered: pdftoppm took more than 6 s" in done.stderr and
+          "1 program (first: e.tex) has a reference that does not compile: pdflatex: " in done.stderr, "says why not",
           done.stderr)
 
 

@@ -17,6 +17,7 @@ import io
 import multiprocessing
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,9 @@ def pack(args):
     if args.pairs:
         pathlib.Path(args.pairs).mkdir(parents=True, exist_ok=True)
     start, done, image_bytes, tokens, longest = time.time(), 0, 0, 0, 0
-    with multiprocessing.Pool(args.jobs) as pool, tikzc.DatasetWriter(args.out, tokenizer, source) as writer:
+    # An interruption ends the processes, and each ends the program that it watches.
+    with multiprocessing.Pool(args.jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool, \
+            tikzc.DatasetWriter(args.out, tokenizer, source) as writer:
         for documents, images in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
             for document, image in zip(documents, images):
                 ids = tokenizer.encode(document)
@@ -160,7 +163,9 @@ def main():
     try:
         pack(args)
     except (OSError, RuntimeError, ValueError, tex.TexError, tex.Missing, tikzc.FormatError) as e:
-        files.fail("render.py", files.describe(e))
+        files.fail("render.py", files.describe(e, args.out))
+    except KeyboardInterrupt:
+        sys.exit("render.py: interrupted; nothing was written.")
 
 
 if __name__ == "__main__":

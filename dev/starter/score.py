@@ -24,6 +24,7 @@ import tex
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 import files  # noqa: E402
+from options import whole  # noqa: E402
 
 MAX_SOURCE = 1 << 20  # bytes of a program
 
@@ -70,8 +71,10 @@ def score(job):
     if program == reference and not job.compile_all:
         return True, True, True, None
     drawing = draw(program, job)
-    same = drawing.image is not None and (program == reference or drawing.image == draw(reference, job).image)
-    return drawing.compiles, same, program == reference, drawing.problem
+    expected = drawing if program == reference or drawing.image is None else draw(reference, job)
+    problem = drawing.problem or expected.problem and f"has a reference that {expected.problem}"
+    same = drawing.image is not None and drawing.image == expected.image
+    return drawing.compiles, same, program == reference, problem
 
 
 def score_all(args):
@@ -85,14 +88,6 @@ def score_all(args):
         # An interruption ends the processes, and each ends the program that it watches.
         with multiprocessing.Pool(args.jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             return jobs, pool.map(score, jobs, chunksize=1)
-
-
-def whole(least, most):
-    def parse(text):
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {least} to {most}")
-        return int(text)
-    return parse
 
 
 def main():

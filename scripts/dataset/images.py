@@ -54,8 +54,6 @@ def kind_of(data):
         return "TIFF"
     if data.startswith(b"BM"):
         return "BMP"
-    if data.startswith(b"version https://git-lfs."):
-        raise ImageError("the image is a Git LFS pointer; run git lfs pull")
     raise ImageError("the image has an unknown format", f"it begins with {data[:8]!r}")
 
 

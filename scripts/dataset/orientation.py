@@ -101,14 +101,21 @@ def of_jpeg(data):
     return found.get("exif") or found.get("xmp")
 
 
+def tiff_xmp(value):
+    """The XMP block in the value of its tag, which Pillow gives as bytes, or as (bytes,) or (text,) where the tag has
+    the type UNDEFINED or ASCII. A tag of numbers counts as absent."""
+    value = value[0] if isinstance(value, tuple) and value else value
+    value = value.encode("latin-1", "replace") if isinstance(value, str) else value
+    return value if isinstance(value, bytes) else b""
+
+
 def of(data, kind, image):
     """The orientation of a file of this kind; image: as Pillow opened it, before it is loaded. 1 for a TIFF with the
     tag, because Pillow turns it by itself."""
     if kind in ("PNG", "JPEG"):
         return (of_png if kind == "PNG" else of_jpeg)(data) or 1
     if kind == "TIFF" and ORIENTATION not in image.tag_v2:
-        xmp = image.tag_v2.get(XMP, b"")
-        return of_xmp(xmp if isinstance(xmp, bytes) else bytes(xmp)) or 1
+        return of_xmp(tiff_xmp(image.tag_v2.get(XMP))) or 1
     if kind == "WEBP":
         return of_exif(image.info.get("exif", b"")) or of_xmp(image.info.get("xmp", b"")) or 1
     return 1

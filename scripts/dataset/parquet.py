@@ -155,6 +155,9 @@ class Parquet:
                 return
         raise tikzc.FormatError(f"{path}: row group {group} is damaged (it ends after {at} of {rows} rows).")
 
+    def holds(self, path):
+        return os.path.realpath(path) in map(os.path.realpath, self.files)
+
     def batches(self, path, group, leaves):
         """Yields the two columns of a row group piece by piece, as arrays of bytes."""
         damaged = f"{path}: row group {group} is damaged"

@@ -7,6 +7,7 @@ A source has
     rows            the number of rows
     blocks()        [Block]: how it can be divided, in order
     read(span)      yields the Rows of a span, with only a few in memory at a time
+    holds(path)     whether a file is one of its own, which must not be overwritten
 and can be pickled, to be sent to another process. A problem with a whole file raises tikzc.FormatError; a problem
 with one row is reported in its `problem`.
 """
@@ -90,6 +91,10 @@ def file_identity(path):
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
+def same_folder(a, b):
+    return os.path.realpath(a) == os.path.realpath(b)
+
+
 # ---- lists of lines ----
 
 class Lines:
@@ -169,6 +174,10 @@ class Im2latex:
         for i in range(first, last):
             yield self.row(Place(self.lines.path, "line", i + 1), self.lines[i])
 
+    def holds(self, path):
+        return (os.path.realpath(path) in map(os.path.realpath, (self.formulas.path, self.lines.path))
+                or os.path.exists(path) and same_folder(os.path.dirname(path), self.images))
+
     def row(self, place, line):
         parts = line.removeprefix(codecs.BOM_UTF8).split()
         swapped = len(parts) == 2 and not parts[0].isdigit()
@@ -239,6 +248,10 @@ class Pairs:
                 yield Row(Place(os.path.join(self.folder, image or code)), problem=(problem, ""))
             else:
                 yield self.row(os.path.join(self.folder, code), os.path.join(self.folder, image))
+
+    def holds(self, path):
+        name = os.path.relpath(os.path.realpath(path), os.path.realpath(self.folder))
+        return any(name in pair[:2] for pair in self.pairs)
 
     @staticmethod
     def row(path, image):

@@ -3,18 +3,10 @@ or a FormatError that names the file and the key."""
 import json
 from pathlib import Path
 
-import tikzc
-from tikzc import FormatError
+import files
+from files import FormatError
 
 MAX_JSON = 1 << 28      # bytes; the tokenizer.json of a vocabulary of 256 000 tokens has 33 MB
-
-
-def one_line(error, out=None):
-    """The text of an error, or of a note, as a line to print: what a file holds must not move the cursor. out: what was
-    being written, for an error that names no file."""
-    if isinstance(error, OSError) and error.strerror:
-        error = f"{error.filename or out}: {error.strerror}."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
 
 
 def shown(value):
@@ -57,11 +49,13 @@ def read_json(path, needed=True):
 
 
 def read_text(path):
-    tikzc.check_input(path)
-    if path.stat().st_size > MAX_JSON:
-        raise FormatError(f"{path}: has {path.stat().st_size} bytes, expected at most {MAX_JSON}.")
+    files.check_input(path)
+    with files.open_input(path) as f:
+        data = f.read(MAX_JSON + 1)
+    if len(data) > MAX_JSON:
+        raise FormatError(f"{path}: has more than {MAX_JSON} bytes.")
     try:
-        return path.read_text("utf-8")
+        return data.decode()
     except UnicodeDecodeError as e:
         raise FormatError(f"{path}: not UTF-8 ({e}).")
 

@@ -188,7 +188,7 @@ def torch_tensors(path):
             ValueError, OverflowError, RuntimeError, MemoryError) as e:     # what zipfile raises for damaged archives
         raise FormatError(f"{path}: not a state dict as torch.save writes it since PyTorch 1.6 ({e}); save it anew "
                           f"as safetensors.")
-    with open(path, "rb") as f:
+    with tikzc.open_input(path) as f:
         size = os.fstat(f.fileno()).st_size
         return {name: tensor_place(path, f, size, name, tensor, members.get(f"{root}data/{tensor.key}"))
                 for name, tensor in state.items()}

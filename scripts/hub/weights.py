@@ -108,7 +108,7 @@ def same_values(a, b):
 def pieces(stored, kind):
     """Yields the bytes of a tensor converted to the dtype `kind`, a few megabytes at a time."""
     dtype, left = np.dtype(FLOATS[stored.kind]), math.prod(stored.shape)
-    with open(stored.path, "rb") as f:
+    with tikzc.open_input(stored.path) as f:
         f.seek(stored.offset)
         while left:
             data = f.read(min(left, PIECE) * dtype.itemsize)
