@@ -39,6 +39,13 @@ training() {
         --patience 2 --out patient
     check "--patience stops early" grep -q '^stopped early: no better validation for 2 evaluations' err
     check "after the third evaluation" [ "$("$damage" json patient/log.jsonl loss | wc -l)" = 6 ]
+    if [ -w /dev/full ]; then
+        last=("${alone[@]}" '>/dev/full')
+        "${alone[@]}" --student "$shape" --steps 1 --out unprinted >/dev/full 2>err
+        status=$?
+        check "a name that cannot be printed is an error" eval '[ $status = 1 ] && one_sentence "cannot write the name"'
+        check "the run is complete" [ -s unprinted/student.safetensors ]
+    fi
     succeeds "$train" --help
     check "--help names every group" eval '[ "$(grep -c ":$" out)" -ge 5 ]'
 }
