@@ -227,7 +227,7 @@ def main():
               f"{max(r[2] for r in of_kind):.4f} levels of 255, on average {np.mean([r[3] for r in of_kind]):.4f}")
     passed, total = sum(bool(r[1]) for r in results) + sum(stored), len(results) + len(stored)
     print(f"{passed} passed, {total - passed} failed")
-    sys.exit(passed < total)
+    sys.exit(int(passed < total))
 
 
 if __name__ == "__main__":

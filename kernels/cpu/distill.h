@@ -170,12 +170,13 @@ typedef struct {
     int label, top;
 } RowGradient;
 
-/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh
+/* out = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh
  * without its constant factors tau and (1 - beta); over the first V entries when there is a soft term. Returns
- * KL(p||q), which comes out on the way. */
-static inline __attribute__((always_inline)) float row_gradient(const RowState *r, floatX *s, const floatX *t,
-                                                                size_t begin, size_t end, const RowGradient *w,
-                                                                const SoftLoss kind, const bool soft) {
+ * KL(p||q), which comes out on the way. out may be s, or the memory of e1. */
+static inline __attribute__((always_inline)) float row_gradient(const RowState *r, floatX *out, const floatX *s,
+                                                                const floatX *t, size_t begin, size_t end,
+                                                                const RowGradient *w, const SoftLoss kind,
+                                                                const bool soft) {
     vi id = lane_index() + (int32_t)begin;
     vf ce = vf_set(w->ce), hard = vf_set(w->hard), sum = vf_zero();
     vf to_Q = vf_set((w->ce + w->hard) / r->z), to_q = vf_set(1.0f / r->zq), to_p = vf_set(1.0f / r->zp);
@@ -189,23 +190,24 @@ static inline __attribute__((always_inline)) float row_gradient(const RowState *
             if (kind == SOFT_KL) sum += first_lanes(x.share, m);
             g += w->soft * (kind == SOFT_KL ? x.difference : q * (x.back - r->centre));
         }
-        vx_store_n(s + i, g, m);
+        vx_store_n(out + i, g, m);
     }
     return vf_sum(sum);
 }
 
-/* Writes the gradient of a row and returns D. */
+/* Writes the gradient of a row and returns D. KL(p||q) takes the same way, and gets the same bits, without a gradient. */
 static float row_finish(RowState *r, floatX *s, const floatX *t, size_t Vs, size_t V, const RowGradient *w,
                         SoftLoss kind, bool gradient) {
     const bool soft = gradient && w->soft != 0.0f;
     float divergence = 0;
-    if (t && kind == SOFT_KL && !soft) divergence = row_divergence(r, s, t, V, SOFT_KL);
+    if (t && kind == SOFT_KL && gradient && !soft) divergence = row_divergence(r, s, t, V, SOFT_KL);
     if (t && kind == SOFT_REVERSE_KL) divergence = row_divergence(r, s, t, V, SOFT_REVERSE_KL);
     if (t && kind == SOFT_JSD) divergence = row_divergence(r, s, t, V, SOFT_JSD);
-    if (soft && kind == SOFT_KL) divergence = row_gradient(r, s, t, 0, V, w, SOFT_KL, true);
-    if (soft && kind == SOFT_REVERSE_KL) row_gradient(r, s, t, 0, V, w, SOFT_REVERSE_KL, true);
-    if (soft && kind == SOFT_JSD) row_gradient(r, s, t, 0, V, w, SOFT_JSD, true);
-    if (gradient) row_gradient(r, s, t, soft ? V : 0, Vs, w, kind, false);
+    if (t && kind == SOFT_KL && (soft || !gradient))
+        divergence = row_gradient(r, gradient ? s : (floatX *)(void *)r->e1, s, t, 0, V, w, SOFT_KL, true);
+    if (soft && kind == SOFT_REVERSE_KL) row_gradient(r, s, s, t, 0, V, w, SOFT_REVERSE_KL, true);
+    if (soft && kind == SOFT_JSD) row_gradient(r, s, s, t, 0, V, w, SOFT_JSD, true);
+    if (gradient) row_gradient(r, s, s, t, soft ? V : 0, Vs, w, kind, false);
     return divergence;
 }
 

@@ -344,17 +344,18 @@ static __device__ __forceinline__ void jsd_term(SoftTerm *x, const RowState &r, 
 
 template <int KIND>
 static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s, float t, float eq) {
-    float ep = exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), p = ep * r.one_over_zp;
-    SoftTerm x = {eq * r.one_over_zq, 0, 0, 0};
-    float ratio = ((s - r.q_max) - (t - r.p_max)) * r.inverse - r.shift;
+    // Every rounding is given, so that D has the same bits with the gradient and without.
+    float p = __fmul_rn(exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), r.one_over_zp);
+    SoftTerm x = {__fmul_rn(eq, r.one_over_zq), 0, 0, 0};
+    float ratio = fmaf((s - r.q_max) - (t - r.p_max), r.inverse, -r.shift);
     bool near = fabsf(ratio) < NEAR;
     if (KIND == SOFT_KL) {
         float f = phi(ratio);
-        x.share = near ? p * f : x.q - p - p * ratio;
+        x.share = near ? __fmul_rn(p, f) : fmaf(-p, ratio, x.q - p);
         x.difference = near ? p * (ratio + f) : x.q - p;
     } else if (KIND == SOFT_REVERSE_KL) {
         x.back = ratio;
-        x.share = near ? x.q * phi(-ratio) : p - x.q + x.q * ratio;
+        x.share = near ? __fmul_rn(x.q, phi(-ratio)) : fmaf(x.q, ratio, p - x.q);
     } else {
         jsd_term(&x, r, p, ratio);
     }
