@@ -22,8 +22,8 @@ counts "model" qemu-aarch64 $build/test_model
 small=tiny,vision.image_size=48,vision.layers=1,vision.width=32,vision.heads=1,vision.mlp=64
 small=$small,lm.layers=1,lm.width=32,lm.heads=2,lm.kv_heads=1,lm.head_dim=16,lm.ffn=64
 succeeds qemu-aarch64 $build/train_distill --teacher none --student $small --data dev/starter/val.bin --val-data none \
-    --batch 4 --steps 3 --out "$tmp/out"
+    --batch 4 --steps 3 --out "$tmp/run"
 check "the first line names the kernels" grep -q '^device cpu (neon)' "$tmp/err"
-check "three steps are logged" [ "$(grep -c '"step"' "$tmp/out/log.jsonl")" = 3 ]
-succeeds qemu-aarch64 $build/infer --model "$tmp/out/student.safetensors" --max-tokens 4 dev/starter/example.png
+check "three steps are logged" [ "$(grep -c '"step"' "$tmp/run/log.jsonl")" = 3 ]
+succeeds qemu-aarch64 $build/infer --model "$tmp/run/student.safetensors" --max-tokens 4 dev/starter/example.png
 end_test
