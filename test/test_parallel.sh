@@ -35,12 +35,13 @@ near_log() {
         END { exit bad || NR != 2 * lines }'
 }
 
-# The weights agree to rounding: the largest difference of two safetensors files of fp32 is below E.
+# The weights of two fp32 models are E apart at most, but for one in ten thousand, which may be ten times as far apart: a
+# gradient that is almost zero is all rounding, and AdamW moves its weight by the full rate.
 close_weights() { # A B E
     local a b
     a=$(od -An -v -tf4 -w4 -j "$(header_bytes "$1")" "$1") b=$(od -An -v -tf4 -w4 -j "$(header_bytes "$2")" "$2")
-    paste <(echo "$a") <(echo "$b") | awk -v e="$3" '{ d = $1 - $2; if (d > e || -d > e) exit bad = 1 }
-        END { exit bad || NR < 1000 }'
+    paste <(echo "$a") <(echo "$b") | awk -v e="$3" '{ d = $1 > $2 ? $1 - $2 : $2 - $1; beyond += d > e; wrong += d > 10 * e }
+        END { exit wrong || beyond * 10000 > NR || NR < 1000 }'
 }
 header_bytes() { echo $((8 + $(od -An -tu8 -N8 "$1"))); }
 
@@ -231,7 +232,7 @@ resuming() {
     rm -rf resumed && cp -r four resumed
     ranks_run 2 "$fp32" --resume --out resumed --batch 3 --accum 1
     check "inside an epoch the images of a step stay as they are" eval '[ $status = 1 ] &&
-        grep -q "stopped inside an epoch, and its steps had 12 images.* of 6 images can take over at the end" err'
+        grep -q "stopped inside an epoch, and its steps had 12 images.* of 6 images can take over only at the end" err'
     together 4 "${all[@]}" --batch 3 --steps 5 --out five # an epoch
     resumed five 2 --batch 3 --accum 1
     check "at the end of an epoch a --resume may say how large a step is" grep -q ' steps of 6 images' err
