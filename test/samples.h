@@ -245,8 +245,8 @@ static inline void put_u64(uint8_t *p, uint64_t x) { memcpy(p, &x, 8); }
 
 /* Builds a dataset file of `count` samples. images[i] are the bytes of its images, lengths[i] its tokens; the ids
  * are (seed + i + position) % vocab. */
-static inline Bytes make_dataset(int count, const Bytes *images, const int *lengths, int vocab,
-                                 uint64_t fingerprint, int seed) {
+static inline Bytes make_dataset(int count, const Bytes *images, const int *lengths, int vocab, uint64_t fingerprint,
+                                 int seed) {
     const char *source = "made by the tests";
     Bytes b = {NULL, 0}, index = {NULL, 0};
     uint8_t header[72] = {0}, zeros[8] = {0};

@@ -355,8 +355,7 @@ static void test_dealt_out(const Dataset *d) {
             CHECK(!memcmp(b->ids + at * b->T, w->ids + row * w->T, sizeof(int) * (size_t)(MICRO * w->T)));
             for (int k = 0; k < 2; k++) {
                 size_t image = loader_pixels(&whole, k);
-                CHECK(!memcmp(b->pixels[k] + (size_t)at * image, w->pixels[k] + (size_t)row * image,
-                              MICRO * image));
+                CHECK(!memcmp(b->pixels[k] + (size_t)at * image, w->pixels[k] + (size_t)row * image, MICRO * image));
             }
         }
         for (int p = 0; p < RANKS; p++) CHECK(rows[p] == s[p]->B);
@@ -438,8 +437,7 @@ static void test_errors(void) {
     CHECK_ERROR(load_all("flipped.bin", c, &err), err, "flipped.bin: record 9 is damaged (CRC-32 ");
     uint32_t length =
         (dataset_u32(bytes + index + 9 * 32 + 8) + 3) / 4 * 4 + 4 * dataset_u32(bytes + index + 9 * 32 + 12);
-    put_u32(bytes + index + 9 * 32 + 16,
-            crc32_bytes(0, bytes + record, length));  // the image was bad from the start
+    put_u32(bytes + index + 9 * 32 + 16, crc32_bytes(0, bytes + record, length));  // the image was bad from the start
     put_u32(bytes + 64, dataset_crc(bytes));
     write_bytes(sample_path("flipped.bin"), bytes, size);
     CHECK_ERROR(load_all("flipped.bin", c, &err), err, "cannot read the image of record 9 in ");

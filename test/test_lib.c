@@ -714,26 +714,19 @@ static void test_formats(void) {
     static const struct {
         const char *hex, *package;
         bool turned;
-    } samples[] = {{png_texts, NULL, true},
-                   {bmp_rle4, NULL, false},
-                   {bmp_fields, NULL, false},
+    } samples[] = {{png_texts, NULL, true},       {bmp_rle4, NULL, false},   {bmp_fields, NULL, false},
 #ifdef WITH_GIF
-                   {gif_interlaced, NULL, false},
-                   {gif_part, NULL, false},
+                   {gif_interlaced, NULL, false}, {gif_part, NULL, false},
 #else
                    {gif_part, "libgif-dev", false},
 #endif
 #ifdef WITH_WEBP
-                   {webp_lossless, NULL, false},
-                   {webp_turned, NULL, true},
-                   {webp_alpha, NULL, false},
+                   {webp_lossless, NULL, false},  {webp_turned, NULL, true}, {webp_alpha, NULL, false},
 #else
                    {webp_alpha, "libwebp-dev", false},
 #endif
 #ifdef WITH_TIFF
-                   {tiff_turned, NULL, true},
-                   {tiff_tiles, NULL, false},
-                   {tiff_fax, NULL, false},
+                   {tiff_turned, NULL, true},     {tiff_tiles, NULL, false}, {tiff_fax, NULL, false},
                    {tiff_jpeg, NULL, false}};
 #else
                    {tiff_fax, "libtiff-dev", false}};
@@ -771,13 +764,14 @@ static void test_formats_huge(void) {
         const char *hex;
         int at, n;  // where the size is, and the bytes to put there
         const char *bytes;
-    } sizes[] = {{bmp_rle4, 18, 4, "\x21\x4e\0\0"},
-                 {bmp_rle4, 22, 4, "\0\0\0\x80"},
+    } sizes[] = {
+        {bmp_rle4, 18, 4, "\x21\x4e\0\0"},
+        {bmp_rle4, 22, 4, "\0\0\0\x80"},
 #ifdef WITH_GIF
-                 {gif_part, 6, 4, "\x10\x27\x11\x27"},
+        {gif_part, 6, 4, "\x10\x27\x11\x27"},
 #endif
 #ifdef WITH_WEBP
-                 {webp_lossless, 21, 4, "\xff\xff\xff\x0f"},
+        {webp_lossless, 21, 4, "\xff\xff\xff\x0f"},
 #endif
     };
     Error err;

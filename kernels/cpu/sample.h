@@ -86,8 +86,8 @@ static void cpu_sample(int *ids, int *positions, const float *logits, const uint
 #pragma omp parallel for schedule(dynamic) if (B > 1)
     for (int b = 0; b < B; b++) {
         const int position = ++positions[b];
-        ids[b] = sample_row(logits + (size_t)b * V, token_mask, &s, position == s.first ? s.end : -1,
-                            streams[b], position, V);
+        ids[b] = sample_row(logits + (size_t)b * V, token_mask, &s, position == s.first ? s.end : -1, streams[b],
+                            position, V);
     }
 }
 
