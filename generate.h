@@ -56,6 +56,7 @@ typedef struct {
     uint8_t *token_mask;   // device [V]: 1 where a token is never generated
     uint8_t *first_mask;   // device [V]: 1 where a token is not generated as the first one
     Sampling sampling;
+    int first;      // the position at which the text begins, where it may not end
     int B, length;  // sequences now; positions of each in the cache
     int *host;      // [max_B] scratch
 } Generator;
@@ -99,7 +100,8 @@ static inline void generator_open(Generator *g, Model *m, int B, int max_tokens)
     arena_allocate(&g->arena, m->op, "", "the key-value cache");
     generator_plan(g);
     g->host = xmalloc(B * sizeof(int));
-    g->sampling = (Sampling){.top_p = 1, .end = m->tokenizer.end, .first = model_image_tokens(m)};
+    g->sampling = (Sampling){.top_p = 1};
+    g->first = model_image_tokens(m);
     generator_mask_tokens(g);
     params_move_to_large_pages(&m->params, m->op, GROUP_LM);
 }
@@ -134,14 +136,14 @@ static inline int generator_fit(Model *m, int B, bool or_less, int T, int max_to
 }
 
 /* How tokens are sampled from now on (Sampling in kernels/ops.h). first: index of the first
- * generated text token, where the end token is masked, so that no program is empty. */
+ * generated text token, where the end tokens are masked. */
 static inline void generator_set_sampling(Generator *g, float temperature, float top_p, int top_k, uint64_t seed,
                                           int first) {
     g->sampling.temperature = temperature;
     g->sampling.top_p = top_p;
     g->sampling.top_k = top_k;
     g->sampling.seed = seed;
-    g->sampling.first = model_image_tokens(g->m) + first;
+    g->first = model_image_tokens(g->m) + first;
     g->m->op->graph_free(g);
 }
 
@@ -164,7 +166,7 @@ static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B,
 
 /* Draws the next token of every sequence from g->logits. */
 static inline void generator_sample(const Generator *g) {
-    const uint8_t *mask = g->length == g->sampling.first ? g->first_mask : g->token_mask;
+    const uint8_t *mask = g->length == g->first ? g->first_mask : g->token_mask;
     g->m->op->sample(g->ids, g->positions, g->logits, mask, g->streams, g->sampling, g->B, g->m->c.lm.vocab);
 }
 
@@ -172,7 +174,7 @@ static inline void generator_sample(const Generator *g) {
 static inline void generator_step(Generator *g, bool sample) {
     const Ops *op = g->m->op;
     g->length++;
-    const bool first = g->length == g->sampling.first;
+    const bool first = g->length == g->first;
     if (op->graph_launch(g, 4 * (uint64_t)g->B + 2 * first + sample)) return;
     model_decode_step(g->m, g->ids, g->positions, g->B, &g->cache, g->logits);
     if (sample) generator_sample(g);

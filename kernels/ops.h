@@ -81,7 +81,6 @@ typedef struct {
     float temperature, top_p;
     int top_k;
     uint64_t seed;
-    int end, first;  // token `end` is not allowed at position `first`
 } Sampling;
 
 typedef struct Ops {
@@ -296,11 +295,15 @@ static inline DeviceName ops_name(const Ops *op) {
     return n;
 }
 
-/* A usage text, and after it which kernels the CPU has. The caller frees it. */
+/* A usage text, and after it which kernels the CPU has. A wrong TIKZ_CPU ends the program with status 2, as a wrong option
+ * does. The caller frees the text. */
 static inline char *ops_usage(const char *usage) {
     Error err;
     const Ops *op = cpu_ops_open(&err);
-    if (!op) return format_string("%s\n%s.", usage, err.text);
+    if (!op) {
+        report_error("%s", err.text);
+        exit(2);
+    }
     return format_string(
         "%s\nOn the CPU it runs the kernels for %s (the environment variable TIKZ_CPU names others).", usage,
         op->kernels);

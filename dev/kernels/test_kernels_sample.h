@@ -9,7 +9,7 @@ enum { SAMPLE_ROWS = 12 };
 typedef struct {
     const float *logits;  // [V]
     const uint8_t *token_mask;
-    int V, never;  // never: the end token where it may not stand, or -1
+    int V;
     Sampling s;
 } SampleCase;
 
@@ -34,11 +34,11 @@ static int ref_sample(const SampleCase *c, double u, double shift) {
     double top = -INFINITY, total = 0, kept = 0;
     int n = 0, used = 0, id = -1;
     for (int i = 0; i < c->V; i++)
-        if (!c->token_mask[i] && i != c->never && (double)c->logits[i] > top) top = (double)c->logits[i];
+        if (!c->token_mask[i] && (double)c->logits[i] > top) top = (double)c->logits[i];
     for (int i = 0; i < c->V; i++)
         if (isnan(c->logits[i]) || c->logits[i] == INFINITY) top = -INFINITY;
     for (int i = 0; i < c->V && top > -INFINITY; i++) {
-        if (c->token_mask[i] || i == c->never || !(c->logits[i] > -INFINITY)) continue;
+        if (c->token_mask[i] || !(c->logits[i] > -INFINITY)) continue;
         double size = (double)c->logits[i];
         choice[n].p = size == top ? 1 : c->s.temperature > 0 ? exp((size - top) / (double)c->s.temperature) : 0;
         choice[n].id = i;
@@ -87,12 +87,8 @@ static void test_sample(void) {
     float *logits = (float *)host(n * sizeof(float));
     uint8_t *token_mask = (uint8_t *)host((size_t)V);
     int streams[SAMPLE_ROWS], positions[SAMPLE_ROWS], ids[SAMPLE_ROWS], other[SAMPLE_ROWS], at[SAMPLE_ROWS];
-    Sampling s = {ONE_OF(float, 0, 0.01f, 0.8f, 1, 5),
-                  ONE_OF(float, 1, 1, 0.95f, 0.5f, 0),
-                  ONE_OF(int, 0, 0, 1, 3, 40),
-                  random_bits(),
-                  below(V),
-                  7};
+    Sampling s = {ONE_OF(float, 0, 0.01f, 0.8f, 1, 5), ONE_OF(float, 1, 1, 0.95f, 0.5f, 0),
+                  ONE_OF(int, 0, 0, 1, 3, 40), random_bits()};
     for (int b = 0; b < B; b++) {
         sample_logits(logits + (size_t)b * (size_t)V, V);
         streams[b] = below(100);
@@ -115,7 +111,7 @@ static void test_sample(void) {
     cpu_ops()->sample(reference, other, logits, token_mask, streams, s, B, V);
     state = random_state;
     for (int b = 0; b < B; b++) {
-        SampleCase c = {logits + (size_t)b * (size_t)V, token_mask, V, positions[b] + 1 == s.first ? s.end : -1, s};
+        SampleCase c = {logits + (size_t)b * (size_t)V, token_mask, V, s};
         report(at[b] == positions[b] + 1, "position %d after %d", at[b], positions[b]);
         report(ids[b] == reference[b], "row %d: %d, on the CPU %d", b, ids[b], reference[b]);
         report(is_drawn(&c, ids[b], streams[b], at[b]), "row %d: %d is not what the distribution says", b, ids[b]);
@@ -131,7 +127,7 @@ static void test_sample_often(void) {
     float row[V], *logits = (float *)host(ROWS * V * sizeof(float));
     uint8_t token_mask[V] = {0};
     double p[V], total = 0, chi = 0;
-    Sampling s = {0.8f, 1, 20, random_bits(), -1, 0};
+    Sampling s = {0.8f, 1, 20, random_bits()};
     for (int i = 0; i < V; i++) row[i] = (float)normal();
     for (int r = 0; r < ROWS; r++) memcpy(logits + r * V, row, sizeof row);
     float *d_logits = (float *)device(ROWS * V * sizeof(float));

@@ -45,12 +45,12 @@ static uint64_t sample_last_kept(SampleItem *items, const uint32_t *distance, co
 }
 
 /* The likeliest token that is allowed, the first of equals; -1 if there is none or a logit is NaN or +infinity. */
-static int sample_best(const float *logits, const uint8_t *token_mask, int never, int V) {
+static int sample_best(const float *logits, const uint8_t *token_mask, int V) {
     float top = -INFINITY;
     int best = -1;
     for (int i = 0; i < V; i++) {
         if (!(logits[i] < INFINITY)) return -1;
-        if (logits[i] > top && !token_mask[i] && i != never) {
+        if (logits[i] > top && !token_mask[i]) {
             top = logits[i];
             best = i;
         }
@@ -58,16 +58,15 @@ static int sample_best(const float *logits, const uint8_t *token_mask, int never
     return best;
 }
 
-/* The next token of one sequence, or -1 as sample_best. never: a token that is not allowed here, or -1. */
-static int sample_row(const float *logits, const uint8_t *token_mask, const Sampling *s, int never, int stream,
-                      int position, int V) {
-    const int best = sample_best(logits, token_mask, never, V);
+/* The next token of one sequence, or -1 as sample_best. */
+static int sample_row(const float *logits, const uint8_t *token_mask, const Sampling *s, int stream, int position,
+                      int V) {
+    const int best = sample_best(logits, token_mask, V);
     if (best < 0 || sample_is_greedy(s)) return best;
     const float scale = sample_scale(s->temperature), top = logits[best];
     uint32_t *distance = (uint32_t *)scratch(SCRATCH_A, (size_t)V * sizeof *distance);
     uint64_t last = UINT64_MAX, total = 0;
-    for (int i = 0; i < V; i++)
-        distance[i] = token_mask[i] || i == never ? SAMPLE_NEVER : sample_distance(logits[i], top, scale);
+    for (int i = 0; i < V; i++) distance[i] = token_mask[i] ? SAMPLE_NEVER : sample_distance(logits[i], top, scale);
     if (sample_is_limited(s)) {
         SampleItem *items = (SampleItem *)scratch(SCRATCH_B, (size_t)V * sizeof *items);
         last = sample_last_kept(items, distance, s, V);
@@ -86,8 +85,7 @@ static void cpu_sample(int *ids, int *positions, const float *logits, const uint
 #pragma omp parallel for schedule(dynamic) if (B > 1)
     for (int b = 0; b < B; b++) {
         const int position = ++positions[b];
-        ids[b] = sample_row(logits + (size_t)b * V, token_mask, &s, position == s.first ? s.end : -1, streams[b],
-                            position, V);
+        ids[b] = sample_row(logits + (size_t)b * V, token_mask, &s, streams[b], position, V);
     }
 }
 

@@ -12,7 +12,7 @@ enum { SAMPLE_THREADS = SAMPLE_BINS, SAMPLE_WARPS = SAMPLE_THREADS / 32 };
 typedef struct {
     const float *logits;
     const uint8_t *token_mask;
-    int never, V;  // never: a token that is not allowed at this position, or -1
+    int V;
     float top, scale;
 } SampleRow;
 
@@ -24,7 +24,7 @@ typedef struct {
 } SampleFound;
 
 static __device__ __forceinline__ uint32_t row_distance(const SampleRow &r, int i) {
-    return r.token_mask[i] || i == r.never ? SAMPLE_NEVER : sample_distance(r.logits[i], r.top, r.scale);
+    return r.token_mask[i] ? SAMPLE_NEVER : sample_distance(r.logits[i], r.top, r.scale);
 }
 
 /* The largest v of the block, for all of its threads. */
@@ -50,7 +50,7 @@ static __device__ __forceinline__ int row_best(const SampleRow &r) {
         const unsigned bits = __float_as_uint(x), order = x < 0.0f ? ~bits : bits | 0x80000000u;
         if (!(x < INFINITY))
             best = ~0ull;
-        else if (x > -INFINITY && !r.token_mask[i] && i != r.never)
+        else if (x > -INFINITY && !r.token_mask[i])
             best = max(best, (unsigned long long)order << 32 | ~(unsigned)i);
     }
     best = block_largest(best);
@@ -162,7 +162,7 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
     sample_kernel(int *ids, int *positions, const float *logits, const uint8_t *token_mask, const int *streams,
                   Sampling s, int V) {
     const int b = (int)blockIdx.x, position = positions[b] + 1;
-    SampleRow r = {logits + (size_t)b * V, token_mask, position == s.first ? s.end : -1, V, 0.0f, 0.0f};
+    SampleRow r = {logits + (size_t)b * V, token_mask, V, 0.0f, 0.0f};
     const int best = row_best(r);
     if (threadIdx.x == 0) positions[b] = position;
     if (best < 0 || sample_is_greedy(&s)) {
