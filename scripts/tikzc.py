@@ -89,7 +89,8 @@ def read_header(path):
         (header_bytes,) = struct.unpack("<Q", f.read(8))
         if header_bytes > min(size - 8, MAX_HEADER):
             raise FormatError(f"{path}: the safetensors header claims {header_bytes} bytes, but the file has {size}"
-                              f"{', and at most 100 MB are read' if size > MAX_HEADER else ''}.")
+                              f"{', and at most 100 MB are read' if size > MAX_HEADER else ''}; it is cut off, damaged "
+                              f"or no safetensors file.")
         text = f.read(header_bytes)
     try:
         header = json.loads(text)

@@ -32,6 +32,7 @@ from PIL import Image, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "test")]
+from check import check, end  # noqa: E402
 import compare_images  # noqa: E402
 import convert_dataset  # noqa: E402
 from dataset import images, pages, parquet, parts, sources  # noqa: E402
@@ -42,16 +43,6 @@ SCRIPT = ROOT / "scripts" / "convert_dataset.py"
 TOKENIZER = ROOT / "dev" / "starter" / "tokenizer.safetensors"
 MODEL = ROOT / "dev" / "starter" / "student.safetensors"
 ROOM = 256 - 64  # positions of the model less those of the image
-
-
-class Counter:
-    passed = failed = 0
-
-
-def check(condition, what, found=""):
-    Counter.passed, Counter.failed = Counter.passed + bool(condition), Counter.failed + (not condition)
-    if not condition:
-        print(f"failed: {what}{': ' if found != '' else ''}{found}")
 
 
 # ---- running ----
@@ -1127,8 +1118,7 @@ def main():
             names, started = test.__code__.co_varnames[:test.__code__.co_argcount], time.monotonic()
             test(*[pathlib.Path(name) if n == "folder" else build for n in names])
             print(f"{test.__name__}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-    print(f"{Counter.passed} passed, {Counter.failed} failed")
-    sys.exit(1 if Counter.failed else 0)
+    end()
 
 
 if __name__ == "__main__":

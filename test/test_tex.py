@@ -16,6 +16,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "dev" / "starter"))
+from check import check, end  # noqa: E402
 import tex  # noqa: E402
 
 SCORE = ROOT / "dev" / "starter" / "score.py"
@@ -28,16 +29,6 @@ MANY_FILES = (r"\newwrite\w\count9=0 \def\z{\advance\count9 by 1 \immediate\open
 SLOW_PAGE = r"""\documentclass[tikz]{standalone}\begin{document}\setbox0\hbox{x}\immediate\pdfxform0 \count1=0
 \loop\setbox0\hbox{\rlap{\pdfrefxform\pdflastxform}\pdfrefxform\pdflastxform}\immediate\pdfxform0
 \advance\count1 by1 \ifnum\count1<40 \repeat\tikz\node{\pdfrefxform\pdflastxform};\end{document}"""
-
-
-class Counter:
-    passed = failed = 0
-
-
-def check(condition, what, found=""):
-    Counter.passed, Counter.failed = Counter.passed + bool(condition), Counter.failed + (not condition)
-    if not condition:
-        print(f"failed: {what}{': ' if found != '' else ''}{found}")
 
 
 def article(body):
@@ -203,8 +194,7 @@ def main():
             started = time.monotonic()
             test(pathlib.Path(name))
             print(f"{test.__name__}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-    print(f"{Counter.passed} passed, {Counter.failed} failed")
-    sys.exit(1 if Counter.failed else 0)
+    end()
 
 
 if __name__ == "__main__":
