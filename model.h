@@ -487,7 +487,7 @@ static inline void decoder_embed(Model *m, int B, int S) {
     DecoderActs *a = &m->acts[0];
     size_t N = (size_t)B * S, row = c->hidden_size * sizeof(floatX), P = model_image_tokens(m);
     m->op->copy_rows(a->residual, S * row, m->vision.tokens, P * row, P * row, B);
-    m->op->embedding_forward(a->residual, m->input_ids, m->embed_tokens->value, N, c->hidden_size);
+    m->op->embedding_forward(a->residual, m->input_ids, param_weight(m->embed_tokens), N);
     m->op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, m->layer[0].input_layernorm->value, N, c->hidden_size,
                            c->eps);
 }
@@ -556,7 +556,7 @@ static inline void model_decode_step(Model *m, const int *ids, const int *positi
     const LmConfig *c = &m->c.lm;
     DecoderActs *a = &m->acts[0];
     int W = c->hidden_size;
-    op->embedding_forward(a->residual, ids, m->embed_tokens->value, B, W);
+    op->embedding_forward(a->residual, ids, param_weight(m->embed_tokens), B);
     op->rmsnorm_forward(a->normed1, NULL, a->residual, m->layer[0].input_layernorm->value, B, W, c->eps);
     for (int l = 0; l < c->layers; l++) decoder_block_forward(m, l, B, 1, cache, positions, false);
     op->copy(m->selected, m->final_hidden, (size_t)B * W * sizeof(floatX));

@@ -28,13 +28,13 @@ enum { OPS_DOWNLOADS = 4, OPS_DOWNLOAD_BYTES = 4096 };
 
 typedef enum { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF } Activation;
 
-/* The weight of a linear layer, y = x Wᵀ: W [rows = out channels, cols = in channels]. dtype may differ from floatX.
- * `scales` is for quantised types to come, and NULL for DT_F32 and DT_BF16. */
+/* The weight of a linear layer, y = x Wᵀ: W [rows = out channels, cols = in channels]; or an embedding. dtype: DT_F32 or
+ * DT_BF16, which may differ from floatX; or DT_I8 (q8) or DT_U8 (q4) with `scales`, which kernels/quantised.h describes. */
 typedef struct {
     const void *data;
     Dtype dtype;
     int rows, cols;
-    const float *scales;
+    const bf16 *scales;
 } Weight;
 
 /* The shape of one attention call. rope: fp32 [max T, D]; row t has the cosines (D/2 values) and then the sines (D/2
@@ -129,8 +129,8 @@ typedef struct Ops {
     void (*graph_free)(const void *owner);
 
     /* ---- inputs ---- */
-    /* out[r, :] = table[ids[r], :]; rows with ids[r] < 0 are left as they are (image positions) */
-    void (*embedding_forward)(floatX *out, const int *ids, const floatX *table, size_t rows, int C);
+    /* out [rows, table.cols]: out[r, :] = table[ids[r], :]; rows with ids[r] < 0 are left as they are (image positions) */
+    void (*embedding_forward)(floatX *out, const int *ids, Weight table, size_t rows);
     /* dtable[ids[r], :] += dout[r, :]; rows with ids[r] < 0 are skipped */
     void (*embedding_backward)(float *dtable, const floatX *dout, const int *ids, size_t rows, int C, int vocab);
     /* pixels u8 [B, S, S, 3] -> out [B * floor(S/patch)^2, 3*patch*patch], features in the order (channel, y, x) of a
@@ -168,7 +168,8 @@ typedef struct Ops {
     /* out = a + b; out may alias either */
     void (*residual_forward)(floatX *out, const floatX *a, const floatX *b, size_t n);
 
-    /* ---- linear layers ---- I = w.cols, O = w.rows */
+    /* ---- linear layers ---- I = w.cols, O = w.rows. Quantised weights have no backward operations. The CPU multiplies up
+     * to QUANT_ROWS rows with them in whole numbers: it rounds inp to 8 bits as well (quantise_activations). */
     /* out [rows, O] = act(inp [rows, I] Wᵀ + bias [O]); bias may be NULL. preact [rows, O], if not NULL, gets the
      * value before the activation, for the backward pass. With few rows (decoding) it runs at memory bandwidth. */
     void (*linear_forward)(floatX *out, const floatX *inp, Weight w, const floatX *bias, Activation act,

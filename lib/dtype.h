@@ -10,15 +10,15 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef enum { DT_F32, DT_BF16, DT_F16, DT_U8, DT_I32, DT_I64, DT_COUNT } Dtype;
+typedef enum { DT_F32, DT_BF16, DT_F16, DT_U8, DT_I8, DT_I32, DT_I64, DT_COUNT } Dtype;
 
 static inline size_t dtype_size(Dtype t) {
-    static const size_t sizes[DT_COUNT] = {4, 2, 2, 1, 4, 8};
+    static const size_t sizes[DT_COUNT] = {4, 2, 2, 1, 1, 4, 8};
     return sizes[t];
 }
 
 static inline const char *dtype_name(Dtype t) {  // as in a safetensors header
-    static const char *const names[DT_COUNT] = {"F32", "BF16", "F16", "U8", "I32", "I64"};
+    static const char *const names[DT_COUNT] = {"F32", "BF16", "F16", "U8", "I8", "I32", "I64"};
     return names[t];
 }
 

@@ -284,7 +284,7 @@ static void bench_inputs(const Shapes *m, size_t patches, size_t tokens) {
     int *ids = index_i(tokens, m->V), *rows = index_i(text, (int)tokens);
     SHAPE("rows=%zu C=%d V=%d", tokens, m->W, m->V);
     BENCH(1, "embedding_forward", "", 0, 2.0 * tokens * m->W * X,
-          op->embedding_forward(out, ids, table, tokens, m->W))
+          op->embedding_forward(out, ids, (Weight){table, DT_FLOATX, m->V, m->W, NULL}, tokens))
     BENCH(1, "embedding_backward", "", 0, (double)tokens * m->W * X + 8.0 * m->V * m->W,
           op->embedding_backward(dtable, out, ids, tokens, m->W, m->V))
     SHAPE("rows=%zu total=%zu C=%d", text, tokens, m->W);

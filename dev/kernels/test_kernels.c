@@ -16,6 +16,7 @@
 #include "test_kernels_layers.h"
 #include "test_kernels_objective.h"
 #include "test_kernels_optimizer.h"
+#include "test_kernels_quantised.h"
 #include "test_kernels_sample.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -40,6 +41,9 @@ static const struct {
     {"norm", test_norm, 60},
     {"linear_forward", test_linear_forward, 120},
     {"linear_backward", test_linear_backward, 80},
+    {"quantise", test_quantise, 40},
+    {"quantised_linear", test_quantised_linear, 120},
+    {"quantised_embedding", test_quantised_embedding, 20},
     {"gelu", test_gelu, 20},
     {"swiglu", test_swiglu, 20},
     {"residual_and_casts", test_residual_and_casts, 20},

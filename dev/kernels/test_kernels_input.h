@@ -97,7 +97,7 @@ static void test_embedding(void) {
     floatX *dev_dout = put_x(dout, rows * C);
     float *dev_dtable = put_f(dtable, (size_t)vocab * C);
     int *dev_ids = put_i(ids, rows);
-    op->embedding_forward(dev_out, dev_ids, dev_table, rows, C);
+    op->embedding_forward(dev_out, dev_ids, (Weight){dev_table, DT_FLOATX, vocab, C, NULL}, rows);
     op->embedding_backward(dev_dtable, dev_dout, dev_ids, rows, C, vocab);
     for (size_t r = 0; r < rows; r++)
         for (int c = 0; c < C && ids[r] >= 0; c++) {

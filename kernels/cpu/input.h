@@ -6,10 +6,16 @@
 
 /* ---- embedding ---- */
 
-static void cpu_embedding_forward(floatX *out, const int *ids, const floatX *table, size_t rows, int C) {
+static void cpu_embedding_forward(floatX *out, const int *ids, Weight table, size_t rows) {
+    const size_t C = table.cols;
 #pragma omp parallel for schedule(static) if (rows * C > 16384)
-    for (size_t r = 0; r < rows; r++)
-        if (ids[r] >= 0) memcpy(out + r * C, table + (size_t)ids[r] * C, C * sizeof(floatX));
+    for (size_t r = 0; r < rows; r++) {
+        if (ids[r] < 0) continue;
+        if (dtype_is_quantised(table.dtype))
+            widen_row(out + r * C, &table, ids[r]);
+        else
+            memcpy(out + r * C, (const floatX *)table.data + ids[r] * C, C * sizeof(floatX));
+    }
 }
 
 /* A task owns the rows of the vocabulary whose ids have the same remainder, and adds to them in the order of the

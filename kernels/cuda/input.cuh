@@ -33,8 +33,8 @@ static void cuda_gather_rows(floatX *out, const floatX *inp, const int *index, s
         LAUNCH(gather_kernel<1>, (unsigned)rows, cuda_row_threads(C), 0, out, inp, index, C);
 }
 
-static void cuda_embedding_forward(floatX *out, const int *ids, const floatX *table, size_t rows, int C) {
-    cuda_gather_rows(out, table, ids, rows, C);
+static void cuda_embedding_forward(floatX *out, const int *ids, Weight table, size_t rows) {
+    cuda_gather_rows(out, (const floatX *)table.data, ids, rows, table.cols);
 }
 
 static void cuda_scatter_rows(floatX *out, const floatX *inp, const int *index, size_t rows, size_t total, int C) {

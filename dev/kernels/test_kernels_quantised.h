@@ -1,0 +1,123 @@
+/* Tests of weights of 8 and 4 bits (kernels/quantised.h): the format, linear layers and embeddings. */
+#ifndef DEV_TEST_KERNELS_QUANTISED_H
+#define DEV_TEST_KERNELS_QUANTISED_H
+
+#include "test_kernels_layers.h"
+#include "../../kernels/quantised.h"
+
+/* A quantised weight on the device; w becomes what it stands for. */
+static Weight put_quantised(double *w, int O, int I, Dtype dtype) {
+    const size_t bytes = quant_row_bytes(dtype, I), scales = quant_row_scales(dtype, I);
+    uint8_t *q = (uint8_t *)host(O * bytes);
+    bf16 *s = (bf16 *)host(O * scales * sizeof *s);
+    float *row = (float *)host(I * sizeof *row);
+    for (int o = 0; o < O; o++) {
+        for (int i = 0; i < I; i++) row[i] = (float)w[(size_t)o * I + i];
+        quantise_row(dtype, q + o * bytes, s + o * scales, row, I);
+        for (int i = 0; i < I; i++)
+            w[(size_t)o * I + i] = (double)quantised_element(dtype, q + o * bytes, s + o * scales, i);
+    }
+    void *dev_q = device(O * bytes), *dev_s = device(O * scales * sizeof *s);
+    op->upload(dev_q, q, O * bytes);
+    op->upload(dev_s, s, O * scales * sizeof *s);
+    Weight weight = {dev_q, dtype, O, I, (const bf16 *)dev_s};
+    return weight;
+}
+
+/* Rows of activations as the CPU rounds them before it multiplies in whole numbers. */
+static void round_activations(double *x, size_t rows, int I) {
+    for (size_t r = 0; r < rows; r++)
+        for (int i = 0; i < I; i += QUANT_GROUP) {
+            float group[QUANT_GROUP];
+            int8_t q[QUANT_GROUP];
+            int n = (int)min_of(QUANT_GROUP, I - i);
+            for (int j = 0; j < n; j++) group[j] = (float)x[r * I + i + j];
+            double scale = (double)quantise_activations(q, group, n);
+            for (int j = 0; j < n; j++) x[r * I + i + j] = q[j] * scale;
+        }
+}
+
+/* ---- the format ---- */
+
+/* Every element is off by half a scale at most, and the scale is as small as kernels/quantised.h says. */
+static void test_quantise(void) {
+    const int I = ragged();
+    const double size = ONE_OF(double, 1, 1e-30, 1e30, 1e-3), shift = below(3) ? 0 : ONE_OF(double, 5, -5, 100);
+    float *x = (float *)host(I * sizeof *x);
+    for (int i = 0; i < I; i++) x[i] = below(8) ? (float)(size * (normal() + shift)) : (float)(size * shift);
+    for (int t = 0; t < 2; t++) {
+        const Dtype dtype = t ? DT_U8 : DT_I8;
+        uint8_t *q = (uint8_t *)host(quant_row_bytes(dtype, I));
+        bf16 *scales = (bf16 *)host(quant_row_scales(dtype, I) * sizeof *scales);
+        quantise_row(dtype, q, scales, x, I);
+        for (int g = 0; g < I; g += QUANT_GROUP) {
+            const int n = (int)min_of(QUANT_GROUP, I - g);
+            const double scale = (double)bf16_to_f32(scales[g / QUANT_GROUP * (t ? 2 : 1)]);
+            double largest = 0, low = (double)x[g], high = low;
+            for (int i = g; i < g + n; i++) {
+                const double error = fabs((double)quantised_element(dtype, q, scales, i) - (double)x[i]);
+                report(error <= scale * (0.5 + 1e-4) + 1e-6 * fabs((double)x[i]),
+                       "%s of %g is off by %g, half a scale is %g", t ? "q4" : "q8", (double)x[i], error, scale / 2);
+                largest = fmax(largest, fabs((double)x[i]));
+                low = fmin(low, (double)x[i]), high = fmax(high, (double)x[i]);
+            }
+            const double most = t ? (high - low + fmax(fabs(low), fabs(high)) / 128) / 15 : largest / 127;
+            report(scale <= most * (1 + 1.0 / 127) + 1e-38, "the scale is %g, at most %g is needed", scale, most);
+        }
+    }
+}
+
+/* ---- operations ---- */
+
+static void test_quantised_linear(void) {
+    int O, I;
+    matmul_shape(&O, &I);
+    const size_t rows = matmul_rows();
+    const Dtype dtype = below(2) ? DT_I8 : DT_U8;
+    const Activation act = (Activation)below(3);
+    const bool biased = below(3), keep = below(2), whole = op->host_memory && rows <= QUANT_ROWS;
+    double *x = draw(rows * I, 1), *w = draw((size_t)O * I, 1 / sqrt(I)), *bias = draw(O, 1);
+    double *want = zeros(rows * O);
+    if (!below(4))
+        for (int i = 0; i < O * I; i++) w[i] += 2 / sqrt(I);  // minimums that matter
+    const Weight weight = put_quantised(w, O, I, dtype);
+    floatX *dev_x = put_x(x, rows * I), *dev_bias = put_x(bias, O), *out = out_x(rows * O), *preact = out_x(rows * O);
+    float *logits = out_f(rows * O);
+    op->linear_logits(logits, dev_x, weight, rows);
+    op->linear_forward(out, dev_x, weight, biased ? dev_bias : NULL, act, keep ? preact : NULL, rows);
+    if (whole) round_activations(x, rows, I);
+    ref_matmul(want, x, I, 1, w, 1, I, rows, O, I);
+    /* a matmul with many rows may round the widened weight to floatX */
+    check_f("linear_logits", logits, want, rows * O, whole ? FP32 : fmax(FORWARD, FP32));
+    for (size_t i = 0; i < rows * O && biased; i++) want[i] += bias[i % O];
+    if (keep) check_x("linear_forward preact", preact, want, rows * O, FORWARD);
+    const double given = ref_dot(want, want, (int)(rows * O));
+    for (size_t i = 0; i < rows * O; i++) want[i] = ref_activation(want[i], act);
+    const double left = ref_dot(want, want, (int)(rows * O));
+    check_x("linear_forward", out, want, rows * O, FORWARD * fmax(1, sqrt(given / (left + 1e-30))));
+    /* an activation that is not finite makes its row's results NaN, and no other's */
+    x[below(I)] = below(2) ? (double)NAN : (double)INFINITY;
+    op->linear_logits(logits, put_x(x, rows * I), weight, rows);
+    float *got = (float *)host(rows * O * sizeof *got);
+    op->download(got, logits, rows * O * sizeof *got);
+    bool bad = true, good = true;
+    for (size_t i = 0; i < rows * O; i++) *(i < (size_t)O ? &bad : &good) &= (i < (size_t)O) == !isfinite(got[i]);
+    report(bad && good, "an activation that is not finite: %s",
+           bad ? "other rows have changed" : "its row is finite");
+}
+
+static void test_quantised_embedding(void) {
+    const int C = ragged(), vocab = 1 + below(70);
+    const size_t rows = 1 + below(400);
+    int *ids = (int *)host(rows * sizeof(int));
+    for (size_t r = 0; r < rows; r++) ids[r] = below(4) ? below(vocab) : -1;
+    double *table = draw((size_t)vocab * C, 1), *out = draw(rows * C, 1);
+    const Weight dev_table = put_quantised(table, vocab, C, below(2) ? DT_I8 : DT_U8);
+    floatX *dev_out = put_x(out, rows * C);
+    op->embedding_forward(dev_out, put_i(ids, rows), dev_table, rows);
+    for (size_t r = 0; r < rows; r++)
+        for (int c = 0; c < C && ids[r] >= 0; c++) out[r * C + c] = table[(size_t)ids[r] * C + c];
+    check_x("embedding_forward", dev_out, out, rows * C, FORWARD);
+}
+
+#endif
