@@ -1,5 +1,5 @@
 # tikz.c
-#   make                 train_distill, infer, eval
+#   make                 train_distill, infer, eval, quantize
 #   make demo            installs what is missing, builds, distils the starter student, shows an image and its code
 #   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
 #   make test            what a change must not break, in ten minutes on two cores; needs what `make` needs
@@ -93,7 +93,7 @@ $(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_
 $(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
 endif
 
-PROGRAMS := train_distill infer eval
+PROGRAMS := train_distill infer eval quantize
 
 all: $(PROGRAMS)
 	@echo "built for $(DEVICES) ($(strip $(CPU_SETS))), $(PRECISION), $(PROCESSES); reads $(IMAGES)"
@@ -107,7 +107,7 @@ FORCE:
 $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d -x c $< -x none $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-$(BUILD)/infer $(BUILD)/eval: $(BUILD)/%: %.c $(OBJECTS)
+$(BUILD)/infer $(BUILD)/eval $(BUILD)/quantize: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 # Kernels in teaching order (dev/learn/README.md).

@@ -14,7 +14,7 @@
 
 static struct {
     StringList models;
-    const char *teacher, *data, *json, *logits, *texts, *device, *loss;
+    const char *teacher, *data, *json, *logits, *texts, *device, *loss, *weights;
     int64_t batch, samples, threads;
     double temperature, beta;
     bool greedy;
@@ -44,6 +44,8 @@ static const Option table[] = {
      0, 0},
     {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
      0, 0},
+    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4", "measure the models with weights rounded to 8 or 4 bits", 0,
+     0},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
@@ -341,11 +343,12 @@ static void json_reports(AtomicFile *file, const Report *reports, int count, boo
     json_writer_free(&w);
 }
 
-static void measure(Report *report, const char *path, Model *teacher, const Dataset *d, const Ops *op) {
+static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
+                    const Ops *op) {
     Error err;
     static Model model;
     Model *m = &model;
-    die_if(model_open(m, op, path, "", &err), &err);
+    die_if(model_open_as(m, op, path, "", format, &err), &err);
     if (d->fingerprint != m->tokenizer.fingerprint)
         die("%s was made with another tokenizer than %s; convert the data again with the model's tokenizer", opt.data,
             path);
@@ -368,6 +371,7 @@ int main(int argc, char **argv) {
     static Model teacher;
     Dataset data;
     AtomicFile json;
+    WeightFormat format;
     Error err;
     program_begin(argv);
     threads_wait_politely(argv);
@@ -377,6 +381,7 @@ int main(int argc, char **argv) {
     free(usage);
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
+    if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
     if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
     if (opt.texts && opt.models.count != 1) options_die("--texts takes exactly one --model");
     if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
@@ -394,7 +399,7 @@ int main(int argc, char **argv) {
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     Report *reports = xcalloc((size_t)opt.models.count, sizeof(Report));
     for (int i = 0; i < opt.models.count; i++)
-        measure(&reports[i], opt.models.items[i], opt.teacher ? &teacher : NULL, &data, op);
+        measure(&reports[i], opt.models.items[i], format, opt.teacher ? &teacher : NULL, &data, op);
     print_reports(reports, opt.models.count, opt.teacher != NULL);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
     if (opt.json) json_reports(&json, reports, opt.models.count, opt.teacher != NULL);

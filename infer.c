@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 
 static struct {
-    const char *model, *output, *device, *prefix;
+    const char *model, *output, *device, *prefix, *weights;
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
     bool trim_near_white, invert, quiet, show, strict;
@@ -38,6 +38,10 @@ static const Option table[] = {
      "longest program, with the prefix; 0: as long as the model allows", 0, 1e9},
     {"batch", 'b', OPT_INT, &opt.batch, "N",
      "images whose programs are generated together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
+    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
+     "use weights of 8 or 4 bits, rounded while the model is loaded: less memory, and faster where memory is the "
+     "limit",
+     0, 0},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
@@ -91,6 +95,7 @@ int main(int argc, char **argv) {
     Writer writer;
     StringList images = {NULL, 0};
     TokenIds prefix = {NULL, 0, 0};
+    WeightFormat format;
     Error err;
 
     program_begin(argv);
@@ -99,6 +104,7 @@ int main(int argc, char **argv) {
     options_parse(table, OPTIONS, argc, argv, usage, &images);
     free(usage);
     if (!images.count) options_die("no image given");
+    if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
@@ -107,7 +113,7 @@ int main(int argc, char **argv) {
     if (to_folder) die_if(make_folder(opt.output, &err), &err);
 
     const char *path = opt.model ? opt.model : default_model();
-    die_if(model_open(&model, op, path, "", &err), &err);
+    die_if(model_open_as(&model, op, path, "", format, &err), &err);
     int max_tokens = model_max_text(&model);
     if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
     die_if(read_prefix(&prefix, &model.tokenizer, path, &err), &err);

@@ -29,8 +29,8 @@
 #include "config.h"
 #include "kernels/ops.h"
 #include "lib/tokenizer.h"
-#include "params.h"
 #include "vision.h"
+#include "weights.h"
 
 typedef struct {
     Param *input_layernorm, *qkv_proj, *o_proj, *post_attention_layernorm, *gate_up_proj, *down_proj;
@@ -111,6 +111,7 @@ static inline void model_declare(Model *m, const char *owner) {
     m->layer = xcalloc(c->layers, sizeof(DecoderLayer));
     m->acts = xcalloc(c->layers, sizeof(DecoderActs));
     m->embed_tokens = param_add(p, GROUP_LM, "lm.", -1, "embed", c->vocab, W, in);
+    m->embed_tokens->least_bits = 8;
     for (int l = 0; l < c->layers; l++) {
         DecoderLayer *y = &m->layer[l];
         y->input_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm1", W, 0, 1);
@@ -123,6 +124,7 @@ static inline void model_declare(Model *m, const char *owner) {
     }
     m->norm = param_add(p, GROUP_LM, "lm.", -1, "norm", W, 0, 1);
     m->lm_head = c->tied ? m->embed_tokens : param_add(p, GROUP_LM, "lm.", -1, "head", c->vocab, W, in);
+    m->lm_head->least_bits = 8;
 }
 
 /* Rotation angles of every position, fp32 [max_positions, D]: cosines, then sines. Frequencies are theta^(-2i/D).
@@ -173,9 +175,10 @@ static inline void model_close(Model *m) {
 }
 
 /* Opens a model file. Weights are mapped in place when possible (params_load); the file stays open for them and for the
- * tokenizer. owner: prefix for messages about memory, "" or, where there are two models, "the teacher's ". -1 with *err
+ * tokenizer. format: quantise the weights that are not. owner: prefix for messages about memory, "" or, where there are two models, "the teacher's ". -1 with *err
  * filled: the file cannot be read or is not a model. */
-static inline int model_open(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
+static inline int model_open_as(Model *m, const Ops *op, const char *path, const char *owner, WeightFormat format,
+                                Error *err) {
     *m = (Model){0};
     if (safetensors_open(&m->file, path, err)) return -1;
     int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err);
@@ -185,7 +188,7 @@ static inline int model_open(Model *m, const Ops *op, const char *path, const ch
     if (!bad) {
         m->op = op;
         model_declare(m, owner);
-        bad = params_load(&m->params, &m->file, op, err);
+        bad = params_load(&m->params, &m->file, op, format, err);
     }
     if (bad) {
         model_close(m);
@@ -193,6 +196,18 @@ static inline int model_open(Model *m, const Ops *op, const char *path, const ch
     }
     model_make_rope(m);
     return 0;
+}
+
+static inline int model_open(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
+    return model_open_as(m, op, path, owner, WEIGHTS_AS_STORED, err);
+}
+
+/* Opens a model file for training, or as a teacher. */
+static inline int model_open_to_train(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
+    if (model_open(m, op, path, owner, err)) return -1;
+    if (!params_refuse_quantised(&m->params, path, err)) return 0;
+    model_close(m);
+    return -1;
 }
 
 /* Says why a model that was opened computes values that are not finite. Returns whether its weights are damaged, not
@@ -257,28 +272,16 @@ static inline int model_metadata(const Model *m, const char **keys, const char *
 static inline int model_save(const Model *m, const char *path, Error *err) {
     const Params *p = &m->params;
     int n = 0;
-    SafeTensorSpec *specs = xcalloc(p->count + 4, sizeof(SafeTensorSpec));
+    SafeTensorSpec *specs = xcalloc(2 * p->count + 4, sizeof(SafeTensorSpec));
     size_t capacity = 1 + CONFIG_FIELDS + TOKENIZER_METADATA + m->file.metadata_count;
     const char **keys = xcalloc(capacity, sizeof *keys), **values = xcalloc(capacity, sizeof *values);
     char text[CONFIG_FIELDS][32];
-    for (; n < p->count; n++) {
-        snprintf(specs[n].name, sizeof specs[n].name, "%s", p->list[n].name);
-        specs[n].dtype = DT_FLOATX;
-        specs[n].ndim = p->list[n].ndim;
-        specs[n].shape[0] = p->list[n].rows;
-        specs[n].shape[1] = p->list[n].cols;
-    }
+    n += params_specs(p, specs);
     n += tokenizer_specs(&m->tokenizer, specs + n);
     int pairs = model_metadata(m, keys, values, text);
     SafeTensorsWriter w;
     int bad = safetensors_write_begin(&w, path, specs, n, keys, values, pairs, err);
-    for (int i = 0; !bad && i < p->count; i++) {
-        size_t bytes = p->list[i].n * sizeof(floatX);
-        void *host = xmalloc(bytes);
-        m->op->download(host, p->list[i].value, bytes);
-        bad = safetensors_write_data(&w, host, bytes, err);
-        free(host);
-    }
+    if (!bad) bad = params_write(p, m->op, &w, err);
     if (!bad) bad = tokenizer_write(&m->tokenizer, &w, err);
     if (!bad) bad = safetensors_write_end(&w, err);
     free(specs);

@@ -1,14 +1,15 @@
 /* The named parameters of a model, their groups and their memory, and linear layers over them.
  *
  * A model declares its parameters once (name, shape, group, standard deviation at initialisation). Their values are
- * then mapped from a file and used in place, copied from a file, or drawn at random. Trained parameters move to the
+ * then taken from a file (weights.h) or drawn at random. Trained parameters move to the
  * optimizer's flat arrays (train/optimizer.h), which also hold their gradients. */
 #ifndef PARAMS_H
 #define PARAMS_H
 
 #include "kernels/arena.h"
+#include "kernels/quantised.h"
+#include "lib/file.h"
 #include "lib/random.h"
-#include "lib/safetensors.h"
 
 #include <unistd.h>
 
@@ -22,7 +23,12 @@ typedef struct {
     int group;
     bool decay;       // AdamW's weight decay applies: to matrices, not to norms, biases and positions
     float init_std;   // standard deviation of random initialisation; 0: zeros; vectors with 1: ones
-    floatX *value;    // device [n]
+    int least_bits;   // the fewest that it may be quantised to: 4, 8, or 16 for never
+    Dtype dtype;      // DT_FLOATX, or quantised: DT_I8 or DT_U8
+    bool in_file;     // its values are used in place in a file
+    floatX *value;    // device [n]; NULL where quantised
+    void *quants;     // quantised: device [rows, quant_row_bytes]
+    bf16 *scales;     // quantised: device [rows, quant_row_scales]
     float *gradient;  // device [n]; NULL where frozen
     size_t offset;    // of a trained parameter in the optimizer's flat arrays
 } Param;
@@ -56,6 +62,8 @@ static inline Param *param_add(Params *p, int group, const char *prefix, int lay
     x->n = (size_t)rows * (size_t)x->cols;
     x->group = group;
     x->decay = x->ndim == 2;
+    x->least_bits = x->ndim == 2 ? 4 : 16;
+    x->dtype = DT_FLOATX;
     x->init_std = init_std;
     return x;
 }
@@ -68,11 +76,30 @@ static inline size_t params_total(const Params *p, int groups) {
     return n;
 }
 
-/* ---- linear layers ---- All matmuls with a model's weights go through here: the place for adapters (LoRA) and quantised
- * weights. */
+/* Bytes of a parameter's values, and of its scales. */
+static inline size_t param_value_bytes(const Param *x) {
+    return x->dtype == DT_FLOATX ? x->n * sizeof(floatX) : x->rows * quant_row_bytes(x->dtype, x->cols);
+}
+static inline size_t param_scale_bytes(const Param *x) {
+    return x->dtype == DT_FLOATX ? 0 : x->rows * quant_row_scales(x->dtype, x->cols) * sizeof(bf16);
+}
+
+/* Bytes of all parameters in the groups of the mask. */
+static inline size_t params_bytes(const Params *p, int groups) {
+    size_t n = 0;
+    for (int i = 0; i < p->count; i++)
+        if (p->list[i].group & groups) n += param_value_bytes(&p->list[i]) + param_scale_bytes(&p->list[i]);
+    return n;
+}
+
+/* ---- linear layers ---- All matmuls with a model's weights go through here: the place for adapters (LoRA). */
 
 static inline Weight param_weight(const Param *w) {
-    return (Weight){.data = w->value, .dtype = DT_FLOATX, .rows = w->rows, .cols = w->cols, .scales = NULL};
+    return (Weight){.data = w->dtype == DT_FLOATX ? w->value : w->quants,
+                    .dtype = w->dtype,
+                    .rows = w->rows,
+                    .cols = w->cols,
+                    .scales = w->scales};
 }
 
 /* out [rows, O] = in [rows, I] Wᵀ, W [O, I]. */
@@ -106,12 +133,23 @@ static inline void linear_backward(const Ops *op, floatX *d_in, const floatX *d_
 
 /* ---- memory ---- */
 
+/* Memory for all values that do not lie in a file. */
 static inline void params_plan(Params *p) {
-    for (int i = 0; i < p->count; i++) p->list[i].value = arena_x(&p->arena, p->list[i].n);
+    for (int i = 0; i < p->count; i++) {
+        Param *x = &p->list[i];
+        if (x->in_file) continue;
+        if (x->dtype == DT_FLOATX) {
+            x->value = arena_x(&p->arena, x->n);
+        } else {
+            x->quants = arena_take(&p->arena, param_value_bytes(x), 1);
+            x->scales = arena_take(&p->arena, param_scale_bytes(x), 1);
+        }
+    }
 }
 
 static inline void params_allocate(Params *p, const Ops *op) {
     params_plan(p);
+    if (!p->arena.used) return;
     arena_allocate(&p->arena, op, p->owner, "parameters");
     params_plan(p);
 }
@@ -121,12 +159,12 @@ static inline void params_release_groups(Params *p, const Ops *op, int groups) {
     Arena frozen = {NULL, 0};
     if (!p->arena.base) return;
     for (int i = 0; i < p->count; i++)
-        if (!(p->list[i].group & groups)) arena_x(&frozen, p->list[i].n);
+        if (!(p->list[i].group & groups) && !p->list[i].in_file) arena_x(&frozen, p->list[i].n);
     if (frozen.used) {
         arena_allocate(&frozen, op, p->owner, "frozen parameters");
         for (int i = 0; i < p->count; i++) {
             Param *x = &p->list[i];
-            if (x->group & groups) continue;
+            if (x->group & groups || x->in_file) continue;
             floatX *to = arena_x(&frozen, x->n);
             op->copy(to, x->value, x->n * sizeof(floatX));
             x->value = to;
@@ -137,23 +175,39 @@ static inline void params_release_groups(Params *p, const Ops *op, int groups) {
     p->arena = frozen;
 }
 
+/* Moves n bytes that lie in a file to *to, which advances. */
+static inline void *move_from_file(char **to, const void *from, size_t n, const Ops *op) {
+    char *moved = *to;
+    op->copy(moved, from, n);
+    file_forget(from, n);
+    *to += (n + 63) / 64 * 64;
+    return moved;
+}
+
 /* Copies weights that are used in place in a file to large pages, where the system gives them: decoding, which is bound by
  * reading them, is a third faster. Not for models under 32 MB, which stay in the caches, nor where the copy would take more
- * than half of the RAM or cannot be allocated. */
+ * than half of the RAM or cannot be allocated. The file's pages are given back one parameter after the other. */
 static inline void params_move_to_large_pages(Params *p, const Ops *op, int groups) {
     const size_t least = (size_t)32 << 20;
-    size_t bytes = params_total(p, groups) * sizeof(floatX);
-    size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    if (!op->host_memory || p->arena.base || p->large_pages || bytes < least || bytes > machine / 2) return;
-    char *to = op->alloc(bytes + 64 * (size_t)p->count);
+    size_t bytes = 0, machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < p->count; i++) {
+        const Param *x = &p->list[i];
+        if (x->group & groups && x->in_file) bytes += param_value_bytes(x) + param_scale_bytes(x) + 128;
+    }
+    if (!op->host_memory || p->large_pages || bytes < least || bytes > machine / 2) return;
+    char *to = op->alloc(bytes);
     if (!to) return;
     p->large_pages = to;
     for (int i = 0; i < p->count; i++) {
         Param *x = &p->list[i];
-        if (!(x->group & groups)) continue;
-        op->copy(to, x->value, x->n * sizeof(floatX));
-        x->value = (floatX *)(void *)to;
-        to += (x->n * sizeof(floatX) + 63) / 64 * 64;
+        if (!(x->group & groups) || !x->in_file) continue;
+        x->in_file = false;
+        if (x->dtype == DT_FLOATX) {
+            x->value = move_from_file(&to, x->value, param_value_bytes(x), op);
+        } else {
+            x->quants = move_from_file(&to, x->quants, param_value_bytes(x), op);
+            x->scales = move_from_file(&to, x->scales, param_scale_bytes(x), op);
+        }
     }
 }
 
@@ -180,60 +234,6 @@ static inline void params_init_random(Params *p, const Ops *op, uint64_t seed) {
         op->upload(x->value, host, x->n * sizeof(floatX));
         free(host);
     }
-}
-
-/* Finds a parameter's stored tensor and checks shape and type; NULL with *err filled on a mismatch. */
-static inline const SafeTensor *param_find(const Param *x, const SafeTensors *st, Error *err) {
-    const SafeTensor *t = safetensors_find(st, x->name);
-    if (!t) {
-        error_set(err, "%s: tensor %s is missing; the file is not a complete tikz.c model", st->file.path, x->name);
-        return NULL;
-    }
-    bool shape_ok = t->ndim == x->ndim && t->shape[0] == x->rows && (x->ndim == 1 || t->shape[1] == x->cols);
-    if (!shape_ok) {
-        error_set(err, "%s: tensor %s has shape [%lld, %lld]; the configuration asks for [%d, %d]", st->file.path,
-                  x->name, t->ndim > 0 ? (long long)t->shape[0] : 0, t->ndim > 1 ? (long long)t->shape[1] : 1,
-                  x->rows, x->cols);
-        return NULL;
-    }
-    if (t->dtype != DT_BF16 && t->dtype != DT_F32 && t->dtype != DT_F16) {
-        error_set(err, "%s: tensor %s is of type %s; weights must be BF16, F16 or F32", st->file.path, x->name,
-                  dtype_name(t->dtype));
-        return NULL;
-    }
-    return t;
-}
-
-/* Copies a stored tensor into a parameter, converted to floatX. */
-static inline void param_copy_from(const Param *x, const SafeTensor *t, const Ops *op) {
-    if (t->dtype == DT_FLOATX) {
-        op->upload(x->value, t->data, t->bytes);
-        return;
-    }
-    floatX *host = xmalloc(x->n * sizeof(floatX));
-    for (size_t i = 0; i < x->n; i++) host[i] = to_x(safetensors_float(t, i));
-    op->upload(x->value, host, x->n * sizeof(floatX));
-    free(host);
-}
-
-/* Takes the values from a file: in place (no copy, no memory; pages load when first read) where the device shares the
- * host's memory and every tensor is stored as floatX. The file must then stay open. */
-static inline int params_load(Params *p, const SafeTensors *st, const Ops *op, Error *err) {
-    bool in_place = op->host_memory;
-    for (int i = 0; i < p->count; i++) {
-        const SafeTensor *t = param_find(&p->list[i], st, err);
-        if (!t) return -1;
-        if (t->dtype != DT_FLOATX) in_place = false;
-    }
-    if (!in_place) params_allocate(p, op);
-    for (int i = 0; i < p->count; i++) {
-        const SafeTensor *t = safetensors_find(st, p->list[i].name);
-        if (in_place)
-            p->list[i].value = (floatX *)(uintptr_t)t->data;
-        else
-            param_copy_from(&p->list[i], t, op);
-    }
-    return 0;
 }
 
 /* Whether two parameters, possibly on different devices, have the same values bit for bit. */

@@ -80,6 +80,7 @@ static inline void vision_declare(Vision *v, Params *p) {
     v->patch_b = param_add(p, GROUP_VISION, "vision.", -1, "patch.bias", C, 0, 0);
     v->position = param_add(p, GROUP_VISION, "vision.", -1, "position", vision_patches(c), C, 0.02f);
     v->position->decay = false;
+    v->position->least_bits = 16;
     for (int l = 0; l < c->layers; l++) {
         VisionLayer *y = &v->layer[l];
         y->layernorm1_w = param_add(p, GROUP_VISION, "vision.", l, "norm1.weight", C, 0, 1);
@@ -100,6 +101,7 @@ static inline void vision_declare(Vision *v, Params *p) {
     int joined = c->concat * C;
     v->connector_w =
         param_add(p, GROUP_CONNECTOR, "connector.", -1, "weight", c->output_size, joined, 1 / sqrtf(3.0f * joined));
+    v->connector_w->least_bits = 8;  // small, and everything in the picture passes through it
     if (c->connector_bias)
         v->connector_b = param_add(p, GROUP_CONNECTOR, "connector.", -1, "bias", c->output_size, 0, 0);
 }

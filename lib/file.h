@@ -97,6 +97,20 @@ static inline const char *mapped_path(const void *address) {
     return NULL;
 }
 
+/* Whether two paths name one file that exists. */
+static inline bool same_file(const char *a, const char *b) {
+    struct stat s, t;
+    return !stat(a, &s) && !stat(b, &t) && s.st_dev == t.st_dev && s.st_ino == t.st_ino;
+}
+
+/* Says that the n bytes at p, which lie in a mapped file, are not needed for now: their pages are given back to the system
+ * and read again when they are used. */
+static inline void file_forget(const void *p, size_t n) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)p + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)p + n) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 static inline void file_unmap(MappedFile *f) {
     if (f->range) __atomic_store_n(&f->range->size, 0, __ATOMIC_RELEASE);
     if (f->data) munmap((void *)f->data, f->size);

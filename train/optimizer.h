@@ -107,6 +107,7 @@ static inline void optimizer_take_values(Optimizer *o, Params *const *lists, con
         floatX *to = o->values + p->offset;
         o->op->copy(to, p->value, p->n * sizeof(floatX));
         p->value = to;
+        p->in_file = false;
     }
     for (int i = 0; i < list_count; i++) params_release_groups(lists[i], o->op, groups[i]);
 }

@@ -42,7 +42,7 @@ enum { STREAM_COPY = 2 };  // of the student's device; 0 computes, 1 has the obj
 static void teacher_open(Teacher *t, const Ops *op, const char *path) {
     Error err;
     *t = (Teacher){.op = op, .prefetched = -1};
-    die_if(model_open(&t->model, op, path, "the teacher's ", &err), &err);
+    die_if(model_open_to_train(&t->model, op, path, "the teacher's ", &err), &err);
 }
 
 static void teacher_plan_staging(Teacher *t, int B, int max_tokens, bool image_tokens) {

@@ -60,9 +60,10 @@ static void student_init_from(Model *student, const char *path, bool verbose) {
         Param *p = &student->params.list[i], source = *p;
         if (!same_tokens && (p == student->embed_tokens || p == student->lm_head)) continue;
         name_in_source(source.name, sizeof source.name, p->name, &student->c, &from);
-        const SafeTensor *t = param_find(&source, &st, &err);
-        if (!t) continue;
-        param_copy_from(p, t, student->op);
+        StoredParam stored;
+        if (param_find(&stored, &source, &st, &err)) continue;
+        if (stored.scales) die("--init: %s has quantised weights; name the model that it was made of", path);
+        param_copy_from(p, stored.values, student->op);
         taken++;
     }
     safetensors_close(&st);
@@ -77,7 +78,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
     Error err;
     const char *path = opt.resume ? folder->student : opt.student;
     if (opt.resume || file_exists(path)) {
-        die_if(model_open(&t->student, t->op, path, "", &err), &err);
+        die_if(model_open_to_train(&t->student, t->op, path, "", &err), &err);
     } else {
         const char *tokenizer = opt.tokenizer    ? opt.tokenizer
                                 : s->has_teacher ? opt.teacher

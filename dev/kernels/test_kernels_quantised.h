@@ -39,32 +39,70 @@ static void round_activations(double *x, size_t rows, int I) {
 
 /* ---- the format ---- */
 
-/* Every element is off by half a scale at most, and the scale is as small as kernels/quantised.h says. */
+/* Every element is off by half a scale at most, and the scale is as small as that allows. */
+static void check_q8(const float *x, const int8_t *q, const bf16 *scale, int n) {
+    const double s = (double)bf16_to_f32(*scale);
+    double largest = 0;
+    for (int i = 0; i < n; i++) {
+        const double error = fabs(q[i] * s - (double)x[i]);
+        report(error <= s * (0.5 + 1e-4), "q8 of %g is off by %g, half a scale is %g", (double)x[i], error, s / 2);
+        largest = fmax(largest, fabs((double)x[i]));
+    }
+    for (int i = n; i < QUANT_GROUP; i++) report(q[i] == 0, "the filling of a group is %d", q[i]);
+    report(s <= largest / 127 * (1 + 1.0 / 127) + 1e-38, "the scale is %g for a largest of %g", s, largest);
+}
+
+/* The weighted square error of a group, divided by the square of its range. */
+static double q4_error(const float *x, int n, double scale, double minimum) {
+    double mean = 0, error = 0;
+    for (int i = 0; i < n; i++) mean += fabs((double)x[i]) / n;
+    for (int i = 0; i < n; i++) {
+        const double q = fmin(15, fmax(0, rint(((double)x[i] - minimum) / (scale + 1e-300))));
+        error += pow(scale * q + minimum - (double)x[i], 2) * (fabs((double)x[i]) + mean);
+    }
+    return error;
+}
+
+/* The q are the nearest ones, and the error is no larger than with the group's whole range. */
+static void check_q4(const float *x, const uint8_t *q, const bf16 *line, int n) {
+    const double scale = (double)bf16_to_f32(line[0]), minimum = (double)bf16_to_f32(line[1]);
+    float low = x[0], high = x[0];
+    for (int i = 0; i < n; i++) {
+        const double stands = (double)quantised_element(DT_U8, q, line, i), error = fabs(stands - (double)x[i]);
+        const double beyond = fmax(minimum - (double)x[i], (double)x[i] - minimum - 15 * scale);
+        report(error <= scale * (0.5 + 1e-4) + fmax(0, beyond) + 1e-6 * fabs((double)x[i]),
+               "q4 of %g is off by %g with a scale of %g from %g", (double)x[i], error, scale, minimum);
+        low = fminf(low, x[i]), high = fmaxf(high, x[i]);
+    }
+    const double widest = (double)bf16_to_f32(f32_to_bf16((high - low) / 15)),
+                 from = (double)bf16_to_f32(f32_to_bf16(low));
+    const double error = q4_error(x, n, scale, minimum), simple = q4_error(x, n, widest, from);
+    report(error <= simple * (1 + 1e-3) + 1e-45, "the error is %g, and %g with the whole range", error, simple);
+}
+
 static void test_quantise(void) {
     const int I = ragged();
-    const double size = ONE_OF(double, 1, 1e-30, 1e30, 1e-3), shift = below(3) ? 0 : ONE_OF(double, 5, -5, 100);
+    const double size = ONE_OF(double, 1, 1e-6, 1e6, 1e-3), shift = below(3) ? 0 : ONE_OF(double, 5, -5, 100);
     float *x = (float *)host(I * sizeof *x);
     for (int i = 0; i < I; i++) x[i] = below(8) ? (float)(size * (normal() + shift)) : (float)(size * shift);
-    for (int t = 0; t < 2; t++) {
-        const Dtype dtype = t ? DT_U8 : DT_I8;
-        uint8_t *q = (uint8_t *)host(quant_row_bytes(dtype, I));
-        bf16 *scales = (bf16 *)host(quant_row_scales(dtype, I) * sizeof *scales);
-        quantise_row(dtype, q, scales, x, I);
-        for (int g = 0; g < I; g += QUANT_GROUP) {
-            const int n = (int)min_of(QUANT_GROUP, I - g);
-            const double scale = (double)bf16_to_f32(scales[g / QUANT_GROUP * (t ? 2 : 1)]);
-            double largest = 0, low = (double)x[g], high = low;
-            for (int i = g; i < g + n; i++) {
-                const double error = fabs((double)quantised_element(dtype, q, scales, i) - (double)x[i]);
-                report(error <= scale * (0.5 + 1e-4) + 1e-6 * fabs((double)x[i]),
-                       "%s of %g is off by %g, half a scale is %g", t ? "q4" : "q8", (double)x[i], error, scale / 2);
-                largest = fmax(largest, fabs((double)x[i]));
-                low = fmin(low, (double)x[i]), high = fmax(high, (double)x[i]);
-            }
-            const double most = t ? (high - low + fmax(fabs(low), fabs(high)) / 128) / 15 : largest / 127;
-            report(scale <= most * (1 + 1.0 / 127) + 1e-38, "the scale is %g, at most %g is needed", scale, most);
-        }
+    int8_t *q8 = (int8_t *)host(quant_row_bytes(DT_I8, I));
+    uint8_t *q4 = (uint8_t *)host(quant_row_bytes(DT_U8, I));
+    bf16 *scales = (bf16 *)host(quant_groups(I) * sizeof *scales),
+         *lines = (bf16 *)host(2 * quant_groups(I) * sizeof *lines);
+    quantise_row(DT_I8, q8, scales, x, I);
+    quantise_row(DT_U8, q4, lines, x, I);
+    for (int i = 0, g = 0; i < I; i += QUANT_GROUP, g++) {
+        const int n = (int)min_of(QUANT_GROUP, I - i);
+        check_q8(x + i, q8 + i, scales + g, n);
+        check_q4(x + i, q4 + i / 2, lines + 2 * g, n);
     }
+    x[below(I)] = below(2) ? NAN : -INFINITY;
+    quantise_row(DT_I8, q8, scales, x, I);
+    quantise_row(DT_U8, q4, lines, x, I);
+    int bad = 0;
+    for (size_t g = 0; g < quant_groups(I); g++)
+        bad += isnan(bf16_to_f32(scales[g])) + isnan(bf16_to_f32(lines[2 * g]));
+    report(bad == 2, "of a group with a weight that is not finite, %d of 2 scales are NaN", bad);
 }
 
 /* ---- operations ---- */

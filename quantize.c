@@ -1,0 +1,61 @@
+/* quantize: writes a model with weights of 8 or 4 bits (kernels/quantised.h), which infer and eval map straight into memory.
+ *
+ *   load the model, quantising its weights; write it. */
+#include "model.h"
+#include "lib/options.h"
+#include "lib/program.h"
+#include "lib/threads.h"
+
+static struct {
+    const char *weights;
+    int64_t threads;
+    bool quiet;
+} opt = {.weights = "q8"};
+
+static const Option table[] = {
+    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
+     "q8: 8 bits and a scale for each 32 weights; q4: 4 bits, a scale and a minimum (embedding and head stay q8)", 0,
+     0},
+    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
+    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "nothing on stderr but errors", 0, 0},
+};
+enum { OPTIONS = sizeof table / sizeof table[0] };
+
+static bool is_quantised(const Params *p) {
+    for (int i = 0; i < p->count; i++)
+        if (p->list[i].dtype != DT_FLOATX) return true;
+    return false;
+}
+
+int main(int argc, char **argv) {
+    static Model model;
+    StringList files = {NULL, 0};
+    WeightFormat format;
+    Error err;
+
+    program_begin(argv);
+    threads_wait_politely(argv);
+    options_parse(table, OPTIONS, argc, argv,
+                  "[options] MODEL OUT\n\nWrites a model with weights of 8 or 4 bits, for infer and eval.", &files);
+    if (files.count != 2) options_die("two files are needed: the model, and the one to write; got %d", files.count);
+    if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
+    threads_use((int)opt.threads);
+    const char *from = files.items[0], *to = files.items[1];
+    if (same_file(from, to)) options_die("the model would be written over itself; give OUT another name");
+
+    die_if(model_open(&model, cpu_ops(), from, "", &err), &err);
+    if (is_quantised(&model.params)) die("%s is quantised already; name the model that it was made of", from);
+    const SafeTensor *damaged = safetensors_not_finite(&model.file);
+    if (damaged) die("the model %s is damaged: tensor %s holds a value that is not finite", from, damaged->name);
+    model_close(&model);
+    die_if(model_open_as(&model, cpu_ops(), from, "", format, &err), &err);
+    die_if(model_save(&model, to, &err), &err);
+    const double millions = (double)params_total(&model.params, GROUP_ALL) / 1e6;
+    const double megabytes = (double)params_bytes(&model.params, GROUP_ALL) / 1e6;
+    if (!opt.quiet)
+        fprintf(stderr, "%s: %.2f M parameters, %.1f MB, %.2f bits each\n", to, millions, megabytes,
+                8 * megabytes / millions);
+    model_close(&model);
+    free((void *)files.items);
+    return 0;
+}
