@@ -13,7 +13,7 @@
 #include "ops.h"
 
 enum { QUANT_GROUP = 32 };
-enum { QUANT_ROWS = 8 };  // up to so many rows the CPU multiplies in whole numbers (quantise_activations)
+enum { QUANT_ROWS = 8 };  // up to so many rows the CPU multiplies in whole numbers, activations too
 
 static inline size_t quant_groups(size_t cols) { return (cols + QUANT_GROUP - 1) / QUANT_GROUP; }
 
@@ -72,19 +72,6 @@ static inline void quantise_row(Dtype t, void *q, bf16 *scales, const float *x, 
         else
             quantise_group_q4((uint8_t *)q + g * QUANT_GROUP / 2, scales + 2 * g, x + g * QUANT_GROUP, n);
     }
-}
-
-/* Rounds up to 32 activations to q in -127 .. 127 and one scale, which is NaN where one of them is not finite. The missing
- * ones become 0. */
-static inline float quantise_activations(int8_t q[QUANT_GROUP], const float *x, int n) {
-    float largest = 0, finite = 0;
-    for (int i = 0; i < n; i++) {
-        largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-        finite += x[i] * 0;  // NaN, if x is NaN or infinite
-    }
-    const float inverse = finite == 0 && largest > 1e-30f ? 127 / largest : 0;
-    for (int i = 0; i < QUANT_GROUP; i++) q[i] = (int8_t)(i < n && inverse > 0 ? rintf(x[i] * inverse) : 0);
-    return largest / 127 + finite;
 }
 
 /* Element i of a quantised row, as fp32. */

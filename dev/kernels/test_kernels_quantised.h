@@ -28,12 +28,12 @@ static Weight put_quantised(double *w, int O, int I, Dtype dtype) {
 static void round_activations(double *x, size_t rows, int I) {
     for (size_t r = 0; r < rows; r++)
         for (int i = 0; i < I; i += QUANT_GROUP) {
-            float group[QUANT_GROUP];
-            int8_t q[QUANT_GROUP];
+            double *group = x + r * I + i;
+            float largest = 0;
             int n = (int)min_of(QUANT_GROUP, I - i);
-            for (int j = 0; j < n; j++) group[j] = (float)x[r * I + i + j];
-            double scale = (double)quantise_activations(q, group, n);
-            for (int j = 0; j < n; j++) x[r * I + i + j] = q[j] * scale;
+            for (int j = 0; j < n; j++) largest = fmaxf(largest, fabsf((float)group[j]));
+            for (int j = 0; j < n && largest > 0; j++)  // in fp32, so that ties fall as they do in the kernel
+                group[j] = (double)rintf((float)group[j] * (127 / largest)) * (double)(largest / 127);
         }
 }
 

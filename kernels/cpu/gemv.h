@@ -1,4 +1,4 @@
-/* Matmuls with up to four rows (decoding): y = x W^T, where each weight is read once and used for all rows, at memory
+/* Matmuls with up to eight rows (decoding): y = x W^T, where each weight is read once and used for all rows, at memory
  * bandwidth. bf16 weights are read in pairs and need no shuffles: shifting a pair of 32 bits left gives its first
  * element as fp32, masking off the lower half gives the second. The rows of x are stored in scratch memory in the
  * same order, the first elements of the pairs and then the second ones. */
@@ -8,23 +8,10 @@
 #include "vector.h"
 #include "../ops.h"
 
-enum { GEMV_ROWS = 4 };
+enum { GEMV_ROWS = 8, GEMV_PASS = 4, GEMV_CHANNELS = 4 };  // rows in all, rows and channels side by side
 
-/* Converts x [rows, I] to fp32 in scratch memory, in steps of 2 LANES columns, padded with zeros. A step has the even
- * columns and then the odd ones (bf16 weights), or the columns in order (fp32 weights). */
-static float *gemv_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
-    size_t ld = div_up(I, 2 * LANES) * 2 * LANES;
-    float *f = (float *)scratch(SCRATCH_SHARED, GEMV_ROWS * ld * sizeof(float));
-    memset(f, 0, rows * ld * sizeof(float));
-    for (size_t r = 0; r < rows; r++)
-        for (size_t i = 0; i < I; i++) {
-            size_t within = i % (2 * LANES), base = i - within;
-            f[r * ld + base + (dtype == DT_BF16 ? within % 2 * LANES + within / 2 : within)] = from_x(x[r * I + i]);
-        }
-    return f;
-}
-
-/* Two vectors of weights from element i on, in gemv_input's order; only the first n are read. */
+/* Two vectors of a row from element i on, of which only the first n are read: the even elements and then the odd ones
+ * (bf16), or the elements in order (fp32). */
 static inline void gemv_load(vf w[2], const void *row, size_t i, size_t n, const bool is_bf16) {
     if (is_bf16) {
         vu pair = {0};
@@ -37,55 +24,93 @@ static inline void gemv_load(vf w[2], const void *row, size_t i, size_t n, const
     }
 }
 
-/* sum[r] += x_r w, over the n weights from element i on. */
-static inline __attribute__((always_inline)) void gemv_step(vf sum[GEMV_ROWS][2], const float *x, size_t ld,
-                                                            const char *w, size_t i, size_t n, const size_t rows,
-                                                            const bool is_bf16) {
-    vf pair[2];
-    gemv_load(pair, w, i, n, is_bf16);
-    for (size_t r = 0; r < rows; r++) {
-        sum[r][0] += pair[0] * vf_load(x + r * ld + i);
-        sum[r][1] += pair[1] * vf_load(x + r * ld + i + LANES);
-    }
+/* Converts x [rows, I] to fp32 in scratch memory, in steps of 2 LANES columns, padded with zeros. A step has the even
+ * columns and then the odd ones (bf16 weights), or the columns in order (fp32 weights). */
+static float *gemv_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
+    const size_t ld = div_up(I, 2 * LANES) * 2 * LANES;
+    float *f = (float *)scratch(SCRATCH_SHARED, GEMV_ROWS * ld * sizeof(float)), *to = f;
+    for (size_t r = 0; r < rows; r++, x += I)
+        for (size_t i = 0; i < I; i += 2 * LANES, to += 2 * LANES) {
+            const size_t n = min_size(2 * LANES, I - i);
+            vf pair[2] = {vf_zero(), vf_zero()};
+            if (dtype == DT_FLOATX)
+                gemv_load(pair, x, i, n, dtype == DT_BF16);
+            else
+                for (size_t j = 0; j < n; j++)
+                    ((float *)pair)[dtype == DT_BF16 ? j % 2 * LANES + j / 2 : j] = from_x(x[i + j]);
+            memcpy(to, pair, sizeof pair);
+        }
+    return f;
 }
 
-/* c[r * ldc] = <x_r, w> for the weights w [I] of one output channel. Cache lines are prefetched explicitly, because
- * the processor's own prefetching stops at every page. */
-static inline __attribute__((always_inline)) void gemv_channel(float *c, size_t ldc, const float *x, const char *w,
-                                                               size_t I, const size_t rows, const bool is_bf16) {
+/* sums[c][r] += <x_r, w_c> over the n weights from element i on, for CHANNELS neighbouring rows of the weight. */
+ALWAYS_INLINE void gemv_step(vf *sums, const float *x, size_t ld, const char *w, size_t row_bytes, size_t i, size_t n,
+                             const size_t channels, const size_t rows, const bool is_bf16) {
+    vf pair[GEMV_CHANNELS][2];
+    for (size_t c = 0; c < channels; c++) gemv_load(pair[c], w + c * row_bytes, i, n, is_bf16);
+    for (size_t half = 0; half < 2; half++)
+        for (size_t r = 0; r < rows; r++) {
+            const vf v = vf_load(x + r * ld + i + half * LANES);
+            for (size_t c = 0; c < channels; c++) sums[c * rows + r] += pair[c][half] * v;
+        }
+}
+
+/* out[r * ldc + c] = <x_r, w_c>. Cache lines are prefetched explicitly, because the processor's own prefetching stops at
+ * every page. */
+ALWAYS_INLINE void gemv_block(float *out, size_t ldc, const float *x, const char *w, size_t I, const size_t channels,
+                              const size_t rows, const bool is_bf16) {
     enum { STEP = 2 * LANES, LINE = 64, AHEAD = 2048 };  // elements, bytes, bytes
-    const size_t bytes = STEP * (is_bf16 ? sizeof(bf16) : sizeof(float)), ld = div_up(I, STEP) * STEP;
-    vf sum[GEMV_ROWS][2];
+    const size_t element = is_bf16 ? sizeof(bf16) : sizeof(float), ld = div_up(I, STEP) * STEP;
+    vf sums[GEMV_CHANNELS * GEMV_PASS];
     size_t i = 0;
-    for (size_t r = 0; r < rows; r++) sum[r][0] = sum[r][1] = vf_zero();
-    for (const char *ahead = w + AHEAD; i + STEP <= I; i += STEP, ahead += bytes) {
-        for (size_t line = 0; line < bytes; line += LINE) __builtin_prefetch(ahead + line);
-        gemv_step(sum, x, ld, w, i, STEP, rows, is_bf16);
+    for (size_t s = 0; s < channels * rows; s++) sums[s] = vf_zero();
+    for (; i + STEP <= I; i += STEP) {
+        for (size_t c = 0; c < channels; c++)
+            for (size_t line = 0; line < STEP * element; line += LINE)
+                __builtin_prefetch(w + (c * I + i) * element + AHEAD + line);
+        gemv_step(sums, x, ld, w, I * element, i, STEP, channels, rows, is_bf16);
     }
-    if (i < I) gemv_step(sum, x, ld, w, i, I - i, rows, is_bf16);
-    for (size_t r = 0; r < rows; r++) c[r * ldc] = vf_sum(sum[r][0] + sum[r][1]);
+    if (i < I) gemv_step(sums, x, ld, w, I * element, i, I - i, channels, rows, is_bf16);
+    for (size_t c = 0; c < channels; c++)
+        for (size_t r = 0; r < rows; r++) out[r * ldc + c] = vf_sum(sums[c * rows + r]);
+}
+
+/* Up to GEMV_PASS rows. One row takes four channels at a time, more take two, so that there are enough sums which do not
+ * wait for each other. */
+ALWAYS_INLINE void gemv_pass(float *out, size_t ldc, const float *x, const char *w, size_t I, const size_t channels,
+                             size_t rows, const bool is_bf16) {
+    if (rows == 1) gemv_block(out, ldc, x, w, I, channels, 1, is_bf16);
+    if (rows == 2) gemv_block(out, ldc, x, w, I, channels, 2, is_bf16);
+    if (rows == 3) gemv_block(out, ldc, x, w, I, channels, 3, is_bf16);
+    if (rows == 4) gemv_block(out, ldc, x, w, I, channels, 4, is_bf16);
+}
+
+/* All rows for some channels. The weights come from memory once, and from the first-level cache for the second pass. */
+ALWAYS_INLINE void gemv_rows(float *out, size_t ldc, const float *x, const char *w, size_t I, const size_t channels,
+                             size_t rows, const bool is_bf16) {
+    const size_t ld = div_up(I, 2 * LANES) * 2 * LANES;
+    for (size_t r = 0; r < rows; r += GEMV_PASS)
+        gemv_pass(out + r * ldc, ldc, x + r * ld, w, I, channels, min_size(GEMV_PASS, rows - r), is_bf16);
+}
+
+ALWAYS_INLINE void gemv_all(float *out, size_t ldc, const float *x, const char *w, size_t I, size_t rows, size_t n,
+                            const bool is_bf16) {
+    const size_t bytes = I * (is_bf16 ? sizeof(bf16) : sizeof(float));
+    size_t j = 0;
+    if (rows == 1)
+        for (; j + 4 <= n; j += 4) gemv_block(out + j, ldc, x, w + j * bytes, I, 4, 1, is_bf16);
+    for (; j + 2 <= n; j += 2) gemv_rows(out + j, ldc, x, w + j * bytes, I, 2, rows, is_bf16);
+    if (j < n) gemv_rows(out + j, ldc, x, w + j * bytes, I, 1, rows, is_bf16);
 }
 
 /* c [rows, ldc] = x W^T for the output channels begin .. end, with x from gemv_input. */
 static void gemv_channels(float *c, size_t ldc, const float *x, const Weight *w, size_t rows, size_t begin,
                           size_t end) {
-    const bool is_bf16 = w->dtype == DT_BF16;
-    size_t bytes = w->cols * dtype_size(w->dtype);
-    const char *data = (const char *)w->data + begin * bytes;
-    for (size_t j = begin; j < end; j++, c++, data += bytes) {
-#define ROWS(n)                                               \
-    if (rows == n) {                                          \
-        if (is_bf16)                                          \
-            gemv_channel(c, ldc, x, data, w->cols, n, true);  \
-        else                                                  \
-            gemv_channel(c, ldc, x, data, w->cols, n, false); \
-    }
-        ROWS(1)
-        ROWS(2)
-        ROWS(3)
-        ROWS(4)
-#undef ROWS
-    }
+    const char *data = (const char *)w->data + begin * w->cols * dtype_size(w->dtype);
+    if (w->dtype == DT_BF16)
+        gemv_all(c, ldc, x, data, w->cols, rows, end - begin, true);
+    else
+        gemv_all(c, ldc, x, data, w->cols, rows, end - begin, false);
 }
 
 #endif

@@ -3,8 +3,15 @@
 #define KERNELS_CPU_INPUT_H
 
 #include "memory.h"
+#include "quantised.h"
 
 /* ---- embedding ---- */
+
+static void embedding_widen(floatX *out, const Weight *table, size_t row) {
+    float *wide = (float *)scratch(SCRATCH_A, table->cols * sizeof(float));
+    widen_row(wide, table, row);
+    FOR_LANES (c, m, 0, (size_t)table->cols) vx_store_n(out + c, vf_load_n(wide + c, m), m);
+}
 
 static void cpu_embedding_forward(floatX *out, const int *ids, Weight table, size_t rows) {
     const size_t C = table.cols;
@@ -12,7 +19,7 @@ static void cpu_embedding_forward(floatX *out, const int *ids, Weight table, siz
     for (size_t r = 0; r < rows; r++) {
         if (ids[r] < 0) continue;
         if (dtype_is_quantised(table.dtype))
-            widen_row(out + r * C, &table, ids[r]);
+            embedding_widen(out + r * C, &table, ids[r]);
         else
             memcpy(out + r * C, (const floatX *)table.data + ids[r] * C, C * sizeof(floatX));
     }

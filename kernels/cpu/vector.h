@@ -29,6 +29,8 @@ typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 /* ---- arithmetic ---- */
 
 static inline vf vf_set(float x) {
@@ -77,6 +79,19 @@ static inline vf vf_sqrt(vf v) {
     return (vf)_mm256_sqrt_ps((__m256)v);
 #else
     for (int i = 0; i < LANES; i++) v[i] = sqrtf(v[i]);
+    return v;
+#endif
+}
+
+/* Rounds to whole numbers, ties to even. An instruction where there is one, because an addition could be fused with the
+ * caller's multiplication, which would round otherwise. */
+static inline vf vf_whole(vf v) {
+#if defined(VECTOR_512)
+    return (vf)_mm512_roundscale_ps((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(VECTOR_256)
+    return (vf)_mm256_round_ps((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+    for (int i = 0; i < LANES; i++) v[i] = rintf(v[i]);
     return v;
 #endif
 }
@@ -300,7 +315,7 @@ static inline vf vf_normal_cdf(vf x, vf *density) {
 /* Memory that belongs to the calling thread: 64-byte aligned, at least `bytes` large, with undefined contents. It
  * grows, and is released only when the thread ends, so a training step allocates nothing. A thread can hold several
  * blocks, one in each slot; a second call with the same slot replaces the first block. */
-enum { SCRATCH_SHARED, SCRATCH_A, SCRATCH_B, SCRATCH_C, SCRATCH_SLOTS };
+enum { SCRATCH_SHARED, SCRATCH_A, SCRATCH_B, SCRATCH_C, SCRATCH_WIDE, SCRATCH_SLOTS };
 
 typedef struct {
     void *memory[SCRATCH_SLOTS];
