@@ -101,6 +101,15 @@ static inline float __uint_as_float(unsigned u) { return __builtin_bit_cast(floa
 static inline unsigned __float_as_uint(float f) { return __builtin_bit_cast(unsigned, f); }
 static inline float __int_as_float(int u) { return __builtin_bit_cast(float, u); }
 static inline int __float_as_int(float f) { return __builtin_bit_cast(int, f); }
+/* Byte i of the result is the byte of y:x (x the lower four) that the i-th hexadecimal digit of selector names. */
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++) {
+        const unsigned from = selector >> 4 * i & 7;
+        result |= ((from < 4 ? x >> 8 * from : y >> 8 * (from - 4)) & 0xff) << 8 * i;
+    }
+    return result;
+}
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 static inline int __ffs(int x) { return __builtin_ffs(x); }

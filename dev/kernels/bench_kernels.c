@@ -12,6 +12,7 @@
  * FILE gets one JSON object per line, the machine first. */
 #include "../../lib/json.h"
 #include "../../kernels/peak.h"
+#include "../../kernels/quantised.h"
 #include "../../lib/threads.h"
 #include "../../loss.cuh"
 
@@ -168,6 +169,33 @@ static void bench_one_row(int I, int O) {
     BENCH(0, "linear_logits", "one row", 2.0 * O * I, bytes,
           (weight.data = w + (size_t)(turn++ % copies) * O * I, op->linear_logits(logits, x, weight, 1)))
     op->release(x), op->release(y), op->release(w), op->release(logits);
+}
+
+/* A few tokens of a large model whose weights have 8 or 4 bits, which are read once. */
+static void bench_quantised(Dtype dtype, size_t rows, int I, int O) {
+    const size_t data = O * quant_row_bytes(dtype, I), scales = O * quant_row_scales(dtype, I);
+    const double bytes = (double)(data + scales * sizeof(bf16));
+    int copies = 4, turn = 0;
+    char what[32];
+    if (!op->host_memory && bytes > 1e5) copies += (int)(256e6 / bytes);
+    floatX *x = random_x(rows * I), *y = random_x(rows * O);
+    char *q = (char *)room(copies * data);
+    bf16 *s = (bf16 *)room(copies * scales * sizeof *s);
+    Weight weight = {q, dtype, O, I, s};
+    snprintf(what, sizeof what, "%s %zu row%s", dtype == DT_I8 ? "q8" : "q4", rows, rows > 1 ? "s" : "");
+    SHAPE("rows=%zu I=%d O=%d act=0", rows, I, O);
+    BENCH(0, "linear_forward", what, 2.0 * rows * O * I, bytes,
+          (turn++, weight.data = q + turn % copies * data, weight.scales = s + turn % copies * scales,
+           op->linear_forward(y, x, weight, NULL, ACT_NONE, NULL, rows)))
+    op->release(x), op->release(y), op->release(q), op->release(s);
+}
+
+static void bench_few_rows(int W, int FF, int V) {
+    const int outs[3] = {W, FF, V};
+    for (int i = 0; i < 3; i++) {
+        bench_one_row(W, outs[i]);
+        for (int k = 0; k < 4; k++) bench_quantised(k / 2 ? DT_U8 : DT_I8, k % 2 ? 8 : 1, W, outs[i]);
+    }
 }
 
 /* ---- attention ---- */
@@ -497,9 +525,7 @@ int main(int argc, char **argv) {
     print_machine(m);
     if (m->n) bench_alone(m);
     bench_step(m);
-    bench_one_row(m->decode_W, m->decode_W);
-    bench_one_row(m->decode_W, m->decode_FF);
-    bench_one_row(m->decode_W, m->decode_V);
+    bench_few_rows(m->decode_W, m->decode_FF, m->decode_V);
     bench_cache(1, m);
     bench_cache(m->B > 1 ? 16 : 2, m);
     if (json && fclose(json)) die("cannot write the figures: %s", strerror(errno));

@@ -21,6 +21,7 @@ tests_of() { # FILE: which tests run its kernels
     input.cuh) echo embedding patchify position rows ;;
     norm.cuh) echo norm ;;
     linear.cuh | matmul.cuh | gemv.cuh) echo linear_forward linear_backward ;;
+    gemv_quantised.cuh) echo quantised_linear ;;
     small_m.cuh) echo linear_forward ;;
     attention_decode.cuh) echo decode ;;
     attention_*.cuh) echo attention ;;

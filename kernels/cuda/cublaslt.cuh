@@ -68,7 +68,7 @@ enum { LT_PLANS = 1024 };
 
 /* What the library's choice of an algorithm depends on. */
 typedef struct {
-    int M, N, K, a_transposed, b_transposed, fp32_out, epilogue;
+    int M, N, K, ld, a_transposed, b_transposed, fp32_out, epilogue;
     int align_a, align_b, align_out;  // bytes
 } LtKey;
 
@@ -99,7 +99,7 @@ static cudaDataType_t lt_type(bool fp32) {
 static LtKey lt_key(const Matmul *p) {
     LtKey key;
     memset(&key, 0, sizeof key);
-    key.M = p->M, key.N = p->N, key.K = p->K;
+    key.M = p->M, key.N = p->N, key.K = p->K, key.ld = p->ld;
     key.a_transposed = p->a_transposed, key.b_transposed = p->b_transposed;
     key.fp32_out = p->sum != NULL;
     key.epilogue = p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -135,7 +135,7 @@ static void lt_describe(LtPlan *plan, const Matmul *p) {
                                                 p->b_transposed ? N : K, p->b_transposed ? p->K : p->N));
     CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->second, lt_type(false), p->a_transposed ? M : K,
                                                 p->a_transposed ? K : M, p->a_transposed ? p->M : p->K));
-    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->out, lt_type(p->sum != NULL), N, M, p->N));
+    CUBLAS_CHECK(cublaslt()->MatrixLayoutCreate(&plan->out, lt_type(p->sum != NULL), N, M, p->ld));
 }
 
 /* Asks for an algorithm. Of those that split K, only ones that add the parts in a fixed order and in fp32 are

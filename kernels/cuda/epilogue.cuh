@@ -10,9 +10,11 @@ typedef struct {
     const floatX *a;
     const void *b;
     Dtype b_type;
-    bool a_transposed;  // A is stored as [K, M]
-    bool b_transposed;  // B is stored as [N, K]
+    const bf16 *scales;  // of a quantised B, as in Weight
+    bool a_transposed;   // A is stored as [K, M]
+    bool b_transposed;   // B is stored as [N, K]
     int M, N, K;
+    int ld;                // elements from one row of C to the next
     floatX *out, *preact;  // preact: gets C + bias before the activation, or NULL
     const floatX *bias;
     Activation act;
@@ -22,7 +24,7 @@ typedef struct {
 
 /* Stores a finished element of C. */
 static __device__ __forceinline__ void store_element(const Matmul &p, size_t m, size_t n, float value) {
-    const size_t at = m * p.N + n;
+    const size_t at = m * p.ld + n;
     if (p.sum) {
         p.sum[at] = p.accumulate ? p.sum[at] + value : value;
         return;

@@ -5,6 +5,7 @@
 #define KERNELS_CUDA_INPUT_CUH
 
 #include "common.cuh"
+#include "quantised.cuh"
 
 /* ---- rows selected by an index ---- */
 
@@ -34,7 +35,10 @@ static void cuda_gather_rows(floatX *out, const floatX *inp, const int *index, s
 }
 
 static void cuda_embedding_forward(floatX *out, const int *ids, Weight table, size_t rows) {
-    cuda_gather_rows(out, (const floatX *)table.data, ids, rows, table.cols);
+    if (dtype_is_quantised(table.dtype))
+        widen_rows(out, table, ids, rows);
+    else
+        cuda_gather_rows(out, (const floatX *)table.data, ids, rows, table.cols);
 }
 
 static void cuda_scatter_rows(floatX *out, const floatX *inp, const int *index, size_t rows, size_t total, int C) {
