@@ -29,18 +29,21 @@ ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t ldc, 
         width[v] = full ? LANES : min_size(LANES, cols - begin);
         bias[v] = e->bias ? vx_load_n(e->bias + n0 + begin, width[v]) : vf_zero();
     }
-    for (size_t r = 0; r < rows; r++) {
-        size_t at = (m0 + r) * e->ld + n0;
-        for (int v = 0; v < VECTORS && (full || width[v] > 0); v++, at += LANES) {
-            vf x = vf_load(c + r * ldc + v * LANES) + bias[v];
-            if (accumulate) x += vx_load_n(e->out + at, width[v]);
-            if (e->preact) vx_store_n(e->preact + at, x, width[v]);
-            if (act != ACT_NONE)
-                x = vf_gelu(vx_round(x),
-                            act);  // GELU of the rounded value, which is what the backward pass will read
-            vx_store_n(e->out + at, x, width[v]);
+    for (size_t r = 0; r < rows; r++)
+        for (int first = 0; first < VECTORS && (full || width[first] > 0); first += GROUP) {
+            size_t at = (m0 + r) * e->ld + n0 + first * LANES;
+            vf x[GROUP];
+            for (int v = 0; v < GROUP; v++)
+                x[v] = vf_load(c + r * ldc + (first + v) * LANES) + bias[first + v];
+            for (int v = 0; accumulate && v < GROUP; v++)
+                x[v] += vx_load_n(e->out + at + v * LANES, width[first + v]);
+            for (int v = 0; e->preact && v < GROUP; v++)
+                vx_store_n(e->preact + at + v * LANES, x[v], width[first + v]);
+            for (int v = 0; act != ACT_NONE && v < GROUP; v++)
+                x[v] = vx_round(x[v]);  // GELU of the rounded value, which is what the backward pass will read
+            if (act != ACT_NONE) vf_gelu_each(x, act, GROUP);
+            for (int v = 0; v < GROUP; v++) vx_store_n(e->out + at + v * LANES, x[v], width[first + v]);
         }
-    }
 }
 
 /* c: the block's values, rows ldc apart. */
@@ -50,12 +53,16 @@ static void epilogue_block(const Epilogue *e, const float *c, size_t ldc, size_t
         for (size_t r = 0; r < rows; r++)
             FOR_LANES (i, m, 0, cols)
                 vf_store_n(e->sum + (m0 + r) * e->ld + n0 + i, vf_load_n(c + r * ldc + i, m), m);
+    else if (e->accumulate && cols == BLOCK_N)
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, true, true);
     else if (e->accumulate)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, true, false);
     else if (e->act == ACT_NONE && cols == BLOCK_N)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, false, true);
     else if (e->act == ACT_NONE)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, false, false);
+    else if (e->act == ACT_GELU_TANH && cols == BLOCK_N)
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_GELU_TANH, false, true);
     else if (e->act == ACT_GELU_TANH)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_GELU_TANH, false, false);
     else

@@ -19,8 +19,6 @@
 
 #include "vector.h"
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 /* A stored matrix, rows ld elements apart; dtype is DT_F32 or DT_BF16. */
 typedef struct {
     const void *data;
