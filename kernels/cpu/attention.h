@@ -181,7 +181,7 @@ static size_t attention_backward_layout(AttentionBackward *w, char *base, const 
     w->dq = carve_floats(&at, Dp * w->block);
     w->k = carve_elements(&at, Tp * Dp);
     w->v = carve_elements(&at, Tp * Dp);
-    w->kt = carve_elements(&at, Dp * Tp);
+    w->kt = carve_elements(&at, packed_columns_size(Dp, Tp));
     w->p = carve_elements(&at, SPAN * w->block);
     w->ds = carve_elements(&at, SPAN * w->block);
     w->q_t = packed_b_at(carve_elements(&at, Dp * Tp), D, T);
@@ -269,10 +269,10 @@ static void attention_backward_block(AttentionBackward *w, floatX *dq, size_t t0
         microkernel_matmul(w->dv + j0 * Dn, Dn, w->p + first, ld, &w->dout, t0 + first, 0, keys, D, n, true);
         microkernel_matmul(w->dk + j0 * Dn, Dn, w->ds + first, ld, &w->q, t0 + first, 0, keys, D, n, true);
     }
-    if (!s->causal) microkernel_matmul(w->dq, ld, w->kt, Tp, &w->ds_t, 0, 0, D, count, T, false);
+    if (!s->causal) microkernel_matmul_columns(w->dq, ld, w->kt, Tp, &w->ds_t, 0, 0, D, count, T, false);
     for (size_t t = 0; s->causal && t < count; t += SPAN) {  // up to the diagonal
         size_t n = min_size(SPAN, count - t);
-        microkernel_matmul(w->dq + t, ld, w->kt, Tp, &w->ds_t, 0, t, D, n, t0 + t + n, false);
+        microkernel_matmul_columns(w->dq + t, ld, w->kt, Tp, &w->ds_t, 0, t, D, n, t0 + t + n, false);
     }
     store_queries(w, dq, (size_t)(s->H + 2 * s->K) * D, t0, count, s);
 }
