@@ -21,28 +21,29 @@ enum { BLOCK_M = BLOCK_ROWS, BLOCK_N = 64 };  // C is computed in blocks of this
 
 ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t ldc, size_t m0, size_t rows, size_t n0,
                                  size_t cols, const Activation act, const bool accumulate, const bool full) {
-    enum { VECTORS = BLOCK_N / LANES };
-    size_t width[VECTORS];
-    vf bias[VECTORS];
-    for (int v = 0; v < VECTORS; v++) {
-        size_t begin = min_size(cols, v * LANES);
-        width[v] = full ? LANES : min_size(LANES, cols - begin);
-        bias[v] = e->bias ? vx_load_n(e->bias + n0 + begin, width[v]) : vf_zero();
+    vf bias[BLOCK_N / LANES];
+    for (size_t n = 0; n < BLOCK_N; n += LANES) {
+        size_t begin = min_size(cols, n);
+        bias[n / LANES] =
+            e->bias ? vx_load_n(e->bias + n0 + begin, full ? LANES : min_size(LANES, cols - begin)) : vf_zero();
     }
     for (size_t r = 0; r < rows; r++)
-        for (int first = 0; first < VECTORS && (full || width[first] > 0); first += GROUP) {
-            size_t at = (m0 + r) * e->ld + n0 + first * LANES;
+        for (size_t n = 0; n < (full ? BLOCK_N : cols); n += GROUP_SIZE) {
+            size_t at = (m0 + r) * e->ld + n0 + n, width[GROUP];
             vf x[GROUP];
-            for (int v = 0; v < GROUP; v++)
-                x[v] = vf_load(c + r * ldc + (first + v) * LANES) + bias[first + v];
-            for (int v = 0; accumulate && v < GROUP; v++)
-                x[v] += vx_load_n(e->out + at + v * LANES, width[first + v]);
-            for (int v = 0; e->preact && v < GROUP; v++)
-                vx_store_n(e->preact + at + v * LANES, x[v], width[first + v]);
-            for (int v = 0; act != ACT_NONE && v < GROUP; v++)
-                x[v] = vx_round(x[v]);  // GELU of the rounded value, which is what the backward pass will read
-            if (act != ACT_NONE) vf_gelu_each(x, act, GROUP);
-            for (int v = 0; v < GROUP; v++) vx_store_n(e->out + at + v * LANES, x[v], width[first + v]);
+            for (size_t v = 0; v < GROUP; v++) {
+                size_t begin = min_size(cols, n + v * LANES);
+                width[v] = full ? LANES : min_size(LANES, cols - begin);
+                x[v] = vf_load(c + r * ldc + n + v * LANES) + bias[n / LANES + v];
+            }
+            for (size_t v = 0; accumulate && v < GROUP; v++) x[v] += vx_load_n(e->out + at + v * LANES, width[v]);
+            if (e->preact)
+                for (size_t v = 0; v < GROUP; v++) vx_store_n(e->preact + at + v * LANES, x[v], width[v]);
+            if (act != ACT_NONE) {  // GELU of the rounded value, which is what the backward pass will read
+                for (size_t v = 0; v < GROUP; v++) x[v] = vx_round(x[v]);
+                vf_gelu_each(x, act, GROUP);
+            }
+            for (size_t v = 0; v < GROUP; v++) vx_store_n(e->out + at + v * LANES, x[v], width[v]);
         }
 }
 
