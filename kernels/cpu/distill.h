@@ -111,15 +111,13 @@ static const float NEAR = 0.5f;  // the series serve for |r| below this; above i
 
 static inline vi is_near(vf r) { return (vf)((vi)r & 0x7fffffff) < NEAR; }
 
-/* phi(x) = e^x - 1 - x for |x| < 1/2, with a relative error of 1e-7 (Taylor). */
-static inline vf phi(vf x) {
-    vf p = x * (1.0f / 40320.0f) + (1.0f / 5040.0f);
-    p = p * x + (1.0f / 720.0f);
-    p = p * x + (1.0f / 120.0f);
-    p = p * x + (1.0f / 24.0f);
-    p = p * x + (1.0f / 6.0f);
-    p = p * x + 0.5f;
-    return p * x * x;
+/* y = phi(x) = e^x - 1 - x for |x| < 1/2, with a relative error of 1e-7 (Taylor). */
+ALWAYS_INLINE void phi(vf *y, const vf *x) {
+    static const float taylor[] = {1.0f / 5040.0f, 1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f};
+    for (int k = 0; k < GROUP; k++) y[k] = x[k] * (1.0f / 40320.0f) + taylor[0];
+    for (int n = 1; n < 6; n++)
+        for (int k = 0; k < GROUP; k++) y[k] = y[k] * x[k] + taylor[n];
+    for (int k = 0; k < GROUP; k++) y[k] = y[k] * x[k] * x[k];
 }
 
 /* log (1 + x) for -0.4 < x < 0.65, with a relative error of 1e-7: the series of vf_log. */
@@ -149,26 +147,41 @@ ALWAYS_INLINE void jsd_terms(SoftTerms *x, const RowState *r, const vf *p, const
         vf u = high[k] + vf_log(1.0f + e[k]), back = ratio[k] - u;
         x->share[k] = rest * q[k] * back - beta * p[k] * u, x->back[k] = back;
     }
+    vf growth[GROUP], u[GROUP], back[GROUP], phi_u[GROUP], phi_back[GROUP];
+    phi(growth, ratio);
     for (int k = 0; k < GROUP; k++) {
-        vf growth = ratio[k] + phi(ratio[k]);  // e^r - 1
-        vf u = log_1_plus(rest * growth), back = ratio[k] - u;
-        vf near = p[k] * (beta * phi(u) + rest * (1.0f + growth) * phi(-back));
+        growth[k] += ratio[k];  // e^r - 1
+        u[k] = log_1_plus(rest * growth[k]);
+        back[k] = u[k] - ratio[k];
+    }
+    phi(phi_u, u);
+    phi(phi_back, back);
+    for (int k = 0; k < GROUP; k++) {
+        vf near = p[k] * (beta * phi_u[k] + rest * (1.0f + growth[k]) * phi_back[k]);
         x->share[k] = vf_select(is_near(ratio[k]), near, x->share[k]);
-        x->back[k] = vf_select(is_near(ratio[k]), back, x->back[k]);
+        x->back[k] = vf_select(is_near(ratio[k]), -back[k], x->back[k]);
     }
 }
 
 ALWAYS_INLINE void soft_terms(SoftTerms *x, const RowState *r, const vf *p, const vf *q, const vf *ratio,
                               const SoftLoss kind) {
-    if (kind == SOFT_JSD) jsd_terms(x, r, p, q, ratio);
-    for (int k = 0; kind == SOFT_REVERSE_KL && k < GROUP; k++) {
-        x->share[k] = vf_select(is_near(ratio[k]), q[k] * phi(-ratio[k]), p[k] - q[k] + q[k] * ratio[k]);
-        x->back[k] = ratio[k];
-    }
-    for (int k = 0; kind == SOFT_KL && k < GROUP; k++) {
-        vf f = phi(ratio[k]);
-        x->share[k] = vf_select(is_near(ratio[k]), p[k] * f, q[k] - p[k] - p[k] * ratio[k]);
-        x->difference[k] = vf_select(is_near(ratio[k]), p[k] * (ratio[k] + f), q[k] - p[k]);
+    if (kind == SOFT_JSD) {
+        jsd_terms(x, r, p, q, ratio);
+    } else if (kind == SOFT_REVERSE_KL) {
+        vf f[GROUP];
+        for (int k = 0; k < GROUP; k++) x->back[k] = -ratio[k];
+        phi(f, x->back);
+        for (int k = 0; k < GROUP; k++) {
+            x->share[k] = vf_select(is_near(ratio[k]), q[k] * f[k], p[k] - q[k] + q[k] * ratio[k]);
+            x->back[k] = ratio[k];
+        }
+    } else {
+        vf f[GROUP];
+        phi(f, ratio);
+        for (int k = 0; k < GROUP; k++) {
+            x->share[k] = vf_select(is_near(ratio[k]), p[k] * f[k], q[k] - p[k] - p[k] * ratio[k]);
+            x->difference[k] = vf_select(is_near(ratio[k]), p[k] * (ratio[k] + f[k]), q[k] - p[k]);
+        }
     }
 }
 
