@@ -270,6 +270,16 @@ ALWAYS_INLINE void vx_store_group(floatX *p, const vf *x, size_t n) {
     if (n < GROUP_SIZE) memcpy(p, part, n * sizeof *p);
 }
 
+/* Where element i of an array is when its vectors are stored in the order of groups. */
+static inline size_t group_place(size_t i) {
+#ifdef PRECISION_FP32
+    return i;
+#else
+    size_t in_pair = i % (2 * LANES);
+    return i - in_pair + in_pair % 2 * LANES + in_pair / 2;
+#endif
+}
+
 ALWAYS_INLINE void vf_load_group(vf *x, const float *p) {
     for (int i = 0; i < GROUP; i++) x[i] = vf_load(p + i * LANES);
 }
