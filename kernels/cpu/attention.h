@@ -5,6 +5,7 @@
 #ifndef KERNELS_CPU_ATTENTION_H
 #define KERNELS_CPU_ATTENTION_H
 
+#include "functions.h"
 #include "microkernel.h"
 #include "../ops.h"
 

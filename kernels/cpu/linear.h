@@ -265,8 +265,8 @@ static void weight_panel(const WeightGradient *g, size_t part, size_t m0, size_t
     Matrix y = activation_matrix(g->transposed ? g->dout : g->inp, N);
     float *sum = g->sums + part * g->O * g->I;
     bool in_place = !g->transposed && height % M_STEP == 0 && ldc == width;
-    float *c = in_place ? sum + m0 * g->I + n0
-                        : (float *)scratch(SCRATCH_C, round_up(height, M_STEP) * ldc * sizeof(float));
+    float *c =
+        in_place ? sum + m0 * g->I + n0 : (float *)scratch(SCRATCH_C, round_up(height, M_STEP) * ldc * sizeof(float));
     weight_panel_sum(c, in_place ? g->I : ldc, &x, &y, m0, height, n0, width, begin, end);
     if (g->biases && !g->transposed && n0 == 0)
         column_sums(g->biases + part * g->O + m0, g->dout + begin * g->O + m0, end - begin, height, g->O);
@@ -282,8 +282,9 @@ static void weight_panel(const WeightGradient *g, size_t part, size_t m0, size_t
 static void cpu_linear_backward_weight(float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                        size_t rows, int O, int I) {
     size_t size = (size_t)O * I, most = min_size(16, max_size(1, (1 << 19) / size));
-    WeightGradient g = {dout, inp, O, I, max_size(CHUNK, round_up(div_up(rows, most), 32)), rows,
-                        COLUMNS_TRANSPOSED && I < O, NULL, NULL};
+    WeightGradient g = {
+        dout, inp, O, I, max_size(CHUNK, round_up(div_up(rows, most), 32)), rows, COLUMNS_TRANSPOSED && I < O,
+        NULL, NULL};
     size_t parts = div_up(rows, g.part_rows), ms = div_up(g.transposed ? I : O, PANEL_M),
            ns = div_up(g.transposed ? O : I, PANEL_N);
     g.sums = (float *)scratch(SCRATCH_SHARED, (parts * (size + O) + 1) * sizeof(float));

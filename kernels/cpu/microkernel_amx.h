@@ -192,8 +192,8 @@ static void microkernel_matmul(float *c, size_t ldc, const element *a, size_t ld
     __asm__ volatile("" ::: "memory");
 }
 
-static void microkernel_matmul_columns(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b, size_t k0,
-                                       size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
+static void microkernel_matmul_columns(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b,
+                                       size_t k0, size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
     microkernel_matmul(c, ldc, a, lda, b, k0, n0, M, N, K, accumulate);
 }
 

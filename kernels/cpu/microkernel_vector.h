@@ -26,7 +26,7 @@ enum { ROWS = 6 };  // of 16 registers 12 are sums
 
 enum { M_STEP = 1, N_STEP = LANES, K_STEP = PAIR };
 enum { A_IN_PLACE = 0, A_PADDING = 16 };  // rows of A a power of two apart would all lie in one set of the cache
-enum { COLUMNS_TRANSPOSED = 0 };  // pack_a_from_columns copies, as pack_b_from_rows does
+enum { COLUMNS_TRANSPOSED = 0 };          // pack_a_from_columns copies, as pack_b_from_rows does
 enum { BLOCK_ROWS = 48, DEPTH_BYTES = 16384, DEPTH = DEPTH_BYTES / (2 * LANES * 4) };  // DEPTH: in words
 
 /* B in blocks of LANES columns, one block after the other: the word of B(k, n) is number
@@ -183,14 +183,14 @@ ALWAYS_INLINE void microkernel_rows(float *c, size_t ldc, const float *a, size_t
     for (size_t n = 0; n < N; n += 2 * LANES) {
         const float *column = b + n / LANES * next;
         size_t m = 0;
-#define BLOCKS(rows)                                                                                                 \
-    for (; m + rows <= M; m += rows) {                                                                               \
-        const float *block_a = columns ? a + m / ROWS * ld + m % ROWS : a + m * ld;                                  \
-        float *block_c = c + m * ldc + n;                                                                            \
-        if (N - n > LANES)                                                                                           \
-            microkernel_block(block_c, ldc, block_a, row, step, column, next, depth, accumulate, rows, 2);           \
-        else                                                                                                         \
-            microkernel_block(block_c, ldc, block_a, row, step, column, next, depth, accumulate, rows, 1);           \
+#define BLOCKS(rows)                                                                                       \
+    for (; m + rows <= M; m += rows) {                                                                     \
+        const float *block_a = columns ? a + m / ROWS * ld + m % ROWS : a + m * ld;                        \
+        float *block_c = c + m * ldc + n;                                                                  \
+        if (N - n > LANES)                                                                                 \
+            microkernel_block(block_c, ldc, block_a, row, step, column, next, depth, accumulate, rows, 2); \
+        else                                                                                               \
+            microkernel_block(block_c, ldc, block_a, row, step, column, next, depth, accumulate, rows, 1); \
     }
         BLOCKS(ROWS)
         BLOCKS(4)
@@ -218,8 +218,8 @@ static void microkernel_matmul(float *c, size_t ldc, const element *a, size_t ld
     microkernel_any(c, ldc, a, lda, b, k0, n0, M, N, K, accumulate, false);
 }
 
-static void microkernel_matmul_columns(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b, size_t k0,
-                                       size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
+static void microkernel_matmul_columns(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b,
+                                       size_t k0, size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
     microkernel_any(c, ldc, a, lda, b, k0, n0, M, N, K, accumulate, true);
 }
 

@@ -22,7 +22,7 @@ ALWAYS_INLINE void norm_load(vf *x, floatX *sum, const floatX *a, const floatX *
 /* The sum of (x - mean)^2. */
 static inline float row_sum_of_squares(const floatX *x, int C, float mean) {
     vf sum[GROUP] = {{0}};
-    FOR_GROUPS (c, m, 0, (size_t)C) {
+    FOR_GROUPS(c, m, 0, (size_t)C) {
         vf d[GROUP], valid[GROUP];
         floatX ones[GROUP_SIZE];
         vx_load_group(d, x + c, m, 0.0f);
@@ -47,7 +47,7 @@ ALWAYS_INLINE NormStats norm_forward_row(floatX *sum, floatX *out, const floatX 
                                          const bool layer) {
     NormStats n = {0.0f, 0.0f};
     vf total[GROUP] = {{0}};  // of x for LayerNorm, of x^2 for RMSNorm
-    FOR_GROUPS (c, m, 0, (size_t)C) {
+    FOR_GROUPS(c, m, 0, (size_t)C) {
         vf x[GROUP];
         norm_load(x, sum + c, a + c, b ? b + c : NULL, m);
         for (int k = 0; k < GROUP; k++) total[k] += layer ? x[k] : x[k] * x[k];
@@ -59,7 +59,7 @@ ALWAYS_INLINE NormStats norm_forward_row(floatX *sum, floatX *out, const floatX 
         squares = row_sum_of_squares(row, C, n.mean);
     }
     n.rstd = 1.0f / sqrtf(squares / (float)C + eps);
-    FOR_GROUPS (c, m, 0, (size_t)C) {
+    FOR_GROUPS(c, m, 0, (size_t)C) {
         vf x[GROUP], w[GROUP], shift[GROUP];
         vx_load_group(x, row + c, m, 0.0f);
         vx_load_group(w, weight + c, m, 0.0f);
@@ -78,7 +78,8 @@ ALWAYS_INLINE void norm_forward(floatX *sum, floatX *out, float *mean, float *rs
 #pragma omp parallel for schedule(static) if (rows * C > 16384)
     for (size_t r = 0; r < rows; r++) {
         floatX *row = b ? sum + r * C : out + r * C;
-        NormStats n = norm_forward_row(row, out + r * C, a + r * C, b ? b + r * C : NULL, weight, bias, C, eps, layer);
+        NormStats n =
+            norm_forward_row(row, out + r * C, a + r * C, b ? b + r * C : NULL, weight, bias, C, eps, layer);
         if (mean) mean[r] = n.mean;
         if (rstd) rstd[r] = n.rstd;
     }
@@ -114,10 +115,11 @@ static void cpu_residual_rmsnorm_forward(floatX *sum, floatX *out, float *rstd, 
 enum { NORM_PARTS = 32 };
 
 /* dweight and dbias are in the order of groups. */
-ALWAYS_INLINE void norm_backward_row(floatX *dinp, float *dweight, float *dbias, const floatX *dout, const floatX *inp,
-                                     const floatX *weight, float mean, float rstd, int C, const bool layer) {
+ALWAYS_INLINE void norm_backward_row(floatX *dinp, float *dweight, float *dbias, const floatX *dout,
+                                     const floatX *inp, const floatX *weight, float mean, float rstd, int C,
+                                     const bool layer) {
     vf sum_g[GROUP] = {{0}}, sum_gx[GROUP] = {{0}};
-    FOR_GROUPS (c, m, 0, (size_t)C) {
+    FOR_GROUPS(c, m, 0, (size_t)C) {
         vf d[GROUP], w[GROUP], x[GROUP];
         vx_load_group(d, dout + c, m, 0.0f);
         vx_load_group(w, weight + c, m, 0.0f);
@@ -132,14 +134,13 @@ ALWAYS_INLINE void norm_backward_row(floatX *dinp, float *dweight, float *dbias,
         }
     }
     float mean_g = layer ? vf_sum_group(sum_g) / (float)C : 0.0f, mean_gx = vf_sum_group(sum_gx) / (float)C;
-    FOR_GROUPS (c, m, 0, (size_t)C) {
+    FOR_GROUPS(c, m, 0, (size_t)C) {
         vf d[GROUP], w[GROUP], x[GROUP], dx[GROUP];
         vx_load_group(d, dout + c, m, 0.0f);
         vx_load_group(w, weight + c, m, 0.0f);
         vx_load_group(x, inp + c, m, 0.0f);
         vx_load_group(dx, dinp + c, m, 0.0f);
-        for (int k = 0; k < GROUP; k++)
-            dx[k] += rstd * (d[k] * w[k] - mean_g - (x[k] - mean) * rstd * mean_gx);
+        for (int k = 0; k < GROUP; k++) dx[k] += rstd * (d[k] * w[k] - mean_g - (x[k] - mean) * rstd * mean_gx);
         vx_store_group(dinp + c, dx, m);
     }
 }
@@ -155,8 +156,8 @@ ALWAYS_INLINE void norm_backward(floatX *dinp, float *dweight, float *dbias, con
         float *dw = dweight ? sums + part * 2 * ld : NULL, *db = dbias ? sums + part * 2 * ld + ld : NULL;
         memset(sums + part * 2 * ld, 0, 2 * ld * sizeof(float));
         for (size_t r = part * part_rows; r < min_size(rows, (part + 1) * part_rows); r++)
-            norm_backward_row(dinp + r * C, dw, db, dout + r * C, inp + r * C, weight, layer ? mean[r] : 0.0f, rstd[r],
-                              C, layer);
+            norm_backward_row(dinp + r * C, dw, db, dout + r * C, inp + r * C, weight, layer ? mean[r] : 0.0f,
+                              rstd[r], C, layer);
     }
     for (size_t part = 0; part < parts; part++)
         for (size_t c = 0; c < (size_t)C; c++) {
