@@ -3,13 +3,14 @@
 
     train_torch.py --make-data FILE.bin          writes 2048 samples of 95 tokens with 96-pixel images
     train_torch.py --data FILE.bin [--steps N]   trains on them and prints samples/s
+        --fp32                                   in fp32, without autocast to bf16
         --device cuda --compile --json OUT       on a GPU; with torch.compile; the result also as JSON
 
 The model is `--student small` of train_distill (cross entropy only, batch 64): a vision encoder of width 96 with 3
 layers and 3 heads; 48 image tokens; a decoder of width 128 with 3 layers, 4 heads and an intermediate size of 352. It
-is trained with bf16 autocast, AdamW and gradient clipping to norm 1, on all processor threads or on a GPU (there with
-fused attention and a fused AdamW). Images are decoded before the timing starts, as they are cached in train_distill
-after one epoch.
+is trained with bf16 autocast, AdamW and gradient clipping to norm 1, on all processors that it may use or on a GPU
+(there with fused attention and a fused AdamW). Images are decoded before the timing starts, as they are cached in
+train_distill after one epoch.
 """
 import argparse
 import io
@@ -136,12 +137,12 @@ def model(torch, vocab):
     return Model()
 
 
-def train(path, steps, batch, device, compiled, out):
+def train(path, steps, batch, device, compiled, fp32, out):
     """Trains, and prints the median time of a step, from gathering the batch to reading the loss on the host."""
     import json
     import torch
     from PIL import Image
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     data = tikzc.Dataset(path)
     samples = [data[i] for i in range(len(data))]
     pixels = torch.tensor(np.stack([np.asarray(Image.open(io.BytesIO(bytes(s[0]))).convert("RGB")) for s in samples]))
@@ -158,7 +159,7 @@ def train(path, steps, batch, device, compiled, out):
     for step in range(steps):
         start = time.perf_counter()
         rows = torch.arange(step * batch, (step + 1) * batch, device=device) % len(ids)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=not fp32):
             loss = run(pixels[rows], ids[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -167,8 +168,8 @@ def train(path, steps, batch, device, compiled, out):
         loss.item()
         times.append(time.perf_counter() - start)
     median = sorted(times[len(times) // 5:])[len(times[len(times) // 5:]) // 2]
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {parameters / 1e6:.2f} M parameters: "
-          f"{batch / median:.0f} samples/s (median of {len(times)} steps), loss {loss.item():.3f}")
+    print(f"PyTorch {torch.__version__}, {'fp32' if fp32 else 'bf16'}, {torch.get_num_threads()} threads, "
+          f"{parameters / 1e6:.2f} M parameters: {batch / median:.1f} samples/s (median of {len(times)} steps), loss {loss.item():.3f}")
     if out:
         peer = f"PyTorch {torch.__version__}{', compiled' if compiled else ''}"
         pathlib.Path(out).write_text(json.dumps({"peer": peer, "ms": 1e3 * median}) + "\n")
@@ -181,13 +182,14 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", metavar="OUT")
     args = parser.parse_args()
     if args.make_data:
         make_data(args.make_data)
     elif args.data:
-        train(args.data, args.steps, args.batch, args.device, args.compile, args.json)
+        train(args.data, args.steps, args.batch, args.device, args.compile, args.fp32, args.json)
     else:
         parser.error("one of --make-data and --data is needed")
 

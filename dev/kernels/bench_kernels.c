@@ -1,5 +1,8 @@
 /* How long every operation of a device takes, against the floor: the larger of bytes / measured bandwidth and FLOPs /
- * measured peak. Bandwidth is that of reading on the processor and of copying (read and written bytes) on a GPU.
+ * measured peak. On a GPU both are measured once; bandwidth is that of copying (read and written bytes). On the
+ * processor the peak is measured before and after each operation, because clocks vary, and the bandwidth, the better of
+ * reading and copying, with as many bytes as the operation has: those that fit in a cache come from there. There an
+ * exponential or a logarithm counts as EXP_FLOPS; a GPU has units of their own for these.
  *
  *   bench_kernels [--device NAME] [--shapes small|large|tiny] [--json FILE] [PART]
  *
@@ -46,15 +49,41 @@ static const Shapes all_shapes[] = {
 
 static const Ops *op;
 static FILE *json;
-static double bandwidth, peak, total, total_floor;
-static double extra_memory;  // bytes, of the operation being measured; 0: not told
+static double bandwidth, peak, total, total_floor;  // peak: on the processor, that of the last measurement
+static double extra_memory;                         // bytes, of the operation being measured; 0: not told
+static double working_set;  // bytes that the calls of one operation take turns with; 0: those of one call
 static const char *only;
 static char shape[200];  // of the operation being measured, as "rows=8 C=16"
 
 #define SHAPE(...) snprintf(shape, sizeof shape, __VA_ARGS__)
 
+enum { EXP_FLOPS = 20 };  // range reduction, a polynomial of degree 6 and the scaling by a power of 2
+
+/* The FLOPs of n exponentials or logarithms. */
+static double exps(double n) { return op->host_memory ? EXP_FLOPS * n : 0; }
+
+/* The bandwidth for operations that take turns with so many bytes. Sizes are powers of 2, rounded down. */
+static double bandwidth_of(double bytes) {
+    enum { SMALLEST = 18, LARGEST = 27 };
+    static double measured[LARGEST];
+    int size = SMALLEST;
+    while (size < LARGEST && (double)((size_t)2 << size) <= bytes) size++;
+    if (!op->host_memory || size == LARGEST) return bandwidth;
+    if (measured[size] > 0) return measured[size];
+    void *data = op->alloc((size_t)1 << size);
+    for (int pass = 0; data && pass < 20; pass++)
+        measured[size] = fmax(measured[size], measure_read_bandwidth(data, (size_t)1 << size));
+    if (data) op->release(data);
+    for (int pass = 0; pass < 5; pass++)
+        measured[size] = fmax(measured[size], measure_copy_bandwidth(op, (size_t)1 << (size - 1)));
+    return measured[size] = fmax(measured[size], bandwidth);
+}
+
 static void print_result(const char *name, const char *what, double seconds, double flops, double bytes, int count) {
-    double by_bytes = bytes / bandwidth, by_flops = flops / peak, floor = by_bytes > by_flops ? by_bytes : by_flops;
+    double before = peak;
+    if (op->host_memory) peak = measure_peak_flops(op);
+    double by_bytes = bytes / bandwidth_of(fmax(bytes, working_set)), by_flops = flops / fmax(before, peak);
+    double floor = fmax(by_bytes, by_flops);
     char title[64];
     snprintf(title, sizeof title, "%s%s%s", name, *what ? " " : "", what);
     printf("%-40s %9.4f ms  %8.0f GFLOP/s %7.1f GB/s  floor %8.4f ms (%s)  %5.0f %%\n", title, seconds * 1e3,
@@ -145,7 +174,8 @@ static void bench_linear(const char *what, size_t rows, int I, int O, Activation
     Weight weight = {w, DT_FLOATX, O, I, NULL};
     double flops = 2.0 * rows * I * O, bytes = (double)(rows * I + rows * O + (size_t)O * I) * X;
     SHAPE("rows=%zu I=%d O=%d act=%d", rows, I, O, (int)act);
-    BENCH(count, "linear_forward", what, flops, bytes + (act ? (double)rows * O * X : 0),
+    BENCH(count, "linear_forward", what, flops + (act ? exps((double)rows * O) : 0),
+          bytes + (act ? (double)rows * O * X : 0),
           op->linear_forward(y, x, weight, bias, act, act ? pre : NULL, rows))
     BENCH(count, "linear_backward_input", what, flops, bytes, op->linear_backward_input(x, y, weight, rows, false))
     BENCH(count, "linear_backward_weight", what, flops, bytes + 8.0 * O * I,
@@ -162,12 +192,14 @@ static void bench_one_row(int I, int O) {
     floatX *x = random_x(I), *y = random_x(O), *w = random_x((size_t)copies * O * I);
     float *logits = zeros_f(O);
     Weight weight = {w, DT_FLOATX, O, I, NULL};
+    working_set = copies * bytes;
     SHAPE("rows=1 I=%d O=%d act=0", I, O);
     BENCH(0, "linear_forward", "one row", 2.0 * O * I, bytes,
           (weight.data = w + (size_t)(turn++ % copies) * O * I,
            op->linear_forward(y, x, weight, NULL, ACT_NONE, NULL, 1)))
     BENCH(0, "linear_logits", "one row", 2.0 * O * I, bytes,
           (weight.data = w + (size_t)(turn++ % copies) * O * I, op->linear_logits(logits, x, weight, 1)))
+    working_set = 0;
     op->release(x), op->release(y), op->release(w), op->release(logits);
 }
 
@@ -217,11 +249,11 @@ static void bench_attention(const char *what, int B, int T, int H, int K, int D,
     floatX *qkv = random_x(n * (H + 2 * K)), *dqkv = random_x(n * (H + 2 * K)), *out = random_x(n * H);
     floatX *dout = random_x(n * H);
     float *lse = zeros_f((size_t)B * H * T);
-    double matmul = 2.0 * B * H * T * T * D * (causal ? 0.5 : 1.0);
+    double scores = (double)B * H * T * T * (causal ? 0.5 : 1.0), matmul = 2.0 * scores * D;
     SHAPE("B=%d T=%d H=%d K=%d D=%d causal=%d", B, T, H, K, D, causal);
-    BENCH(count, "attention_forward", what, 2 * matmul, (double)n * (2 * H + 2 * K) * X,
+    BENCH(count, "attention_forward", what, 2 * matmul + exps(scores), (double)n * (2 * H + 2 * K) * X,
           op->attention_forward(out, lse, qkv, s))
-    BENCH(count, "attention_backward", what, 5 * matmul, (double)n * (4 * H + 4 * K) * X,
+    BENCH(count, "attention_backward", what, 5 * matmul + exps(scores), (double)n * (4 * H + 4 * K) * X,
           op->attention_backward(dqkv, dout, out, lse, qkv, s))
     op->release(qkv), op->release(dqkv), op->release(out), op->release(dout), op->release(lse);
     op->release(rope);
@@ -264,9 +296,10 @@ static void bench_vision_rows(const Shapes *m, size_t rows) {
     BENCH(per, "layernorm_backward", "", 0, 4.0 * n * X,
           op->layernorm_backward(a, dw, db, b, c, w, mean, rstd, rows, C))
     SHAPE("n=%zu", rows * F);
-    BENCH(m->layers, "gelu_backward", "tanh", 0, 3.0 * rows * F * X,
+    BENCH(m->layers, "gelu_backward", "tanh", exps((double)rows * F), 3.0 * rows * F * X,
           op->gelu_backward(d, act, pre, rows * F, ACT_GELU_TANH))
-    BENCH(0, "gelu_backward", "erf", 0, 3.0 * rows * F * X, op->gelu_backward(d, act, pre, rows * F, ACT_GELU_ERF))
+    BENCH(0, "gelu_backward", "erf", exps((double)rows * F), 3.0 * rows * F * X,
+          op->gelu_backward(d, act, pre, rows * F, ACT_GELU_ERF))
     op->release(a), op->release(b), op->release(c), op->release(w), op->release(pre), op->release(d);
     op->release(act), op->release(mean), op->release(rstd), op->release(dw), op->release(db);
 }
@@ -283,8 +316,10 @@ static void bench_text_rows(const Shapes *m, size_t rows) {
           op->residual_rmsnorm_forward(c, b, rstd, a, b, w, rows, C, 1e-5f))
     BENCH(per, "rmsnorm_backward", "", 0, 4.0 * n * X, op->rmsnorm_backward(a, dw, b, c, w, rstd, rows, C))
     SHAPE("rows=%zu F=%d", rows, F);
-    BENCH(m->depth, "swiglu_forward", "", 0, 3.0 * rows * F * X, op->swiglu_forward(act, gate, rows, F))
-    BENCH(m->depth, "swiglu_backward", "", 0, 5.0 * rows * F * X, op->swiglu_backward(up, act, gate, rows, F))
+    BENCH(m->depth, "swiglu_forward", "", exps((double)rows * F), 3.0 * rows * F * X,
+          op->swiglu_forward(act, gate, rows, F))
+    BENCH(m->depth, "swiglu_backward", "", exps((double)rows * F), 5.0 * rows * F * X,
+          op->swiglu_backward(up, act, gate, rows, F))
     SHAPE("n=%zu", n);
     BENCH(1, "residual_forward", "", 0, 3.0 * n * X, op->residual_forward(c, a, b, n))
     op->release(a), op->release(b), op->release(c), op->release(w), op->release(gate), op->release(up);
@@ -332,22 +367,23 @@ static void bench_rows(size_t rows, int V) {
     float *gate = zeros_f(rows);
     ObjectiveRow o = {0.5f, 0, 0, 1, SOFT_KL, 0.5f, 2, 1, 1.0f / (float)rows};
     SHAPE("rows=%zu V=%d", rows, V);
-    BENCH(1, "distill_rows", "cross entropy", 0, 2.0 * n * X,
+    /* exponentials: of s; of s / tau, t / tau and t; and for JSD one and a logarithm. Temperature 1 has two fewer. */
+    BENCH(1, "distill_rows", "cross entropy", exps(n), 2.0 * n * X,
           op->distill_rows(s, NULL, labels, NULL, stats, o, rows, V, V, true))
     o.w_soft = 0.5f, o.temperature = 2;
-    BENCH(0, "distill_rows", "KL tau 2", 0, 3.0 * n * X,
+    BENCH(0, "distill_rows", "KL tau 2", exps(4.0 * n), 3.0 * n * X,
           op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, true))
     o.temperature = 3;
-    BENCH(0, "distill_rows", "KL tau 3", 0, 3.0 * n * X,
+    BENCH(0, "distill_rows", "KL tau 3", exps(4.0 * n), 3.0 * n * X,
           op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, true))
     o.soft = SOFT_JSD, o.temperature = 2;
-    BENCH(0, "distill_rows", "JSD tau 2", 0, 3.0 * n * X,
+    BENCH(0, "distill_rows", "JSD tau 2", exps(6.0 * n), 3.0 * n * X,
           op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, true))
     o.temperature = 1, o.w_ce = 0, o.w_soft = 1;
-    BENCH(0, "distill_rows", "JSD alone tau 1", 0, 3.0 * n * X,
+    BENCH(0, "distill_rows", "JSD alone tau 1", exps(4.0 * n), 3.0 * n * X,
           op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, true))
     o.temperature = 2, o.w_ce = o.w_soft = 0.5f;
-    BENCH(0, "distill_rows", "KL tau 2 without gradient", 0, 2.0 * n * X,
+    BENCH(0, "distill_rows", "KL tau 2 without gradient", exps(4.0 * n), 2.0 * n * X,
           (o.soft = SOFT_KL, op->distill_rows(s, t, labels, NULL, stats, o, rows, V, V, false)))
     SHAPE("rows=%zu", rows);
     BENCH(0, "entropy_band", "", 0, rows * (sizeof *stats + sizeof *gate),

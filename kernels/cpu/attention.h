@@ -5,6 +5,7 @@
 #ifndef KERNELS_CPU_ATTENTION_H
 #define KERNELS_CPU_ATTENTION_H
 
+#include "functions.h"
 #include "microkernel.h"
 #include "../ops.h"
 
@@ -91,12 +92,20 @@ static void softmax_rows(AttentionForward *w, size_t ld, float *lse, size_t t0, 
             largest = vf_max(largest, last);
         }
         float top = vf_largest(largest) * s->scale;
-        for (size_t j = 0; j < end; j += LANES) {
+        size_t j = 0;
+        for (; j + GROUP_SIZE <= end; j += GROUP_SIZE) {
+            vf e[GROUP];
+            for (int i = 0; i < GROUP; i++) e[i] = vf_load(x + j + i * LANES) * s->scale - top;
+            vf_exp_each(e, GROUP);
+            for (int i = 0; i < GROUP; i++) element_store(p + j + i * LANES, e[i]);
+            sum += (e[0] + e[1]) + (e[2] + e[3]);
+        }
+        for (; j < end; j += LANES) {
             vf e = vf_exp(vf_load(x + j) * s->scale - top);
             sum += e;
             element_store(p + j, e);
         }
-        for (size_t j = end; j < ld; j += LANES) element_store(p + j, vf_zero());
+        for (; j < ld; j += LANES) element_store(p + j, vf_zero());
         w->top[r] = top;
         w->sum[r] = vf_sum(sum);
     }
@@ -181,7 +190,7 @@ static size_t attention_backward_layout(AttentionBackward *w, char *base, const 
     w->dq = carve_floats(&at, Dp * w->block);
     w->k = carve_elements(&at, Tp * Dp);
     w->v = carve_elements(&at, Tp * Dp);
-    w->kt = carve_elements(&at, Dp * Tp);
+    w->kt = carve_elements(&at, packed_columns_size(Dp, Tp));
     w->p = carve_elements(&at, SPAN * w->block);
     w->ds = carve_elements(&at, SPAN * w->block);
     w->q_t = packed_b_at(carve_elements(&at, Dp * Tp), D, T);
@@ -192,27 +201,28 @@ static size_t attention_backward_layout(AttentionBackward *w, char *base, const 
     return (size_t)(at - base);
 }
 
-/* Computes P and dS for keys j and j+1 (rows r and r+1 of the span) and one vector of queries t.., and stores them
+/* Computes P and dS for GROUP keys from j on (rows r.. of the span) and one vector of queries t.., and stores them
  * where the three matmuls read them. masked: keys beyond the last one, queries beyond `count` and queries before the
  * diagonal get 0. */
-ALWAYS_INLINE void softmax_backward_pair(AttentionBackward *w, size_t j, size_t r, size_t t0, size_t t, size_t count,
+ALWAYS_INLINE void softmax_backward_keys(AttentionBackward *w, size_t j, size_t r, size_t t0, size_t t, size_t count,
                                          vf lse, vf delta, const AttentionShape *s, const bool masked) {
-    vf ds[2];
-    for (size_t i = 0; i < 2; i++) {
+    vf p[GROUP], ds[GROUP];
+    for (size_t i = 0; i < GROUP; i++) p[i] = vf_load(w->s + (r + i) * w->block + t) * s->scale - lse;
+    vf_exp_each(p, GROUP);
+    for (size_t i = 0; i < GROUP; i++) {
         size_t at = (r + i) * w->block + t;
-        vf p = vf_exp(vf_load(w->s + at) * s->scale - lse);
-        ds[i] = p * (vf_load(w->dp + at) * s->scale - delta);
+        ds[i] = p[i] * (vf_load(w->dp + at) * s->scale - delta);
         if (masked) {
             int32_t limit = j + i < (size_t)s->T ? (int32_t)count - (int32_t)t : 0;
             vi seen = lane_index() < limit;
             if (s->causal) seen &= lane_index() >= (int32_t)(j + i) - (int32_t)(t0 + t);
-            p = vf_select(seen, p, vf_zero());
+            p[i] = vf_select(seen, p[i], vf_zero());
             ds[i] = vf_select(seen, ds[i], vf_zero());
         }
-        element_store(w->p + at, p);
+        element_store(w->p + at, p[i]);
         element_store(w->ds + at, ds[i]);
     }
-    packed_b_store_rows(&w->ds_t, j, t, ds[0], ds[1]);
+    for (size_t i = 0; i < GROUP; i += 2) packed_b_store_rows(&w->ds_t, j + i, t, ds[i], ds[i + 1]);
 }
 
 /* P and dS for the keys j0.. and the queries t0+first .. t0+count. */
@@ -223,11 +233,11 @@ static void softmax_backward(AttentionBackward *w, size_t j0, size_t t0, size_t 
         vf lse = vf_load(w->lse + t0 + t), delta = vf_load(w->delta + t0 + t);
         bool plain = all_keys && t + LANES <= count && (!s->causal || j0 + SPAN - 1 <= t0 + t);
         if (plain)
-            for (size_t r = 0; r < SPAN; r += 2)
-                softmax_backward_pair(w, j0 + r, r, t0, t, count, lse, delta, s, false);
+            for (size_t r = 0; r < SPAN; r += GROUP)
+                softmax_backward_keys(w, j0 + r, r, t0, t, count, lse, delta, s, false);
         else
-            for (size_t r = 0; r < SPAN; r += 2)
-                softmax_backward_pair(w, j0 + r, r, t0, t, count, lse, delta, s, true);
+            for (size_t r = 0; r < SPAN; r += GROUP)
+                softmax_backward_keys(w, j0 + r, r, t0, t, count, lse, delta, s, true);
     }
 }
 
@@ -269,10 +279,10 @@ static void attention_backward_block(AttentionBackward *w, floatX *dq, size_t t0
         microkernel_matmul(w->dv + j0 * Dn, Dn, w->p + first, ld, &w->dout, t0 + first, 0, keys, D, n, true);
         microkernel_matmul(w->dk + j0 * Dn, Dn, w->ds + first, ld, &w->q, t0 + first, 0, keys, D, n, true);
     }
-    if (!s->causal) microkernel_matmul(w->dq, ld, w->kt, Tp, &w->ds_t, 0, 0, D, count, T, false);
+    if (!s->causal) microkernel_matmul_columns(w->dq, ld, w->kt, Tp, &w->ds_t, 0, 0, D, count, T, false);
     for (size_t t = 0; s->causal && t < count; t += SPAN) {  // up to the diagonal
         size_t n = min_size(SPAN, count - t);
-        microkernel_matmul(w->dq + t, ld, w->kt, Tp, &w->ds_t, 0, t, D, n, t0 + t + n, false);
+        microkernel_matmul_columns(w->dq + t, ld, w->kt, Tp, &w->ds_t, 0, t, D, n, t0 + t + n, false);
     }
     store_queries(w, dq, (size_t)(s->H + 2 * s->K) * D, t0, count, s);
 }

@@ -2,11 +2,12 @@
  *
  * Symbols, formulas and gradients are those at the top of loss.cuh; here q and p are over the first
  * V = min(V_s, V_t) entries and Q = softmax(s) over all V_s. A row is read from memory once: the further passes find
- * it, and the three exponentials of each entry, in the cache. */
+ * it, and the three exponentials of each entry, in the cache. All passes take groups of vectors (vector.h), so the
+ * exponentials are kept in the order of groups. */
 #ifndef KERNELS_CPU_DISTILL_H
 #define KERNELS_CPU_DISTILL_H
 
-#include "vector.h"
+#include "functions.h"
 #include "../ops.h"
 
 typedef struct {
@@ -17,24 +18,25 @@ typedef struct {
 /* The maximum of x[0 .. n) and the smallest index that has it. NaN entries are skipped. */
 static Peak row_peak(const floatX *x, size_t n) {
     Peak peak = {-INFINITY, 0};
-    float lane_max[LANES];
     vf best = vf_set(-INFINITY);
-    vi index = lane_index(), where = {0};
-    size_t whole = n / LANES * LANES;
-    for (size_t i = 0; i < whole; i += LANES, index += LANES) {
-        vf v = vx_load(x + i);
-        vi better = v > best;
-        best = vf_select(better, v, best);
-        where = (better & index) | (~better & where);
+    vi where = {0}, index = {0};  // the first group in which a lane had its best value
+    FOR_GROUPS(i, m, 0, n) {
+        vf v[GROUP], largest = vf_set(-INFINITY);
+        vx_load_group(v, x + i, m, -INFINITY);
+        for (int k = 0; k < GROUP; k++) largest = vf_max(v[k], largest);
+        where = (vi)vf_select(largest > best, (vf)index, (vf)where);
+        best = vf_max(largest, best);
+        index += GROUP_SIZE;
     }
-    vf_store(lane_max, best);
-    for (int i = 0; i < LANES && whole; i++)
-        if (lane_max[i] > peak.largest || (lane_max[i] == peak.largest && where[i] < peak.top)) {
-            peak.largest = lane_max[i];
-            peak.top = where[i];
+    size_t first = n;
+    peak.largest = vf_largest(best);
+    for (int i = 0; i < LANES; i++)
+        if (best[i] == peak.largest) first = min_size(first, (size_t)where[i]);
+    for (size_t i = first; i < min_size(n, first + GROUP_SIZE); i++)
+        if (from_x(x[i]) == peak.largest) {
+            peak.top = (int)i;
+            break;
         }
-    for (size_t i = whole; i < n; i++)
-        if (from_x(x[i]) > peak.largest) peak.largest = from_x(x[i]), peak.top = (int)i;
     return peak;
 }
 
@@ -49,41 +51,52 @@ typedef struct {
     float *e1, *eq, *ep;
 } RowState;
 
-/* The first m lanes of v; the others are 0. */
-static inline vf first_lanes(vf v, size_t m) {
-    return m == LANES ? v : vf_select(lane_index() < (int32_t)m, v, vf_zero());
+/* What stands for the missing entries of a row's last group: its exponential is 0, and it is finite. */
+static const float LOWEST = -1e30f;
+
+/* x = (a row's entries i .. i+m - largest) * factor */
+ALWAYS_INLINE void load_shifted(vf *x, const floatX *row, size_t m, float largest, float factor) {
+    vx_load_group(x, row, m, LOWEST);
+    for (int k = 0; k < GROUP; k++) x[k] = (x[k] - largest) * factor;
 }
 
-/* Computes e1 and returns its sum. */
-static float row_exp(const RowState *r, const floatX *s, size_t Vs) {
-    vf sum = vf_zero();
-    FOR_LANES (i, m, 0, Vs) {
-        vf e = first_lanes(vf_exp(vx_load_n(s + i, m) - r->s_max), m);
-        vf_store_n(r->e1 + i, e, m);
-        sum += e;
-    }
-    return vf_sum(sum);
+ALWAYS_INLINE void add_group(vf *sum, const vf *x) {
+    for (int k = 0; k < GROUP; k++) sum[k] += x[k];
 }
 
-/* Computes eq and ep, their sums, and the teacher's entropy and confidence. */
-static void row_sums(RowState *r, RowStats *out, const floatX *s, const floatX *t, size_t V) {
-    vf z1 = vf_zero(), zq = z1, zp = z1, entropy = z1;
-    FOR_LANES (i, m, 0, V) {
-        vf y = vx_load_n(t + i, m) - r->t_max, ap = y * r->inverse;
-        vf eq = first_lanes(vf_exp((vx_load_n(s + i, m) - r->q_max) * r->inverse), m);
-        vf ep = first_lanes(vf_exp(ap), m);
-        vf_store_n(r->eq + i, eq, m);
-        vf_store_n(r->ep + i, ep, m);
-        z1 += first_lanes(vf_exp(y), m);
-        zq += eq;
-        zp += ep;
-        entropy += ep * ap;
+/* e = exp((x - largest) * factor) for a row x; returns the sum. */
+static float row_exp(float *e, const floatX *x, size_t n, float largest, float factor) {
+    vf sum[GROUP] = {{0}};
+    FOR_GROUPS(i, m, 0, n) {
+        vf v[GROUP];
+        load_shifted(v, x + i, m, largest, factor);
+        vf_exp_each(v, GROUP);
+        vf_store_group(e + i, v);
+        add_group(sum, v);
     }
-    r->zq = vf_sum(zq);
-    r->zp = vf_sum(zp);
-    r->log_z_ratio = logf(r->zq / r->zp);
-    out->confidence = 1.0f / vf_sum(z1);
-    out->entropy = logf(r->zp) - vf_sum(entropy) / r->zp;
+    return vf_sum_group(sum);
+}
+
+/* Computes ep, its sum, and the teacher's entropy and confidence. At temperature 1 the confidence needs no
+ * exponentials of its own. */
+static void row_teacher(RowState *r, RowStats *out, const floatX *t, size_t V) {
+    const bool same = r->inverse == 1.0f;
+    vf z1[GROUP] = {{0}}, zp[GROUP] = {{0}}, entropy[GROUP] = {{0}};
+    FOR_GROUPS(i, m, 0, V) {
+        vf x[GROUP], e[GROUP], y[GROUP];
+        load_shifted(y, t + i, m, r->t_max, 1.0f);
+        for (int k = 0; k < GROUP; k++) e[k] = x[k] = vf_max(vf_set(LOWEST), y[k] * r->inverse);
+        vf_exp_each(e, GROUP);
+        vf_store_group(r->ep + i, e);
+        add_group(zp, e);
+        for (int k = 0; k < GROUP; k++) entropy[k] += e[k] * x[k];
+        if (same) continue;
+        vf_exp_each(y, GROUP);
+        add_group(z1, y);
+    }
+    r->zp = vf_sum_group(zp);
+    out->confidence = 1.0f / (same ? r->zp : vf_sum_group(z1));
+    out->entropy = logf(r->zp) - vf_sum_group(entropy) / r->zp;
 }
 
 /* ---- the divergence ----
@@ -98,15 +111,13 @@ static const float NEAR = 0.5f;  // the series serve for |r| below this; above i
 
 static inline vi is_near(vf r) { return (vf)((vi)r & 0x7fffffff) < NEAR; }
 
-/* phi(x) = e^x - 1 - x for |x| < 1/2, with a relative error of 1e-7 (Taylor). */
-static inline vf phi(vf x) {
-    vf p = x * (1.0f / 40320.0f) + (1.0f / 5040.0f);
-    p = p * x + (1.0f / 720.0f);
-    p = p * x + (1.0f / 120.0f);
-    p = p * x + (1.0f / 24.0f);
-    p = p * x + (1.0f / 6.0f);
-    p = p * x + 0.5f;
-    return p * x * x;
+/* y = phi(x) = e^x - 1 - x for |x| < 1/2, with a relative error of 1e-7 (Taylor). */
+ALWAYS_INLINE void phi(vf *y, const vf *x) {
+    static const float taylor[] = {1.0f / 5040.0f, 1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f};
+    for (int k = 0; k < GROUP; k++) y[k] = x[k] * (1.0f / 40320.0f) + taylor[0];
+    for (int n = 1; n < 6; n++)
+        for (int k = 0; k < GROUP; k++) y[k] = y[k] * x[k] + taylor[n];
+    for (int k = 0; k < GROUP; k++) y[k] = y[k] * x[k] * x[k];
 }
 
 /* log (1 + x) for -0.4 < x < 0.65, with a relative error of 1e-7: the series of vf_log. */
@@ -118,48 +129,84 @@ static inline vf log_1_plus(vf x) {
     return s * 2.0f + s * z * p;
 }
 
-/* An entry of the vocabulary: its share of D; log (q / m), where KL(q||p) has m = p; and q - p. */
+/* Entries of the vocabulary: their share of D; log (q / m), where KL(q||p) has m = p; and q - p. */
 typedef struct {
-    vf share, back, difference;
-} SoftTerm;
+    vf share[GROUP], back[GROUP], difference[GROUP];
+} SoftTerms;
 
-static inline SoftTerm jsd_term(const RowState *r, vf p, vf q, vf ratio) {
+ALWAYS_INLINE void jsd_terms(SoftTerms *x, const RowState *r, const vf *p, const vf *q, const vf *ratio) {
     const float beta = r->beta, rest = 1.0f - beta;
-    vf growth = ratio + phi(ratio);  // e^r - 1
-    vf u = log_1_plus(rest * growth), back = ratio - u;
-    vf near = p * (beta * phi(u) + rest * (1.0f + growth) * phi(-back));
+    vf high[GROUP], e[GROUP];
     /* log (m / p) from the larger of both parts of m, so that neither overflows */
-    vf a = vf_set(r->log_beta), b = ratio + r->log_rest, high = vf_max(a, b), low = vf_min(a, b);
-    vf far_u = high + vf_log(1.0f + vf_exp(low - high)), far_back = ratio - far_u;
-    vi small = is_near(ratio);
-    return (SoftTerm){vf_select(small, near, rest * q * far_back - beta * p * far_u),
-                      vf_select(small, back, far_back), vf_zero()};
-}
-
-static inline __attribute__((always_inline)) SoftTerm soft_term(const RowState *r, vf s, vf t, vf p, vf q,
-                                                                const SoftLoss kind) {
-    vf ratio = ((s - r->q_max) - (t - r->t_max)) * r->inverse - r->log_z_ratio;
-    vi small = is_near(ratio);
-    if (kind == SOFT_JSD) return jsd_term(r, p, q, ratio);
-    if (kind == SOFT_REVERSE_KL)
-        return (SoftTerm){vf_select(small, q * phi(-ratio), p - q + q * ratio), ratio, vf_zero()};
-    vf f = phi(ratio);
-    return (SoftTerm){vf_select(small, p * f, q - p - p * ratio), vf_zero(),
-                      vf_select(small, p * (ratio + f), q - p)};
-}
-
-/* D, and the mean that its gradient subtracts, in a pass of their own. */
-static inline __attribute__((always_inline)) float row_divergence(RowState *r, const floatX *s, const floatX *t,
-                                                                  size_t V, const SoftLoss kind) {
-    vf sum = vf_zero(), centre = sum, to_q = vf_set(1.0f / r->zq), to_p = vf_set(1.0f / r->zp);
-    FOR_LANES (i, m, 0, V) {
-        vf p = vf_load_n(r->ep + i, m) * to_p, q = vf_load_n(r->eq + i, m) * to_q;
-        SoftTerm x = soft_term(r, vx_load_n(s + i, m), vx_load_n(t + i, m), p, q, kind);
-        sum += first_lanes(x.share, m);
-        centre += first_lanes(q * x.back, m);
+    for (int k = 0; k < GROUP; k++) {
+        vf a = vf_set(r->log_beta), b = ratio[k] + r->log_rest;
+        high[k] = vf_max(a, b), e[k] = vf_min(a, b) - high[k];
     }
-    r->centre = vf_sum(centre);
-    return vf_sum(sum);
+    vf_exp_each(e, GROUP);
+    for (int k = 0; k < GROUP; k++) {
+        vf u = high[k] + vf_log(1.0f + e[k]), back = ratio[k] - u;
+        x->share[k] = rest * q[k] * back - beta * p[k] * u, x->back[k] = back;
+    }
+    vf growth[GROUP], u[GROUP], back[GROUP], phi_u[GROUP], phi_back[GROUP];
+    phi(growth, ratio);
+    for (int k = 0; k < GROUP; k++) {
+        growth[k] += ratio[k];  // e^r - 1
+        u[k] = log_1_plus(rest * growth[k]);
+        back[k] = u[k] - ratio[k];
+    }
+    phi(phi_u, u);
+    phi(phi_back, back);
+    for (int k = 0; k < GROUP; k++) {
+        vf near = p[k] * (beta * phi_u[k] + rest * (1.0f + growth[k]) * phi_back[k]);
+        x->share[k] = vf_select(is_near(ratio[k]), near, x->share[k]);
+        x->back[k] = vf_select(is_near(ratio[k]), -back[k], x->back[k]);
+    }
+}
+
+ALWAYS_INLINE void soft_terms(SoftTerms *x, const RowState *r, const vf *p, const vf *q, const vf *ratio,
+                              const SoftLoss kind) {
+    if (kind == SOFT_JSD) {
+        jsd_terms(x, r, p, q, ratio);
+    } else if (kind == SOFT_REVERSE_KL) {
+        vf f[GROUP];
+        for (int k = 0; k < GROUP; k++) x->back[k] = -ratio[k];
+        phi(f, x->back);
+        for (int k = 0; k < GROUP; k++) {
+            x->share[k] = vf_select(is_near(ratio[k]), q[k] * f[k], p[k] - q[k] + q[k] * ratio[k]);
+            x->back[k] = ratio[k];
+        }
+    } else {
+        vf f[GROUP];
+        phi(f, ratio);
+        for (int k = 0; k < GROUP; k++) {
+            x->share[k] = vf_select(is_near(ratio[k]), p[k] * f[k], q[k] - p[k] - p[k] * ratio[k]);
+            x->difference[k] = vf_select(is_near(ratio[k]), p[k] * (ratio[k] + f[k]), q[k] - p[k]);
+        }
+    }
+}
+
+/* Returns D and replaces ep by what the gradient needs of an entry: q - p for KL(p||q); log (q / m) for the others,
+ * whose gradient also needs the mean of that under q. */
+ALWAYS_INLINE float row_divergence(RowState *r, const floatX *s, const floatX *t, size_t V, const SoftLoss kind) {
+    vf sum[GROUP] = {{0}}, centre[GROUP] = {{0}}, to_q = vf_set(1.0f / r->zq), to_p = vf_set(1.0f / r->zp);
+    FOR_GROUPS(i, m, 0, V) {
+        vf p[GROUP], q[GROUP], ratio[GROUP], y[GROUP];
+        vf_load_group(p, r->ep + i);
+        vf_load_group(q, r->eq + i);
+        vx_load_group(ratio, s + i, m, LOWEST);
+        vx_load_group(y, t + i, m, LOWEST);
+        for (int k = 0; k < GROUP; k++) {
+            p[k] *= to_p, q[k] *= to_q;
+            ratio[k] = ((ratio[k] - r->q_max) - (y[k] - r->t_max)) * r->inverse - r->log_z_ratio;
+        }
+        SoftTerms x;
+        soft_terms(&x, r, p, q, ratio, kind);
+        add_group(sum, x.share);
+        vf_store_group(r->ep + i, kind == SOFT_KL ? x.difference : x.back);
+        for (int k = 0; kind != SOFT_KL && k < GROUP; k++) centre[k] += q[k] * x.back[k];
+    }
+    r->centre = vf_sum_group(centre);
+    return vf_sum_group(sum);
 }
 
 /* ---- the gradient ---- */
@@ -170,67 +217,73 @@ typedef struct {
     int label, top;
 } RowGradient;
 
-/* out = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh
- * without its constant factors tau and (1 - beta); over the first V entries when there is a soft term. Returns
- * KL(p||q), which comes out on the way. out may be s, or the memory of e1. */
-static inline __attribute__((always_inline)) float row_gradient(const RowState *r, floatX *out, const floatX *s,
-                                                                const floatX *t, size_t begin, size_t end,
-                                                                const RowGradient *w, const SoftLoss kind,
-                                                                const bool soft) {
-    vi id = lane_index() + (int32_t)begin;
-    vf ce = vf_set(w->ce), hard = vf_set(w->hard), sum = vf_zero();
-    vf to_Q = vf_set((w->ce + w->hard) / r->z), to_q = vf_set(1.0f / r->zq), to_p = vf_set(1.0f / r->zp);
-    for (size_t i = begin; i < end; i += LANES, id += LANES) {
-        size_t m = min_size(LANES, end - i);
-        vf g = vf_load_n(r->e1 + i, m) * to_Q;
-        g -= vf_select(id == w->label, ce, vf_zero()) + vf_select(id == w->top, hard, vf_zero());
-        if (soft) {
-            vf p = vf_load_n(r->ep + i, m) * to_p, q = vf_load_n(r->eq + i, m) * to_q;
-            SoftTerm x = soft_term(r, vx_load_n(s + i, m), vx_load_n(t + i, m), p, q, kind);
-            if (kind == SOFT_KL) sum += first_lanes(x.share, m);
-            g += w->soft * (kind == SOFT_KL ? x.difference : q * (x.back - r->centre));
-        }
-        vx_store_n(out + i, g, m);
-    }
-    return vf_sum(sum);
+/* Subtracts `value` from the element at `index` of a group. */
+static void subtract_at(vf *x, size_t index, float value) {
+    floatX one_hot[GROUP_SIZE] = {0};
+    vf hot[GROUP];
+    one_hot[index] = to_x(1.0f);
+    vx_load_group(hot, one_hot, GROUP_SIZE, 0.0f);
+    for (int k = 0; k < GROUP; k++) x[k] -= hot[k] * value;
 }
 
-/* Writes the gradient of a row and returns D. KL(p||q) takes the same way, and gets the same bits, without a gradient. */
-static float row_finish(RowState *r, floatX *s, const floatX *t, size_t Vs, size_t V, const RowGradient *w,
-                        SoftLoss kind, bool gradient) {
-    const bool soft = gradient && w->soft != 0.0f;
-    float divergence = 0;
-    if (t && kind == SOFT_KL && gradient && !soft) divergence = row_divergence(r, s, t, V, SOFT_KL);
-    if (t && kind == SOFT_REVERSE_KL) divergence = row_divergence(r, s, t, V, SOFT_REVERSE_KL);
-    if (t && kind == SOFT_JSD) divergence = row_divergence(r, s, t, V, SOFT_JSD);
-    if (t && kind == SOFT_KL && (soft || !gradient))
-        divergence = row_gradient(r, gradient ? s : (floatX *)(void *)r->e1, s, t, 0, V, w, SOFT_KL, true);
-    if (soft && kind == SOFT_REVERSE_KL) row_gradient(r, s, s, t, 0, V, w, SOFT_REVERSE_KL, true);
-    if (soft && kind == SOFT_JSD) row_gradient(r, s, s, t, 0, V, w, SOFT_JSD, true);
-    if (gradient) row_gradient(r, s, s, t, soft ? V : 0, Vs, w, kind, false);
+/* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh without its
+ * constant factors tau and (1 - beta), over the first V entries. */
+ALWAYS_INLINE void row_gradient(const RowState *r, floatX *s, size_t Vs, size_t V, const RowGradient *w,
+                                const SoftLoss kind, const bool soft) {
+    vf to_Q = vf_set((w->ce + w->hard) / r->z), to_q = vf_set(w->soft / r->zq);
+    FOR_GROUPS(i, m, 0, Vs) {
+        vf g[GROUP], x[GROUP], q[GROUP];
+        vf_load_group(g, r->e1 + i);
+        for (int k = 0; k < GROUP; k++) g[k] *= to_Q;
+        if (soft && i < V) {
+            vf_load_group(x, r->ep + i);
+            if (kind != SOFT_KL) vf_load_group(q, r->eq + i);
+            for (int k = 0; k < GROUP; k++)
+                g[k] += kind == SOFT_KL ? w->soft * x[k] : to_q * q[k] * (x[k] - r->centre);
+        }
+        if ((size_t)w->label - i < GROUP_SIZE) subtract_at(g, (size_t)w->label - i, w->ce);
+        if ((size_t)w->top - i < GROUP_SIZE) subtract_at(g, (size_t)w->top - i, w->hard);  // top -1: never
+        vx_store_group(s + i, g, m);
+    }
+}
+
+/* Returns D and, if asked, replaces s by the gradient. */
+ALWAYS_INLINE float row_finish(RowState *r, floatX *s, const floatX *t, size_t Vs, size_t V, const RowGradient *w,
+                               bool gradient, const SoftLoss kind) {
+    float divergence = t ? row_divergence(r, s, t, V, kind) : 0.0f;
+    if (gradient && t && w->soft != 0.0f)
+        row_gradient(r, s, Vs, V, w, kind, true);
+    else if (gradient)
+        row_gradient(r, s, Vs, V, w, kind, false);
     return divergence;
 }
 
 static void distill_row(floatX *s, const floatX *t, int label, float row_gate, RowStats *stats, const ObjectiveRow *o,
                         size_t Vs, size_t V, bool gradient) {
+    size_t all_groups = div_up(Vs, GROUP_SIZE) * GROUP_SIZE, groups = div_up(V, GROUP_SIZE) * GROUP_SIZE;
     RowState r = {.inverse = 1.0f / o->temperature,
                   .beta = o->jsd_beta,
                   .log_beta = logf(o->jsd_beta),
                   .log_rest = logf(1.0f - o->jsd_beta),
-                  .e1 = scratch(SCRATCH_A, (Vs + 2 * V) * sizeof(float))};
+                  .e1 = scratch(SCRATCH_A, (all_groups + 2 * groups) * sizeof(float))};
     RowStats out = {.teacher_top = -1};
-    r.eq = r.e1 + Vs;
-    r.ep = r.eq + V;
+    r.eq = r.e1 + all_groups;
+    r.ep = r.eq + groups;
     Peak all = row_peak(s, Vs);
     r.s_max = all.largest;
     out.student_top = all.top;
-    r.z = row_exp(&r, s, Vs);
+    r.z = row_exp(r.e1, s, Vs, r.s_max, 1.0f);
     const float log_z = logf(r.z);
     if (t) {
         Peak teacher = row_peak(t, V);
         r.q_max = V < Vs ? row_peak(s, V).largest : all.largest;
         r.t_max = teacher.largest;
-        row_sums(&r, &out, s, t, V);
+        if (V == Vs && r.inverse == 1.0f)
+            r.eq = r.e1, r.zq = r.z;
+        else
+            r.zq = row_exp(r.eq, s, V, r.q_max, r.inverse);
+        row_teacher(&r, &out, t, V);
+        r.log_z_ratio = logf(r.zq / r.zp);
         out.teacher_top = teacher.top;
         out.hard = log_z + (r.s_max - from_x(s[teacher.top]));
         bool confident = teacher.top == label && out.confidence >= o->gate_confidence;
@@ -239,7 +292,12 @@ static void distill_row(floatX *s, const floatX *t, int label, float row_gate, R
     out.ce = log_z + (r.s_max - from_x(s[label]));
     float soft = o->scale * out.gate * o->w_soft * o->temperature * (o->soft == SOFT_JSD ? 1.0f - o->jsd_beta : 1.0f);
     RowGradient w = {o->scale * o->w_ce, o->scale * out.gate * o->w_hard, soft, label, out.teacher_top};
-    out.soft = row_finish(&r, s, t, Vs, V, &w, o->soft, gradient);
+    if (o->soft == SOFT_KL)
+        out.soft = row_finish(&r, s, t, Vs, V, &w, gradient, SOFT_KL);
+    else if (o->soft == SOFT_REVERSE_KL)
+        out.soft = row_finish(&r, s, t, Vs, V, &w, gradient, SOFT_REVERSE_KL);
+    else
+        out.soft = row_finish(&r, s, t, Vs, V, &w, gradient, SOFT_JSD);
     *stats = out;
 }
 

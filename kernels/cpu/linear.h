@@ -22,26 +22,30 @@ enum { BLOCK_M = BLOCK_ROWS, BLOCK_N = 64 };  // C is computed in blocks of this
 
 ALWAYS_INLINE void epilogue_rows(const Epilogue *e, const float *c, size_t ldc, size_t m0, size_t rows, size_t n0,
                                  size_t cols, const Activation act, const bool accumulate, const bool full) {
-    enum { VECTORS = BLOCK_N / LANES };
-    size_t width[VECTORS];
-    vf bias[VECTORS];
-    for (int v = 0; v < VECTORS; v++) {
-        size_t begin = min_size(cols, v * LANES);
-        width[v] = full ? LANES : min_size(LANES, cols - begin);
-        bias[v] = e->bias ? vx_load_n(e->bias + n0 + begin, width[v]) : vf_zero();
+    vf bias[BLOCK_N / LANES];
+    for (size_t n = 0; n < BLOCK_N; n += LANES) {
+        size_t begin = min_size(cols, n);
+        bias[n / LANES] =
+            e->bias ? vx_load_n(e->bias + n0 + begin, full ? LANES : min_size(LANES, cols - begin)) : vf_zero();
     }
-    for (size_t r = 0; r < rows; r++) {
-        size_t at = (m0 + r) * e->ld + n0;
-        for (int v = 0; v < VECTORS && (full || width[v] > 0); v++, at += LANES) {
-            vf x = vf_load(c + r * ldc + v * LANES) + bias[v];
-            if (accumulate) x += vx_load_n(e->out + at, width[v]);
-            if (e->preact) vx_store_n(e->preact + at, x, width[v]);
-            if (act != ACT_NONE)
-                x = vf_gelu(vx_round(x),
-                            act);  // GELU of the rounded value, which is what the backward pass will read
-            vx_store_n(e->out + at, x, width[v]);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t n = 0; n < (full ? BLOCK_N : cols); n += GROUP_SIZE) {
+            size_t at = (m0 + r) * e->ld + n0 + n, width[GROUP];
+            vf x[GROUP];
+            for (size_t v = 0; v < GROUP; v++) {
+                size_t begin = min_size(cols, n + v * LANES);
+                width[v] = full ? LANES : min_size(LANES, cols - begin);
+                x[v] = vf_load(c + r * ldc + n + v * LANES) + bias[n / LANES + v];
+            }
+            for (size_t v = 0; accumulate && v < GROUP; v++) x[v] += vx_load_n(e->out + at + v * LANES, width[v]);
+            if (e->preact)
+                for (size_t v = 0; v < GROUP; v++) vx_store_n(e->preact + at + v * LANES, x[v], width[v]);
+            if (act != ACT_NONE) {  // GELU of the rounded value, which is what the backward pass will read
+                for (size_t v = 0; v < GROUP; v++) x[v] = vx_round(x[v]);
+                vf_gelu_each(x, act, GROUP);
+            }
+            for (size_t v = 0; v < GROUP; v++) vx_store_n(e->out + at + v * LANES, x[v], width[v]);
         }
-    }
 }
 
 /* c: the block's values, rows ldc apart. */
@@ -51,12 +55,16 @@ static void epilogue_block(const Epilogue *e, const float *c, size_t ldc, size_t
         for (size_t r = 0; r < rows; r++)
             FOR_LANES (i, m, 0, cols)
                 vf_store_n(e->sum + (m0 + r) * e->ld + n0 + i, vf_load_n(c + r * ldc + i, m), m);
+    else if (e->accumulate && cols == BLOCK_N)
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, true, true);
     else if (e->accumulate)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, true, false);
     else if (e->act == ACT_NONE && cols == BLOCK_N)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, false, true);
     else if (e->act == ACT_NONE)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_NONE, false, false);
+    else if (e->act == ACT_GELU_TANH && cols == BLOCK_N)
+        epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_GELU_TANH, false, true);
     else if (e->act == ACT_GELU_TANH)
         epilogue_rows(e, c, ldc, m0, rows, n0, cols, ACT_GELU_TANH, false, false);
     else
@@ -256,7 +264,7 @@ typedef struct {
 static void weight_panel_sum(float *c, size_t ldc, const Matrix *x, const Matrix *y, size_t m0, size_t height,
                              size_t n0, size_t width, size_t begin, size_t end) {
     const size_t lda = CHUNK + A_PADDING;
-    element *a = (element *)scratch(SCRATCH_A, round_up(height, M_STEP) * lda * sizeof(element));
+    element *a = (element *)scratch(SCRATCH_A, packed_columns_size(height, lda) * sizeof(element));
     element *packed = (element *)scratch(SCRATCH_B, packed_b_size(CHUNK, width) * sizeof(element));
     microkernel_begin();
     for (size_t k = begin; k < end; k += CHUNK) {
@@ -264,37 +272,40 @@ static void weight_panel_sum(float *c, size_t ldc, const Matrix *x, const Matrix
         PackedB b = packed_b_at(packed, depth, width);
         pack_a_from_columns(a, lda, x, k, m0, height, depth);
         pack_b_from_rows(&b, y, k, n0, depth, width);
-        microkernel_matmul(c, ldc, a, lda, &b, 0, 0, height, width, depth, k > begin);
+        microkernel_matmul_columns(c, ldc, a, lda, &b, 0, 0, height, width, depth, k > begin);
     }
     microkernel_end();
 }
 
-/* Rows m0.. and columns n0.. of C, of one part. */
+/* Rows m0.. and columns n0.. of C, of one part. Where C needs no padding, it is computed in its place. */
 static void weight_panel(const WeightGradient *g, size_t part, size_t m0, size_t n0) {
     size_t M = g->transposed ? g->I : g->O, N = g->transposed ? g->O : g->I;
     size_t height = min_size(PANEL_M, M - m0), width = min_size(PANEL_N, N - n0), ldc = round_up(width, N_STEP);
     size_t begin = part * g->part_rows, end = min_size(g->rows, begin + g->part_rows);
     Matrix x = activation_matrix(g->transposed ? g->inp : g->dout, M);
     Matrix y = activation_matrix(g->transposed ? g->dout : g->inp, N);
-    float *c = (float *)scratch(SCRATCH_C, round_up(height, M_STEP) * ldc * sizeof(float));
-    weight_panel_sum(c, ldc, &x, &y, m0, height, n0, width, begin, end);
+    float *sum = g->sums + part * g->O * g->I;
+    bool in_place = !g->transposed && height % M_STEP == 0 && ldc == width;
+    float *c =
+        in_place ? sum + m0 * g->I + n0 : (float *)scratch(SCRATCH_C, round_up(height, M_STEP) * ldc * sizeof(float));
+    weight_panel_sum(c, in_place ? g->I : ldc, &x, &y, m0, height, n0, width, begin, end);
     if (g->biases && !g->transposed && n0 == 0)
         column_sums(g->biases + part * g->O + m0, g->dout + begin * g->O + m0, end - begin, height, g->O);
     if (g->biases && g->transposed && m0 == 0)
         column_sums(g->biases + part * g->O + n0, g->dout + begin * g->O + n0, end - begin, width, g->O);
-    float *sum = g->sums + part * g->O * g->I;
-    if (g->transposed) {
+    if (g->transposed)
         store_transposed(sum + n0 * g->I + m0, g->I, c, ldc, height, width);
-    } else {
+    else if (!in_place)
         for (size_t m = 0; m < height; m++)
             FOR_LANES (n, i, 0, width) vf_store_n(sum + (m0 + m) * g->I + n0 + n, vf_load(c + m * ldc + n), i);
-    }
 }
 
 static void cpu_linear_backward_weight(float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                        size_t rows, int O, int I) {
     size_t size = (size_t)O * I, most = min_size(16, max_size(1, (1 << 19) / size));
-    WeightGradient g = {dout, inp, O, I, max_size(CHUNK, round_up(div_up(rows, most), 32)), rows, I < O, NULL, NULL};
+    WeightGradient g = {
+        dout, inp, O, I, max_size(CHUNK, round_up(div_up(rows, most), 32)), rows, COLUMNS_TRANSPOSED && I < O,
+        NULL, NULL};
     size_t parts = div_up(rows, g.part_rows), ms = div_up(g.transposed ? I : O, PANEL_M),
            ns = div_up(g.transposed ? O : I, PANEL_N);
     g.sums = (float *)scratch(SCRATCH_SHARED, (parts * (size + O) + 1) * sizeof(float));

@@ -7,12 +7,14 @@
  *                             bf16 where AVX512-BF16 multiplies them
  *
  * Operands are packed into arrays of `element` (bf16 or float), padded with zeros to whole steps:
- *   A [M, K]   row-major, rows lda apart, M padded to M_STEP, K to K_STEP
+ *   A [M, K]   row-major, rows lda apart, M padded to M_STEP, K to K_STEP; or, where it is packed from columns, in an
+ *              order of the implementation's own: packed_columns_size elements, of which lda >= K counts the depth
  *   B [K, N]   in an order of the implementation's own, described by PackedB; N padded to N_STEP
  *   C          fp32, row-major, padded like A's rows and B's columns
  * A stored matrix x can be packed as either operand, as it is or transposed:
  *   pack_a_from_rows      A(m, k) = x[row0 + m][col0 + k]      pack_b_from_rows      B(k, n) = x[row0 + k][col0 + n]
  *   pack_a_from_columns   A(m, k) = x[row0 + k][col0 + m]      pack_b_from_columns   B(k, n) = x[row0 + n][col0 + k]
+ * microkernel_matmul takes an A from rows, microkernel_matmul_columns one from columns.
  */
 #ifndef KERNELS_CPU_MICROKERNEL_H
 #define KERNELS_CPU_MICROKERNEL_H

@@ -8,6 +8,7 @@
 
 typedef bf16 element;
 enum { M_STEP = 16, N_STEP = 16, K_STEP = 32, A_IN_PLACE = 1, A_PADDING = 0, BLOCK_ROWS = 32, TILE = 16 * 32 };
+enum { COLUMNS_TRANSPOSED = 1 };  // pack_a_from_columns transposes, which costs more than the other three
 
 /* B in tiles of 32 rows and 16 columns, those of one column block one after the other: tile (k/32, n/16) begins at
  * data[((n/16) * (K/32) + k/32) * TILE]. */
@@ -78,6 +79,9 @@ static void pack_a_from_rows(element *a, size_t lda, const Matrix *x, size_t row
             memcpy(a + m * lda + k, &v, sizeof v);
         }
 }
+
+/* Elements of an A [M, K] that is packed from columns: row-major like the other. */
+static inline size_t packed_columns_size(size_t M, size_t lda) { return round_up(M, M_STEP) * lda; }
 
 static void pack_a_from_columns(element *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M,
                                 size_t K) {
@@ -186,6 +190,11 @@ static void microkernel_matmul(float *c, size_t ldc, const element *a, size_t ld
                 microkernel_block(block, ldc, rows, lda, columns, next, K, accumulate, false, false);
         }
     __asm__ volatile("" ::: "memory");
+}
+
+static void microkernel_matmul_columns(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b,
+                                       size_t k0, size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
+    microkernel_matmul(c, ldc, a, lda, b, k0, n0, M, N, K, accumulate);
 }
 
 #endif

@@ -26,6 +26,7 @@ enum { ROWS = 6 };  // of 16 registers 12 are sums
 
 enum { M_STEP = 1, N_STEP = LANES, K_STEP = PAIR };
 enum { A_IN_PLACE = 0, A_PADDING = 16 };  // rows of A a power of two apart would all lie in one set of the cache
+enum { COLUMNS_TRANSPOSED = 0 };          // pack_a_from_columns copies, as pack_b_from_rows does
 enum { BLOCK_ROWS = 48, DEPTH_BYTES = 16384, DEPTH = DEPTH_BYTES / (2 * LANES * 4) };  // DEPTH: in words
 
 /* B in blocks of LANES columns, one block after the other: the word of B(k, n) is number
@@ -111,18 +112,27 @@ static void pack_a_from_rows(element *a, size_t lda, const Matrix *x, size_t row
         }
 }
 
+/* An A [M, K] that is packed from columns lies in groups of ROWS rows, one after the other: the word of A(m, k) is
+ * number m / ROWS * group_size(lda) + k / PAIR * ROWS + m % ROWS. So packing copies words that are neighbours in x. It
+ * stores whole vectors, which reach beyond the ROWS words of a k: into those of the next k, which are stored later,
+ * and of the last k into a gap between the groups. It also loads whole vectors, where a next row of x makes sure that
+ * there is memory. */
+enum { WHOLE_ROWS = (ROWS + LANES - 1) / LANES * LANES };
+static inline size_t group_size(size_t lda) { return lda / PAIR * ROWS + WHOLE_ROWS - ROWS; }
+static inline size_t packed_columns_size(size_t M, size_t lda) { return div_up(M, ROWS) * group_size(lda) * PAIR; }
+
 static void pack_a_from_columns(element *a, size_t lda, const Matrix *x, size_t row0, size_t col0, size_t M,
                                 size_t K) {
-    for (size_t k = 0; k < K; k += LANES * PAIR)
-        FOR_LANES (m, n, 0, M) {
-            vf block[LANES];
-            for (size_t i = 0, row = k; i < LANES; i++, row += PAIR)
-                block[i] = row < K ? words_across(x, (row0 + row) * x->ld + col0 + m, n, K - row) : vf_zero();
-            transpose_lanes(block);
-            for (size_t i = 0; i < n; i++)
-                vf_store_n((float *)(void *)(a + (m + i) * lda + k), block[i],
-                           div_up(min_size(LANES * PAIR, K - k), PAIR));
-        }
+    const size_t last = x->ld < WHOLE_ROWS ? 0 : (K - 1) / PAIR * PAIR;
+    for (size_t m = 0; m < M; m += ROWS) {
+        float *group = (float *)(void *)a + m / ROWS * group_size(lda);
+        size_t index = row0 * x->ld + col0 + m, k = 0;
+        for (; k < last; k += PAIR, group += ROWS, index += PAIR * x->ld)
+            for (size_t i = 0; i < WHOLE_ROWS; i += LANES)
+                vf_store(group + i, words_across(x, index + i, LANES, PAIR));
+        for (; k < K; k += PAIR, group += ROWS, index += PAIR * x->ld)
+            FOR_LANES (i, n, 0, min_size(ROWS, M - m)) vf_store(group + i, words_across(x, index + i, n, K - k));
+    }
 }
 
 static void pack_b_from_rows(const PackedB *b, const Matrix *x, size_t row0, size_t col0, size_t K, size_t N) {
@@ -146,9 +156,10 @@ static void pack_b_from_columns(const PackedB *b, const Matrix *x, size_t row0, 
 
 /* ---- matmul ---- */
 
-/* `rows` rows times `vectors` vectors of columns, `depth` words deep; `next` words lie between B's column blocks. */
-ALWAYS_INLINE void microkernel_block(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t next,
-                                     size_t depth, bool accumulate, const int rows, const int vectors) {
+/* `rows` rows times `vectors` vectors of columns, `depth` words deep. A's words are `row` apart from row to row and
+ * `step` along K; `next` words lie between B's column blocks. */
+ALWAYS_INLINE void microkernel_block(float *c, size_t ldc, const float *a, size_t row, size_t step, const float *b,
+                                     size_t next, size_t depth, bool accumulate, const int rows, const int vectors) {
     vf sum[ROWS][2];
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < vectors; v++) sum[i][v] = accumulate ? vf_load(c + i * ldc + v * LANES) : vf_zero();
@@ -156,7 +167,7 @@ ALWAYS_INLINE void microkernel_block(float *c, size_t ldc, const float *a, size_
         vf column[2];
         for (int v = 0; v < vectors; v++) column[v] = vf_load(b + v * next + k * LANES);
         for (int i = 0; i < rows; i++) {
-            vf x = vf_set(a[i * lda + k]);
+            vf x = vf_set(a[i * row + k * step]);
             for (int v = 0; v < vectors; v++) sum[i][v] = word_fma(sum[i][v], x, column[v]);
         }
     }
@@ -164,18 +175,22 @@ ALWAYS_INLINE void microkernel_block(float *c, size_t ldc, const float *a, size_
         for (int v = 0; v < vectors; v++) vf_store(c + i * ldc + v * LANES, sum[i][v]);
 }
 
-/* M <= BLOCK_ROWS rows times N columns, `depth` <= DEPTH words deep. */
-static void microkernel_rows(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t next, size_t M,
-                             size_t N, size_t depth, bool accumulate) {
+/* M <= BLOCK_ROWS rows times N columns, `depth` <= DEPTH words deep. A's rows are ld words apart, or, if columns, its
+ * groups of ROWS rows. */
+ALWAYS_INLINE void microkernel_rows(float *c, size_t ldc, const float *a, size_t ld, const float *b, size_t next,
+                                    size_t M, size_t N, size_t depth, bool accumulate, const bool columns) {
+    const size_t row = columns ? 1 : ld, step = columns ? ROWS : 1;
     for (size_t n = 0; n < N; n += 2 * LANES) {
         const float *column = b + n / LANES * next;
         size_t m = 0;
-#define BLOCKS(rows)                                                                                             \
-    for (; m + rows <= M; m += rows) {                                                                           \
-        if (N - n > LANES)                                                                                       \
-            microkernel_block(c + m * ldc + n, ldc, a + m * lda, lda, column, next, depth, accumulate, rows, 2); \
-        else                                                                                                     \
-            microkernel_block(c + m * ldc + n, ldc, a + m * lda, lda, column, next, depth, accumulate, rows, 1); \
+#define BLOCKS(rows)                                                                                       \
+    for (; m + rows <= M; m += rows) {                                                                     \
+        const float *block_a = columns ? a + m / ROWS * ld + m % ROWS : a + m * ld;                        \
+        float *block_c = c + m * ldc + n;                                                                  \
+        if (N - n > LANES)                                                                                 \
+            microkernel_block(block_c, ldc, block_a, row, step, column, next, depth, accumulate, rows, 2); \
+        else                                                                                               \
+            microkernel_block(block_c, ldc, block_a, row, step, column, next, depth, accumulate, rows, 1); \
     }
         BLOCKS(ROWS)
         BLOCKS(4)
@@ -185,15 +200,27 @@ static void microkernel_rows(float *c, size_t ldc, const float *a, size_t lda, c
     }
 }
 
+ALWAYS_INLINE void microkernel_any(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b, size_t k0,
+                                   size_t n0, size_t M, size_t N, size_t K, bool accumulate, const bool columns) {
+    const float *words = (const float *)(const void *)a, *first = packed_b_words(b, k0, n0);
+    const size_t depth = div_up(K, PAIR), next = b->K / PAIR * LANES, ld = columns ? group_size(lda) : lda / PAIR;
+    for (size_t k = 0; k < depth; k += DEPTH)
+        for (size_t m = 0; m < M; m += BLOCK_ROWS) {
+            const float *block_a = columns ? words + m / ROWS * ld + k * ROWS : words + m * ld + k;
+            microkernel_rows(c + m * ldc, ldc, block_a, ld, first + k * LANES, next, min_size(BLOCK_ROWS, M - m), N,
+                             min_size(DEPTH, depth - k), accumulate || k > 0, columns);
+        }
+}
+
 /* C [M, N] = A B, or += when accumulate, for A [M, K] and B's rows k0.. and columns n0.. */
 static void microkernel_matmul(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b, size_t k0,
                                size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
-    const float *words = (const float *)(const void *)a, *columns = packed_b_words(b, k0, n0);
-    const size_t depth = div_up(K, PAIR), next = b->K / PAIR * LANES, ld = lda / PAIR;
-    for (size_t k = 0; k < depth; k += DEPTH)
-        for (size_t m = 0; m < M; m += BLOCK_ROWS)
-            microkernel_rows(c + m * ldc, ldc, words + m * ld + k, ld, columns + k * LANES, next,
-                             min_size(BLOCK_ROWS, M - m), N, min_size(DEPTH, depth - k), accumulate || k > 0);
+    microkernel_any(c, ldc, a, lda, b, k0, n0, M, N, K, accumulate, false);
+}
+
+static void microkernel_matmul_columns(float *c, size_t ldc, const element *a, size_t lda, const PackedB *b,
+                                       size_t k0, size_t n0, size_t M, size_t N, size_t K, bool accumulate) {
+    microkernel_any(c, ldc, a, lda, b, k0, n0, M, N, K, accumulate, true);
 }
 
 #endif

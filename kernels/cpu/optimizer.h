@@ -12,9 +12,12 @@ static void cpu_squared_norm(float *out, const float *x, size_t n, bool accumula
     FOR_BLOCKS (begin, end, n) {
         double sum = 0.0;
         for (size_t i = begin; i < end; i += 1024) {  // short fp32 runs keep the rounding error small
-            vf part = vf_zero();
-            FOR_LANES (j, m, i, min_size(end, i + 1024)) part += vf_load_n(x + j, m) * vf_load_n(x + j, m);
-            sum += vf_sum(part);
+            vf part[GROUP] = {{0}};
+            size_t j = i, stop = min_size(end, i + 1024);
+            for (; j + GROUP_SIZE <= stop; j += GROUP_SIZE)
+                for (int v = 0; v < GROUP; v++) part[v] += vf_load(x + j + v * LANES) * vf_load(x + j + v * LANES);
+            FOR_LANES (k, m, j, stop) part[0] += vf_load_n(x + k, m) * vf_load_n(x + k, m);
+            sum += vf_sum_group(part);
         }
         sums[begin / POINTWISE_BLOCK] = sum;
     }

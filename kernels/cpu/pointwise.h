@@ -3,7 +3,7 @@
 #ifndef KERNELS_CPU_POINTWISE_H
 #define KERNELS_CPU_POINTWISE_H
 
-#include "vector.h"
+#include "functions.h"
 #include "../ops.h"
 
 /* Threads get elements in blocks of this size. Up to two blocks are done by one thread. */
@@ -20,38 +20,74 @@ enum { POINTWISE_BLOCK = 16384 };
 
 /* GELU(x) = x Phi(x). The tanh form (Hendrycks & Gimpel 2016) is x sigmoid(2u) with
  * u = sqrt(2/pi) (x + 0.044715 x^3), because (1 + tanh u) / 2 = sigmoid(2u). */
-static inline vf vf_gelu(vf x, Activation act) {
-    if (act == ACT_GELU_ERF) {
-        vf density;
-        return x * vf_normal_cdf(x, &density);
-    }
-    return x * vf_sigmoid(1.59576912f * x * (1.0f + 0.044715f * x * x));
+ALWAYS_INLINE void vf_gelu_each(vf *x, const Activation act, const int count) {
+    vf factor[GROUP], density[GROUP];
+    for (int i = 0; i < count; i++)
+        factor[i] = act == ACT_GELU_ERF ? x[i] : 1.59576912f * x[i] * (1.0f + 0.044715f * x[i] * x[i]);
+    if (act == ACT_GELU_ERF)
+        vf_normal_cdf_each(factor, density, count);
+    else
+        vf_sigmoid_each(factor, count);
+    for (int i = 0; i < count; i++) x[i] *= factor[i];
 }
 
-static inline vf vf_gelu_derivative(vf x, Activation act) {
+/* Replaces x by GELU'(x). */
+ALWAYS_INLINE void vf_gelu_derivative_each(vf *x, const Activation act, const int count) {
+    vf factor[GROUP], density[GROUP];
+    for (int i = 0; i < count; i++)
+        factor[i] = act == ACT_GELU_ERF ? x[i] : 1.59576912f * x[i] * (1.0f + 0.044715f * x[i] * x[i]);
     if (act == ACT_GELU_ERF) {
-        vf density, cdf = vf_normal_cdf(x, &density);
-        return cdf + x * density;
+        vf_normal_cdf_each(factor, density, count);
+        for (int i = 0; i < count; i++) x[i] = factor[i] + x[i] * density[i];
+        return;
     }
-    vf s = vf_sigmoid(1.59576912f * x * (1.0f + 0.044715f * x * x));
-    return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
+    vf_sigmoid_each(factor, count);
+    for (int i = 0; i < count; i++) {
+        vf s = factor[i];
+        x[i] = s + x[i] * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x[i] * x[i]);
+    }
+}
+
+ALWAYS_INLINE void gelu_forward_range(floatX *out, const floatX *preact, size_t begin, size_t end,
+                                      const Activation act) {
+    FOR_GROUPS(i, m, begin, end) {
+        vf x[GROUP];
+        vx_load_group(x, preact + i, m, 0.0f);
+        vf_gelu_each(x, act, GROUP);
+        vx_store_group(out + i, x, m);
+    }
 }
 
 static void cpu_gelu_forward(floatX *out, const floatX *preact, size_t n, Activation act) {
     FOR_BLOCKS (begin, end, n)
-        FOR_LANES (i, m, begin, end) {
-            vf x = vx_load_n(preact + i, m);
-            vx_store_n(out + i, act == ACT_NONE ? x : vf_gelu(x, act), m);
-        }
+        if (act == ACT_NONE)
+            memcpy(out + begin, preact + begin, (end - begin) * sizeof *out);
+        else if (act == ACT_GELU_TANH)
+            gelu_forward_range(out, preact, begin, end, ACT_GELU_TANH);
+        else
+            gelu_forward_range(out, preact, begin, end, ACT_GELU_ERF);
+}
+
+ALWAYS_INLINE void gelu_backward_range(floatX *dinp, const floatX *dout, const floatX *preact, size_t begin,
+                                       size_t end, const Activation act) {
+    FOR_GROUPS(i, m, begin, end) {
+        vf x[GROUP], d[GROUP];
+        vx_load_group(x, preact + i, m, 0.0f);
+        vf_gelu_derivative_each(x, act, GROUP);
+        vx_load_group(d, dout + i, m, 0.0f);
+        for (int v = 0; v < GROUP; v++) d[v] *= x[v];
+        vx_store_group(dinp + i, d, m);
+    }
 }
 
 static void cpu_gelu_backward(floatX *dinp, const floatX *dout, const floatX *preact, size_t n, Activation act) {
     FOR_BLOCKS (begin, end, n)
-        FOR_LANES (i, m, begin, end) {
-            vf d = vx_load_n(dout + i, m);
-            if (act != ACT_NONE) d *= vf_gelu_derivative(vx_load_n(preact + i, m), act);
-            vx_store_n(dinp + i, d, m);
-        }
+        if (act == ACT_NONE)
+            memmove(dinp + begin, dout + begin, (end - begin) * sizeof *dinp);
+        else if (act == ACT_GELU_TANH)
+            gelu_backward_range(dinp, dout, preact, begin, end, ACT_GELU_TANH);
+        else
+            gelu_backward_range(dinp, dout, preact, begin, end, ACT_GELU_ERF);
 }
 
 /* SwiGLU (Shazeer 2020): silu(gate) * up with silu(x) = x sigmoid(x). */
@@ -59,9 +95,14 @@ static void cpu_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, 
 #pragma omp parallel for schedule(static) if (rows * F > 16384)
     for (size_t r = 0; r < rows; r++) {
         const floatX *gate = gate_up + r * 2 * F, *up = gate + F;
-        FOR_LANES (i, m, 0, (size_t)F) {
-            vf g = vx_load_n(gate + i, m);
-            vx_store_n(out + r * F + i, g * vf_sigmoid(g) * vx_load_n(up + i, m), m);
+        FOR_GROUPS(i, m, 0, (size_t)F) {
+            vf g[GROUP], s[GROUP], u[GROUP];
+            vx_load_group(g, gate + i, m, 0.0f);
+            memcpy(s, g, sizeof s);
+            vf_sigmoid_each(s, GROUP);
+            vx_load_group(u, up + i, m, 0.0f);
+            for (int v = 0; v < GROUP; v++) u[v] *= g[v] * s[v];
+            vx_store_group(out + r * F + i, u, m);
         }
     }
 }
@@ -72,18 +113,31 @@ static void cpu_swiglu_backward(floatX *dgate_up, const floatX *dout, const floa
     for (size_t r = 0; r < rows; r++) {
         const floatX *gate = gate_up + r * 2 * F, *up = gate + F;
         floatX *dgate = dgate_up + r * 2 * F, *dup = dgate + F;
-        FOR_LANES (i, m, 0, (size_t)F) {
-            vf g = vx_load_n(gate + i, m), u = vx_load_n(up + i, m), d = vx_load_n(dout + r * F + i, m);
-            vf s = vf_sigmoid(g);
-            vx_store_n(dgate + i, d * u * s * (1.0f + g * (1.0f - s)), m);
-            vx_store_n(dup + i, d * g * s, m);
+        FOR_GROUPS(i, m, 0, (size_t)F) {
+            vf g[GROUP], s[GROUP], u[GROUP], d[GROUP];
+            vx_load_group(g, gate + i, m, 0.0f);
+            memcpy(s, g, sizeof s);
+            vf_sigmoid_each(s, GROUP);
+            vx_load_group(u, up + i, m, 0.0f);
+            vx_load_group(d, dout + r * F + i, m, 0.0f);
+            for (int v = 0; v < GROUP; v++) {
+                u[v] = d[v] * u[v] * s[v] * (1.0f + g[v] * (1.0f - s[v]));
+                d[v] = d[v] * g[v] * s[v];
+            }
+            vx_store_group(dgate + i, u, m);
+            vx_store_group(dup + i, d, m);
         }
     }
 }
 
 static void cpu_residual_forward(floatX *out, const floatX *a, const floatX *b, size_t n) {
-    FOR_BLOCKS (begin, end, n)
-        FOR_LANES (i, m, begin, end) vx_store_n(out + i, vx_load_n(a + i, m) + vx_load_n(b + i, m), m);
+    FOR_BLOCKS (begin, end, n) FOR_GROUPS(i, m, begin, end) {
+            vf x[GROUP], y[GROUP];
+            vx_load_group(x, a + i, m, 0.0f);
+            vx_load_group(y, b + i, m, 0.0f);
+            for (int v = 0; v < GROUP; v++) x[v] += y[v];
+            vx_store_group(out + i, x, m);
+        }
 }
 
 static void cpu_cast_to_x(floatX *out, const float *inp, size_t n) {

@@ -1,7 +1,7 @@
 /* Vectors for the CPU kernels: one native register of fp32 lanes, by the vector extensions of GCC and clang; loads
- * and stores of fp32 and bf16, whole or partial; exp, log and the normal distribution function; and a thread's
- * scratch memory. Every kernel in this folder is written with them. So the ragged end of a row goes through the same
- * arithmetic as its middle, and the bits do not depend on how a loop was divided. */
+ * and stores of fp32 and bf16, whole or partial, one vector or a group of them; and a thread's scratch memory. Every
+ * kernel in this folder is written with them. So the ragged end of a row goes through the same arithmetic as its
+ * middle, and the bits do not depend on how a loop was divided. */
 #ifndef KERNELS_CPU_VECTOR_H
 #define KERNELS_CPU_VECTOR_H
 
@@ -24,6 +24,8 @@
 #define LANES 4
 #endif
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
@@ -43,7 +45,15 @@ static inline vf vf_set(float x) {
 #endif
 }
 static inline vf vf_zero(void) { return (vf){0}; }
-static inline vf vf_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+/* yes in the lanes where mask, the result of a comparison, is all ones, no in those where it is 0. */
+static inline vf vf_select(vi mask, vf yes, vf no) {
+#if defined(VECTOR_256)
+    return (vf)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)mask);
+#else
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+#endif
+}
 
 static inline vi lane_index(void) {
     vi index;
@@ -142,38 +152,45 @@ static inline vf vf_load_n(const float *p, size_t n) {
 }
 
 static inline void vf_store_n(float *p, vf v, size_t n) {
-    if (n == LANES)
+    if (n == LANES) {
         vf_store(p, v);
-    else
+    } else {
 #if defined(VECTOR_512)
         _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
-        memcpy(p, &v, n * sizeof(float));
+        vf copy = v;  // v itself stays in a register
+        memcpy(p, &copy, n * sizeof(float));
 #endif
+    }
 }
 
 static inline vh vh_load_n(const bf16 *p, size_t n) {
-    vh h = {0};
-    if (n == LANES)
-        memcpy(&h, p, sizeof h);
-    else
 #if defined(VECTOR_512)
-        h = (vh)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+    if (n < LANES) return (vh)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
 #else
-        memcpy(&h, p, n * sizeof(bf16));
+    bf16 part[LANES];
+    if (n < LANES) {
+        memset(part, 0, sizeof part);
+        memcpy(part, p, n * sizeof(bf16));
+        p = part;
+    }
 #endif
+    vh h;
+    memcpy(&h, p, sizeof h);
     return h;
 }
 
 static inline void vh_store_n(bf16 *p, vh h, size_t n) {
-    if (n == LANES)
+    if (n == LANES) {
         memcpy(p, &h, sizeof h);
-    else
+    } else {
 #if defined(VECTOR_512)
         _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)h);
 #else
-        memcpy(p, &h, n * sizeof(bf16));
+        vh copy = h;
+        memcpy(p, &copy, n * sizeof(bf16));
 #endif
+    }
 }
 
 static inline vu vu_from_vh(vh h) {
@@ -188,16 +205,31 @@ static inline vu vu_from_vh(vh h) {
 
 static inline vf vf_from_bf16(vh h) { return (vf)(vu_from_vh(h) << 16); }
 
+/* The bits of v rounded to bf16, in the upper half of each lane; the lower half is undefined. */
+static inline vu bf16_bits(vf v) {
+    vu u = (vu)v;
+    return (vu)vf_select(v != v, v + v, (vf)(u + 0x7fffu + ((u >> 16) & 1u)));  // v + v: a quiet NaN
+}
+
 /* Rounds to nearest, ties to even; NaN stays NaN. AVX512-BF16's instruction does the same, except that fp32
  * subnormals (below 1.2e-38) become zero. */
 static inline vh vf_to_bf16(vf v) {
 #if defined(VECTOR_512) && defined(__AVX512BF16__)
     return (vh)_mm512_cvtneps_pbh((__m512)v);
+#elif defined(VECTOR_256)
+    __m256i high = (__m256i)(bf16_bits(v) >> 16);
+    return (vh)_mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 #else
-    vu u = (vu)v;
-    vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    vu quiet = (u >> 16) | 0x40u, is_nan = (vu)(v != v);
-    return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), vh);
+    return __builtin_convertvector(bf16_bits(v) >> 16, vh);
+#endif
+}
+
+/* even and odd, rounded, side by side: a lane has an element of even in its lower half, one of odd in its upper. */
+static inline vu bf16_pairs(vf even, vf odd) {
+#if defined(VECTOR_512) && defined(__AVX512BF16__)
+    return vu_from_vh(vf_to_bf16(even)) | vu_from_vh(vf_to_bf16(odd)) << 16;
+#else
+    return bf16_bits(even) >> 16 | (bf16_bits(odd) & 0xffff0000u);
 #endif
 }
 
@@ -215,10 +247,70 @@ static inline vf vx_round(vf v) { return vf_from_bf16(vf_to_bf16(v)); }
 #endif
 static inline vf vx_load(const floatX *p) { return vx_load_n(p, LANES); }
 
-/* for (i = begin; i < end; i += LANES), where m is the number of elements of this step. */
-#define FOR_LANES(i, m, begin, end)              \
-    for (size_t i = (begin), i##_end = (end), m; \
-         i < i##_end && (m = i##_end - i < LANES ? i##_end - i : LANES, true); i += LANES)
+/* ---- groups ---- GROUP vectors at once: one instruction after the other for each of them, so that no instruction
+ * waits for the one before. A group of bf16 is widened and rounded in pairs: of two neighbours, which share a lane of
+ * 32 bits, the first becomes an fp32 by a shift and the second by clearing the first, and no element moves between
+ * lanes. So the elements of a group are in an order of its own, the same for all loads and stores of floatX. */
+enum { GROUP = 4, GROUP_SIZE = GROUP * LANES };
+
+/* Loads n <= GROUP_SIZE elements; the others are `padding`. */
+ALWAYS_INLINE void vx_load_group(vf *x, const floatX *p, size_t n, float padding) {
+    floatX part[GROUP_SIZE];
+    if (n < GROUP_SIZE) {
+        for (size_t i = n; i < GROUP_SIZE; i++) part[i] = to_x(padding);
+        memcpy(part, p, n * sizeof *p);
+        p = part;
+    }
+#ifdef PRECISION_FP32
+    for (int i = 0; i < GROUP; i++) x[i] = vf_load(p + i * LANES);
+#else
+    for (int i = 0; i < GROUP; i += 2) {
+        vu two;
+        memcpy(&two, p + i * LANES, sizeof two);
+        x[i] = (vf)(two << 16), x[i + 1] = (vf)(two & 0xffff0000u);
+    }
+#endif
+}
+
+ALWAYS_INLINE void vx_store_group(floatX *p, const vf *x, size_t n) {
+    floatX part[GROUP_SIZE], *to = n < GROUP_SIZE ? part : p;
+#ifdef PRECISION_FP32
+    for (int i = 0; i < GROUP; i++) vf_store(to + i * LANES, x[i]);
+#else
+    for (int i = 0; i < GROUP; i += 2) {
+        vu two = bf16_pairs(x[i], x[i + 1]);
+        memcpy(to + i * LANES, &two, sizeof two);
+    }
+#endif
+    if (n < GROUP_SIZE) memcpy(p, part, n * sizeof *p);
+}
+
+/* Where element i of an array is when its vectors are stored in the order of groups. */
+static inline size_t group_place(size_t i) {
+#ifdef PRECISION_FP32
+    return i;
+#else
+    size_t in_pair = i % (2 * LANES);
+    return i - in_pair + in_pair % 2 * LANES + in_pair / 2;
+#endif
+}
+
+ALWAYS_INLINE void vf_load_group(vf *x, const float *p) {
+    for (int i = 0; i < GROUP; i++) x[i] = vf_load(p + i * LANES);
+}
+
+ALWAYS_INLINE void vf_store_group(float *p, const vf *x) {
+    for (int i = 0; i < GROUP; i++) vf_store(p + i * LANES, x[i]);
+}
+
+static inline float vf_sum_group(const vf *x) { return vf_sum((x[0] + x[1]) + (x[2] + x[3])); }
+
+/* for (i = begin; i < end; i += LANES or GROUP_SIZE), where m is the number of elements of this step. */
+#define FOR_STEPS(i, m, begin, end, step)                                                                            \
+    for (size_t i = (begin), i##_end = (end), m; i < i##_end && (m = i##_end - i < step ? i##_end - i : step, true); \
+         i += step)
+#define FOR_LANES(i, m, begin, end) FOR_STEPS(i, m, begin, end, LANES)
+#define FOR_GROUPS(i, m, begin, end) FOR_STEPS(i, m, begin, end, GROUP_SIZE)
 
 /* Exchanges x[i][j] and x[j][i] of LANES vectors, by log2(LANES) rounds of a perfect shuffle of the rows. */
 static inline void transpose_lanes(vf *x) {
@@ -240,74 +332,6 @@ static inline void transpose_lanes(vf *x) {
         }
         memcpy(x, y, sizeof y);
     }
-}
-
-/* ---- functions ---- */
-
-/* e^x with a relative error of 2e-7: x = n ln 2 + r, then Taylor's polynomial for e^r on |r| <= ln 2 / 2, times 2^n.
- * It is 0 below -87.3, where results would be subnormal (and slow), and e^88 above 88; NaN stays NaN. */
-static inline vf vf_exp(vf x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    vf y = vf_min(vf_set(88.0f), x);
-    vf t = y * 1.44269504f + magic, n = t - magic;
-    vf r = y - n * 0.693359375f;  // ln 2 in two parts, the first exact in few bits
-    r = r + n * 2.12194440e-4f;
-    vf p = r * (1.0f / 720.0f) + (1.0f / 120.0f);
-    p = p * r + (1.0f / 24.0f);
-    p = p * r + (1.0f / 6.0f);
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-#if defined(VECTOR_512)
-    __mmask16 normal = _mm512_cmp_ps_mask((__m512)y, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
-    return (vf)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
-#else
-    vi whole = (vi)t - (vi)vf_set(magic);
-    return vf_select(y < -87.3f, vf_zero(), p * (vf)((whole + 127) << 23));
-#endif
-}
-
-/* 1 / x with a relative error of 1e-7, for 1e-37 < |x| < 1e38. Where it is faster, it is an estimate and one step of
- * Newton's iteration. */
-static inline vf vf_reciprocal(vf x) {
-#if defined(VECTOR_512)
-    vf r = (vf)_mm512_rcp14_ps((__m512)x);
-    return r * (2.0f - x * r);
-#else
-    return 1.0f / x;
-#endif
-}
-
-/* log x, for normal x > 0, with a relative error of 1e-7: x = 2^e m with m in [sqrt 1/2, sqrt 2), then the series
- * log m = 2 (s + s^3/3 + s^5/5 + ...) with s = (m - 1) / (m + 1). */
-static inline vf vf_log(vf x) {
-    vi bits = (vi)x;
-    vi e = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 = sqrt 1/2
-    vf m = (vf)(bits - (e << 23));
-    vf s = (m - 1.0f) * vf_reciprocal(m + 1.0f), z = s * s;
-    vf p = z * (2.0f / 9.0f) + (2.0f / 7.0f);
-    p = p * z + 0.4f;
-    p = p * z + (2.0f / 3.0f);
-    vf log_m = s * 2.0f + s * z * p;
-    return log_m + __builtin_convertvector(e, vf) * 0.693147181f;
-}
-
-static inline vf vf_sigmoid(vf x) {  // at least e^-80, far from subnormal numbers
-    return vf_reciprocal(1.0f + vf_exp(vf_min(vf_set(80.0f), -x)));
-}
-
-/* Phi(x), the distribution function of the standard normal, with an absolute error of 1e-7, and its density
- * (Abramowitz & Stegun, Handbook of Mathematical Functions, 7.1.26, with erfc(z) for z = |x| / sqrt 2). */
-static inline vf vf_normal_cdf(vf x, vf *density) {
-    vf z = (vf)((vi)x & 0x7fffffff) * 0.707106781f;
-    vf t = vf_reciprocal(1.0f + 0.3275911f * z), e = vf_exp(-z * z);
-    vf p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    vf tail = 0.5f * p * t * e;
-    *density = e * 0.398942280f;
-    return vf_select(x < 0.0f, tail, 1.0f - tail);
 }
 
 /* ---- scratch ---- */
