@@ -6,9 +6,9 @@
  * y^T = W x^T. It does not matter to which k of the sum an element of a fragment belongs, as long as both operands
  * agree. So a lane reads 16 bytes of its channels, which are 8 neighbouring k (16 in q8, 32 in q4), and the same k of
  * its rows. Each 8 of them are the fragments of two mma instructions, and nothing passes through shared memory on the
- * way in. The warps of a block take turns along K, and their sums are added at the end, in order. A block computes RT tiles of 8 rows and CT tiles of 16
- * channels. It reads all of x, from the second-level cache; RT and CT are chosen so that this is no more than it
- * reads of the weight. */
+ * way in. The warps of a block take turns along K, and their sums are added at the end, in order. A block computes RT
+ * tiles of 8 rows and CT tiles of 16 channels. It reads all of x, from the second-level cache; RT and CT are chosen
+ * so that this is no more than it reads of the weight. */
 #ifndef KERNELS_CUDA_SMALL_M_CUH
 #define KERNELS_CUDA_SMALL_M_CUH
 
