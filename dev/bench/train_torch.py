@@ -169,7 +169,8 @@ def train(path, steps, batch, device, compiled, fp32, out):
         times.append(time.perf_counter() - start)
     median = sorted(times[len(times) // 5:])[len(times[len(times) // 5:]) // 2]
     print(f"PyTorch {torch.__version__}, {'fp32' if fp32 else 'bf16'}, {torch.get_num_threads()} threads, "
-          f"{parameters / 1e6:.2f} M parameters: {batch / median:.1f} samples/s (median of {len(times)} steps), loss {loss.item():.3f}")
+          f"{parameters / 1e6:.2f} M parameters: {batch / median:.1f} samples/s "
+          f"(median of {len(times)} steps), loss {loss.item():.3f}")
     if out:
         peer = f"PyTorch {torch.__version__}{', compiled' if compiled else ''}"
         pathlib.Path(out).write_text(json.dumps({"peer": peer, "ms": 1e3 * median}) + "\n")

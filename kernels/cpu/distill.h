@@ -20,7 +20,7 @@ static Peak row_peak(const floatX *x, size_t n) {
     Peak peak = {-INFINITY, 0};
     vf best = vf_set(-INFINITY);
     vi where = {0}, index = {0};  // the first group in which a lane had its best value
-    FOR_GROUPS(i, m, 0, n) {
+    FOR_GROUPS (i, m, 0, n) {
         vf v[GROUP], largest = vf_set(-INFINITY);
         vx_load_group(v, x + i, m, -INFINITY);
         for (int k = 0; k < GROUP; k++) largest = vf_max(v[k], largest);
@@ -67,7 +67,7 @@ ALWAYS_INLINE void add_group(vf *sum, const vf *x) {
 /* e = exp((x - largest) * factor) for a row x; returns the sum. */
 static float row_exp(float *e, const floatX *x, size_t n, float largest, float factor) {
     vf sum[GROUP] = {{0}};
-    FOR_GROUPS(i, m, 0, n) {
+    FOR_GROUPS (i, m, 0, n) {
         vf v[GROUP];
         load_shifted(v, x + i, m, largest, factor);
         vf_exp_each(v, GROUP);
@@ -82,7 +82,7 @@ static float row_exp(float *e, const floatX *x, size_t n, float largest, float f
 static void row_teacher(RowState *r, RowStats *out, const floatX *t, size_t V) {
     const bool same = r->inverse == 1.0f;
     vf z1[GROUP] = {{0}}, zp[GROUP] = {{0}}, entropy[GROUP] = {{0}};
-    FOR_GROUPS(i, m, 0, V) {
+    FOR_GROUPS (i, m, 0, V) {
         vf x[GROUP], e[GROUP], y[GROUP];
         load_shifted(y, t + i, m, r->t_max, 1.0f);
         for (int k = 0; k < GROUP; k++) e[k] = x[k] = vf_max(vf_set(LOWEST), y[k] * r->inverse);
@@ -189,7 +189,7 @@ ALWAYS_INLINE void soft_terms(SoftTerms *x, const RowState *r, const vf *p, cons
  * whose gradient also needs the mean of that under q. */
 ALWAYS_INLINE float row_divergence(RowState *r, const floatX *s, const floatX *t, size_t V, const SoftLoss kind) {
     vf sum[GROUP] = {{0}}, centre[GROUP] = {{0}}, to_q = vf_set(1.0f / r->zq), to_p = vf_set(1.0f / r->zp);
-    FOR_GROUPS(i, m, 0, V) {
+    FOR_GROUPS (i, m, 0, V) {
         vf p[GROUP], q[GROUP], ratio[GROUP], y[GROUP];
         vf_load_group(p, r->ep + i);
         vf_load_group(q, r->eq + i);
@@ -231,7 +231,7 @@ static void subtract_at(vf *x, size_t index, float value) {
 ALWAYS_INLINE void row_gradient(const RowState *r, floatX *s, size_t Vs, size_t V, const RowGradient *w,
                                 const SoftLoss kind, const bool soft) {
     vf to_Q = vf_set((w->ce + w->hard) / r->z), to_q = vf_set(w->soft / r->zq);
-    FOR_GROUPS(i, m, 0, Vs) {
+    FOR_GROUPS (i, m, 0, Vs) {
         vf g[GROUP], x[GROUP], q[GROUP];
         vf_load_group(g, r->e1 + i);
         for (int k = 0; k < GROUP; k++) g[k] *= to_Q;

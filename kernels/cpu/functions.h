@@ -1,6 +1,6 @@
 /* exp, log, the sigmoid and the normal distribution function for vectors. The forms that end in _each replace x by the
- * function of x, for `count` vectors at once, usually a group (vector.h): with several vectors, no instruction waits for
- * the one before. The bits do not depend on count. */
+ * function of x, for `count` vectors at once, usually a group (vector.h): with several vectors, no instruction waits
+ * for the one before. The bits do not depend on count. */
 #ifndef KERNELS_CPU_FUNCTIONS_H
 #define KERNELS_CPU_FUNCTIONS_H
 
@@ -14,8 +14,9 @@ ALWAYS_INLINE void vf_exp_each(vf *x, const int count) {
     vf t[GROUP], r[GROUP], p[GROUP];
     for (int i = 0; i < count; i++) x[i] = vf_min(vf_set(88.0f), x[i]);
     for (int i = 0; i < count; i++) t[i] = x[i] * 1.44269504f + magic;
-    for (int i = 0; i < count; i++) r[i] = x[i] - (t[i] - magic) * 0.693359375f;    // ln 2 in two parts, the first
-    for (int i = 0; i < count; i++) r[i] = r[i] + (t[i] - magic) * 2.12194440e-4f;  // exact in few bits
+    /* n = t - magic; ln 2 in two parts, the first exact in few bits */
+    for (int i = 0; i < count; i++) r[i] = x[i] - (t[i] - magic) * 0.693359375f;
+    for (int i = 0; i < count; i++) r[i] = r[i] + (t[i] - magic) * 2.12194440e-4f;
     for (int i = 0; i < count; i++) p[i] = r[i] * (1.0f / 720.0f) + taylor[0];
     for (int k = 1; k < 6; k++)
         for (int i = 0; i < count; i++) p[i] = p[i] * r[i] + taylor[k];

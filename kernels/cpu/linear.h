@@ -213,8 +213,8 @@ static void cpu_linear_backward_input(floatX *dinp, const floatX *dout, Weight w
 }
 
 /* ---- the weight's gradient, dW += dout^T inp, and dbias += column sums of dout ----
- * The A operand must be transposed while it is packed, so it is the narrower of dout and inp. Where inp is narrower,
- * dW^T is computed and transposed at the end. The rows are divided into parts by shape, so that a small dW has enough
+ * Where packing transposes the A operand (COLUMNS_TRANSPOSED), that is the narrower of dout and inp: where inp is
+ * narrower, dW^T is computed and transposed at the end. The rows are divided into parts by shape, so that a small dW has enough
  * tasks; each part is summed by itself, and the parts are added in order. */
 
 enum { CHUNK = 512, PANEL_M = 512, PANEL_N = 256 };
@@ -303,9 +303,9 @@ static void weight_panel(const WeightGradient *g, size_t part, size_t m0, size_t
 static void cpu_linear_backward_weight(float *dweight, float *dbias, const floatX *dout, const floatX *inp,
                                        size_t rows, int O, int I) {
     size_t size = (size_t)O * I, most = min_size(16, max_size(1, (1 << 19) / size));
-    WeightGradient g = {
-        dout, inp, O, I, max_size(CHUNK, round_up(div_up(rows, most), 32)), rows, COLUMNS_TRANSPOSED && I < O,
-        NULL, NULL};
+    WeightGradient g = {.dout = dout, .inp = inp, .O = O, .I = I, .rows = rows};
+    g.part_rows = max_size(CHUNK, round_up(div_up(rows, most), 32));
+    g.transposed = COLUMNS_TRANSPOSED && I < O;
     size_t parts = div_up(rows, g.part_rows), ms = div_up(g.transposed ? I : O, PANEL_M),
            ns = div_up(g.transposed ? O : I, PANEL_N);
     g.sums = (float *)scratch(SCRATCH_SHARED, (parts * (size + O) + 1) * sizeof(float));

@@ -22,7 +22,7 @@ ALWAYS_INLINE void norm_load(vf *x, floatX *sum, const floatX *a, const floatX *
 /* The sum of (x - mean)^2. */
 static inline float row_sum_of_squares(const floatX *x, int C, float mean) {
     vf sum[GROUP] = {{0}};
-    FOR_GROUPS(c, m, 0, (size_t)C) {
+    FOR_GROUPS (c, m, 0, (size_t)C) {
         vf d[GROUP], valid[GROUP];
         floatX ones[GROUP_SIZE];
         vx_load_group(d, x + c, m, 0.0f);
@@ -47,7 +47,7 @@ ALWAYS_INLINE NormStats norm_forward_row(floatX *sum, floatX *out, const floatX 
                                          const bool layer) {
     NormStats n = {0.0f, 0.0f};
     vf total[GROUP] = {{0}};  // of x for LayerNorm, of x^2 for RMSNorm
-    FOR_GROUPS(c, m, 0, (size_t)C) {
+    FOR_GROUPS (c, m, 0, (size_t)C) {
         vf x[GROUP];
         norm_load(x, sum + c, a + c, b ? b + c : NULL, m);
         for (int k = 0; k < GROUP; k++) total[k] += layer ? x[k] : x[k] * x[k];
@@ -59,7 +59,7 @@ ALWAYS_INLINE NormStats norm_forward_row(floatX *sum, floatX *out, const floatX 
         squares = row_sum_of_squares(row, C, n.mean);
     }
     n.rstd = 1.0f / sqrtf(squares / (float)C + eps);
-    FOR_GROUPS(c, m, 0, (size_t)C) {
+    FOR_GROUPS (c, m, 0, (size_t)C) {
         vf x[GROUP], w[GROUP], shift[GROUP];
         vx_load_group(x, row + c, m, 0.0f);
         vx_load_group(w, weight + c, m, 0.0f);
@@ -119,7 +119,7 @@ ALWAYS_INLINE void norm_backward_row(floatX *dinp, float *dweight, float *dbias,
                                      const floatX *inp, const floatX *weight, float mean, float rstd, int C,
                                      const bool layer) {
     vf sum_g[GROUP] = {{0}}, sum_gx[GROUP] = {{0}};
-    FOR_GROUPS(c, m, 0, (size_t)C) {
+    FOR_GROUPS (c, m, 0, (size_t)C) {
         vf d[GROUP], w[GROUP], x[GROUP];
         vx_load_group(d, dout + c, m, 0.0f);
         vx_load_group(w, weight + c, m, 0.0f);
@@ -134,7 +134,7 @@ ALWAYS_INLINE void norm_backward_row(floatX *dinp, float *dweight, float *dbias,
         }
     }
     float mean_g = layer ? vf_sum_group(sum_g) / (float)C : 0.0f, mean_gx = vf_sum_group(sum_gx) / (float)C;
-    FOR_GROUPS(c, m, 0, (size_t)C) {
+    FOR_GROUPS (c, m, 0, (size_t)C) {
         vf d[GROUP], w[GROUP], x[GROUP], dx[GROUP];
         vx_load_group(d, dout + c, m, 0.0f);
         vx_load_group(w, weight + c, m, 0.0f);

@@ -50,7 +50,7 @@ ALWAYS_INLINE void vf_gelu_derivative_each(vf *x, const Activation act, const in
 
 ALWAYS_INLINE void gelu_forward_range(floatX *out, const floatX *preact, size_t begin, size_t end,
                                       const Activation act) {
-    FOR_GROUPS(i, m, begin, end) {
+    FOR_GROUPS (i, m, begin, end) {
         vf x[GROUP];
         vx_load_group(x, preact + i, m, 0.0f);
         vf_gelu_each(x, act, GROUP);
@@ -70,7 +70,7 @@ static void cpu_gelu_forward(floatX *out, const floatX *preact, size_t n, Activa
 
 ALWAYS_INLINE void gelu_backward_range(floatX *dinp, const floatX *dout, const floatX *preact, size_t begin,
                                        size_t end, const Activation act) {
-    FOR_GROUPS(i, m, begin, end) {
+    FOR_GROUPS (i, m, begin, end) {
         vf x[GROUP], d[GROUP];
         vx_load_group(x, preact + i, m, 0.0f);
         vf_gelu_derivative_each(x, act, GROUP);
@@ -95,7 +95,7 @@ static void cpu_swiglu_forward(floatX *out, const floatX *gate_up, size_t rows, 
 #pragma omp parallel for schedule(static) if (rows * F > 16384)
     for (size_t r = 0; r < rows; r++) {
         const floatX *gate = gate_up + r * 2 * F, *up = gate + F;
-        FOR_GROUPS(i, m, 0, (size_t)F) {
+        FOR_GROUPS (i, m, 0, (size_t)F) {
             vf g[GROUP], s[GROUP], u[GROUP];
             vx_load_group(g, gate + i, m, 0.0f);
             memcpy(s, g, sizeof s);
@@ -113,7 +113,7 @@ static void cpu_swiglu_backward(floatX *dgate_up, const floatX *dout, const floa
     for (size_t r = 0; r < rows; r++) {
         const floatX *gate = gate_up + r * 2 * F, *up = gate + F;
         floatX *dgate = dgate_up + r * 2 * F, *dup = dgate + F;
-        FOR_GROUPS(i, m, 0, (size_t)F) {
+        FOR_GROUPS (i, m, 0, (size_t)F) {
             vf g[GROUP], s[GROUP], u[GROUP], d[GROUP];
             vx_load_group(g, gate + i, m, 0.0f);
             memcpy(s, g, sizeof s);
@@ -131,7 +131,8 @@ static void cpu_swiglu_backward(floatX *dgate_up, const floatX *dout, const floa
 }
 
 static void cpu_residual_forward(floatX *out, const floatX *a, const floatX *b, size_t n) {
-    FOR_BLOCKS (begin, end, n) FOR_GROUPS(i, m, begin, end) {
+    FOR_BLOCKS (begin, end, n)
+        FOR_GROUPS (i, m, begin, end) {
             vf x[GROUP], y[GROUP];
             vx_load_group(x, a + i, m, 0.0f);
             vx_load_group(y, b + i, m, 0.0f);

@@ -309,8 +309,8 @@ static inline float vf_sum_group(const vf *x) { return vf_sum((x[0] + x[1]) + (x
 #define FOR_STEPS(i, m, begin, end, step)                                                                            \
     for (size_t i = (begin), i##_end = (end), m; i < i##_end && (m = i##_end - i < step ? i##_end - i : step, true); \
          i += step)
-#define FOR_LANES(i, m, begin, end) FOR_STEPS(i, m, begin, end, LANES)
-#define FOR_GROUPS(i, m, begin, end) FOR_STEPS(i, m, begin, end, GROUP_SIZE)
+#define FOR_LANES(i, m, begin, end) FOR_STEPS (i, m, begin, end, LANES)
+#define FOR_GROUPS(i, m, begin, end) FOR_STEPS (i, m, begin, end, GROUP_SIZE)
 
 /* Exchanges x[i][j] and x[j][i] of LANES vectors, by log2(LANES) rounds of a perfect shuffle of the rows. */
 static inline void transpose_lanes(vf *x) {
