@@ -27,6 +27,18 @@ static bool is_quantised(const Params *p) {
     return false;
 }
 
+/* Ends the program for a damaged model. A weight that is not finite has left NaN in its group's scale. */
+static void check_finite(const Model *m, const char *path) {
+    for (int i = 0; i < m->params.count; i++) {
+        const Param *x = &m->params.list[i];
+        const bool quantised = x->dtype != DT_FLOATX;
+        const size_t n = quantised ? param_scale_bytes(x) / sizeof(bf16) : x->n;
+        for (size_t k = 0; k < n; k++)
+            if (!isfinite(quantised ? bf16_to_f32(x->scales[k]) : from_x(x->value[k])))
+                die("the model %s is damaged: tensor %s holds a value that is not finite", path, x->name);
+    }
+}
+
 int main(int argc, char **argv) {
     static Model model;
     StringList files = {NULL, 0};
@@ -45,10 +57,9 @@ int main(int argc, char **argv) {
 
     die_if(model_open(&model, cpu_ops(), from, "", &err), &err);
     if (is_quantised(&model.params)) die("%s is quantised already; name the model that it was made of", from);
-    const SafeTensor *damaged = safetensors_not_finite(&model.file);
-    if (damaged) die("the model %s is damaged: tensor %s holds a value that is not finite", from, damaged->name);
     model_close(&model);
     die_if(model_open_as(&model, cpu_ops(), from, "", format, &err), &err);
+    check_finite(&model, from);
     die_if(model_save(&model, to, &err), &err);
     const double millions = (double)params_total(&model.params, GROUP_ALL) / 1e6;
     const double megabytes = (double)params_bytes(&model.params, GROUP_ALL) / 1e6;

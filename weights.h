@@ -6,6 +6,7 @@
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
+#include "kernels/quantise.h"
 #include "params.h"
 #include "lib/safetensors.h"
 
@@ -98,7 +99,11 @@ static inline void quantise_tensor(uint8_t *q, bf16 *scales, const Param *x, con
 #pragma omp for schedule(static)
         for (int r = 0; r < x->rows; r++) {
             const size_t from = (size_t)r * x->cols;
-            for (int i = 0; i < x->cols; i++) row[i] = safetensors_float(t, from + i);
+            const bf16 *halves = (const bf16 *)(const void *)t->data + from;
+            if (t->dtype == DT_BF16)
+                for (int i = 0; i < x->cols; i++) row[i] = bf16_to_f32(halves[i]);
+            else
+                for (int i = 0; i < x->cols; i++) row[i] = safetensors_float(t, from + i);
             quantise_row(x->dtype, q + r * bytes, scales + r * row_scales, row, x->cols);
         }
         free(row);

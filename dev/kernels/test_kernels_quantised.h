@@ -3,7 +3,7 @@
 #define DEV_TEST_KERNELS_QUANTISED_H
 
 #include "test_kernels_layers.h"
-#include "../../kernels/quantised.h"
+#include "../../kernels/quantise.h"
 
 /* A quantised weight on the device; w becomes what it stands for. */
 static Weight put_quantised(double *w, int O, int I, Dtype dtype) {
