@@ -122,11 +122,22 @@ static inline bool tex_format_failed(const Compiled *c, const SandboxResult *r, 
     return *damaged || (!r->stopped && !c->clean && tex_log_first_line(&c->log) == 0);
 }
 
+/* LuaTeX loads no font without a folder for its caches, and in the box it makes no folders. */
+static inline int tex_make_lua_folders(const char *folder, Error *err) {
+    char *fonts = format_string("%s/luatex-cache/generic/fonts/otl", folder),
+         *names = format_string("%s/luatex-cache/generic/names", folder);
+    const int status = make_folder(fonts, err) == 0 ? make_folder(names, err) : -1;
+    free(fonts);
+    free(names);
+    return status;
+}
+
 /* Compiles with or without a format. Returns 0 with a verdict in c, -1 where the machine fails. */
 static inline int tex_compile_with(const TexSystem *t, TexEngine engine, const char *source, const char *formats,
                                    Compiled *c, SandboxResult *r, Error *err) {
     char *folder = sandbox_folder_make(NULL, err);
     int status = folder ? sandbox_write(folder, "a.tex", source, strlen(source), err) : -1;
+    if (status == 0 && engine == TEX_LUALATEX) status = tex_make_lua_folders(folder, err);
     if (status == 0) status = tex_run_all(t, engine, folder, formats, r, err);
     if (status == 0) tex_take_result(c, engine, folder, r);
     sandbox_folder_remove(folder);

@@ -40,7 +40,9 @@ static inline void tex_environment(TexSystem *t) {
                                         "MKTEXPK=0",           "MKTEXTFM=0",   "MKTEXMF=0",     "MKTEXFMT=0"};
     size_t n = 0;
     for (char **e = environ; e && *e && n < TEX_ENVIRONMENT - 10; e++)
-        if (!strncmp(*e, "TEX", 3) && strncmp(*e, "TEXMFOUTPUT=", 12)) t->environment[n++] = xstrdup(*e);
+        if (!strncmp(*e, "TEX", 3) && strncmp(*e, "TEXMFOUTPUT=", 12) && strncmp(*e, "TEXMFVAR=", 9) &&
+            strncmp(*e, "TEXMFCACHE=", 11))
+            t->environment[n++] = xstrdup(*e);
     for (size_t i = 0; i < (t->unsafe ? 1 : sizeof rules / sizeof *rules); i++)
         t->environment[n++] = xstrdup(rules[i]);
 }
@@ -148,13 +150,16 @@ static inline bool tex_none_installed(const TexSystem *t, Error *err) {
  * formats in, or NULL. Returns as sandbox_run; err names a full disk. */
 static inline int tex_run(const TexSystem *t, const char *const *arguments, const char *folder, const char *formats,
                           SandboxResult *r, Error *err) {
-    const char *readable[TEX_READABLE + 2], *environment[TEX_ENVIRONMENT + 2];
+    const char *readable[TEX_READABLE + 2], *environment[TEX_ENVIRONMENT + 4];
     size_t n = 0, m = 0;
     char *path = formats ? format_string("TEXFORMATS=%s:", formats) : NULL;
+    char *var = format_string("TEXMFVAR=%s", folder), *cache = format_string("TEXMFCACHE=%s", folder);
     for (; t->readable[n]; n++) readable[n] = t->readable[n];
     for (; t->environment[m]; m++) environment[m] = t->environment[m];
     if (formats) readable[n++] = formats;
     if (formats) environment[m++] = path;
+    environment[m++] = var;
+    environment[m++] = cache;
     readable[n] = environment[m] = NULL;
     const SandboxJob job = {.program = arguments[0], .arguments = arguments, .environment = environment,
                             .readable = readable, .folder = folder, .limits = t->limits, .cancelled = t->cancelled,
@@ -165,6 +170,8 @@ static inline int tex_run(const TexSystem *t, const char *const *arguments, cons
         status = error_set(err, "the disk of %s is full; make room, or set TMPDIR to a folder on another disk", folder);
     }
     free(path);
+    free(var);
+    free(cache);
     return status;
 }
 
