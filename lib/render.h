@@ -41,8 +41,9 @@ static inline int renderer_open(Renderer *r, const RenderOptions *o, Error *err)
     const SandboxLimits *limits = o->limits.cpu_seconds > 0 ? &o->limits : &sandbox_default_limits;
     tex_system_open(&r->tex, o->engines, limits, o->unsafe, o->cancelled);
     tex_formats_open(&r->formats, &r->tex, o->cache, o->format_after ? o->format_after : 2);
-    if (!tex_none_installed(&r->tex, err) && r->tex.pdftocairo) return 0;
-    if (!r->tex.pdftocairo)
+    const bool none = tex_none_installed(&r->tex, err);
+    if (!none && r->tex.pdftocairo) return 0;
+    if (!none)
         error_set(err, "pdftocairo is not installed; scripts/deps.sh tex installs it (Debian and Ubuntu: poppler-utils)");
     renderer_close(r);
     return -1;
@@ -54,7 +55,7 @@ static inline int renderer_open(Renderer *r, const RenderOptions *o, Error *err)
  * every engine), or the document asks for a package that is not installed. */
 static inline bool render_is_final(const Compiled *c) {
     if (c->clean || c->stopped) return true;
-    char *file = c->log.count > 0 && c->log.errors[0].line > 0 ? tex_missing_file(c->log.errors[0].message) : NULL;
+    char *file = c->log.count > 0 ? tex_missing_file(c->log.errors[0].message) : NULL;
     const bool final = file && tex_is_package(file) && !c->pdf;
     free(file);
     return final;

@@ -118,7 +118,8 @@ static inline void tex_take_result(Compiled *c, TexEngine engine, const char *fo
  * belongs to no line of the document (a font that the preamble loaded, for example). */
 static inline bool tex_format_failed(const Compiled *c, const SandboxResult *r, bool *damaged) {
     const bool crashed = r->stopped && strstr(r->reason, "signal");
-    *damaged = crashed || (!r->stopped && r->status != 0 && strstr(r->output, "ormat file"));
+    *damaged = crashed || (!r->stopped && r->status != 0 &&
+                           (strstr(r->output, "ormat file") || strstr(r->output, "ould not undump")));
     return *damaged || (!r->stopped && !c->clean && tex_log_first_line(&c->log) == 0);
 }
 
@@ -150,14 +151,14 @@ static inline int tex_compile(const TexSystem *t, TexFormats *f, TexEngine engin
                               Error *err) {
     SandboxResult r = {0};
     const size_t preamble = tex_preamble(document);
-    char *formats = engine == TEX_PDFLATEX ? tex_format_get(f, document, preamble) : NULL;
+    char *formats = engine == TEX_PDFLATEX ? tex_format_get(f, t, document, preamble) : NULL;
     memset(c, 0, sizeof *c);
     if (formats) {
         bool damaged;
         char *body = tex_format_body(document, preamble);
         int status = tex_compile_with(t, engine, body, formats, c, &r, err);
         const bool again = status == 0 && tex_format_failed(c, &r, &damaged);
-        if (again && damaged) tex_format_discard(f, document, preamble);
+        if (again && damaged) tex_format_discard(f, t, document, preamble);
         if (again) compiled_free(c);
         if (status == 0) sandbox_result_free(&r);
         free(body);

@@ -29,7 +29,6 @@ typedef struct {
 } TexFormatSlot;
 
 typedef struct {
-    const TexSystem *tex;
     char *folder;  // NULL: formats are not used
     int after;     // a format is made when its preamble is seen for the `after`-th time
     pthread_mutex_t lock;
@@ -48,7 +47,6 @@ static inline void tex_formats_open(TexFormats *f, const TexSystem *tex, const c
     Error ignored;
     struct stat s;
     memset(f, 0, sizeof *f);
-    f->tex = tex;
     f->after = after;
     pthread_mutex_init(&f->lock, NULL);
     if (after <= 0 || !tex->engines[TEX_PDFLATEX]) return;
@@ -153,15 +151,15 @@ static inline int tex_format_publish(const TexFormats *f, char *made, const char
 }
 
 /* Makes a format in the box: runs the preamble, then \dump. */
-static inline int tex_format_make(const TexFormats *f, const char *path, const char *preamble, size_t n) {
+static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, const char *path, const char *preamble, size_t n) {
     Error err;
     SandboxResult r = {0};
-    const char *arguments[] = {f->tex->engines[TEX_PDFLATEX], "-ini", "-no-shell-escape", "-interaction=nonstopmode",
+    const char *arguments[] = {tex->engines[TEX_PDFLATEX], "-ini", "-no-shell-escape", "-interaction=nonstopmode",
                                "-jobname=a", "&pdflatex", "a.tex", NULL};
     char *folder = sandbox_folder_make(NULL, &err), *source = format_string("%.*s\n\\dump\n", (int)n, preamble);
     char *made = folder ? sandbox_folder_make(f->folder, &err) : NULL;
     int status = made ? sandbox_write(folder, "a.tex", source, strlen(source), &err) : -1;
-    if (status == 0) status = tex_run(f->tex, arguments, folder, NULL, &r, &err);
+    if (status == 0) status = tex_run(tex, arguments, folder, NULL, &r, &err);
     /* A preamble that writes files (filecontents) would not write them again: a.tex, a.fmt and a.log are all. */
     if (status == 0 && (r.stopped || r.status != 0 || sandbox_folder_size(folder).files > 3)) status = -1;
     if (status == 0) status = tex_format_inflate(folder, made, &err);
@@ -176,8 +174,8 @@ static inline int tex_format_make(const TexFormats *f, const char *path, const c
 
 /* ---- in this process ---- */
 
-static inline uint64_t tex_format_hash(const TexFormats *f, const char *preamble, size_t n) {
-    return hash_bytes(f->tex->fingerprint, preamble, n);
+static inline uint64_t tex_format_hash(const TexSystem *tex, const char *preamble, size_t n) {
+    return hash_bytes(tex->fingerprint, preamble, n);
 }
 
 /* Notes a preamble. Returns its state; FORMAT_NEW: it is too early for a format; FORMAT_MAKING with *mine: the caller
@@ -203,16 +201,16 @@ static inline void tex_format_set(TexFormats *f, uint64_t hash, TexFormatState s
 
 /* The folder of the format of a preamble, allocated; NULL: compile in full. Makes the format when it is time; other
  * threads with the same preamble do not wait for that. Thread-safe. */
-static inline char *tex_format_get(TexFormats *f, const char *preamble, size_t n) {
+static inline char *tex_format_get(TexFormats *f, const TexSystem *tex, const char *preamble, size_t n) {
     if (!f->folder || n == 0) return NULL;
-    const uint64_t hash = tex_format_hash(f, preamble, n);
+    const uint64_t hash = tex_format_hash(tex, preamble, n);
     char *path = tex_format_path(f, hash);
     bool mine;
     TexFormatState state = tex_format_note(f, hash, path, &mine);
     if (mine) {
         bool ready = tex_format_is_whole(path, preamble, n);
         if (!ready && file_exists(path)) sandbox_folder_remove(xstrdup(path));  // damaged
-        if (!ready) ready = tex_format_make(f, path, preamble, n) == 0;
+        if (!ready) ready = tex_format_make(f, tex, path, preamble, n) == 0;
         else utimensat(AT_FDCWD, path, NULL, 0);  // used now: the last to be evicted
         state = ready ? FORMAT_READY : FORMAT_IMPOSSIBLE;
         tex_format_set(f, hash, state);
@@ -223,8 +221,8 @@ static inline char *tex_format_get(TexFormats *f, const char *preamble, size_t n
 }
 
 /* Forgets a format that TeX refused, on disk too, so that the next document makes it again. */
-static inline void tex_format_discard(TexFormats *f, const char *preamble, size_t n) {
-    const uint64_t hash = tex_format_hash(f, preamble, n);
+static inline void tex_format_discard(TexFormats *f, const TexSystem *tex, const char *preamble, size_t n) {
+    const uint64_t hash = tex_format_hash(tex, preamble, n);
     sandbox_folder_remove(tex_format_path(f, hash));
     tex_format_set(f, hash, FORMAT_NEW);
 }
