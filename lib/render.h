@@ -18,11 +18,11 @@
 #include "tex_compile.h"
 
 typedef struct {
-    int engines;           // 1 << TEX_PDFLATEX | ...: only these; 0: all that are installed
-    SandboxLimits limits;  // of each program that runs; all 0: sandbox_default_limits
-    const char *cache;     // folder of the preloaded formats; NULL: the user's cache folder
-    int format_after;      // make a format when a preamble comes for the n-th time; 0: the second, -1: never
-    bool unsafe;           // --unsafe-tex: no box, shell escape as TeX is configured; limits remain
+    int engines;              // 1 << TEX_PDFLATEX | ...: only these; 0: all that are installed
+    SandboxLimits limits;     // of each program that runs; all 0: sandbox_default_limits
+    const char *cache;        // folder of the preloaded formats; NULL: the user's cache folder
+    int format_after;         // make a format when a preamble comes for the n-th time; 0: the second, -1: never
+    bool unsafe;              // --unsafe-tex: no box, shell escape as TeX is configured; limits remain
     bool (*cancelled)(void);  // asked ten times a second whether to give up; or NULL
 } RenderOptions;
 
@@ -44,7 +44,8 @@ static inline int renderer_open(Renderer *r, const RenderOptions *o, Error *err)
     const bool none = tex_none_installed(&r->tex, err);
     if (!none && r->tex.pdftocairo) return 0;
     if (!none)
-        error_set(err, "pdftocairo is not installed; scripts/deps.sh tex installs it (Debian and Ubuntu: poppler-utils)");
+        error_set(err,
+                  "pdftocairo is not installed; scripts/deps.sh tex installs it (Debian and Ubuntu: poppler-utils)");
     renderer_close(r);
     return -1;
 }
@@ -64,7 +65,8 @@ static inline bool render_is_final(const Compiled *c) {
 /* Compiles a program of n bytes. Returns 0 with a verdict in c (free it with compiled_free): c->pdf is NULL where
  * nothing can be drawn, c->problem says why. Returns -1 where no verdict is possible: the disk is full, a folder or
  * process cannot be made, or the user has interrupted. */
-static inline int render_compile(Renderer *r, RenderTask task, const char *program, size_t n, Compiled *c, Error *err) {
+static inline int render_compile(Renderer *r, RenderTask task, const char *program, size_t n, Compiled *c,
+                                 Error *err) {
     Error why;
     memset(c, 0, sizeof *c);
     char *document = tex_document(task, program, n, &why);
@@ -131,7 +133,8 @@ static inline char *render_page_file(const Renderer *r, const Compiled *c, const
     if (status == 0 && result.stopped)
         error_set(err, "pdftocairo %s", result.reason);
     else if (status == 0 && !(bytes = sandbox_read(folder, png ? "a.png" : "a.svg", TEX_PDF_BYTES, size, err)))
-        error_set(err, "pdftocairo cannot draw the page: %.*s", (int)strcspn(result.output, "\n"), printable(result.output));
+        error_set(err, "pdftocairo cannot draw the page: %.*s", (int)strcspn(result.output, "\n"),
+                  printable(result.output));
     if (status == 0) sandbox_result_free(&result);
     sandbox_folder_remove(folder);
     return bytes;
@@ -158,8 +161,8 @@ static inline void render_crop(Image *p, ImageBox box) {
 /* The view that shows `box` of the present view with `longest` pixels on its longest side. */
 static inline RenderView render_closer(const RenderView *v, ImageBox box, int longest) {
     const int side = box.width > box.height ? box.width : box.height;
-    const double most = 200000.0, wanted = (double)v->scale_to * longest / side, scale = wanted < most ? wanted : most,
-                 ratio = scale / v->scale_to;
+    const double most = 200000.0, wanted = (double)v->scale_to * longest / side,
+                 scale = wanted < most ? wanted : most, ratio = scale / v->scale_to;
     const int x = (int)((v->part.x + box.x - 1) * ratio) - 2, y = (int)((v->part.y + box.y - 1) * ratio) - 2;
     const ImageBox part = {x > 0 ? x : 0, y > 0 ? y : 0, (int)((box.width + 2) * ratio) + 5,
                            (int)((box.height + 2) * ratio) + 5};
@@ -170,12 +173,14 @@ static inline RenderView render_closer(const RenderView *v, ImageBox box, int lo
  * or up to two less; otherwise `dpi` pixels per inch. A page that shows nothing is drawn whole. Free with image_free.
  *
  * A page that is no larger than the figure is drawn once; another is drawn again, closer, until the size is right. */
-static inline int render_image(const Renderer *r, const Compiled *c, int longest, double dpi, Image *image, Error *err) {
+static inline int render_image(const Renderer *r, const Compiled *c, int longest, double dpi, Image *image,
+                               Error *err) {
     RenderView view = {longest, dpi, {0, 0, 0, 0}};
-    if (!c->pdf) return error_set(err, "there is nothing to draw: %s", c->problem ? c->problem : "nothing was compiled");
+    if (!c->pdf)
+        return error_set(err, "there is nothing to draw: %s", c->problem ? c->problem : "nothing was compiled");
     if (longest > IMAGE_MAX_SIDE || longest < 0 || (longest == 0 && !(dpi >= 1 && dpi <= 10000)))
-        return error_set(err, "cannot draw with %d pixels or %g dpi; expected 1 to %d pixels or 1 to 10000 dpi", longest,
-                         dpi, IMAGE_MAX_SIDE);
+        return error_set(err, "cannot draw with %d pixels or %g dpi; expected 1 to %d pixels or 1 to 10000 dpi",
+                         longest, dpi, IMAGE_MAX_SIDE);
     for (int pass = 0;; pass++) {
         if (render_view(r, c, &view, image, err) != 0) return -1;
         const ImageBox box = image_trim(image, IMAGE_WHITE);
@@ -194,7 +199,8 @@ static inline int render_image(const Renderer *r, const Compiled *c, int longest
 /* Replaces the first tag of an SVG file of cairo by one that shows only a part of the page: `box` of an image of the
  * page of width x height pixels. Returns the new file, allocated, or NULL. */
 static inline char *render_svg_crop(const char *svg, ImageBox box, int width, int height) {
-    const char *tag = strstr(svg, "<svg "), *end = tag ? strchr(tag, '>') : NULL, *view = tag ? strstr(tag, "viewBox=\"") : NULL;
+    const char *tag = strstr(svg, "<svg "), *end = tag ? strchr(tag, '>') : NULL,
+               *view = tag ? strstr(tag, "viewBox=\"") : NULL;
     double x, y, w, h;
     if (!end || !view || view > end || sscanf(view + 9, "%lf %lf %lf %lf", &x, &y, &w, &h) != 4) return NULL;
     const double sx = w / width, sy = h / height;

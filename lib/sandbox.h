@@ -88,8 +88,8 @@ typedef struct {
     int input, output;  // descriptors above 2
     int ruleset;        // of Landlock, or -1
     const struct sock_fprog *calls;
-    const char *failed;       // the step that failed, or NULL
-    int reason;               // its errno
+    const char *failed;  // the step that failed, or NULL
+    int reason;          // its errno
 } SandboxChild;
 
 static inline rlim_t sandbox_rlimit(rlim_t wanted, rlim_t hard) { return hard < wanted ? hard : wanted; }
@@ -144,17 +144,28 @@ static inline int sandbox_child(void *argument) {
     sigset_t none;
     sigemptyset(&none);
     c->failed = NULL;
-    if (setsid() < 0) c->failed = "setsid";
-    else if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) c->failed = "prctl(PR_SET_PDEATHSIG)";
-    else if (chdir(job->folder) != 0) c->failed = "chdir";
-    else if (sandbox_set_descriptors(c) != 0) c->failed = "dup2";
-    else if (sandbox_set_limits(job) != 0) c->failed = "setrlimit";
-    else if (!job->unsafe && sandbox_drop_capabilities() != 0) c->failed = "prctl(PR_SET_NO_NEW_PRIVS)";
-    else if (c->ruleset >= 0 && syscall(SYS_landlock_restrict_self, 3, 0) != 0) c->failed = "landlock_restrict_self";
-    else if (c->ruleset >= 0 && close(3) != 0) c->failed = "close";
-    else if (sandbox_default_signals(&none) != 0) c->failed = "sigprocmask";
-    else if (c->calls && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, c->calls) != 0) c->failed = "seccomp";
-    else if (execve(job->program, (char *const *)job->arguments, c->environment) != 0) c->failed = "execve";
+    if (setsid() < 0)
+        c->failed = "setsid";
+    else if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
+        c->failed = "prctl(PR_SET_PDEATHSIG)";
+    else if (chdir(job->folder) != 0)
+        c->failed = "chdir";
+    else if (sandbox_set_descriptors(c) != 0)
+        c->failed = "dup2";
+    else if (sandbox_set_limits(job) != 0)
+        c->failed = "setrlimit";
+    else if (!job->unsafe && sandbox_drop_capabilities() != 0)
+        c->failed = "prctl(PR_SET_NO_NEW_PRIVS)";
+    else if (c->ruleset >= 0 && syscall(SYS_landlock_restrict_self, 3, 0) != 0)
+        c->failed = "landlock_restrict_self";
+    else if (c->ruleset >= 0 && close(3) != 0)
+        c->failed = "close";
+    else if (sandbox_default_signals(&none) != 0)
+        c->failed = "sigprocmask";
+    else if (c->calls && syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, c->calls) != 0)
+        c->failed = "seccomp";
+    else if (execve(job->program, (char *const *)job->arguments, c->environment) != 0)
+        c->failed = "execve";
     c->reason = errno;
     return (int)syscall(SYS_exit_group, 127);  // not _exit, in which a sanitizer would look for leaks
 }

@@ -19,8 +19,7 @@ static inline char *sandbox_folder_make(const char *base, Error *err) {
     const bool made = mkdtemp(path) != NULL;
     free(parent);
     if (made) return path;
-    error_set(err, "cannot make a folder in %s: %s%s", base, strerror(errno),
-              base == set ? "; TMPDIR names it" : "");
+    error_set(err, "cannot make a folder in %s: %s%s", base, strerror(errno), base == set ? "; TMPDIR names it" : "");
     free(path);
     return NULL;
 }
@@ -54,8 +53,8 @@ static inline void sandbox_folder_add(int fd, FolderSize *size, int level) {
         if (S_ISREG(s.st_mode)) size->bytes += (size_t)s.st_size;
         if (S_ISREG(s.st_mode) && (size_t)s.st_size > size->largest) size->largest = (size_t)s.st_size;
         if (S_ISDIR(s.st_mode) && level < 9)
-            sandbox_folder_add(
-                openat(dirfd(folder), entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), size, level + 1);
+            sandbox_folder_add(openat(dirfd(folder), entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC),
+                               size, level + 1);
     }
     if (folder) closedir(folder);
 }
@@ -101,7 +100,8 @@ static inline int sandbox_write(const char *folder, const char *name, const void
     int status = fd < 0 ? error_set(err, "cannot write %s: %s", path, strerror(errno)) : 0;
     for (size_t done = 0; status == 0 && done < size;) {
         const ssize_t n = write(fd, (const char *)bytes + done, size - done);
-        if (n > 0) done += (size_t)n;
+        if (n > 0)
+            done += (size_t)n;
         else if (n == 0 || errno != EINTR)
             status = error_set(err, "cannot write %s: %s", path, strerror(n == 0 ? ENOSPC : errno));
     }

@@ -28,8 +28,10 @@ static inline const char *tex_find(const char *text, const char *word) {
     const size_t length = strlen(word);
     for (const char *at = text; *at; at++) {
         if (!strncmp(at, word, length)) return at;
-        if (*at == '%') at += strcspn(at, "\n");
-        else if (*at == '\\' && at[1]) at++;  // also "\%"
+        if (*at == '%')
+            at += strcspn(at, "\n");
+        else if (*at == '\\' && at[1])
+            at++;  // also "\%"
         if (!*at) break;
     }
     return NULL;
@@ -67,8 +69,8 @@ static inline char *tex_wrap_figure(const char *program) {
 
 /* Whether a formula brings its own math mode. */
 static inline bool tex_has_math_mode(const char *formula) {
-    static const char *const begins[] = {"align", "equation", "gather", "multline", "eqnarray", "flalign",
-                                         "alignat", "displaymath", "math}", "dmath"};
+    static const char *const begins[] = {"align",   "equation", "gather",      "multline", "eqnarray",
+                                         "flalign", "alignat",  "displaymath", "math}",    "dmath"};
     if (*formula == '$' || !strncmp(formula, "\\[", 2) || !strncmp(formula, "\\(", 2)) return true;
     const char *at = tex_find(formula, "\\begin{");
     for (size_t i = 0; at && i < sizeof begins / sizeof *begins; i++)

@@ -14,11 +14,11 @@ enum { TEX_READABLE = 64, TEX_ENVIRONMENT = 64 };
 extern char **environ;
 
 typedef struct {
-    char *engines[TEX_ENGINES];             // their paths; NULL: not installed
-    char *pdftocairo, *xdvipdfmx;           // or NULL
-    char *readable[TEX_READABLE + 1];       // TeX's trees outside the system's folders; ended by NULL
+    char *engines[TEX_ENGINES];              // their paths; NULL: not installed
+    char *pdftocairo, *xdvipdfmx;            // or NULL
+    char *readable[TEX_READABLE + 1];        // TeX's trees outside the system's folders; ended by NULL
     char *environment[TEX_ENVIRONMENT + 1];  // ended by NULL
-    uint64_t fingerprint;                   // changes when TeX or a package is installed, updated or removed
+    uint64_t fingerprint;                    // changes when TeX or a package is installed, updated or removed
     SandboxLimits limits;
     bool unsafe;
     bool (*cancelled)(void);
@@ -83,8 +83,12 @@ static inline char *tex_ask(const TexSystem *t, const char *kpsewhich, const cha
     SandboxResult r;
     char *answer = NULL, *folder = kpsewhich ? sandbox_folder_make(NULL, &ignored) : NULL;
     const char *arguments[] = {kpsewhich, question, more, NULL};
-    const SandboxJob job = {.program = kpsewhich, .arguments = arguments, .folder = folder,
-                            .environment = (const char *const *)t->environment, .limits = t->limits, .unsafe = true};
+    const SandboxJob job = {.program = kpsewhich,
+                            .arguments = arguments,
+                            .folder = folder,
+                            .environment = (const char *const *)t->environment,
+                            .limits = t->limits,
+                            .unsafe = true};
     if (folder && sandbox_run(&job, &r, &ignored) == 0) {
         if (!r.stopped && r.status == 0) {
             r.output[strcspn(r.output, "\n")] = '\0';
@@ -161,13 +165,19 @@ static inline int tex_run(const TexSystem *t, const char *const *arguments, cons
     environment[m++] = var;
     environment[m++] = cache;
     readable[n] = environment[m] = NULL;
-    const SandboxJob job = {.program = arguments[0], .arguments = arguments, .environment = environment,
-                            .readable = readable, .folder = folder, .limits = t->limits, .cancelled = t->cancelled,
+    const SandboxJob job = {.program = arguments[0],
+                            .arguments = arguments,
+                            .environment = environment,
+                            .readable = readable,
+                            .folder = folder,
+                            .limits = t->limits,
+                            .cancelled = t->cancelled,
                             .unsafe = t->unsafe};
     int status = sandbox_run(&job, r, err);
     if (status == 0 && (r->stopped || r->status != 0) && sandbox_disk_full(folder)) {
         sandbox_result_free(r);
-        status = error_set(err, "the disk of %s is full; make room, or set TMPDIR to a folder on another disk", folder);
+        status =
+            error_set(err, "the disk of %s is full; make room, or set TMPDIR to a folder on another disk", folder);
     }
     free(path);
     free(var);

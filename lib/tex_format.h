@@ -101,8 +101,10 @@ static inline int tex_format_inflate(const char *from, const char *to, Error *er
         n = gzread(in, bytes + size, 4 << 20);
         if (n > 0) size += (size_t)n;
     }
-    if (in) gzclose(in);
-    else if (fd >= 0) close(fd);
+    if (in)
+        gzclose(in);
+    else if (fd >= 0)
+        close(fd);
     int status = n == 0 && size > 0 ? 0 : error_set(err, "cannot read %s", path);
     snprintf(check, sizeof check, "%zu %08x\n", size, (unsigned)crc32_bytes(0, bytes, size));
     if (status == 0) status = sandbox_write(to, "a.fmt", bytes, size, err);
@@ -140,7 +142,8 @@ static inline void tex_formats_evict(const TexFormats *f) {
 }
 
 /* Moves a finished format to its place, unless another process was quicker. */
-static inline int tex_format_publish(const TexFormats *f, char *made, const char *path, const char *preamble, size_t n) {
+static inline int tex_format_publish(const TexFormats *f, char *made, const char *path, const char *preamble,
+                                     size_t n) {
     if (rename(made, path) == 0) {
         free(made);
         tex_formats_evict(f);
@@ -151,11 +154,18 @@ static inline int tex_format_publish(const TexFormats *f, char *made, const char
 }
 
 /* Makes a format in the box: runs the preamble, then \dump. */
-static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, const char *path, const char *preamble, size_t n) {
+static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, const char *path, const char *preamble,
+                                  size_t n) {
     Error err;
     SandboxResult r = {0};
-    const char *arguments[] = {tex->engines[TEX_PDFLATEX], "-ini", "-no-shell-escape", "-interaction=nonstopmode",
-                               "-jobname=a", "&pdflatex", "a.tex", NULL};
+    const char *arguments[] = {tex->engines[TEX_PDFLATEX],
+                               "-ini",
+                               "-no-shell-escape",
+                               "-interaction=nonstopmode",
+                               "-jobname=a",
+                               "&pdflatex",
+                               "a.tex",
+                               NULL};
     char *folder = sandbox_folder_make(NULL, &err), *source = format_string("%.*s\n\\dump\n", (int)n, preamble);
     char *made = folder ? sandbox_folder_make(f->folder, &err) : NULL;
     int status = made ? sandbox_write(folder, "a.tex", source, strlen(source), &err) : -1;
@@ -164,8 +174,10 @@ static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, con
     if (status == 0 && (r.stopped || r.status != 0 || sandbox_folder_size(folder).files > 3)) status = -1;
     if (status == 0) status = tex_format_inflate(folder, made, &err);
     if (status == 0) status = sandbox_write(made, "preamble.tex", preamble, n, &err);
-    if (status == 0) status = tex_format_publish(f, made, path, preamble, n);
-    else sandbox_folder_remove(made);
+    if (status == 0)
+        status = tex_format_publish(f, made, path, preamble, n);
+    else
+        sandbox_folder_remove(made);
     sandbox_result_free(&r);
     sandbox_folder_remove(folder);
     free(source);
@@ -210,8 +222,10 @@ static inline char *tex_format_get(TexFormats *f, const TexSystem *tex, const ch
     if (mine) {
         bool ready = tex_format_is_whole(path, preamble, n);
         if (!ready && file_exists(path)) sandbox_folder_remove(xstrdup(path));  // damaged
-        if (!ready) ready = tex_format_make(f, tex, path, preamble, n) == 0;
-        else utimensat(AT_FDCWD, path, NULL, 0);  // used now: the last to be evicted
+        if (!ready)
+            ready = tex_format_make(f, tex, path, preamble, n) == 0;
+        else
+            utimensat(AT_FDCWD, path, NULL, 0);  // used now: the last to be evicted
         state = ready ? FORMAT_READY : FORMAT_IMPOSSIBLE;
         tex_format_set(f, hash, state);
     }

@@ -49,7 +49,7 @@ static inline void tex_log_error_line(TexLog *l, const char *name, const char *l
     const char *colon = (const char *)memchr(line, ':', (size_t)(end - line)), *at = colon + 1;
     const int number = colon && colon > line ? tex_log_number(&at, end) : -1;
     if (number < 0 || end - at < 3 || at[0] != ':' || at[1] != ' ') return;
-    if (*line == '\t' || *line == ' ') return;                     // of a trace of Lua's
+    if (*line == '\t' || *line == ' ') return;  // of a trace of Lua's
     if (end - at >= 6 && !memcmp(at, ":  ==>", 6)) return;
     if (line[0] == '.' && line[1] == '/') line += 2;
     const bool ours = (size_t)(colon - line) == strlen(name) && !memcmp(line, name, strlen(name));

@@ -14,7 +14,8 @@ static void test_log(void) {
     static const char text[] =
         "This is pdfTeX\n./a.tex:12: Undefined control sequence.\nl.12 \\foo\n/usr/x.sty:7: Package x Error: no.\r\n"
         "a.tex:3: Missing $ inserted.\nAt 10:30: noon\n\t...x.lua:8: in main chunk\n./a.tex:x: no\n"
-        "! ==> Fatal error occurred\na.tex:9:  ==> Fatal error occurred\n!pdfTeX error: pdflatex (file ec): Font ec at 600 not found\n"
+        "! ==> Fatal error occurred\na.tex:9:  ==> Fatal error occurred\n!pdfTeX error: pdflatex (file ec): Font ec "
+        "at 600 not found\n"
         "Output written on a.pdf (2 pages, 11057 bytes).\n./a.tex:99999999999: far\nlast:4: x";
     TexLog l;
     tex_log_read(&l, "a.tex", text, strlen(text));
@@ -39,7 +40,8 @@ static void test_log(void) {
 
 static void check_document(RenderTask task, const char *program, const char *part, int line) {
     Error err = {""};
-    char *document = tex_document(task, program, strlen(program), &err), *at = document ? strstr(document, part) : NULL;
+    char *document = tex_document(task, program, strlen(program), &err),
+         *at = document ? strstr(document, part) : NULL;
     int lines = 1;
     for (const char *p = document; at && p < at; p++) lines += *p == '\n';
     check(at && !strncmp(document, TEX_EMPTY_PAGES, strlen(TEX_EMPTY_PAGES)) && lines == line, __FILE__, __LINE__,
@@ -53,7 +55,8 @@ static void test_documents(void) {
     check_document(RENDER_TIKZ, "% x\n\\documentclass{a}\n\\begin{document}\nx", "x\n\\documentclass{a}", 1);
     check_document(RENDER_TIKZ, "\xef\xbb\xbf\\documentclass{a}", "\\documentclass{a}", 1);
     check_document(RENDER_TIKZ, picture, "standalone}\\begin{document}\\begin{tikzpicture}\n\\draw", 1);
-    check_document(RENDER_TIKZ, "\\usetikzlibrary{shapes}\n\\begin{tikzpicture}", "\n\\begin{document}\\begin{tikz", 1);
+    check_document(RENDER_TIKZ, "\\usetikzlibrary{shapes}\n\\begin{tikzpicture}", "\n\\begin{document}\\begin{tikz",
+                   1);
     check_document(RENDER_TIKZ, "\\tikzset{a/.style={}}\n\\tikz \\node{x};", "\\begin{document}\\tikz \\node", 2);
     check_document(RENDER_TIKZ, "% \\documentclass{x}\n\\begin{tikzcd}", "\\usepackage{tikz-cd}", 1);
     check_document(RENDER_TIKZ, "\\usepackage{x}\n\\begin{document}x", "standalone}\\usepackage{x}", 1);
@@ -70,7 +73,8 @@ static void test_documents(void) {
     char *body = tex_format_body("a\nb\\begin{document}\nx", 3);
     CHECK(!strcmp(body, "%\n\\begin{document}\nx"));
     free(body);
-    CHECK(!tex_aux_matters("\\relax \n\\gdef \\@abspage@last{1}\n") && tex_aux_matters("\\relax \n\\newlabel{a}{}\n"));
+    CHECK(!tex_aux_matters("\\relax \n\\gdef \\@abspage@last{1}\n") &&
+          tex_aux_matters("\\relax \n\\newlabel{a}{}\n"));
 }
 
 static void test_svg_crop(void) {
@@ -125,8 +129,9 @@ static void test_drawing(void) {
     Compiled c = compile(&r, RENDER_TIKZ, "\\fill[red](0,0) rectangle(4,2);");
     CHECK(!c.pdf && strstr(c.problem, "not a document"));
     compiled_free(&c);
-    c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\\begin{document}x\\newpage\\noindent\\rule{40pt}{20pt}"
-                                 "\\end{document}");
+    c = compile(&r, RENDER_TIKZ,
+                "\\documentclass{article}\\begin{document}x\\newpage\\noindent\\rule{40pt}{20pt}"
+                "\\end{document}");
     CHECK(c.clean && !c.problem && c.log.pages == 2 && c.log.count == 0);
     Image p = draw(&r, &c, 420, 0);  // a small figure on a page of A4, without a page number
     CHECK(p.width <= 420 && p.width >= 418 && abs(p.height - 210) <= 3 && is_colour(&p, 210, 100, 0, 0, 0) &&
@@ -144,8 +149,9 @@ static void test_drawing(void) {
     CHECK(fabs(width - 39.9) < 2 && fabs(height - 19.9) < 2);
     free(svg);
     compiled_free(&c);
-    c = compile(&r, RENDER_TIKZ, STANDALONE "\\tikz{\\fill[red](0,0) rectangle(4,2);\\fill[blue](2,0) rectangle(4,1);}"
-                                            "\\end{document}");
+    c = compile(&r, RENDER_TIKZ,
+                STANDALONE "\\tikz{\\fill[red](0,0) rectangle(4,2);\\fill[blue](2,0) rectangle(4,1);}"
+                           "\\end{document}");
     p = draw(&r, &c, 200, 0);
     CHECK(is_colour(&p, 50, 50, 255, 0, 0) && is_colour(&p, 150, 75, 0, 0, 255) && is_colour(&p, 150, 25, 255, 0, 0));
     char *png = format_string("%s/p.png", samples_folder);
@@ -179,7 +185,8 @@ static void test_errors(void) {
     CHECK(!c.clean && c.pdf && c.log.count == 2 && c.log.errors[0].line == 4 && c.log.errors[1].line == 5);
     CHECK(!strcmp(c.problem, "pdflatex: line 4: Undefined control sequence."));
     compiled_free(&c);
-    c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\n\\usepackage{nosuchthing}\n\\begin{document}x\\end{document}");
+    c = compile(&r, RENDER_TIKZ,
+                "\\documentclass{article}\n\\usepackage{nosuchthing}\n\\begin{document}x\\end{document}");
     CHECK(!c.pdf && strstr(c.problem, "pdflatex: the package nosuchthing is not installed (nosuchthing.sty)"));
     compiled_free(&c);
     c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\n\\begin{document}\n\\end{document}");
@@ -194,8 +201,9 @@ static void test_errors(void) {
 /* References are settled: the second run knows the label that the first has written. */
 static void test_references(void) {
     Renderer r = open_renderer(1 << TEX_PDFLATEX, -1, &test_limits);
-    Compiled c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\\begin{document}\\makeatletter\\@ifundefined{r@a}{x}"
-                                          "{\\rule{10pt}{90pt}}\\label{a}\\end{document}");
+    Compiled c = compile(&r, RENDER_TIKZ,
+                         "\\documentclass{article}\\begin{document}\\makeatletter\\@ifundefined{r@a}{x}"
+                         "{\\rule{10pt}{90pt}}\\label{a}\\end{document}");
     Image p = draw(&r, &c, 0, 72);
     CHECK(c.clean && p.height >= 88);
     image_free(&p);
@@ -211,12 +219,14 @@ static void test_rescue(void) {
         renderer_close(&r);
         return;
     }
-    Compiled c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\\begin{document}\n\\ifx\\directlua\\undefined\n\\foo\n"
-                                          "\\fi x\\end{document}");
+    Compiled c = compile(&r, RENDER_TIKZ,
+                         "\\documentclass{article}\\begin{document}\n\\ifx\\directlua\\undefined\n\\foo\n"
+                         "\\fi x\\end{document}");
     CHECK(c.clean && c.engine == TEX_LUALATEX && c.pdf);
     compiled_free(&c);
-    c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\\begin{document}\n\\ifx\\directlua\\undefined\n\\foo\n"
-                                 "\\fi\n\\foobar x\\end{document}");
+    c = compile(&r, RENDER_TIKZ,
+                "\\documentclass{article}\\begin{document}\n\\ifx\\directlua\\undefined\n\\foo\n"
+                "\\fi\n\\foobar x\\end{document}");
     CHECK(!c.clean && c.engine == TEX_LUALATEX && c.pdf && c.log.errors[0].line == 5);
     compiled_free(&c);
     c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\\begin{document}\n\\foo x\\end{document}");
@@ -290,8 +300,9 @@ static void test_formats(void) {
     struct stat made, now;
     CHECK(path && stat(path, &made) == 0);
     CHECK(drawn(&r, program) == expected && stat(path, &now) == 0 && now.st_ino == made.st_ino);
-    Compiled c = compile(&r, RENDER_TIKZ, "\\documentclass[tikz]{standalone}\n\\usetikzlibrary{calc}\n\\begin{document}\nx\n"
-                                          "\\foo\\end{document}");
+    Compiled c = compile(&r, RENDER_TIKZ,
+                         "\\documentclass[tikz]{standalone}\n\\usetikzlibrary{calc}\n\\begin{document}\nx\n"
+                         "\\foo\\end{document}");
     CHECK(c.log.count == 1 && c.log.errors[0].line == 5 && c.pdf);  // the line is that of the program
     compiled_free(&c);
     damage(path, 1000, true);  // after it was verified: TeX notices it, and it is made again later
@@ -308,8 +319,9 @@ static void test_formats(void) {
     c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\n\\foo\n\\begin{document}x\\end{document}");
     CHECK(!c.clean && c.log.errors[0].line == 2 && formats_ready(&r) == 0);  // a preamble with an error has no format
     compiled_free(&c);
-    c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\n\\usepackage{filecontents}\\begin{filecontents*}{b.tex}\nx\n"
-                                 "\\end{filecontents*}\n\\begin{document}\\input{b}\\end{document}");
+    c = compile(&r, RENDER_TIKZ,
+                "\\documentclass{article}\n\\usepackage{filecontents}\\begin{filecontents*}{b.tex}\nx\n"
+                "\\end{filecontents*}\n\\begin{document}\\input{b}\\end{document}");
     CHECK(c.clean && formats_ready(&r) == 0);  // nor one that writes files
     compiled_free(&c);
     r.tex.fingerprint++;  // another TeX: its formats have other names
@@ -356,28 +368,39 @@ static const struct {
 } hostile[] = {
     {"a macro that calls itself", ARTICLE("\\def\\z{\\z}\\z"), "pdflatex took more than 1 s of processor time"},
     {"a loop", ARTICLE("\\loop\\iftrue\\repeat"), "pdflatex took more than 1 s of processor time"},
-    {"a loop of pgf", ARTICLE("\\tikz\\foreach \\y in {1,...,9999} {\\foreach \\x in {1,...,9999} {\\pgfmathparse{sin(\\x)}}};"),
+    {"a loop of pgf",
+     ARTICLE("\\tikz\\foreach \\y in {1,...,9999} {\\foreach \\x in {1,...,9999} {\\pgfmathparse{sin(\\x)}}};"),
      "pdflatex took more than 1 s of processor time"},
     {"a macro that grows", ARTICLE("\\def\\z#1{\\z{#1#1}}\\z{aaaa}"), "pdflatex: line 1: TeX capacity exceeded"},
     {"deep recursion", ARTICLE("\\def\\z{\\z x}\\z"), "pdflatex"},
-    {"an endless file", ARTICLE("\\newwrite\\w\\immediate\\openout\\w=big.txt \\def\\z{\\immediate\\write\\w{" 
-     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}\\z}"
-     "\\z"), "pdflatex wrote a file of more than 4 MB"},
-    {"an endless log", ARTICLE("\\def\\z{\\immediate\\write-1{aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa}\\z}"
-     "\\z"), "pdflatex wrote a file of more than 4 MB"},
+    {"an endless file",
+     ARTICLE("\\newwrite\\w\\immediate\\openout\\w=big.txt \\def\\z{\\immediate\\write\\w{"
+             "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+             "aaaaa"
+             "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+             "aaaaa}\\z}"
+             "\\z"),
+     "pdflatex wrote a file of more than 4 MB"},
+    {"an endless log",
+     ARTICLE("\\def\\z{\\immediate\\write-1{aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+             "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+             "aaa}\\z}"
+             "\\z"),
+     "pdflatex wrote a file of more than 4 MB"},
     {"endless pages", ARTICLE("\\def\\z{x\\newpage\\z}\\z"), "pdflatex"},
     {"/etc/passwd", ARTICLE("\\input{/etc/passwd}"), "pdflatex: LaTeX Error: File `/etc/passwd"},
     {"/dev/zero", ARTICLE("\\input{/dev/zero}"), "pdflatex: LaTeX Error: File `/dev/zero"},
     {"openin", ARTICLE("x\\newread\\r\\openin\\r=/etc/passwd \\ifeof\\r\\else\\ESCAPED\\fi"), ""},
     {"openin from above", ARTICLE("x\\newread\\r\\openin\\r=../canary/file \\ifeof\\r\\else\\ESCAPED\\fi"), ""},
     {"a pipe", ARTICLE("x\\newread\\r\\openin\\r=|ls \\ifeof\\r\\else\\ESCAPED\\fi"), ""},
-    {"a shell", ARTICLE("x\\immediate\\write18{touch escaped; touch CANARY/new}\\IfFileExists{escaped}{\\ESCAPED}{}"), ""},
+    {"a shell", ARTICLE("x\\immediate\\write18{touch escaped; touch CANARY/new}\\IfFileExists{escaped}{\\ESCAPED}{}"),
+     ""},
     {"another file", ARTICLE("\\newwrite\\w\\immediate\\openout\\w=CANARY/file x"), "pdflatex"},
     {"a file above", ARTICLE("\\newwrite\\w\\immediate\\openout\\w=../escaped x"), "pdflatex"},
-    {"a file read by pdfTeX", ARTICLE("x\\edef\\x{\\pdffiledump offset 0 length 20{/etc/passwd}\\pdfmdfivesum file"
-     "{/etc/passwd}}\\ifx\\x\\empty\\else\\ESCAPED\\fi"), ""},
+    {"a file read by pdfTeX",
+     ARTICLE("x\\edef\\x{\\pdffiledump offset 0 length 20{/etc/passwd}\\pdfmdfivesum file"
+             "{/etc/passwd}}\\ifx\\x\\empty\\else\\ESCAPED\\fi"),
+     ""},
 };
 
 static char *with_canary(const char *text, const char *canary) {
@@ -410,8 +433,8 @@ static void test_hostile(const char *canary) {
         char *program = with_canary(hostile[i].program, canary);
         Compiled c = compile(&r, RENDER_TIKZ, program);
         const char *problem = c.problem ? c.problem : "";
-        const bool as_expected = hostile[i].problem[0] ? !strncmp(problem, hostile[i].problem, strlen(hostile[i].problem))
-                                                       : c.clean;
+        const bool as_expected =
+            hostile[i].problem[0] ? !strncmp(problem, hostile[i].problem, strlen(hostile[i].problem)) : c.clean;
         check(as_expected, __FILE__, __LINE__, hostile[i].what, problem);
         check(is_unchanged(canary), __FILE__, __LINE__, "nothing outside has changed", hostile[i].what);
         compiled_free(&c);
@@ -446,11 +469,13 @@ static void test_hostile_lualatex(const char *canary) {
     char *program = with_canary(
         ARTICLE("x\\directlua{"
                 "local n = 0 "
-                "local function try(f, ...) local ok, x = pcall(f, ...) if ok and x then tex.error('ESCAPED', {}) end end "
+                "local function try(f, ...) local ok, x = pcall(f, ...) if ok and x then tex.error('ESCAPED', {}) "
+                "end end "
                 "try(io.open, '/etc/passwd') try(io.open, 'CANARY/new', 'w') try(io.open, '../escaped', 'w') "
                 "try(function() return os.execute('touch escaped') == 0 end) try(io.popen, 'ls') "
                 "try(function() return socket.tcp():connect('127.0.0.1', 1) end) "
-                "try(function() return lfs.mkdir('../escaped') end) try(function() return lfs.link('/etc/passwd', 'l', true)"
+                "try(function() return lfs.mkdir('../escaped') end) try(function() return lfs.link('/etc/passwd', "
+                "'l', true)"
                 " and io.open('l') end) }"),
         canary);
     Compiled c = compile(&r, RENDER_TIKZ, program);
@@ -459,12 +484,13 @@ static void test_hostile_lualatex(const char *canary) {
     compiled_free(&c);
     free(program);
     c = compile(&r, RENDER_TIKZ, ARTICLE("\\directlua{while true do end}"));
-    check(c.problem && !strcmp(c.problem, "lualatex took more than 3 s of processor time"), __FILE__, __LINE__, "a loop",
-          c.problem ? c.problem : "");
+    check(c.problem && !strcmp(c.problem, "lualatex took more than 3 s of processor time"), __FILE__, __LINE__,
+          "a loop", c.problem ? c.problem : "");
     compiled_free(&c);
-    c = compile(&r, RENDER_TIKZ, ARTICLE("\\directlua{local s = string.rep('a', 1000) while true do s = s .. s end}"));
-    check(c.problem && !strcmp(c.problem, "lualatex needed more than 1024 MB of memory"), __FILE__, __LINE__, "memory",
-          c.problem ? c.problem : "");
+    c = compile(&r, RENDER_TIKZ,
+                ARTICLE("\\directlua{local s = string.rep('a', 1000) while true do s = s .. s end}"));
+    check(c.problem && !strcmp(c.problem, "lualatex needed more than 1024 MB of memory"), __FILE__, __LINE__,
+          "memory", c.problem ? c.problem : "");
     compiled_free(&c);
     renderer_close(&r);
 }
@@ -472,7 +498,8 @@ static void test_hostile_lualatex(const char *canary) {
 /* Lua without TeX's rules, so that only the box is left: texlua is LuaTeX as an interpreter. */
 static void test_hostile_lua(const char *canary) {
     static const char script[] =
-        "local function try(what, f, ...) local ok, x = pcall(f, ...) if ok and x then print('ESCAPED', what) end end "
+        "local function try(what, f, ...) local ok, x = pcall(f, ...) if ok and x then print('ESCAPED', what) end "
+        "end "
         "try('read', io.open, '/etc/passwd') try('write', io.open, 'CANARY/new', 'w') "
         "try('append', io.open, 'CANARY/file', 'a') try('remove', os.remove, 'CANARY/file') "
         "try('rename', os.rename, 'CANARY/file', 'CANARY/b') "
@@ -487,12 +514,13 @@ static void test_hostile_lua(const char *canary) {
         char *program = with_canary(script, canary), *folder = sandbox_folder_make(NULL, &err);
         SandboxResult r = {0};
         const char *arguments[] = {texlua, "a.lua", NULL};
-        const SandboxJob job = {.program = texlua, .arguments = arguments, .folder = folder, .limits = test_limits,
-                                .unsafe = !boxed};
+        const SandboxJob job = {
+            .program = texlua, .arguments = arguments, .folder = folder, .limits = test_limits, .unsafe = !boxed};
         CHECK_OK(sandbox_write(folder, "a.lua", program, strlen(program), &err), err);
         CHECK_OK(sandbox_run(&job, &r, &err), err);
         const bool ran = r.output && strstr(r.output, "ran") != NULL;
-        check(ran && (strstr(r.output, "ESCAPED") ? !boxed : boxed), __FILE__, __LINE__, boxed ? "boxed" : "not boxed", r.output);
+        check(ran && (strstr(r.output, "ESCAPED") ? !boxed : boxed), __FILE__, __LINE__,
+              boxed ? "boxed" : "not boxed", r.output);
         if (boxed) CHECK(is_unchanged(canary));
         sandbox_result_free(&r);
         sandbox_folder_remove(folder);
@@ -512,8 +540,9 @@ static void test_full_disk(void) {
     }
     setenv("TMPDIR", small, 1);
     Renderer r = open_renderer(1 << TEX_PDFLATEX, -1, &test_limits);
-    const char *program = ARTICLE("\\def\\z#1{\\ifnum#1<9000 \\immediate\\write-1{aaaaaaaaaaaaaaaaaaaa}\\expandafter\\z"
-                                  "\\expandafter{\\number\\numexpr#1+1}\\fi}\\z{0}x");
+    const char *program =
+        ARTICLE("\\def\\z#1{\\ifnum#1<9000 \\immediate\\write-1{aaaaaaaaaaaaaaaaaaaa}\\expandafter\\z"
+                "\\expandafter{\\number\\numexpr#1+1}\\fi}\\z{0}x");
     CHECK_ERROR(render_compile(&r, RENDER_TIKZ, program, strlen(program), &c, &err), err, "is full; make room");
     setenv("TMPDIR", samples_folder, 1);
     CHECK(umount(small) == 0);
@@ -538,6 +567,14 @@ static void test_missing_programs(void) {
     free(link);
 }
 
+/* Runs a test; VERBOSE=1 says how long it took. */
+#define TIMED(test)                                                                           \
+    do {                                                                                      \
+        const double begin = seconds_now();                                                   \
+        test;                                                                                 \
+        if (getenv("VERBOSE")) fprintf(stderr, "%s: %.1f s\n", #test, seconds_now() - begin); \
+    } while (0)
+
 static bool has(const char *program) {
     char *path = sandbox_find(program);
     free(path);
@@ -559,18 +596,18 @@ int main(int argc, char **argv) {
     if (has("pdflatex") && has("pdftocairo")) {
         if (mkdir(canary, 0700) != 0) die("cannot make %s", canary);
         write_bytes(file, "precious", 8);
-        test_drawing();
-        test_errors();
-        test_references();
-        test_rescue();
-        test_formats();
-        test_threads();
-        test_hostile(canary);
-        test_slow_page();
-        if (has("lualatex")) test_hostile_lualatex(canary);
+        TIMED(test_drawing());
+        TIMED(test_errors());
+        TIMED(test_references());
+        TIMED(test_rescue());
+        TIMED(test_formats());
+        TIMED(test_threads());
+        TIMED(test_hostile(canary));
+        TIMED(test_slow_page());
+        if (has("lualatex")) TIMED(test_hostile_lualatex(canary));
         write_bytes(file, "precious", 8);
-        test_hostile_lua(canary);
-        test_full_disk();
+        TIMED(test_hostile_lua(canary));
+        TIMED(test_full_disk());
     } else {
         printf("not tested here: rendering (no pdflatex or pdftocairo; scripts/deps.sh tex)\n");
     }

@@ -45,7 +45,8 @@ static const struct {
     {"time, deaf to SIGTERM", "$SIG{TERM} = $SIG{HUP} = $SIG{INT} = 'IGNORE'; sleep 60", "took more than 1 s"},
     {"processor time", "1 while 1", "took more than 1 s of processor time"},
     {"a file", "open F, '>f'; 1 while syswrite F, 'a' x 65536; sleep 9", "wrote a file of more than 4 MB"},
-    {"a file with a hole", "open F, '>f'; truncate(F, 5 << 20) or seek(F, 4194303, 0); print F 'aa'; close F; sleep 9",
+    {"a file with a hole",
+     "open F, '>f'; truncate(F, 5 << 20) or seek(F, 4194303, 0); print F 'aa'; close F; sleep 9",
      "wrote a file of more than 4 MB"},
     {"all files", "for $i (1..99) { open F, '>', $i; print F 'a' x 3000000; close F } sleep 9",
      "wrote more than 16 MB in all"},
@@ -101,10 +102,13 @@ static void test_inheritance(void) {
     setenv("SECRET", "x", 1);
     int leaked = open("/dev/null", O_RDONLY), far = fcntl(leaked, F_DUPFD, 200);  // without O_CLOEXEC
     signal(SIGPIPE, SIG_IGN);
-    SandboxResult r = perl("print join ' ', sort keys %ENV; print ' ', $ENV{HOME} eq $ENV{TMPDIR} && -w $ENV{HOME} ? 1 : 0;"
-                           "for (3..300) { print \" fd$_\" if open F, \"<&=$_\" } print \" $SIG{PIPE}.\"", &base);
+    SandboxResult r =
+        perl("print join ' ', sort keys %ENV; print ' ', $ENV{HOME} eq $ENV{TMPDIR} && -w $ENV{HOME} ? 1 : 0;"
+             "for (3..300) { print \" fd$_\" if open F, \"<&=$_\" } print \" $SIG{PIPE}.\"",
+             &base);
     signal(SIGPIPE, SIG_DFL);
-    check(!strcmp(r.output, "A HOME LC_ALL PATH TMPDIR 1 ."), __FILE__, __LINE__, "environment and descriptors", r.output);
+    check(!strcmp(r.output, "A HOME LC_ALL PATH TMPDIR 1 ."), __FILE__, __LINE__, "environment and descriptors",
+          r.output);
     sandbox_result_free(&r);
     close(leaked);
     close(far);
@@ -139,7 +143,8 @@ static const struct {
     {"the time of a file outside", "print 'done' if utime 1, 1, '%s/file'", SANDBOX_CALLS},
     {"another process", "print 'done' if defined fork", SANDBOX_CALLS},
     {"a shell", "print 'done' if system('true') == 0", SANDBOX_CALLS},
-    {"a session of its own", "use POSIX; $p = fork; if (defined $p) { if (!$p) { print 'done' if POSIX::setsid() > 0; exit } wait }",
+    {"a session of its own",
+     "use POSIX; $p = fork; if (defined $p) { if (!$p) { print 'done' if POSIX::setsid() > 0; exit } wait }",
      SANDBOX_CALLS},
     {"a socket", "use Socket; print 'done' if socket S, PF_INET, SOCK_STREAM, 0", SANDBOX_CALLS},
     {"a local socket", "use Socket; print 'done' if socketpair A, B, AF_UNIX, SOCK_STREAM, 0", SANDBOX_CALLS},
@@ -219,8 +224,9 @@ static void test_walls(void) {
         free(program);
     }
     make_canary();
-    if (~here & 7) printf("not tested here: a wall that this kernel lacks (%d of Landlock 1, seccomp 2, namespaces 4)\n",
-                          ~here & 7);
+    if (~here & 7)
+        printf("not tested here: a wall that this kernel lacks (%d of Landlock 1, seccomp 2, namespaces 4)\n",
+               ~here & 7);
 }
 
 /* Root without user namespaces, as in many containers, and no namespaces at all: root's powers are gone, too. */
@@ -265,7 +271,8 @@ static void test_background(void) {
     static const char *const programs[] = {
         "$SIG{TERM} = 'IGNORE'; exit 0 if fork; for (1..6000) { open F, '>>beat'; print F 'x'; close F; "
         "select undef, undef, undef, 0.01 }",
-        "use POSIX; $SIG{TERM} = 'IGNORE'; exit 0 if fork; POSIX::setsid(); for (1..6000) { open F, '>>beat'; print F 'x';"
+        "use POSIX; $SIG{TERM} = 'IGNORE'; exit 0 if fork; POSIX::setsid(); for (1..6000) { open F, '>>beat'; print "
+        "F 'x';"
         " close F; select undef, undef, undef, 0.01 }"};
     for (int i = 0; i < 2; i++) {
         Error err;
@@ -290,7 +297,8 @@ static void test_orphan(void) {
     const pid_t watcher = fork();
     if (watcher == 0) {
         const SandboxJob job = {.without = SANDBOX_NAMESPACES};
-        run_in(folder, (const char *const[]){"perl", "-e", "open F, '>pid'; print F \"$$\\n\"; close F; sleep 100", NULL},
+        run_in(folder,
+               (const char *const[]){"perl", "-e", "open F, '>pid'; print F \"$$\\n\"; close F; sleep 100", NULL},
                &job, &err);
         _exit(0);
     }
