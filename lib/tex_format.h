@@ -42,6 +42,19 @@ static inline char *tex_format_default_folder(void) {
     return home && *home == '/' ? format_string("%s/.cache/tikz.c/formats", home) : NULL;
 }
 
+/* Removes what processes that were killed have left half made or half removed: entries older than an hour. */
+static inline void tex_formats_sweep(const char *path) {
+    DIR *folder = opendir(path);
+    for (struct dirent *e; folder && (e = readdir(folder));) {
+        struct stat s;
+        const size_t n = strlen(e->d_name);
+        const bool rest = !strncmp(e->d_name, "tikz.c-", 7) || (n > 4 && !strcmp(e->d_name + n - 4, ".old"));
+        if (!rest || fstatat(dirfd(folder), e->d_name, &s, AT_SYMLINK_NOFOLLOW) != 0) continue;
+        if (s.st_mtime < time(NULL) - 3600) sandbox_folder_remove(format_string("%s/%s", path, e->d_name));
+    }
+    if (folder) closedir(folder);
+}
+
 /* `folder` may be NULL for the user's own. A folder that cannot be made or belongs to somebody else is not used. */
 static inline void tex_formats_open(TexFormats *f, const TexSystem *tex, const char *folder, int after) {
     Error ignored;
@@ -57,6 +70,7 @@ static inline void tex_formats_open(TexFormats *f, const TexSystem *tex, const c
         free(f->folder);
         f->folder = NULL;
     }
+    if (f->folder) tex_formats_sweep(f->folder);
 }
 
 static inline void tex_formats_close(TexFormats *f) {

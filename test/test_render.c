@@ -487,9 +487,13 @@ static void test_hostile_lualatex(const char *canary) {
     check(c.problem && !strcmp(c.problem, "lualatex took more than 3 s of processor time"), __FILE__, __LINE__,
           "a loop", c.problem ? c.problem : "");
     compiled_free(&c);
+    renderer_close(&r);
+    limits = test_limits;
+    limits.memory_bytes = 512 << 20;
+    r = open_renderer(1 << TEX_LUALATEX, -1, &limits);
     c = compile(&r, RENDER_TIKZ,
                 ARTICLE("\\directlua{local s = string.rep('a', 1000) while true do s = s .. s end}"));
-    check(c.problem && !strcmp(c.problem, "lualatex needed more than 1024 MB of memory"), __FILE__, __LINE__,
+    check(c.problem && !strcmp(c.problem, "lualatex needed more than 512 MB of memory"), __FILE__, __LINE__,
           "memory", c.problem ? c.problem : "");
     compiled_free(&c);
     renderer_close(&r);
@@ -527,6 +531,33 @@ static void test_hostile_lua(const char *canary) {
         free(program);
     }
     free(texlua);
+}
+
+/* Without the box a document reads what its user may; limits remain. And whoever asks to stop is heard. */
+static bool always(void) { return true; }
+
+static void test_unsafe(const char *canary) {
+    Error err;
+    Renderer r;
+    SandboxLimits limits = test_limits;
+    limits.cpu_seconds = 1;
+    char *program =
+        with_canary("\\documentclass{article}\\begin{document}\\input{CANARY/file}\\end{document}", canary);
+    RenderOptions o = {.engines = 1 << TEX_PDFLATEX, .limits = limits, .format_after = -1, .unsafe = true};
+    CHECK_OK(renderer_open(&r, &o, &err), err);
+    Compiled c = compile(&r, RENDER_TIKZ, program);
+    CHECK(c.clean);
+    compiled_free(&c);
+    c = compile(&r, RENDER_TIKZ, ARTICLE("\\def\\z{\\z}\\z"));
+    CHECK(c.problem && strstr(c.problem, "took more than 1 s of processor time"));
+    compiled_free(&c);
+    renderer_close(&r);
+    o = (RenderOptions){.engines = 1 << TEX_PDFLATEX, .format_after = -1, .cancelled = always};
+    CHECK_OK(renderer_open(&r, &o, &err), err);
+    CHECK_ERROR(render_compile(&r, RENDER_TIKZ, program, strlen(program), &c, &err), err,
+                "rendering was interrupted");
+    renderer_close(&r);
+    free(program);
 }
 
 static void test_full_disk(void) {
@@ -607,6 +638,8 @@ int main(int argc, char **argv) {
         if (has("lualatex")) TIMED(test_hostile_lualatex(canary));
         write_bytes(file, "precious", 8);
         TIMED(test_hostile_lua(canary));
+        write_bytes(file, "precious", 8);
+        TIMED(test_unsafe(canary));
         TIMED(test_full_disk());
     } else {
         printf("not tested here: rendering (no pdflatex or pdftocairo; scripts/deps.sh tex)\n");

@@ -247,6 +247,26 @@ static void test_fewer_namespaces(void) {
     sandbox_namespace_choice = best;
 }
 
+/* What is missing is said in one sentence, and once. */
+static void test_sentence(void) {
+    char said[2000] = "";
+    char *path = xstrdup(sample_path("said"));
+    const int errors = dup(2), file = open(path, O_RDWR | O_CREAT, 0600);
+    dup2(file, 2);
+    sandbox_say_missing("pdflatex", true, true, 0);  // nothing is
+    sandbox_say_missing("pdflatex", false, false, sizeof sandbox_namespace_choices / sizeof(int) - 1);
+    sandbox_say_missing("pdflatex", false, true, 0);  // was said
+    dup2(errors, 2);
+    CHECK(pread(file, said, sizeof said - 1, 0) > 0);
+    check(strstr(said, "warning: pdflatex runs in an incomplete box, because this system lacks: Landlock, so that") &&
+              strstr(said, "; seccomp, so that") && strstr(said, "leave processes behind\n") &&
+              strchr(said, '\n') == said + strlen(said) - 1,
+          __FILE__, __LINE__, "one sentence", said);
+    close(errors);
+    close(file);
+    free(path);
+}
+
 /* ---- nothing is left behind ---- */
 
 /* Whether a process is there, other than as a zombie that init has not noticed yet. */
@@ -415,6 +435,7 @@ int main(int argc, char **argv) {
         test_results();
         test_inheritance();
         test_walls();
+        test_sentence();
         test_fewer_namespaces();
         test_background();
         test_orphan();
