@@ -11,9 +11,9 @@ typedef enum { RENDER_TIKZ, RENDER_FORMULA } RenderTask;
 /* Without page numbers; before the class, because the first line may end in a comment. */
 #define TEX_EMPTY_PAGES "\\AtBeginDocument{\\thispagestyle{empty}\\pagestyle{empty}}"
 
-/* What each task takes: figures that begin with one of `begins` are wrapped in `head`, an empty string ends the list. */
+/* What each task puts around a program that is no document. */
 static const struct {
-    const char *what;  // for messages
+    const char *what;  // is wrong with a program that cannot be wrapped
     const char *head;  // class and packages of what is no document
     const char *tail;
 } tex_tasks[] = {
