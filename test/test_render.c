@@ -309,9 +309,15 @@ static void test_formats(void) {
     CHECK(drawn(&r, program) == expected && !file_exists(path));
     CHECK(drawn(&r, program) == expected && stat(path, &now) == 0 && now.st_size == made.st_size);
     renderer_close(&r);
+    size_t bytes;
+    uint8_t *whole = read_bytes(path, &bytes);
     damage(path, made.st_size / 2, false);  // one bit: the checksum notices it
     r = open_renderer(1 << TEX_PDFLATEX, 0, &test_limits);
     CHECK(drawn(&r, program) == expected && formats_ready(&r) == 1);  // found on disk, so at once
+    uint8_t *again = read_bytes(path, &bytes);
+    CHECK(again[made.st_size / 2] == whole[made.st_size / 2]);  // and made again
+    free(whole);
+    free(again);
     char *folder = folder_of(path), *document = format_string("%s%s", TEX_EMPTY_PAGES, program);
     CHECK(tex_format_is_whole(folder, document, tex_preamble(document)));
     renderer_close(&r);
@@ -493,8 +499,8 @@ static void test_hostile_lualatex(const char *canary) {
     r = open_renderer(1 << TEX_LUALATEX, -1, &limits);
     c = compile(&r, RENDER_TIKZ,
                 ARTICLE("\\directlua{local s = string.rep('a', 1000) while true do s = s .. s end}"));
-    check(c.problem && !strcmp(c.problem, "lualatex needed more than 512 MB of memory"), __FILE__, __LINE__,
-          "memory", c.problem ? c.problem : "");
+    check(c.problem && !strcmp(c.problem, "lualatex needed more than 512 MB of memory"), __FILE__, __LINE__, "memory",
+          c.problem ? c.problem : "");
     compiled_free(&c);
     renderer_close(&r);
 }
