@@ -623,6 +623,7 @@ int main(int argc, char **argv) {
     program_begin(argv);
     samples_begin();
     setenv("TMPDIR", samples_folder, 1);
+    setenv("XDG_CACHE_HOME", samples_folder, 1);  // not the user's own
     char *folder = format_string("%s/cache", samples_folder), *canary = format_string("%s/canary", samples_folder),
          *file = format_string("%s/file", canary);
     cache = folder;
