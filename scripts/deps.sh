@@ -4,7 +4,8 @@
 #   scripts/deps.sh build      C, libpng, libjpeg, ...     for `make` and `make test`; optional: libwebp, giflib and
 #                                                          libtiff, for images of these formats
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
-#   scripts/deps.sh tex        pdflatex, pdftoppm          to compile and render programs
+#   scripts/deps.sh tex        TeX engines, Poppler        to compile and render programs; optional: xelatex, and
+#                                                          packages and fonts that figures on the net use
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
 #   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
@@ -20,7 +21,10 @@ for group in "${@:-build}"; do
         packages+=(build-essential libpng-dev zlib1g-dev libjpeg-dev)
         optional+=(libwebp-dev libgif-dev libtiff-dev) ;;
     mpi) packages+=(openmpi-bin libopenmpi-dev) ;;
-    tex) packages+=(texlive-latex-base texlive-latex-extra texlive-pictures poppler-utils) ;;
+    tex)
+        packages+=(texlive-latex-base texlive-latex-extra texlive-pictures texlive-luatex lmodern cm-super-minimal)
+        packages+=(poppler-utils)
+        optional+=(texlive-xetex texlive-fonts-recommended texlive-science) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
     fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
