@@ -47,13 +47,17 @@ endif
 # processor has; everything else is compiled for any processor of its kind. The best set comes last.
 # Builds for tests of other things (sanitizers, the emulated GPU) have two sets only, which compile sooner.
 MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-CPU_SETS_x86_64  := avx2 $(if $(SANITIZE)$(filter emulated,$(CUDA)),,avx512 $(if $(filter BF16,$(PRECISION)),avx512bf16 amx))
-CPU_SETS_aarch64 := neon
+CPU_SETS_x86_64  := avx2 $(if $(SANITIZE)$(filter emulated,$(CUDA)),,avxvnni avx512 avx512vnni \
+    $(if $(filter BF16,$(PRECISION)),avx512bf16 amx))
+CPU_SETS_aarch64 := neon dotprod
 CPU_SETS ?= portable $(CPU_SETS_$(MACHINE))
 FLAGS_avx2       := -mavx2 -mfma
+FLAGS_avxvnni    := -mavxvnni $(FLAGS_avx2)
 FLAGS_avx512     := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 $(FLAGS_avx2)
-FLAGS_avx512bf16 := -mavx512bf16 $(FLAGS_avx512)
+FLAGS_avx512vnni := -mavx512vnni $(FLAGS_avx512)
+FLAGS_avx512bf16 := -mavx512bf16 $(FLAGS_avx512vnni)
 FLAGS_amx        := -mamx-tile -mamx-bf16 $(FLAGS_avx512bf16)
+FLAGS_dotprod    := -march=armv8.2-a+dotprod
 
 # WebP, GIF and TIFF images, each where its library's header is; PNG, JPEG and BMP are always read.
 HASH := \#

@@ -46,7 +46,7 @@
 #ifndef LOSS_CUH
 #define LOSS_CUH
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 #include "model.h"
 #include "params.h"
 

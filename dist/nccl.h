@@ -4,6 +4,7 @@
 #define DIST_NCCL_H
 
 #include "../kernels/ops.h"
+#include "../lib/error.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -4,7 +4,7 @@
 #define KERNELS_ARENA_H
 
 #include "../lib/error.h"
-#include "ops.h"
+#include "device.h"
 
 typedef struct {
     char *base;   // NULL: counting

@@ -8,6 +8,7 @@
 #include "samples.h"
 
 #include "../dist/comm.h"
+#include "../kernels/device.h"
 
 static Comm comm;
 static const Ops *op;

@@ -3,7 +3,7 @@
 #ifndef DEV_REFERENCE_H
 #define DEV_REFERENCE_H
 
-#include "../../kernels/ops.h"
+#include "../../kernels/device.h"
 #include <stdlib.h>
 
 static const double PI = 3.14159265358979323846;

@@ -2,12 +2,14 @@
  * CPU_SETS); this file, which any processor can run, takes the best set that this one has, or the one that the
  * environment variable TIKZ_CPU names. */
 #include "../../lib/error.h"
-#include "../ops.h"
+#include "../device.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #define MAYBE_UNUSED __attribute__((unused))  // of a set that this build was made without
@@ -29,9 +31,19 @@ static MAYBE_UNUSED bool has_avx512(void) {
 }
 
 /* Bits of CPUID's leaf 7 (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2A). */
+static MAYBE_UNUSED bool has_avxvnni(void) {
+    unsigned a = 0, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+static MAYBE_UNUSED bool has_avx512vnni(void) {
+    unsigned a, b, c = 0, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
+}
+
 static MAYBE_UNUSED bool has_avx512bf16(void) {
     unsigned a = 0, b, c, d;
-    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+    return has_avx512vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
 
 /* Linux gives the tile registers to a process that asks (the kernel's Documentation/arch/x86/xstate.rst). */
@@ -43,6 +55,11 @@ static MAYBE_UNUSED bool has_amx(void) {
 }
 #elif defined(__aarch64__)
 static MAYBE_UNUSED bool has_neon(void) { return true; }
+
+static MAYBE_UNUSED bool has_dotprod(void) {
+    const unsigned long asimddp = 1ul << 20;  // HWCAP_ASIMDDP (the kernel's Documentation/arch/arm64/elf_hwcaps.rst)
+    return getauxval(AT_HWCAP) & asimddp;
+}
 #endif
 
 #define DECLARE(set) extern const Ops cpu_ops_##set;

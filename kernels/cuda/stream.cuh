@@ -4,7 +4,7 @@
 #define KERNELS_CUDA_STREAM_CUH
 
 #include "check.cuh"
-#include "../ops.h"
+#include "../device.h"
 
 enum { CUDA_GPUS = 8, CUDA_STREAMS = OPS_STREAMS, CUDA_TABLES = CUDA_GPUS * CUDA_STREAMS };
 enum { UPLOAD_SLOTS = 4, CUDA_GRAPHS = 64 };

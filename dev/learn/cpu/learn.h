@@ -13,7 +13,7 @@
 #ifndef DEV_LEARN_CPU_LEARN_H
 #define DEV_LEARN_CPU_LEARN_H
 
-#include "../../../kernels/ops.h"
+#include "../../../kernels/device.h"
 #include "../../../lib/clock.h"
 #include "../../../lib/threads.h"
 
