@@ -4,6 +4,7 @@
  *   every program ends.
  *
  * main follows the options; generate.h has the KV cache and the loop over tokens. */
+#include "draw.h"
 #include "generate.h"
 #include "lib/image.h"
 #include "lib/image_prepare.h"
@@ -20,6 +21,7 @@ static struct {
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
     bool trim_near_white, invert, quiet, show, strict;
+    DrawOptions draw;
 } opt = {.device = "auto", .top_p = 1, .seed = 1};
 
 static const Option table[] = {
@@ -27,6 +29,12 @@ static const Option table[] = {
      "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
      "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
+    {"pdf", 0, OPT_STRING, &opt.draw.pdf, "FILE|DIR", "compile the program, and write the drawing as PDF", 0, 0},
+    {"png", 0, OPT_STRING, &opt.draw.png, "FILE|DIR", "the same as PNG, 300 pixels an inch", 0, 0},
+    {"svg", 0, OPT_STRING, &opt.draw.svg, "FILE|DIR", "the same as SVG", 0, 0},
+    {"check", 0, OPT_FLAG, &opt.draw.check, NULL, "compile the program; status 1 if TeX reports an error", 0, 0},
+    {"unsafe-tex", 0, OPT_FLAG, &opt.draw.unsafe, NULL,
+     "let TeX read and write all files and start programs: only for programs that you have read", 0, 0},
     {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
      0, 0},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8", 0,
@@ -63,6 +71,9 @@ typedef struct {
     AtomicFile file;  // with --output
     char *buffer;     // the program, if it must not appear before it is complete
     size_t buffered;
+    FILE *copy;  // of all that is written, in `whole`, if it is to be drawn
+    char *whole;
+    size_t whole_bytes;
     TokenDecoder text;
     char last;  // the last byte written
     int count;  // number of tokens, including the prefix
@@ -77,6 +88,7 @@ typedef struct {
     uint8_t *pixels;    // [batch, S, S, 3] input of the vision encoder
     const Model *model;
     const Tokenizer *tokenizer;
+    Drawing drawing;
     bool to_folder, several;
     double first_token;  // time of the first token, from seconds_now; 0: none yet
 } Writer;
@@ -93,6 +105,7 @@ int main(int argc, char **argv) {
     static Model model;
     Generator generator;
     Writer writer;
+    Drawing drawing;
     StringList images = {NULL, 0};
     TokenIds prefix = {NULL, 0, 0};
     WeightFormat format;
@@ -109,8 +122,9 @@ int main(int argc, char **argv) {
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
     bool several = images.count > 1, to_folder = opt.output && (several || is_folder(opt.output));
-    if (to_folder) check_names(&images);
+    if (to_folder || (several && draw_wanted(&opt.draw))) check_names(&images);
     if (to_folder) die_if(make_folder(opt.output, &err), &err);
+    die_if(drawing_open(&drawing, opt.draw, several, &err), &err);
 
     const char *path = opt.model ? opt.model : default_model();
     die_if(model_open_as(&model, op, path, "", format, &err), &err);
@@ -128,6 +142,7 @@ int main(int argc, char **argv) {
                            model.tokenizer.begin >= 0);
 
     writer_open(&writer, &model, batch, several, to_folder);
+    writer.drawing = drawing;
     bool failed = false;
     for (int i = 0; i < images.count; i += batch) {
         int n = images.count - i < batch ? images.count - i : batch;
@@ -159,19 +174,13 @@ static const char *default_model(void) {
     die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
 }
 
-/* The output path of an image: FOLDER/NAME.tex for any/path/NAME.png. */
-static char *output_path(const char *folder, const char *image) {
-    const char *slash = strrchr(image, '/'), *name = slash ? slash + 1 : image, *dot = strrchr(name, '.');
-    int length = dot && dot != name ? (int)(dot - name) : (int)strlen(name);
-    return format_string("%s/%.*s.tex", folder, length, name);
-}
-
 static int compare_names(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 /* Rejects images whose programs would have the same name, such as a/x.png and b/x.jpg. */
 static void check_names(const StringList *images) {
     char **names = xcalloc(images->count, sizeof *names);
-    for (int i = 0; i < images->count; i++) names[i] = output_path(opt.output, images->items[i]);
+    for (int i = 0; i < images->count; i++)
+        names[i] = draw_path(opt.output ? opt.output : ".", images->items[i], "tex");
     qsort(names, images->count, sizeof *names, compare_names);
     for (int i = 1; i < images->count; i++)
         if (!strcmp(names[i - 1], names[i])) options_die("two of the images would both be written to %s", names[i]);
@@ -218,6 +227,7 @@ static int program_fail(Program *p, const Error *err) {
 static int write_bytes(Program *p, const char *bytes, size_t n) {
     Error err;
     if (n) p->last = bytes[n - 1];
+    if (p->copy) fwrite(bytes, 1, n, p->copy);
     if (fwrite(bytes, 1, n, p->out) == n && !fflush(p->out)) return 0;
     error_set(&err, "cannot write the program of %s to %s: %s", p->path, opt.output ? opt.output : "stdout",
               strerror(errno));
@@ -235,7 +245,7 @@ static int write_token(Program *p, int id) {
 /* Opens the output of one image: FILE, or NAME.tex in the folder. */
 static int open_output(Program *p, const Writer *w) {
     Error err;
-    char *name = w->to_folder ? output_path(opt.output, p->path) : xstrdup(opt.output);
+    char *name = w->to_folder ? draw_path(opt.output, p->path, "tex") : xstrdup(opt.output);
     int bad = atomic_open(&p->file, name, &err);
     free(name);
     p->out = bad ? NULL : p->file.f;
@@ -247,6 +257,7 @@ static int open_output(Program *p, const Writer *w) {
 static int program_open(Program *p, const Writer *w, const char *path, bool alone) {
     *p = (Program){.path = path, .last = '\n'};
     token_decoder_begin(&p->text, w->tokenizer);
+    if (draw_wanted(&opt.draw) && !(p->copy = open_memstream(&p->whole, &p->whole_bytes))) die("out of memory");
     if (alone && opt.output) return open_output(p, w);
     p->out = alone ? stdout : open_memstream(&p->buffer, &p->buffered);
     if (!p->out) die("out of memory");
@@ -264,6 +275,7 @@ static void program_close(Program *p, const Writer *w, bool alone) {
     if (!alone) {
         fclose(p->out);
         p->out = stdout;
+        if (p->copy) fclose(p->copy), p->copy = NULL;  // what follows is the same text once more
         if (!p->failed && (!opt.output || !open_output(p, w))) write_bytes(p, p->buffer, p->buffered);
         free(p->buffer);
     }
@@ -272,6 +284,14 @@ static void program_close(Program *p, const Writer *w, bool alone) {
     else if (opt.output && atomic_commit(&p->file, &err))
         program_fail(p, &err);
     token_decoder_free(&p->text);
+    if (p->copy) fclose(p->copy);
+}
+
+/* Draws a program that has been written. */
+static void program_draw(Program *p, Writer *w) {
+    Error err;
+    if (!p->failed && draw_program(&w->drawing, p->path, p->whole, p->whole_bytes, &err)) program_fail(p, &err);
+    free(p->whole);
 }
 
 /* ---- a batch of images ---- */
@@ -289,6 +309,7 @@ static void writer_open(Writer *w, const Model *m, int batch, bool several, bool
 }
 
 static void writer_close(Writer *w) {
+    drawing_close(&w->drawing);
     free(w->programs);
     free(w->program);
     free(w->streams);
@@ -402,6 +423,7 @@ static bool write_batch(Writer *w, Generator *g, const TokenIds *prefix, const c
     }
     double done = seconds_now();
     for (int i = 0; i < n; i++) program_close(&w->programs[i], w, alone);
+    for (int i = 0; i < n; i++) program_draw(&w->programs[i], w);
     for (int i = 0; i < n; i++) failed += w->programs[i].failed;
     int cut = warn_of_cut(w, n, max_tokens);
     print_timing(w, n, B, prefix->count, start, done);

@@ -316,6 +316,40 @@ prefixing() {
     check "no partial files" no_partial
 }
 
+# ---- drawing ----
+
+drawing() {
+    local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png
+    command -v pdflatex >/dev/null && command -v pdftocairo >/dev/null || {
+        echo "not tested here: drawing, which needs TeX and Poppler (scripts/deps.sh tex)"
+        return
+    }
+    export XDG_CACHE_HOME=$tmp/cache
+    succeeds "$infer" "${starter[@]}" "$image"
+    cp out plain.tex
+    succeeds "$infer" "${starter[@]}" "$image" --pdf x.pdf --png x.png --svg x.svg --check
+    check "the program is the same" same out plain.tex
+    check "a PDF" eval '[ "$(head -c 5 x.pdf)" = %PDF- ]'
+    check "an SVG" grep -q '^<svg' x.svg
+    succeeds "$infer" "${starter[@]}" x.png
+    check "a PNG: infer reads it" grep -q '^.documentclass' out
+    cp "$image" twin.png
+    succeeds "$infer" "${starter[@]}" "$image" twin.png --png drawn -o drawn
+    check "several images: a folder" [ -s drawn/example.png -a -s drawn/twin.png -a -s drawn/example.tex ]
+    check "both drawings are the same" same drawn/example.png drawn/twin.png
+    succeeds "$infer" "${starter[@]}" twin.png --pdf drawn
+    check "one image and a folder" [ -s drawn/twin.pdf ]
+    refuses 1 "the program of twin.png does not compile: " "$infer" "${starter[@]}" twin.png --max-tokens 30 --check
+    check "the program is written all the same" grep -q '^.documentclass' out
+    refuses 1 "cannot write nowhere/x.pdf" "$infer" "${starter[@]}" twin.png --pdf nowhere/x.pdf
+    refuses 1 "cannot write /dev/full" "$infer" "${starter[@]}" twin.png --svg /dev/full
+    run env PATH=/nowhere "$infer" "${starter[@]}" twin.png --check
+    check "without TeX: a sentence, before the model works" eval '[ $status = 1 -a ! -s out ] &&
+        grep -q "^infer: error: no TeX engine is installed" err'
+    check "no partial files" no_partial
+    unset XDG_CACHE_HOME
+}
+
 # ---- eval ----
 
 evaluating() {
@@ -635,6 +669,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing evaluating usage bad_files \
+run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing drawing evaluating usage bad_files \
     flipped_bits bad_resume folders full_disk
 end_test
