@@ -286,7 +286,7 @@ def compare(options, prefix, name):
 def print_results(results):
     titles = {"one": "tokens/s, one sequence", "eight": "tokens/s, eight sequences",
               "prefill": f"seconds to read {PREFILL} positions"}
-    print("\n| | types | tikz.c | llama.cpp | tikz.c is faster by | range of tikz.c | range of llama.cpp |")
+    print("\n| | types | tikz.c | llama.cpp | speed ratio | range of tikz.c | range of llama.cpp |")
     print("|---|---|---|---|---|---|---|")
     for measure, _ in MEASURES:
         for r in results:
