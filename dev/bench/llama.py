@@ -22,6 +22,7 @@ Measured are: tokens/s of one sequence and of eight decoded together, greedily, 
 (243), and the seconds that the decoder takes to read 300 positions. llama.cpp maps its file, and computes the logits of
 the last position only. A round measures each of them with tikz.c, then with llama.cpp; a figure is the median of
 the rounds, a decoding round the median of its steps (64; 16 for eight sequences). One round before them is not counted.
+A round of all types takes some minutes on two cores, so that the machine has to be idle for that long.
 """
 import argparse
 import ctypes
