@@ -532,11 +532,20 @@ static inline void model_logits(Model *m, int B, float *logits) {
     linear_logits(m->op, logits, m->hidden, m->lm_head, B);
 }
 
+/* The decoder's part of a prefill: reads the S positions of each sequence that model_layout laid out, behind the image
+ * tokens that the encoder left in m->vision.tokens, and fills the cache. logits as below. */
+static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache, float *logits) {
+    size_t row = m->c.lm.hidden_size * sizeof(floatX);
+    decoder_embed(m, B, S);
+    for (int l = 0; l < m->c.lm.layers; l++) decoder_block_forward(m, l, B, S, cache, NULL, false);
+    m->op->copy_rows(m->selected, row, (const char *)m->final_hidden + (S - 1) * row, S * row, row, B);
+    model_logits(m, B, logits);
+}
+
 /* Encodes B images (host u8 [B, S, S, 3]), reads a prefix of text tokens, the same for all, and fills the cache.
  * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {
-    size_t row = m->c.lm.hidden_size * sizeof(floatX);
     int S = model_image_tokens(m) + prefix_count, T = prefix_count + 1;
     int *ids = xcalloc((size_t)B * T, sizeof(int));  // the last one of a row is never read
     for (int b = 0; b < B && prefix_count; b++) memcpy(ids + b * T, prefix, prefix_count * sizeof(int));
@@ -544,10 +553,7 @@ static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const in
     free(ids);
     model_upload_pixels(m, pixels, B);
     vision_forward(&m->vision, m->op, m->pixels, B);
-    decoder_embed(m, B, S);
-    for (int l = 0; l < m->c.lm.layers; l++) decoder_block_forward(m, l, B, S, cache, NULL, false);
-    m->op->copy_rows(m->selected, row, (const char *)m->final_hidden + (S - 1) * row, S * row, row, B);
-    model_logits(m, B, logits);
+    decoder_prefill(m, B, S, cache, logits);
     return S;
 }
 

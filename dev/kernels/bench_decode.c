@@ -2,14 +2,22 @@
  *
  *     bench_decode --make FILE [SHAPE]    a model file with arbitrary weights (default tl-1.1b,lm.vocab=32000; 3 GB)
  *     bench_decode [--device NAME] [--json OUT] [--batch N,N...] FILE|SHAPE
+ *     bench_decode [--device NAME] --serve B FILE|SHAPE
  *
  * opens the file (or makes a model of that shape on the device), looks at a grey image, and writes tokens of 1, 8
  * and, on a GPU, 64 texts together. Writing one token of each reads every weight of the decoder once, and the cache
- * of every text: the floor is their bytes over the read bandwidth, which is measured in the same run. */
+ * of every text: the floor is their bytes over the read bandwidth, which is measured in the same run.
+ *
+ * With --serve it answers requests on stdin one by one, so that another program can be measured in between
+ * (dev/bench/llama.py). It begins with one line, the number of image positions and the most positions of image and text;
+ *
+ *     decode N     milliseconds of one token of each of N <= B texts: the median of 64 steps, or of 16 if N > 1
+ *     prefill N    milliseconds of the decoder alone for N positions of one text, image tokens included */
 #include "../../generate.h"
 #include "../../lib/json.h"
 #include "../../kernels/peak.h"
 #include "../../lib/progress.h"
+#include "../../lib/threads.h"
 
 enum { TOKENS = 64, BATCHES = 8 };
 
@@ -72,6 +80,13 @@ static double open_and_multiply(Model *m, const Ops *op, const char *path) {
     return seconds;
 }
 
+static uint8_t *grey_image(const Model *m) {
+    size_t pixels = (size_t)m->c.vision.image_size * (size_t)m->c.vision.image_size * 3;
+    uint8_t *grey = (uint8_t *)xmalloc(pixels);
+    memset(grey, 128, pixels);
+    return grey;
+}
+
 static int compare_doubles(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
@@ -106,14 +121,16 @@ static void write_json(const char *path, const Ops *op, const Result *r) {
     json_writer_free(&w);
 }
 
-/* Bytes that one step of B texts must read: every weight of the decoder (of the embedding a few rows, unless it is
- * also the head), and the keys and values so far. */
+/* Bytes that one step of B texts must read: every weight of the decoder as it is stored, with its scales (of the
+ * embedding a few rows, unless it is also the head), and the keys and values so far. */
 static double step_bytes(const Generator *d) {
     const Model *m = d->m;
     const LmConfig *c = &m->c.lm;
-    size_t embed = m->lm_head == m->embed_tokens ? 0 : m->embed_tokens->n;
-    double cache = 2.0 * c->layers * c->kv_heads * c->head_dim * d->B * d->length;
-    return ((double)(params_total(&m->params, GROUP_LM) - embed) + cache) * sizeof(floatX);
+    size_t weights = params_bytes(&m->params, GROUP_LM);
+    if (m->lm_head != m->embed_tokens)
+        weights -= param_value_bytes(m->embed_tokens) + param_scale_bytes(m->embed_tokens);
+    double cached = 2.0 * c->layers * c->kv_heads * c->head_dim * d->B * d->length;
+    return (double)weights + cached * sizeof(floatX);
 }
 
 /* What generator_prefill leaves, without looking: B empty texts after as many positions as an image has. */
@@ -174,6 +191,71 @@ static void measure_batch(Result *r, Model *m, Generator *d, int B) {
         bandwidth / 1e9, 100 * bytes / seconds / bandwidth);
 }
 
+/* Median seconds of a step of B texts after an image. */
+static double time_decode(Generator *d, int B) {
+    const int steps = B > 1 ? TOKENS / 4 : TOKENS;
+    double times[TOKENS];
+    for (int t = -2; t < steps; t++) {  // two steps to warm up
+        if (t <= 0) begin(d, B);
+        d->m->op->sync();
+        double start = seconds_now();
+        generator_step(d, true);
+        d->m->op->sync();
+        if (t >= 0) times[t] = seconds_now() - start;
+    }
+    return median_of(times, steps);
+}
+
+/* Seconds that the decoder needs to read S positions of one text, the image tokens among them; the encoder does not
+ * run again. */
+static double time_prefill(Generator *d, int S) {
+    const int T = S - model_image_tokens(d->m) + 1;
+    int *ids = (int *)xcalloc((size_t)T, sizeof(int));
+    model_layout(d->m, ids, 1, T);
+    free(ids);
+    d->m->op->sync();
+    double start = seconds_now();
+    decoder_prefill(d->m, 1, S, &d->cache, d->logits);
+    d->m->op->sync();
+    return seconds_now() - start;
+}
+
+/* Seconds of what a line asks for; ends the program if it asks for something else. */
+static double answer(Generator *d, const char *line) {
+    const int image = model_image_tokens(d->m), most = image + TOKENS;
+    char what[16];
+    int n = 0;
+    if (sscanf(line, "%15s %d", what, &n) == 2) {
+        if (!strcmp(what, "decode") && n >= 1 && n <= d->max_B) return time_decode(d, n);
+        if (!strcmp(what, "prefill") && n >= image && n <= most) return time_prefill(d, n);
+    }
+    die("a request is \"decode N\", N from 1 to %d, or \"prefill N\", N from %d to %d; not \"%.*s\"", d->max_B, image,
+        most, (int)strcspn(line, "\n"), line);
+}
+
+static void serve(const Ops *op, const char *path, int B) {
+    static Model m;
+    Generator d;
+    char line[64];
+    if (B < 1) die("--serve takes the number of texts, from 1 on");
+    open_and_multiply(&m, op, path);
+    B = generator_fit(&m, B, false, TOKENS + 1, TOKENS + 1);
+    model_plan(&m, B, TOKENS + 1);
+    generator_open(&d, &m, B, TOKENS + 1);
+    uint8_t *grey = grey_image(&m);
+    generator_prefill(&d, grey, 1, NULL, 0);
+    op->sync();
+    printf("%d %d\n", model_image_tokens(&m), model_image_tokens(&m) + TOKENS);
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        printf("%.6f\n", 1e3 * answer(&d, line));
+        fflush(stdout);
+    }
+    generator_close(&d);
+    model_close(&m);
+    free(grey);
+}
+
 static void measure(const Ops *op, const char *path, const char *json, const char *batches) {
     static Model m;
     Generator d;
@@ -181,9 +263,7 @@ static void measure(const Ops *op, const char *path, const char *json, const cha
     memset(&r, 0, sizeof r);
     r.opened = open_and_multiply(&m, op, path);
     printf("from nothing to the first product: %.3f s\n", r.opened);
-    size_t pixels = (size_t)m.c.vision.image_size * (size_t)m.c.vision.image_size * 3;
-    uint8_t *grey = (uint8_t *)xmalloc(pixels);
-    memset(grey, 128, pixels);
+    uint8_t *grey = grey_image(&m);
     int B = 1, wanted[BATCHES], count = 0;
     for (const char *at = batches; *at && count < BATCHES; at += strcspn(at, ","), at += *at == ',') {
         wanted[count] = atoi(at);
@@ -216,25 +296,36 @@ static void measure(const Ops *op, const char *path, const char *json, const cha
     free(grey);
 }
 
+static void usage(void) {
+    die("usage: bench_decode --make FILE [SHAPE], or bench_decode [--device NAME] [--json FILE] [--batch N,N...] "
+        "FILE|SHAPE, or bench_decode [--device NAME] --serve B FILE|SHAPE");
+}
+
 int main(int argc, char **argv) {
-    const char *device = "cpu", *json = NULL, *batches = NULL;
+    const char *device = "cpu", *json = NULL, *batches = NULL, *served = NULL;
     Error err;
     program_name_set(argv[0]);
+    threads_wait_politely(argv);  // as infer does
     if (argc >= 3 && !strcmp(argv[1], "--make")) {
         make(argv[2], argc > 3 ? argv[3] : "tl-1.1b,lm.vocab=32000");
         return 0;
     }
     int i = 1;
     for (; i + 2 < argc && argv[i][0] == '-'; i += 2) {
-        if (!strcmp(argv[i], "--device")) device = argv[i + 1];
-        if (!strcmp(argv[i], "--json")) json = argv[i + 1];
-        if (!strcmp(argv[i], "--batch")) batches = argv[i + 1];
+        const char **value = !strcmp(argv[i], "--device")  ? &device
+                             : !strcmp(argv[i], "--json")  ? &json
+                             : !strcmp(argv[i], "--batch") ? &batches
+                             : !strcmp(argv[i], "--serve") ? &served
+                                                           : NULL;
+        if (!value) usage();
+        *value = argv[i + 1];
     }
-    if (i + 1 != argc || argv[i][0] == '-')
-        die("usage: bench_decode --make FILE [SHAPE], or bench_decode [--device NAME] [--json FILE] [--batch N,N...] "
-            "FILE|SHAPE");
+    if (i + 1 != argc || argv[i][0] == '-' || (served && (json || batches))) usage();
     const Ops *op = ops_open(device, &err);
     if (!op) die("%s", err.text);
-    measure(op, argv[i], json, batches ? batches : op->host_memory ? "1,8" : "1,8,64");
+    if (served)
+        serve(op, argv[i], atoi(served));
+    else
+        measure(op, argv[i], json, batches ? batches : op->host_memory ? "1,8" : "1,8,64");
     return 0;
 }
