@@ -375,7 +375,7 @@ figures() { "$damage" json "$1" ce accuracy soft agreement exact samples tokens;
 
 # What is measured and written with MODEL and --weights FORMAT is, to the byte, what it is with the file of `quantize`.
 same_quantised() { # MODEL FORMAT
-    local file=$2.safetensors options
+    local file=$2.safetensors options large=dev/starter/teacher.safetensors
     succeeds "$quantize" --weights "$2" "$1" "$file"
     check "quantize says what it wrote" grep -q "^$file: .* M parameters, .* MB, .* bits each$" err
     for options in "" "--temperature 1.2 --top-p 0.95 --seed 3"; do
@@ -384,31 +384,35 @@ same_quantised() { # MODEL FORMAT
         succeeds "$infer" --model "$file" -q image0.png image1.png image2.png $options
         check "$2: infer $options writes the same with the file" same out whole
     done
-    succeeds "$eval" --model "$1" --weights "$2" --teacher teacher.safetensors --data val.bin --json whole.json
-    succeeds "$eval" --model "$file" --teacher teacher.safetensors --data val.bin --json file.json
+    succeeds "$eval" --model "$1" --weights "$2" --teacher $large --data val.bin --json whole.json
+    succeeds "$eval" --model "$file" --teacher $large --data val.bin --json file.json
     check "$2: eval measures the same with the file" eval '[ "$(figures whole.json)" = "$(figures file.json)" ]'
     succeeds "$eval" --model "$1" --weights "$2" --data val.bin --no-greedy --logits whole.logits
     succeeds "$eval" --model "$file" --data val.bin --no-greedy --logits file.logits
     check "$2: the logits are the same with the file" same whole.logits file.logits
     succeeds "$infer" --model "$file" --weights "$2" -q image0.png
     succeeds "$quantize" -q --weights "$2" --threads 1 "$1" again.safetensors
-    check "$2: --quiet is quiet, and one thread writes the same file" eval '[ ! -s err ] && same again.safetensors "$file"'
+    check "$2: --quiet is quiet" [ ! -s err ]
+    check "$2: one thread writes the same file" same again.safetensors "$file"
 }
 
-# How much worse the shipped models become on the test figures.
+# How much worse the shipped models become on the test figures. Rounding the weights to 8 bits must cost less than 0.1 %, to 4
+# bits less than 2 %. Storing activations in bf16 moves the cross entropy as well, by 0.2 % either way: only FP32 is exact.
 quantised_quality() {
-    local name format bound before after
+    local name format bound before after data=dev/starter/test.bin
+    succeeds "${alone[@]}" --student "$shape" --steps 1 --out stored
     for name in teacher student; do
-        succeeds "$eval" --no-greedy --model dev/starter/$name.safetensors --data dev/starter/test.bin --json before.json
+        local model=(--no-greedy --model dev/starter/$name.safetensors --data $data --json)
+        succeeds "$eval" "${model[@]}" before.json
         before=$(number_of before.json ce 1)
         for format in q8 q4; do
-            [ $name$format = teacherq4 ] && continue
-            [ $format = q8 ] && bound=0.001 || bound=0.02
-            succeeds "$eval" --no-greedy --model dev/starter/$name.safetensors --data dev/starter/test.bin \
-                --weights $format --json after.json
+            bound=0.02
+            [ $format = q8 ] && bound=0.003
+            [[ $format = q8 && $("$damage" tensor stored/student.safetensors lm.norm) = F32* ]] && bound=0.001
+            succeeds "$eval" "${model[@]}" after.json --weights $format
             after=$(number_of after.json ce 1)
             check "$name: the cross entropy with $format ($after) is at most $bound worse than $before" \
-                at_least "$(awk -v ce="$before" -v bound=$bound 'BEGIN { print ce * (1 + bound) }')" "$after"
+                at_least "$(awk -v ce="$before" -v bound=$bound 'BEGIN { printf "%.9g", ce * (1 + bound) }')" "$after"
             check "$name: $format has an effect" [ "$before" != "$after" ]
         done
     done
@@ -473,16 +477,19 @@ quantised_training() { # STUDENT
         set -- "$1" $format
         refuses 1 "$2.safetensors has weights of $3 bits, $why" "${alone[@]}" --student $2.safetensors --out bad
         refuses 1 "$2.safetensors has weights of $3 bits, $why" "${taught[@]}" --teacher $2.safetensors --out bad
-        refuses 1 "--init: $2.safetensors has quantised weights; name the model" \
-            "${alone[@]}" --student "$shape" --init $2.safetensors --out bad
     done
     check "nothing is left of a training that was refused" eval \
-        '[ -z "$(find . -path "./bad/*" ! -name options.txt -type f)" ]'
+        '[ -z "$(find bad -type f ! -name .lock)" ]'
     rm -rf bad
     succeeds "${alone[@]}" --student "$1" --steps 1 --out resumed
     "$quantize" -q resumed/student.safetensors now-q8.safetensors && mv now-q8.safetensors resumed/student.safetensors
     refuses 1 "resumed/student.safetensors has weights of 8 bits, $why" "$train" --resume --out resumed --steps 2
     succeeds "${alone[@]}" --student "$shape" --tokenizer q8.safetensors --steps 1 --out tokens
+    for format in q8 q4; do
+        succeeds "$quantize" -q --weights $format tokens/student.safetensors init.safetensors
+        refuses 1 "--init: init.safetensors has quantised weights; name the model" \
+            "${alone[@]}" --student "$shape" --init init.safetensors --out bad
+    done
 }
 
 # Damaged models: those that are to be quantised, and those that are.
@@ -517,7 +524,7 @@ quantised_damage() { # STUDENT
     bad_quantised "tensor lm.norm has shape [384, 1]; the configuration asks for [192, 1]"
     check "the fixture" edited q8.safetensors '"lm.norm":{"dtype":"BF16","shape":\[192\]' \
         '"lm.norm":{"dtype":"I16", "shape":[192]'
-    bad_quantised "tensor lm.norm is of type I16; weights must be BF16, F16 or F32"
+    bad_quantised "tensor lm.norm has dtype I16; F32, BF16, F16, I8, U8, I32 and I64 are supported"
     check "the fixture" edited q8.safetensors '"lm.embed":{"dtype":"I8","shape":\[512,192\]' \
         '"lm.embed":{"dtype":"U8","shape":[512,192]'
     bad_quantised "tensor lm.embed has shape [512, 192]; the configuration asks for [512, 96]"
@@ -537,20 +544,17 @@ quantised_damage() { # STUDENT
 
 quantised() {
     local student=dev/starter/student.safetensors size format
-    cp dev/starter/teacher.safetensors teacher.safetensors
     size=$(stat -c %s $student)
     quantised_odd
     for format in "q8 0.50 0.56" "q4 0.33 0.36"; do
         set -- $format
         same_quantised $student $1
-        check "a file of $1 takes $2 to $3 of the original" eval \
-            'at_least "$(stat -c %s $1.safetensors)" $(awk "BEGIN { print $2 * $size }") &&
-            at_least $(awk "BEGIN { print $3 * $size }") "$(stat -c %s $1.safetensors)"'
+        check "a file of $1 takes $2 to $3 of the original" awk -v n="$(stat -c %s $1.safetensors)" -v all="$size" \
+            "BEGIN { exit !(n >= $2 * all && n <= $3 * all) }"
     done
     quantised_usage $student
     quantised_training $student
     quantised_damage $student
-    quantised_quality
 }
 
 # ---- wrong usage: status 2 ----
@@ -820,6 +824,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing evaluating quantised usage bad_files \
-    flipped_bits bad_resume folders full_disk
+run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing evaluating quantised \
+    quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test
