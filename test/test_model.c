@@ -936,12 +936,13 @@ static void release_dequantised(Model *r, const Model *q) {
 
 /* A quantised model against the same one with the weights that its whole numbers and scales stand for.
  *
- * On the CPU a matmul of up to QUANT_ROWS rows rounds its input to 8 bits, too. The error of an element is uniform within
- * half a scale, so its standard deviation is the group's largest magnitude over 127 sqrt(12) = 440; the largest of 32 normal
- * numbers is 2.1 times their standard deviation. That makes 0.5 % per matmul; errors of different matmuls are independent, and
- * at most 18 stand one behind the other here: 0.5 % sqrt(18) = 2 %. The worst of all rows may be twice as far off. */
+ * In the pass over whole texts they differ by rounding only. In decoding, the CPU also rounds the inputs of its matmuls, which
+ * have up to QUANT_ROWS rows, to 8 bits. The error of an element is uniform within half a scale, so its standard deviation is
+ * the group's largest magnitude over 127 sqrt(12) = 440; the largest of 32 normal numbers is 2.1 times their standard
+ * deviation. That makes 0.5 % per matmul. The errors of different matmuls are independent, and at most 18 follow each other
+ * here, encoder and decoder together: 0.5 % sqrt(18) = 2 %. Tested is the worst of some hundred rows: three times that. */
 static void check_quantised(const Pair *p, const char *folder, WeightFormat format) {
-    const double rounding = p->op->host_memory ? 4e-2 : 0;
+    const double rounding = p->op->host_memory ? 6e-2 : 0;
     Error err;
     Pair quantised = *p, reference = *p;
     char *path = format_string("%s/%s.student.safetensors", folder, p->name);
@@ -958,7 +959,7 @@ static void check_quantised(const Pair *p, const char *folder, WeightFormat form
         logits[i] = logits_of(models[i]);
     }
     const double error = relative_error(logits[0], logits[1], (size_t)p->n * (size_t)models[0]->c.lm.vocab);
-    check(error <= SAME + rounding, "%s: the logits differ by %.1e", name, error);
+    check(error <= SAME, "%s: the logits differ by %.1e", name, error);
     for (int b = 0; b < p->B; b++)
         for (int prefix = 0; prefix < p->T; prefix += 3)
             check_prefix(&quantised, logits[1], b, prefix, SAME + rounding);
