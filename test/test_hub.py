@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks scripts/convert_hf.py and scripts/export_hf.py, and the model they make, against transformers.
 
-    test/test_hub.py BUILD        BUILD: a folder with infer, eval and train_distill of a PRECISION=FP32 build
+    test/test_hub.py BUILD        BUILD: a folder with infer, eval, quantize and train_distill of a PRECISION=FP32 build
 
 For every configuration: logits of the C model equal to those of transformers' modules within 1e-4 of the largest, 64
 greedy tokens identical, the exported folder loaded by transformers' classes with equal weights, and converting it
