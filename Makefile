@@ -247,6 +247,7 @@ test-all:
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
+	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
 	    'test/test_runs.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
@@ -254,7 +255,7 @@ all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_lib test_tokenizer test_dataloader \
 	    test_comm $(CPU_LESSONS) walkthrough)
 all-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill test_kernels test_model)
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model)
 all-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
 all-thread:

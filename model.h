@@ -175,8 +175,8 @@ static inline void model_close(Model *m) {
 }
 
 /* Opens a model file. Weights are mapped in place when possible (params_load); the file stays open for them and for the
- * tokenizer. format: quantise the weights that are not. owner: prefix for messages about memory, "" or, where there are two models, "the teacher's ". -1 with *err
- * filled: the file cannot be read or is not a model. */
+ * tokenizer. format: quantise the weights that are not. owner: prefix for messages about memory, "" or, where there are two
+ * models, "the teacher's ". -1 with *err filled: the file cannot be read or is not a model. */
 static inline int model_open_as(Model *m, const Ops *op, const char *path, const char *owner, WeightFormat format,
                                 Error *err) {
     *m = (Model){0};
@@ -202,7 +202,7 @@ static inline int model_open(Model *m, const Ops *op, const char *path, const ch
     return model_open_as(m, op, path, owner, WEIGHTS_AS_STORED, err);
 }
 
-/* Opens a model file for training, or as a teacher. */
+/* Opens a model file for training, or as a teacher of it: refuses quantised weights. */
 static inline int model_open_to_train(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
     if (model_open(m, op, path, owner, err)) return -1;
     if (!params_refuse_quantised(&m->params, path, err)) return 0;

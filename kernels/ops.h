@@ -168,8 +168,8 @@ typedef struct Ops {
     void (*residual_forward)(floatX *out, const floatX *a, const floatX *b, size_t n);
 
     /* ---- linear layers ---- I = w.cols, O = w.rows. Quantised weights have no backward operations. The CPU multiplies up
-     * to QUANT_ROWS rows with them in whole numbers: it rounds inp to 8 bits as well, each
-     * group of 32 to q * scale with q in -127 .. 127, scale = largest magnitude / 127. */
+     * to QUANT_ROWS rows with them in whole numbers: it rounds inp to 8 bits as well, each group of 32 to q * scale with q in
+     * -127 .. 127, scale = largest magnitude / 127. */
     /* out [rows, O] = act(inp [rows, I] Wᵀ + bias [O]); bias may be NULL. preact [rows, O], if not NULL, gets the
      * value before the activation, for the backward pass. With few rows (decoding) it runs at memory bandwidth. */
     void (*linear_forward)(floatX *out, const floatX *inp, Weight w, const floatX *bias, Activation act,

@@ -105,7 +105,7 @@ static inline int safetensors_tensor_read(SafeTensors *st, const Json *j, int v,
     int dtype = json_find(j, v, "dtype"), shape = json_find(j, v, "shape"), offsets = json_find(j, v, "data_offsets");
     if (safetensors_dtype(j, dtype, &t->dtype) != 0)
         return error_set(err,
-                         "cannot read %s: tensor %s has dtype %.20s; F32, BF16, F16, U8, I32 and I64 are supported",
+                         "cannot read %s: tensor %s has dtype %.20s; F32, BF16, F16, I8, U8, I32 and I64 are supported",
                          path, name, dtype >= 0 && j->values[dtype].string ? j->values[dtype].string : "(none)");
     if (shape < 0 || j->values[shape].type != JSON_ARRAY || j->values[shape].count > 4)
         return error_set(err, "cannot read %s: the shape of tensor %s is not an array of 0 to 4 numbers", path, name);

@@ -59,6 +59,9 @@ class Export:
         if name not in self.header:
             raise FormatError(f"{self.path}: tensor {name} is missing.")
         kind, found, offset = self.header[name]
+        if f"{name}.scales" in self.header:
+            raise FormatError(f"{self.path} has weights of 8 or 4 bits, which are not exported; name the model that it "
+                              f"was made of.")
         if kind not in FLOATS or (shape and tuple(found) != shape):
             raise FormatError(f"{self.path}: tensor {name} is {kind} {list(found)}, the configuration asks for "
                               f"floating point {list(shape or ())}.")

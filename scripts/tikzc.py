@@ -8,7 +8,8 @@ Models, checkpoints: safetensors
 The JSON is {"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets": [begin, end]}}, with offsets
 from the beginning of the data. The files written here have "format" = "tikz.c/1" in the metadata; JSON that is padded
 with spaces so that the data begin at a multiple of 64 bytes; and tensors sorted by descending element size, so that
-each one is aligned to its element size.
+each one is aligned to its element size. In a quantised model, which only infer and eval read, a weight NAME is I8 or U8 and
+has a tensor NAME.scales (weights.h).
 
 Tokenizer, inside a safetensors file (a model, or a file of its own)
 --------------------------------------------------------------------

@@ -296,6 +296,36 @@ static void word(char **a) {
     safetensors_close(&st);
 }
 
+/* halve FILE OUT TENSOR: a matrix loses the second half of each row; all else stays. */
+static void halve(char **a) {
+    SafeTensors st;
+    SafeTensorsWriter w;
+    open_tensors(&st, a[0]);
+    SafeTensorSpec *specs = xcalloc((size_t)st.count, sizeof *specs);
+    const SafeTensor *cut = safetensors_find(&st, a[2]);
+    if (!cut || cut->ndim != 2) die("%s has no matrix %s", a[0], a[2]);
+    for (int i = 0; i < st.count; i++) {
+        const SafeTensor *t = &st.tensors[i];
+        SafeTensorSpec *s = &specs[i];
+        snprintf(s->name, sizeof s->name, "%s", t->name);
+        s->dtype = t->dtype;
+        s->ndim = t->ndim;
+        memcpy(s->shape, t->shape, sizeof s->shape);
+        if (t == cut) s->shape[1] /= 2;
+    }
+    bool bad = safetensors_write_begin(&w, a[1], specs, st.count, (const char *const *)st.keys,
+                                       (const char *const *)st.values, st.metadata_count, &err);
+    for (int i = 0; i < st.count && !bad; i++) {
+        const SafeTensor *t = &st.tensors[i];
+        const size_t rows = t == cut ? (size_t)t->shape[0] : 1, row = rows ? t->bytes / rows : 0;
+        for (size_t r = 0; r < rows && !bad; r++)
+            bad = safetensors_write_data(&w, t->data + r * row, t == cut ? row / 2 : row, &err);
+    }
+    if (bad || safetensors_write_end(&w, &err)) die("%s", err.text);
+    free(specs);
+    safetensors_close(&st);
+}
+
 /* tensor FILE NAME: "DTYPE d0 d1 ... [first data byte] CRC-32 of the data". */
 static void tensor(char **a) {
     SafeTensors st;
@@ -384,6 +414,7 @@ int main(int argc, char **argv) {
         {"set", "FILE OUT TENSOR INDEX VALUE", 5, set_element},
         {"finite", "FILE", 1, finite_tensors},
         {"word", "FILE OUT", 2, word},
+        {"halve", "FILE OUT TENSOR", 3, halve},
         {"tensor", "FILE NAME", 2, tensor},
         {"ce", "LOGITS", 1, cross_entropy},
         {"json", "FILE KEY...", 2, print_json},

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks scripts/convert_hf.py and scripts/export_hf.py, and the model they make, against transformers.
 
-    test/test_hub.py BUILD        BUILD: a folder with infer, eval and train_distill of a PRECISION=FP32 build
+    test/test_hub.py BUILD        BUILD: a folder with infer, eval, quantize and train_distill of a PRECISION=FP32 build
 
 For every configuration: logits of the C model equal to those of transformers' modules within 1e-4 of the largest, 64
 greedy tokens identical, the exported folder loaded by transformers' classes with equal weights, and converting it
@@ -205,6 +205,12 @@ def check_starter(build, folder):
         tower = json.loads((folder / "export" / "config.json").read_text())["vision_tower"]
         check(tower == "local-dir:vision" and all(words in result.stderr for words in (
             "local-dir:", "is_v1=True", '"height": 96', "image_mean", "connector.bias=false")), result.stderr)
+    for weights in ("q8", "q4"):
+        must(run(build / "quantize", "--weights", weights, shipped, folder / weights), f"starter: quantize to {weights}")
+        result = script("export_hf.py", folder / weights, folder / "none")
+        check(result.returncode == 1 and not (folder / "none").exists() and result.stderr == (
+            f"export_hf.py: error: {folder / weights} has weights of 8 or 4 bits, which are not exported; name the model "
+            f"that it was made of.\n"), f"starter: exporting {weights}: {result.stderr}")
     data = ["--data", shipped.parent / "val.bin", "--val-data", "none", "--teacher", "none", "--batch", 2, "--accum", 1]
     for name, student, bias in (("shipped", shipped, "true"), ("new", "tiny", "false")):
         out = folder / name

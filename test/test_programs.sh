@@ -1,5 +1,5 @@
 #!/bin/bash
-# End-to-end tests of train_distill, infer and eval: what a user does with them, and what a user does wrong.
+# End-to-end tests of train_distill, infer, eval and quantize: what a user does with them, and what a user does wrong.
 #
 #   test/test_programs.sh build/BF16 [quick]      the folder with the programs
 #
@@ -402,6 +402,195 @@ evaluating() {
     check "no partial files" no_partial
 }
 
+# ---- weights of 8 and 4 bits ----
+
+# The figures of eval without how fast they came.
+figures() { "$damage" json "$1" ce accuracy soft agreement exact samples tokens; } # FILE
+
+# What is measured and written with MODEL and --weights FORMAT is, to the byte, what it is with the file of `quantize`.
+same_quantised() { # MODEL FORMAT
+    local file=$2.safetensors options large=dev/starter/teacher.safetensors
+    succeeds "$quantize" --weights "$2" "$1" "$file"
+    check "quantize says what it wrote" grep -q "^$file: .* M parameters, .* MB, .* bits each$" err
+    for options in "" "--temperature 1.2 --top-p 0.95 --seed 3"; do
+        succeeds "$infer" --model "$1" --weights "$2" -q image0.png image1.png image2.png $options
+        mv out whole
+        succeeds "$infer" --model "$file" -q image0.png image1.png image2.png $options
+        check "$2: infer $options writes the same with the file" same out whole
+    done
+    succeeds "$eval" --model "$1" --weights "$2" --teacher $large --data val.bin --json whole.json
+    succeeds "$eval" --model "$file" --teacher $large --data val.bin --json file.json
+    check "$2: eval measures the same with the file" eval '[ "$(figures whole.json)" = "$(figures file.json)" ]'
+    succeeds "$eval" --model "$1" --weights "$2" --data val.bin --no-greedy --logits whole.logits
+    succeeds "$eval" --model "$file" --data val.bin --no-greedy --logits file.logits
+    check "$2: the logits are the same with the file" same whole.logits file.logits
+    succeeds "$infer" --model "$file" --weights "$2" -q image0.png
+    succeeds "$quantize" -q --weights "$2" --threads 1 "$1" again.safetensors
+    check "$2: --quiet is quiet" [ ! -s err ]
+    check "$2: one thread writes the same file" same again.safetensors "$file"
+}
+
+# How much worse the shipped models become on the test figures. Rounding the weights to 8 bits must cost less than 0.1 %, to 4
+# bits less than 2 %. Storing activations in bf16 moves the cross entropy as well, by 0.2 % either way: only FP32 is exact.
+quantised_quality() {
+    local name format bound before after data=dev/starter/test.bin
+    succeeds "${alone[@]}" --student "$shape" --steps 1 --out stored
+    for name in teacher student; do
+        local model=(--no-greedy --model dev/starter/$name.safetensors --data $data --json)
+        succeeds "$eval" "${model[@]}" before.json
+        before=$(number_of before.json ce 1)
+        for format in q8 q4; do
+            bound=0.02
+            [ $format = q8 ] && bound=0.003
+            [[ $format = q8 && $("$damage" tensor stored/student.safetensors lm.norm) = F32* ]] && bound=0.001
+            succeeds "$eval" "${model[@]}" after.json --weights $format
+            after=$(number_of after.json ce 1)
+            check "$name: the cross entropy with $format ($after) is at most $bound worse than $before" \
+                at_least "$(awk -v ce="$before" -v bound=$bound 'BEGIN { printf "%.9g", ce * (1 + bound) }')" "$after"
+            check "$name: $format has an effect" [ "$before" != "$after" ]
+        done
+    done
+}
+
+# Rows that are no multiple of a group of 32 weights.
+quantised_odd() {
+    local odd=tiny,vision.image_size=48,vision.layers=1,vision.width=40,vision.heads=2,vision.mlp=70 format before
+    odd=$odd,lm.layers=2,lm.width=50,lm.heads=3,lm.kv_heads=1,lm.head_dim=18,lm.ffn=90
+    succeeds "${alone[@]}" --student "$odd" --steps 60 --lr 0.01 --out odd
+    succeeds "$eval" --no-greedy --model odd/student.safetensors --data val.bin --json odd.json
+    before=$(number_of odd.json ce 1)
+    check "the model with odd rows has learned ($before)" below "$before" 3.5
+    for format in q8 q4; do
+        same_quantised odd/student.safetensors $format
+        check "odd rows: the cross entropy with $format ($(number_of whole.json ce 1)) is that without, $before" \
+            near "$(number_of whole.json ce 1)" "$before" $([ $format = q8 ] && echo 0.005 || echo 0.05)
+    done
+}
+
+quantised_usage() { # STUDENT
+    local p
+    for p in "$infer image0.png" "$eval --data val.bin"; do
+        refuses 2 "--weights must be q8 or q4, not 'q5'" $p --model "$1" --weights q5
+        refuses 1 "q8.safetensors is quantised in another way than is asked for" $p --model q8.safetensors --weights q4
+        refuses 1 "q4.safetensors is quantised in another way than is asked for" $p --model q4.safetensors --weights q8
+    done
+    refuses 2 "--weights must be q8 or q4, not 'q5'" "$quantize" --weights q5 "$1" bad.safetensors
+    refuses 2 "two files are needed: the model, and the one to write; got 0" "$quantize"
+    refuses 2 "got 1" "$quantize" "$1"
+    refuses 2 "got 3" "$quantize" "$1" bad.safetensors more.safetensors
+    refuses 2 "--nonsense" "$quantize" --nonsense "$1" bad.safetensors
+    cp "$1" own.safetensors && ln -s own.safetensors link.safetensors
+    for p in own.safetensors ./own.safetensors link.safetensors; do
+        refuses 2 "the model would be written over itself" "$quantize" own.safetensors $p
+    done
+    check "and it is as it was" same own.safetensors "$1"
+    for p in q8 q4; do
+        refuses 1 "q8.safetensors is quantised already" "$quantize" --weights $p q8.safetensors bad.safetensors
+    done
+    for p in missing.safetensors empty text.txt folder image0.png; do
+        refuses 1 $p "$quantize" $p bad.safetensors
+    done
+    refuses 1 "nowhere/x.safetensors" "$quantize" "$1" nowhere/x.safetensors
+    refuses 1 "folder" "$quantize" "$1" folder
+    if [ -w /dev/full ]; then refuses 1 "cannot write /dev/full: No space left" "$quantize" "$1" /dev/full; fi
+    last=("$quantize" "$1" bad.safetensors "(ulimit -f 100)")
+    (trap '' XFSZ && ulimit -f 100 && exec "${last[@]:0:3}") >out 2>err
+    status=$?
+    check "a full disk: status 1 and one sentence" eval '[ $status = 1 ] && one_sentence "cannot write bad.safetensors"'
+    mkdir -p small
+    if [ "$(id -u)" != 0 ] && chmod a-w small || mount -t tmpfs -o ro tmpfs small 2>/dev/null; then
+        refuses 1 "cannot write small/q8.safetensors: " "$quantize" "$1" small/q8.safetensors
+        [ "$(id -u)" != 0 ] && chmod u+w small || umount small
+    fi
+    check "nothing is left of what was refused" eval '[ ! -e bad.safetensors ] && no_partial'
+}
+
+quantised_training() { # STUDENT
+    local why="which cannot be trained; name the model that it was made of" format
+    for format in "q8 8" "q4 4"; do
+        set -- "$1" $format
+        refuses 1 "$2.safetensors has weights of $3 bits, $why" "${alone[@]}" --student $2.safetensors --out bad
+        refuses 1 "$2.safetensors has weights of $3 bits, $why" "${taught[@]}" --teacher $2.safetensors --out bad
+    done
+    check "nothing is left of a training that was refused" eval \
+        '[ -z "$(find bad -type f ! -name .lock)" ]'
+    rm -rf bad
+    succeeds "${alone[@]}" --student "$1" --steps 1 --out resumed
+    "$quantize" -q resumed/student.safetensors now-q8.safetensors && mv now-q8.safetensors resumed/student.safetensors
+    refuses 1 "resumed/student.safetensors has weights of 8 bits, $why" "$train" --resume --out resumed --steps 2
+    succeeds "${alone[@]}" --student "$shape" --tokenizer q8.safetensors --steps 1 --out tokens
+    for format in q8 q4; do
+        succeeds "$quantize" -q --weights $format tokens/student.safetensors init.safetensors
+        refuses 1 "--init: init.safetensors has quantised weights; name the model" \
+            "${alone[@]}" --student "$shape" --init init.safetensors --out bad
+    done
+}
+
+# Damaged models: those that are to be quantised, and those that are.
+quantised_damage() { # STUDENT
+    local t f damaged="is damaged: tensor"
+    for t in lm.embed lm.norm lm.0.qkv.weight vision.patch.weight; do
+        "$damage" nan "$1" original.safetensors $t
+        for f in q8 q4; do
+            refuses 1 "original.safetensors $damaged $t holds a value that is not finite" \
+                "$quantize" --weights $f original.safetensors bad.safetensors
+            refuses 1 "original.safetensors $damaged $t holds" \
+                "$infer" --model original.safetensors --weights $f image0.png -o bad.tex
+        done
+        [ $t = lm.norm ] || "$damage" nan q4.safetensors scales.safetensors $t.scales
+        [ $t = lm.norm ] || refuses 1 "scales.safetensors $damaged $t.scales holds" \
+            "$eval" --model scales.safetensors --data val.bin --json bad.json
+    done
+    bad_quantised() { # PART
+        refuses 1 "$1" "$infer" --model damaged.safetensors image0.png -o bad.tex
+        refuses 1 "$1" "$eval" --model damaged.safetensors --data val.bin --json bad.json
+        refuses 1 "$1" "$quantize" damaged.safetensors bad.safetensors
+    }
+    # the header's text changes, its length does not
+    edited() { LC_ALL=C sed "s/$2/$3/" $1 >damaged.safetensors && differ $1 damaged.safetensors; } # FILE THIS THAT
+    t=lm.1.down.weight
+    check "the fixture" edited q8.safetensors "\"$t.scales\"" "\"$t.stales\""
+    bad_quantised "tensor $t.scales is missing, without which $t says nothing"
+    check "the fixture" edited q8.safetensors "\"$t.scales\":{\"dtype\":\"BF16\"" "\"$t.scales\":{\"dtype\": \"F16\""
+    bad_quantised "tensor $t.scales is of type F16; scales must be BF16"
+    check "the fixture" edited q8.safetensors '"lm.norm":{"dtype":"BF16","shape":\[192\]' \
+        '"lm.norm":{"dtype":  "U8","shape":[384]'
+    bad_quantised "tensor lm.norm has shape [384, 1]; the configuration asks for [192, 1]"
+    check "the fixture" edited q8.safetensors '"lm.norm":{"dtype":"BF16","shape":\[192\]' \
+        '"lm.norm":{"dtype":"I16", "shape":[192]'
+    bad_quantised "tensor lm.norm has dtype I16; F32, BF16, F16, I8, U8, I32 and I64 are supported"
+    check "the fixture" edited q8.safetensors '"lm.embed":{"dtype":"I8","shape":\[512,192\]' \
+        '"lm.embed":{"dtype":"U8","shape":[512,192]'
+    bad_quantised "tensor lm.embed has shape [512, 192]; the configuration asks for [512, 96]"
+    check "the fixture" edited q8.safetensors '"lm.embed":{"dtype":"I8","shape":\[512,192\]' \
+        '"lm.embed":{"dtype":"I8","shape":[192,512]'
+    bad_quantised "tensor lm.embed has shape [192, 512]; the configuration asks for [512, 192]"
+    for f in q8:16:8 q4:32:16; do # groups of 64: half as many scales
+        "$damage" halve ${f%%:*}.safetensors damaged.safetensors $t.scales
+        f=${f#*:}
+        bad_quantised "tensor $t.scales has ${f#*:} numbers a row; groups of 32 weights need ${f%:*}"
+    done
+    "$damage" halve q4.safetensors damaged.safetensors $t
+    bad_quantised "tensor $t has shape [192, 128]; the configuration asks for [192, 256]"
+    check "nothing is written of a damaged model" eval \
+        '[ ! -e bad.safetensors ] && [ ! -e bad.json ] && [ -z "$(find bad.tex -type f 2>/dev/null)" ] && no_partial'
+}
+
+quantised() {
+    local student=dev/starter/student.safetensors size format
+    size=$(stat -c %s $student)
+    quantised_odd
+    for format in "q8 0.50 0.56" "q4 0.33 0.36"; do
+        set -- $format
+        same_quantised $student $1
+        check "a file of $1 takes $2 to $3 of the original" awk -v n="$(stat -c %s $1.safetensors)" -v all="$size" \
+            "BEGIN { exit !(n >= $2 * all && n <= $3 * all) }"
+    done
+    quantised_usage $student
+    quantised_training $student
+    quantised_damage $student
+}
+
 # ---- wrong usage: status 2 ----
 
 usage() {
@@ -669,6 +858,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing drawing evaluating usage bad_files \
-    flipped_bits bad_resume folders full_disk
+run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing drawing evaluating quantised \
+    quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

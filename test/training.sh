@@ -1,8 +1,8 @@
-# What the tests of train_distill, infer and eval share, in the folder $tmp: small data, a small shape, commands that train,
+# What the tests of the programs share, in the folder $tmp: small data, a small shape, commands that train,
 # and ways to look at and to stop a run. To be sourced after begin_test, with `programs` set.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-train=$programs/train_distill infer=$programs/infer eval=$programs/eval
+train=$programs/train_distill infer=$programs/infer eval=$programs/eval quantize=$programs/quantize
 damage=$tmp/damage
 number_of() { "$damage" json "$1" "$2" | sed -n "$3p" | tr -d ' '; } # FILE KEY LINE
 
