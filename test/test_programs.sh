@@ -414,9 +414,9 @@ same_quantised() { # MODEL FORMAT
     check "quantize says what it wrote" grep -q "^$file: .* M parameters, .* MB, .* bits each$" err
     for options in "" "--temperature 1.2 --top-p 0.95 --seed 3"; do
         succeeds "$infer" --model "$1" --weights "$2" -q image0.png image1.png image2.png $options
-        mv out whole
+        mv out whole.tex
         succeeds "$infer" --model "$file" -q image0.png image1.png image2.png $options
-        check "$2: infer $options writes the same with the file" same out whole
+        check "$2: infer $options writes the same with the file" same out whole.tex
     done
     succeeds "$eval" --model "$1" --weights "$2" --teacher $large --data val.bin --json whole.json
     succeeds "$eval" --model "$file" --teacher $large --data val.bin --json file.json
