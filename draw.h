@@ -44,13 +44,6 @@ static inline void drawing_close(Drawing *d) {
     if (draw_wanted(&d->o)) renderer_close(&d->renderer);
 }
 
-/* Writes one file, whole or not at all. */
-static inline int draw_write(const char *path, const void *bytes, size_t n, Error *err) {
-    AtomicFile file;
-    if (atomic_open(&file, path, err)) return -1;
-    return atomic_write(&file, bytes, n, err) || atomic_commit(&file, err) ? -1 : 0;
-}
-
 /* Writes the drawing as one kind of file. */
 static inline int draw_save(const Drawing *d, const Compiled *c, const char *to, const char *image,
                             const char *extension, Error *err) {
@@ -61,13 +54,13 @@ static inline int draw_save(const Drawing *d, const Compiled *c, const char *to,
     Image pixels = {0};
     int bad = -1;
     if (!strcmp(extension, "pdf")) {
-        bad = draw_write(path, c->pdf, c->pdf_bytes, err);
+        bad = file_write(path, c->pdf, c->pdf_bytes, err);
     } else if (!strcmp(extension, "png")) {
         bad = render_image(&d->renderer, c, 0, DRAW_DPI, &pixels, err);
         if (!bad) bad = image_save_png(&pixels, path, err);
         image_free(&pixels);
     } else if ((svg = render_svg(&d->renderer, c, err))) {
-        bad = draw_write(path, svg, strlen(svg), err);
+        bad = file_write(path, svg, strlen(svg), err);
     }
     free(svg);
     free(path);

@@ -227,12 +227,10 @@ static void measure_forced(Report *report, Model *m, Model *teacher, const Datas
 /* Writes n ids, decoded, as DIR/SAMPLE with the given ending. */
 static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample, const char *ending) {
     Error err;
-    AtomicFile file;
     char *text, *path = format_string("%s/%05lld%s", opt.texts, (long long)sample, ending);
     size_t bytes;
     tokenizer_decode(t, ids, n, &text, &bytes);
-    die_if(atomic_open(&file, path, &err) || atomic_write(&file, text, bytes, &err) || atomic_commit(&file, &err),
-           &err);
+    die_if(file_write(path, text, bytes, &err), &err);
     free(text);
     free(path);
 }

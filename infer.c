@@ -88,7 +88,7 @@ typedef struct {
     uint8_t *pixels;    // [batch, S, S, 3] input of the vision encoder
     const Model *model;
     const Tokenizer *tokenizer;
-    Drawing drawing;
+    Drawing *drawing;
     bool to_folder, several;
     double first_token;  // time of the first token, from seconds_now; 0: none yet
 } Writer;
@@ -142,7 +142,7 @@ int main(int argc, char **argv) {
                            model.tokenizer.begin >= 0);
 
     writer_open(&writer, &model, batch, several, to_folder);
-    writer.drawing = drawing;
+    writer.drawing = &drawing;
     bool failed = false;
     for (int i = 0; i < images.count; i += batch) {
         int n = images.count - i < batch ? images.count - i : batch;
@@ -150,6 +150,7 @@ int main(int argc, char **argv) {
     }
 
     writer_close(&writer);
+    drawing_close(&drawing);
     free(prefix.ids);
     generator_close(&generator);
     model_close(&model);
@@ -288,9 +289,9 @@ static void program_close(Program *p, const Writer *w, bool alone) {
 }
 
 /* Draws a program that has been written. */
-static void program_draw(Program *p, Writer *w) {
+static void program_draw(Program *p, const Writer *w) {
     Error err;
-    if (!p->failed && draw_program(&w->drawing, p->path, p->whole, p->whole_bytes, &err)) program_fail(p, &err);
+    if (!p->failed && draw_program(w->drawing, p->path, p->whole, p->whole_bytes, &err)) program_fail(p, &err);
     free(p->whole);
 }
 
@@ -309,7 +310,6 @@ static void writer_open(Writer *w, const Model *m, int batch, bool several, bool
 }
 
 static void writer_close(Writer *w) {
-    drawing_close(&w->drawing);
     free(w->programs);
     free(w->program);
     free(w->streams);

@@ -14,8 +14,9 @@ static struct {
 
 static const Option table[] = {
     {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
-     "q8: 8 bits and a scale for each 32 weights; q4: 4 bits, a scale and a minimum (embedding and head stay q8)", 0,
-     0},
+     "q8: 8 bits and a scale for each 32 weights; q4: 4 bits, a scale and a minimum (embedding, head and connector "
+     "stay q8)",
+     0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "nothing on stderr but errors", 0, 0},
 };

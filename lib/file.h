@@ -321,6 +321,13 @@ static inline int atomic_commit(AtomicFile *a, Error *err) {
     return 0;
 }
 
+/* Writes one file, whole or not at all. */
+static inline int file_write(const char *path, const void *data, size_t size, Error *err) {
+    AtomicFile file;
+    return atomic_open(&file, path, err) || atomic_write(&file, data, size, err) || atomic_commit(&file, err) ? -1
+                                                                                                              : 0;
+}
+
 /* ---- folders ---- */
 
 /* Creates a folder and its missing parents, as mkdir -p. */

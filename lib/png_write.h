@@ -22,12 +22,9 @@ static inline uint8_t *png_encode(const Image *p, size_t *size) {
 
 /* Writes an image to PATH; a previous PATH stays until the new one is complete. */
 static inline int image_save_png(const Image *p, const char *path, Error *err) {
-    AtomicFile a;
     size_t size;
     uint8_t *bytes = png_encode(p, &size);
-    int status = atomic_open(&a, path, err);
-    if (status == 0) status = atomic_write(&a, bytes, size, err);
-    if (status == 0) status = atomic_commit(&a, err);
+    int status = file_write(path, bytes, size, err);
     free(bytes);
     return status;
 }
