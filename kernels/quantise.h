@@ -99,12 +99,12 @@ static inline void quant_q4_try(QuantLine *line, QuantLine *refit, const QuantGr
 
 /* The best line for a group between low and high: tries ranges from the whole to 80 % of it, each refitted twice. */
 static inline QuantLine quant_q4_line(const QuantGroup *g, float low, float high) {
-    enum { RANGES = 5, REFITS = 3 };
+    enum { RANGES = 5, TRIES = 3 };
     QuantLine best = {{f32_to_bf16(0), f32_to_bf16(0)}, INFINITY};
     for (int r = 0; r < RANGES; r++) {
         const float margin = (float)r * (high - low) / 40;
         QuantLine line = {{f32_to_bf16((high - low - 2 * margin) / 15), f32_to_bf16(low + margin)}, 0}, next = line;
-        for (int k = 0; k < REFITS; k++, line = next) {
+        for (int k = 0; k < TRIES; k++, line = next) {
             quant_q4_try(&line, &next, g);
             if (line.error < best.error) best = line;
         }

@@ -132,9 +132,10 @@ static inline char *render_page_file(const Renderer *r, const Compiled *c, const
     if (status == 0) status = tex_run(&r->tex, arguments, folder, NULL, &result, err);
     if (status == 0 && result.stopped)
         error_set(err, "pdftocairo %s", result.reason);
-    else if (status == 0 && !(bytes = sandbox_read(folder, png ? "a.png" : "a.svg", TEX_PDF_BYTES, size, err)))
-        error_set(err, "pdftocairo cannot draw the page: %.*s", (int)strcspn(result.output, "\n"),
-                  printable(result.output));
+    else if (status == 0 && !(bytes = sandbox_read(folder, png ? "a.png" : "a.svg", TEX_PDF_BYTES, size, err))) {
+        result.output[strcspn(result.output, "\n")] = '\0';
+        error_set(err, "pdftocairo cannot draw the page: %s", printable(result.output));
+    }
     if (status == 0) sandbox_result_free(&result);
     sandbox_folder_remove(folder);
     return bytes;
@@ -172,7 +173,8 @@ static inline RenderView render_closer(const RenderView *v, ImageBox box, int lo
 /* Draws the last page, cropped to what is not white, on white. `longest` > 0: the longest side has this many pixels,
  * or up to two less; otherwise `dpi` pixels per inch. A page that shows nothing is drawn whole. Free with image_free.
  *
- * A page that is no larger than the figure is drawn once; another is drawn again, closer, until the size is right. */
+ * A page that is no larger than the figure is drawn once. Another is drawn again, closer, until the size is right, five
+ * times at most; the last is then taken as it is. */
 static inline int render_image(const Renderer *r, const Compiled *c, int longest, double dpi, Image *image,
                                Error *err) {
     RenderView view = {longest, dpi, {0, 0, 0, 0}};

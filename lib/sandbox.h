@@ -92,12 +92,10 @@ typedef struct {
     int reason;          // its errno
 } SandboxChild;
 
-static inline rlim_t sandbox_rlimit(rlim_t wanted, rlim_t hard) { return hard < wanted ? hard : wanted; }
-
 static inline int sandbox_limit(int what, rlim_t limit) {
     struct rlimit now;
     if (getrlimit((__rlimit_resource_t)what, &now) != 0) return -1;
-    now.rlim_cur = now.rlim_max = sandbox_rlimit(limit, now.rlim_max);
+    now.rlim_cur = now.rlim_max = limit < now.rlim_max ? limit : now.rlim_max;
     return setrlimit((__rlimit_resource_t)what, &now);
 }
 

@@ -38,10 +38,11 @@ typedef enum { SANDBOX_FILES = 1, SANDBOX_CALLS = 2, SANDBOX_NAMESPACES = 4 } Sa
 
 static const uint64_t sandbox_read_rights =
     LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
-/* In its folder: regular files, but no folders, links, pipes or devices. */
+/* In its folder: regular files, which stay, because open files without a name would not be counted; no folders, links,
+ * pipes or devices. */
 static const uint64_t sandbox_write_rights = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR |
-                                             LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_FILE |
-                                             LANDLOCK_ACCESS_FS_MAKE_REG | SANDBOX_TRUNCATE;
+                                             LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_MAKE_REG |
+                                             SANDBOX_TRUNCATE;
 
 /* The version of the kernel's Landlock; 0 or less: it has none. */
 static inline int landlock_version(void) {
@@ -112,16 +113,19 @@ static inline int landlock_rules(const char *folder, const char *const *readable
 // clang-format off
 static const int sandbox_forbidden_calls[] = {
     /* the network, and other ways to other processes; io_uring would make sockets past this list */
-    SYS_socket, SYS_socketpair, SYS_io_uring_setup, SYS_shmget, SYS_msgget, SYS_semget, SYS_mq_open,
+    SYS_socket, SYS_socketpair, SYS_io_uring_setup, SYS_shmget, SYS_shmat, SYS_shmctl, SYS_msgget, SYS_msgsnd,
+    SYS_msgrcv, SYS_msgctl, SYS_semget, SYS_semop, SYS_semtimedop, SYS_semctl, SYS_mq_open, SYS_mq_unlink,
     /* processes: the program is one and stays in its group; no one else's is touched */
     SYS_clone, SYS_clone3, SYS_setsid, SYS_setpgid, SYS_kill, SYS_tkill, SYS_tgkill, SYS_rt_sigqueueinfo,
     SYS_rt_tgsigqueueinfo, SYS_pidfd_send_signal, SYS_pidfd_getfd, SYS_ptrace, SYS_process_vm_readv,
     SYS_process_vm_writev, SYS_process_madvise, SYS_kcmp, SYS_setpriority, SYS_ioprio_set, SYS_sched_setaffinity,
     SYS_sched_setscheduler, SYS_sched_setparam, SYS_sched_setattr,
+    /* memory that no limit counts */
+    SYS_memfd_create, 447 /* memfd_secret */,
     /* what Landlock does not see: modes, owners, times and attributes, also of files outside */
     SYS_fchmod, SYS_fchmodat, 452 /* fchmodat2 */, SYS_fchown, SYS_fchownat, SYS_utimensat, SYS_setxattr,
-    SYS_lsetxattr, SYS_fsetxattr, SYS_removexattr, SYS_lremovexattr, SYS_fremovexattr, SYS_truncate, SYS_inotify_init1,
-    SYS_fanotify_init,
+    SYS_lsetxattr, SYS_fsetxattr, SYS_removexattr, SYS_lremovexattr, SYS_fremovexattr, SYS_truncate,
+    463 /* setxattrat */, 466 /* removexattrat */, 469 /* file_setattr */, SYS_inotify_init1, SYS_fanotify_init,
     /* names other than of regular files */
     SYS_mkdirat, SYS_mknodat, SYS_symlinkat, SYS_linkat,
     /* the machine */
@@ -165,10 +169,15 @@ static inline void sandbox_filter_build(void) {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x40000000, 0, 1),  // and so have those of x32
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)};
-    /* prlimit64 of another process; its first argument is 0 for the process's own limits */
-    const struct sock_filter tail[] = {BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prlimit64, 0, 3),
+    /* prlimit64 of another process (its first argument is 0 for the process's own limits); and fcntl with F_SETOWN or
+     * F_SETOWN_EX, after which the kernel sends signals to any process */
+    const struct sock_filter tail[] = {BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prlimit64, 0, 2),
                                        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-                                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0),
+                                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 5, 4),
+                                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 4),
+                                       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+                                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_SETOWN, 1, 0),
+                                       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_SETOWN_EX, 0, 1),
                                        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
                                        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) sandbox_filter_add(head[i]);

@@ -159,11 +159,11 @@ static inline int tex_run(const TexSystem *t, const char *const *arguments, cons
     char *path = formats ? format_string("TEXFORMATS=%s:", formats) : NULL;
     char *var = format_string("TEXMFVAR=%s", folder), *cache = format_string("TEXMFCACHE=%s", folder);
     for (; t->readable[n]; n++) readable[n] = t->readable[n];
-    for (; t->environment[m]; m++) environment[m] = t->environment[m];
     if (formats) readable[n++] = formats;
-    if (formats) environment[m++] = path;
+    if (formats) environment[m++] = path;  // ours before the user's, because the first of a name counts
     environment[m++] = var;
     environment[m++] = cache;
+    for (size_t i = 0; t->environment[i]; i++) environment[m++] = t->environment[i];
     readable[n] = environment[m] = NULL;
     const SandboxJob job = {.program = arguments[0],
                             .arguments = arguments,

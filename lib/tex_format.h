@@ -64,7 +64,9 @@ static inline void tex_formats_open(TexFormats *f, const TexSystem *tex, const c
     pthread_mutex_init(&f->lock, NULL);
     if (after <= 0 || !tex->engines[TEX_PDFLATEX]) return;
     char *name = folder ? xstrdup(folder) : tex_format_default_folder();
+    const bool fresh = name && !file_exists(name);
     if (name && make_folder(name, &ignored) == 0) f->folder = realpath(name, NULL);
+    if (f->folder && fresh) chmod(f->folder, 0700);  // whatever the umask is
     free(name);
     if (f->folder && (stat(f->folder, &s) != 0 || s.st_uid != geteuid() || s.st_mode & (S_IWGRP | S_IWOTH))) {
         free(f->folder);
@@ -85,19 +87,27 @@ static inline char *tex_format_path(const TexFormats *f, uint64_t hash) {
 
 /* ---- on disk ---- */
 
+/* Whether a format was made of this preamble: the hash alone does not say so, because it is not cryptographic. */
+static inline bool tex_format_serves(const char *path, const char *preamble, size_t n) {
+    Error ignored;
+    size_t size = 0;
+    char *made_of = sandbox_read(path, "preamble.tex", n, &size, &ignored);
+    const bool serves = made_of && size == n && !memcmp(made_of, preamble, n);
+    free(made_of);
+    return serves;
+}
+
 /* Whether the folder holds a whole format of this preamble. */
 static inline bool tex_format_is_whole(const char *path, const char *preamble, size_t n) {
     Error ignored;
     size_t size = 0, format_size = 0;
     unsigned long long bytes = 0, crc = 0;
     char *check = sandbox_read(path, "check", 64, &size, &ignored);
-    char *made_of = sandbox_read(path, "preamble.tex", n, &size, &ignored);
     char *format = sandbox_read(path, "a.fmt", TEX_FORMAT_BYTES, &format_size, &ignored);
-    const bool whole = check && made_of && format && size == n && !memcmp(made_of, preamble, n) &&
+    const bool whole = check && format && tex_format_serves(path, preamble, n) &&
                        sscanf(check, "%llu %llx", &bytes, &crc) == 2 && bytes == format_size &&
                        crc == crc32_bytes(0, format, format_size);
     free(check);
-    free(made_of);
     free(format);
     return whole;
 }
@@ -243,7 +253,8 @@ static inline char *tex_format_get(TexFormats *f, const TexSystem *tex, const ch
         state = ready ? FORMAT_READY : FORMAT_IMPOSSIBLE;
         tex_format_set(f, hash, state);
     }
-    if (state == FORMAT_READY) return path;
+    if (state == FORMAT_READY && (mine || tex_format_serves(path, preamble, n))) return path;
+    if (state == FORMAT_READY) tex_format_set(f, hash, FORMAT_NEW);
     free(path);
     return NULL;
 }

@@ -46,8 +46,10 @@ static inline void tex_log_error_line(TexLog *l, const char *name, const char *l
         if (text < end && *text != '=') tex_log_add(l, 0, text, (size_t)(end - text));
         return;
     }
-    const char *colon = (const char *)memchr(line, ':', (size_t)(end - line)), *at = colon + 1;
-    const int number = colon && colon > line ? tex_log_number(&at, end) : -1;
+    const char *colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    if (!colon) return;
+    const char *at = colon + 1;
+    const int number = colon > line ? tex_log_number(&at, end) : -1;
     if (number < 0 || end - at < 3 || at[0] != ':' || at[1] != ' ') return;
     if (*line == '\t' || *line == ' ') return;  // of a trace of Lua's
     if (end - at >= 6 && !memcmp(at, ":  ==>", 6)) return;

@@ -21,11 +21,21 @@ static int checks_passed, checks_failed;
 
 static inline void check(bool ok, const char *file, int line, const char *what, const char *more) {
     if (ok) {
-        checks_passed++;
+        __atomic_add_fetch(&checks_passed, 1, __ATOMIC_RELAXED);  // also from threads
         return;
     }
-    checks_failed++;
+    __atomic_add_fetch(&checks_failed, 1, __ATOMIC_RELAXED);
     printf("%s:%d: failed: %s%s%s\n", file, line, what, *more ? "; message: " : "", more);
+}
+
+/* Replaces each `word` in an allocated text, which it frees; returns the new one. */
+static inline char *replace_all(char *text, const char *word, const char *by) {
+    for (char *at; (at = strstr(text, word));) {
+        char *next = format_string("%.*s%s%s", (int)(at - text), text, by, at + strlen(word));
+        free(text);
+        text = next;
+    }
+    return text;
 }
 
 #define CHECK(condition) check(condition, __FILE__, __LINE__, #condition, "")

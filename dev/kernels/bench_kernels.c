@@ -215,10 +215,12 @@ static void bench_quantised(Dtype dtype, size_t rows, int I, int O) {
     bf16 *s = (bf16 *)room(copies * scales * sizeof *s);
     Weight weight = {q, dtype, O, I, s};
     snprintf(what, sizeof what, "%s %zu row%s", dtype == DT_I8 ? "q8" : "q4", rows, rows > 1 ? "s" : "");
+    working_set = copies * bytes;
     SHAPE("rows=%zu I=%d O=%d act=0", rows, I, O);
     BENCH(0, "linear_forward", what, 2.0 * rows * O * I, bytes,
           (turn++, weight.data = q + turn % copies * data, weight.scales = s + turn % copies * scales,
            op->linear_forward(y, x, weight, NULL, ACT_NONE, NULL, rows)))
+    working_set = 0;
     op->release(x), op->release(y), op->release(q), op->release(s);
 }
 

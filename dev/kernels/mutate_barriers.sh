@@ -22,7 +22,7 @@ tests_of() { # FILE: which tests run its kernels
     norm.cuh) echo norm ;;
     linear.cuh | matmul.cuh | gemv.cuh) echo linear_forward linear_backward ;;
     gemv_quantised.cuh) echo quantised_linear ;;
-    small_m.cuh) echo linear_forward ;;
+    small_m.cuh) echo linear_forward quantised_linear ;;
     attention_decode.cuh) echo decode ;;
     attention_*.cuh) echo attention ;;
     sample.cuh) echo sample ;;

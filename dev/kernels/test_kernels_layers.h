@@ -96,7 +96,9 @@ static Weight put_weight(double *w, int O, int I, Dtype dtype) {
     return weight;
 }
 
-static size_t matmul_rows(void) { return ONE_OF(size_t, 1, 2, 3, 4, 5, 7, 8, 16, 17, 33, 64, 100, 129, 517, 700); }
+static size_t matmul_rows(void) {
+    return ONE_OF(size_t, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 64, 100, 129, 517, 700);
+}
 
 /* Half of them whole vectors, some of them square. */
 static void matmul_shape(int *O, int *I) {

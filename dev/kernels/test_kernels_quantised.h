@@ -65,7 +65,7 @@ static void check_q8(const float *x, const int8_t *q, const bf16 *scale, int n) 
     report(s <= largest / 127 * (1 + 1.0 / 127) + 1e-38, "the scale is %g for a largest of %g", s, largest);
 }
 
-/* The weighted square error of a group, divided by the square of its range. */
+/* The weighted square error of a group. */
 static double q4_error(const float *x, int n, double scale, double minimum) {
     double mean = 0, error = 0;
     for (int i = 0; i < n; i++) mean += fabs((double)x[i]) / n;

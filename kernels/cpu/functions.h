@@ -1,5 +1,5 @@
 /* exp, log, the sigmoid and the normal distribution function for vectors. The forms that end in _each replace x by the
- * function of x, for `count` vectors at once, usually a group (vector.h): with several vectors, no instruction waits
+ * function of x, for `count` <= GROUP vectors (vector.h) at once: with several vectors, no instruction waits
  * for the one before. The bits do not depend on count. */
 #ifndef KERNELS_CPU_FUNCTIONS_H
 #define KERNELS_CPU_FUNCTIONS_H

@@ -43,7 +43,7 @@ static float *gemv_input(const floatX *x, size_t rows, size_t I, Dtype dtype) {
     return f;
 }
 
-/* sums[c][r] += <x_r, w_c> over the n weights from element i on, for CHANNELS neighbouring rows of the weight. */
+/* sums[c][r] += <x_r, w_c> over the n weights from element i on, for `channels` neighbouring rows of the weight. */
 ALWAYS_INLINE void gemv_step(vf *sums, const float *x, size_t ld, const char *w, size_t row_bytes, size_t i, size_t n,
                              const size_t channels, const size_t rows, const bool is_bf16) {
     vf pair[GEMV_CHANNELS][2];
@@ -75,8 +75,7 @@ ALWAYS_INLINE void gemv_block(float *out, size_t ldc, const float *x, const char
         for (size_t r = 0; r < rows; r++) out[r * ldc + c] = vf_sum(sums[c * rows + r]);
 }
 
-/* Up to GEMV_PASS rows. One row takes four channels at a time, more take two, so that there are enough sums which do not
- * wait for each other. */
+/* Up to GEMV_PASS rows. */
 ALWAYS_INLINE void gemv_pass(float *out, size_t ldc, const float *x, const char *w, size_t I, const size_t channels,
                              size_t rows, const bool is_bf16) {
     if (rows == 1) gemv_block(out, ldc, x, w, I, channels, 1, is_bf16);
@@ -93,6 +92,8 @@ ALWAYS_INLINE void gemv_rows(float *out, size_t ldc, const float *x, const char 
         gemv_pass(out + r * ldc, ldc, x + r * ld, w, I, channels, min_size(GEMV_PASS, rows - r), is_bf16);
 }
 
+/* n output channels. One row takes four channels at a time and more rows take two, so that there are enough sums which do
+ * not wait for each other. */
 ALWAYS_INLINE void gemv_all(float *out, size_t ldc, const float *x, const char *w, size_t I, size_t rows, size_t n,
                             const bool is_bf16) {
     const size_t bytes = I * (is_bf16 ? sizeof(bf16) : sizeof(float));

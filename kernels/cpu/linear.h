@@ -98,37 +98,37 @@ static void matmul_panel(const Matrix *a, const PackedB *b, const Epilogue *e, s
     microkernel_end();
 }
 
-/* The matrix on the right: B^T [N, K] when transposed, else B [K, N]. A quantised one is transposed. */
+/* Where B comes from: a matrix that holds B^T [N, K] when transposed, else B [K, N]; or a quantised weight, B^T. */
 typedef struct {
     Matrix matrix;
     const Weight *quantised;  // instead of the matrix, or NULL
     bool transposed;
-} Right;
+} MatrixB;
 
 /* Packs B's columns n0 .. n0+cols. */
-static void pack_b(const PackedB *b, const Right *right, size_t n0, size_t cols, size_t K) {
-    if (right->quantised) {
+static void pack_b(const PackedB *b, const MatrixB *source, size_t n0, size_t cols, size_t K) {
+    if (source->quantised) {
         Matrix wide = {scratch(SCRATCH_WIDE, cols * K * sizeof(float)), DT_F32, K};
-        for (size_t n = 0; n < cols; n++) widen_row((float *)wide.data + n * K, right->quantised, n0 + n);
+        for (size_t n = 0; n < cols; n++) widen_row((float *)wide.data + n * K, source->quantised, n0 + n);
         pack_b_from_columns(b, &wide, 0, 0, K, cols);
-    } else if (right->transposed) {
-        pack_b_from_columns(b, &right->matrix, n0, 0, K, cols);
+    } else if (source->transposed) {
+        pack_b_from_columns(b, &source->matrix, n0, 0, K, cols);
     } else {
-        pack_b_from_rows(b, &right->matrix, 0, n0, K, cols);
+        pack_b_from_rows(b, &source->matrix, 0, n0, K, cols);
     }
 }
 
 /* matmul_panel that packs the columns of B it needs. */
-static void matmul_pack_panel(const Matrix *a, const Right *right, const Epilogue *e, size_t m0, size_t rows,
+static void matmul_pack_panel(const Matrix *a, const MatrixB *source, const Epilogue *e, size_t m0, size_t rows,
                               size_t n0, size_t cols, size_t K) {
     PackedB b = packed_b_at((element *)scratch(SCRATCH_B, packed_b_size(K, cols) * sizeof(element)), K, cols);
-    pack_b(&b, right, n0, cols, K);
+    pack_b(&b, source, n0, cols, K);
     matmul_panel(a, &b, e, m0, rows, n0, cols, K);
 }
 
 /* C [M, N] = A [M, K] B, through the epilogue. A small B is packed once, for all tasks. Of a large
  * one each task packs the columns it needs, and takes many rows to make that worth it. */
-static void matmul(const Matrix *a, const Right *right, const Epilogue *e, size_t M, size_t N, size_t K) {
+static void matmul(const Matrix *a, const MatrixB *source, const Epilogue *e, size_t M, size_t N, size_t K) {
     const size_t cache = 512 * 1024;  // elements
     bool shared = packed_b_size(K, N) <= cache;
     size_t panel_m = shared ? 256 : 4096, panel_n = cache / 2 / round_up(K, K_STEP) / BLOCK_N * BLOCK_N;
@@ -140,7 +140,7 @@ static void matmul(const Matrix *a, const Right *right, const Epilogue *e, size_
 #pragma omp for schedule(static)
         for (size_t n = 0; n < (shared ? N : 0); n += BLOCK_N) {
             PackedB part = packed_b_at(whole + packed_b_size(K, n), K, min_size(BLOCK_N, N - n));
-            pack_b(&part, right, n, min_size(BLOCK_N, N - n), K);
+            pack_b(&part, source, n, min_size(BLOCK_N, N - n), K);
         }
 #pragma omp for schedule(dynamic)
         for (size_t task = 0; task < tasks; task++) {
@@ -150,7 +150,7 @@ static void matmul(const Matrix *a, const Right *right, const Epilogue *e, size_
             if (shared)
                 matmul_panel(a, &b, e, m0, height, n0, width, K);
             else
-                matmul_pack_panel(a, right, e, m0, height, n0, width, K);
+                matmul_pack_panel(a, source, e, m0, height, n0, width, K);
         }
     }
 }
@@ -160,13 +160,15 @@ static Matrix activation_matrix(const floatX *x, size_t cols) {
     return m;
 }
 
-static Right right_weight(const Weight *w, bool transposed) {
-    Right r = {{w->data, w->dtype, (size_t)w->cols}, dtype_is_quantised(w->dtype) ? w : NULL, transposed};
-    return r;
+static MatrixB weight_b(const Weight *w, bool transposed) {
+    MatrixB b = {{w->data, w->dtype, (size_t)w->cols}, dtype_is_quantised(w->dtype) ? w : NULL, transposed};
+    return b;
 }
 
+_Static_assert((int)GEMV_ROWS == (int)QUANT_ROWS, "matmul_gemv takes both kinds of weight");
+
 /* With few rows: tasks are output channels. */
-static void matmul_few_rows(const floatX *inp, const Weight *w, const Epilogue *e, size_t rows) {
+static void matmul_gemv(const floatX *inp, const Weight *w, const Epilogue *e, size_t rows) {
     const bool quantised = dtype_is_quantised(w->dtype);
     const float *x = quantised ? NULL : gemv_input(inp, rows, w->cols, w->dtype);
     QuantRows q = {0};
@@ -187,11 +189,11 @@ static void matmul_few_rows(const floatX *inp, const Weight *w, const Epilogue *
 
 static void matmul_weight(const floatX *inp, const Weight *w, const Epilogue *e, size_t rows) {
     const Matrix a = activation_matrix(inp, w->cols);
-    const Right right = right_weight(w, true);
+    const MatrixB source = weight_b(w, true);
     if (rows <= GEMV_ROWS)
-        matmul_few_rows(inp, w, e, rows);
+        matmul_gemv(inp, w, e, rows);
     else
-        matmul(&a, &right, e, rows, w->rows, w->cols);
+        matmul(&a, &source, e, rows, w->rows, w->cols);
 }
 
 static void cpu_linear_forward(floatX *out, const floatX *inp, Weight w, const floatX *bias, Activation act,
@@ -207,9 +209,9 @@ static void cpu_linear_logits(float *out, const floatX *inp, Weight w, size_t ro
 
 static void cpu_linear_backward_input(floatX *dinp, const floatX *dout, Weight w, size_t rows, bool accumulate) {
     const Matrix a = activation_matrix(dout, w.rows);
-    const Right right = right_weight(&w, false);
+    const MatrixB source = weight_b(&w, false);
     const Epilogue e = {(size_t)w.cols, dinp, NULL, NULL, ACT_NONE, NULL, accumulate};
-    matmul(&a, &right, &e, rows, w.cols, w.rows);
+    matmul(&a, &source, &e, rows, w.cols, w.rows);
 }
 
 /* ---- the weight's gradient, dW += dout^T inp, and dbias += column sums of dout ----

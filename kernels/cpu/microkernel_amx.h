@@ -67,7 +67,7 @@ static inline vf interleave(vh even, vh odd) { return (vf)(vu_from_vh(even) | vu
 
 /* Stores B(k, n ..) and B(k + 1, n ..) for 16 columns; k is even. */
 static inline void packed_b_store_rows(const PackedB *b, size_t k, size_t n, vf even, vf odd) {
-    vf pair = interleave(vf_to_bf16(even), vf_to_bf16(odd));
+    vf pair = (vf)bf16_pairs(even, odd);
     memcpy(b->data + (n / 16 * (b->K / 32) + k / 32) * TILE + k % 32 / 2 * 32, &pair, sizeof pair);
 }
 

@@ -44,10 +44,6 @@ static inline void microkernel_end(void) {}
 #ifdef MICROKERNEL_PAIRS
 static inline void element_store(element *p, vf v) { bf16_store_n(p, v, LANES); }
 
-static inline vf interleave(vf even, vf odd) {
-    return (vf)(vu_from_vh(vf_to_bf16(even)) | vu_from_vh(vf_to_bf16(odd)) << 16);
-}
-
 /* The LANES words of n <= 2 LANES elements that are neighbours in memory; the rest is zero. */
 static inline vf words_along(const Matrix *x, size_t index, size_t n) {
     vf words = vf_zero();
@@ -64,7 +60,7 @@ static inline vf words_along(const Matrix *x, size_t index, size_t n) {
 
 /* The words of n <= LANES columns, from as many of the two rows at `index` as there are. */
 static inline vf words_across(const Matrix *x, size_t index, size_t n, size_t rows) {
-    return interleave(matrix_load(x, index, n), rows > 1 ? matrix_load(x, index + x->ld, n) : vf_zero());
+    return (vf)bf16_pairs(matrix_load(x, index, n), rows > 1 ? matrix_load(x, index + x->ld, n) : vf_zero());
 }
 
 static inline vf word_fma(vf sum, vf a, vf b) {
@@ -96,7 +92,7 @@ static inline float *packed_b_words(const PackedB *b, size_t k, size_t n) {
 static inline void packed_b_store_rows(const PackedB *b, size_t k, size_t n, vf even, vf odd) {
     float *p = packed_b_words(b, k, n);
 #ifdef MICROKERNEL_PAIRS
-    vf_store(p, interleave(even, odd));
+    vf_store(p, (vf)bf16_pairs(even, odd));
 #else
     vf_store(p, even);
     if (k + 1 < b->K) vf_store(p + LANES, odd);

@@ -128,9 +128,9 @@ ALWAYS_INLINE void norm_backward_row(floatX *dinp, float *dweight, float *dbias,
             x[k] = (x[k] - mean) * rstd;
             sum_g[k] += d[k] * w[k];
             sum_gx[k] += d[k] * w[k] * x[k];
-            float *dw = dweight + c + k * LANES, *db = dbias + c + k * LANES;
-            if (dweight) vf_store(dw, vf_load(dw) + d[k] * x[k]);
-            if (dbias) vf_store(db, vf_load(db) + d[k]);
+            const size_t at = c + (size_t)k * LANES;
+            if (dweight) vf_store(dweight + at, vf_load(dweight + at) + d[k] * x[k]);
+            if (dbias) vf_store(dbias + at, vf_load(dbias + at) + d[k]);
         }
     }
     float mean_g = layer ? vf_sum_group(sum_g) / (float)C : 0.0f, mean_gx = vf_sum_group(sum_gx) / (float)C;

@@ -61,7 +61,7 @@ ALWAYS_INLINE void gelu_forward_range(floatX *out, const floatX *preact, size_t 
 static void cpu_gelu_forward(floatX *out, const floatX *preact, size_t n, Activation act) {
     FOR_BLOCKS (begin, end, n)
         if (act == ACT_NONE)
-            memcpy(out + begin, preact + begin, (end - begin) * sizeof *out);
+            memmove(out + begin, preact + begin, (end - begin) * sizeof *out);
         else if (act == ACT_GELU_TANH)
             gelu_forward_range(out, preact, begin, end, ACT_GELU_TANH);
         else

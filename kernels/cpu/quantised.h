@@ -75,7 +75,7 @@ ALWAYS_INLINE void quant_scales(df *scale, df *minimum, const bf16 *scales, size
     }
 }
 
-/* c[r * ldc] = <x_r, w> for the row w of one output channel. Cache lines are prefetched as in gemv_channel. */
+/* c[r * ldc] = <x_r, w> for the row w of one output channel. Cache lines are prefetched as in gemv_block. */
 ALWAYS_INLINE void quant_channel(float *c, size_t ldc, const QuantRows *x, const uint8_t *w, const bf16 *scales,
                                  size_t groups, const size_t rows, const bool is_q4) {
     enum { LINE = 64, AHEAD = 2048 };  // bytes
@@ -135,7 +135,7 @@ static void quant_channels(float *c, size_t ldc, const QuantRows *x, const Weigh
 
 /* ---- widening ---- */
 
-/* The n <= 32 elements of a group; `from` and `scales` are its own. */
+/* to = the QUANT_GROUP elements of a group; `from` and `scales` are its own. */
 static void widen_group(float *to, Dtype dtype, const uint8_t *from, const bf16 *scales) {
     const float scale = bf16_to_f32(scales[0]), minimum = dtype == DT_U8 ? bf16_to_f32(scales[1]) : 0;
     if (dtype == DT_I8) {
@@ -152,8 +152,9 @@ static void widen_group(float *to, Dtype dtype, const uint8_t *from, const bf16 
 static void widen_row(float *to, const Weight *w, size_t row) {
     const uint8_t *q = (const uint8_t *)w->data + row * quant_row_bytes(w->dtype, w->cols);
     const bf16 *scales = w->scales + row * quant_row_scales(w->dtype, w->cols);
-    const size_t cols = w->cols, bytes = w->dtype == DT_I8 ? QUANT_GROUP : QUANT_GROUP / 2;
-    for (size_t i = 0; i < cols; i += QUANT_GROUP, q += bytes, scales += w->dtype == DT_I8 ? 1 : 2) {
+    const size_t cols = w->cols, bytes = quant_row_bytes(w->dtype, QUANT_GROUP);
+    const size_t step = quant_row_scales(w->dtype, QUANT_GROUP);
+    for (size_t i = 0; i < cols; i += QUANT_GROUP, q += bytes, scales += step) {
         float group[QUANT_GROUP];
         const bool whole = cols - i >= QUANT_GROUP;
         widen_group(whole ? to + i : group, w->dtype, q, scales);

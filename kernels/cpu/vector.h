@@ -31,8 +31,6 @@ typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 /* ---- arithmetic ---- */
 
 static inline vf vf_set(float x) {
