@@ -26,6 +26,7 @@ static inline bool tex_layout_refuses(const char *program, size_t n) {
     static const char *const words[] = {"\\catcode", "\\obey", "^^", "\\endlinechar", "\\ExplSyntax"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (memmem(program, n, words[i], strlen(words[i]))) return true;
+    if (n > 0 && program[n - 1] == '\\') return true;  // it would take the line end that is added
     for (const char *r = program, *end = program + n; (r = (const char *)memchr(r, '\r', (size_t)(end - r))); r++)
         if (r + 1 == end || r[1] != '\n') return true;
     return false;

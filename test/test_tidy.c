@@ -110,6 +110,7 @@ static void test_layout(void) {
     SAME_LAYOUT(PICTURE "\\draw;\\draw;{");
     SAME_LAYOUT(PICTURE "\r\\draw;\\draw;\\end{tikzpicture}");
     SAME_LAYOUT("");
+    SAME_LAYOUT("\\draw;  \\");
     LAID("a   ", "a\n");
 }
 
