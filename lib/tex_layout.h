@@ -51,9 +51,8 @@ static inline int tex_layout_level(const TexWalk *w, TexToken t) {
     if (ends && top != TEX_IN_SQUARE) depth--;
     for (size_t d = 0; d < depth; d++) {
         const TexScope *s = &w->scopes[d];
-        const bool options = s->place == TEX_IN_SQUARE && d > 0 && w->scopes[d - 1].begin.end == s->begin.begin;
         level += (s->place == TEX_IN_ENVIRONMENT && !tex_scope_is_document(w, s)) || s->place == TEX_IN_FIGURE ||
-                 s->place == TEX_IN_CODE || (s->place == TEX_IN_SQUARE && !options && !open);
+                 s->place == TEX_IN_CODE || (s->place == TEX_IN_SQUARE && !s->options && !open);
     }
     if (open && !(ends && top == TEX_IN_SQUARE)) level++;
     return level < 0 ? 0 : level > TEX_INDENT_MOST ? TEX_INDENT_MOST : level;

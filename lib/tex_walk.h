@@ -184,6 +184,7 @@ typedef struct {
     TexPlace place;
     TexToken begin;          // the token that opened it
     TexStatement statement;  // what it is part of, once it is closed
+    bool options;            // the brackets behind a \begin
 } TexScope;
 
 typedef struct {
@@ -242,7 +243,7 @@ static inline void tex_walk_push(TexWalk *w, TexPlace place, TexToken t, TexStat
         w->capacity = w->capacity ? 2 * w->capacity : 32;
         w->scopes = (TexScope *)xrealloc(w->scopes, w->capacity * sizeof *w->scopes);
     }
-    w->scopes[w->depth++] = (TexScope){place, t, after};
+    w->scopes[w->depth++] = (TexScope){place, t, after, place == TEX_IN_SQUARE && w->last.kind == TEX_BEGIN};
     w->texts += place == TEX_IN_BRACES;
     w->statement = inside;
 }
