@@ -1,0 +1,330 @@
+/* Tests of the tree search.
+ *
+ *   test_search [FIXTURE]     default: test/fixtures/search.txt
+ *
+ * FIXTURE is what test/search_oracle.py prints: an independent simulation of the published rules, with invented models and
+ * compilers. Here the same inventions run on generate/search_tree.h, and every leaf, value, node and score must be the
+ * same. */
+#include "samples.h"
+
+#include "../generate/search_loop.h"
+
+/* ---- the invented model and compiler, as in the oracle ---- */
+
+enum { VOCABULARY = 16, WORDS = 256 };
+
+typedef struct {
+    uint64_t seed;
+    bool compiler_only;
+    TokenLines lines[VOCABULARY];
+    uint8_t text[VOCABULARY][8];
+    size_t length[VOCABULARY];
+    int count;
+    FILE *expected;  // lines to compare with, or NULL
+    int submitted, failed;
+    const SearchProgram *best;
+} World;
+
+static uint64_t draw3(uint64_t seed, uint64_t a, uint64_t b) {
+    uint64_t x = seed;
+    x = random_splitmix(&x) ^ a;
+    x = random_splitmix(&x) ^ b;
+    return random_splitmix(&x);
+}
+
+static int world_token(const World *w, uint64_t rollout, int position) {
+    const uint64_t own = draw3(w->seed, rollout, (uint64_t)position),
+                   pick = own % 6 == 0 ? own : draw3(w->seed, UINT64_MAX, (uint64_t)position);
+    const int token = (int)((pick >> 8) % (uint64_t)w->count);
+    return w->lines[token].ends && (position < 3 || (pick >> 40) % 8) ? 0 : token;
+}
+
+static uint64_t hash_ids(const int *ids, int count) {
+    return hash_bytes(HASH_BEGIN, ids, (size_t)count * sizeof(int));
+}
+
+static int world_rollout(void *context, SearchTree *t, SearchRollout *r, int slot, Error *err) {
+    const World *w = context;
+    (void)slot, (void)err;
+    while (search_token(t, r, world_token(w, (uint64_t)r->number, r->program->count))) continue;
+    return 0;
+}
+
+static int world_submit(void *context, const SearchRollout *r, int slot, Error *err) {
+    (void)r, (void)slot, (void)err;
+    ((World *)context)->submitted++;
+    return 0;
+}
+
+/* The first bad line, 0: none. Reads the text byte by byte, unlike generate/search_lines.h. */
+static int first_bad_line(const World *w, const uint8_t *text, size_t n) {
+    const uint8_t salt = (uint8_t)w->seed;
+    uint64_t hash = HASH_BEGIN;
+    for (size_t i = 0, line = 1; i <= n; i++) {
+        if (i < n && text[i] != '\n' && text[i] != '\r') {
+            hash = hash_bytes(hash, &text[i], 1);
+            continue;
+        }
+        if (hash_bytes(hash, &salt, 1) % 17 == 0) return (int)line;
+        if (i < n && text[i] == '\r' && i + 1 < n && text[i + 1] == '\n') i++;
+        hash = HASH_BEGIN;
+        line++;
+    }
+    return 0;
+}
+
+static int world_verdict(void *context, const SearchRollout *r, SearchVerdict *v, Error *err) {
+    const World *w = context;
+    uint8_t text[8 * WORDS];
+    size_t n = 0;
+    (void)err;
+    for (int i = 0; i < r->program->count; i++) {
+        const int id = r->program->ids[i];
+        memcpy(text + n, w->text[id], w->length[id]);
+        n += w->length[id];
+    }
+    const int bad = first_bad_line(w, text, n);
+    const uint64_t h = hash_bytes(HASH_BEGIN, text, n);
+    *v = (SearchVerdict){.drawn = !bad || h % 3 == 0, .clean = !bad, .error_line = h % 5 == 0 ? 0 : bad};
+    v->similarity = w->seed % 2 ? (double)((h >> 8) % 7) / 8 : (double)((h >> 8) % 100000) / 100000 - 0.5;
+    return 0;
+}
+
+/* ---- comparing with the oracle ---- */
+
+/* Compares the next line of the fixture; shows the first one of a case that differs. */
+__attribute__((format(printf, 2, 3))) static void expect(World *w, const char *format, ...) {
+    char have[256], want[256] = "(nothing)";
+    va_list args;
+    va_start(args, format);
+    vsnprintf(have, sizeof have, format, args);
+    va_end(args);
+    if (!fgets(want, sizeof want, w->expected)) want[0] = '\0';
+    want[strcspn(want, "\n")] = '\0';
+    if (strcmp(have, want) != 0 && w->failed++ == 0) printf("seed %d: %s, expected: %s\n", (int)w->seed, have, want);
+}
+
+/* The number of a line, read as the same double that is had. */
+static bool same_number(const char *text, double value) { return strtod(text, NULL) == value; }
+
+/* Compares the next line, which has a number in its place `at`, counted from 0. */
+static void expect_number(World *w, const char *before, double value, uint64_t hash) {
+    char want[256], head[128], number[64];
+    unsigned long long wanted_hash;
+    if (!fgets(want, sizeof want, w->expected)) want[0] = '\0';
+    const size_t n = strlen(before);
+    const bool same = !strncmp(want, before, n) && sscanf(want + n, " %63s %llx", number, &wanted_hash) == 2 &&
+                      same_number(number, value) && wanted_hash == hash;
+    snprintf(head, sizeof head, "%s %.17g %016llx", before, value, (unsigned long long)hash);
+    want[strcspn(want, "\n")] = '\0';
+    if (!same && w->failed++ == 0) printf("seed %d: %s, expected: %s\n", (int)w->seed, head, want);
+}
+
+static bool world_applied(void *context, SearchTree *t, const SearchRollout *r, int slot) {
+    World *w = context;
+    const SearchProgram *p = r->program;
+    char text[128];
+    (void)t, (void)slot;
+    if (!w->best || r->value > w->best->value) w->best = p;
+    if (!w->expected) return true;
+    snprintf(text, sizeof text, "e %d %d %d %d", r->leaf->length, r->leaf->widen, p->count, r->generated);
+    expect_number(w, text, r->value, hash_ids(p->ids, p->count));
+    return true;
+}
+
+static void compare_nodes(World *w, const SearchTree *t, SearchNode *n, int depth) {
+    char text[128];
+    int ids[WORDS];
+    search_node_ids(n, ids);
+    snprintf(text, sizeof text, "n %d %d %d %d %d %d", depth, n->widen, n->expanded, n->length, n->lines, n->visits);
+    expect_number(w, text, search_node_value(t, n), hash_ids(ids, n->length));
+    for (int i = 0; i < n->child_count; i++) compare_nodes(w, t, n->children[i], depth + 1);
+}
+
+/* ---- reading the fixture ---- */
+
+static size_t read_hex(uint8_t *to, const char *text) {
+    size_t n = 0;
+    unsigned byte;
+    for (; *text && *text != '-' && n < 8 && sscanf(text, "%2x", &byte) == 1; text += 2) to[n++] = (uint8_t)byte;
+    return n;
+}
+
+static void read_vocabulary(World *w, char *line) {
+    w->count = 0;
+    strtok(line, " \n");
+    for (char *word; (word = strtok(NULL, " \n")) && w->count < VOCABULARY; w->count++) {
+        const bool ends = *word == '!';
+        w->length[w->count] = read_hex(w->text[w->count], word + ends);
+        w->lines[w->count] = token_lines(w->text[w->count], w->length[w->count], ends);
+    }
+}
+
+typedef struct {
+    SearchRules rules;
+    int rollouts, root[8], root_count;
+} Case;
+
+/* Reads the head of the next case. Returns whether there is one. */
+static bool read_case(World *w, Case *c, FILE *f) {
+    char line[512];
+    unsigned long long seed;
+    int strict, only;
+    *c = (Case){.root_count = 0};
+    if (!fgets(line, sizeof line, f) || sscanf(line, "case %llu %lf %d %d %d %d", &seed, &c->rules.exploration,
+                                               &strict, &only, &c->rules.max_length, &c->rollouts) != 6)
+        return false;
+    *w = (World){.seed = seed, .compiler_only = only, .expected = f};
+    c->rules.strict = strict;
+    c->rules.compiler_only = only;
+    c->rules.seed = seed;
+    if (!fgets(line, sizeof line, f)) return false;
+    read_vocabulary(w, line);
+    if (!fgets(line, sizeof line, f)) return false;
+    strtok(line, " \n");
+    for (char *word; (word = strtok(NULL, " \n")) && c->root_count < 8;) c->root[c->root_count++] = atoi(word);
+    return true;
+}
+
+static SearchCalls world_calls(World *w) {
+    return (SearchCalls){w, world_rollout, world_submit, world_verdict, world_applied, NULL};
+}
+
+/* Every case of the fixture, one rollout in flight. */
+static void test_oracle(const char *path) {
+    World w;
+    Case c;
+    Error err;
+    FILE *f = fopen(path, "r");
+    int cases = 0, failed = 0;
+    if (!f) die("cannot read %s: %s", path, strerror(errno));
+    for (; read_case(&w, &c, f); cases++) {
+        SearchTree t;
+        const SearchCalls calls = world_calls(&w);
+        search_tree_open(&t, &c.rules, w.lines, c.root, c.root_count);
+        CHECK_OK(search_loop(&t, &calls, c.rollouts, 1, &err), err);
+        compare_nodes(&w, &t, t.root, 0);
+        expect_number(&w, "best", w.best->value, hash_ids(w.best->ids, w.best->count));
+        expect(&w, "end");
+        CHECK(w.submitted == t.program_count && t.begun == c.rollouts);
+        search_tree_close(&t);
+        failed += w.failed > 0;
+        CHECK(w.failed == 0);
+        if (w.failed) break;  // the lines that follow are of another case
+    }
+    CHECK(cases == 21 && failed == 0);
+    fclose(f);
+}
+
+/* ---- several rollouts in flight ---- */
+
+/* What must hold of every tree: nothing pending, no two children with the same tokens, values of all rollouts. Returns a
+ * hash of the tree. */
+static uint64_t check_tree(const SearchTree *t, SearchNode *n) {
+    const int numbers[] = {n->length, n->lines, n->visits, n->score_count, n->failures, n->expanded};
+    uint64_t hash = hash_bytes(HASH_BEGIN, numbers, sizeof numbers);
+    CHECK(n->pending == 0 && (n->widen || n->visits == n->score_count + n->failures));
+    for (int i = 0; i < n->child_count; i++) {
+        SearchNode *a = n->children[i];
+        CHECK(a->parent == n && a->widen == (i == 0) && (i == 0 || a->own > 0) && a->visits <= n->visits);
+        for (int k = 1; k < i; k++)
+            CHECK(n->children[k]->own != a->own || memcmp(n->children[k]->ids, a->ids, (size_t)a->own * sizeof(int)));
+        const uint64_t below = check_tree(t, a);
+        hash = hash_bytes(hash, &below, sizeof below);
+    }
+    return hash;
+}
+
+/* Stops the search after some rollouts; fails it in one; counts what is applied. */
+typedef struct {
+    World world;
+    int fail_at, stop_after, applied;
+} Trouble;
+
+static int trouble_rollout(void *context, SearchTree *t, SearchRollout *r, int slot, Error *err) {
+    Trouble *x = context;
+    if (r->number == x->fail_at) return error_set(err, "the model is tired");
+    return world_rollout(&x->world, t, r, slot, err);
+}
+
+static int trouble_submit(void *context, const SearchRollout *r, int slot, Error *err) {
+    return world_submit(&((Trouble *)context)->world, r, slot, err);
+}
+
+static int trouble_verdict(void *context, const SearchRollout *r, SearchVerdict *v, Error *err) {
+    Trouble *x = context;
+    if (r->number == -x->fail_at) return error_set(err, "the compiler is tired");
+    return world_verdict(&x->world, r, v, err);
+}
+
+static bool trouble_applied(void *context, SearchTree *t, const SearchRollout *r, int slot) {
+    Trouble *x = context;
+    CHECK(r->number == x->applied && r->deepest && t->begun > r->number && slot >= 0);
+    return ++x->applied != x->stop_after;
+}
+
+static uint64_t run_trouble(FILE *f, int in_flight, int fail_at, int stop_after, int *applied, Error *err) {
+    Trouble x = {.fail_at = fail_at, .stop_after = stop_after};
+    const SearchCalls calls = {&x, trouble_rollout, trouble_submit, trouble_verdict, trouble_applied, NULL};
+    Case c;
+    SearchTree t;
+    rewind(f);
+    if (!read_case(&x.world, &c, f)) die("the fixture is empty");
+    search_tree_open(&t, &c.rules, x.world.lines, c.root, c.root_count);
+    const int status = search_loop(&t, &calls, c.rollouts, in_flight, err);
+    CHECK((status != 0) == (fail_at != 1000));
+    *applied = x.applied;
+    CHECK(t.root->visits == x.applied);
+    const uint64_t hash = check_tree(&t, t.root);
+    search_tree_close(&t);
+    return hash;
+}
+
+static void test_in_flight(const char *path) {
+    Error err;
+    FILE *f = fopen(path, "r");
+    int applied;
+    if (!f) die("cannot read %s: %s", path, strerror(errno));
+    const uint64_t one = run_trouble(f, 1, 1000, 0, &applied, &err);
+    for (int n = 2; n <= 8; n *= 2) {
+        const uint64_t a = run_trouble(f, n, 1000, 0, &applied, &err);
+        CHECK(applied == 60 && a == run_trouble(f, n, 1000, 0, &applied, &err) && a != one);
+        run_trouble(f, n, 1000, 20, &applied, &err);
+        CHECK(applied == 20);
+        err.text[0] = 0;
+        run_trouble(f, n, 15, 0, &applied, &err);  // rollouts in flight when the model fails are given up
+        CHECK(applied == 15 - n + 1 && strstr(err.text, "model is tired"));
+        run_trouble(f, n, -1, 0, &applied, &err);
+        CHECK(applied == 1 && strstr(err.text, "compiler is tired"));
+    }
+    fclose(f);
+}
+
+/* ---- lines ---- */
+
+static void test_lines(void) {
+    static const struct {
+        const char *tokens[4];
+        int lines;
+        bool at_end;
+    } cases[] = {{{"a", "b"}, 1, false},     {{"a\n", "b"}, 2, false},     {{"a\n", "b\n"}, 2, true},
+                 {{"a\r", "\nb"}, 2, false}, {{"a\r\n", "\n"}, 2, true},   {{"\r", "\r", "\n", ""}, 2, true},
+                 {{"", ""}, 0, false},       {{"a\nb", "c\nd"}, 3, false}, {{"\n\r\n\r"}, 3, true}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        LineCount c = {0, 0};
+        for (int k = 0; k < 4 && cases[i].tokens[k]; k++) {
+            const TokenLines t = token_lines((const uint8_t *)cases[i].tokens[k], strlen(cases[i].tokens[k]), false);
+            line_count_add(&c, &t);
+        }
+        CHECK(line_count_lines(&c) == cases[i].lines && line_count_at_end(&c) == cases[i].at_end);
+    }
+}
+
+int main(int argc, char **argv) {
+    program_begin(argv);
+    const char *path = argc > 1 ? argv[1] : "test/fixtures/search.txt";
+    test_lines();
+    test_in_flight(path);
+    test_oracle(path);
+    return checks_report();
+}
