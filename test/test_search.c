@@ -1,13 +1,14 @@
 /* Tests of the tree search.
  *
- *   test_search [FIXTURE]     default: test/fixtures/search.txt
+ *   test_search [FIXTURES]     default: test/fixtures
  *
- * FIXTURE is what test/search_oracle.py prints: an independent simulation of the published rules, with invented models and
- * compilers. Here the same inventions run on generate/search_tree.h, and every leaf, value, node and score must be the
- * same. */
+ * FIXTURES/search.txt is what test/search_oracle.py prints: an independent simulation of the published rules, with invented
+ * models and compilers. Here the same inventions run on generate/search_tree.h, and every leaf, value, node and score must
+ * be the same. FIXTURES/transport.txt has distances that POT has computed (test/transport_oracle.py). */
 #include "samples.h"
 
 #include "../generate/search_loop.h"
+#include "../lib/transport.h"
 
 /* ---- the invented model and compiler, as in the oracle ---- */
 
@@ -320,11 +321,79 @@ static void test_lines(void) {
     }
 }
 
+/* ---- optimal transport ---- */
+
+static double next_uniform(uint64_t *state) { return (double)(random_splitmix(state) >> 11) * 0x1p-53; }
+
+/* 1 - cos of random patches, and weights, as in test/transport_oracle.py. */
+static double *transport_case(int n, int m, int dim, int levels, uint64_t seed, double *weights) {
+    double *x = xcalloc((size_t)(n + m) * dim, sizeof *x), *cost = xcalloc((size_t)n * m, sizeof *cost);
+    for (int r = 0; r < n + m; r++) {
+        double *row = x + (size_t)r * dim, norm = 0;
+        for (int k = 0; k < dim; k++) {
+            row[k] = 2 * next_uniform(&seed) - 1;
+            if (levels) row[k] = floor(row[k] * levels) + 0.5;
+            norm += row[k] * row[k];
+        }
+        for (int k = 0; k < dim; k++) row[k] /= sqrt(norm);
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < m; j++) {
+            double dot = 0;
+            for (int k = 0; k < dim; k++) dot += x[(size_t)i * dim + k] * x[(size_t)(n + j) * dim + k];
+            cost[(size_t)i * m + j] = 1 - dot;
+        }
+    for (int i = 0; i < n + m; i++) weights[i] = next_uniform(&seed);
+    weights[0] = weights[n] = 0;
+    free(x);
+    return cost;
+}
+
+static void test_transport(const char *path) {
+    Error err;
+    int n, m, dim, levels, weighted, seed, cases = 0;
+    double expected, have = -1;
+    FILE *f = fopen(path, "r");
+    if (!f) die("cannot read %s: %s", path, strerror(errno));
+    while (fscanf(f, "%d %d %d %d %d %d %lf", &n, &m, &dim, &levels, &weighted, &seed, &expected) == 7) {
+        double *weights = xcalloc((size_t)n + m, sizeof *weights);
+        double *cost = transport_case(n, m, dim, levels, (uint64_t)seed, weights);
+        const double *a = weighted ? weights : NULL, *b = weighted ? weights + n : NULL;
+        CHECK_OK(transport_cost(cost, n, m, a, b, &have, &err), err);
+        check(fabs(have - expected) < 1e-9, __FILE__, __LINE__, "the distance of POT", "");
+        if (fabs(have - expected) >= 1e-9) printf("%d x %d: %.12f, expected %.12f\n", n, m, have, expected);
+        for (int i = 0; i < n; i++) weights[i] = 1;  // given weights that are all equal, against none
+        for (int i = 0; i < m; i++) weights[n + i] = 1;
+        double even, uniform;
+        if (n * m < 10000) {
+            CHECK_OK(transport_cost(cost, n, m, weights, weights + n, &even, &err), err);
+            CHECK_OK(transport_cost(cost, n, m, NULL, NULL, &uniform, &err), err);
+            CHECK(fabs(even - uniform) < 1e-12);
+        }
+        free(cost);
+        free(weights);
+        cases++;
+    }
+    CHECK(cases == 12);
+    fclose(f);
+    const double cost[2] = {1, NAN}, minus[2] = {1, -1}, nothing[2] = {0, 0}, some[2] = {3, 1};
+    CHECK_ERROR(transport_cost(cost, 1, 2, NULL, NULL, &have, &err), err, "not a finite number");
+    CHECK_ERROR(transport_cost(some, 1, 2, NULL, minus, &have, &err), err, "weight 1 of the sinks");
+    CHECK_ERROR(transport_cost(some, 1, 2, NULL, nothing, &have, &err), err, "are all 0");
+    CHECK_ERROR(transport_cost(some, 0, 2, NULL, NULL, &have, &err), err, "0 sources");
+    CHECK_OK(transport_cost(some, 1, 2, NULL, some, &have, &err), err);
+    CHECK(fabs(have - 2.5) < 1e-12);
+}
+
 int main(int argc, char **argv) {
     program_begin(argv);
-    const char *path = argc > 1 ? argv[1] : "test/fixtures/search.txt";
+    const char *folder = argc > 1 ? argv[1] : "test/fixtures";
+    char *rules = format_string("%s/search.txt", folder), *distances = format_string("%s/transport.txt", folder);
     test_lines();
-    test_in_flight(path);
-    test_oracle(path);
+    test_in_flight(rules);
+    test_oracle(rules);
+    test_transport(distances);
+    free(rules);
+    free(distances);
     return checks_report();
 }
