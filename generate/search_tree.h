@@ -12,7 +12,11 @@
  * that reaches a beginning which is known to fail is not continued ("preemptive stopping").
  *
  * Several rollouts may be begun before the first is applied. A rollout that is not yet applied counts as a visit without a
- * value on its whole path. If each is applied before the next begins, these are exactly the published rules. */
+ * value on its whole path. If each is applied before the next begins, these are exactly the published rules.
+ *
+ * A sure model writes the same few programs again and again, and under the published rules each time counts like the first.
+ * With SearchRules.distinct a rollout that ends with a known program is a visit without a value, and a node that is a whole
+ * program is no longer selected. */
 #ifndef GENERATE_SEARCH_TREE_H
 #define GENERATE_SEARCH_TREE_H
 
@@ -50,15 +54,15 @@ typedef struct {
 typedef struct SearchNode {
     struct SearchNode *parent, **children;  // the widen child comes first
     int child_count;
-    bool widen, expanded;
-    int *ids, own;  // the tokens that it has more than its parent
+    bool widen, expanded, whole;  // whole: the tokens are a whole program
+    int *ids, own;                // the tokens that it has more than its parent
     int length, lines;
     int visits, pending;
     double *scores;  // of the successful rollouts below it, in their order
     int score_count, failures;
     double sum;  // of the first `summed` scores, normalised with the range of number `range`
     int summed, range;
-    void *user;  // the caller's
+    struct KvRows *rows;  // keys and values of its own tokens: the caller's
 } SearchNode;
 
 typedef struct {
@@ -76,6 +80,7 @@ typedef struct {
 typedef struct {
     double exploration;  // c of the upper confidence bound; 0.6 in DeTikZify
     bool strict;         // a program with errors is a failure, even if it is drawn
+    bool distinct;       // not of the published rules: rollouts are to find programs that are new (see below)
     bool compiler_only;  // the reward is the compiler's verdict: 1 clean, 0 with errors, -1 not drawn
     uint64_t seed;       // of ties
     int max_length;      // tokens of a program, the root's included
@@ -113,7 +118,7 @@ static inline SearchNode *search_node_new(SearchNode *parent, bool widen) {
 
 static inline int *search_copy_ids(const int *ids, int count) {
     int *copy = (int *)xmalloc((size_t)count * sizeof(int));
-    if (count > 0) memcpy(copy, ids, (size_t)count * sizeof(int));
+    for (int i = 0; i < count; i++) copy[i] = ids[i];  // ids may be NULL where there are none
     return copy;
 }
 
@@ -199,20 +204,31 @@ static inline double search_bound(const SearchTree *t, SearchNode *n) {
     return mean + explore;
 }
 
+/* Whether tokens [count] can have no more: the program has ended, or is as long as it may be. */
+static inline bool search_ids_complete(const SearchTree *t, const int *ids, int count) {
+    return count >= t->rules.max_length || (count > t->root->length && t->tokens[ids[count - 1]].ends);
+}
+
+/* Whether a child may be selected. */
+static inline bool search_open_child(const SearchTree *t, const SearchNode *n) {
+    return n->widen || !t->rules.distinct || !n->whole;
+}
+
 /* The child with the highest bound, one of them at random where several have it: one random_below of their number, in
  * the order of the children. */
 static inline SearchNode *search_best_child(SearchTree *t, const SearchNode *n) {
     double best = -INFINITY, bound;
     int ties = 0, taken;
     for (int i = 0; i < n->child_count; i++) {
+        if (!search_open_child(t, n->children[i])) continue;
         bound = search_bound(t, n->children[i]);
         if (bound > best) best = bound, ties = 0;
         ties += bound == best;
     }
     taken = ties > 1 ? (int)random_below(&t->random, (uint64_t)ties) : 0;
     for (int i = 0;; i++) {
-        bound = search_bound(t, n->children[i]);
-        if (bound == best && taken-- == 0) return n->children[i];
+        if (!search_open_child(t, n->children[i])) continue;
+        if (search_bound(t, n->children[i]) == best && taken-- == 0) return n->children[i];
     }
 }
 
@@ -256,8 +272,7 @@ static inline void search_begin(SearchTree *t, SearchRollout *r) {
 
 /* Whether a rollout can have no more tokens: it has ended, or is as long as it may be. */
 static inline bool search_complete(const SearchTree *t, const SearchRollout *r) {
-    const SearchProgram *p = r->program;
-    return p->count >= t->rules.max_length || (p->count > t->root->length && t->tokens[p->ids[p->count - 1]].ends);
+    return search_ids_complete(t, r->program->ids, r->program->count);
 }
 
 /* If the rollout has reached a state that is known to fail, takes over the rest of the program in which it failed. */
@@ -341,6 +356,7 @@ static inline SearchNode *search_grow(SearchTree *t, SearchNode *n, SearchProgra
         const SearchState *s = &p->states[first + i];
         if (i < k && (scorable || s->lines < e)) {
             n = search_node_add(n, p->ids, s);
+            n->whole = search_ids_complete(t, p->ids, s->length);
         } else if (scorable) {
             break;
         } else if (s->lines > e || (s->lines == e && s->line_end)) {
@@ -391,7 +407,10 @@ static inline void search_apply(SearchTree *t, SearchRollout *r, const SearchVer
     for (; first < p->state_count && (next = search_find_child(n, p, &p->states[first])); first++) n = next;
     r->deepest = search_grow(t, n, p, first, scorable);
     r->value = p->value;
-    search_back_propagate(t, r->deepest, p->value, scorable);
+    if (r->fresh || !t->rules.distinct)
+        search_back_propagate(t, r->deepest, p->value, scorable);
+    else
+        for (n = r->deepest; n; n = n->parent) n->visits++;
 }
 
 #endif
