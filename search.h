@@ -136,7 +136,7 @@ static inline bool search_on_applied(void *context, SearchTree *t, const SearchR
     (void)t;
     rollout_keep(&s->rollouts, r, slot);
     s->applied++;
-    if (p->drawn && r->value > s->best) {
+    if (p->drawn && search_rounded(r->value) > search_rounded(s->best)) {
         const SearchFound best = search_found(r->program, p);
         s->best = r->value;
         if (s->report) s->report(s->context, &best, s->applied, seconds_now() - s->begin);
@@ -146,11 +146,17 @@ static inline bool search_on_applied(void *context, SearchTree *t, const SearchR
 
 /* ---- results ---- */
 
+/* Scores that differ by less than this, of drawings by another renderer than the input's, say nothing. */
+#define SEARCH_SAME_SCORE 0x1p-11
+
+static inline double search_rounded(double score) { return floor(score / SEARCH_SAME_SCORE + 0.5); }
+
 /* Better first: the same pixels, a higher score, no errors, found earlier. */
 static inline int search_compare(const void *a, const void *b) {
     const SearchFound *x = (const SearchFound *)a, *y = (const SearchFound *)b;
+    const double score = search_rounded(x->score) - search_rounded(y->score);
     if (x->same != y->same) return x->same ? -1 : 1;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    if (score != 0) return score > 0 ? -1 : 1;
     if (x->clean != y->clean) return x->clean ? -1 : 1;
     return x->rollout < y->rollout ? -1 : x->rollout > y->rollout;
 }
@@ -213,7 +219,7 @@ static inline int search_run(const SearchOptions *o, Generator *g, Judge *judge,
     if (in_flight > g->max_B) in_flight = g->max_B;
     if (in_flight > SEARCH_IN_FLIGHT) in_flight = SEARCH_IN_FLIGHT;
     s.begin = seconds_now();
-    s.best = -INFINITY;
+    s.best = -2;  // below all scores
     *result = (SearchResult){0};
     judge_begin(judge, pixels, longest);
     if (rollouts_open(&s.rollouts, g, in_flight, pixels, prefix, prefix_count, search_store_bytes(o, g->m->op), err))

@@ -150,18 +150,31 @@ static inline bool rollout_read(void *context, int b, int id) {
     return !r->not_finite && !r->was_stopped && search_token(r->tree, r->rollout, id);
 }
 
+/* The first rollout may be greedy. In a search for distinct programs, the temperature of a rollout rises with the number n of
+ * repeats from its node, by a quarter for each power of two in 1 + n, at most threefold: a sure model needs heat to say
+ * something else. */
+static inline void rollout_set_temperature(Rollouts *r, RolloutSlot *slot, const SearchTree *t,
+                                           const SearchRollout *o) {
+    const SearchNode *n = o->leaf->widen ? o->leaf->parent : o->leaf;
+    Sampling s = r->g->sampling;
+    int doublings = 0;
+    for (int m = 1 + n->repeats; m > 1 && doublings < 8; m /= 2) doublings++;
+    if (t->rules.distinct) s.temperature *= 1 + 0.25f * (float)doublings;
+    if (r->greedy_first && o->number == 0) s.temperature = 0;
+    if (s.temperature == slot->g.sampling.temperature) return;
+    slot->g.m->op->graph_free(&slot->g);  // which has the sampling in it
+    slot->g.sampling = s;
+}
+
 /* SearchCalls.rollout. Returns -1 where the model's numbers are not finite, or `stopped` says so. */
 static inline int rollout_run(Rollouts *r, SearchTree *t, SearchRollout *o, int s, Error *err) {
     RolloutSlot *slot = &r->slots[s];
     const int length = o->leaf->length, stream = o->number;
-    const bool greedy = r->greedy_first && o->number == 0;
-    slot->g.sampling = r->g->sampling;
-    if (greedy) slot->g.sampling.temperature = 0;
+    rollout_set_temperature(r, slot, t, o);
     r->tree = t;
     r->rollout = o;
     rollout_begin(r, slot, t, o->leaf, o->program->ids);
     generator_run(&slot->g, &stream, t->rules.max_length - length, rollout_read, r);
-    if (greedy) slot->g.m->op->graph_free(&slot->g);
     slot->count = length + (o->generated > 0 ? o->generated - 1 : 0);  // the last token has not been read
     memcpy(slot->ids, o->program->ids, (size_t)slot->count * sizeof(int));
     if (r->was_stopped) return error_set(err, "the search was stopped");

@@ -58,6 +58,7 @@ typedef struct SearchNode {
     int *ids, own;                // the tokens that it has more than its parent
     int length, lines;
     int visits, pending;
+    int repeats;     // rollouts from here that ended with a known program
     double *scores;  // of the successful rollouts below it, in their order
     int score_count, failures;
     double sum;  // of the first `summed` scores, normalised with the range of number `range`
@@ -404,6 +405,7 @@ static inline void search_apply(SearchTree *t, SearchRollout *r, const SearchVer
         n->visits++;
         n = n->parent;
     }
+    n->repeats += !r->fresh;
     for (; first < p->state_count && (next = search_find_child(n, p, &p->states[first])); first++) n = next;
     r->deepest = search_grow(t, n, p, first, scorable);
     r->value = p->value;
