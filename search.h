@@ -82,6 +82,11 @@ static inline void search_result_free(SearchResult *r) {
 
 /* ---- what the loop calls ---- */
 
+/* Scores that differ by less than this, of drawings by another renderer than the input's, say nothing. */
+#define SEARCH_SAME_SCORE 0x1p-11
+
+static inline double search_rounded(double score) { return floor(score / SEARCH_SAME_SCORE + 0.5); }
+
 static inline bool search_is_over(void *context) {
     Search *s = (Search *)context;
     if (s->o.seconds > 0 && seconds_now() - s->begin >= s->o.seconds) s->late = true;
@@ -145,11 +150,6 @@ static inline bool search_on_applied(void *context, SearchTree *t, const SearchR
 }
 
 /* ---- results ---- */
-
-/* Scores that differ by less than this, of drawings by another renderer than the input's, say nothing. */
-#define SEARCH_SAME_SCORE 0x1p-11
-
-static inline double search_rounded(double score) { return floor(score / SEARCH_SAME_SCORE + 0.5); }
 
 /* Better first: the same pixels, a higher score, no errors, found earlier. */
 static inline int search_compare(const void *a, const void *b) {
