@@ -26,7 +26,7 @@ static const SandboxLimits judge_limits = {10, 20, (size_t)1 << 30, 64 << 20, 12
 
 typedef struct {
     RenderTask task;
-    int threads;            // that run TeX; 0: one for every second processor, at most 8
+    int threads;            // that run TeX; 0: one for every second processor, 2 to 8
     bool unsafe;            // no box
     const char *cache;      // folder of preloaded formats; NULL: the user's
     int image_size;         // S of prepared pixels; 0: the model's
@@ -171,7 +171,8 @@ static inline int judge_open(Judge *j, const JudgeOptions *o, Error *err) {
         .limits = judge_limits, .cache = o->cache, .unsafe = o->unsafe, .cancelled = judge_cancelled};
     *j = (Judge){.o = *o};
     if (!o->image_size && o->model) j->o.image_size = o->model->c.vision.image_size;
-    if (!o->threads) j->o.threads = (omp_get_num_procs() + 1) / 2;
+    if (!o->threads) j->o.threads = omp_get_num_procs() / 2;
+    if (j->o.threads < 2 && !o->threads) j->o.threads = 2;
     if (j->o.threads > 8 && !o->threads) j->o.threads = 8;
     if (j->o.threads < 1) j->o.threads = 1;
     if (!j->o.image_size) j->o.compile_only = true;

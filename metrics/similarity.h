@@ -6,14 +6,14 @@
 #include "../lib/transport.h"
 
 typedef enum {
+    SIMILARITY_PIXELS,  // cosine of the ink at several resolutions; needs no model
+    SIMILARITY_PLACES,  // mean over the patches of the cosine of the two feature vectors at the same place
     SIMILARITY_MEAN,    // cosine of the mean feature vectors
     SIMILARITY_EMD,     // 2 tanh(-EMD) + 1 of the sets of feature vectors, each with the same weight; cost 1 - cosine
-    SIMILARITY_PLACES,  // mean over the patches of the cosine of the two feature vectors at the same place
-    SIMILARITY_PIXELS,  // cosine of the ink at several resolutions; needs no model
     SIMILARITIES
 } Similarity;
 
-static const char *const similarity_names[SIMILARITIES] = {"mean", "emd", "places", "pixels"};
+static const char *const similarity_names[SIMILARITIES] = {"pixels", "places", "mean", "emd"};
 
 static inline double similarity_dot(const double *a, const double *b, size_t n) {
     double sum = 0;
@@ -74,7 +74,7 @@ static inline double similarity_distance(const double *a, const double *b, int P
     return result;
 }
 
-/* The similarity of two encoded images. kind is one of the first three. */
+/* The similarity of two encoded images. Not of the kind SIMILARITY_PIXELS. */
 static inline double similarity_features(Similarity kind, const double *a, const double *b, int P, int C) {
     if (kind == SIMILARITY_MEAN) return similarity_mean(a, b, P, C);
     if (kind == SIMILARITY_PLACES) return similarity_places(a, b, P, C);

@@ -391,7 +391,7 @@ static void test_similarity(void) {
     enum { P = 4, C = 3, S = 20 };
     const double a[P * C] = {1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0}, moved[P * C] = {0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 2},
                        other[P * C] = {1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0};
-    for (int k = 0; k < 3; k++) CHECK(fabs(similarity_features((Similarity)k, a, a, P, C) - 1) < 1e-12);
+    for (int k = 1; k < SIMILARITIES; k++) CHECK(fabs(similarity_features((Similarity)k, a, a, P, C) - 1) < 1e-12);
     CHECK(fabs(similarity_features(SIMILARITY_EMD, a, moved, P, C) - 1) < 1e-12);  // the same vectors, elsewhere
     CHECK(fabs(similarity_features(SIMILARITY_PLACES, a, moved, P, C)) < 1e-12);
     CHECK(fabs(similarity_features(SIMILARITY_MEAN, a, moved, P, C) - 5 / sqrt(27)) < 0.1);
@@ -433,7 +433,7 @@ static bool written_applied(void *context, SearchTree *t, const SearchRollout *r
     return true;
 }
 
-/* The hash of the tree after 60 rollouts. */
+/* The hash of the tree after 30 rollouts. */
 static uint64_t search_hash(Generator *g, const uint8_t *pixels, size_t store, bool feed_again, int in_flight,
                             Rollouts *after) {
     Written w = {.world = {.submitted = 0}};
@@ -448,7 +448,7 @@ static uint64_t search_hash(Generator *g, const uint8_t *pixels, size_t store, b
     CHECK_OK(rollouts_open(&w.rollouts, g, in_flight, pixels, prefix, 2, store, &err), err);
     w.rollouts.feed_again = feed_again;
     search_tree_open(&t, &rules, lines, prefix, 2);
-    CHECK_OK(search_loop(&t, &calls, 60, in_flight, &err), err);
+    CHECK_OK(search_loop(&t, &calls, 30, in_flight, &err), err);
     const uint64_t hash = check_tree(&t, t.root);
     *after = w.rollouts;
     after->store.dropped = w.rollouts.store.dropped;
@@ -465,7 +465,7 @@ static void test_rollouts(void) {
     Error err;
     Rollouts all, few, none, again;
     CHECK_OK(model_create(&m, cpu_ops(), "tiny", "dev/starter/tokenizer.safetensors", 1, &err), err);
-    const int S = m.c.vision.image_size, tokens = 60;
+    const int S = m.c.vision.image_size, tokens = 48;
     uint8_t *pixels = xmalloc((size_t)S * S * 3);
     for (int i = 0; i < S * S * 3; i++) pixels[i] = (uint8_t)(i * 37 / 11);
     model_plan(&m, 1, tokens + 1);
@@ -493,6 +493,108 @@ static void test_rollouts(void) {
     model_close(&m);
 }
 
+/* ---- the judge, with TeX ---- */
+
+#define FIGURE(body)                                                                    \
+    "\\documentclass[tikz]{standalone}\n\\begin{document}\n\\begin{tikzpicture}\n" body \
+    "\n\\end{tikzpicture}\n\\end{document}\n"
+
+static bool has_tex(void) { return !system("command -v pdflatex pdftocairo >/dev/null 2>&1"); }
+
+static Judged *judge_now(Judge *j, const char *text) {
+    Error err = {""};
+    Judged *p = judge_submit(j, text, strlen(text));
+    CHECK_OK(judge_wait(j, p, 0, &err), err);
+    return p;
+}
+
+static void test_judge(const char *cache) {
+    enum { S = 32 };
+    static const char line[] = FIGURE("\\draw (0,0) -- (2,1);"), wrong[] = FIGURE("\\draw (0,0) -- (1,2);"),
+                      bad[] = FIGURE("\\draw (0,0) -- (2,1);\n\\nonsense"), spaced[] = FIGURE("\\draw (0,0)--(2,1);");
+    Judge j;
+    Error err;
+    uint8_t input[S * S * 3];
+    memset(input, 255, sizeof input);
+    CHECK_OK(judge_open(&j, &(JudgeOptions){.image_size = S, .threads = 2, .cache = cache}, &err), err);
+    judge_begin(&j, input, 64);
+    Judged *a = judge_now(&j, line);
+    CHECK(a->clean && a->drawn && !a->message && a->pixels);
+    memcpy(input, a->pixels, sizeof input);
+    judge_begin(&j, input, 64);  // the drawing itself is the input now; everything is forgotten
+    CHECK(j.count == 0);
+    Judged *b = judge_submit(&j, bad, strlen(bad)), *c = judge_submit(&j, "no figure", 9);
+    a = judge_now(&j, line);
+    CHECK(judge_submit(&j, line, strlen(line)) == a && j.count == 3);
+    CHECK_OK(judge_wait(&j, b, 0, &err) || judge_wait(&j, c, 0, &err), err);
+    CHECK(b->drawn && !b->clean && b->error_line == 5 && strstr(b->message, "line 5"));
+    CHECK(!c->drawn && !c->clean && c->error_line == 0 && c->message);
+    Judged *w = judge_now(&j, wrong), *d = judge_now(&j, spaced);
+    judge_score(&j, w);
+    judge_score(&j, a);
+    judge_score(&j, c);
+    judge_score(&j, d);
+    CHECK(a->same && a->similarity > 1 - 1e-12 && !w->same && w->similarity < 0.9 && c->similarity == -1);
+    CHECK(d->same && d->similarity == a->similarity && a->pixels && !d->pixels);  // only the best keeps its pixels
+    static const char endless[] = FIGURE("\\def\\x{\\x}\\x");
+    const double begin = seconds_now();
+    CHECK(judge_wait(&j, judge_submit(&j, endless, strlen(endless)), seconds_now() + 0.3, &err) == 1);
+    judge_begin(&j, input, 64);  // while it runs
+    CHECK(judge_now(&j, line)->clean);
+    judge_close(&j);
+    CHECK(seconds_now() - begin < 8);  // and is not waited for
+}
+
+/* ---- the whole search ---- */
+
+typedef struct {
+    double score;
+    int calls, rollouts;
+} Reported;
+
+static void on_report(void *context, const SearchFound *best, int rollouts, double seconds) {
+    Reported *r = context;
+    CHECK(best->drawn && best->text && best->score > r->score && rollouts > r->rollouts && seconds >= 0);
+    *r = (Reported){best->score, r->calls + 1, rollouts};
+}
+
+static void test_search_run(const char *cache) {
+    Model m;
+    Generator g;
+    Judge j;
+    Image image;
+    Error err;
+    SearchResult r[3];
+    Reported seen = {-2, 0, 0};
+    CHECK_OK(model_open(&m, cpu_ops(), "dev/starter/student.safetensors", "", &err), err);
+    const int S = m.c.vision.image_size;
+    uint8_t *pixels = xmalloc((size_t)S * S * 3);
+    CHECK_OK(image_load(&image, "dev/starter/example.png", &err), err);
+    image_prepare(pixels, &image, S);
+    model_plan(&m, 1, 1);
+    generator_open(&g, &m, 3, model_max_text(&m));
+    generator_set_sampling(&g, 1.2f, 1, 0, 5, 0);
+    for (int k = 0; k < 3; k++) {  // other numbers of threads; the second time, the reward is from features
+        const JudgeOptions o = {
+            .model = &m, .threads = 1 + k, .cache = cache, .similarity = k == 1 ? SIMILARITY_EMD : SIMILARITY_PIXELS};
+        const SearchOptions s = {.rollouts = 6, .exploration = 0.6, .in_flight = 3};
+        CHECK_OK(judge_open(&j, &o, &err), err);
+        CHECK_OK(search_run(&s, &g, &j, pixels, image.width, NULL, 0, k ? NULL : on_report, &seen, &r[k], &err), err);
+        judge_close(&j);
+        CHECK(r[k].rollouts == 6 && r[k].count >= 1 && r[k].count <= 6);
+        for (int i = 1; i < r[k].count; i++) CHECK(search_compare(&r[k].found[i - 1], &r[k].found[i]) < 0);
+    }
+    CHECK(seen.calls > 0 && search_rounded(seen.score) == search_rounded(r[0].found[0].score));
+    CHECK(r[0].count == r[2].count);  // the order in which threads finish changes nothing
+    for (int i = 0; i < r[0].count && i < r[2].count; i++)
+        CHECK(!strcmp(r[0].found[i].text, r[2].found[i].text) && r[0].found[i].score == r[2].found[i].score);
+    for (int k = 0; k < 3; k++) search_result_free(&r[k]);
+    free(pixels);
+    image_free(&image);
+    generator_close(&g);
+    model_close(&m);
+}
+
 int main(int argc, char **argv) {
     program_begin(argv);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures";
@@ -503,6 +605,16 @@ int main(int argc, char **argv) {
     test_transport(distances);
     test_similarity();
     test_rollouts();
+    if (has_tex()) {
+        samples_begin();
+        char *cache = format_string("%s/cache", samples_folder);
+        test_judge(cache);
+        test_search_run(cache);
+        free(cache);
+        samples_end();
+    } else {
+        printf("not tested here: the judge (no pdflatex or pdftocairo; scripts/deps.sh tex)\n");
+    }
     free(rules);
     free(distances);
     return checks_report();
