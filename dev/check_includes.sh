@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The floors of the house: includes point down only, and no file includes itself by way of others.
 #
-#   programs, tests > train > metrics, search, generate/ > generate > loss > model > vision, dataloader > config, weights > params > dist, kernels > lib
+#   programs, tests > train > metrics, search, generate/ > generate.h > loss > model > vision, dataloader > config, weights > params > dist, kernels > lib
 #
 # Prints "N passed, M failed": one check per include of a project file.
 cd "$(dirname "$0")/.." || exit 1
