@@ -11,6 +11,7 @@
 #include "generate/prefix.h"
 #include "generate/speculate.h"
 #include "generate/writer.h"
+#include "lib/image_clean.h"
 #include "lib/program.h"
 #include "lib/threads.h"
 
@@ -22,6 +23,7 @@ typedef struct {
     Writer writer;
     Inputs inputs;
     TokenIds prefix;
+    bool cleans;                // images, before the model sees them (--preprocess auto)
     int max_new_tokens, taken;  // images taken so far
     double start, first_token;  // times, from seconds_now; 0: no token yet
 } Infer;
@@ -93,12 +95,20 @@ int main(int argc, char **argv) {
 
 /* ---- opening ---- */
 
+/* Whether images are cleaned: as --preprocess says, or else the model's metadata. A model converted from another project
+ * has its own habits, so that only ours are cleaned without being asked. */
+static bool infer_cleans(const Model *m) {
+    const char *said = opt.preprocess ? opt.preprocess : safetensors_metadata(&m->file, "hub.preprocess");
+    return said ? !strcmp(said, "auto") : !safetensors_metadata(&m->file, "hub.tokenizer_config");
+}
+
 /* Opens the models and plans their memory. */
 static void open_models(Infer *f, const Ops *op, WeightFormat format) {
     Error err;
     Model *m = &f->model;
     const char *path = opt.model ? opt.model : default_model();
     die_if(model_open_as(m, op, path, "", format, &err), &err);
+    f->cleans = infer_cleans(m);
     int max_tokens = model_max_text(m);
     if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
     die_if(prefix_read(&f->prefix, opt.prefix, &m->tokenizer, path, &err), &err);
@@ -136,7 +146,7 @@ static void open_models(Infer *f, const Ops *op, WeightFormat format) {
 
 /* Reads an image, and prepares it as the input of the model and of the draft, if there is one: [size, size, 3] each. Warns of
  * an image that a model cannot make much of. Returns the longest side of what is not margin, or -1. */
-static int prepare(Program *p, uint8_t *pixels, int size, uint8_t *draft_pixels, int draft_size) {
+static int prepare(Program *p, bool cleans, uint8_t *pixels, int size, uint8_t *draft_pixels, int draft_size) {
     Error err;
     Image image;
     char remark[256];
@@ -145,6 +155,12 @@ static int prepare(Program *p, uint8_t *pixels, int size, uint8_t *draft_pixels,
         return -1;
     }
     if (opt.invert) image_invert(&image);
+    if (cleans) {
+        ImageCleaned cleaned;
+        image_clean(&image, &cleaned);
+        if (*cleaned.text) p->preprocessing = xstrdup(cleaned.text);
+        if (*cleaned.text && opt.verbose) fprintf(stderr, "%s: %s\n", p->input->path, cleaned.text);
+    }
     const ImageBox box = image_trim(&image, opt.trim_near_white ? IMAGE_NEAR_WHITE : IMAGE_WHITE);
     image_prepare_box(pixels, &image, box, size);
     if (draft_pixels) image_prepare_box(draft_pixels, &image, box, draft_size);
@@ -161,7 +177,7 @@ static int next_image(Infer *f, uint8_t *pixels, uint8_t *draft_pixels, int *lon
     while (f->taken < f->inputs.count) {
         const int number = f->taken++;
         Program *p = &f->writer.programs[number];
-        const int side = prepare(p, pixels, S, draft_pixels, D);
+        const int side = prepare(p, f->cleans, pixels, S, draft_pixels, D);
         if (side >= 0) program_begin_text(p, &f->writer, f->prefix.ids, f->prefix.count);
         if (side < 0 || p->failed) {
             writer_done(&f->writer, p, f->prefix.count);

@@ -11,8 +11,8 @@ static struct {
     const char *model, *output, *device, *prefix, *weights;
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
-    bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy;
-    const char *draft, *search, *repeat_guard;
+    bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy, verbose;
+    const char *draft, *search, *repeat_guard, *preprocess;
     int64_t candidates;
     double exploration;
     DrawOptions draw;
@@ -63,6 +63,10 @@ static const Option table[] = {
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
+    {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain",
+     "auto: first make paper white, undo dark mode, uneven light and small rotations, remove noise; a clean image stays as "
+     "it is (default: auto, for models converted from other projects plain)",
+     0, 0},
     {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
      "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
     {"invert", 0, OPT_FLAG, &opt.invert, NULL, "make light dark and dark light: for light lines on a dark ground", 0,
@@ -70,6 +74,7 @@ static const Option table[] = {
     {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
      0},
     {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
+    {"verbose", 'v', OPT_FLAG, &opt.verbose, NULL, "say on stderr what was done to an image", 0, 0},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
@@ -84,6 +89,8 @@ static void check_options(WeightFormat *format) {
     if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
     if (strcmp(opt.repeat_guard, "on") != 0 && strcmp(opt.repeat_guard, "off") != 0)
         options_die("--repeat-guard must be on or off, not '%.40s'", opt.repeat_guard);
+    if (opt.preprocess && strcmp(opt.preprocess, "auto") != 0 && strcmp(opt.preprocess, "plain") != 0)
+        options_die("--preprocess must be auto or plain, not '%.40s'", opt.preprocess);
     if (opt.search && opt.candidates) options_die("--search and --candidates cannot be used together");
     if (best && opt.draft) options_die("--draft cannot be used with --search or --candidates");
     if (opt.temperature < 0) opt.temperature = best ? 0.8 : 0;

@@ -37,6 +37,7 @@ typedef struct {
     RepeatGuard guard;
     int tokens;  // with the prefix
     bool ended, looped, opened, failed, done;
+    char *preprocessing;  // what was done to the image; NULL: nothing
     double log_probability, similarity;
     double prefill_seconds, generate_seconds;
 } Program;
@@ -217,6 +218,7 @@ static inline void program_print_json(Program *p, const Compiled *c, double comp
     r.complete = p->ended;
     if (c) result_set_compiled(&r, c);
     r.similarity = p->similarity;
+    r.preprocessing = p->preprocessing;
     r.prefill_seconds = p->prefill_seconds;
     r.generate_seconds = p->generate_seconds;
     r.compile_seconds = compile_seconds;
@@ -251,6 +253,7 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
     w->failures += p->failed;
     free(p->text);
     free(p->pixels);
+    free(p->preprocessing);
     p->text = NULL;
     p->pixels = NULL;
 }
