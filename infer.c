@@ -6,6 +6,7 @@
  * programs: they are written, compiled, drawn. --candidates and --search write several programs for an image and keep the
  * one whose drawing is most like it (generate/judge.h, search.h). */
 #include "generate.h"
+#include "generate/attention_maps.h"
 #include "generate/best.h"
 #include "generate/options.h"
 #include "generate/prefix.h"
@@ -56,12 +57,14 @@ int main(int argc, char **argv) {
                        .finish = opt.finish,
                        .tidy = opt.tidy,
                        .render = opt.render,
+                       .keep_tokens = opt.attention != NULL,
                        .chosen = opt.search || opt.candidates,
                        .repeat_guard = !strcmp(opt.repeat_guard, "on")};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
         if (inputs_check_names(&f->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
     if (o.to_folder) die_if(make_folder(opt.output, &err), &err);
+    if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
     open_models(f, op, format);
     o.image_size = f->model.c.vision.image_size;
@@ -125,8 +128,9 @@ static void open_models(Infer *f, const Ops *op, WeightFormat format) {
     if (opt.candidates && opt.candidates < batch) batch = (int)opt.candidates;
     if (!opt.candidates && !opt.search && f->inputs.count < batch) batch = f->inputs.count;
     if (opt.search) batch = BEST_IN_FLIGHT;
-    if (opt.draft) batch = 1;
-    const int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
+    if (opt.draft || opt.attention) batch = 1;
+    int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
+    if (opt.attention) T = max_tokens + 1;  // the whole program is read once more
     batch = generator_fit(m, batch, !opt.batch, T, max_tokens);
     model_plan(m, batch, T);
     generator_open(&f->generator, m, batch, max_tokens);
@@ -184,7 +188,7 @@ static int next_image(Infer *f, uint8_t *pixels, uint8_t *draft_pixels, int *lon
             continue;
         }
         if (longest) *longest = side;
-        if (opt.json || opt.render) {
+        if (opt.json || opt.render || opt.attention) {
             p->pixels = xmalloc((size_t)S * S * 3);
             memcpy(p->pixels, pixels, (size_t)S * S * 3);
         }
@@ -206,8 +210,18 @@ static void fail_not_finite(Program *p, const Model *m) {
     program_fail(p, &err);
 }
 
+/* Writes where the model looked: into the folder of --attention, or one of the image's name in it. */
+static void write_attention(Infer *f, Program *p) {
+    Error err;
+    char *folder = f->inputs.count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
+    if (attention_maps_write(&f->model, p->pixels, p->ids.ids, p->ids.count, folder, p->input->path, &err))
+        program_fail(p, &err);
+    free(folder);
+}
+
 static void finish_program(Infer *f, Program *p) {
     p->generate_seconds = seconds_now() - p->generate_seconds;
+    if (opt.attention && !p->failed) write_attention(f, p);
     writer_done(&f->writer, p, f->prefix.count);
 }
 

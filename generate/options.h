@@ -12,7 +12,7 @@ static struct {
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
     bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy, verbose;
-    const char *draft, *search, *repeat_guard, *preprocess;
+    const char *draft, *search, *repeat_guard, *preprocess, *attention;
     int64_t candidates;
     double exploration;
     DrawOptions draw;
@@ -39,6 +39,8 @@ static const Option table[] = {
     {"exploration", 0, OPT_FLOAT, &opt.exploration, "C", "of --search: how much it tries other beginnings", 0, 100},
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
      "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
+    {"attention", 0, OPT_STRING, &opt.attention, "DIR",
+     "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0, 0},
     {"finish", 0, OPT_FLAG, &opt.finish, NULL, "close what is open in a program that was cut, so that it compiles", 0,
      0},
     {"tidy", 0, OPT_FLAG, &opt.tidy, NULL, "keep only the packages that a program uses, and lay it out", 0, 0},
@@ -93,6 +95,7 @@ static void check_options(WeightFormat *format) {
         options_die("--preprocess must be auto or plain, not '%.40s'", opt.preprocess);
     if (opt.search && opt.candidates) options_die("--search and --candidates cannot be used together");
     if (best && opt.draft) options_die("--draft cannot be used with --search or --candidates");
+    if (best && opt.attention) options_die("--attention cannot be used with --search or --candidates");
     if (opt.temperature < 0) opt.temperature = best ? 0.8 : 0;
     if (best && opt.temperature == 0) options_die("--search and --candidates sample; --temperature must not be 0");
 }
