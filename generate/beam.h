@@ -26,8 +26,8 @@ typedef struct {
 } BeamOptions;
 
 typedef struct {
-    int *ids, count;                // the program without its end token; free with beam_result_free
-    bool ended, failed;             // false, false: cut; failed: the model's numbers are not finite (model_not_finite)
+    int *ids, count;     // the program without its end token; free with beam_result_free
+    bool ended, failed;  // false, false: cut; failed: the model's numbers are not finite (model_not_finite)
     double log_probability, score;  // of the program, of its end token too if it has ended; as above
 } BeamResult;
 
@@ -113,7 +113,7 @@ static inline void beam_close(BeamSearch *s) {
         free(s->image[i].slots);
         free(s->image[i].sums);
     }
-    void *const all[] = {s->image, s->text,       s->ids,   s->logits, s->token_mask, s->first_mask,
+    void *const all[] = {s->image,      s->text,  s->ids,   s->logits, s->token_mask, s->first_mask,
                          s->candidates, s->place, s->order, s->kept,   s->taken};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
@@ -333,8 +333,8 @@ static inline int beam_search(Generator *g, const uint8_t *pixels, int images, c
     int failed = 0;
     if (o->beams < 1 || images * o->beams > g->max_B || max_new_tokens < 1 ||
         images * o->beams > g->m->max_B * g->m->max_T)
-        die("internal error: a beam search of %d images with %d beams for %d tokens, planned for %d sequences", images,
-            o->beams, max_new_tokens, g->max_B);
+        die("internal error: a beam search of %d images with %d beams for %d tokens, planned for %d sequences",
+            images, o->beams, max_new_tokens, g->max_B);
     beam_open(&s, g, images, o, max_new_tokens);
     generator_prefill(g, pixels, images, prefix, prefix_count);
     s.start = g->length;
