@@ -204,7 +204,8 @@ test:
 	@echo 'make test-all runs the rest: all cases of every test, other sets of instructions, ThreadSanitizer, all tests on the emulated GPU' \
 	    'and on real ones, kills of ranks and full disks'
 	@test/run.sh 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
-	    build/BF16$(PLAIN)/test_model X build/BF16-sanitize-1/test_lib \
+	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/FP32$(PLAIN)/test_beam \
+	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output \
 	    build/BF16-sanitize-1/test_tidy build/BF16-sanitize-1/test_search \
@@ -216,7 +217,7 @@ test:
 quick-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm)
 quick-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model $(if $(SEVERAL),train_distill))
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_beam $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_tidy test_search)
@@ -232,7 +233,8 @@ test-all:
 	@test/run.sh dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
-	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/BF16$(PLAIN)/test_lib \
+	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model \
+	    build/BF16$(PLAIN)/test_beam build/FP32$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/BF16$(PLAIN)/test_lib \
 	    build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
@@ -253,10 +255,10 @@ test-all:
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:
-	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_lib test_tokenizer test_dataloader \
+	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lib test_tokenizer test_dataloader \
 	    test_comm $(CPU_LESSONS) walkthrough)
 all-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model)
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model test_beam)
 all-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
 all-thread:
