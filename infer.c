@@ -7,6 +7,7 @@
  * one whose drawing is most like it (generate/judge.h, search.h). */
 #include "generate.h"
 #include "generate/attention_maps.h"
+#include "generate/beam.h"
 #include "generate/best.h"
 #include "generate/options.h"
 #include "generate/prefix.h"
@@ -31,6 +32,7 @@ typedef struct {
 
 static void open_models(Infer *f, const Ops *op, WeightFormat format);
 static void run_batches(Infer *f);
+static void run_beams(Infer *f);
 static void run_draft(Infer *f);
 static void run_best(Infer *f);
 static void print_timing(const Infer *f);
@@ -74,6 +76,8 @@ int main(int argc, char **argv) {
     f->start = seconds_now();
     if (opt.search || opt.candidates)
         run_best(f);
+    else if (opt.beam)
+        run_beams(f);
     else if (opt.draft)
         run_draft(f);
     else
@@ -125,19 +129,20 @@ static void open_models(Infer *f, const Ops *op, WeightFormat format) {
         die("the --prefix leaves no room: it has %d tokens, and the program may have %d", prefix, max_tokens);
     f->max_new_tokens = max_tokens - prefix;
     int batch = opt.batch ? (int)opt.batch : op->host_memory ? 16 : 64;
+    const int beams = opt.beam ? (int)opt.beam : 1;
     if (opt.candidates && opt.candidates < batch) batch = (int)opt.candidates;
     if (!opt.candidates && !opt.search && f->inputs.count < batch) batch = f->inputs.count;
     if (opt.search) batch = BEST_IN_FLIGHT;
     if (opt.draft || opt.attention) batch = 1;
     int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
     if (opt.attention) T = max_tokens + 1;  // the whole program is read once more
-    batch = generator_fit(m, batch, !opt.batch, T, max_tokens);
+    batch = generator_fit(m, batch * beams, !opt.batch && beams == 1, T, max_tokens);
     model_plan(m, batch, T);
     generator_open(&f->generator, m, batch, max_tokens);
     const int first = m->tokenizer.begin >= 0;
     generator_set_sampling(&f->generator, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
                            (uint64_t)opt.seed, first);
-    f->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft;
+    f->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
     if (!opt.draft) return;
     model_plan(&f->draft, 1, T);
     generator_open(&f->drafter, &f->draft, 1, max_tokens);
@@ -261,6 +266,34 @@ static void run_batches(Infer *f) {
     }
     free(pixels);
     free(numbers);
+}
+
+/* Batches of images, several unfinished programs of each. */
+static void run_beams(Infer *f) {
+    Generator *g = &f->generator;
+    const int beams = (int)opt.beam, batch = g->max_B / beams;
+    const size_t bytes = (size_t)f->model.c.vision.image_size * f->model.c.vision.image_size * 3;
+    const BeamOptions o = {beams, opt.length_penalty};
+    uint8_t *pixels = xmalloc(batch * bytes);
+    int *numbers = xmalloc(batch * sizeof(int)), n;
+    BeamResult *results = xcalloc(batch, sizeof(BeamResult));
+    do {
+        for (n = 0; n < batch && (numbers[n] = next_image(f, pixels + n * bytes, NULL, NULL)) >= 0;) n++;
+        if (n) beam_search(g, pixels, n, f->prefix.ids, f->prefix.count, &o, f->max_new_tokens, results);
+        for (int i = 0; i < n; i++) {
+            Program *p = &f->writer.programs[numbers[i]];
+            if (f->first_token == 0) f->first_token = seconds_now();
+            if (results[i].failed) fail_not_finite(p, &f->model);
+            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, &f->writer, results[i].ids[k]);
+            p->ended = results[i].ended;
+            p->log_probability = results[i].log_probability;
+            finish_program(f, p);
+            beam_result_free(&results[i]);
+        }
+    } while (n == batch);
+    free(pixels);
+    free(numbers);
+    free(results);
 }
 
 /* One image after another: the draft proposes tokens, the model checks them. */

@@ -13,10 +13,10 @@ static struct {
     int64_t top_k, seed, max_tokens, threads, batch;
     bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy, verbose;
     const char *draft, *search, *repeat_guard, *preprocess, *attention;
-    int64_t candidates;
-    double exploration;
+    int64_t candidates, beam;
+    double exploration, length_penalty;
     DrawOptions draw;
-} opt = {.device = "auto", .top_p = 1, .seed = 1, .temperature = -1, .repeat_guard = "on", .exploration = 0.6};
+} opt = {.device = "auto", .top_p = 1, .seed = 1, .temperature = -1, .repeat_guard = "on", .exploration = 0.6, .length_penalty = 1};
 
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
@@ -30,6 +30,10 @@ static const Option table[] = {
     {"render", 0, OPT_FLAG, &opt.render, NULL, "show image and drawing side by side in the terminal", 0, 0},
     {"json", 0, OPT_FLAG, &opt.json, NULL,
      "print one JSON object per image: program, log-probability, whether it compiles, similarity, errors, times", 0, 0},
+    {"beam", 0, OPT_INT, &opt.beam, "N",
+     "beam search with N unfinished programs of each image, for the likeliest program", 1, 1024},
+    {"length-penalty", 0, OPT_FLOAT, &opt.length_penalty, "X",
+     "of --beam: the log-probability is divided by the length to the power of X", -100, 100},
     {"candidates", 'c', OPT_INT, &opt.candidates, "N",
      "sample N programs, and keep the one that compiles and is most like the image", 1, 1e6},
     {"search", 's', OPT_STRING, &opt.search, "SECONDS|N",
@@ -94,6 +98,8 @@ static void check_options(WeightFormat *format) {
     if (opt.preprocess && strcmp(opt.preprocess, "auto") != 0 && strcmp(opt.preprocess, "plain") != 0)
         options_die("--preprocess must be auto or plain, not '%.40s'", opt.preprocess);
     if (opt.search && opt.candidates) options_die("--search and --candidates cannot be used together");
+    if (opt.beam && (best || opt.draft || opt.attention || opt.temperature > 0))
+        options_die("--beam cannot be used with --search, --candidates, --draft, --attention or --temperature");
     if (best && opt.draft) options_die("--draft cannot be used with --search or --candidates");
     if (best && opt.attention) options_die("--attention cannot be used with --search or --candidates");
     if (opt.temperature < 0) opt.temperature = best ? 0.8 : 0;

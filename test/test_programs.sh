@@ -387,6 +387,13 @@ options() {
     succeeds "$infer" --model "$root/dev/starter/teacher.safetensors" --draft "$root/dev/starter/student.safetensors" \
         --quiet "$image"
     check "a draft does not change the program" same out teacher.tex
+    succeeds "$infer" "${starter[@]}" "$image" --beam 1
+    check "one beam is greedy" same out alone.tex
+    succeeds "$infer" "${starter[@]}" shots --beam 4 --json
+    check "beams: two equal images, two equal programs" eval '[ $(wc -l <out) = 2 ] &&
+        [ "$(sed "s/.*\"program\"//; s/\"seconds.*//" out | sort -u | wc -l)" = 1 ]'
+    refuses 2 "--beam must be" "$infer" "${starter[@]}" "$image" --beam 0
+    refuses 2 "--beam cannot be used with" "$infer" "${starter[@]}" "$image" --beam 2 --temperature 1
     refuses 1 "a draft needs the same tokenizer" "$infer" "${starter[@]}" --draft "$root/test/fixtures/gqa.student.safetensors" \
         "$image"
     succeeds "$infer" "${starter[@]}" "$image" --max-tokens 30 --finish
