@@ -205,7 +205,7 @@ test:
 	    'and on real ones, kills of ranks and full disks'
 	@test/run.sh 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/FP32$(PLAIN)/test_attention_maps \
-	    build/FP32$(PLAIN)/test_beam \
+	    build/FP32$(PLAIN)/test_beam build/FP32$(PLAIN)/test_generate \
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output \
@@ -218,7 +218,7 @@ test:
 quick-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm)
 quick-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam $(if $(SEVERAL),train_distill))
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_tidy test_search)
@@ -236,7 +236,7 @@ test-all:
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/BF16$(PLAIN)/test_lib \
 	    build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader build/FP32$(PLAIN)/test_attention_maps \
-	    build/BF16$(PLAIN)/test_beam build/FP32$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam \
+	    build/BF16$(PLAIN)/test_beam build/FP32$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/FP32$(PLAIN)/test_generate build/BF16-sanitize-1/test_generate \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
@@ -260,7 +260,7 @@ all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lib test_tokenizer test_dataloader \
 	    test_comm $(CPU_LESSONS) walkthrough)
 all-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model test_attention_maps)
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model test_attention_maps test_beam test_generate)
 all-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
 all-thread:

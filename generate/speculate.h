@@ -25,8 +25,9 @@ enum { SPECULATE_ROWS = 8, SPECULATE_ROWS_GPU_FP32 = 4 };
 
 typedef struct {
     Generator *target, *draft;
-    int rows;       // most tokens of a pass
-    int proposals;  // most proposals of a pass: rows - 1
+    int rows;           // most tokens of a pass
+    int proposals;      // most proposals of a pass: rows - 1
+    double confidence;  // SPECULATE_CONFIDENCE
     Arena arena;
     int *ids, *start;                   // device [rows], [1]: tokens of a pass, position of the first
     int *chosen, *positions, *streams;  // device [rows]: the target's greedy tokens, and what Ops.sample needs
@@ -106,6 +107,7 @@ static inline void speculator_open(Speculator *s, Generator *target, Generator *
     distribution_open(&s->p, V);
     for (int i = 0; i < SPECULATE_ROWS; i++) distribution_open(&s->q[i], v);
     s->proposals = s->rows - 1;
+    s->confidence = SPECULATE_CONFIDENCE;
 }
 
 static inline void speculator_close(Speculator *s) {
@@ -186,7 +188,7 @@ static inline void speculator_read_draft(Speculator *s, Distribution *q, const f
 
 /* Fills s->proposed with up to `most` tokens that may follow the text, and returns how many. It ends at an end token, and
  * before a token that the target might not keep: where the product of the draft's largest probabilities so far falls below
- * SPECULATE_CONFIDENCE. Whether a token is proposed depends on the tokens before it alone. If it depended on the token
+ * s->confidence. Whether a token is proposed depends on the tokens before it alone. If it depended on the token
  * drawn, the proposals would not have the distribution q. */
 static inline int speculator_propose(Speculator *s, int most) {
     Generator *d = s->draft;
@@ -201,7 +203,7 @@ static inline int speculator_propose(Speculator *s, int most) {
         speculator_read_draft(s, &s->q[n], logits);
         if (!s->q[n].total) break;  // the draft's numbers are not finite: the target decides alone
         confidence *= 0x1p40 / (double)s->q[n].total;
-        if (confidence < SPECULATE_CONFIDENCE) break;
+        if (confidence < s->confidence) break;
         d->m->op->download(&s->proposed[n], d->ids, sizeof(int));
         if (tokenizer_ends(&d->m->tokenizer, s->proposed[n++])) break;
     }
