@@ -10,8 +10,8 @@
  * one's tokens. The sequences of a batch are independent of each other, up to the rounding of the matmuls.
  *
  * How one token is drawn (greedy, temperature, top-k, top-p) is in kernels/sample.h; the
- * attention over the cache in kernels/{cpu,cuda}/attention_decode. generate/ has what is built on this: speculative
- * decoding, judging programs by compiling them, tree search (search.h). */
+ * attention over the cache in kernels/{cpu,cuda}/attention_decode. generate/ has what is built on this: beam search,
+ * speculative decoding, judging programs by compiling them, tree search (search.h). */
 #ifndef GENERATE_H
 #define GENERATE_H
 
@@ -33,13 +33,13 @@ static inline void kv_cache_plan(KVCache *cache, const LmConfig *c, int B, Arena
     }
 }
 
-/* Copies the first `length` positions of sequence `from` over sequence `to`. */
+/* Copies the positions first .. length-1 of sequence `from` over those of sequence `to`. */
 static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from,
-                                 int length) {
-    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads;
-    size_t stride = head * sizeof(floatX), used = (size_t)length * c->head_dim * sizeof(floatX);
-    for (int l = 0; l < c->layers; l++) {
-        floatX *keys = cache->keys[l], *values = cache->values[l];
+                                 int first, int length) {
+    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads, begin = (size_t)first * c->head_dim;
+    size_t stride = head * sizeof(floatX), used = (size_t)(length - first) * c->head_dim * sizeof(floatX);
+    for (int l = 0; l < c->layers && first < length; l++) {
+        floatX *keys = cache->keys[l] + begin, *values = cache->values[l] + begin;
         op->copy_rows(keys + to * sequence, stride, keys + from * sequence, stride, used, c->kv_heads);
         op->copy_rows(values + to * sequence, stride, values + from * sequence, stride, used, c->kv_heads);
     }
@@ -211,7 +211,7 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
     int *const arrays[] = {g->ids, g->positions, g->streams};
     for (int i = 0; i < n; i++) {
         if (kept[i] == i) continue;
-        kv_cache_move(&g->cache, &g->m->c.lm, op, i, kept[i], g->length);
+        kv_cache_move(&g->cache, &g->m->c.lm, op, i, kept[i], 0, g->length);
         for (int k = 0; k < 3; k++) op->copy(arrays[k] + i, arrays[k] + kept[i], sizeof(int));
     }
     g->B = n;
@@ -221,7 +221,7 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
 static inline void generator_multiply(Generator *g, int n) {
     const size_t row = (size_t)g->m->c.lm.vocab;
     for (int i = 1; i < n; i++) {
-        kv_cache_move(&g->cache, &g->m->c.lm, g->m->op, i, 0, g->length);
+        kv_cache_move(&g->cache, &g->m->c.lm, g->m->op, i, 0, 0, g->length);
         g->m->op->copy(g->logits + i * row, g->logits, row * sizeof(float));
     }
     g->B = n;

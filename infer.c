@@ -6,6 +6,8 @@
  * programs: they are written, compiled, drawn. --candidates and --search write several programs for an image and keep the
  * one whose drawing is most like it (generate/judge.h, search.h). */
 #include "generate.h"
+#include "generate/attention_maps.h"
+#include "generate/beam.h"
 #include "generate/best.h"
 #include "generate/options.h"
 #include "generate/prefix.h"
@@ -30,6 +32,7 @@ typedef struct {
 
 static void open_models(Infer *f, const Ops *op, WeightFormat format);
 static void run_batches(Infer *f);
+static void run_beams(Infer *f);
 static void run_draft(Infer *f);
 static void run_best(Infer *f);
 static void print_timing(const Infer *f);
@@ -56,12 +59,14 @@ int main(int argc, char **argv) {
                        .finish = opt.finish,
                        .tidy = opt.tidy,
                        .render = opt.render,
+                       .keep_tokens = opt.attention != NULL,
                        .chosen = opt.search || opt.candidates,
                        .repeat_guard = !strcmp(opt.repeat_guard, "on")};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
         if (inputs_check_names(&f->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
     if (o.to_folder) die_if(make_folder(opt.output, &err), &err);
+    if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
     open_models(f, op, format);
     o.image_size = f->model.c.vision.image_size;
@@ -71,6 +76,8 @@ int main(int argc, char **argv) {
     f->start = seconds_now();
     if (opt.search || opt.candidates)
         run_best(f);
+    else if (opt.beam)
+        run_beams(f);
     else if (opt.draft)
         run_draft(f);
     else
@@ -122,18 +129,20 @@ static void open_models(Infer *f, const Ops *op, WeightFormat format) {
         die("the --prefix leaves no room: it has %d tokens, and the program may have %d", prefix, max_tokens);
     f->max_new_tokens = max_tokens - prefix;
     int batch = opt.batch ? (int)opt.batch : op->host_memory ? 16 : 64;
+    const int beams = opt.beam ? (int)opt.beam : 1;
     if (opt.candidates && opt.candidates < batch) batch = (int)opt.candidates;
     if (!opt.candidates && !opt.search && f->inputs.count < batch) batch = f->inputs.count;
     if (opt.search) batch = BEST_IN_FLIGHT;
-    if (opt.draft) batch = 1;
-    const int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
-    batch = generator_fit(m, batch, !opt.batch, T, max_tokens);
+    if (opt.draft || opt.attention) batch = 1;
+    int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
+    if (opt.attention) T = max_tokens + 1;  // the whole program is read once more
+    batch = generator_fit(m, batch * beams, !opt.batch && beams == 1, T, max_tokens);
     model_plan(m, batch, T);
     generator_open(&f->generator, m, batch, max_tokens);
     const int first = m->tokenizer.begin >= 0;
     generator_set_sampling(&f->generator, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
                            (uint64_t)opt.seed, first);
-    f->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft;
+    f->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
     if (!opt.draft) return;
     model_plan(&f->draft, 1, T);
     generator_open(&f->drafter, &f->draft, 1, max_tokens);
@@ -184,7 +193,7 @@ static int next_image(Infer *f, uint8_t *pixels, uint8_t *draft_pixels, int *lon
             continue;
         }
         if (longest) *longest = side;
-        if (opt.json || opt.render) {
+        if (opt.json || opt.render || opt.attention) {
             p->pixels = xmalloc((size_t)S * S * 3);
             memcpy(p->pixels, pixels, (size_t)S * S * 3);
         }
@@ -206,8 +215,18 @@ static void fail_not_finite(Program *p, const Model *m) {
     program_fail(p, &err);
 }
 
+/* Writes where the model looked: into the folder of --attention, or one of the image's name in it. */
+static void write_attention(Infer *f, Program *p) {
+    Error err;
+    char *folder = f->inputs.count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
+    if (attention_maps_write(&f->model, p->pixels, p->ids.ids, p->ids.count, folder, p->input->path, &err))
+        program_fail(p, &err);
+    free(folder);
+}
+
 static void finish_program(Infer *f, Program *p) {
     p->generate_seconds = seconds_now() - p->generate_seconds;
+    if (opt.attention && !p->failed) write_attention(f, p);
     writer_done(&f->writer, p, f->prefix.count);
 }
 
@@ -247,6 +266,34 @@ static void run_batches(Infer *f) {
     }
     free(pixels);
     free(numbers);
+}
+
+/* Batches of images, several unfinished programs of each. */
+static void run_beams(Infer *f) {
+    Generator *g = &f->generator;
+    const int beams = (int)opt.beam, batch = g->max_B / beams;
+    const size_t bytes = (size_t)f->model.c.vision.image_size * f->model.c.vision.image_size * 3;
+    const BeamOptions o = {beams, opt.length_penalty};
+    uint8_t *pixels = xmalloc(batch * bytes);
+    int *numbers = xmalloc(batch * sizeof(int)), n;
+    BeamResult *results = xcalloc(batch, sizeof(BeamResult));
+    do {
+        for (n = 0; n < batch && (numbers[n] = next_image(f, pixels + n * bytes, NULL, NULL)) >= 0;) n++;
+        if (n) beam_search(g, pixels, n, f->prefix.ids, f->prefix.count, &o, f->max_new_tokens, results);
+        for (int i = 0; i < n; i++) {
+            Program *p = &f->writer.programs[numbers[i]];
+            if (f->first_token == 0) f->first_token = seconds_now();
+            if (results[i].failed) fail_not_finite(p, &f->model);
+            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, &f->writer, results[i].ids[k]);
+            p->ended = results[i].ended;
+            p->log_probability = results[i].log_probability;
+            finish_program(f, p);
+            beam_result_free(&results[i]);
+        }
+    } while (n == batch);
+    free(pixels);
+    free(numbers);
+    free(results);
 }
 
 /* One image after another: the draft proposes tokens, the model checks them. */

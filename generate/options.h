@@ -12,11 +12,11 @@ static struct {
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
     bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy, verbose;
-    const char *draft, *search, *repeat_guard, *preprocess;
-    int64_t candidates;
-    double exploration;
+    const char *draft, *search, *repeat_guard, *preprocess, *attention;
+    int64_t candidates, beam;
+    double exploration, length_penalty;
     DrawOptions draw;
-} opt = {.device = "auto", .top_p = 1, .seed = 1, .temperature = -1, .repeat_guard = "on", .exploration = 0.6};
+} opt = {.device = "auto", .top_p = 1, .seed = 1, .temperature = -1, .repeat_guard = "on", .exploration = 0.6, .length_penalty = 1};
 
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
@@ -30,6 +30,10 @@ static const Option table[] = {
     {"render", 0, OPT_FLAG, &opt.render, NULL, "show image and drawing side by side in the terminal", 0, 0},
     {"json", 0, OPT_FLAG, &opt.json, NULL,
      "print one JSON object per image: program, log-probability, whether it compiles, similarity, errors, times", 0, 0},
+    {"beam", 0, OPT_INT, &opt.beam, "N",
+     "beam search with N unfinished programs of each image, for the likeliest program", 1, 1024},
+    {"length-penalty", 0, OPT_FLOAT, &opt.length_penalty, "X",
+     "of --beam: the log-probability is divided by the length to the power of X", -100, 100},
     {"candidates", 'c', OPT_INT, &opt.candidates, "N",
      "sample N programs, and keep the one that compiles and is most like the image", 1, 1e6},
     {"search", 's', OPT_STRING, &opt.search, "SECONDS|N",
@@ -39,6 +43,8 @@ static const Option table[] = {
     {"exploration", 0, OPT_FLOAT, &opt.exploration, "C", "of --search: how much it tries other beginnings", 0, 100},
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
      "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
+    {"attention", 0, OPT_STRING, &opt.attention, "DIR",
+     "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0, 0},
     {"finish", 0, OPT_FLAG, &opt.finish, NULL, "close what is open in a program that was cut, so that it compiles", 0,
      0},
     {"tidy", 0, OPT_FLAG, &opt.tidy, NULL, "keep only the packages that a program uses, and lay it out", 0, 0},
@@ -92,7 +98,10 @@ static void check_options(WeightFormat *format) {
     if (opt.preprocess && strcmp(opt.preprocess, "auto") != 0 && strcmp(opt.preprocess, "plain") != 0)
         options_die("--preprocess must be auto or plain, not '%.40s'", opt.preprocess);
     if (opt.search && opt.candidates) options_die("--search and --candidates cannot be used together");
+    if (opt.beam && (best || opt.draft || opt.attention || opt.temperature > 0))
+        options_die("--beam cannot be used with --search, --candidates, --draft, --attention or --temperature");
     if (best && opt.draft) options_die("--draft cannot be used with --search or --candidates");
+    if (best && opt.attention) options_die("--attention cannot be used with --search or --candidates");
     if (opt.temperature < 0) opt.temperature = best ? 0.8 : 0;
     if (best && opt.temperature == 0) options_die("--search and --candidates sample; --temperature must not be 0");
 }

@@ -64,7 +64,7 @@ static inline int rollouts_open(Rollouts *r, Generator *g, int count, const uint
     if (!r->root_logits) return error_set(err, "cannot allocate the logits of the search's root");
     generator_prefill(g, pixels, 1, prefix, prefix_count);
     op->copy(r->root_logits, g->logits, (size_t)c->vocab * sizeof(float));
-    for (int s = 1; s < count; s++) kv_cache_move(&g->cache, c, op, s, 0, g->length);
+    for (int s = 1; s < count; s++) kv_cache_move(&g->cache, c, op, s, 0, 0, g->length);
     for (int s = 0; s < count; s++) {
         RolloutSlot *slot = &r->slots[s];
         slot->g = rollout_view(g, s);

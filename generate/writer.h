@@ -3,6 +3,7 @@
 #ifndef GENERATE_WRITER_H
 #define GENERATE_WRITER_H
 
+#include "../lib/bpe.h"
 #include "../lib/clock.h"
 #include "../lib/image_prepare.h"
 #include "../lib/terminal_image.h"
@@ -19,6 +20,7 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
+    bool keep_tokens;  // Program.ids is filled
     bool chosen;      // the text comes at the end, from among several (program_set_text)
     int image_size;  // S
     int max_tokens;  // of a program, for the warning about one that was cut
@@ -35,7 +37,8 @@ typedef struct {
     uint8_t *pixels;  // [S, S, 3] the input, where it is shown or compared
     TokenDecoder decoder;
     RepeatGuard guard;
-    int tokens;  // with the prefix
+    TokenIds ids;  // with the prefix, where they are kept
+    int tokens;    // their number
     bool ended, looped, opened, failed, done;
     char *preprocessing;  // what was done to the image; NULL: nothing
     double log_probability, similarity;
@@ -107,6 +110,7 @@ static inline void program_begin_text(Program *p, const Writer *w, const int *pr
     for (int i = 0; i < prefix_count && !p->failed; i++) {
         const size_t n = token_decoder_next(&p->decoder, prefix[i], &bytes);
         program_add_bytes(p, w, bytes, n);
+        if (w->o.keep_tokens) token_ids_add(&p->ids, prefix[i]);
     }
     p->tokens = prefix_count;
 }
@@ -117,6 +121,7 @@ static inline bool program_add(Program *p, const Writer *w, int id) {
     p->ended = tokenizer_ends(w->tokenizer, id);
     if (p->ended) return false;
     p->tokens++;
+    if (w->o.keep_tokens) token_ids_add(&p->ids, id);
     const size_t n = token_decoder_next(&p->decoder, id, &bytes);
     program_add_bytes(p, w, bytes, n);
     p->looped = repeat_add(&p->guard, id) && w->o.repeat_guard;
@@ -253,6 +258,7 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
     w->failures += p->failed;
     free(p->text);
     free(p->pixels);
+    free(p->ids.ids);
     free(p->preprocessing);
     p->text = NULL;
     p->pixels = NULL;
