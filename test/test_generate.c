@@ -9,6 +9,13 @@
 
 #include "../dataloader.h"
 #include "../generate/speculate.h"
+#include "../lib/threads.h"
+
+#ifdef __SANITIZE_ADDRESS__
+enum { SLOW = 1 };
+#else
+enum { SLOW = 0 };
+#endif
 
 static int passed, failed;
 
@@ -26,8 +33,8 @@ __attribute__((format(printf, 2, 3))) static void check(bool ok, const char *for
     va_end(args);
 }
 
-/* Six standard deviations above the mean of chi-square with this many degrees of freedom. */
-static double chi_square_bound(int freedom) { return freedom + 6 * sqrt(2.0 * freedom) + 6; }
+/* Four standard deviations above the mean of chi-square with this many degrees of freedom, and a bit; the seeds are fixed. */
+static double chi_square_bound(int freedom) { return freedom + 4 * sqrt(2.0 * freedom) + 4; }
 
 /* ---- the rule alone ---- */
 
@@ -200,12 +207,12 @@ static void test_extend(Two *t) {
     const int V = t->target.c.lm.vocab, P = model_image_tokens(&t->target);
     const int tokens[SPECULATE_ROWS] = {40, 41, 42, 43, 44, 45, 46, 47};
     float *many = (float *)xmalloc(SPECULATE_ROWS * V * sizeof(float)), *one = (float *)xmalloc(V * sizeof(float));
+    generator_prefill(&t->g, t->pixels, 1, NULL, 0);
     for (int n = 2; n <= t->s.rows; n += 2) {
         int wrong = 0;
-        generator_prefill(&t->g, t->pixels, 1, NULL, 0);
         speculator_extend(&t->s, &t->g, tokens, n, P, NULL);
         t->target.op->download(many, t->s.logits, (size_t)n * V * sizeof(float));
-        generator_prefill(&t->g, t->pixels, 1, NULL, 0);
+        t->g.length = P;  // the same positions again
         for (int i = 0; i < n; i++) {
             generator_append(&t->g, &tokens[i]);
             generator_logits(&t->g, one);
@@ -236,8 +243,8 @@ static void test_starter(const Ops *op) {
         model_open(&t.draft, op, "dev/starter/student.safetensors", "", &err) ||
         dataset_open(&data, "dev/starter/test.bin", &err) || speculator_check(&t.target, &t.draft, &err))
         die("%s", err.text);
-    const int side = t.target.c.vision.image_size, images = op->host_memory ? 12 : 1,
-              most = op->host_memory ? 190 : 12;
+    const int side = t.target.c.vision.image_size, most = op->host_memory ? 190 : 8;
+    const int images = op->host_memory ? (SLOW ? 3 : 12) : 1;
     const LoaderConfig c = loader_config_for(1, 190, side, t.target.tokenizer.count, 0, 0);
     if (loader_start(&loader, &data, c, &err)) die("%s", err.text);
     t.pixels = (uint8_t *)xmalloc((size_t)side * side * 3);
@@ -251,7 +258,7 @@ static void test_starter(const Ops *op) {
         if (rows_are_same(op)) compare(&t, "the starter's pair", i, most, 0, NULL, 0);
     }
     /* They were 123 passes, and 171 with a draft that took rejected tokens for the text. */
-    check(t.s.accepted > t.s.offered / 2 && (!op->host_memory || t.s.passes < 145),
+    check(t.s.accepted > t.s.offered / 2 && (images < 12 || t.s.passes < 145),
           "%ld of %ld proposals were kept in %ld passes; the student is not so bad a draft", t.s.accepted,
           t.s.offered, t.s.passes);
     loader_stop(&loader);
@@ -318,16 +325,17 @@ static void test_limits(const Ops *op) {
     const int prefix[] = {50, 51, 52};
     Two t;
     if (!rows_are_same(op)) return;
-    tiny_open(&t, op, 32, 0.1f, 40, 24);  // the draft's cache ends first
-    for (int most = 1; most <= 40; most += most < 10 ? 1 : 10) {
+    tiny_open(&t, op, 32, 0.1f, 18, 10);  // the draft's cache ends first
+    for (int most = op->host_memory ? 1 : 18; most <= 18; most++) {
         const int n = compare(&t, "a limit", 0, most, MOST, NULL, 0);
         check(n == most, "%d tokens, %d were asked for", n, most);
     }
-    for (int stop = 1; stop < 12; stop += 2) compare(&t, "a reader that stops", 0, 40, stop, NULL, 0);
-    for (int n = 1; n <= 3; n++) compare(&t, "a prefix", 0, 40 - n, MOST, prefix, n);
+    for (int stop = 1; stop < 12; stop += op->host_memory ? 2 : 9)
+        compare(&t, "a reader that stops", 0, 18, stop, NULL, 0);
+    for (int n = 1; n <= 3; n++) compare(&t, "a prefix", 0, 18 - n, MOST, prefix, n);
     for (int first = 0; first < 6; first += 2) {
         generator_set_sampling(&t.g, 0, 1, 0, 1, first);
-        compare(&t, "a position where the text begins", 0, 12, 0, NULL, 0);
+        compare(&t, "a position where the text begins", 0, 10, 0, NULL, 0);
     }
     check(t.s.accepted > 0 && t.s.accepted < t.s.offered, "%ld of %ld proposals were kept: nothing is tested",
           t.s.accepted, t.s.offered);
@@ -351,33 +359,33 @@ static void test_masks(const Ops *op) {
     enum { AT = 3 };
     static Text text;
     Two t;
-    tiny_open(&t, op, 16, 0, 30, 30);  // a draft that is always right, so that a pass takes many tokens
+    tiny_open(&t, op, 16, 0, 12, 12);  // a draft that is always right, so that a pass takes many tokens
     const Tokenizer own = t.target.tokenizer;
     uint8_t *flags = (uint8_t *)xcalloc(own.count, 1);
     text.stop = MOST;
-    alone(&t, &text, 0, 30, NULL, 0);
+    alone(&t, &text, 0, 12, NULL, 0);
     const int liked = text.ids[AT];
     flags[liked] = TOKEN_SPECIAL;
     t.target.tokenizer.flags = t.draft.tokenizer.flags = flags;
-    two_reopen(&t, 30);
+    two_reopen(&t, 12);
     for (int temperature = 0; temperature < 2; temperature++) {
         generator_set_sampling(&t.g, (float)temperature, 1, 0, 1, 0);
-        together(&t, &text, 0, 30, NULL, 0);
+        together(&t, &text, 0, 12, NULL, 0);
         int found = 0;
         for (int i = 0; i < text.count; i++) found += text.ids[i] == liked || text.ids[i] >= own.count;
-        check(text.count == 30 && found == 0, "temperature %d: %d of %d tokens are masked ones", temperature, found,
+        check(text.count == 12 && found == 0, "temperature %d: %d of %d tokens are masked ones", temperature, found,
               text.count);
     }
     t.target.tokenizer.flags = t.draft.tokenizer.flags = own.flags;
     t.target.tokenizer.end = t.draft.tokenizer.end = liked;
-    two_reopen(&t, 30);
+    two_reopen(&t, 12);
     for (int i = 0; i < 2; i++) {  // the second as good as greedy, but drawn
         generator_set_sampling(&t.g, i ? 1e-3f : 0, 1, 0, 1, AT);
         text.stop = AT + 2;
-        together(&t, &text, 0, 30, NULL, 0);
+        together(&t, &text, 0, 12, NULL, 0);
         check(text.count == AT + 2 && text.ids[AT] != liked, "the end token where it may not stand: %d tokens",
               text.count);
-        if (rows_are_same(op)) compare(&t, "an end token", 0, 30, 0, NULL, 0);
+        if (rows_are_same(op)) compare(&t, "an end token", 0, 12, 0, NULL, 0);
     }
     t.target.tokenizer.end = t.draft.tokenizer.end = own.end;
     free(flags);
@@ -393,17 +401,17 @@ static void put_nan(const Model *m) {
 static void test_damaged(const Ops *op) {
     static Text text;
     Two t;
-    tiny_open(&t, op, 32, 0.1f, 20, 20);
+    tiny_open(&t, op, 32, 0.1f, 8, 8);
     put_nan(&t.draft);
     for (int temperature = 0; temperature < 2; temperature++) {
         generator_set_sampling(&t.g, (float)temperature, 1, 0, 1, 0);
-        compare(&t, "a damaged draft", 0, 20, MOST, NULL, 0);
+        compare(&t, "a damaged draft", 0, 8, MOST, NULL, 0);
     }
     check(t.s.offered == 0, "a damaged draft proposed %ld tokens", t.s.offered);
     two_close(&t);
-    tiny_open(&t, op, 32, 0.1f, 20, 20);
+    tiny_open(&t, op, 32, 0.1f, 8, 8);
     put_nan(&t.target);
-    together(&t, &text, 0, 20, NULL, 0);
+    together(&t, &text, 0, 8, NULL, 0);
     check(text.count == 1 && text.ids[0] == -1, "a damaged target gave %d tokens, the first %d", text.count,
           text.ids[0]);
     two_close(&t);
@@ -424,7 +432,7 @@ static int class_of(const Text *t) {
 static void test_distribution(const Ops *op, float temperature, float top_p, int top_k) {
     static int counts[2][CLASSES];
     static Text text;
-    const int N = op->host_memory ? 4000 : 150;
+    const int N = SLOW ? 400 : 2000;
     Two t;
     int freedom = -1, rest[2] = {0};
     double sum = 0;
@@ -447,7 +455,7 @@ static void test_distribution(const Ops *op, float temperature, float top_p, int
             freedom++;
         }
     }
-    check(freedom >= 5 && sum < chi_square_bound(freedom),
+    check(freedom >= 3 && sum < chi_square_bound(freedom),
           "temperature %g, top-p %g, top-k %d: chi-square %.1f with %d", (double)temperature, (double)top_p, top_k,
           sum, freedom);
     check(t.s.accepted > t.s.offered / 10 && t.s.accepted < t.s.offered / 10 * 9,
@@ -459,12 +467,12 @@ static void test_distribution(const Ops *op, float temperature, float top_p, int
 static void test_seed(const Ops *op) {
     static Text first, again, other;
     Two t;
-    tiny_open(&t, op, 32, 0.5f, 40, 40);
+    tiny_open(&t, op, 32, 0.5f, 12, 12);
     generator_set_sampling(&t.g, 1, 1, 0, 21, 0);
     first.stop = again.stop = other.stop = MOST;
-    together(&t, &first, 1, 40, NULL, 0);
-    together(&t, &other, 2, 40, NULL, 0);
-    together(&t, &again, 1, 40, NULL, 0);
+    together(&t, &first, 1, 12, NULL, 0);
+    together(&t, &other, 2, 12, NULL, 0);
+    together(&t, &again, 1, 12, NULL, 0);
     check(!memcmp(first.ids, again.ids, sizeof first.ids), "the same seed gave another text");
     check(memcmp(first.ids, other.ids, sizeof first.ids) != 0, "another stream gave the same text");
     two_close(&t);
@@ -502,6 +510,7 @@ static void test_tokenizers(const Ops *op) {
 
 int main(int argc, char **argv) {
     program_begin(argv);
+    threads_wait_politely(argv);
     Error err;
     const Ops *op = ops_open(argc > 1 ? argv[1] : "cpu", &err);
     if (!op) die("%s", err.text);
@@ -512,8 +521,10 @@ int main(int argc, char **argv) {
     test_masks(op);
     test_damaged(op);
     test_seed(op);
-    test_distribution(op, 1, 1, KEPT);
-    test_distribution(op, 1, 0.9f, 0);
+    if (op->host_memory) {  // a GPU draws the same, but an emulated one is slow
+        test_distribution(op, 1, 1, KEPT);
+        test_distribution(op, 1, 0.9f, 0);
+    }
     test_starter(op);
     printf("%d passed, %d failed\n", passed, failed);
     return failed ? 1 : 0;
