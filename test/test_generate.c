@@ -183,6 +183,8 @@ static void together(Two *t, Text *text, int stream, int most, const int *prefix
     generator_prefill(&t->g, t->pixels, 1, prefix, prefix_count);
     generator_prefill(&t->d, t->draft_pixels, 1, prefix, prefix_count);
     speculator_run(&t->s, 5, stream, most, read_text, text);
+    check(t->d.length <= t->d.cache.capacity, "%d positions in the draft's cache, which has %d", t->d.length,
+          t->d.cache.capacity);
     check(text->wrong == 0, "the reader got another sequence's number");
 }
 
@@ -432,7 +434,7 @@ static int class_of(const Text *t) {
 static void test_distribution(const Ops *op, float temperature, float top_p, int top_k) {
     static int counts[2][CLASSES];
     static Text text;
-    const int N = SLOW ? 400 : 2000;
+    const int N = SLOW ? 400 : 3000;
     Two t;
     int freedom = -1, rest[2] = {0};
     double sum = 0;
