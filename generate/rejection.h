@@ -38,8 +38,8 @@ static inline void distribution_close(Distribution *d) {
 }
 
 /* The distribution of host logits [V]. Its total is 0 where there is none (sample_best). */
-static inline void distribution_read(Distribution *d, const float *logits, const uint8_t *token_mask, const Sampling *s,
-                                     int V) {
+static inline void distribution_read(Distribution *d, const float *logits, const uint8_t *token_mask,
+                                     const Sampling *s, int V) {
     d->total = 0;
     if (sample_kept(d->distance, d->items, logits, token_mask, s, V) < 0) return;
     for (int i = 0; i < V; i++) d->total += d->weights[i] = sample_weight(d->distance[i]);

@@ -17,12 +17,17 @@
 
 /* Most tokens of one pass of the target: its last one and the proposals. model_plan must have been called for as many text
  * tokens, for the target and for the draft. */
-enum { SPECULATE_ROWS = 8, SPECULATE_ROWS_FP32 = 4 };
+enum { SPECULATE_ROWS = 8, SPECULATE_ROWS_GPU_FP32 = 4 };
+
+/* The draft stops where the target would keep all proposals with less than this probability, by the draft's own numbers.
+ * Measured on the starter's pair: from 0.5 to 0.9 it hardly matters; more is better where a row more costs much. */
+#define SPECULATE_CONFIDENCE 0.8
 
 typedef struct {
     Generator *target, *draft;
-    int rows;       // most tokens of a pass
-    int proposals;  // that the next pass may have
+    int rows;           // most tokens of a pass
+    int proposals;      // most proposals of a pass: rows - 1
+    double confidence;  // SPECULATE_CONFIDENCE
     Arena arena;
     int *ids, *start;                   // device [rows], [1]: tokens of a pass, position of the first
     int *chosen, *positions, *streams;  // device [rows]: the target's greedy tokens, and what Ops.sample needs
@@ -32,9 +37,9 @@ typedef struct {
     Distribution p, q[SPECULATE_ROWS];               // where the target is; what the proposals were drawn from
     int proposed[SPECULATE_ROWS];                    // host
 
-    int *text, count, read;         // host: the tokens of this run; how many the draft has read
-    int stream;                     // random stream of this run
-    int target_start, draft_start;  // positions of text[0]
+    int *text, count, read;  // host: the tokens of this run; how many the draft has read, its proposals among them
+    int stream;              // random stream of this run
+    int target_start, draft_start;   // positions of text[0]
     long passes, offered, accepted;  // statistics: passes of the target, proposals, those kept
 } Speculator;
 
@@ -48,17 +53,20 @@ static inline int speculator_check(const Model *target, const Model *draft, Erro
     for (int i = 0; i < a->count; i++) {
         const int32_t *x = a->offsets + i, *y = b->offsets + i;
         if (x[1] - x[0] != y[1] - y[0] || memcmp(a->bytes + x[0], b->bytes + y[0], (size_t)(x[1] - x[0])) != 0)
-            return error_set(err, "token %d of the draft model %s is not that of %s; a draft needs the same tokenizer",
-                             i, d, t);
+            return error_set(
+                err, "token %d of the draft model %s is not that of %s; a draft needs the same tokenizer", i, d, t);
         if (tokenizer_ends(a, i) != tokenizer_ends(b, i) || (a->flags[i] ^ b->flags[i]) & TOKEN_SPECIAL)
-            return error_set(err,
-                             "token %d is a special token of only one of the draft model %s and %s; a draft needs the "
-                             "same tokenizer",
-                             i, d, t);
+            return error_set(
+                err,
+                "token %d is a special token of only one of the draft model %s and %s; a draft needs the "
+                "same tokenizer",
+                i, d, t);
     }
     if (a->begin != b->begin)
-        return error_set(err, "the texts of the draft model %s do not begin with the token of %s; a draft needs the same "
-                         "tokenizer", d, t);
+        return error_set(err,
+                         "the texts of the draft model %s do not begin with the token of %s; a draft needs the same "
+                         "tokenizer",
+                         d, t);
     return 0;
 }
 
@@ -85,8 +93,9 @@ static inline void speculator_open(Speculator *s, Generator *target, Generator *
     const int V = target->m->c.lm.vocab, v = draft->m->c.lm.vocab;
     *s = (Speculator){.target = target, .draft = draft};
     s->rows = SPECULATE_ROWS;
-    if (sizeof(floatX) == sizeof(float) && !op->host_memory) s->rows = SPECULATE_ROWS_FP32;  // see model_extend
-    if (draft->m->op != op || target->m->max_B * target->m->max_T < s->rows || draft->m->max_B * draft->m->max_T < s->rows)
+    if (sizeof(floatX) == sizeof(float) && !op->host_memory) s->rows = SPECULATE_ROWS_GPU_FP32;  // see model_extend
+    if (draft->m->op != op || target->m->max_B * target->m->max_T < s->rows ||
+        draft->m->max_B * draft->m->max_T < s->rows)
         die("internal error: speculative decoding needs one device and models planned for %d tokens", s->rows);
     speculator_plan(s);
     arena_allocate(&s->arena, op, "", "the proposals' logits");
@@ -97,7 +106,8 @@ static inline void speculator_open(Speculator *s, Generator *target, Generator *
     s->host_logits = (float *)xmalloc((V > v ? V : v) * sizeof(float));
     distribution_open(&s->p, V);
     for (int i = 0; i < SPECULATE_ROWS; i++) distribution_open(&s->q[i], v);
-    s->proposals = s->rows / 2;
+    s->proposals = s->rows - 1;
+    s->confidence = SPECULATE_CONFIDENCE;
 }
 
 static inline void speculator_close(Speculator *s) {
@@ -117,10 +127,10 @@ static inline bool speculator_is_greedy(const Speculator *s) { return sample_is_
 
 /* The distribution of a row of device logits. */
 static inline void speculator_read(Speculator *s, Distribution *to, const Generator *g, const float *logits,
-                                   const uint8_t *mask) {
+                                   const uint8_t *mask, const Sampling *sampling) {
     const int V = g->m->c.lm.vocab;
     g->m->op->download(s->host_logits, logits, V * sizeof(float));
-    distribution_read(to, s->host_logits, mask, &s->target->sampling, V);
+    distribution_read(to, s->host_logits, mask, sampling, V);
 }
 
 /* One pass of a generator's model over n tokens (host) from `position` on. Afterwards s->logits [n, V] is of the tokens after
@@ -170,23 +180,32 @@ static inline const float *speculator_catch_up(Speculator *s) {
     return logits;
 }
 
-/* Fills s->proposed with up to `most` tokens that may follow the text, and returns how many: none after an end token. */
+/* The distribution that the draft's next token is drawn from; that of temperature 1 where the likeliest is taken. */
+static inline void speculator_read_draft(Speculator *s, Distribution *q, const float *logits) {
+    const Sampling plain = {.temperature = 1, .top_p = 1};
+    speculator_read(s, q, s->draft, logits, s->draft_mask, speculator_is_greedy(s) ? &plain : &s->target->sampling);
+}
+
+/* Fills s->proposed with up to `most` tokens that may follow the text, and returns how many. It ends at an end token, and
+ * before a token that the target might not keep: where the product of the draft's largest probabilities so far falls below
+ * s->confidence. Whether a token is proposed depends on the tokens before it alone. If it depended on the token
+ * drawn, the proposals would not have the distribution q. */
 static inline int speculator_propose(Speculator *s, int most) {
     Generator *d = s->draft;
-    const bool greedy = speculator_is_greedy(s);
+    double confidence = 1;
     int n = 0;
     while (n < most) {
         const float *logits = d->logits;
         if (n == 0)
             logits = speculator_catch_up(s);
         else
-            generator_step(d, true);
-        if (!greedy) speculator_read(s, &s->q[n], d, logits, s->draft_mask);
-        int id;
-        d->m->op->download(&id, d->ids, sizeof(int));
-        if (id < 0) break;  // the draft's numbers are not finite: the target decides alone
-        s->proposed[n++] = id;
-        if (tokenizer_ends(&d->m->tokenizer, id)) break;
+            generator_step(d, true), s->read++;
+        speculator_read_draft(s, &s->q[n], logits);
+        if (!s->q[n].total) break;  // the draft's numbers are not finite: the target decides alone
+        confidence *= 0x1p40 / (double)s->q[n].total;
+        if (confidence < s->confidence) break;
+        d->m->op->download(&s->proposed[n], d->ids, sizeof(int));
+        if (tokenizer_ends(&d->m->tokenizer, s->proposed[n++])) break;
     }
     return n;
 }
@@ -208,9 +227,10 @@ static inline int speculator_verify_sampled(Speculator *s, int n, const uint8_t 
     const Sampling *sampling = &g->sampling;
     int position = s->target_start + s->count;
     for (int i = 0;; i++, position++) {
-        speculator_read(s, &s->p, g, s->logits + (size_t)i * g->m->c.lm.vocab, mask);
+        speculator_read(s, &s->p, g, s->logits + (size_t)i * g->m->c.lm.vocab, mask, sampling);
         const int id = s->proposed[i < n ? i : 0];
-        if (i < n && s->p.total && rejection_accepts(&s->p, &s->q[i], id, sampling->seed, s->stream, position)) continue;
+        if (i < n && s->p.total && rejection_accepts(&s->p, &s->q[i], id, sampling->seed, s->stream, position))
+            continue;
         if (i < n && s->p.total)
             *next = rejection_residual(&s->p, &s->q[i], sampling->seed, s->stream, position, g->m->tokenizer.count);
         else
@@ -226,7 +246,9 @@ static inline int speculator_verify(Speculator *s, int n, int *next) {
     int tokens[SPECULATE_ROWS] = {s->text[s->count - 1]};
     memcpy(tokens + 1, s->proposed, n * sizeof(int));
     speculator_extend(s, g, tokens, n + 1, s->target_start + s->count - 1,
-                      !greedy ? NULL : first ? g->first_mask : g->token_mask);
+                      !greedy ? NULL
+                      : first ? g->first_mask
+                              : g->token_mask);
     int kept = greedy ? speculator_verify_greedy(s, n, next)
                       : speculator_verify_sampled(s, n, first ? s->first_mask : s->target_mask, next);
     s->passes++;
@@ -245,13 +267,6 @@ static inline int speculator_most(const Speculator *s, int max_new_tokens) {
     int most = s->proposals;
     for (int i = 0; i < 3; i++) most = spaces[i] < most ? spaces[i] : most;
     return most < 0 || s->target_start + s->count <= s->target->first ? 0 : most;
-}
-
-/* Adapts the number of proposals: one more than were kept last time, or two more if all were. */
-static inline void speculator_adapt(Speculator *s, int offered, int kept) {
-    if (offered == 0) return;
-    s->proposals = kept == offered && offered == s->proposals ? kept + 2 : kept < offered ? kept + 1 : s->proposals;
-    if (s->proposals > s->rows - 1) s->proposals = s->rows - 1;
 }
 
 static inline bool speculator_give(Speculator *s, int b, int id, TokenReader reader, void *context) {
@@ -282,8 +297,7 @@ static inline void speculator_run(Speculator *s, int b, int stream, int max_new_
         const int kept = speculator_verify(s, offered, &id);
         for (int i = 0; i < kept && more; i++) more = speculator_give(s, b, s->proposed[i], reader, context);
         if (more) more = speculator_give(s, b, id, reader, context);
-        if (offered) s->read = before + (kept < offered ? kept : offered - 1);
-        speculator_adapt(s, offered, kept);
+        if (s->read > before + kept) s->read = before + kept;  // what is not kept is read anew
     }
     g->length = s->target_start + s->count;
     free(s->text);

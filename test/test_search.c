@@ -476,8 +476,8 @@ static void test_rollouts(void) {
     KvStore store;
     kv_store_open(&store, &m, 0);
     CHECK(search_hash(&g, pixels, SLAB_PAGES * store.page_bytes, false, 1, &few) == want);
-    CHECK(few.store.dropped > 0 && few.copied > 0 && few.fed > all.fed);
-    CHECK(search_hash(&g, pixels, 1, false, 1, &none) == want && none.copied == 0 && none.fed > few.fed);
+    CHECK(few.store.dropped > 0 && few.copied > 0 && few.fed >= all.fed);
+    CHECK(search_hash(&g, pixels, 1, false, 1, &none) == want && none.copied == 0 && none.fed > few.fed && none.fed > all.fed);
     const uint64_t again_hash = search_hash(&g, pixels, 64 << 20, true, 1, &again);
 #ifdef PRECISION_FP32
     CHECK(again_hash ==
