@@ -7,6 +7,7 @@
 #include "draw.h"
 #include "generate.h"
 #include "lib/image.h"
+#include "lib/image_clean.h"
 #include "lib/image_prepare.h"
 #include "lib/options.h"
 #include "lib/program.h"
@@ -17,12 +18,12 @@
 #include <sys/stat.h>
 
 static struct {
-    const char *model, *output, *device, *prefix, *weights;
+    const char *model, *output, *device, *prefix, *weights, *preprocess;
     double temperature, top_p;
     int64_t top_k, seed, max_tokens, threads, batch;
     bool trim_near_white, invert, quiet, show, strict;
     DrawOptions draw;
-} opt = {.device = "auto", .top_p = 1, .seed = 1};
+} opt = {.device = "auto", .preprocess = "plain", .top_p = 1, .seed = 1};
 
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
@@ -55,6 +56,7 @@ static const Option table[] = {
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
     {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
      "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
+    {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain", "auto: clean the image first", 0, 0},
     {"invert", 0, OPT_FLAG, &opt.invert, NULL, "make light dark and dark light: for light lines on a dark ground", 0,
      0},
     {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
@@ -336,6 +338,11 @@ static int prepare(Program *p, uint8_t *pixels, const char *path, int size) {
     Image image;
     char remark[256];
     if (image_load(&image, path, &err)) return program_fail(p, &err);
+    if (!strcmp(opt.preprocess, "auto")) {
+        ImageCleaned cleaned;
+        image_clean(&image, &cleaned);
+        if (*cleaned.text && !opt.quiet) fprintf(stderr, "%s: %s\n", path, cleaned.text);
+    }
     if (opt.invert) image_invert(&image);
     const ImageBox box = image_trim(&image, opt.trim_near_white ? IMAGE_NEAR_WHITE : IMAGE_WHITE);
     image_prepare_box(pixels, &image, box, size);
