@@ -1,7 +1,8 @@
 /* Batched generation from images to programs, with a key-value cache.
  *
  *   generator_prefill   encodes the images and reads the prefix, which is the same for all sequences
- *   generator_run       samples token after token of every sequence until the reader stops it
+ *   generator_run_all   samples token after token of every sequence until the reader stops it; then the next image takes
+ *                       its place in the batch at once (continuous batching)
  *   generator_append    appends given tokens instead of sampled ones, one to each sequence
  *
  * All that changes from step to step is on the device: the last token and the position of every sequence. So every step
@@ -9,7 +10,8 @@
  * one's tokens. The sequences of a batch are independent of each other, up to the rounding of the matmuls.
  *
  * How one token is drawn (greedy, temperature, top-k, top-p) is in kernels/sample.h; the
- * attention over the cache in kernels/{cpu,cuda}/attention_decode. Beam search is still to come. */
+ * attention over the cache in kernels/{cpu,cuda}/attention_decode. generate/ has what is built on this: beam search,
+ * speculative decoding, judging programs by compiling them, tree search (search.h). */
 #ifndef GENERATE_H
 #define GENERATE_H
 
@@ -31,13 +33,13 @@ static inline void kv_cache_plan(KVCache *cache, const LmConfig *c, int B, Arena
     }
 }
 
-/* Copies the first `length` positions of sequence `from` over sequence `to`. */
+/* Copies the positions first .. length-1 of sequence `from` over those of sequence `to`. */
 static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from,
-                                 int length) {
-    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads;
-    size_t stride = head * sizeof(floatX), used = (size_t)length * c->head_dim * sizeof(floatX);
-    for (int l = 0; l < c->layers; l++) {
-        floatX *keys = cache->keys[l], *values = cache->values[l];
+                                 int first, int length) {
+    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads, begin = (size_t)first * c->head_dim;
+    size_t stride = head * sizeof(floatX), used = (size_t)(length - first) * c->head_dim * sizeof(floatX);
+    for (int l = 0; l < c->layers && first < length; l++) {
+        floatX *keys = cache->keys[l] + begin, *values = cache->values[l] + begin;
         op->copy_rows(keys + to * sequence, stride, keys + from * sequence, stride, used, c->kv_heads);
         op->copy_rows(values + to * sequence, stride, values + from * sequence, stride, used, c->kv_heads);
     }
@@ -58,7 +60,11 @@ typedef struct {
     Sampling sampling;
     int first;      // the position at which the text begins, where it may not end
     int B, length;  // sequences now; positions of each in the cache
-    int *host;      // [max_B] scratch
+    bool scored;    // log_probability is computed of every token before the reader gets it
+    double log_probability;
+    float *row;     // host [V] scratch
+    int *host;      // host [max_B] scratch
+    KVCache place;  // scratch: the cache of one sequence
 } Generator;
 
 static inline void generator_plan(Generator *g) {
@@ -99,7 +105,10 @@ static inline void generator_open(Generator *g, Model *m, int B, int max_tokens)
     generator_plan(g);
     arena_allocate(&g->arena, m->op, "", "the key-value cache");
     generator_plan(g);
+    g->place.keys = xcalloc(layers, sizeof(floatX *));
+    g->place.values = xcalloc(layers, sizeof(floatX *));
     g->host = xmalloc(B * sizeof(int));
+    g->row = xmalloc(m->c.lm.vocab * sizeof(float));
     g->sampling = (Sampling){.top_p = 1};
     g->first = model_image_tokens(m);
     generator_mask_tokens(g);
@@ -111,7 +120,10 @@ static inline void generator_close(Generator *g) {
     arena_release(&g->arena, g->m->op);
     free(g->cache.keys);
     free(g->cache.values);
+    free(g->place.keys);
+    free(g->place.values);
     free(g->host);
+    free(g->row);
 }
 
 /* The largest batch <= B that fits into a quarter of the RAM, or 95 % of the free GPU memory; B itself unless or_less. Ends
@@ -199,38 +211,135 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
     int *const arrays[] = {g->ids, g->positions, g->streams};
     for (int i = 0; i < n; i++) {
         if (kept[i] == i) continue;
-        kv_cache_move(&g->cache, &g->m->c.lm, op, i, kept[i], g->length);
+        kv_cache_move(&g->cache, &g->m->c.lm, op, i, kept[i], 0, g->length);
         for (int k = 0; k < 3; k++) op->copy(arrays[k] + i, arrays[k] + kept[i], sizeof(int));
     }
     g->B = n;
 }
 
+/* Makes n sequences of the first one: what follows differs by the random stream alone. */
+static inline void generator_multiply(Generator *g, int n) {
+    const size_t row = (size_t)g->m->c.lm.vocab;
+    for (int i = 1; i < n; i++) {
+        kv_cache_move(&g->cache, &g->m->c.lm, g->m->op, i, 0, 0, g->length);
+        g->m->op->copy(g->logits + i * row, g->logits, row * sizeof(float));
+    }
+    g->B = n;
+    generator_set_all(g, g->positions, g->length - 1);
+}
+
 /* ---- the loop ---- */
 
-/* Takes the next token of sequence b (numbered as at the prefill); returns false to stop it, and for -1 it must: the
- * model's numbers are not finite (model_not_finite says why). */
-typedef bool (*TokenReader)(void *context, int b, int id);
+/* Takes the next token of a sequence; returns false to stop it, and for -1 it must: the model's numbers are not finite
+ * (model_not_finite says why). */
+typedef bool (*TokenReader)(void *context, int sequence, int id);
 
-/* After generator_prefill: generates up to max_new_tokens for every sequence and gives them to `reader` as they come.
- * streams [B] numbers the sequences' random streams. A GPU is one step ahead of the reader. Finished sequences keep
- * decoding, ignored, until half of the batch is finished; then the batch is compacted. */
-static inline void generator_run(Generator *g, const int *streams, int max_new_tokens, TokenReader reader,
-                                 void *context) {
+/* Writes the pixels u8 [S, S, 3] of another image. Returns the number of its sequence, which is its random stream too, or
+ * -1: there is none. */
+typedef int (*ImageSource)(void *context, uint8_t *pixels);
+
+/* What is to be generated, and who reads it. */
+typedef struct {
+    int max_new_tokens;
+    TokenReader reader;
+    ImageSource source;  // of the images that take the places of finished ones; NULL: there are none
+    void *context;       // of reader and source
+    const int *prefix;   // of each image's program
+    int prefix_count;
+    uint8_t *pixels;  // [S, S, 3] scratch for the source
+} Generation;
+
+/* The places of a batch. Host arrays [max_B]. */
+typedef struct {
+    int *sequence;  // which sequence is in each place; -1: none
+    int *left;      // tokens that it may still have
+    int *begin;     // the first step whose token is its own
+    int running;
+} Places;
+
+/* log softmax(logits)[id] of the sequence in place b. */
+static inline double generator_log_probability(const Generator *g, int b, int id) {
+    const int V = g->m->c.lm.vocab;
+    g->m->op->download(g->row, g->logits + (size_t)b * V, V * sizeof(float));
+    double sum = 0, top = g->row[0];
+    for (int i = 1; i < V; i++) top = g->row[i] > top ? g->row[i] : top;
+    for (int i = 0; i < V; i++) sum += exp(g->row[i] - top);
+    return id < 0 ? -INFINITY : g->row[id] - top - log(sum);
+}
+
+/* Encodes the source's next image into place b and draws its first token. Returns that, or -2: there is no image. */
+static inline int generator_refill(Generator *g, const Generation *s, Places *p, int b, int started) {
     const Ops *op = g->m->op;
-    int *sequence = xmalloc(g->B * sizeof(int)), *kept = xmalloc(g->B * sizeof(int));
-    int running = g->B, started = 0;                 // unfinished sequences; steps queued on the device
-    for (int b = 0; b < g->B; b++) sequence[b] = b;  // which sequence is in each place; -1: a finished one
+    const LmConfig *c = &g->m->c.lm;
+    const size_t sequence = (size_t)c->kv_heads * g->cache.capacity * c->head_dim;
+    const int number = s->source ? s->source(s->context, s->pixels) : -1;
+    if (number < 0) return -2;
+    for (int l = 0; l < c->layers; l++) {
+        g->place.keys[l] = g->cache.keys[l] + b * sequence;
+        g->place.values[l] = g->cache.values[l] + b * sequence;
+    }
+    g->place.capacity = g->cache.capacity;
+    float *logits = g->logits + (size_t)b * c->vocab;
+    const int length = model_prefill(g->m, s->pixels, 1, s->prefix, s->prefix_count, &g->place, logits);
+    const int last = length - 1;
+    int id;
+    op->upload(g->positions + b, &last, sizeof(int));
+    op->upload(g->streams + b, &number, sizeof(int));
+    op->sample(g->ids + b, g->positions + b, logits, length == g->first ? g->first_mask : g->token_mask,
+               g->streams + b, g->sampling, 1, c->vocab);
+    op->download(&id, g->ids + b, sizeof(int));
+    p->sequence[b] = number;
+    p->left[b] = s->max_new_tokens;
+    p->begin[b] = started;
+    return id;
+}
+
+/* Gives a token to the reader. When the sequence in place b ends, the next image takes the place; without one, the place
+ * stays empty, at position 0, so that its further steps stay inside the cache. */
+static inline void generator_give(Generator *g, const Generation *s, Places *p, int b, int id, int started) {
+    while (id != -2) {
+        if (g->scored) g->log_probability = generator_log_probability(g, b, id);
+        if (s->reader(s->context, p->sequence[b], id) && --p->left[b] > 0) return;
+        id = generator_refill(g, s, p, b, started);
+    }
+    const int zero = 0;
+    g->m->op->upload(g->positions + b, &zero, sizeof(int));
+    p->sequence[b] = -1;
+    p->running--;
+}
+
+/* Closes up the places when no more than half of them are taken. */
+static inline void generator_close_up(Generator *g, Places *p) {
+    int n = 0;
+    for (int b = 0; b < g->B; b++) {
+        if (p->sequence[b] < 0) continue;
+        p->sequence[n] = p->sequence[b];
+        p->left[n] = p->left[b];
+        p->begin[n] = p->begin[b];
+        g->host[n++] = b;
+    }
+    if (g->length > g->cache.capacity) g->length = g->cache.capacity;  // places begin at different times
+    generator_compact(g, g->host, n);
+}
+
+/* After generator_prefill of sequences 0 .. B-1: generates tokens until every sequence and those of the source have ended.
+ * streams [B] numbers the sequences' random streams. A GPU is one step ahead of the reader. */
+static inline void generator_run_all(Generator *g, const int *streams, const Generation *s) {
+    const Ops *op = g->m->op;
+    int *arrays = xcalloc(3 * (size_t)g->max_B, sizeof(int));
+    Places p = {arrays, arrays + g->max_B, arrays + 2 * g->max_B, g->B};
+    int started = 0;  // steps queued on the device
+    for (int b = 0; b < g->B; b++) p.sequence[b] = s->source ? streams[b] : b, p.left[b] = s->max_new_tokens;
     op->upload(g->streams, streams, g->B * sizeof(int));
-    for (int step = 0; running && step < max_new_tokens; step++) {
-        bool sparse = 2 * running <= g->B;
+    if (s->max_new_tokens < 1) p.running = 0;
+    for (int step = 0; p.running; step++) {
+        bool sparse = 2 * p.running <= g->B;
         if (sparse && started == step) {
-            for (int b = 0, n = 0; b < g->B; b++)
-                if (sequence[b] >= 0) sequence[n] = sequence[b], kept[n++] = b;
-            generator_compact(g, kept, running);
+            generator_close_up(g, &p);
             sparse = false;
         }
-        for (int ahead = sparse || op->host_memory ? 0 : 1; started < max_new_tokens && started <= step + ahead;
-             started++) {
+        const int ahead = sparse || op->host_memory || g->scored ? 0 : 1;
+        for (; started <= step + ahead; started++) {
             if (started)
                 generator_step(g, true);
             else
@@ -239,10 +348,16 @@ static inline void generator_run(Generator *g, const int *streams, int max_new_t
         }
         const int *ids = op->download_wait(step % OPS_DOWNLOADS);
         for (int b = 0; b < g->B; b++)
-            if (sequence[b] >= 0 && !reader(context, sequence[b], ids[b])) sequence[b] = -1, running--;
+            if (p.sequence[b] >= 0 && step >= p.begin[b]) generator_give(g, s, &p, b, ids[b], started);
     }
-    free(sequence);
-    free(kept);
+    free(arrays);
+}
+
+/* The same without a source: the reader gets the sequences' numbers at the prefill. */
+static inline void generator_run(Generator *g, const int *streams, int max_new_tokens, TokenReader reader,
+                                 void *context) {
+    generator_run_all(g, streams,
+                      &(Generation){.max_new_tokens = max_new_tokens, .reader = reader, .context = context});
 }
 
 #endif

@@ -1,438 +1,351 @@
 /* infer: generates the TikZ program of each image.
  *
- *   load the model; for each batch of images: preprocess and encode them, then generate tokens until
- *   every program ends.
+ *   load the model; preprocess and encode the images, and generate tokens until every program ends
  *
- * main follows the options; generate.h has the KV cache and the loop over tokens. */
-#include "draw.h"
+ * main follows the options; generate.h has the KV cache and the loop over tokens, generate/writer.h what becomes of the
+ * programs: they are written, compiled, drawn. --candidates and --search write several programs for an image and keep the
+ * one whose drawing is most like it (generate/judge.h, search.h). */
 #include "generate.h"
-#include "lib/image.h"
+#include "generate/attention_maps.h"
+#include "generate/beam.h"
+#include "generate/best.h"
+#include "generate/options.h"
+#include "generate/prefix.h"
+#include "generate/speculate.h"
+#include "generate/writer.h"
 #include "lib/image_clean.h"
-#include "lib/image_prepare.h"
-#include "lib/options.h"
 #include "lib/program.h"
-#include "lib/progress.h"
 #include "lib/threads.h"
-#include "lib/tokenizer_encode.h"
 
-#include <sys/stat.h>
-
-static struct {
-    const char *model, *output, *device, *prefix, *weights, *preprocess;
-    double temperature, top_p;
-    int64_t top_k, seed, max_tokens, threads, batch;
-    bool trim_near_white, invert, quiet, show, strict;
-    DrawOptions draw;
-} opt = {.device = "auto", .preprocess = "plain", .top_p = 1, .seed = 1};
-
-static const Option table[] = {
-    {"model", 'm', OPT_STRING, &opt.model, "FILE",
-     "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
-    {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
-     "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
-    {"pdf", 0, OPT_STRING, &opt.draw.pdf, "FILE|DIR", "compile the program, and write the drawing as PDF", 0, 0},
-    {"png", 0, OPT_STRING, &opt.draw.png, "FILE|DIR", "the same as PNG, 300 pixels an inch", 0, 0},
-    {"svg", 0, OPT_STRING, &opt.draw.svg, "FILE|DIR", "the same as SVG", 0, 0},
-    {"check", 0, OPT_FLAG, &opt.draw.check, NULL, "compile the program; status 1 if TeX reports an error", 0, 0},
-    {"unsafe-tex", 0, OPT_FLAG, &opt.draw.unsafe, NULL,
-     "let TeX read and write all files and start programs: only for programs that you have read", 0, 0},
-    {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
-     0, 0},
-    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8", 0,
-     100},
-    {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
-    {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
-    {"seed", 0, OPT_INT, &opt.seed, "N", "random seed for sampling; each image has its own stream", 0, 1e15},
-    {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
-     "longest program, with the prefix; 0: as long as the model allows", 0, 1e9},
-    {"batch", 'b', OPT_INT, &opt.batch, "N",
-     "images whose programs are generated together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
-    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
-     "use weights of 8 or 4 bits, rounded while the model is loaded: less memory, and faster where memory is the "
-     "limit",
-     0, 0},
-    {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
-     0, 0},
-    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
-    {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
-     "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
-    {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain", "auto: clean the image first", 0, 0},
-    {"invert", 0, OPT_FLAG, &opt.invert, NULL, "make light dark and dark light: for light lines on a dark ground", 0,
-     0},
-    {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
-     0},
-    {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
-    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
-};
-enum { OPTIONS = sizeof table / sizeof table[0] };
-
-/* The program of one image while it is being generated. */
+/* What all images share. */
 typedef struct {
-    const char *path;  // of the image
-    FILE *out;
-    AtomicFile file;  // with --output
-    char *buffer;     // the program, if it must not appear before it is complete
-    size_t buffered;
-    FILE *copy;  // of all that is written, in `whole`, if it is to be drawn
-    char *whole;
-    size_t whole_bytes;
-    TokenDecoder text;
-    char last;  // the last byte written
-    int count;  // number of tokens, including the prefix
-    bool ended, failed;
-} Program;
+    Model model, draft;
+    Generator generator, drafter;
+    Speculator speculator;
+    Writer writer;
+    Inputs inputs;
+    TokenIds prefix;
+    bool cleans;                // images, before the model sees them (--preprocess auto)
+    int max_new_tokens, taken;  // images taken so far
+    double start, first_token;  // times, from seconds_now; 0: no token yet
+} Infer;
 
-/* A batch of programs. A sequence of the generator is an image that could be read. */
-typedef struct {
-    Program *programs;  // [batch]
-    int *program;       // [batch] index into programs of each sequence
-    int *streams;       // [batch] random stream of each sequence
-    uint8_t *pixels;    // [batch, S, S, 3] input of the vision encoder
-    const Model *model;
-    const Tokenizer *tokenizer;
-    Drawing *drawing;
-    bool to_folder, several;
-    double first_token;  // time of the first token, from seconds_now; 0: none yet
-} Writer;
-
-static const char *default_model(void);
-static bool is_folder(const char *path);
-static void check_names(const StringList *images);
-static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, Error *err);
-static void writer_open(Writer *w, const Model *m, int batch, bool several, bool to_folder);
-static bool write_batch(Writer *w, Generator *g, const TokenIds *prefix, const char **paths, int n, int first);
-static void writer_close(Writer *w);
+static void open_models(Infer *f, const Ops *op, WeightFormat format);
+static void run_batches(Infer *f);
+static void run_beams(Infer *f);
+static void run_draft(Infer *f);
+static void run_best(Infer *f);
+static void print_timing(const Infer *f);
 
 int main(int argc, char **argv) {
-    static Model model;
-    Generator generator;
-    Writer writer;
+    static Infer infer;
+    Infer *f = &infer;
     Drawing drawing;
     StringList images = {NULL, 0};
-    TokenIds prefix = {NULL, 0, 0};
     WeightFormat format;
     Error err;
 
     program_begin(argv);
     threads_wait_politely(argv);
-    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image.");
-    options_parse(table, OPTIONS, argc, argv, usage, &images);
-    free(usage);
-    if (!images.count) options_die("no image given");
-    if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
+    infer_options_parse(argc, argv, &images, &format);
+    if (opt.search || opt.candidates) interrupts_take();
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
-    bool several = images.count > 1, to_folder = opt.output && (several || is_folder(opt.output));
-    if (to_folder || (several && draw_wanted(&opt.draw))) check_names(&images);
-    if (to_folder) die_if(make_folder(opt.output, &err), &err);
-    die_if(drawing_open(&drawing, opt.draw, several, &err), &err);
+    die_if(inputs_open(&f->inputs, &images, &err), &err);
+    WriterOptions o = {.output = opt.output,
+                       .several = f->inputs.count > 1,
+                       .json = opt.json,
+                       .finish = opt.finish,
+                       .tidy = opt.tidy,
+                       .render = opt.render,
+                       .keep_tokens = opt.attention != NULL,
+                       .chosen = opt.search || opt.candidates,
+                       .repeat_guard = !strcmp(opt.repeat_guard, "on")};
+    o.to_folder = opt.output && (o.several || is_folder(opt.output));
+    if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
+        if (inputs_check_names(&f->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
+    if (o.to_folder) die_if(make_folder(opt.output, &err), &err);
+    if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
+    die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
+    open_models(f, op, format);
+    o.image_size = f->model.c.vision.image_size;
+    o.max_tokens = f->max_new_tokens + f->prefix.count;
+    writer_open(&f->writer, o, &f->inputs, &f->model.tokenizer, &drawing);
 
-    const char *path = opt.model ? opt.model : default_model();
-    die_if(model_open_as(&model, op, path, "", format, &err), &err);
-    int max_tokens = model_max_text(&model);
-    if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
-    die_if(read_prefix(&prefix, &model.tokenizer, path, &err), &err);
-    if (prefix.count >= max_tokens)
-        die("the --prefix leaves no room: it has %d tokens, and the program may have %d", prefix.count, max_tokens);
-    int batch = opt.batch ? (int)opt.batch : op->host_memory ? 16 : 64;
-    if (images.count < batch) batch = images.count;
-    batch = generator_fit(&model, batch, !opt.batch, prefix.count + 1, max_tokens);
-    model_plan(&model, batch, prefix.count + 1);
-    generator_open(&generator, &model, batch, max_tokens);
-    generator_set_sampling(&generator, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k, (uint64_t)opt.seed,
-                           model.tokenizer.begin >= 0);
+    f->start = seconds_now();
+    if (opt.search || opt.candidates)
+        run_best(f);
+    else if (opt.beam)
+        run_beams(f);
+    else if (opt.draft)
+        run_draft(f);
+    else
+        run_batches(f);
+    print_timing(f);
+    const bool failed = f->writer.failures || (opt.strict && f->writer.cut);
 
-    writer_open(&writer, &model, batch, several, to_folder);
-    writer.drawing = &drawing;
-    bool failed = false;
-    for (int i = 0; i < images.count; i += batch) {
-        int n = images.count - i < batch ? images.count - i : batch;
-        if (!write_batch(&writer, &generator, &prefix, images.items + i, n, i)) failed = true;
-    }
-
-    writer_close(&writer);
+    writer_close(&f->writer);
     drawing_close(&drawing);
-    free(prefix.ids);
-    generator_close(&generator);
-    model_close(&model);
+    inputs_close(&f->inputs);
+    free(f->prefix.ids);
+    if (opt.draft) {
+        speculator_close(&f->speculator);
+        generator_close(&f->drafter);
+        model_close(&f->draft);
+    }
+    generator_close(&f->generator);
+    model_close(&f->model);
     free((void *)images.items);
     return failed;
 }
 
-/* ---- the command line ---- */
+/* ---- opening ---- */
 
-static bool is_folder(const char *path) {
-    struct stat s;
-    return !stat(path, &s) && S_ISDIR(s.st_mode);
+/* Whether images are cleaned: as --preprocess says, or else the model's metadata. A model converted from another project
+ * has its own habits, so that only ours are cleaned without being asked. */
+static bool infer_cleans(const Model *m) {
+    const char *said = opt.preprocess ? opt.preprocess : safetensors_metadata(&m->file, "hub.preprocess");
+    return said ? !strcmp(said, "auto") : !safetensors_metadata(&m->file, "hub.tokenizer_config");
 }
 
-/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter
- * student. */
-static const char *default_model(void) {
-    static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
-                                         "dev/starter/student.safetensors"};
-    for (int i = 0; i < 3; i++)
-        if (file_exists(models[i])) return models[i];
-    die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
-}
-
-static int compare_names(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
-
-/* Rejects images whose programs would have the same name, such as a/x.png and b/x.jpg. */
-static void check_names(const StringList *images) {
-    char **names = xcalloc(images->count, sizeof *names);
-    for (int i = 0; i < images->count; i++)
-        names[i] = draw_path(opt.output ? opt.output : ".", images->items[i], "tex");
-    qsort(names, images->count, sizeof *names, compare_names);
-    for (int i = 1; i < images->count; i++)
-        if (!strcmp(names[i - 1], names[i])) options_die("two of the images would both be written to %s", names[i]);
-    for (int i = 0; i < images->count; i++) free(names[i]);
-    free(names);
-}
-
-/* The tokens that precede the generated ones: the begin token, if the model has one, and the encoded --prefix.
- * Rejects a prefix that contains special tokens or does not decode to the same text. */
-static int read_prefix(TokenIds *prefix, const Tokenizer *t, const char *model, Error *err) {
-    if (t->begin >= 0) token_ids_add(prefix, t->begin);
-    if (!opt.prefix) return 0;
-    Encoder encoder;
-    Error why;
-    char *name = format_string("the tokenizer.json inside %s", model), *text = NULL;
-    int special = -1, before = prefix->count;
-    int bad =
-        encoder_open(&encoder, t, name, &why) || encoder_run(&encoder, opt.prefix, strlen(opt.prefix), prefix, &why);
-    if (bad) error_set(err, "cannot use the --prefix: %s", why.text);
-    for (int i = before; !bad && special < 0 && i < prefix->count; i++)
-        if ((t->flags[prefix->ids[i]] & TOKEN_SPECIAL) || tokenizer_ends(t, prefix->ids[i])) special = prefix->ids[i];
-    if (!bad) tokenizer_decode(t, prefix->ids, prefix->count, &text, NULL);
-    if (special >= 0)
-        bad = error_set(err, "cannot use the --prefix: it contains '%.*s', which is a special token of the model",
-                        (int)(t->offsets[special + 1] - t->offsets[special]), t->bytes + t->offsets[special]);
-    else if (!bad && strcmp(text, opt.prefix) != 0)
-        bad =
-            error_set(err, "cannot use the --prefix: the tokenizer does not keep it; it would become '%.200s'", text);
-    free(text);
-    free(name);
-    encoder_close(&encoder);
-    return bad;
-}
-
-/* ---- one program ---- */
-
-static int program_fail(Program *p, const Error *err) {
-    report_error("%s", err->text);
-    p->failed = true;
-    return -1;
-}
-
-/* Writes decoded bytes and flushes them at once, so that the program can be read while it is generated. */
-static int write_bytes(Program *p, const char *bytes, size_t n) {
+/* Opens the models and plans their memory. */
+static void open_models(Infer *f, const Ops *op, WeightFormat format) {
     Error err;
-    if (n) p->last = bytes[n - 1];
-    if (p->copy) fwrite(bytes, 1, n, p->copy);
-    if (fwrite(bytes, 1, n, p->out) == n && !fflush(p->out)) return 0;
-    error_set(&err, "cannot write the program of %s to %s: %s", p->path, opt.output ? opt.output : "stdout",
-              strerror(errno));
-    return program_fail(p, &err);
-}
-
-/* Decodes a token and writes the bytes that have become known. */
-static int write_token(Program *p, int id) {
-    const char *bytes;
-    size_t n = token_decoder_next(&p->text, id, &bytes);
-    p->count++;
-    return write_bytes(p, bytes, n);
-}
-
-/* Opens the output of one image: FILE, or NAME.tex in the folder. */
-static int open_output(Program *p, const Writer *w) {
-    Error err;
-    char *name = w->to_folder ? draw_path(opt.output, p->path, "tex") : xstrdup(opt.output);
-    int bad = atomic_open(&p->file, name, &err);
-    free(name);
-    p->out = bad ? NULL : p->file.f;
-    return bad ? program_fail(p, &err) : 0;
-}
-
-/* Opens the output of a program. If it is the only one of its batch, it is written directly, to stdout or to its file
- * (which appears under its name only when it is complete); otherwise it is buffered until it is complete. */
-static int program_open(Program *p, const Writer *w, const char *path, bool alone) {
-    *p = (Program){.path = path, .last = '\n'};
-    token_decoder_begin(&p->text, w->tokenizer);
-    if (draw_wanted(&opt.draw) && !(p->copy = open_memstream(&p->whole, &p->whole_bytes))) die("out of memory");
-    if (alone && opt.output) return open_output(p, w);
-    p->out = alone ? stdout : open_memstream(&p->buffer, &p->buffered);
-    if (!p->out) die("out of memory");
-    return 0;
-}
-
-/* Writes the last bytes of a program, and its buffer if it has one, and commits its file. */
-static void program_close(Program *p, const Writer *w, bool alone) {
-    Error err;
-    const char *bytes;
-    if (!p->failed) {
-        size_t n = token_decoder_end(&p->text, &bytes);
-        if (!write_bytes(p, bytes, n) && p->last != '\n') write_bytes(p, "\n", 1);
+    Model *m = &f->model;
+    const char *path = opt.model ? opt.model : default_model();
+    die_if(model_open_as(m, op, path, "", format, &err), &err);
+    f->cleans = infer_cleans(m);
+    int max_tokens = model_max_text(m);
+    if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
+    die_if(prefix_read(&f->prefix, opt.prefix, &m->tokenizer, path, &err), &err);
+    const int prefix = f->prefix.count;
+    if (opt.draft) {
+        die_if(model_open_as(&f->draft, op, opt.draft, "the draft's ", format, &err), &err);
+        die_if(speculator_check(m, &f->draft, &err), &err);
+        if (model_max_text(&f->draft) < max_tokens) max_tokens = model_max_text(&f->draft);
     }
-    if (!alone) {
-        fclose(p->out);
-        p->out = stdout;
-        if (p->copy) fclose(p->copy), p->copy = NULL;  // what follows is the same text once more
-        if (!p->failed && (!opt.output || !open_output(p, w))) write_bytes(p, p->buffer, p->buffered);
-        free(p->buffer);
-    }
-    if (opt.output && p->failed)
-        atomic_abandon(&p->file);
-    else if (opt.output && atomic_commit(&p->file, &err))
-        program_fail(p, &err);
-    token_decoder_free(&p->text);
-    if (p->copy) fclose(p->copy);
+    if (prefix >= max_tokens)
+        die("the --prefix leaves no room: it has %d tokens, and the program may have %d", prefix, max_tokens);
+    f->max_new_tokens = max_tokens - prefix;
+    int batch = opt.batch ? (int)opt.batch : op->host_memory ? 16 : 64;
+    const int beams = opt.beam ? (int)opt.beam : 1;
+    if (opt.candidates && opt.candidates < batch) batch = (int)opt.candidates;
+    if (!opt.candidates && !opt.search && f->inputs.count < batch) batch = f->inputs.count;
+    if (opt.search) batch = BEST_IN_FLIGHT;
+    if (opt.draft || opt.attention) batch = 1;
+    int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
+    if (opt.attention) T = max_tokens + 1;  // the whole program is read once more
+    batch = generator_fit(m, batch * beams, !opt.batch && beams == 1, T, max_tokens);
+    model_plan(m, batch, T);
+    generator_open(&f->generator, m, batch, max_tokens);
+    const int first = m->tokenizer.begin >= 0;
+    generator_set_sampling(&f->generator, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
+                           (uint64_t)opt.seed, first);
+    f->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
+    if (!opt.draft) return;
+    model_plan(&f->draft, 1, T);
+    generator_open(&f->drafter, &f->draft, 1, max_tokens);
+    generator_set_sampling(&f->drafter, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k, (uint64_t)opt.seed,
+                           first);
+    speculator_open(&f->speculator, &f->generator, &f->drafter);
 }
 
-/* Draws a program that has been written. */
-static void program_draw(Program *p, const Writer *w) {
-    Error err;
-    if (!p->failed && draw_program(w->drawing, p->path, p->whole, p->whole_bytes, &err)) program_fail(p, &err);
-    free(p->whole);
-}
+/* ---- one image ---- */
 
-/* ---- a batch of images ---- */
-
-static void writer_open(Writer *w, const Model *m, int batch, bool several, bool to_folder) {
-    size_t S = m->c.vision.image_size;
-    *w = (Writer){.programs = xcalloc(batch, sizeof(Program)),
-                  .program = xcalloc(batch, sizeof(int)),
-                  .streams = xcalloc(batch, sizeof(int)),
-                  .pixels = xmalloc(batch * S * S * 3),
-                  .model = m,
-                  .tokenizer = &m->tokenizer,
-                  .several = several,
-                  .to_folder = to_folder};
-}
-
-static void writer_close(Writer *w) {
-    free(w->programs);
-    free(w->program);
-    free(w->streams);
-    free(w->pixels);
-}
-
-/* Draws every other pixel of an image [size, size, 3] on the terminal, two pixels per character: the upper half block
- * in the colour of one, on a background in the colour of the other. */
-static void show_image(const uint8_t *pixels, int size) {
-    for (int y = 0; y + 2 < size; y += 4) {
-        for (int x = 0; x < size; x += 2) {
-            const uint8_t *upper = pixels + ((size_t)y * size + x) * 3, *lower = upper + 2 * (size_t)size * 3;
-            fprintf(stderr, "\033[38;2;%d;%d;%dm\033[48;2;%d;%d;%dm\xe2\x96\x80", upper[0], upper[1], upper[2],
-                    lower[0], lower[1], lower[2]);
-        }
-        fputs("\033[0m\n", stderr);
-    }
-}
-
-/* Reads an image and preprocesses it into pixels [size, size, 3], the input of the vision encoder. Warns of an image
- * that the model cannot make much of. */
-static int prepare(Program *p, uint8_t *pixels, const char *path, int size) {
+/* Reads an image, and prepares it as the input of the model and of the draft, if there is one: [size, size, 3] each. Warns of
+ * an image that a model cannot make much of. Returns the longest side of what is not margin, or -1. */
+static int prepare(Program *p, bool cleans, uint8_t *pixels, int size, uint8_t *draft_pixels, int draft_size) {
     Error err;
     Image image;
     char remark[256];
-    if (image_load(&image, path, &err)) return program_fail(p, &err);
-    if (!strcmp(opt.preprocess, "auto")) {
-        ImageCleaned cleaned;
-        image_clean(&image, &cleaned);
-        if (*cleaned.text && !opt.quiet) fprintf(stderr, "%s: %s\n", path, cleaned.text);
+    if (input_load(p->input, &image, &err)) {
+        program_fail(p, &err);
+        return -1;
     }
     if (opt.invert) image_invert(&image);
+    if (cleans) {
+        ImageCleaned cleaned;
+        image_clean(&image, &cleaned);
+        if (*cleaned.text) p->preprocessing = xstrdup(cleaned.text);
+        if (*cleaned.text && opt.verbose) fprintf(stderr, "%s: %s\n", p->input->path, cleaned.text);
+    }
     const ImageBox box = image_trim(&image, opt.trim_near_white ? IMAGE_NEAR_WHITE : IMAGE_WHITE);
     image_prepare_box(pixels, &image, box, size);
-    if (image_remark(remark, sizeof remark, &image, box, pixels, size)) warn("%s: %s", path, remark);
+    if (draft_pixels) image_prepare_box(draft_pixels, &image, box, draft_size);
+    if (image_remark(remark, sizeof remark, &image, box, pixels, size)) warn("%s: %s", p->input->path, remark);
     image_free(&image);
-    if (opt.show) show_image(pixels, size);
-    return 0;
+    if (opt.show) terminal_show(stderr, TERMINAL_BLOCKS, &(Image){.width = size, .height = size, .rgb = pixels}, NULL);
+    return box.width > box.height ? box.width : box.height;
 }
 
-/* Writes the prefix, preceded by the name of the image if several programs go to stdout. */
-static void write_prefix(Program *p, const Writer *w, const TokenIds *prefix) {
-    char *name = printable(xstrdup(p->path));  // a line end would end the comment
-    if (w->several && !opt.output) fprintf(p->out, "%% %s\n", name);
-    free(name);
-    for (int k = 0; k < prefix->count && !p->failed; k++) write_token(p, prefix->ids[k]);
+/* Prepares the next image that can be read, and begins its program. Returns its number, or -1: there is none. `longest`: as
+ * prepare returns it, or NULL. */
+static int next_image(Infer *f, uint8_t *pixels, uint8_t *draft_pixels, int *longest) {
+    const int S = f->model.c.vision.image_size, D = opt.draft ? f->draft.c.vision.image_size : 0;
+    while (f->taken < f->inputs.count) {
+        const int number = f->taken++;
+        Program *p = &f->writer.programs[number];
+        const int side = prepare(p, f->cleans, pixels, S, draft_pixels, D);
+        if (side >= 0) program_begin_text(p, &f->writer, f->prefix.ids, f->prefix.count);
+        if (side < 0 || p->failed) {
+            writer_done(&f->writer, p, f->prefix.count);
+            continue;
+        }
+        if (longest) *longest = side;
+        if (opt.json || opt.render || opt.attention) {
+            p->pixels = xmalloc((size_t)S * S * 3);
+            memcpy(p->pixels, pixels, (size_t)S * S * 3);
+        }
+        p->log_probability = f->generator.scored ? 0 : NAN;
+        p->generate_seconds = seconds_now();  // until it is done: when it began
+        return number;
+    }
+    return -1;
 }
+
+static int source_image(void *context, uint8_t *pixels) { return next_image(context, pixels, NULL, NULL); }
 
 /* The model computed values that are not finite: from damaged weights always, else perhaps from this image alone. */
-static int fail_not_finite(Program *p, const Writer *w) {
+static void fail_not_finite(Program *p, const Model *m) {
     Error why, err;
-    bool damaged = model_not_finite(w->model, &why);
+    bool damaged = model_not_finite(m, &why);
     if (damaged) die("%s", why.text);
-    error_set(&err, "cannot write the program of %s: %s", p->path, why.text);
-    return program_fail(p, &err);
+    error_set(&err, "cannot write the program of %s: %s", p->input->path, why.text);
+    program_fail(p, &err);
 }
 
-/* Callback of the generator: writes token `id` of sequence b. Returns false when the program ends. */
-static bool read_token(void *context, int b, int id) {
-    Writer *w = context;
-    Program *p = &w->programs[w->program[b]];
-    if (w->first_token == 0) w->first_token = seconds_now();
-    p->ended = tokenizer_ends(w->tokenizer, id);
-    if (p->ended) return false;
-    return (id < 0 ? fail_not_finite(p, w) : write_token(p, id)) == 0;
+/* Writes where the model looked: into the folder of --attention, or one of the image's name in it. */
+static void write_attention(Infer *f, Program *p) {
+    Error err;
+    char *folder = f->inputs.count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
+    if (attention_maps_write(&f->model, p->pixels, p->ids.ids, p->ids.count, folder, p->input->path, &err))
+        program_fail(p, &err);
+    free(folder);
 }
 
-/* Warns of programs that stopped without an end token, and returns how many. */
-static int warn_of_cut(const Writer *w, int n, int max_tokens) {
-    int cut = 0;
-    for (int i = 0; i < n; i++) {
-        const Program *p = &w->programs[i];
-        if (p->failed || p->ended) continue;
-        cut++;
-        warn("%s: stopped after %d token%s without an end; the document is not complete", p->path, max_tokens,
-             max_tokens == 1 ? "" : "s");
+static void finish_program(Infer *f, Program *p) {
+    p->generate_seconds = seconds_now() - p->generate_seconds;
+    if (opt.attention && !p->failed) write_attention(f, p);
+    writer_done(&f->writer, p, f->prefix.count);
+}
+
+/* Callback of the generator: takes token `id` of the program with this number. Returns false when the program ends. */
+static bool read_token(void *context, int number, int id) {
+    Infer *f = context;
+    Program *p = &f->writer.programs[number];
+    if (f->first_token == 0) f->first_token = seconds_now();
+    if (isnan(p->prefill_seconds)) p->prefill_seconds = seconds_now() - p->generate_seconds;
+    if (id < 0) fail_not_finite(p, &f->model);
+    if (f->generator.scored && id >= 0) p->log_probability += f->generator.log_probability;
+    const bool more =
+        id >= 0 && program_add(p, &f->writer, id) && p->tokens < f->max_new_tokens + f->prefix.count;
+    if (!more) finish_program(f, p);
+    return more;
+}
+
+/* ---- the ways to generate ---- */
+
+/* All images, in batches whose places the next images take as soon as a program ends. */
+static void run_batches(Infer *f) {
+    Generator *g = &f->generator;
+    const size_t bytes = (size_t)f->model.c.vision.image_size * f->model.c.vision.image_size * 3;
+    uint8_t *pixels = xmalloc(g->max_B * bytes);
+    int *numbers = xmalloc(g->max_B * sizeof(int)), n = 0;
+    while (n < g->max_B && (numbers[n] = next_image(f, pixels + n * bytes, NULL, NULL)) >= 0) n++;
+    const Generation all = {.max_new_tokens = f->max_new_tokens,
+                            .reader = read_token,
+                            .source = source_image,
+                            .context = f,
+                            .prefix = f->prefix.ids,
+                            .prefix_count = f->prefix.count,
+                            .pixels = pixels};
+    if (n) {
+        generator_prefill(g, pixels, n, f->prefix.ids, f->prefix.count);
+        generator_run_all(g, numbers, &all);
     }
-    return cut;
+    free(pixels);
+    free(numbers);
+}
+
+/* Batches of images, several unfinished programs of each. */
+static void run_beams(Infer *f) {
+    Generator *g = &f->generator;
+    const int beams = (int)opt.beam, batch = g->max_B / beams;
+    const size_t bytes = (size_t)f->model.c.vision.image_size * f->model.c.vision.image_size * 3;
+    const BeamOptions o = {beams, opt.length_penalty};
+    uint8_t *pixels = xmalloc(batch * bytes);
+    int *numbers = xmalloc(batch * sizeof(int)), n;
+    BeamResult *results = xcalloc(batch, sizeof(BeamResult));
+    do {
+        for (n = 0; n < batch && (numbers[n] = next_image(f, pixels + n * bytes, NULL, NULL)) >= 0;) n++;
+        if (n) beam_search(g, pixels, n, f->prefix.ids, f->prefix.count, &o, f->max_new_tokens, results);
+        for (int i = 0; i < n; i++) {
+            Program *p = &f->writer.programs[numbers[i]];
+            if (f->first_token == 0) f->first_token = seconds_now();
+            if (results[i].failed) fail_not_finite(p, &f->model);
+            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, &f->writer, results[i].ids[k]);
+            p->ended = results[i].ended;
+            p->log_probability = results[i].log_probability;
+            finish_program(f, p);
+            beam_result_free(&results[i]);
+        }
+    } while (n == batch);
+    free(pixels);
+    free(numbers);
+    free(results);
+}
+
+/* One image after another: the draft proposes tokens, the model checks them. */
+static void run_draft(Infer *f) {
+    const size_t S = f->model.c.vision.image_size, D = f->draft.c.vision.image_size;
+    uint8_t *pixels = xmalloc(S * S * 3), *draft_pixels = xmalloc(D * D * 3);
+    int number;
+    while ((number = next_image(f, pixels, draft_pixels, NULL)) >= 0) {
+        generator_prefill(&f->generator, pixels, 1, f->prefix.ids, f->prefix.count);
+        generator_prefill(&f->drafter, draft_pixels, 1, f->prefix.ids, f->prefix.count);
+        speculator_run(&f->speculator, number, number, f->max_new_tokens, read_token, f);
+    }
+    free(pixels);
+    free(draft_pixels);
+}
+
+/* One image after another: several programs, of which the best is kept. */
+static void run_best(Infer *f) {
+    Best best;
+    Error err;
+    BestOptions o = {.candidates = (int)opt.candidates,
+                     .exploration = opt.exploration,
+                     .strict = opt.strict,
+                     .unsafe = opt.draw.unsafe,
+                     .seed = (uint64_t)opt.seed,
+                     .quiet = opt.quiet,
+                     .max_new_tokens = f->max_new_tokens};
+    if (opt.search && best_budget(&o, opt.search, &err)) options_die("%s", err.text);
+    const size_t S = f->model.c.vision.image_size;
+    uint8_t *pixels = xmalloc(S * S * 3);
+    die_if(best_open(&best, o, &f->generator, f->prefix.ids, f->prefix.count, &err), &err);
+    int number, longest = 0;
+    while (!best.interrupted && (number = next_image(f, pixels, NULL, &longest)) >= 0) {
+        Program *p = &f->writer.programs[number];
+        die_if(best_find(&best, p, number, pixels, longest, &err), &err);
+        finish_program(f, p);
+    }
+    best_close(&best);
+    free(pixels);
 }
 
 /* Reports the latency and the rate of generation. */
-static void print_timing(const Writer *w, int n, int B, int prefix, double start, double done) {
-    int tokens = 0;
-    for (int i = 0; i < n; i++)
-        if (!w->programs[i].failed) tokens += w->programs[i].count - prefix;
-    double rate = done > w->first_token ? tokens / (done - w->first_token) : 0;
-    if (opt.quiet || w->first_token == 0) return;
-    if (B == 1)
-        fprintf(stderr, "%s: first token after %.0f ms, %d tokens at %.0f tokens/s on %s\n",
-                w->programs[w->program[0]].path, 1e3 * (w->first_token - start), tokens, rate,
-                ops_name(w->model->op).text);
-    else
-        fprintf(stderr, "%d images: first tokens after %.0f ms, %d tokens at %.0f tokens/s on %s\n", B,
-                1e3 * (w->first_token - start), tokens, rate, ops_name(w->model->op).text);
-}
-
-/* Generates and writes the programs of n images, the first of which has index `first` on the command line. Returns
- * whether all succeeded, and with --strict, whether all are complete. */
-static bool write_batch(Writer *w, Generator *g, const TokenIds *prefix, const char **paths, int n, int first) {
-    const int S = g->m->c.vision.image_size, max_tokens = g->cache.capacity - model_image_tokens(g->m);
-    const size_t pixels = (size_t)S * S * 3;
-    const bool alone = n == 1;
-    double start = seconds_now();
-    int B = 0, failed = 0;
-    w->first_token = 0;
-    for (int i = 0; i < n; i++) {
-        Program *p = &w->programs[i];
-        if (program_open(p, w, paths[i], alone) || prepare(p, w->pixels + B * pixels, paths[i], S)) continue;
-        write_prefix(p, w, prefix);
-        w->program[B] = i;
-        w->streams[B++] = first + i;
-    }
-    if (B) {
-        generator_prefill(g, w->pixels, B, prefix->ids, prefix->count);
-        generator_run(g, w->streams, max_tokens - prefix->count, read_token, w);
-    }
-    double done = seconds_now();
-    for (int i = 0; i < n; i++) program_close(&w->programs[i], w, alone);
-    for (int i = 0; i < n; i++) program_draw(&w->programs[i], w);
-    for (int i = 0; i < n; i++) failed += w->programs[i].failed;
-    int cut = warn_of_cut(w, n, max_tokens);
-    print_timing(w, n, B, prefix->count, start, done);
-    return !failed && !(opt.strict && cut);
+static void print_timing(const Infer *f) {
+    const double seconds = seconds_now() - f->first_token;
+    const char *device = ops_name(f->model.op).text;
+    const long tokens = f->writer.tokens;
+    if (opt.quiet || f->first_token == 0) return;
+    char *what = f->taken == 1 ? xstrdup(f->inputs.items[0].path) : format_string("%d images", f->taken);
+    fprintf(stderr, "%s: first token after %.0f ms, %ld tokens at %.0f tokens/s on %s\n", what,
+            1e3 * (f->first_token - f->start), tokens, seconds > 0 ? (double)tokens / seconds : 0, device);
+    if (opt.draft)
+        fprintf(stderr, "%ld of %ld tokens that the draft proposed were taken\n", f->speculator.accepted,
+                f->speculator.offered);
+    free(what);
 }

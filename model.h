@@ -409,8 +409,8 @@ static inline AttentionShape decoder_attention_shape(const Model *m, int B, int 
 /* Causal attention of block l over T positions per sequence; rotates queries and keys.
  *   training   cache NULL
  *   prefill    cache: keys and values are also stored there
- *   decoding   cache and positions (device int [B]), T = 1: the new key and value are stored at the position, and the query
- *              attends to everything up to it */
+ *   decoding   cache and positions (device int [B]): the T new keys and values are stored from the position on, and each
+ *              query attends to everything up to its own */
 static inline void decoder_attention(Model *m, int l, int B, int T, const KVCache *cache, const int *positions) {
     DecoderActs *a = &m->acts[l];
     AttentionShape s = decoder_attention_shape(m, B, T);
@@ -557,19 +557,27 @@ static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const in
     return S;
 }
 
-/* One more token for each of B sequences: ids and positions are device int [B]. logits are of the next token. The same
- * calls with the same arguments at every step, so that a GPU can run them as one graph. */
-static inline void model_decode_step(Model *m, const int *ids, const int *positions, int B, const KVCache *cache,
-                                     float *logits) {
+/* T more tokens for each of B sequences: ids are device int [B, T], and positions, device int [B], those of each first one.
+ * Row b T + t of logits, device fp32 [B T, V], is of the token after ids[b][t]. B T rows must fit into what model_plan was
+ * called for. The same calls with the same arguments at every step, so that a GPU can run them as one graph. In fp32 a row is
+ * the same bits for all B T that one kernel of linear_forward takes: up to 8 on the CPU, 4 on a GPU. */
+static inline void model_extend(Model *m, const int *ids, const int *positions, int B, int T, const KVCache *cache,
+                                float *logits) {
     const Ops *op = m->op;
     const LmConfig *c = &m->c.lm;
     DecoderActs *a = &m->acts[0];
-    int W = c->hidden_size;
-    op->embedding_forward(a->residual, ids, param_weight(m->embed_tokens), B);
-    op->rmsnorm_forward(a->normed1, NULL, a->residual, m->layer[0].input_layernorm->value, B, W, c->eps);
-    for (int l = 0; l < c->layers; l++) decoder_block_forward(m, l, B, 1, cache, positions, false);
-    op->copy(m->selected, m->final_hidden, (size_t)B * W * sizeof(floatX));
-    model_logits(m, B, logits);
+    int W = c->hidden_size, N = B * T;
+    op->embedding_forward(a->residual, ids, param_weight(m->embed_tokens), N);
+    op->rmsnorm_forward(a->normed1, NULL, a->residual, m->layer[0].input_layernorm->value, N, W, c->eps);
+    for (int l = 0; l < c->layers; l++) decoder_block_forward(m, l, B, T, cache, positions, false);
+    op->copy(m->selected, m->final_hidden, (size_t)N * W * sizeof(floatX));
+    model_logits(m, N, logits);
+}
+
+/* One more token for each of B sequences. logits [B, V] are of the next one. */
+static inline void model_decode_step(Model *m, const int *ids, const int *positions, int B, const KVCache *cache,
+                                     float *logits) {
+    model_extend(m, ids, positions, B, 1, cache, logits);
 }
 
 /* ---- backward ---- */

@@ -201,8 +201,9 @@ typedef struct Ops {
     /* stores the keys (rotated) and values of positions start .. start+T-1 of every sequence in the caches
      * [B, K, max_T, D]; qkv is [B, T, (H + 2K) * D] */
     void (*cache_store)(floatX *kcache, floatX *vcache, const floatX *qkv, AttentionShape s, int start, int max_T);
-    /* one new token per sequence (s.T = 1): stores its key and value at positions[b] (int [B]) and attends to
-     * positions 0 .. positions[b]. qkv [B, (H + 2K) * D], out [B, H*D] */
+    /* s.T new tokens per sequence, usually one: stores the keys (rotated) and values at positions[b] (int [B]) ..
+     * positions[b] + T - 1, and token t attends to positions 0 .. positions[b] + t. qkv [B, T, (H + 2K) * D], out [B, T, H*D].
+     * A token's result is the same bits, however many are processed together. */
     void (*attention_decode)(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
                              AttentionShape s, int max_T);
 

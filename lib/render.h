@@ -62,11 +62,11 @@ static inline bool render_is_final(const Compiled *c) {
     return final;
 }
 
-/* Compiles a program of n bytes. Returns 0 with a verdict in c (free it with compiled_free): c->pdf is NULL where
- * nothing can be drawn, c->problem says why. Returns -1 where no verdict is possible: the disk is full, a folder or
- * process cannot be made, or the user has interrupted. */
-static inline int render_compile(Renderer *r, RenderTask task, const char *program, size_t n, Compiled *c,
-                                 Error *err) {
+/* Compiles a program of n bytes with the engines of the set (1 << TEX_PDFLATEX | ...) that the renderer has. Returns 0 with a
+ * verdict in c (free it with compiled_free): c->pdf is NULL where nothing can be drawn, c->problem says why. Returns -1
+ * where no verdict is possible: the disk is full, a folder or process cannot be made, or the user has interrupted. */
+static inline int render_compile_with(Renderer *r, int engines, RenderTask task, const char *program, size_t n,
+                                      Compiled *c, Error *err) {
     Error why;
     memset(c, 0, sizeof *c);
     char *document = tex_document(task, program, n, &why);
@@ -78,7 +78,7 @@ static inline int render_compile(Renderer *r, RenderTask task, const char *progr
     int status = 0;
     for (int e = 0; status == 0 && e < TEX_ENGINES; e++) {
         Compiled next;
-        if (!r->tex.engines[e]) continue;
+        if (!r->tex.engines[e] || !(engines >> e & 1)) continue;
         status = tex_compile(&r->tex, &r->formats, (TexEngine)e, document, &next, err);
         if (status != 0) break;
         const bool first = !c->problem;
@@ -91,6 +91,12 @@ static inline int render_compile(Renderer *r, RenderTask task, const char *progr
     if (status == 0 && r->tex.cancelled && r->tex.cancelled()) status = error_set(err, "rendering was interrupted");
     if (status != 0) compiled_free(c);
     return status;
+}
+
+/* The same with all engines. */
+static inline int render_compile(Renderer *r, RenderTask task, const char *program, size_t n, Compiled *c,
+                                 Error *err) {
+    return render_compile_with(r, (1 << TEX_ENGINES) - 1, task, program, n, c, err);
 }
 
 /* ---- drawing ---- */

@@ -9,6 +9,7 @@
 #include "../lib/image_prepare.h"
 #include "../lib/json.h"
 #include "../lib/options.h"
+#include "../lib/tex_tidy.h"
 #include "../lib/tokenizer_encode.h"
 
 typedef int (*Target)(const char *path, const uint8_t *bytes, size_t size, Error *err);
@@ -196,6 +197,25 @@ static int read_config(const char *path, const uint8_t *bytes, size_t size, Erro
     return options_config(table, (int)(sizeof table / sizeof *table), path, err);
 }
 
+/* The program of a model: whatever its bytes, it is tidied, and a second time changes nothing. */
+static int read_program(const char *path, const uint8_t *bytes, size_t size, Error *err) {
+    const char *program = (const char *)bytes;
+    size_t n, m;
+    (void)err;
+    for (int task = 0; task < 2; task++) {
+        char *closed = tex_close((RenderTask)task, program, size, &n);
+        touch(closed, n + 1);
+        free(closed);
+    }
+    char *less = tex_tidy_preamble(program, size, &n);
+    char *laid = tex_tidy_layout(less, n, &m), *again = tex_tidy_layout(laid, m, &n);
+    if (n != m || memcmp(laid, again, n) != 0) die("%s: the layout changes when it is laid out again:\n%.2000s\n%.2000s", path, laid, again);
+    free(less);
+    free(laid);
+    free(again);
+    return 0;
+}
+
 /* ---- mutations ---- */
 
 /* Changes `b` in one to six places: bits, bytes, interesting numbers, removed, doubled and cut parts. */
@@ -333,6 +353,13 @@ int main(int argc, char **argv) {
     fuzz_text("JSON", read_json,
               "{\"a\":[1,-2.5e3,\"\\u00e9\\ud83d\\ude00x\"],\"b\":{\"c\":null,\"d\":true},\"e\":\"\xc3\xa9\"}", false,
               3 * rounds, seed);
+    fuzz_text(
+        "program", read_program,
+        "\\documentclass[tikz]{standalone}\\usepackage{pgfplots, amsmath}\\usetikzlibrary{calc}% c\n\\begin{document}"
+        "\\begin{tikzpicture}[x=1cm]\\foreach \\x in {1,2}{\\draw (\\x,0) node[red] "
+        "{$a;\\left(b\\right)$};\n}\\begin{scope}"
+        "\\verb|x|\\end{scope}\\end{tikzpicture}\\[x\\]\\end{document}",
+        false, 3 * rounds, seed);
     fuzz_text("config file", read_config,
               "# c\nsteps = 7 # n\nlr=0.5\nshuffle = off\nout = \"a \\\" b\"\nmodel = x\nmodel = y\n", true, rounds,
               seed);

@@ -506,6 +506,69 @@ static void check_generating(Pair *p, float temperature) {
 #endif
 }
 
+enum { FED = 7 };  // images of a continuous batch
+
+typedef struct {
+    const Pair *p;
+    Generated *texts;
+    int taken;
+} Feed;
+
+/* Image `taken`, of which the pair has p->B different ones. */
+static int feed_image(void *context, uint8_t *pixels) {
+    Feed *f = (Feed *)context;
+    const size_t side = (size_t)f->p->student.c.vision.image_size, bytes = side * side * 3;
+    if (f->taken == FED) return -1;
+    memcpy(pixels, f->p->pixels + (size_t)(f->taken % f->p->B) * bytes, bytes);
+    return f->taken++;
+}
+
+static bool feed_read(void *context, int sequence, int id) { return record_token(((Feed *)context)->texts, sequence, id); }
+
+/* Images that take the places of finished ones give the texts that they give alone, with their log-probabilities. */
+static void check_continuous(Pair *p, float temperature) {
+    static Generated together, alone;
+    const size_t side = (size_t)p->student.c.vision.image_size, bytes = side * side * 3;
+    const int places = p->B < 3 ? p->B : 3, max_tokens = p->T < GENERATED ? p->T : GENERATED;
+    uint8_t *pixels = (uint8_t *)xmalloc(3 * bytes);
+    Feed f = {p, &together, 0};
+    Generator d;
+    int numbers[3], wrong = 0;
+    memset(&together, 0, sizeof together);
+    memset(&alone, 0, sizeof alone);
+    together.tokenizer = alone.tokenizer = &p->student.tokenizer;
+    for (int i = 0; i < FED; i++) together.lengths[i] = alone.lengths[i] = 1 + (i * 5 + 2) % max_tokens;
+    generator_open(&d, &p->student, places, p->T);
+    generator_set_sampling(&d, temperature, 0.9f, 0, 5, 0);
+    for (int i = 0; i < places; i++) numbers[i] = feed_image(&f, pixels + (size_t)i * bytes);
+    generator_prefill(&d, pixels, places, NULL, 0);
+    generator_run_all(&d, numbers,
+                      &(Generation){.max_new_tokens = max_tokens, .reader = feed_read, .source = feed_image,
+                                    .context = &f, .pixels = pixels});
+    Feed one = {p, &alone, 0};
+    for (int i = 0; i < FED; i++) {
+        const int number = feed_image(&one, pixels);
+        generator_prefill(&d, pixels, 1, NULL, 0);
+        one.taken = FED;  // no other image follows
+        generator_run_all(&d, &number,
+                          &(Generation){.max_new_tokens = max_tokens, .reader = feed_read, .source = feed_image,
+                                        .context = &one, .pixels = pixels});
+        one.taken = i + 1;
+        wrong += together.count[i] != alone.count[i] || alone.count[i] < 1;
+        wrong += memcmp(together.ids[i], alone.ids[i], (size_t)alone.count[i] * sizeof(int)) != 0;
+    }
+    generator_close(&d);
+    free(pixels);
+    check(together.wrong + alone.wrong == 0 && f.taken == FED, "%s: %d tokens that are not allowed, %d images taken",
+          p->name, together.wrong + alone.wrong, f.taken);
+#ifdef PRECISION_FP32
+    check(wrong == 0, "%s: %d of %d texts of a continuous batch are others alone (temperature %g)", p->name, wrong, FED,
+          (double)temperature);
+#else
+    check(wrong <= 2 * FED, "%s: a text was counted twice", p->name);
+#endif
+}
+
 /* Samples from logits that are highest for masked tokens, then for the other end token (where there is one), then for
  * the end token, then for `liked`, at position `at` of sequences whose position `first` may not be the end. */
 static void check_token_mask(Generator *d, const Pair *p, int at, int first, int liked) {
@@ -576,6 +639,8 @@ static void check_decoding(Pair *p) {
     check_batch_decoding(p, logits, SAME);
     check_generating(p, 0);
     check_generating(p, 2);
+    check_continuous(p, 0);
+    check_continuous(p, 2);
     check_limits(p);
     free(logits);
 }

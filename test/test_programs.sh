@@ -212,14 +212,14 @@ inferring() {
     check "blank images are named, others not" eval \
         '[ "$(grep -v stopped err)" = "$(grep "^infer: warning: white.png: the image is blank" err)" ]'
     "$damage" png light.png 60 40 8 0 254 && "$damage" png dark.png 60 40 8 0 1
-    succeeds "$infer" "${model[@]}" light.png --max-tokens 9
+    succeeds "$infer" "${model[@]}" light.png --preprocess plain --max-tokens 9
     check "a margin that is nearly white is named" grep -q 'warning: light.png: .* --trim-near-white' err
     mv out light
-    succeeds "$infer" "${model[@]}" light.png --trim-near-white --max-tokens 9
+    succeeds "$infer" "${model[@]}" light.png --preprocess plain --trim-near-white --max-tokens 9
     check "--trim-near-white cuts it off" eval '! grep -q "nearly white" err'
-    succeeds "$infer" "${model[@]}" dark.png --max-tokens 9
+    succeeds "$infer" "${model[@]}" dark.png --preprocess plain --max-tokens 9
     check "a dark image is named" grep -q 'warning: dark.png: .* --invert' err
-    succeeds "$infer" "${model[@]}" dark.png --invert --max-tokens 9
+    succeeds "$infer" "${model[@]}" dark.png --preprocess plain --invert --max-tokens 9
     check "--invert gives the program of the light image" same out light
     run "$infer" "${model[@]}" image0.png missing.png image1.png -o new/folder
     check "one bad image of three: status 1" [ $status = 1 ]
@@ -347,6 +347,103 @@ drawing() {
     check "without TeX: a sentence, before the model works" eval '[ $status = 1 -a ! -s out ] &&
         grep -q "^infer: error: no TeX engine is installed" err'
     check "no partial files" no_partial
+    unset XDG_CACHE_HOME
+}
+
+# ---- infer: inputs, JSON, drafts, clean output, cleaned images ----
+
+# field FILE KEY: the value of a key in a file of one JSON object per line, with python3; without it the check is not made.
+field() { python3 -c 'import json,sys; print(json.loads(open(sys.argv[1]).readline())[sys.argv[2]])' "$1" "$2"; }
+
+options() {
+    local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png i
+    succeeds "$infer" "${starter[@]}" "$image"
+    cp out alone.tex
+    "$infer" "${starter[@]}" - <"$image" >out 2>err
+    status=$?
+    check "standard input" eval '[ $status = 0 ] && same out alone.tex'
+    refuses 1 "stdin: it is empty" "$infer" "${starter[@]}" - </dev/null
+    refuses 1 "only once" "$infer" "${starter[@]}" - - <"$image"
+    mkdir -p shots noshots && cp "$image" shots/a.png && cp "$image" shots/b.png && echo x >shots/note.txt
+    succeeds "$infer" "${starter[@]}" shots -o shots-tex
+    check "a folder's images" eval 'same shots-tex/a.tex alone.tex && same shots-tex/b.tex alone.tex &&
+        [ $(ls shots-tex | wc -l) = 2 ]'
+    refuses 1 "there is no image in the folder noshots" "$infer" "${starter[@]}" noshots
+    run env PATH=/nowhere "$infer" "${starter[@]}" shots --json
+    cp out objects
+    check "without TeX, JSON all the same: one object an image" eval '[ $status = 0 ] && [ $(wc -l <objects) = 2 ] &&
+        grep -q "programs are not compiled: no TeX engine" err && grep -q "\"compiles\":null" objects'
+    if command -v python3 >/dev/null; then
+        field objects program >decoded
+        check "JSON: the program" eval 'same <(printf "%s" "$(cat decoded)") <(printf "%s" "$(cat alone.tex)")'
+        check "JSON: a log-probability" eval 'python3 -c "import sys; sys.exit(not -50 < float(sys.argv[1]) < 0)" \
+            "$(field objects log_probability)"'
+    fi
+    succeeds "$infer" --model "$root/dev/starter/teacher.safetensors" --quiet "$image"
+    mv out teacher.tex
+    succeeds "$infer" --model "$root/dev/starter/teacher.safetensors" --draft "$root/dev/starter/student.safetensors" \
+        "$image" "$image"
+    check "drafts are taken" grep -q '^[1-9][0-9]* of [0-9]* tokens that the draft proposed' err
+    succeeds "$infer" --model "$root/dev/starter/teacher.safetensors" --draft "$root/dev/starter/student.safetensors" \
+        --quiet "$image"
+    check "a draft does not change the program" same out teacher.tex
+    succeeds "$infer" "${starter[@]}" "$image" --beam 1
+    check "one beam is greedy" same out alone.tex
+    succeeds "$infer" "${starter[@]}" shots --beam 4 --json
+    check "beams: two equal images, two equal programs" eval '[ $(wc -l <out) = 2 ] &&
+        [ "$(sed "s/.*\"program\"//; s/\"seconds.*//" out | sort -u | wc -l)" = 1 ]'
+    refuses 2 "--beam must be" "$infer" "${starter[@]}" "$image" --beam 0
+    refuses 2 "--beam cannot be used with" "$infer" "${starter[@]}" "$image" --beam 2 --temperature 1
+    refuses 1 "a draft needs the same tokenizer" "$infer" "${starter[@]}" --draft "$root/test/fixtures/gqa.student.safetensors" \
+        "$image"
+    succeeds "$infer" "${starter[@]}" "$image" --max-tokens 30 --finish
+    check "--finish closes what is open" eval '[ "$(tail -n 2 out | head -n 1)" = "\\end{tikzpicture}" ]'
+    check "--finish says so" grep -q "stopped after 30 tokens without an end; its last statement was dropped" err
+    succeeds "$infer" "${starter[@]}" "$image" --tidy
+    check "--tidy: the program is whole" grep -q "end{document}" out
+    refuses 2 "--repeat-guard must be on or off" "$infer" "${starter[@]}" "$image" --repeat-guard maybe
+    refuses 2 "--preprocess must be auto or plain" "$infer" "${starter[@]}" "$image" --preprocess yes
+    refuses 2 "--candidates must be" "$infer" "${starter[@]}" "$image" --candidates 0
+    refuses 2 "cannot be used together" "$infer" "${starter[@]}" "$image" --candidates 2 --search 3
+    refuses 2 "--search must be seconds" "$infer" "${starter[@]}" "$image" --search soon
+    refuses 2 "--search must be seconds" "$infer" "${starter[@]}" "$image" --search 0
+    refuses 2 "--temperature must not be 0" "$infer" "${starter[@]}" "$image" --search 3 --temperature 0
+    succeeds "$infer" "${starter[@]}" "$image" --attention looked
+    check "attention: a page and a picture for each token" eval '[ -s looked/index.html ] &&
+        [ $(ls looked/*.png | wc -l) = $(grep -c "<img" looked/index.html) ]'
+    refuses 2 "--attention cannot be used" "$infer" "${starter[@]}" "$image" --attention looked --search 3
+    run env TIKZ_GRAPHICS=blocks "$infer" "${starter[@]}" "$image" --show
+    check "--show draws" grep -q '38;2;' err
+    "$damage" png grey.png 60 40 8 0 254
+    succeeds "$infer" --model "$root/dev/starter/student.safetensors" --quiet --verbose grey.png --max-tokens 9
+    check "--verbose says what was cleaned" grep -q '^grey.png: .*white' err
+    check "no partial files" no_partial
+}
+
+# Candidates and search, with TeX.
+choosing() {
+    local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png
+    command -v pdflatex >/dev/null && command -v pdftocairo >/dev/null || {
+        echo "not tested here: choosing programs, which needs TeX and Poppler (scripts/deps.sh tex)"
+        return
+    }
+    export XDG_CACHE_HOME=$tmp/cache
+    succeeds "$infer" "${starter[@]}" "$image" --candidates 6 --json
+    check "the best candidate compiles and is like the image" eval 'grep -q "\"compiles\":\"clean\"" out &&
+        grep -q "\"similarity\":0\.[89]" out'
+    succeeds "$infer" "${starter[@]}" "$image" --search 20
+    mv out found.tex
+    check "a search writes a program" grep -q 'end{document}' found.tex
+    succeeds "$infer" "${starter[@]}" "$image" --search 20
+    check "the same search gives the same program" same out found.tex
+    "$infer" "${starter[@]}" "$image" --search 100s >out 2>err & local search=$!
+    sleep 3
+    kill -INT $search
+    wait $search
+    check "Ctrl-C ends a search with what it has found" grep -q 'end{document}' out
+    succeeds "$infer" "${starter[@]}" "$image" --max-tokens 30 --finish --check
+    run env PATH=/nowhere "$infer" "${starter[@]}" "$image" --search 3
+    check "a search without TeX is refused" eval '[ $status = 1 -a ! -s out ] && grep -q "no TeX engine is installed" err'
     unset XDG_CACHE_HOME
 }
 
@@ -858,6 +955,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing drawing evaluating quantised \
+run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

@@ -204,6 +204,16 @@ static void check_x(const char *what, const floatX *d, const double *want, size_
     check_x_with(what, d, want, n, tolerance, 0);
 }
 
+/* a and b [n] are the same bits. */
+static void check_same(const char *what, const floatX *a, const floatX *b, size_t n) {
+    floatX *host_a = (floatX *)malloc(n * sizeof *host_a), *host_b = (floatX *)malloc(n * sizeof *host_b);
+    op->download(host_a, a, n * sizeof *host_a);
+    op->download(host_b, b, n * sizeof *host_b);
+    report(!memcmp(host_a, host_b, n * sizeof *host_a), "%s: bits differ", what);
+    free(host_a);
+    free(host_b);
+}
+
 /* grad against (loss(x + h) - loss(x - h)) / 2h at some coordinates of x; loss reads x */
 typedef double (*Loss)(void *context);
 

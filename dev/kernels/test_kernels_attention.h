@@ -1,4 +1,4 @@
-/* Tests of attention, over a whole sequence and for one new token over the cache. */
+/* Tests of attention, over a whole sequence and for new tokens over the cache. */
 #ifndef DEV_TEST_KERNELS_ATTENTION_H
 #define DEV_TEST_KERNELS_ATTENTION_H
 
@@ -127,37 +127,58 @@ static void store_positions(floatX *keys, floatX *values, const double *qkv, Att
     }
 }
 
-/* A cache filled by cache_store for the first positions and by attention_decode for some more gives what
- * attention_forward gives for the last one of every sequence; a sequence ends `behind` positions before the one
- * before it. */
+/* qkv of tokens at[b] .. at[b] + n - 1 of every sequence b, on the device; all is [B, T, row]. */
+static floatX *put_tokens(const double *all, const int *at, int B, int T, int n, size_t row) {
+    double *part = zeros((size_t)B * n * row);
+    for (int b = 0; b < B; b++)
+        memcpy(part + (size_t)b * n * row, all + ((size_t)b * T + at[b]) * row, n * row * sizeof(double));
+    return put_x(part, (size_t)B * n * row);
+}
+
+/* A cache filled by cache_store for the first positions and by attention_decode for `steps` times n more gives what
+ * attention_forward gives for the last n of every sequence; a sequence ends `behind` positions before the one before it.
+ * Two caches are filled, one of them token by token: the results are the same bits. */
 static void test_decode(void) {
     bool is_long = !below(4);
-    int T = 1 + below(is_long ? 900 : 150), max_T = T + below(is_long ? 9000 : 9), steps = 1 + below(12);
+    int T = 1 + below(is_long ? 900 : 150), max_T = T + below(is_long ? 9000 : 9);
     AttentionShape s = attention_shape(T);
     s.causal = true;
-    int behind = below(2) ? 0 : (T - 1) / s.B, start = T - (s.B - 1) * behind - steps;
-    if (start < 0) steps += start, start = 0;
-    size_t heads = s.H + 2 * s.K, row = heads * s.D, n = (size_t)s.B * T * row,
-           cache = (size_t)s.B * s.K * max_T * s.D;
-    double *qkv = draw(n, 1), *want = zeros((size_t)s.B * s.H * s.D), *token = zeros(s.B * row), *p = zeros(T);
-    floatX *keys = out_x(cache), *values = out_x(cache), *out = out_x((size_t)s.B * s.H * s.D);
-    put_x(qkv, n);
+    int behind = below(2) ? 0 : (T - 1) / s.B, begin = T - (s.B - 1) * behind, n = below(3) ? 1 + below(16) : 1;
+    if (n > begin) n = begin;
+    int steps = 1 + below(n > 1 ? 3 : 10);
+    if (steps > begin / n) steps = begin / n;
+    int start = begin - steps * n, at[3] = {0, 0, 0};
+    size_t row = (size_t)(s.H + 2 * s.K) * s.D, cache = (size_t)s.B * s.K * max_T * s.D, heads = (size_t)s.H * s.D;
+    double *qkv = draw((size_t)s.B * T * row, 1), *want = zeros(s.B * n * heads), *p = zeros(T);
+    floatX *keys = out_x(cache), *values = out_x(cache), *out = out_x(s.B * n * heads);
+    floatX *keys1 = out_x(cache), *values1 = out_x(cache), *one = out_x(s.B * heads), *ones = out_x(s.B * n * heads);
+    put_x(qkv, (size_t)s.B * T * row);
     AttentionShape d = on_device(s, T);
     store_positions(keys, values, qkv, d, T, start + (s.B - 1) * behind, max_T);
-    d.T = 1;
-    int at[3] = {0, 0, 0};
+    store_positions(keys1, values1, qkv, d, T, start + (s.B - 1) * behind, max_T);
     for (int step = 0; step < steps; step++) {
-        for (int b = 0; b < s.B; b++) {
-            at[b] = start + (s.B - 1 - b) * behind + step;
-            memcpy(token + b * row, qkv + ((size_t)b * T + at[b]) * row, row * sizeof(double));
+        for (int b = 0; b < s.B; b++) at[b] = start + (s.B - 1 - b) * behind + step * n;
+        d.T = n;
+        op->attention_decode(out, keys, values, put_tokens(qkv, at, s.B, T, n, row), put_i(at, s.B), d, max_T);
+        d.T = 1;
+        for (int t = 0, now[3]; t < n && step + 1 == steps; t++) {
+            for (int b = 0; b < s.B; b++) now[b] = at[b] + t;
+            op->attention_decode(one, keys1, values1, put_tokens(qkv, now, s.B, T, 1, row), put_i(now, s.B), d,
+                                 max_T);
+            op->copy_rows(ones + t * heads, n * heads * sizeof(floatX), one, heads * sizeof(floatX),
+                          heads * sizeof(floatX), s.B);
         }
-        op->attention_decode(out, keys, values, put_x(token, s.B * row), put_i(at, s.B), d, max_T);
+        if (step + 1 == steps) break;
+        op->copy(keys1, keys, cache * sizeof(floatX));
+        op->copy(values1, values, cache * sizeof(floatX));
     }
     double *rotated = ref_rotated(qkv, &s, 1);
-    for (int i = 0; i < s.B * s.H; i++)
-        ref_attention_row(want + (size_t)i * s.D, p, rotated, &s, i / s.H, at[i / s.H], i % s.H);
+    for (int i = 0; i < s.B * n * s.H; i++)
+        ref_attention_row(want + (size_t)i * s.D, p, rotated, &s, i / s.H / n, at[i / s.H / n] + i / s.H % n,
+                          i % s.H);
     free(rotated);
-    check_x("attention_decode", out, want, (size_t)s.B * s.H * s.D, ATTENTION);
+    check_x("attention_decode", out, want, s.B * n * heads, ATTENTION);
+    check_same("attention_decode token by token", ones, out, s.B * n * heads);
 }
 
 #endif

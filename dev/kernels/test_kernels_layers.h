@@ -114,15 +114,6 @@ static floatX *activated(floatX *preact, size_t n, Activation act) {
     return out;
 }
 
-static void check_same(const char *what, const floatX *a, const floatX *b, size_t n) {
-    floatX *host_a = (floatX *)malloc(n * sizeof *host_a), *host_b = (floatX *)malloc(n * sizeof *host_b);
-    op->download(host_a, a, n * sizeof *host_a);
-    op->download(host_b, b, n * sizeof *host_b);
-    report(!memcmp(host_a, host_b, n * sizeof *host_a), "%s: bits differ", what);
-    free(host_a);
-    free(host_b);
-}
-
 static void test_linear_forward(void) {
     int O, I;
     matmul_shape(&O, &I);

@@ -1,7 +1,7 @@
 /* Attention, out = softmax(scale Q K^T) V, full or causal, with grouped queries and RoPE applied on the way in. A
  * task owns one head of one sequence, with its operands packed for the microkernel. Scores exist for a block of
  * queries only; the backward pass recomputes them from the saved log-sum-exp (FlashAttention: Dao et al. 2022). The
- * attention of one new token and the caches are in attention_decode.h. */
+ * attention of new tokens and the caches are in attention_decode.h. */
 #ifndef KERNELS_CPU_ATTENTION_H
 #define KERNELS_CPU_ATTENTION_H
 

@@ -1,4 +1,4 @@
-/* Attention of one new token against the keys and values of the tokens before it, and the caches that hold those. */
+/* Attention of new tokens against the keys and values of the tokens before them, and the caches that hold those. */
 #ifndef KERNELS_CPU_ATTENTION_DECODE_H
 #define KERNELS_CPU_ATTENTION_DECODE_H
 
@@ -65,16 +65,20 @@ static void decode_head(floatX *out, const floatX *query, const floatX *keys, co
     }
 }
 
+/* A task takes the tokens of one sequence and one key/value head in order. */
 static void cpu_attention_decode(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv, const int *positions,
                                  AttentionShape s, int max_T) {
-    size_t D = s.D, group = s.H / s.K;
-#pragma omp parallel for schedule(static) if (s.B > 1 || positions[0] * s.H * D > 16384)
+    size_t D = s.D, T = s.T, group = s.H / s.K;
+#pragma omp parallel for schedule(static) if (s.B > 1 || (positions[0] + T) * T * s.H * D > 16384)
     for (size_t task = 0; task < (size_t)s.B * s.K; task++) {
         size_t b = task / s.K, kv = task % s.K, head = task * max_T * D;
-        cache_store_row(kcache, vcache, qkv, &s, b, kv, 0, positions[b], max_T);
-        for (size_t h = kv * group; h < (kv + 1) * group; h++)
-            decode_head(out + (b * s.H + h) * D, qkv + (b * (s.H + 2 * s.K) + h) * D, kcache + head, vcache + head,
-                        positions[b], &s);
+        for (size_t t = 0; t < T; t++) {
+            size_t row = b * T + t, position = positions[b] + t;
+            cache_store_row(kcache, vcache, qkv, &s, b, kv, t, position, max_T);
+            for (size_t h = kv * group; h < (kv + 1) * group; h++)
+                decode_head(out + (row * s.H + h) * D, qkv + (row * (s.H + 2 * s.K) + h) * D, kcache + head,
+                            vcache + head, position, &s);
+        }
     }
 }
 

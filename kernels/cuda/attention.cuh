@@ -2,7 +2,7 @@
  *
  *   attention_flash.cuh, attention_flash_backward.cuh   on tensor cores: bf16, heads of up to 128 channels
  *   attention_general.cuh                               everything else: fp32 storage, other head sizes
- *   attention_decode.cuh                                one new token per sequence, and the caches of keys and values
+ *   attention_decode.cuh                                new tokens, and the caches of keys and values
  *   attention_rows.cuh                                  what these share: rows of a head, RoPE */
 #ifndef KERNELS_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_ATTENTION_CUH

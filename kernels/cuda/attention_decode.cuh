@@ -1,4 +1,4 @@
-/* Attention of one new token against the keys and values of the tokens before it, and the caches that hold those. */
+/* Attention of new tokens against the keys and values of the tokens before them, and the caches that hold those. */
 #ifndef KERNELS_CUDA_ATTENTION_DECODE_CUH
 #define KERNELS_CUDA_ATTENTION_DECODE_CUH
 
@@ -38,7 +38,8 @@ static void cuda_cache_store(floatX *kcache, floatX *vcache, const floatX *qkv, 
  * of one chunk of one key/value head once, for up to HEADS query heads of its group. For each of these it stores the
  * largest score, the sum of the probabilities relative to it, and the values weighted by them. A second kernel
  * combines the chunks in order. The chunks depend on the cache's size only, so a result does not depend on what else
- * is decoded. */
+ * is decoded. Each of several new tokens of a sequence has blocks of its own, which read the chunk again, mostly from the
+ * second-level cache. */
 
 enum { DECODE_THREADS = 128, DECODE_WARPS = DECODE_THREADS / 32, DECODE_ROWS = 4 };
 
@@ -54,10 +55,10 @@ typedef struct {
 } DecodePart;
 
 /* q [HEADS, D] = query heads first .. first + HEADS of key/value head kv's group, rotated, and scaled for powers of
- * two; zero beyond the group. Also stores the new token's key and value if `newest`. */
+ * two; zero beyond the group. */
 template <int HEADS>
-static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX *value, const floatX *row, int kv,
-                                                   int first, int position, bool newest, const AttentionShape &s) {
+static __device__ __forceinline__ void decode_load(float *q, const floatX *row, int kv, int first, int position,
+                                                   const AttentionShape &s) {
     const int D = s.D, group = s.H / s.K;
     const float *rope = rope_at(s, position);
     for (int i = (int)threadIdx.x; i < HEADS * D; i += DECODE_THREADS) {
@@ -65,10 +66,19 @@ static __device__ __forceinline__ void decode_load(float *q, floatX *key, floatX
         const floatX *from = row + (size_t)(kv * group + head) * D;
         q[i] = head < group ? load_rotated<1>(from, rope, i % D, D, 1.0f).x[0] * (s.scale * LOG2E) : 0.0f;
     }
-    for (int c = (int)threadIdx.x; c < D && newest; c += DECODE_THREADS) {
+}
+
+/* Stores the new keys, rotated, and values of head kv at positions begin .. end - 1; row is that of position begin. */
+static __device__ __forceinline__ void decode_store(floatX *keys, floatX *values, const floatX *row, int kv, int begin,
+                                                    int end, const AttentionShape &s) {
+    const int D = s.D;
+    for (int position = begin; position < end; position++, row += (size_t)(s.H + 2 * s.K) * D) {
+        const float *rope = rope_at(s, position);
         const floatX *from = row + (size_t)(s.H + kv) * D;
-        key[c] = from_float<floatX>(load_rotated<1>(from, rope, c, D, 1.0f).x[0]);
-        value[c] = from[(size_t)s.K * D + c];
+        for (int c = (int)threadIdx.x; c < D; c += DECODE_THREADS) {
+            keys[(size_t)position * D + c] = from_float<floatX>(load_rotated<1>(from, rope, c, D, 1.0f).x[0]);
+            values[(size_t)position * D + c] = from[(size_t)s.K * D + c];
+        }
     }
 }
 
@@ -175,9 +185,9 @@ template <int HEADS, int WIDTH> static size_t decode_shared(const DecodePlan &p)
     return (size_t)HEADS * (p.s.D + p.chunk + DECODE_WARPS * (WIDTH << p.lanes_log)) * sizeof(float);
 }
 
-/* parts [B, H, chunks], o [B, H, chunks, D]; grid (chunks, K * ceil(group / HEADS), B). Chunks after the newest
- * position have nothing to do. The chunk that contains the newest position stores its key and value: every block of
- * the group does, with the same bytes, so that none waits for another. */
+/* parts [B, T, H, chunks], o [B, T, H, chunks, D]; grid (chunks, K * ceil(group / HEADS), B * T). Chunks after a
+ * token's position have nothing to do. A block stores those new keys and values in its chunk that its token attends to:
+ * every block of the group and every later token does, with the same bytes, so that none waits for another. */
 template <int HEADS, int WIDTH>
 static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     attention_decode_kernel(DecodePart *parts, float *o, floatX *kcache, floatX *vcache, const floatX *qkv,
@@ -189,14 +199,16 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
               heads = min(HEADS, group - first);
     let_next_begin();
     wait_for_previous();
-    const int b = (int)blockIdx.z, position = positions[b], begin = (int)blockIdx.x * p.chunk;
+    const int token = (int)blockIdx.z, b = token / s.T, start = positions[b], position = start + token % s.T;
+    const int begin = (int)blockIdx.x * p.chunk, fresh = max(begin, start);  // the first new position of the chunk
     const int rows = min(p.chunk, position + 1 - begin), width = WIDTH << p.lanes_log;
     if (rows <= 0) return;
     float *scores = q + HEADS * D, *sums = scores + HEADS * p.chunk;
     floatX *keys = kcache + ((size_t)b * s.K + kv) * p.max_T * D, *values = vcache + (keys - kcache);
-    const size_t part = ((size_t)b * s.H + kv * group + first) * p.chunks + blockIdx.x;
-    decode_load<HEADS>(q, keys + (size_t)position * D, values + (size_t)position * D,
-                       qkv + (size_t)b * (s.H + 2 * s.K) * D, kv, first, position, begin + rows > position, s);
+    const size_t part = ((size_t)token * s.H + kv * group + first) * p.chunks + blockIdx.x;
+    const size_t row = (size_t)(s.H + 2 * s.K) * D;
+    decode_load<HEADS>(q, qkv + token * row, kv, first, position, s);
+    decode_store(keys, values, qkv + ((size_t)b * s.T + fresh - start) * row, kv, fresh, begin + rows, s);
     __syncthreads();
     decode_scores<HEADS, WIDTH>(scores, q, keys + (size_t)begin * D, rows, p);
     __syncthreads();
@@ -210,12 +222,13 @@ static __global__ void __launch_bounds__(DECODE_THREADS, 1)
     }
 }
 
-/* out [B, H*D] = the combined chunks; a block for each query head. */
+/* out [B, T, H*D] = the combined chunks; a block for each token and query head. */
 static __global__ void attention_combine_kernel(floatX *out, const DecodePart *parts, const float *o,
                                                 const int *positions, DecodePlan p) {
     let_next_begin();
     wait_for_previous();
-    const int row = (int)blockIdx.x, D = p.s.D, live = positions[row / p.s.H] / p.chunk + 1;
+    const int row = (int)blockIdx.x, D = p.s.D, token = row / p.s.H;
+    const int live = (positions[token / p.s.T] + token % p.s.T) / p.chunk + 1;
     parts += (size_t)row * p.chunks;
     o += (size_t)row * p.chunks * D;
     float top = -INFINITY;
@@ -235,13 +248,13 @@ template <int HEADS, int WIDTH>
 static void launch_attention_decode(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv,
                                     const int *positions, DecodePlan p) {
     const AttentionShape &s = p.s;
-    size_t parts_bytes = (size_t)s.B * s.H * p.chunks * sizeof(DecodePart);
-    DecodePart *parts = (DecodePart *)cuda_scratch(parts_bytes + (size_t)s.B * s.H * p.chunks * s.D * sizeof(float));
+    const size_t heads = (size_t)s.B * s.T * s.H, parts_bytes = heads * p.chunks * sizeof(DecodePart);
+    DecodePart *parts = (DecodePart *)cuda_scratch(parts_bytes + heads * p.chunks * s.D * sizeof(float));
     float *o = (float *)((char *)parts + parts_bytes);
-    dim3 grid((unsigned)p.chunks, (unsigned)(s.K * ((s.H / s.K + HEADS - 1) / HEADS)), (unsigned)s.B);
+    dim3 grid((unsigned)p.chunks, (unsigned)(s.K * ((s.H / s.K + HEADS - 1) / HEADS)), (unsigned)(s.B * s.T));
     LAUNCH_EARLY((attention_decode_kernel<HEADS, WIDTH>), grid, DECODE_THREADS, (decode_shared<HEADS, WIDTH>(p)),
                  parts, o, kcache, vcache, qkv, positions, p);
-    LAUNCH_EARLY(attention_combine_kernel, (unsigned)(s.B * s.H), DECODE_THREADS, 0, out, parts, o, positions, p);
+    LAUNCH_EARLY(attention_combine_kernel, (unsigned)heads, DECODE_THREADS, 0, out, parts, o, positions, p);
 }
 
 /* Calls launch<HEADS, WIDTH> for the size of the group. Eight heads of more than 128 channels would not fit into 48
@@ -268,7 +281,7 @@ static DecodePlan decode_plan(AttentionShape s, int max_T, int width) {
 
 static void cuda_attention_decode(floatX *out, floatX *kcache, floatX *vcache, const floatX *qkv,
                                   const int *positions, AttentionShape s, int max_T) {
-    if (s.B == 0) return;
+    if (s.B == 0 || s.T == 0) return;
     attention_check(&s);
     if (attention_vectors(s, kcache, vcache, qkv))
         DECODE_HEADS(launch_attention_decode, VECTOR, s.H / s.K, s.D, out, kcache, vcache, qkv, positions,

@@ -1,0 +1,130 @@
+/* The command line of infer. */
+#ifndef GENERATE_OPTIONS_H
+#define GENERATE_OPTIONS_H
+
+#include "../lib/file.h"
+#include "../lib/options.h"
+#include "../weights.h"
+#include "draw.h"
+
+static struct {
+    const char *model, *output, *device, *prefix, *weights;
+    double temperature, top_p;
+    int64_t top_k, seed, max_tokens, threads, batch;
+    bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy, verbose;
+    const char *draft, *search, *repeat_guard, *preprocess, *attention;
+    int64_t candidates, beam;
+    double exploration, length_penalty;
+    DrawOptions draw;
+} opt = {.device = "auto", .top_p = 1, .seed = 1, .temperature = -1, .repeat_guard = "on", .exploration = 0.6, .length_penalty = 1};
+
+static const Option table[] = {
+    {"model", 'm', OPT_STRING, &opt.model, "FILE",
+     "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
+    {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
+     "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
+    {"pdf", 0, OPT_STRING, &opt.draw.pdf, "FILE|DIR", "compile the program, and write the drawing as PDF", 0, 0},
+    {"png", 0, OPT_STRING, &opt.draw.png, "FILE|DIR", "the same as PNG, 300 pixels an inch", 0, 0},
+    {"svg", 0, OPT_STRING, &opt.draw.svg, "FILE|DIR", "the same as SVG", 0, 0},
+    {"check", 0, OPT_FLAG, &opt.draw.check, NULL, "compile the program; status 1 if TeX reports an error", 0, 0},
+    {"render", 0, OPT_FLAG, &opt.render, NULL, "show image and drawing side by side in the terminal", 0, 0},
+    {"json", 0, OPT_FLAG, &opt.json, NULL,
+     "print one JSON object per image: program, log-probability, whether it compiles, similarity, errors, times", 0, 0},
+    {"beam", 0, OPT_INT, &opt.beam, "N",
+     "beam search with N unfinished programs of each image, for the likeliest program", 1, 1024},
+    {"length-penalty", 0, OPT_FLOAT, &opt.length_penalty, "X",
+     "of --beam: the log-probability is divided by the length to the power of X", -100, 100},
+    {"candidates", 'c', OPT_INT, &opt.candidates, "N",
+     "sample N programs, and keep the one that compiles and is most like the image", 1, 1e6},
+    {"search", 's', OPT_STRING, &opt.search, "SECONDS|N",
+     "search the best program of an image by writing, compiling and comparing: for so many seconds (10s, 2.5s), or so many "
+     "programs (200)",
+     0, 0},
+    {"exploration", 0, OPT_FLOAT, &opt.exploration, "C", "of --search: how much it tries other beginnings", 0, 100},
+    {"draft", 0, OPT_STRING, &opt.draft, "FILE",
+     "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
+    {"attention", 0, OPT_STRING, &opt.attention, "DIR",
+     "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0, 0},
+    {"finish", 0, OPT_FLAG, &opt.finish, NULL, "close what is open in a program that was cut, so that it compiles", 0,
+     0},
+    {"tidy", 0, OPT_FLAG, &opt.tidy, NULL, "keep only the packages that a program uses, and lay it out", 0, 0},
+    {"repeat-guard", 0, OPT_STRING, &opt.repeat_guard, "on|off", "stop a program that repeats the same tokens for ever",
+     0, 0},
+    {"unsafe-tex", 0, OPT_FLAG, &opt.draw.unsafe, NULL,
+     "let TeX read and write all files and start programs: only for programs that you have read", 0, 0},
+    {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
+     0, 0},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8 (default: 0, with --candidates and --search 0.8)", -1, 100},
+    {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
+    {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
+    {"seed", 0, OPT_INT, &opt.seed, "N", "random seed for sampling; each image has its own stream", 0, 1e15},
+    {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
+     "longest program, with the prefix; 0: as long as the model allows", 0, 1e9},
+    {"batch", 'b', OPT_INT, &opt.batch, "N",
+     "images whose programs are generated together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
+    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
+     "use weights of 8 or 4 bits, rounded while the model is loaded: less memory, and faster where memory is the "
+     "limit",
+     0, 0},
+    {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
+     0, 0},
+    {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
+    {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain",
+     "auto: first make paper white, undo dark mode, uneven light and small rotations, remove noise; a clean image stays as "
+     "it is (default: auto, for models converted from other projects plain)",
+     0, 0},
+    {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
+     "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
+    {"invert", 0, OPT_FLAG, &opt.invert, NULL, "make light dark and dark light: for light lines on a dark ground", 0,
+     0},
+    {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
+     0},
+    {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
+    {"verbose", 'v', OPT_FLAG, &opt.verbose, NULL, "say on stderr what was done to an image", 0, 0},
+    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
+};
+enum { OPTIONS = sizeof table / sizeof table[0] };
+
+static bool is_folder(const char *path) {
+    struct stat s;
+    return !stat(path, &s) && S_ISDIR(s.st_mode);
+}
+
+static void check_options(WeightFormat *format) {
+    const bool best = opt.search || opt.candidates;
+    if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
+    if (strcmp(opt.repeat_guard, "on") != 0 && strcmp(opt.repeat_guard, "off") != 0)
+        options_die("--repeat-guard must be on or off, not '%.40s'", opt.repeat_guard);
+    if (opt.preprocess && strcmp(opt.preprocess, "auto") != 0 && strcmp(opt.preprocess, "plain") != 0)
+        options_die("--preprocess must be auto or plain, not '%.40s'", opt.preprocess);
+    if (opt.search && opt.candidates) options_die("--search and --candidates cannot be used together");
+    if (opt.beam && (best || opt.draft || opt.attention || opt.temperature > 0))
+        options_die("--beam cannot be used with --search, --candidates, --draft, --attention or --temperature");
+    if (best && opt.draft) options_die("--draft cannot be used with --search or --candidates");
+    if (best && opt.attention) options_die("--attention cannot be used with --search or --candidates");
+    if (opt.temperature < 0) opt.temperature = best ? 0.8 : 0;
+    if (best && opt.temperature == 0) options_die("--search and --candidates sample; --temperature must not be 0");
+}
+
+/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter
+ * student. */
+static const char *default_model(void) {
+    static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
+                                         "dev/starter/student.safetensors"};
+    for (int i = 0; i < 3; i++)
+        if (file_exists(models[i])) return models[i];
+    die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
+}
+
+/* Parses the options into opt, and what is left into `images`. Ends the program where they are wrong. */
+static void infer_options_parse(int argc, char **argv, StringList *images, WeightFormat *format) {
+    char *usage = ops_usage(
+        "[options] IMAGE...\n\nWrites the TikZ program that draws each image. An IMAGE is a file, a folder of images, or "
+        "- for standard input.");
+    options_parse(table, OPTIONS, argc, argv, usage, images);
+    free(usage);
+    if (!images->count) options_die("no image given");
+    check_options(format);
+}
+
+#endif

@@ -1,0 +1,274 @@
+/* The programs of infer, one per image: collects each while it is generated, and then, in the order of the images, writes,
+ * compiles and shows it. */
+#ifndef GENERATE_WRITER_H
+#define GENERATE_WRITER_H
+
+#include "../lib/bpe.h"
+#include "../lib/clock.h"
+#include "../lib/image_prepare.h"
+#include "../lib/terminal_image.h"
+#include "../lib/tex_tidy.h"
+#include "../lib/tokenizer.h"
+#include "../metrics/similarity.h"
+#include "draw.h"
+#include "repeat.h"
+#include "result.h"
+
+typedef struct {
+    const char *output;  // file, or folder; NULL: stdout
+    bool to_folder, several;
+    bool json;          // one object per image on stdout, instead of the program
+    bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
+    bool repeat_guard, render;
+    bool keep_tokens;  // Program.ids is filled
+    bool chosen;      // the text comes at the end, from among several (program_set_text)
+    int image_size;  // S
+    int max_tokens;  // of a program, for the warning about one that was cut
+} WriterOptions;
+
+/* One program. */
+typedef struct {
+    const Input *input;
+    FILE *memory;  // of what is in `text`
+    char *text;
+    size_t bytes;
+    FILE *live;       // where it is written while it is generated; NULL: only when it is complete
+    AtomicFile file;  // with --output
+    uint8_t *pixels;  // [S, S, 3] the input, where it is shown or compared
+    TokenDecoder decoder;
+    RepeatGuard guard;
+    TokenIds ids;  // with the prefix, where they are kept
+    int tokens;    // their number
+    bool ended, looped, opened, failed, done;
+    char *preprocessing;  // what was done to the image; NULL: nothing
+    double log_probability, similarity;
+    double prefill_seconds, generate_seconds;
+} Program;
+
+typedef struct {
+    WriterOptions o;
+    const Tokenizer *tokenizer;
+    Drawing *drawing;
+    TerminalGraphics graphics;
+    Program *programs;  // [count]
+    int count, next;    // images; the first whose program has not been written yet
+    int failures, cut;
+    long tokens;  // of all programs, without prefixes
+} Writer;
+
+static inline void writer_open(Writer *w, WriterOptions o, const Inputs *inputs, const Tokenizer *t, Drawing *d) {
+    const char *why = NULL;
+    *w = (Writer){.o = o, .tokenizer = t, .drawing = d, .count = inputs->count};
+    w->programs = (Program *)xcalloc((size_t)inputs->count, sizeof(Program));
+    for (int i = 0; i < inputs->count; i++) w->programs[i].input = &inputs->items[i];
+    if (o.render) w->graphics = terminal_graphics(stderr, NULL, &why);
+    if (o.render && w->graphics == TERMINAL_NONE) warn("--render: %s", why);
+}
+
+static inline void writer_close(Writer *w) { free(w->programs); }
+
+static inline void program_fail(Program *p, const Error *err) {
+    report_error("%s", err->text);
+    p->failed = true;
+}
+
+/* ---- while it is generated ---- */
+
+static inline void program_write(Program *p, const Writer *w, FILE *f, const char *bytes, size_t n) {
+    Error err;
+    if (p->failed || (fwrite(bytes, 1, n, f) == n && !fflush(f))) return;
+    error_set(&err, "cannot write the program of %s to %s: %s", p->input->path, w->o.output ? w->o.output : "stdout",
+              strerror(errno));
+    program_fail(p, &err);
+}
+
+static inline void program_add_bytes(Program *p, const Writer *w, const char *bytes, size_t n) {
+    if (n && fwrite(bytes, 1, n, p->memory) != n) die("out of memory");
+    if (p->live) program_write(p, w, p->live, bytes, n);
+}
+
+/* Opens the output of a program: FILE, or NAME.tex in the folder. */
+static inline void program_open_output(Program *p, const Writer *w) {
+    Error err;
+    char *name = w->o.to_folder ? input_output_path(w->o.output, p->input, "tex") : xstrdup(w->o.output);
+    p->opened = atomic_open(&p->file, name, &err) == 0;
+    free(name);
+    if (!p->opened) program_fail(p, &err);
+}
+
+/* Begins a program with the prefix. A program that is alone and needs no change is written while it is generated. */
+static inline void program_begin_text(Program *p, const Writer *w, const int *prefix, int prefix_count) {
+    const char *bytes;
+    p->log_probability = p->similarity = p->prefill_seconds = p->generate_seconds = NAN;
+    token_decoder_begin(&p->decoder, w->tokenizer);
+    repeat_begin(&p->guard);
+    p->memory = open_memstream(&p->text, &p->bytes);
+    if (!p->memory) die("out of memory");
+    if (w->o.output && !w->o.several) program_open_output(p, w);
+    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy && !w->o.chosen)
+        p->live = p->opened ? p->file.f : w->o.output ? NULL : stdout;
+    for (int i = 0; i < prefix_count && !p->failed; i++) {
+        const size_t n = token_decoder_next(&p->decoder, prefix[i], &bytes);
+        program_add_bytes(p, w, bytes, n);
+        if (w->o.keep_tokens) token_ids_add(&p->ids, prefix[i]);
+    }
+    p->tokens = prefix_count;
+}
+
+/* Adds a token. Returns false where the program ends with it. */
+static inline bool program_add(Program *p, const Writer *w, int id) {
+    const char *bytes;
+    p->ended = tokenizer_ends(w->tokenizer, id);
+    if (p->ended) return false;
+    p->tokens++;
+    if (w->o.keep_tokens) token_ids_add(&p->ids, id);
+    const size_t n = token_decoder_next(&p->decoder, id, &bytes);
+    program_add_bytes(p, w, bytes, n);
+    p->looped = repeat_add(&p->guard, id) && w->o.repeat_guard;
+    return !p->failed && !p->looped;
+}
+
+/* Replaces the text by one that something else has written: the best candidate. */
+static inline void program_set_text(Program *p, const char *text, size_t n) {
+    rewind(p->memory);
+    if (fwrite(text, 1, n, p->memory) != n) die("out of memory");
+}
+
+/* ---- when it is complete ---- */
+
+/* The text is changed by one of the functions of lib/tex_tidy.h. */
+static inline void program_change(Program *p, char *(*change)(const char *, size_t, size_t *)) {
+    char *before = p->text;
+    p->text = change(before, p->bytes, &p->bytes);
+    free(before);
+}
+
+static inline char *program_close_tex(const char *text, size_t n, size_t *size) {
+    return tex_close(RENDER_TIKZ, text, n, size);
+}
+
+/* Ends the text: the decoder's last bytes, then what the options change, then a line end. */
+static inline void program_end_text(Program *p, const Writer *w) {
+    const char *bytes;
+    const size_t n = token_decoder_end(&p->decoder, &bytes);
+    program_add_bytes(p, w, bytes, n);
+    token_decoder_free(&p->decoder);
+    fflush(p->memory);
+    if (p->bytes && p->text[p->bytes - 1] != '\n') program_add_bytes(p, w, "\n", 1);
+    fclose(p->memory);
+    if (w->o.finish && !p->ended) program_change(p, program_close_tex);
+    if (w->o.tidy) program_change(p, tex_tidy_preamble);
+    if (w->o.tidy) program_change(p, tex_tidy_layout);
+}
+
+static inline void program_warn(Program *p, Writer *w) {
+    const char *then = w->o.finish ? "its last statement was dropped and what was open was closed"
+                                   : "the document is not complete";
+    if (p->ended || p->failed) return;
+    w->cut++;
+    if (p->looped)
+        warn("%s: stopped after %d tokens, because the same %d came again and again; %s", p->input->path, p->tokens,
+             p->guard.period, then);
+    else
+        warn("%s: stopped after %d token%s without an end; %s", p->input->path, w->o.max_tokens,
+             w->o.max_tokens == 1 ? "" : "s", then);
+}
+
+/* Writes the text to where it goes, unless it has gone there already. */
+static inline void program_output(Program *p, const Writer *w) {
+    Error err;
+    if (w->o.output && !p->failed && !p->opened) program_open_output(p, w);
+    if (!p->live && !p->failed && w->o.output) program_write(p, w, p->file.f, p->text, p->bytes);
+    if (!p->live && !p->failed && !w->o.output && !w->o.json) {
+        char *name = printable(xstrdup(p->input->path)), *head = format_string("%% %s\n", name);
+        if (w->o.several) program_write(p, w, stdout, head, strlen(head));
+        program_write(p, w, stdout, p->text, p->bytes);
+        free(head);
+        free(name);
+    }
+    if (p->opened && p->failed)
+        atomic_abandon(&p->file);
+    else if (p->opened && atomic_commit(&p->file, &err))
+        program_fail(p, &err);
+}
+
+/* How alike the drawing is to the input, as the model sees both; shows them side by side where that is wanted. */
+static inline void program_compare(Program *p, const Writer *w, const Compiled *c) {
+    const int S = w->o.image_size;
+    Error err;
+    Image drawn = {0}, input = {.width = S, .height = S, .rgb = p->pixels};
+    if (!p->pixels) return;
+    if (c->pdf && render_image(&w->drawing->renderer, c, 2 * S, 0, &drawn, &err)) {
+        warn("%s: %s", p->input->path, err.text);
+    } else if (c->pdf) {
+        uint8_t *pixels = (uint8_t *)xmalloc((size_t)S * S * 3);
+        image_prepare(pixels, &drawn, S);
+        SimilarityInk a = similarity_ink(p->pixels, S), b = similarity_ink(pixels, S);
+        p->similarity = similarity_of_ink(&a, &b);
+        free(a.ink);
+        free(b.ink);
+        free(pixels);
+    }
+    if (w->o.render) terminal_show(stderr, w->graphics, &input, drawn.rgb ? &drawn : NULL);
+    image_free(&drawn);
+}
+
+static inline void program_print_json(Program *p, const Compiled *c, double compile_seconds) {
+    Error err;
+    Result r = result_begin(p->input->path);
+    r.program = p->text;
+    r.program_bytes = p->bytes;
+    r.tokens = p->tokens;
+    r.log_probability = p->log_probability;
+    r.complete = p->ended;
+    if (c) result_set_compiled(&r, c);
+    r.similarity = p->similarity;
+    r.preprocessing = p->preprocessing;
+    r.prefill_seconds = p->prefill_seconds;
+    r.generate_seconds = p->generate_seconds;
+    r.compile_seconds = compile_seconds;
+    if (result_print_json(&r, stdout, "stdout", &err)) program_fail(p, &err);
+}
+
+/* Compiles the program where that is wanted, and does what needs its drawing. */
+static inline void program_compile(Program *p, const Writer *w) {
+    Error err;
+    Compiled c = {0};
+    const double start = seconds_now();
+    const bool compiles = w->drawing->open && !p->failed;
+    if (compiles && render_compile(&w->drawing->renderer, RENDER_TIKZ, p->text, p->bytes, &c, &err)) {
+        program_fail(p, &err);
+        return;
+    }
+    const double seconds = seconds_now() - start;
+    if (compiles) program_compare(p, w, &c);
+    if (compiles && draw_files(w->drawing, p->input, &c, &err)) program_fail(p, &err);
+    if (w->o.json && p->text) program_print_json(p, compiles ? &c : NULL, compiles ? seconds : NAN);
+    compiled_free(&c);
+}
+
+static inline void program_finish(Program *p, Writer *w, int prefix_count) {
+    if (p->memory) {
+        program_end_text(p, w);
+        program_warn(p, w);
+        program_output(p, w);
+        program_compile(p, w);
+        if (!p->failed) w->tokens += p->tokens - prefix_count;
+    }
+    w->failures += p->failed;
+    free(p->text);
+    free(p->pixels);
+    free(p->ids.ids);
+    free(p->preprocessing);
+    p->text = NULL;
+    p->pixels = NULL;
+}
+
+/* A program is complete, or has failed: writes it and those after it that are complete, once all before it are written. */
+static inline void writer_done(Writer *w, Program *p, int prefix_count) {
+    p->done = true;
+    while (w->next < w->count && w->programs[w->next].done)
+        program_finish(&w->programs[w->next++], w, prefix_count);
+}
+
+#endif

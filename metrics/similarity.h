@@ -1,0 +1,121 @@
+/* How alike two images are: self-similarity, from features of a model's own vision encoder (Belouadi et al. 2024,
+ * "DeTikZify"), and similarity of the pixels themselves. All sums are in double. 1: equal. */
+#ifndef METRICS_SIMILARITY_H
+#define METRICS_SIMILARITY_H
+
+#include "../lib/transport.h"
+
+typedef enum {
+    SIMILARITY_PIXELS,  // cosine of the ink at several resolutions; needs no model
+    SIMILARITY_PLACES,  // mean over the patches of the cosine of the two feature vectors at the same place
+    SIMILARITY_MEAN,    // cosine of the mean feature vectors
+    SIMILARITY_EMD,     // 2 tanh(-EMD) + 1 of the sets of feature vectors, each with the same weight; cost 1 - cosine
+    SIMILARITIES
+} Similarity;
+
+static const char *const similarity_names[SIMILARITIES] = {"pixels", "places", "mean", "emd"};
+
+static inline double similarity_dot(const double *a, const double *b, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* Of the zero vector with any other: 0; of two zero vectors: 1. */
+static inline double similarity_cosine(const double *a, const double *b, size_t n) {
+    const double aa = similarity_dot(a, a, n), bb = similarity_dot(b, b, n);
+    if (aa == 0 || bb == 0) return aa == bb;
+    return similarity_dot(a, b, n) / sqrt(aa * bb);
+}
+
+/* ---- of features ---- a, b [P, C] */
+
+/* The mean of P vectors. */
+static inline void similarity_pool(double *mean, const double *x, int P, int C) {
+    for (int c = 0; c < C; c++) mean[c] = 0;
+    for (int p = 0; p < P; p++)
+        for (int c = 0; c < C; c++) mean[c] += x[(size_t)p * C + c];
+    for (int c = 0; c < C; c++) mean[c] /= P;
+}
+
+static inline double similarity_mean(const double *a, const double *b, int P, int C) {
+    double *pooled = (double *)xmalloc(2 * (size_t)C * sizeof *pooled);
+    similarity_pool(pooled, a, P, C);
+    similarity_pool(pooled + C, b, P, C);
+    const double s = similarity_cosine(pooled, pooled + C, (size_t)C);
+    free(pooled);
+    return s;
+}
+
+static inline double similarity_places(const double *a, const double *b, int P, int C) {
+    double sum = 0;
+    for (int p = 0; p < P; p++) sum += similarity_cosine(a + (size_t)p * C, b + (size_t)p * C, (size_t)C);
+    return sum / P;
+}
+
+/* The earth mover's distance of two sets of vectors. */
+static inline double similarity_distance(const double *a, const double *b, int P, int C) {
+    double *norm = (double *)xmalloc(2 * (size_t)P * sizeof *norm), result;
+    double *cost = (double *)xmalloc((size_t)P * P * sizeof *cost);
+    Error err;
+    for (int i = 0; i < 2 * P; i++) {
+        const double *row = (i < P ? a : b) + (size_t)(i % P) * C;
+        norm[i] = sqrt(similarity_dot(row, row, (size_t)C));
+    }
+    for (int i = 0; i < P; i++)
+        for (int j = 0; j < P; j++) {
+            const double norms = norm[i] * norm[P + j];
+            const double dot = similarity_dot(a + (size_t)i * C, b + (size_t)j * C, (size_t)C);
+            cost[(size_t)i * P + j] = 1 - (norms > 0 ? dot / norms : norm[i] == norm[P + j]);
+        }
+    if (transport_cost(cost, P, P, NULL, NULL, &result, &err)) result = INFINITY;  // features that are not finite
+    free(cost);
+    free(norm);
+    return result;
+}
+
+/* The similarity of two encoded images. Not of the kind SIMILARITY_PIXELS. */
+static inline double similarity_features(Similarity kind, const double *a, const double *b, int P, int C) {
+    if (kind == SIMILARITY_MEAN) return similarity_mean(a, b, P, C);
+    if (kind == SIMILARITY_PLACES) return similarity_places(a, b, P, C);
+    return 2 * tanh(-similarity_distance(a, b, P, C)) + 1;
+}
+
+/* ---- of pixels ---- */
+
+/* The ink of an image at several resolutions, one after another. */
+typedef struct {
+    double *ink;
+    size_t count[4];  // values of each resolution
+} SimilarityInk;
+
+/* Sums the ink (255 - value) of pixels u8 [S, S, 3] over squares of 1, 4, 16 and 64 pixels. */
+static inline SimilarityInk similarity_ink(const uint8_t *pixels, int S) {
+    SimilarityInk k;
+    size_t all = 0;
+    for (int r = 0; r < 4; r++) {
+        const size_t side = ((size_t)S + ((size_t)1 << 2 * r) - 1) >> 2 * r;
+        all += k.count[r] = side * side * 3;
+    }
+    k.ink = (double *)xcalloc(all, sizeof(double));
+    double *ink = k.ink;
+    for (int r = 0; r < 4; ink += k.count[r++]) {
+        const size_t side = ((size_t)S + ((size_t)1 << 2 * r) - 1) >> 2 * r;
+        for (int y = 0; y < S; y++)
+            for (int x = 0; x < S; x++)
+                for (int c = 0; c < 3; c++)
+                    ink[3 * (side * ((size_t)y >> 2 * r) + ((size_t)x >> 2 * r)) + (size_t)c] +=
+                        255 - pixels[3 * ((size_t)y * S + x) + c];
+    }
+    return k;
+}
+
+/* The mean over the resolutions of the cosine of the ink. Fine ones tell an exact drawing, coarse ones lead there. */
+static inline double similarity_of_ink(const SimilarityInk *a, const SimilarityInk *b) {
+    const double *x = a->ink, *y = b->ink;
+    double sum = 0;
+    for (int r = 0; r < 4; x += a->count[r], y += b->count[r], r++) sum += similarity_cosine(x, y, a->count[r]);
+    return sum / 4;
+}
+
+#endif
