@@ -82,36 +82,16 @@ static inline int image_noise_level(const uint8_t *depth, const uint8_t *near, s
     return level < IMAGE_NOISE_MOST ? level : IMAGE_NOISE_MOST;
 }
 
-/* The darkness (255 - brightness) up to which pixels do not bound the drawing. Close to ink, JPEG leaves more than
- * farther off: on validation figures, 1.5 times the quantile of 1 in 2000, and at least 18, best gives the box that
- * the figure had before. */
-static inline int image_bound_level(const Image *p, const uint8_t *near) {
+/* The darkness (255 - brightness) that one in 2000 pixels reaches, of those whose distance from ink is from `least` to
+ * `most`. */
+static inline int image_noise_quantile(const Image *p, const uint8_t *near, int least, int most) {
     size_t counts[256] = {0}, all = 0, above = 0;
     for (size_t i = 0, n = (size_t)p->width * p->height; i < n; i++)
-        if (near[i] > IMAGE_NEAR_INK) counts[255 - image_brightness(p->rgb + 3 * i)]++;
+        if (near[i] >= least && near[i] <= most) counts[255 - image_brightness(p->rgb + 3 * i)]++;
     int level = IMAGE_INK;
     for (int v = 0; v <= level; v++) all += counts[v];
     while (level > 1 && (above += counts[level]) * 2000 < all) level--;
-    level = level * 3 / 2 + 3;
-    return level < 18 ? 18 : level > 64 ? 64 : level;
-}
-
-/* Whether the colour of an image comes from JPEG, which keeps it for 2 x 2 pixels: from pixel to pixel beside ink it
- * differs much less than its own size. The noise of a camera does not. */
-static inline bool image_colour_is_coarse(const Image *p, const uint8_t *near) {
-    uint64_t change = 0, size = 0;
-    for (int y = 0; y < p->height; y++)
-        for (int x = 0; x + 1 < p->width; x++) {
-            const size_t i = (size_t)y * p->width + x;
-            if (near[i] == 0 || near[i] > IMAGE_FAR_FROM_INK || near[i + 1] == 0) continue;
-            const uint8_t *a = p->rgb + 3 * i, *b = a + 3;
-            for (int k = 0; k < 3; k += 2) {
-                const int first = a[k] - a[1], second = b[k] - b[1];
-                change += (uint64_t)((first - second) * (first - second));
-                size += (uint64_t)(first * first);
-            }
-        }
-    return 2 * change < size;
+    return level;
 }
 
 /* Whether the pixels around (x, y) have nearly one depth, clearly more than none: a light tint, not noise. */
@@ -128,12 +108,22 @@ static inline bool image_tinted(const uint8_t *depth, int width, int height, int
     return low >= 8 && (high - low) * count < sum;
 }
 
+/* Whether a pixel is darker than `level` and not alone: with those around it, it has twice that in all. */
+static inline bool image_bounds(const Image *p, int x, int y, int level) {
+    if (255 - image_brightness(image_at(p, x, y)) <= level) return false;
+    int sum = 0;
+    for (int v = y > 0 ? y - 1 : y; v <= y + 1 && v < p->height; v++)
+        for (int u = x > 0 ? x - 1 : x; u <= x + 1 && u < p->width; u++)
+            sum += 255 - image_brightness(image_at(p, u, v));
+    return sum > 3 * level;
+}
+
 /* The bounding box of pixels that are darker than `level`; empty: there are none. */
 static inline ImageBox image_ink_box(const Image *p, int level) {
     int left = p->width, right = -1, top = p->height, bottom = -1;
     for (int y = 0; y < p->height; y++)
         for (int x = 0; x < p->width; x++) {
-            if (255 - image_brightness(image_at(p, x, y)) <= level) continue;
+            if (!image_bounds(p, x, y, level)) continue;
             if (x < left) left = x;
             if (x > right) right = x;
             if (y < top) top = y;
@@ -165,8 +155,12 @@ static inline int image_noise_remove(Image *p) {
     const int level = image_noise_level(depth, near, (size_t)w * h);
     free(depth);
     if (level) {
-        const ImageBox b = image_ink_box(p, image_bound_level(p, near));
-        if (image_colour_is_coarse(p, near)) image_colour_restore(p);
+        const int beside = image_noise_quantile(p, near, IMAGE_NEAR_INK + 1, IMAGE_AROUND_INK);
+        const int away = image_noise_quantile(p, near, IMAGE_AROUND_INK + 1, IMAGE_AROUND_INK + 1);
+        const bool everywhere = 10 * away >= 7 * beside;
+        const int least = everywhere ? 0 : 18, bound = beside * 3 / 2 + 3;
+        const ImageBox b = image_ink_box(p, bound < least ? least : bound > 64 ? 64 : bound);
+        if (!everywhere) image_colour_restore(p);
         image_noise_whiten(p, b, level, near);
     }
     free(near);
