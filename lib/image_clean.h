@@ -83,10 +83,12 @@ static inline void image_clean(Image *p, ImageCleaned *done) {
         if (paper.uneven) c.did |= IMAGE_DID_LIGHT;
         if (paper.changed && !paper.uneven) c.did |= IMAGE_DID_PAPER;
         memcpy(c.paper, paper.colour, sizeof c.paper);
-        if (paper.found && (c.noise = image_noise_remove(p))) c.did |= IMAGE_DID_NOISE;
+        const ImageNoise noise = paper.found ? image_noise_remove(p) : (ImageNoise){0, 0};
+        if ((c.noise = noise.level)) c.did |= IMAGE_DID_NOISE;
         if (paper.found && (c.did & (IMAGE_DID_NOISE | IMAGE_DID_LIGHT))) c.degrees = image_rotation(p);
         if (c.degrees != 0) {
             image_rotate(p, c.degrees);
+            if (noise.level) image_bound(p, noise.bound);  // the corners of the box were noise, and are margin now
             c.did |= IMAGE_DID_ROTATE;
         }
         if (paper.found && (c.specks = image_specks_remove(p, c.noise != 0))) c.did |= IMAGE_DID_SPECKS;

@@ -82,50 +82,40 @@ static inline int image_noise_level(const uint8_t *depth, const uint8_t *near, s
     return level < IMAGE_NOISE_MOST ? level : IMAGE_NOISE_MOST;
 }
 
-/* The darkness (255 - brightness) up to which pixels do not bound the drawing. Close to ink, JPEG leaves more than
- * farther off: on validation figures, 1.5 times the quantile of 1 in 2000, and at least 18, best gives the box that
- * the figure had before. */
-static inline int image_bound_level(const Image *p, const uint8_t *near) {
+/* The darkness (255 - brightness) that one in 2000 pixels reaches, of those whose distance from ink is from `least` to
+ * `most`. */
+static inline int image_noise_quantile(const Image *p, const uint8_t *near, int least, int most) {
     size_t counts[256] = {0}, all = 0, above = 0;
     for (size_t i = 0, n = (size_t)p->width * p->height; i < n; i++)
-        if (near[i] > IMAGE_NEAR_INK) counts[255 - image_brightness(p->rgb + 3 * i)]++;
+        if (near[i] >= least && near[i] <= most) counts[255 - image_brightness(p->rgb + 3 * i)]++;
     int level = IMAGE_INK;
     for (int v = 0; v <= level; v++) all += counts[v];
     while (level > 1 && (above += counts[level]) * 2000 < all) level--;
-    level = level * 3 / 2 + 3;
-    return level < 18 ? 18 : level > 64 ? 64 : level;
+    return level;
 }
 
-/* Whether the colour of an image comes from JPEG, which keeps it for 2 x 2 pixels: from pixel to pixel beside ink it
- * differs much less than its own size. The noise of a camera does not. */
-static inline bool image_colour_is_coarse(const Image *p, const uint8_t *near) {
-    uint64_t change = 0, size = 0;
-    for (int y = 0; y < p->height; y++)
-        for (int x = 0; x + 1 < p->width; x++) {
-            const size_t i = (size_t)y * p->width + x;
-            if (near[i] == 0 || near[i] > IMAGE_FAR_FROM_INK || near[i + 1] == 0) continue;
-            const uint8_t *a = p->rgb + 3 * i, *b = a + 3;
-            for (int k = 0; k < 3; k += 2) {
-                const int first = a[k] - a[1], second = b[k] - b[1];
-                change += (uint64_t)((first - second) * (first - second));
-                size += (uint64_t)(first * first);
-            }
-        }
-    return 2 * change < size;
-}
-
-/* Whether the pixels around (x, y) have nearly one depth, clearly more than none: a light tint, not noise. */
+/* Whether most pixels around (x, y) have nearly its depth, clearly more than none: a light tint, not noise. */
 static inline bool image_tinted(const uint8_t *depth, int width, int height, int x, int y) {
-    int low = 255, high = 0, sum = 0, count = 0;
-    for (int v = y > 0 ? y - 1 : y; v <= y + 1 && v < height; v++)
-        for (int u = x > 0 ? x - 1 : x; u <= x + 1 && u < width; u++) {
+    enum { REACH = 2, LEAST = 8, ALIKE = 8 };
+    const int middle = depth[(size_t)y * width + x];
+    int alike = 0, count = 0;
+    if (middle < LEAST) return false;
+    for (int v = y - REACH < 0 ? 0 : y - REACH; v <= y + REACH && v < height; v++)
+        for (int u = x - REACH < 0 ? 0 : x - REACH; u <= x + REACH && u < width; u++, count++) {
             const int d = depth[(size_t)v * width + u];
-            low = d < low ? d : low;
-            high = d > high ? d : high;
-            sum += d;
-            count++;
+            alike += d >= LEAST && abs(d - middle) <= ALIKE;
         }
-    return low >= 8 && (high - low) * count < sum;
+    return 3 * alike >= 2 * count;
+}
+
+/* Whether a pixel is darker than `level` and not alone: with those around it, it has twice that in all. */
+static inline bool image_bounds(const Image *p, int x, int y, int level) {
+    if (255 - image_brightness(image_at(p, x, y)) <= level) return false;
+    int sum = 0;
+    for (int v = y > 0 ? y - 1 : y; v <= y + 1 && v < p->height; v++)
+        for (int u = x > 0 ? x - 1 : x; u <= x + 1 && u < p->width; u++)
+            sum += 255 - image_brightness(image_at(p, u, v));
+    return sum > 3 * level;
 }
 
 /* The bounding box of pixels that are darker than `level`; empty: there are none. */
@@ -133,7 +123,7 @@ static inline ImageBox image_ink_box(const Image *p, int level) {
     int left = p->width, right = -1, top = p->height, bottom = -1;
     for (int y = 0; y < p->height; y++)
         for (int x = 0; x < p->width; x++) {
-            if (255 - image_brightness(image_at(p, x, y)) <= level) continue;
+            if (!image_bounds(p, x, y, level)) continue;
             if (x < left) left = x;
             if (x > right) right = x;
             if (y < top) top = y;
@@ -142,35 +132,59 @@ static inline ImageBox image_ink_box(const Image *p, int level) {
     return right < 0 ? (ImageBox){0, 0, 0, 0} : (ImageBox){left, top, right - left + 1, bottom - top + 1};
 }
 
-/* Makes white what is outside a box, and noise of at most `level` inside it that is neither an antialiased edge of ink
- * nor a tint. */
-static inline void image_noise_whiten(Image *p, ImageBox b, int level, const uint8_t *near) {
-    const int w = p->width, h = p->height;
+/* Makes noise of at most `level` white that is neither an antialiased edge of ink nor a tint. */
+static inline void image_noise_whiten(Image *p, int level, const uint8_t *near) {
     uint8_t *depth = image_depths(p);
-    for (int y = 0; y < h; y++)
-        for (int x = 0; x < w; x++) {
-            const size_t i = (size_t)y * w + x;
-            const bool inside = x >= b.x && x < b.x + b.width && y >= b.y && y < b.y + b.height;
-            if (!inside || (depth[i] <= level && near[i] > IMAGE_NEAR_INK && !image_tinted(depth, w, h, x, y)))
+    for (int y = 0; y < p->height; y++)
+        for (int x = 0; x < p->width; x++) {
+            const size_t i = (size_t)y * p->width + x;
+            if (depth[i] > 0 && depth[i] <= level && near[i] > IMAGE_NEAR_INK &&
+                !image_tinted(depth, p->width, p->height, x, y))
                 memset(p->rgb + 3 * i, 255, 3);
         }
     free(depth);
 }
 
-/* Removes noise from white paper, and restores the colour that JPEG took. Returns the depth up to which pixels counted
- * as noise, 0: there was none. */
-static inline int image_noise_remove(Image *p) {
-    const int w = p->width, h = p->height;
-    uint8_t *depth = image_depths(p), *near = image_ink_distance(depth, w, h, IMAGE_AROUND_INK + 1);
-    const int level = image_noise_level(depth, near, (size_t)w * h);
+/* Makes white what is outside the box of pixels darker than `level`. */
+static inline void image_bound(Image *p, int level) {
+    const ImageBox b = image_ink_box(p, level);
+    const size_t stride = 3 * (size_t)p->width, left = 3 * (size_t)b.x, right = 3 * (size_t)(b.x + b.width);
+    for (int y = 0; y < p->height; y++) {
+        uint8_t *row = p->rgb + y * stride;
+        if (y < b.y || y >= b.y + b.height) {
+            memset(row, 255, stride);
+        } else {
+            memset(row, 255, left);
+            memset(row + right, 255, stride - right);
+        }
+    }
+}
+
+/* Noise of an image: the depth up to which pixels are noise, 0: there is none; and the darkness up to which pixels do
+ * not bound the drawing. */
+typedef struct {
+    int level, bound;
+} ImageNoise;
+
+/* Removes noise from white paper, and restores the colour that JPEG took. JPEG leaves noise beside ink alone, and the
+ * more the closer: on validation figures, 1.5 times the quantile of 1 in 2000 pixels, and at least 18, gives the box
+ * that the figure had before best. */
+static inline ImageNoise image_noise_remove(Image *p) {
+    uint8_t *depth = image_depths(p), *near = image_ink_distance(depth, p->width, p->height, IMAGE_AROUND_INK + 1);
+    ImageNoise noise = {image_noise_level(depth, near, (size_t)p->width * p->height), 0};
     free(depth);
-    if (level) {
-        const ImageBox b = image_ink_box(p, image_bound_level(p, near));
-        if (image_colour_is_coarse(p, near)) image_colour_restore(p);
-        image_noise_whiten(p, b, level, near);
+    if (noise.level) {
+        const int beside = image_noise_quantile(p, near, IMAGE_NEAR_INK + 1, IMAGE_AROUND_INK);
+        const int away = image_noise_quantile(p, near, IMAGE_AROUND_INK + 1, IMAGE_AROUND_INK + 1);
+        const bool everywhere = 10 * away >= 7 * beside;
+        noise.bound = beside * 3 / 2 + 3 < 64 ? beside * 3 / 2 + 3 : 64;
+        if (!everywhere && noise.bound < 18) noise.bound = 18;
+        image_bound(p, noise.bound);
+        if (!everywhere) image_colour_restore(p);
+        image_noise_whiten(p, noise.level, near);
     }
     free(near);
-    return level;
+    return noise;
 }
 
 /* ---- specks ---- */

@@ -166,13 +166,52 @@ static inline bool image_light_fit(const ImageLight *l, int k, double *solution)
     return image_solve(a, solution);
 }
 
+/* The fitted surface at the middle of cell i. */
+static inline void image_light_at(const ImageLight *l, double solution[3][IMAGE_TERMS], int i, float *fit) {
+    double t[IMAGE_TERMS];
+    image_terms(t, (i % l->columns + 0.5) / l->columns, ((double)(i / l->columns) + 0.5) / l->rows);
+    for (int k = 0; k < 3; k++) {
+        fit[k] = 0;
+        for (int r = 0; r < IMAGE_TERMS; r++) fit[k] += (float)(t[r] * solution[k][r]);
+    }
+}
+
+/* Whether cell i is as bright as its neighbour j, of which it is known that it is paper, but for the light, which changes
+ * slowly and in all channels alike. */
+static inline bool image_light_continues(const ImageLight *l, int i, int j) {
+    float low = 1e9f, high = 0;
+    for (int k = 0; k < 3; k++) {
+        const float ratio = l->level[i][k] / fmaxf(l->level[j][k], 1);
+        low = fminf(low, ratio);
+        high = fmaxf(high, ratio);
+    }
+    return low > 0.94f && high < 1.06f && high - low < 0.03f;
+}
+
+/* Adds the cells that continue paper: a shadow is no smooth surface, but begins softly. */
+static inline void image_light_grow(ImageLight *l) {
+    static const int steps[4][2] = {{-1, 0}, {1, 0}, {0, -1}, {0, 1}};
+    for (bool grown = true; grown;) {
+        grown = false;
+        for (int i = 0; i < l->rows * l->columns; i++)
+            for (int s = 0; s < 4 && !l->paper[i]; s++) {
+                const int row = i / l->columns + steps[s][0], column = i % l->columns + steps[s][1];
+                if (row < 0 || row >= l->rows || column < 0 || column >= l->columns) continue;
+                const int j = row * l->columns + column;
+                if (l->paper[j] && image_light_continues(l, i, j)) l->paper[i] = grown = true;
+            }
+    }
+}
+
 /* Finds the cells that are paper: at first those that are nearly as bright as the brightest near them, then again and
- * again those that are near a smooth surface through all of them. The others get the value of that surface. Returns
- * how much of the light is missing where there is least of it, 0 to 1; -1: the cells are not those of paper. */
+ * again those that are near a smooth surface through all of them, and at last those that continue them. The others get
+ * the value of that surface. Returns how much of the light is missing where there is least of it, 0 to 1; -1: the
+ * cells are not those of paper. */
 static inline double image_light_find(ImageLight *l) {
     enum { NEAR = 3, ROUNDS = 8 };
     const int n = l->rows * l->columns;
-    double solution[3][IMAGE_TERMS], t[IMAGE_TERMS], least = 1e9, most = 0;
+    double solution[3][IMAGE_TERMS], least = 1e9, most = 0;
+    float fit[3];
     for (int i = 0; i < n; i++) {
         float best = 0;
         for (int j = 0; j < n; j++)
@@ -180,26 +219,27 @@ static inline double image_light_find(ImageLight *l) {
                 best = fmaxf(best, l->level[j][1]);
         l->paper[i] = l->level[i][1] > 0.92f * best;
     }
-    for (int round = 0; round <= ROUNDS; round++) {
+    for (int round = 0; round < ROUNDS; round++) {
         int kept = 0;
         for (int k = 0; k < 3; k++)
             if (!image_light_fit(l, k, solution[k])) return -1;
         for (int i = 0; i < n; i++) {
-            bool paper = true;
-            float fit[3];
-            image_terms(t, (i % l->columns + 0.5) / l->columns, ((double)(i / l->columns) + 0.5) / l->rows);
+            l->paper[i] = true;
+            image_light_at(l, solution, i, fit);
             for (int k = 0; k < 3; k++) {
-                fit[k] = 0;
-                for (int r = 0; r < IMAGE_TERMS; r++) fit[k] += (float)(t[r] * solution[k][r]);
                 if (fit[k] < 32) return -1;
-                paper = paper && fabsf(l->level[i][k] - fit[k]) < 0.07f * fit[k];
+                if (fabsf(l->level[i][k] - fit[k]) >= 0.07f * fit[k]) l->paper[i] = false;
             }
-            l->paper[i] = paper;
-            kept += paper;
-            if (round == ROUNDS && !paper) memcpy(l->level[i], fit, sizeof fit);
-            if (round == ROUNDS) least = fmin(least, l->level[i][1]), most = fmax(most, l->level[i][1]);
+            kept += l->paper[i];
         }
         if (2 * kept < n) return -1;
+    }
+    image_light_grow(l);
+    for (int i = 0; i < n; i++) {
+        image_light_at(l, solution, i, fit);
+        if (!l->paper[i]) memcpy(l->level[i], fit, sizeof fit);
+        least = fmin(least, l->level[i][1]);
+        most = fmax(most, l->level[i][1]);
     }
     return (most - least) / most;
 }
