@@ -516,6 +516,7 @@ int main(int argc, char **argv) {
     Error err;
     const Ops *op = ops_open(argc > 1 ? argv[1] : "cpu", &err);
     if (!op) die("%s", err.text);
+    threads_use(1);  // the models are small: on a busy machine, threads would wait for each other for most of the time
     test_rule();
     test_same_draws(op);
     test_tokenizers(op);
