@@ -6,8 +6,8 @@ transformers contradicts itself, in fp32 and in fp64: such texts are not compare
 """
 import torch
 
-import tikzc
 from hub_cases import TOKENS, check, make_case, must, oracle, round_to, run, script
+import tikzc
 
 NAMES = ("v2", "v2 llama3 bf16 shards padded", "v1 timm, inner layer, mixed types", "v2 wide heads")
 LENGTH, IMAGES = 16, 2

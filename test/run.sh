@@ -4,9 +4,10 @@
 #   test/run.sh COMMAND...      each COMMAND prints its own "N passed, M failed" as its last line
 #
 # A command that ends without that line, or with another status than 0 while it counts no failure, counts as one. Of what
-# passes, only the lines "not tested here: ..." are shown. VERBOSE=1 also says how long each command took.
+# passes, only the lines "not tested here: ..." are shown; what failed is named again at the end. VERBOSE=1 also says how
+# long each command took.
 set -u
-passed=0 failed=0
+passed=0 failed=0 names=()
 for command in "$@"; do
     printf '== %s\n' "$command"
     begin=$SECONDS
@@ -19,11 +20,15 @@ for command in "$@"; do
     else
         good=0 bad=1
     fi
-    if [ "$bad" -gt 0 ]; then printf '%s\n(exit status %d)\n' "$output" "$status"; else
+    if [ "$bad" -gt 0 ]; then
+        printf '%s\n(exit status %d)\n' "$output" "$status"
+        names+=("$command" "$(printf '%s\n' "$output" | grep -m 3 -E '^(failed:|== )|FAIL')")
+    else
         printf '%s\n' "$output" | grep '^not tested'
         printf '%s\n' "$last${VERBOSE:+ ($((SECONDS - begin)) s)}"
     fi
     passed=$((passed + good)) failed=$((failed + bad))
 done
+[ "$failed" -gt 0 ] && printf 'failed in %s\n%s\n' "${names[@]}"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
