@@ -72,6 +72,23 @@ static inline double image_bicubic(double x) {
     return 0;
 }
 
+/* Lanczos's kernel of three lobes: sinc(x) sinc(x / 3), as Pillow computes it. */
+static inline double image_sinc(double x) {
+    return x == 0 ? 1 : sin(image_product(x, M_PI)) / image_product(x, M_PI);
+}
+
+static inline double image_lanczos(double x) {
+    return x >= -3 && x < 3 ? image_product(image_sinc(x), image_sinc(x / 3)) : 0;
+}
+
+/* A resampling kernel, which is 0 beyond `support`. */
+typedef struct {
+    double (*kernel)(double x);
+    double support;
+} ImageFilter;
+
+static const ImageFilter image_filter_bicubic = {image_bicubic, 2}, image_filter_lanczos = {image_lanczos, 3};
+
 enum { IMAGE_WEIGHT_BITS = 32 - 8 - 2 };  // fraction bits of the fixed-point weights: the sums stay below 2^31
 
 /* The taps of a one-dimensional resampling filter: output o is the sum of weight[o, i] * input[first[o] + i] over
@@ -89,8 +106,8 @@ static inline void image_taps_free(ImageTaps *t) {
 
 /* The taps that resize `in` samples to `out` samples. When the size is reduced, the kernel is stretched by the same
  * factor, which antialiases. */
-static inline ImageTaps image_taps(int in, int out) {
-    const double scale = (double)in / out, stretch = scale < 1 ? 1 : scale, support = 2 * stretch;
+static inline ImageTaps image_taps(ImageFilter filter, int in, int out) {
+    const double scale = (double)in / out, stretch = scale < 1 ? 1 : scale, support = filter.support * stretch;
     const double shrink = 1.0 / stretch;
     const int max_taps = (int)ceil(support) * 2 + 1;
     ImageTaps t = {.first = xcalloc(out, sizeof *t.first),
@@ -104,7 +121,7 @@ static inline ImageTaps image_taps(int in, int out) {
         if (first < 0) first = 0;
         if (end > in) end = in;
         for (int i = 0; i < end - first; i++) {
-            w[i] = image_bicubic(image_product(i + first - centre + 0.5, shrink));
+            w[i] = filter.kernel(image_product(i + first - centre + 0.5, shrink));
             sum += w[i];
         }
         t.first[o] = first;
@@ -192,26 +209,57 @@ static inline void image_resize_horizontal(uint8_t *out, const Image *p, ImageBo
     free(transposed);
 }
 
-/* Centres a part of an image in a white square and resizes that to `size` pixels. out: [size, size, 3]. As in Pillow,
- * the horizontal pass comes first and is rounded to 8 bits, then the vertical pass. As in ImageOps.pad, the offset of
- * the centred part is rounded half to even. */
-static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, int size) {
-    const int side = box.width > box.height ? box.width : box.height;
-    const int left = (int)nearbyint((side - box.width) * 0.5), top = (int)nearbyint((side - box.height) * 0.5);
-    const size_t stride = 3 * (size_t)size;
+/* Resizes a part of an image that lies at (left, top) of a larger white area, whose taps are `across` and `down`, to
+ * out [height, width, 3]. As in Pillow, the horizontal pass comes first and is rounded to 8 bits, then the vertical pass. */
+static inline void image_resample(uint8_t *out, const Image *p, ImageBox box, int left, int top,
+                                  const ImageTaps *across, const ImageTaps *down, int width, int height) {
+    const size_t stride = 3 * (size_t)width;
     const size_t slack = IMAGE_LANES;  // the last group of lanes of a row may read and write beyond its end
-    ImageTaps taps = image_taps(side, size);
     uint8_t *rows = xcalloc(box.height * stride + slack, 1);
     uint8_t *line = xmalloc(stride + slack);
-    image_resize_horizontal(rows, p, box, &taps, left, size);
-    for (int o = 0; o < size; o++) {
-        ImageOutput s = image_output(&taps, o, top, top + box.height);
+    image_resize_horizontal(rows, p, box, across, left, width);
+    for (int o = 0; o < height; o++) {
+        ImageOutput s = image_output(down, o, top, top + box.height);
         for (size_t k = 0; k < stride; k += IMAGE_LANES) image_weighted_sum(line + k, rows + k, stride, s);
         memcpy(out + o * stride, line, stride);
     }
     free(line);
     free(rows);
+}
+
+/* Centres a part of an image in a white square and resizes that to `size` pixels. out: [size, size, 3]. As in
+ * ImageOps.pad, the offset of the centred part is rounded half to even. */
+static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, int size) {
+    const int side = box.width > box.height ? box.width : box.height;
+    const int left = (int)nearbyint((side - box.width) * 0.5), top = (int)nearbyint((side - box.height) * 0.5);
+    ImageTaps taps = image_taps(image_filter_bicubic, side, size);
+    image_resample(out, p, box, left, top, &taps, &taps, size, size);
     image_taps_free(&taps);
+}
+
+/* What DeTikZify's own pipeline does before the model's preprocessing (Belouadi et al. 2024): cuts off the exactly white
+ * margin, and enlarges the rest with Lanczos's filter until its longest side is that of the whole image. The white square
+ * around it is image_prepare_box's work. Refuses a drawing that would have more pixels than an image may have. */
+static inline int image_enlarge(Image *p, const char *name, Error *err) {
+    const ImageBox box = image_trim(p, IMAGE_WHITE);
+    const int side = p->width > p->height ? p->width : p->height;
+    int width = side, height = side;
+    if (box.width > box.height) height = (int)nearbyint((double)box.height / box.width * side);
+    if (box.width < box.height) width = (int)nearbyint((double)box.width / box.height * side);
+    if (width < 1 || height < 1 || (int64_t)width * height > IMAGE_MAX_PIXELS)
+        return error_set(err,
+                         "cannot prepare %s as DeTikZify does: without its margin it would become an image of %d x %d "
+                         "pixels, and at most %d million are read",
+                         name, width, height, IMAGE_MAX_PIXELS / 1000000);
+    ImageTaps across = image_taps(image_filter_lanczos, box.width, width),
+              down = image_taps(image_filter_lanczos, box.height, height);
+    Image larger = {.width = width, .height = height, .rgb = (uint8_t *)xmalloc(3 * (size_t)width * height)};
+    image_resample(larger.rgb, p, box, 0, 0, &across, &down, width, height);
+    image_taps_free(&across);
+    image_taps_free(&down);
+    image_free(p);
+    *p = larger;
+    return 0;
 }
 
 /* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [size, size, 3]. */

@@ -143,12 +143,16 @@ def make_images(folder):
     return made
 
 
-def square(image):
-    """Alpha over white, turned upright, the white border cut off, padded to a square with white."""
+def square(image, detikzify=False):
+    """Alpha over white, turned upright, the white border cut off, padded to a square with white. detikzify: enlarged to
+    the longest side that it had with its border, as DeTikZify's own pipeline does."""
     image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    side = max(image.size)
     image = image.crop(box) if box else image
+    if detikzify:
+        return ImageOps.pad(image, (side, side), color="white", method=Image.Resampling.LANCZOS)
     side = max(image.size)
     return ImageOps.pad(image, (side, side), color="white")
 
@@ -162,8 +166,10 @@ def siglip():
     return SiglipImageProcessor()
 
 
-def reference(image, size, processor):
+def reference(image, size, processor, detikzify=False):
     """What the encoder must see, float32 [size, size, 3]: resized, to 0..1, (x - 0.5) / 0.5."""
+    if detikzify:
+        return encoder_input(np.asarray(square(image, True).resize((size, size), Image.Resampling.BICUBIC)))
     if processor:  # the layout is said, because an image of 1 or 3 pixels a side would be taken for [C, H, W]
         pixels = processor(square(image), size={"height": size, "width": size}, input_data_format="channels_last")
         return np.asarray(pixels["pixel_values"][0], np.float32).transpose(1, 2, 0)
@@ -184,10 +190,10 @@ def compare(path, mine, expected):
     return good, difference.max(), difference.mean()
 
 
-def prepare(test_lib, size, paths, folder):
+def prepare(test_lib, size, paths, folder, detikzify=False):
     """What lib/image.h makes of the files, uint8 [files, size, size, 3]."""
     out = folder / "out"
-    subprocess.run([test_lib, "--prepare", str(size), str(out)] + [str(p) for p in paths], check=True)
+    subprocess.run([test_lib, "--prepare-detikzify" if detikzify else "--prepare", str(size), str(out)] + [str(p) for p in paths], check=True)
     return np.fromfile(out, dtype=np.uint8).reshape(len(paths), size, size, 3)
 
 
@@ -219,13 +225,17 @@ def main():
             for (path, image), mine in zip(made, ours):
                 expected = reference(image or Image.open(path), size, processor)
                 results.append((path.suffix, *compare(path, mine, expected)))
+        ours = prepare(sys.argv[1], SIZES[0], [p for p, _ in made], folder, True)
+        enlarged = []
+        for (path, image), mine in zip(made, ours):
+            enlarged.append(compare(path, mine, reference(image or Image.open(path), SIZES[0], None, True))[0])
         stored = compare_stored(sys.argv[1], [p for p, _ in made], folder)
     for suffix in sorted({r[0] for r in results}):
         of_kind = [r for r in results if r[0] == suffix]
         print(f"{len(of_kind) // len(SIZES)} {suffix[1:]} images at {', '.join(map(str, SIZES))} against "
               f"{'SiglipImageProcessor' if processor else 'Pillow'}: differ by at most "
               f"{max(r[2] for r in of_kind):.4f} levels of 255, on average {np.mean([r[3] for r in of_kind]):.4f}")
-    passed, total = sum(bool(r[1]) for r in results) + sum(stored), len(results) + len(stored)
+    passed, total = sum(bool(r[1]) for r in results) + sum(stored) + sum(enlarged), len(results) + len(stored) + len(enlarged)
     print(f"{passed} passed, {total - passed} failed")
     sys.exit(int(passed < total))
 

@@ -927,9 +927,21 @@ static void test_image_turn(void) {
     }
 }
 
-static int prepare_images(int count, char **arguments) {
+/* The enlargement for DeTikZify of a speck in a large image is refused, and the image stays as it was. */
+static void test_enlarge_refused(void) {
+    Image p = {.width = 15000, .height = 3};
+    Error err;
+    p.rgb = (uint8_t *)xmalloc(3 * (size_t)p.width * (size_t)p.height);
+    memset(p.rgb, 255, 3 * (size_t)p.width * (size_t)p.height);
+    memset(p.rgb + 3 * 20000, 0, 3);
+    CHECK_ERROR(image_enlarge(&p, "speck.png", &err), err, "cannot prepare speck.png as DeTikZify does");
+    CHECK(strstr(err.text, "15000 x 15000 pixels") && p.width == 15000 && p.height == 3);
+    image_free(&p);
+}
+
+static int prepare_images(int count, char **arguments, bool enlarge) {
     int size = count > 2 ? atoi(arguments[0]) : 0;
-    if (size < 1 || size > 4096) die("usage: --prepare SIZE OUT IMG...");
+    if (size < 1 || size > 4096) die("usage: --prepare|--prepare-detikzify SIZE OUT IMG...");
     FILE *f = fopen(arguments[1], "wb");
     if (!f) die("cannot write %s: %s", arguments[1], strerror(errno));
     size_t bytes = (size_t)size * (size_t)size * 3;
@@ -938,7 +950,8 @@ static int prepare_images(int count, char **arguments) {
         Image p;
         Error err;
         if (image_load(&p, arguments[i], &err) != 0) die("%s", err.text);
-        image_prepare(out, &p, size);
+        if (enlarge) die_if(image_enlarge(&p, arguments[i], &err), &err);
+        image_prepare_box(out, &p, enlarge ? (ImageBox){0, 0, p.width, p.height} : image_trim(&p, IMAGE_WHITE), size);
         image_free(&p);
         if (fwrite(out, 1, bytes, f) != bytes) die("cannot write %s", arguments[1]);
     }
@@ -979,7 +992,8 @@ static void test_misc(void) {
 
 int main(int argc, char **argv) {
     program_begin(argv);
-    if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_images(argc - 2, argv + 2);
+    if (argc > 1 && !strcmp(argv[1], "--prepare")) return prepare_images(argc - 2, argv + 2, false);
+    if (argc > 1 && !strcmp(argv[1], "--prepare-detikzify")) return prepare_images(argc - 2, argv + 2, true);
     samples_begin();
     test_map();
     test_cut_map();
@@ -1007,6 +1021,7 @@ int main(int argc, char **argv) {
     test_image_remark();
     test_image_prepare();
     test_image_turn();
+    test_enlarge_refused();
     test_arena();
     test_misc();
     samples_end();
