@@ -355,7 +355,7 @@ static void measure(Report *report, const char *path, WeightFormat format, Model
     int max_tokens = (int)d->longest, most = model_max_text(m);
     if (teacher && teacher->max_T < most) most = teacher->max_T;
     if (max_tokens > most) max_tokens = most;
-    if (opt.greedy) generator_fit(m, (int)opt.batch, false, max_tokens, max_tokens);
+    if (opt.greedy) generator_fit(m, (int)opt.batch, 1, false, max_tokens, max_tokens);
     model_plan(m, (int)opt.batch, max_tokens);
     report->path = path;
     report->parameters = (double)params_total(&m->params, GROUP_ALL);

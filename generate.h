@@ -2,7 +2,7 @@
  *
  *   generator_prefill   encodes the images and reads the prefix, which is the same for all sequences
  *   generator_run_all   samples token after token of every sequence until the reader stops it; then the next image takes
- *                       its place in the batch at once (continuous batching)
+ *                       its slot in the batch at once (continuous batching)
  *   generator_append    appends given tokens instead of sampled ones, one to each sequence
  *
  * All that changes from step to step is on the device: the last token and the position of every sequence. So every step
@@ -34,9 +34,10 @@ static inline void kv_cache_plan(KVCache *cache, const LmConfig *c, int B, Arena
 }
 
 /* Copies the positions first .. length-1 of sequence `from` over those of sequence `to`. */
-static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from,
-                                 int first, int length) {
-    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads, begin = (size_t)first * c->head_dim;
+static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const Ops *op, int to, int from, int first,
+                                 int length) {
+    size_t head = (size_t)cache->capacity * c->head_dim, sequence = head * c->kv_heads,
+           begin = (size_t)first * c->head_dim;
     size_t stride = head * sizeof(floatX), used = (size_t)(length - first) * c->head_dim * sizeof(floatX);
     for (int l = 0; l < c->layers && first < length; l++) {
         floatX *keys = cache->keys[l] + begin, *values = cache->values[l] + begin;
@@ -46,6 +47,8 @@ static inline void kv_cache_move(const KVCache *cache, const LmConfig *c, const 
 }
 
 /* ---- the generator ---- */
+
+enum { GENERATOR_MAX_BATCH = OPS_DOWNLOAD_BYTES / sizeof(int) };  // the last tokens of a batch are one download
 
 typedef struct {
     Model *m;
@@ -62,9 +65,9 @@ typedef struct {
     int B, length;  // sequences now; positions of each in the cache
     bool scored;    // log_probability is computed of every token before the reader gets it
     double log_probability;
-    float *row;     // host [V] scratch
-    int *host;      // host [max_B] scratch
-    KVCache place;  // scratch: the cache of one sequence
+    float *row;    // host [V] scratch
+    int *host;     // host [max_B] scratch
+    KVCache slot;  // scratch: the cache of one sequence
 } Generator;
 
 static inline void generator_plan(Generator *g) {
@@ -95,9 +98,10 @@ static inline void generator_mask_tokens(const Generator *g) {
 /* Opens a generator for up to B sequences of up to max_tokens text tokens, the prefix included. model_plan must have been
  * called for B images and at least prefix + 1 tokens. Greedy until generator_set_sampling. */
 static inline void generator_open(Generator *g, Model *m, int B, int max_tokens) {
-    const int max_batch = OPS_DOWNLOAD_BYTES / (int)sizeof(int), layers = m->c.lm.layers;
-    if (B > max_batch)
-        die("at most %d programs are generated together; %d were asked for, take a smaller --batch", max_batch, B);
+    const int layers = m->c.lm.layers;
+    if (B > GENERATOR_MAX_BATCH)
+        die("at most %d programs are generated together; %d were asked for, take a smaller --batch",
+            GENERATOR_MAX_BATCH, B);
     *g = (Generator){.m = m, .max_B = B};
     g->cache.capacity = model_image_tokens(m) + max_tokens;
     g->cache.keys = xcalloc(layers, sizeof(floatX *));
@@ -105,8 +109,8 @@ static inline void generator_open(Generator *g, Model *m, int B, int max_tokens)
     generator_plan(g);
     arena_allocate(&g->arena, m->op, "", "the key-value cache");
     generator_plan(g);
-    g->place.keys = xcalloc(layers, sizeof(floatX *));
-    g->place.values = xcalloc(layers, sizeof(floatX *));
+    g->slot.keys = xcalloc(layers, sizeof(floatX *));
+    g->slot.values = xcalloc(layers, sizeof(floatX *));
     g->host = xmalloc(B * sizeof(int));
     g->row = xmalloc(m->c.lm.vocab * sizeof(float));
     g->sampling = (Sampling){.top_p = 1};
@@ -120,31 +124,33 @@ static inline void generator_close(Generator *g) {
     arena_release(&g->arena, g->m->op);
     free(g->cache.keys);
     free(g->cache.values);
-    free(g->place.keys);
-    free(g->place.values);
+    free(g->slot.keys);
+    free(g->slot.values);
     free(g->host);
     free(g->row);
 }
 
-/* The largest batch <= B that fits into a quarter of the RAM, or 95 % of the free GPU memory; B itself unless or_less. Ends
- * the program when the batch exceeds all available memory, because an allocation on the CPU may not fail. T as for
- * model_plan, which comes afterwards. */
-static inline int generator_fit(Model *m, int B, bool or_less, int T, int max_tokens) {
+/* How many images are generated for together: the largest number <= `images` whose sequences, each_image for an image, fit
+ * into a quarter of the RAM, or 95 % of the free GPU memory; `images` itself unless or_less. Ends the program when they exceed
+ * all available memory, because an allocation on the CPU may not fail. T as for model_plan, which comes afterwards. */
+static inline int generator_fit(Model *m, int images, int each_image, bool or_less, int T, int max_tokens) {
     const bool host = m->op->host_memory;
     const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     const size_t available = host ? machine : m->op->memory_free();
     const size_t limit = host ? available / 4 : available / 20 * 19;
-    const size_t sequence =
-        kv_cache_bytes(&m->c.lm, model_image_tokens(m) + max_tokens) + m->c.lm.vocab * sizeof(float);
-    while (or_less && B > 1 && model_activation_bytes(m, B, T) + B * sequence > limit) B /= 2;
-    const size_t bytes = model_activation_bytes(m, B, T) + B * sequence;
+    const size_t sequences =
+        each_image * (kv_cache_bytes(&m->c.lm, model_image_tokens(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
+    while (or_less && images > 1 && model_activation_bytes(m, images, T) + images * sequences > limit) images /= 2;
+    const size_t bytes = model_activation_bytes(m, images, T) + images * sequences;
+    const int programs = images * each_image;
     if (bytes > available)
         die("%d program%s of up to %d tokens and %s %.1f MB of memory beside the model, and %s %.1f MB; %sfewer "
             "tokens or a smaller model need less",
-            B, B == 1 ? "" : "s together", max_tokens, B == 1 ? "its image need" : "their images need",
-            (double)bytes / 1e6, host ? "this machine has" : "the GPU has free", (double)available / 1e6,
-            B == 1 ? "" : "a smaller --batch, ");
-    return B;
+            programs, programs == 1 ? "" : "s together", max_tokens,
+            programs == 1 ? "its image need" : "their images need", (double)bytes / 1e6,
+            host ? "this machine has" : "the GPU has free", (double)available / 1e6,
+            programs == 1 ? "" : "a smaller --batch, ");
+    return images;
 }
 
 /* How tokens are sampled from now on (Sampling in kernels/ops.h). first: index of the first
@@ -217,17 +223,6 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
     g->B = n;
 }
 
-/* Makes n sequences of the first one: what follows differs by the random stream alone. */
-static inline void generator_multiply(Generator *g, int n) {
-    const size_t row = (size_t)g->m->c.lm.vocab;
-    for (int i = 1; i < n; i++) {
-        kv_cache_move(&g->cache, &g->m->c.lm, g->m->op, i, 0, 0, g->length);
-        g->m->op->copy(g->logits + i * row, g->logits, row * sizeof(float));
-    }
-    g->B = n;
-    generator_set_all(g, g->positions, g->length - 1);
-}
-
 /* ---- the loop ---- */
 
 /* Takes the next token of a sequence; returns false to stop it, and for -1 it must: the model's numbers are not finite
@@ -242,22 +237,22 @@ typedef int (*ImageSource)(void *context, uint8_t *pixels);
 typedef struct {
     int max_new_tokens;
     TokenReader reader;
-    ImageSource source;  // of the images that take the places of finished ones; NULL: there are none
+    ImageSource source;  // of the images that take the slots of finished ones; NULL: there are none
     void *context;       // of reader and source
     const int *prefix;   // of each image's program
     int prefix_count;
     uint8_t *pixels;  // [S, S, 3] scratch for the source
 } Generation;
 
-/* The places of a batch. Host arrays [max_B]. */
+/* The slots of a batch: what each of its sequences works on. Host arrays [max_B]. */
 typedef struct {
-    int *sequence;  // which sequence is in each place; -1: none
+    int *sequence;  // which sequence is in each slot; -1: none
     int *left;      // tokens that it may still have
     int *begin;     // the first step whose token is its own
     int running;
-} Places;
+} Slots;
 
-/* log softmax(logits)[id] of the sequence in place b. */
+/* log softmax(logits)[id] of the sequence in slot b. */
 static inline double generator_log_probability(const Generator *g, int b, int id) {
     const int V = g->m->c.lm.vocab;
     g->m->op->download(g->row, g->logits + (size_t)b * V, V * sizeof(float));
@@ -267,20 +262,20 @@ static inline double generator_log_probability(const Generator *g, int b, int id
     return id < 0 ? -INFINITY : g->row[id] - top - log(sum);
 }
 
-/* Encodes the source's next image into place b and draws its first token. Returns that, or -2: there is no image. */
-static inline int generator_refill(Generator *g, const Generation *s, Places *p, int b, int started) {
+/* Encodes the source's next image into slot b and draws its first token. Returns that, or -2: there is no image. */
+static inline int generator_refill(Generator *g, const Generation *s, Slots *p, int b, int started) {
     const Ops *op = g->m->op;
     const LmConfig *c = &g->m->c.lm;
     const size_t sequence = (size_t)c->kv_heads * g->cache.capacity * c->head_dim;
     const int number = s->source ? s->source(s->context, s->pixels) : -1;
     if (number < 0) return -2;
     for (int l = 0; l < c->layers; l++) {
-        g->place.keys[l] = g->cache.keys[l] + b * sequence;
-        g->place.values[l] = g->cache.values[l] + b * sequence;
+        g->slot.keys[l] = g->cache.keys[l] + b * sequence;
+        g->slot.values[l] = g->cache.values[l] + b * sequence;
     }
-    g->place.capacity = g->cache.capacity;
+    g->slot.capacity = g->cache.capacity;
     float *logits = g->logits + (size_t)b * c->vocab;
-    const int length = model_prefill(g->m, s->pixels, 1, s->prefix, s->prefix_count, &g->place, logits);
+    const int length = model_prefill(g->m, s->pixels, 1, s->prefix, s->prefix_count, &g->slot, logits);
     const int last = length - 1;
     int id;
     op->upload(g->positions + b, &last, sizeof(int));
@@ -294,9 +289,9 @@ static inline int generator_refill(Generator *g, const Generation *s, Places *p,
     return id;
 }
 
-/* Gives a token to the reader. When the sequence in place b ends, the next image takes the place; without one, the place
+/* Gives a token to the reader. When the sequence in slot b ends, the next image takes the slot; without one, the slot
  * stays empty, at position 0, so that its further steps stay inside the cache. */
-static inline void generator_give(Generator *g, const Generation *s, Places *p, int b, int id, int started) {
+static inline void generator_give(Generator *g, const Generation *s, Slots *p, int b, int id, int started) {
     while (id != -2) {
         if (g->scored) g->log_probability = generator_log_probability(g, b, id);
         if (s->reader(s->context, p->sequence[b], id) && --p->left[b] > 0) return;
@@ -308,8 +303,8 @@ static inline void generator_give(Generator *g, const Generation *s, Places *p, 
     p->running--;
 }
 
-/* Closes up the places when no more than half of them are taken. */
-static inline void generator_close_up(Generator *g, Places *p) {
+/* Compacts the batch to the slots that are taken. */
+static inline void generator_compact_slots(Generator *g, Slots *p) {
     int n = 0;
     for (int b = 0; b < g->B; b++) {
         if (p->sequence[b] < 0) continue;
@@ -318,7 +313,7 @@ static inline void generator_close_up(Generator *g, Places *p) {
         p->begin[n] = p->begin[b];
         g->host[n++] = b;
     }
-    if (g->length > g->cache.capacity) g->length = g->cache.capacity;  // places begin at different times
+    if (g->length > g->cache.capacity) g->length = g->cache.capacity;  // slots begin at different times
     generator_compact(g, g->host, n);
 }
 
@@ -327,7 +322,7 @@ static inline void generator_close_up(Generator *g, Places *p) {
 static inline void generator_run_all(Generator *g, const int *streams, const Generation *s) {
     const Ops *op = g->m->op;
     int *arrays = xcalloc(3 * (size_t)g->max_B, sizeof(int));
-    Places p = {arrays, arrays + g->max_B, arrays + 2 * g->max_B, g->B};
+    Slots p = {arrays, arrays + g->max_B, arrays + 2 * g->max_B, g->B};
     int started = 0;  // steps queued on the device
     for (int b = 0; b < g->B; b++) p.sequence[b] = s->source ? streams[b] : b, p.left[b] = s->max_new_tokens;
     op->upload(g->streams, streams, g->B * sizeof(int));
@@ -335,7 +330,7 @@ static inline void generator_run_all(Generator *g, const int *streams, const Gen
     for (int step = 0; p.running; step++) {
         bool sparse = 2 * p.running <= g->B;
         if (sparse && started == step) {
-            generator_close_up(g, &p);
+            generator_compact_slots(g, &p);
             sparse = false;
         }
         const int ahead = sparse || op->host_memory || g->scored ? 0 : 1;

@@ -8,38 +8,20 @@
 #include "generate.h"
 #include "generate/attention_maps.h"
 #include "generate/beam.h"
-#include "generate/best.h"
-#include "generate/options.h"
-#include "generate/prefix.h"
-#include "generate/speculate.h"
-#include "generate/writer.h"
-#include "lib/image_clean.h"
+#include "generate/score.h"
+#include "generate/session.h"
 #include "lib/program.h"
 #include "lib/threads.h"
 
-/* What all images share. */
-typedef struct {
-    Model model, draft;
-    Generator generator, drafter;
-    Speculator speculator;
-    Writer writer;
-    Inputs inputs;
-    TokenIds prefix;
-    bool cleans;                // images, before the model sees them (--preprocess auto)
-    int max_new_tokens, taken;  // images taken so far
-    double start, first_token;  // times, from seconds_now; 0: no token yet
-} Infer;
-
-static void open_models(Infer *f, const Ops *op, WeightFormat format);
-static void run_batches(Infer *f);
-static void run_beams(Infer *f);
-static void run_draft(Infer *f);
-static void run_best(Infer *f);
-static void print_timing(const Infer *f);
+static void run_batches(Session *s);
+static void run_beams(Session *s);
+static void run_draft(Session *s);
+static void run_best(Session *s);
+static void print_timing(const Session *s);
 
 int main(int argc, char **argv) {
-    static Infer infer;
-    Infer *f = &infer;
+    static Session session;
+    Session *s = &session;
     Drawing drawing;
     StringList images = {NULL, 0};
     WeightFormat format;
@@ -52,159 +34,68 @@ int main(int argc, char **argv) {
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
-    die_if(inputs_open(&f->inputs, &images, &err), &err);
+    die_if(inputs_open(&s->inputs, &images, &err), &err);
     WriterOptions o = {.output = opt.output,
-                       .several = f->inputs.count > 1,
+                       .several = s->inputs.count > 1,
                        .json = opt.json,
                        .finish = opt.finish,
                        .tidy = opt.tidy,
                        .render = opt.render,
-                       .keep_tokens = opt.attention != NULL,
-                       .chosen = opt.search || opt.candidates,
                        .repeat_guard = !strcmp(opt.repeat_guard, "on")};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
-        if (inputs_check_names(&f->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
+        if (inputs_check_names(&s->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
     if (o.to_folder) die_if(make_folder(opt.output, &err), &err);
     if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
-    open_models(f, op, format);
-    o.image_size = f->model.c.vision.image_size;
-    o.max_tokens = f->max_new_tokens + f->prefix.count;
-    writer_open(&f->writer, o, &f->inputs, &f->model.tokenizer, &drawing);
+    session_open(s, op, format);
+    o.image_size = s->model.c.vision.image_size;
+    o.max_tokens = s->max_new_tokens + s->prefix.count;
+    writer_open(&s->writer, o, &s->inputs, &s->model.tokenizer, &drawing);
 
-    f->start = seconds_now();
+    s->start = seconds_now();
     if (opt.search || opt.candidates)
-        run_best(f);
+        run_best(s);
     else if (opt.beam)
-        run_beams(f);
+        run_beams(s);
     else if (opt.draft)
-        run_draft(f);
+        run_draft(s);
     else
-        run_batches(f);
-    print_timing(f);
-    const bool failed = f->writer.failures || (opt.strict && f->writer.cut);
+        run_batches(s);
+    print_timing(s);
+    const bool failed = s->writer.failures || (opt.strict && s->writer.cut);
 
-    writer_close(&f->writer);
+    writer_close(&s->writer);
     drawing_close(&drawing);
-    inputs_close(&f->inputs);
-    free(f->prefix.ids);
-    if (opt.draft) {
-        speculator_close(&f->speculator);
-        generator_close(&f->drafter);
-        model_close(&f->draft);
-    }
-    generator_close(&f->generator);
-    model_close(&f->model);
+    session_close(s);
     free((void *)images.items);
     return failed;
 }
 
-/* ---- opening ---- */
-
-/* Whether images are cleaned: as --preprocess says, or else the model's metadata. A model converted from another project
- * has its own habits, so that only ours are cleaned without being asked. */
-static bool infer_cleans(const Model *m) {
-    const char *said = opt.preprocess ? opt.preprocess : safetensors_metadata(&m->file, "hub.preprocess");
-    return said ? !strcmp(said, "auto") : !safetensors_metadata(&m->file, "hub.tokenizer_config");
-}
-
-/* Opens the models and plans their memory. */
-static void open_models(Infer *f, const Ops *op, WeightFormat format) {
-    Error err;
-    Model *m = &f->model;
-    const char *path = opt.model ? opt.model : default_model();
-    die_if(model_open_as(m, op, path, "", format, &err), &err);
-    f->cleans = infer_cleans(m);
-    int max_tokens = model_max_text(m);
-    if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
-    die_if(prefix_read(&f->prefix, opt.prefix, &m->tokenizer, path, &err), &err);
-    const int prefix = f->prefix.count;
-    if (opt.draft) {
-        die_if(model_open_as(&f->draft, op, opt.draft, "the draft's ", format, &err), &err);
-        die_if(speculator_check(m, &f->draft, &err), &err);
-        if (model_max_text(&f->draft) < max_tokens) max_tokens = model_max_text(&f->draft);
-    }
-    if (prefix >= max_tokens)
-        die("the --prefix leaves no room: it has %d tokens, and the program may have %d", prefix, max_tokens);
-    f->max_new_tokens = max_tokens - prefix;
-    int batch = opt.batch ? (int)opt.batch : op->host_memory ? 16 : 64;
-    const int beams = opt.beam ? (int)opt.beam : 1;
-    if (opt.candidates && opt.candidates < batch) batch = (int)opt.candidates;
-    if (!opt.candidates && !opt.search && f->inputs.count < batch) batch = f->inputs.count;
-    if (opt.search) batch = BEST_IN_FLIGHT;
-    if (opt.draft || opt.attention) batch = 1;
-    int T = opt.draft && prefix + 1 < SPECULATE_ROWS ? SPECULATE_ROWS : prefix + 1;
-    if (opt.attention) T = max_tokens + 1;  // the whole program is read once more
-    batch = generator_fit(m, batch * beams, !opt.batch && beams == 1, T, max_tokens);
-    model_plan(m, batch, T);
-    generator_open(&f->generator, m, batch, max_tokens);
-    const int first = m->tokenizer.begin >= 0;
-    generator_set_sampling(&f->generator, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k,
-                           (uint64_t)opt.seed, first);
-    f->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
-    if (!opt.draft) return;
-    model_plan(&f->draft, 1, T);
-    generator_open(&f->drafter, &f->draft, 1, max_tokens);
-    generator_set_sampling(&f->drafter, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k, (uint64_t)opt.seed,
-                           first);
-    speculator_open(&f->speculator, &f->generator, &f->drafter);
-}
-
 /* ---- one image ---- */
 
-/* Reads an image, and prepares it as the input of the model and of the draft, if there is one: [size, size, 3] each. Warns of
- * an image that a model cannot make much of. Returns the longest side of what is not margin, or -1. */
-static int prepare(Program *p, bool cleans, uint8_t *pixels, int size, uint8_t *draft_pixels, int draft_size) {
-    Error err;
-    Image image;
-    char remark[256];
-    if (input_load(p->input, &image, &err)) {
-        program_fail(p, &err);
-        return -1;
-    }
-    if (opt.invert) image_invert(&image);
-    if (cleans) {
-        ImageCleaned cleaned;
-        image_clean(&image, &cleaned);
-        if (*cleaned.text) p->preprocessing = xstrdup(cleaned.text);
-        if (*cleaned.text && opt.verbose) fprintf(stderr, "%s: %s\n", p->input->path, cleaned.text);
-    }
-    const ImageBox box = image_trim(&image, opt.trim_near_white ? IMAGE_NEAR_WHITE : IMAGE_WHITE);
-    image_prepare_box(pixels, &image, box, size);
-    if (draft_pixels) image_prepare_box(draft_pixels, &image, box, draft_size);
-    if (image_remark(remark, sizeof remark, &image, box, pixels, size)) warn("%s: %s", p->input->path, remark);
-    image_free(&image);
-    if (opt.show) terminal_show(stderr, TERMINAL_BLOCKS, &(Image){.width = size, .height = size, .rgb = pixels}, NULL);
-    return box.width > box.height ? box.width : box.height;
-}
-
-/* Prepares the next image that can be read, and begins its program. Returns its number, or -1: there is none. `longest`: as
- * prepare returns it, or NULL. */
-static int next_image(Infer *f, uint8_t *pixels, uint8_t *draft_pixels, int *longest) {
-    const int S = f->model.c.vision.image_size, D = opt.draft ? f->draft.c.vision.image_size : 0;
-    while (f->taken < f->inputs.count) {
-        const int number = f->taken++;
-        Program *p = &f->writer.programs[number];
-        const int side = prepare(p, f->cleans, pixels, S, draft_pixels, D);
-        if (side >= 0) program_begin_text(p, &f->writer, f->prefix.ids, f->prefix.count);
-        if (side < 0 || p->failed) {
-            writer_done(&f->writer, p, f->prefix.count);
+/* Prepares the next image that can be read, [S, S, 3] for the model and for the draft (NULL: none), and begins its program.
+ * Returns its number, or -1: there is none. */
+static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
+    const size_t bytes = (size_t)s->model.c.vision.image_size * s->model.c.vision.image_size * 3;
+    while (s->taken < s->inputs.count) {
+        const int number = s->taken++;
+        Program *p = &s->writer.programs[number];
+        program_prepare(p, &s->prepare, pixels, draft_pixels);
+        if (!p->failed) program_begin_text(p, &s->writer, s->prefix.ids, s->prefix.count);
+        if (p->failed) {
+            writer_done(&s->writer, p, s->prefix.count);
             continue;
         }
-        if (longest) *longest = side;
-        if (opt.json || opt.render || opt.attention) {
-            p->pixels = xmalloc((size_t)S * S * 3);
-            memcpy(p->pixels, pixels, (size_t)S * S * 3);
-        }
-        p->log_probability = f->generator.scored ? 0 : NAN;
+        if (opt.json || opt.render || opt.attention) p->pixels = memcpy(xmalloc(bytes), pixels, bytes);
+        if (s->generator.scored) p->log_probability = 0;
         p->generate_seconds = seconds_now();  // until it is done: when it began
         return number;
     }
     return -1;
 }
 
-static int source_image(void *context, uint8_t *pixels) { return next_image(context, pixels, NULL, NULL); }
+static int source_image(void *context, uint8_t *pixels) { return next_image(context, pixels, NULL); }
 
 /* The model computed values that are not finite: from damaged weights always, else perhaps from this image alone. */
 static void fail_not_finite(Program *p, const Model *m) {
@@ -216,52 +107,67 @@ static void fail_not_finite(Program *p, const Model *m) {
 }
 
 /* Writes where the model looked: into the folder of --attention, or one of the image's name in it. */
-static void write_attention(Infer *f, Program *p) {
+static void write_attention(Session *s, Program *p) {
     Error err;
-    char *folder = f->inputs.count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
-    if (attention_maps_write(&f->model, p->pixels, p->ids.ids, p->ids.count, folder, p->input->path, &err))
+    char *folder =
+        s->inputs.count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
+    if (attention_maps_write(&s->model, p->pixels, p->ids.ids, p->tokens, folder, p->input->path, &err))
         program_fail(p, &err);
     free(folder);
 }
 
-static void finish_program(Infer *f, Program *p) {
+static void finish_program(Session *s, Program *p) {
     p->generate_seconds = seconds_now() - p->generate_seconds;
-    if (opt.attention && !p->failed) write_attention(f, p);
-    writer_done(&f->writer, p, f->prefix.count);
+    if (opt.attention && !p->failed) write_attention(s, p);
+    writer_done(&s->writer, p, s->prefix.count);
 }
 
-/* Callback of the generator: takes token `id` of the program with this number. Returns false when the program ends. */
-static bool read_token(void *context, int number, int id) {
-    Infer *f = context;
-    Program *p = &f->writer.programs[number];
-    if (f->first_token == 0) f->first_token = seconds_now();
+/* Callback of the speculator: takes token `id` of the program with this number. Returns false when the program ends. */
+static bool take_token(void *context, int number, int id) {
+    Session *s = context;
+    Program *p = &s->writer.programs[number];
+    if (s->first_token == 0) s->first_token = seconds_now();
     if (isnan(p->prefill_seconds)) p->prefill_seconds = seconds_now() - p->generate_seconds;
-    if (id < 0) fail_not_finite(p, &f->model);
-    if (f->generator.scored && id >= 0) p->log_probability += f->generator.log_probability;
-    const bool more =
-        id >= 0 && program_add(p, &f->writer, id) && p->tokens < f->max_new_tokens + f->prefix.count;
-    if (!more) finish_program(f, p);
+    if (id < 0) fail_not_finite(p, &s->model);
+    return id >= 0 && program_add(p, &s->writer, id) && p->tokens < s->max_new_tokens + s->prefix.count;
+}
+
+/* Callback of the generator: the same, and finishes a program that ends. */
+static bool read_token(void *context, int number, int id) {
+    Session *s = context;
+    Program *p = &s->writer.programs[number];
+    if (s->generator.scored) p->log_probability += s->generator.log_probability;
+    const bool more = take_token(s, number, id);
+    if (!more) finish_program(s, p);
     return more;
+}
+
+/* Computes the log-probability of a program that was not sampled by the generator. */
+static void score_program(Session *s, Program *p) {
+    const int prefix = s->prefix.count;
+    if (!opt.json || p->failed || p->ids.count <= prefix) return;
+    p->log_probability =
+        generator_score(&s->generator, p->pixels, s->prefix.ids, prefix, p->ids.ids + prefix, p->ids.count - prefix);
 }
 
 /* ---- the ways to generate ---- */
 
 /* All images, in batches whose places the next images take as soon as a program ends. */
-static void run_batches(Infer *f) {
-    Generator *g = &f->generator;
-    const size_t bytes = (size_t)f->model.c.vision.image_size * f->model.c.vision.image_size * 3;
+static void run_batches(Session *s) {
+    Generator *g = &s->generator;
+    const size_t bytes = (size_t)s->model.c.vision.image_size * s->model.c.vision.image_size * 3;
     uint8_t *pixels = xmalloc(g->max_B * bytes);
     int *numbers = xmalloc(g->max_B * sizeof(int)), n = 0;
-    while (n < g->max_B && (numbers[n] = next_image(f, pixels + n * bytes, NULL, NULL)) >= 0) n++;
-    const Generation all = {.max_new_tokens = f->max_new_tokens,
+    while (n < g->max_B && (numbers[n] = next_image(s, pixels + n * bytes, NULL)) >= 0) n++;
+    const Generation all = {.max_new_tokens = s->max_new_tokens,
                             .reader = read_token,
                             .source = source_image,
-                            .context = f,
-                            .prefix = f->prefix.ids,
-                            .prefix_count = f->prefix.count,
+                            .context = s,
+                            .prefix = s->prefix.ids,
+                            .prefix_count = s->prefix.count,
                             .pixels = pixels};
     if (n) {
-        generator_prefill(g, pixels, n, f->prefix.ids, f->prefix.count);
+        generator_prefill(g, pixels, n, s->prefix.ids, s->prefix.count);
         generator_run_all(g, numbers, &all);
     }
     free(pixels);
@@ -269,25 +175,24 @@ static void run_batches(Infer *f) {
 }
 
 /* Batches of images, several unfinished programs of each. */
-static void run_beams(Infer *f) {
-    Generator *g = &f->generator;
-    const int beams = (int)opt.beam, batch = g->max_B / beams;
-    const size_t bytes = (size_t)f->model.c.vision.image_size * f->model.c.vision.image_size * 3;
-    const BeamOptions o = {beams, opt.length_penalty};
+static void run_beams(Session *s) {
+    Generator *g = &s->generator;
+    const int batch = g->max_B / (int)opt.beam;
+    const size_t bytes = (size_t)s->model.c.vision.image_size * s->model.c.vision.image_size * 3;
+    const BeamOptions o = {(int)opt.beam, opt.length_penalty};
     uint8_t *pixels = xmalloc(batch * bytes);
     int *numbers = xmalloc(batch * sizeof(int)), n;
     BeamResult *results = xcalloc(batch, sizeof(BeamResult));
     do {
-        for (n = 0; n < batch && (numbers[n] = next_image(f, pixels + n * bytes, NULL, NULL)) >= 0;) n++;
-        if (n) beam_search(g, pixels, n, f->prefix.ids, f->prefix.count, &o, f->max_new_tokens, results);
+        for (n = 0; n < batch && (numbers[n] = next_image(s, pixels + n * bytes, NULL)) >= 0;) n++;
+        if (n) beam_search(g, pixels, n, s->prefix.ids, s->prefix.count, &o, s->max_new_tokens, results);
         for (int i = 0; i < n; i++) {
-            Program *p = &f->writer.programs[numbers[i]];
-            if (f->first_token == 0) f->first_token = seconds_now();
-            if (results[i].failed) fail_not_finite(p, &f->model);
-            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, &f->writer, results[i].ids[k]);
+            Program *p = &s->writer.programs[numbers[i]];
+            if (results[i].failed) fail_not_finite(p, &s->model);
+            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, &s->writer, results[i].ids[k]);
             p->ended = results[i].ended;
             p->log_probability = results[i].log_probability;
-            finish_program(f, p);
+            finish_program(s, p);
             beam_result_free(&results[i]);
         }
     } while (n == batch);
@@ -297,21 +202,40 @@ static void run_beams(Infer *f) {
 }
 
 /* One image after another: the draft proposes tokens, the model checks them. */
-static void run_draft(Infer *f) {
-    const size_t S = f->model.c.vision.image_size, D = f->draft.c.vision.image_size;
+static void run_draft(Session *s) {
+    const size_t S = s->model.c.vision.image_size, D = s->draft.c.vision.image_size;
     uint8_t *pixels = xmalloc(S * S * 3), *draft_pixels = xmalloc(D * D * 3);
     int number;
-    while ((number = next_image(f, pixels, draft_pixels, NULL)) >= 0) {
-        generator_prefill(&f->generator, pixels, 1, f->prefix.ids, f->prefix.count);
-        generator_prefill(&f->drafter, draft_pixels, 1, f->prefix.ids, f->prefix.count);
-        speculator_run(&f->speculator, number, number, f->max_new_tokens, read_token, f);
+    while ((number = next_image(s, pixels, draft_pixels)) >= 0) {
+        Program *p = &s->writer.programs[number];
+        generator_prefill(&s->generator, pixels, 1, s->prefix.ids, s->prefix.count);
+        generator_prefill(&s->drafter, draft_pixels, 1, s->prefix.ids, s->prefix.count);
+        speculator_run(&s->speculator, number, number, s->max_new_tokens, take_token, s);
+        score_program(s, p);
+        finish_program(s, p);
     }
     free(pixels);
     free(draft_pixels);
 }
 
-/* One image after another: several programs, of which the best is kept. */
-static void run_best(Infer *f) {
+/* Takes over the program that was chosen for an image. */
+static void take_best(Session *s, Program *p, const BestProgram *found) {
+    Error err;
+    if (found->not_finite) {
+        fail_not_finite(p, &s->model);
+    } else if (!found->ids) {
+        error_set(&err, "no program of %s was found in time", p->input->path);
+        program_fail(p, &err);
+    }
+    for (int i = s->prefix.count; i < found->count && program_add(p, &s->writer, found->ids[i]); i++)
+        ;
+    p->similarity = found->similarity;
+    score_program(s, p);
+}
+
+/* One image after another: several programs, of which the best is kept. Ctrl-C ends the search of an image, which keeps what
+ * it has found; the images after it have no programs. */
+static void run_best(Session *s) {
     Best best;
     Error err;
     BestOptions o = {.candidates = (int)opt.candidates,
@@ -320,32 +244,41 @@ static void run_best(Infer *f) {
                      .unsafe = opt.draw.unsafe,
                      .seed = (uint64_t)opt.seed,
                      .quiet = opt.quiet,
-                     .max_new_tokens = f->max_new_tokens};
-    if (opt.search && best_budget(&o, opt.search, &err)) options_die("%s", err.text);
-    const size_t S = f->model.c.vision.image_size;
+                     .max_new_tokens = s->max_new_tokens};
+    best_reward(&o, opt.reward);  // checked with the options, as the budget
+    if (opt.search) best_budget(&o, opt.search, &err);
+    const size_t S = s->model.c.vision.image_size;
     uint8_t *pixels = xmalloc(S * S * 3);
-    die_if(best_open(&best, o, &f->generator, f->prefix.ids, f->prefix.count, &err), &err);
-    int number, longest = 0;
-    while (!best.interrupted && (number = next_image(f, pixels, NULL, &longest)) >= 0) {
-        Program *p = &f->writer.programs[number];
-        die_if(best_find(&best, p, number, pixels, longest, &err), &err);
-        finish_program(f, p);
+    die_if(best_open(&best, o, &s->generator, s->prefix.ids, s->prefix.count, &err), &err);
+    int number;
+    while (!interrupted() && (number = next_image(s, pixels, NULL)) >= 0) {
+        Program *p = &s->writer.programs[number];
+        BestProgram found;
+        die_if(best_find(&best, number, p->input->path, pixels, p->longest, &found, &err), &err);
+        take_best(s, p, &found);
+        finish_program(s, p);
+        free(found.ids);
     }
+    const int left = s->inputs.count - s->taken;
+    if (left) report_error("stopped before the last %d image%s", left, left == 1 ? "" : "s");
+    s->writer.failures += left;
     best_close(&best);
     free(pixels);
 }
 
 /* Reports the latency and the rate of generation. */
-static void print_timing(const Infer *f) {
-    const double seconds = seconds_now() - f->first_token;
-    const char *device = ops_name(f->model.op).text;
-    const long tokens = f->writer.tokens;
-    if (opt.quiet || f->first_token == 0) return;
-    char *what = f->taken == 1 ? xstrdup(f->inputs.items[0].path) : format_string("%d images", f->taken);
-    fprintf(stderr, "%s: first token after %.0f ms, %ld tokens at %.0f tokens/s on %s\n", what,
-            1e3 * (f->first_token - f->start), tokens, seconds > 0 ? (double)tokens / seconds : 0, device);
+static void print_timing(const Session *s) {
+    const double now = seconds_now(), seconds = now - (s->first_token > 0 ? s->first_token : s->start);
+    const long tokens = s->writer.tokens;
+    if (opt.quiet || !tokens) return;
+    char *what = s->taken == 1 ? xstrdup(s->inputs.items[0].path) : format_string("%d images", s->taken),
+         *first = NULL;
+    if (s->first_token > 0) first = format_string("first token after %.0f ms, ", 1e3 * (s->first_token - s->start));
+    fprintf(stderr, "%s: %s%ld tokens at %.0f tokens/s on %s\n", what, first ? first : "", tokens,
+            seconds > 0 ? (double)tokens / seconds : 0, ops_name(s->model.op).text);
     if (opt.draft)
-        fprintf(stderr, "%ld of %ld tokens that the draft proposed were taken\n", f->speculator.accepted,
-                f->speculator.offered);
+        fprintf(stderr, "%ld of %ld tokens that the draft proposed were taken\n", s->speculator.accepted,
+                s->speculator.offered);
     free(what);
+    free(first);
 }

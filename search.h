@@ -38,6 +38,7 @@ typedef struct {
 typedef struct {
     char *text;
     size_t bytes;
+    int *ids, count;    // its tokens, with the prefix, and with the end token if it has ended
     double score;       // the reward
     bool clean, drawn;  // it compiles without errors; there is a drawing
     bool same;          // the drawing has the input's pixels, as the model sees them
@@ -74,6 +75,7 @@ typedef struct {
 static inline void search_result_free(SearchResult *r) {
     for (int i = 0; i < r->count; i++) {
         free(r->found[i].text);
+        free(r->found[i].ids);
         free(r->found[i].message);
     }
     free(r->found);
@@ -130,6 +132,8 @@ static inline SearchFound search_found(const SearchProgram *program, const Judge
     SearchFound f = {.bytes = p->bytes, .score = program->value, .clean = p->clean, .drawn = p->drawn};
     f.same = p->same;
     f.rollout = program->rollout;
+    f.ids = program->ids;
+    f.count = program->count;
     f.text = p->text;
     f.message = p->message;
     return f;
@@ -175,6 +179,7 @@ static inline void search_take_results(const Search *s, SearchResult *result) {
         if (again) continue;
         SearchFound f = search_found(program, s->judged[i]);
         f.text = (char *)memcpy(xmalloc(f.bytes + 1), f.text, f.bytes + 1);
+        f.ids = search_copy_ids(f.ids, f.count);
         f.message = f.message ? xstrdup(f.message) : NULL;
         result->found[result->count++] = f;
     }

@@ -245,7 +245,7 @@ static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
     const size_t bytes = (size_t)S * S * 3;
     pthread_mutex_lock(&j->lock);
     judge_forget(j);
-    j->longest = longest < 1 ? S : longest > 2 * S ? 2 * S : longest;
+    j->longest = similarity_drawing_size(longest, S);
     pthread_mutex_unlock(&j->lock);
     j->best = -INFINITY;
     if (j->o.compile_only) return;

@@ -5,18 +5,23 @@
 #include "../lib/file.h"
 #include "../lib/options.h"
 #include "../weights.h"
+#include "best.h"
 #include "draw.h"
 
 static struct {
-    const char *model, *output, *device, *prefix, *weights;
-    double temperature, top_p;
-    int64_t top_k, seed, max_tokens, threads, batch;
-    bool trim_near_white, invert, quiet, show, strict, json, render, finish, tidy, verbose;
-    const char *draft, *search, *repeat_guard, *preprocess, *attention;
-    int64_t candidates, beam;
-    double exploration, length_penalty;
+    const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
+        *attention;
+    double temperature, top_p, exploration, length_penalty;
+    int64_t top_k, seed, max_tokens, threads, batch, candidates, beam;
+    bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy;
     DrawOptions draw;
-} opt = {.device = "auto", .top_p = 1, .seed = 1, .temperature = -1, .repeat_guard = "on", .exploration = 0.6, .length_penalty = 1};
+} opt = {.device = "auto",
+         .reward = "pixels",
+         .repeat_guard = "on",
+         .top_p = 1,
+         .exploration = 0.6,
+         .length_penalty = 1,
+         .seed = 1};
 
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
@@ -29,7 +34,8 @@ static const Option table[] = {
     {"check", 0, OPT_FLAG, &opt.draw.check, NULL, "compile the program; status 1 if TeX reports an error", 0, 0},
     {"render", 0, OPT_FLAG, &opt.render, NULL, "show image and drawing side by side in the terminal", 0, 0},
     {"json", 0, OPT_FLAG, &opt.json, NULL,
-     "print one JSON object per image: program, log-probability, whether it compiles, similarity, errors, times", 0, 0},
+     "print one JSON object per image: program, log-probability, whether it compiles, similarity, errors, times", 0,
+     0},
     {"beam", 0, OPT_INT, &opt.beam, "N",
      "beam search with N unfinished programs of each image, for the likeliest program", 1, 1024},
     {"length-penalty", 0, OPT_FLOAT, &opt.length_penalty, "X",
@@ -37,24 +43,34 @@ static const Option table[] = {
     {"candidates", 'c', OPT_INT, &opt.candidates, "N",
      "sample N programs, and keep the one that compiles and is most like the image", 1, 1e6},
     {"search", 's', OPT_STRING, &opt.search, "SECONDS|N",
-     "search the best program of an image by writing, compiling and comparing: for so many seconds (10s, 2.5s), or so many "
+     "search the best program of an image by writing, compiling and comparing: for so many seconds (10s, 2.5s), or "
+     "so many "
      "programs (200)",
      0, 0},
     {"exploration", 0, OPT_FLOAT, &opt.exploration, "C", "of --search: how much it tries other beginnings", 0, 100},
+    {"reward", 0, OPT_STRING, &opt.reward, "NAME",
+     "what --search and --candidates look for: drawings that are like the image in their pixels, or, in the model's "
+     "own "
+     "features, in the same places (places), on the mean (mean) or by the earth mover's distance (emd); or only "
+     "programs "
+     "that compile (compiler)",
+     0, 0},
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
      "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
     {"attention", 0, OPT_STRING, &opt.attention, "DIR",
-     "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0, 0},
+     "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0,
+     0},
     {"finish", 0, OPT_FLAG, &opt.finish, NULL, "close what is open in a program that was cut, so that it compiles", 0,
      0},
     {"tidy", 0, OPT_FLAG, &opt.tidy, NULL, "keep only the packages that a program uses, and lay it out", 0, 0},
-    {"repeat-guard", 0, OPT_STRING, &opt.repeat_guard, "on|off", "stop a program that repeats the same tokens for ever",
-     0, 0},
+    {"repeat-guard", 0, OPT_STRING, &opt.repeat_guard, "on|off",
+     "stop a program that repeats the same tokens for ever", 0, 0},
     {"unsafe-tex", 0, OPT_FLAG, &opt.draw.unsafe, NULL,
      "let TeX read and write all files and start programs: only for programs that you have read", 0, 0},
     {"prefix", 0, OPT_STRING, &opt.prefix, "TEXT", "every program begins with this text, and the model continues it",
      0, 0},
-    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "0 takes the likeliest token; DeTikZify samples at 0.8 (default: 0, with --candidates and --search 0.8)", -1, 100},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T",
+     "0 takes the likeliest token; DeTikZify samples at 0.8, and so do --candidates and --search by default", 0, 100},
     {"top-p", 0, OPT_FLOAT, &opt.top_p, "P", "sample among the likeliest tokens that together reach P", 0, 1},
     {"top-k", 0, OPT_INT, &opt.top_k, "K", "sample among the K likeliest tokens; 0: all", 0, 1e9},
     {"seed", 0, OPT_INT, &opt.seed, "N", "random seed for sampling; each image has its own stream", 0, 1e15},
@@ -69,9 +85,12 @@ static const Option table[] = {
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
-    {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain",
-     "auto: first make paper white, undo dark mode, uneven light and small rotations, remove noise; a clean image stays as "
-     "it is (default: auto, for models converted from other projects plain)",
+    {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain|detikzify",
+     "auto: first make paper white, undo dark mode, uneven light and small rotations, remove noise; a clean image "
+     "stays as "
+     "it is. detikzify: enlarge it first, as DeTikZify's own program does (default: auto; for models converted from "
+     "other "
+     "projects plain)",
      0, 0},
     {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
      "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
@@ -90,19 +109,37 @@ static bool is_folder(const char *path) {
     return !stat(path, &s) && S_ISDIR(s.st_mode);
 }
 
-static void check_options(WeightFormat *format) {
-    const bool best = opt.search || opt.candidates;
+static bool is_one_of(const char *value, const char *const *names) {
+    for (; *names; names++)
+        if (!strcmp(value, *names)) return true;
+    return false;
+}
+
+static void check_values(WeightFormat *format) {
+    static const char *const on_off[] = {"on", "off", NULL}, *const preprocess[] = {"auto", "plain", "detikzify",
+                                                                                    NULL};
+    BestOptions best;
+    Error err;
     if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
-    if (strcmp(opt.repeat_guard, "on") != 0 && strcmp(opt.repeat_guard, "off") != 0)
+    if (!is_one_of(opt.repeat_guard, on_off))
         options_die("--repeat-guard must be on or off, not '%.40s'", opt.repeat_guard);
-    if (opt.preprocess && strcmp(opt.preprocess, "auto") != 0 && strcmp(opt.preprocess, "plain") != 0)
-        options_die("--preprocess must be auto or plain, not '%.40s'", opt.preprocess);
-    if (opt.search && opt.candidates) options_die("--search and --candidates cannot be used together");
-    if (opt.beam && (best || opt.draft || opt.attention || opt.temperature > 0))
-        options_die("--beam cannot be used with --search, --candidates, --draft, --attention or --temperature");
-    if (best && opt.draft) options_die("--draft cannot be used with --search or --candidates");
-    if (best && opt.attention) options_die("--attention cannot be used with --search or --candidates");
-    if (opt.temperature < 0) opt.temperature = best ? 0.8 : 0;
+    if (opt.preprocess && !is_one_of(opt.preprocess, preprocess))
+        options_die("--preprocess must be auto, plain or detikzify, not '%.40s'", opt.preprocess);
+    if (best_reward(&best, opt.reward))
+        options_die("--reward must be pixels, places, mean, emd or compiler, not '%.40s'", opt.reward);
+    if (opt.search && best_budget(&best, opt.search, &err)) options_die("%s", err.text);
+}
+
+/* Refuses options that do not go together, or that would have no effect. */
+static void check_combinations(void) {
+    const bool best = opt.search || opt.candidates;
+    if (!!opt.search + !!opt.candidates + !!opt.beam + !!opt.draft > 1)
+        options_die("--search, --candidates, --beam and --draft cannot be used together");
+    if (opt.beam && opt.temperature > 0) options_die("--beam does not sample; leave out --temperature");
+    if (!opt.beam && options_given(&opt.length_penalty)) options_die("--length-penalty is an option of --beam");
+    if (!opt.search && options_given(&opt.exploration)) options_die("--exploration is an option of --search");
+    if (!best && options_given(&opt.reward)) options_die("--reward is an option of --search and --candidates");
+    if (best && !options_given(&opt.temperature)) opt.temperature = 0.8;
     if (best && opt.temperature == 0) options_die("--search and --candidates sample; --temperature must not be 0");
 }
 
@@ -118,13 +155,14 @@ static const char *default_model(void) {
 
 /* Parses the options into opt, and what is left into `images`. Ends the program where they are wrong. */
 static void infer_options_parse(int argc, char **argv, StringList *images, WeightFormat *format) {
-    char *usage = ops_usage(
-        "[options] IMAGE...\n\nWrites the TikZ program that draws each image. An IMAGE is a file, a folder of images, or "
-        "- for standard input.");
+    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image. An IMAGE is a "
+                            "file, a folder of images, or "
+                            "- for standard input.");
     options_parse(table, OPTIONS, argc, argv, usage, images);
     free(usage);
     if (!images->count) options_die("no image given");
-    check_options(format);
+    check_values(format);
+    check_combinations();
 }
 
 #endif

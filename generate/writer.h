@@ -1,5 +1,5 @@
 /* The programs of infer, one per image: collects each while it is generated, and then, in the order of the images, writes,
- * compiles and shows it. */
+ * compiles and shows it. A program that has failed has a line of JSON too, without a program. */
 #ifndef GENERATE_WRITER_H
 #define GENERATE_WRITER_H
 
@@ -20,8 +20,6 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
-    bool keep_tokens;  // Program.ids is filled
-    bool chosen;      // the text comes at the end, from among several (program_set_text)
     int image_size;  // S
     int max_tokens;  // of a program, for the warning about one that was cut
 } WriterOptions;
@@ -35,10 +33,11 @@ typedef struct {
     FILE *live;       // where it is written while it is generated; NULL: only when it is complete
     AtomicFile file;  // with --output
     uint8_t *pixels;  // [S, S, 3] the input, where it is shown or compared
+    int longest;      // pixels of its longest side, without the margin
     TokenDecoder decoder;
     RepeatGuard guard;
-    TokenIds ids;  // with the prefix, where they are kept
-    int tokens;    // their number
+    TokenIds ids;  // with the prefix, and with the end token
+    int tokens;    // their number, without the end token
     bool ended, looped, opened, failed, done;
     char *preprocessing;  // what was done to the image; NULL: nothing
     double log_probability, similarity;
@@ -60,7 +59,12 @@ static inline void writer_open(Writer *w, WriterOptions o, const Inputs *inputs,
     const char *why = NULL;
     *w = (Writer){.o = o, .tokenizer = t, .drawing = d, .count = inputs->count};
     w->programs = (Program *)xcalloc((size_t)inputs->count, sizeof(Program));
-    for (int i = 0; i < inputs->count; i++) w->programs[i].input = &inputs->items[i];
+    for (int i = 0; i < inputs->count; i++)
+        w->programs[i] = (Program){.input = &inputs->items[i],
+                                   .log_probability = NAN,
+                                   .similarity = NAN,
+                                   .prefill_seconds = NAN,
+                                   .generate_seconds = NAN};
     if (o.render) w->graphics = terminal_graphics(stderr, NULL, &why);
     if (o.render && w->graphics == TERMINAL_NONE) warn("--render: %s", why);
 }
@@ -99,18 +103,17 @@ static inline void program_open_output(Program *p, const Writer *w) {
 /* Begins a program with the prefix. A program that is alone and needs no change is written while it is generated. */
 static inline void program_begin_text(Program *p, const Writer *w, const int *prefix, int prefix_count) {
     const char *bytes;
-    p->log_probability = p->similarity = p->prefill_seconds = p->generate_seconds = NAN;
     token_decoder_begin(&p->decoder, w->tokenizer);
     repeat_begin(&p->guard);
     p->memory = open_memstream(&p->text, &p->bytes);
     if (!p->memory) die("out of memory");
     if (w->o.output && !w->o.several) program_open_output(p, w);
-    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy && !w->o.chosen)
+    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy)
         p->live = p->opened ? p->file.f : w->o.output ? NULL : stdout;
     for (int i = 0; i < prefix_count && !p->failed; i++) {
         const size_t n = token_decoder_next(&p->decoder, prefix[i], &bytes);
         program_add_bytes(p, w, bytes, n);
-        if (w->o.keep_tokens) token_ids_add(&p->ids, prefix[i]);
+        token_ids_add(&p->ids, prefix[i]);
     }
     p->tokens = prefix_count;
 }
@@ -118,20 +121,14 @@ static inline void program_begin_text(Program *p, const Writer *w, const int *pr
 /* Adds a token. Returns false where the program ends with it. */
 static inline bool program_add(Program *p, const Writer *w, int id) {
     const char *bytes;
+    token_ids_add(&p->ids, id);
     p->ended = tokenizer_ends(w->tokenizer, id);
     if (p->ended) return false;
     p->tokens++;
-    if (w->o.keep_tokens) token_ids_add(&p->ids, id);
     const size_t n = token_decoder_next(&p->decoder, id, &bytes);
     program_add_bytes(p, w, bytes, n);
     p->looped = repeat_add(&p->guard, id) && w->o.repeat_guard;
     return !p->failed && !p->looped;
-}
-
-/* Replaces the text by one that something else has written: the best candidate. */
-static inline void program_set_text(Program *p, const char *text, size_t n) {
-    rewind(p->memory);
-    if (fwrite(text, 1, n, p->memory) != n) die("out of memory");
 }
 
 /* ---- when it is complete ---- */
@@ -147,8 +144,16 @@ static inline char *program_close_tex(const char *text, size_t n, size_t *size) 
     return tex_close(RENDER_TIKZ, text, n, size);
 }
 
-/* Ends the text: the decoder's last bytes, then what the options change, then a line end. */
-static inline void program_end_text(Program *p, const Writer *w) {
+/* Leaves out the rounds of a loop but for the first. What has been written stays. */
+static inline void program_cut_loop(Program *p, const Writer *w, int prefix_count) {
+    if (!p->looped || p->live) return;
+    p->tokens = p->ids.count = prefix_count + p->guard.begin + p->guard.period;
+    free(p->text);
+    tokenizer_decode(w->tokenizer, p->ids.ids, p->ids.count, &p->text, &p->bytes);
+}
+
+/* Ends the text: the decoder's last bytes and a line end, then what the options change. */
+static inline void program_end_text(Program *p, const Writer *w, int prefix_count) {
     const char *bytes;
     const size_t n = token_decoder_end(&p->decoder, &bytes);
     program_add_bytes(p, w, bytes, n);
@@ -156,19 +161,20 @@ static inline void program_end_text(Program *p, const Writer *w) {
     fflush(p->memory);
     if (p->bytes && p->text[p->bytes - 1] != '\n') program_add_bytes(p, w, "\n", 1);
     fclose(p->memory);
+    program_cut_loop(p, w, prefix_count);
     if (w->o.finish && !p->ended) program_change(p, program_close_tex);
     if (w->o.tidy) program_change(p, tex_tidy_preamble);
     if (w->o.tidy) program_change(p, tex_tidy_layout);
 }
 
 static inline void program_warn(Program *p, Writer *w) {
-    const char *then = w->o.finish ? "its last statement was dropped and what was open was closed"
-                                   : "the document is not complete";
+    const char *then =
+        w->o.finish ? "its last statement was dropped and what was open was closed" : "the document is not complete";
     if (p->ended || p->failed) return;
     w->cut++;
     if (p->looped)
-        warn("%s: stopped after %d tokens, because the same %d came again and again; %s", p->input->path, p->tokens,
-             p->guard.period, then);
+        warn("%s: stopped, because the same %d token%s came again and again; %s", p->input->path, p->guard.period,
+             p->guard.period == 1 ? "" : "s", then);
     else
         warn("%s: stopped after %d token%s without an end; %s", p->input->path, w->o.max_tokens,
              w->o.max_tokens == 1 ? "" : "s", then);
@@ -192,21 +198,19 @@ static inline void program_output(Program *p, const Writer *w) {
         program_fail(p, &err);
 }
 
-/* How alike the drawing is to the input, as the model sees both; shows them side by side where that is wanted. */
+/* How alike the drawing is to the input, as the model sees both, unless that is known; shows them side by side where that is
+ * wanted. */
 static inline void program_compare(Program *p, const Writer *w, const Compiled *c) {
     const int S = w->o.image_size;
     Error err;
     Image drawn = {0}, input = {.width = S, .height = S, .rgb = p->pixels};
     if (!p->pixels) return;
-    if (c->pdf && render_image(&w->drawing->renderer, c, 2 * S, 0, &drawn, &err)) {
+    if (c->pdf && render_image(&w->drawing->renderer, c, similarity_drawing_size(p->longest, S), 0, &drawn, &err)) {
         warn("%s: %s", p->input->path, err.text);
-    } else if (c->pdf) {
+    } else if (c->pdf && isnan(p->similarity)) {
         uint8_t *pixels = (uint8_t *)xmalloc((size_t)S * S * 3);
         image_prepare(pixels, &drawn, S);
-        SimilarityInk a = similarity_ink(p->pixels, S), b = similarity_ink(pixels, S);
-        p->similarity = similarity_of_ink(&a, &b);
-        free(a.ink);
-        free(b.ink);
+        p->similarity = similarity_of_pixels(p->pixels, pixels, S);
         free(pixels);
     }
     if (w->o.render) terminal_show(stderr, w->graphics, &input, drawn.rgb ? &drawn : NULL);
@@ -235,26 +239,26 @@ static inline void program_compile(Program *p, const Writer *w) {
     Error err;
     Compiled c = {0};
     const double start = seconds_now();
-    const bool compiles = w->drawing->open && !p->failed;
-    if (compiles && render_compile(&w->drawing->renderer, RENDER_TIKZ, p->text, p->bytes, &c, &err)) {
+    bool compiled = w->drawing->open && !p->failed;
+    if (compiled && render_compile(&w->drawing->renderer, RENDER_TIKZ, p->text, p->bytes, &c, &err)) {
         program_fail(p, &err);
-        return;
+        compiled = false;
     }
     const double seconds = seconds_now() - start;
-    if (compiles) program_compare(p, w, &c);
-    if (compiles && draw_files(w->drawing, p->input, &c, &err)) program_fail(p, &err);
-    if (w->o.json && p->text) program_print_json(p, compiles ? &c : NULL, compiles ? seconds : NAN);
+    if (compiled) program_compare(p, w, &c);
+    if (compiled && draw_files(w->drawing, p->input, &c, &err)) program_fail(p, &err);
+    if (w->o.json) program_print_json(p, compiled ? &c : NULL, compiled ? seconds : NAN);
     compiled_free(&c);
 }
 
 static inline void program_finish(Program *p, Writer *w, int prefix_count) {
     if (p->memory) {
-        program_end_text(p, w);
+        program_end_text(p, w, prefix_count);
         program_warn(p, w);
         program_output(p, w);
-        program_compile(p, w);
-        if (!p->failed) w->tokens += p->tokens - prefix_count;
     }
+    program_compile(p, w);
+    if (!p->failed) w->tokens += p->tokens - prefix_count;
     w->failures += p->failed;
     free(p->text);
     free(p->pixels);
@@ -267,8 +271,7 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
 /* A program is complete, or has failed: writes it and those after it that are complete, once all before it are written. */
 static inline void writer_done(Writer *w, Program *p, int prefix_count) {
     p->done = true;
-    while (w->next < w->count && w->programs[w->next].done)
-        program_finish(&w->programs[w->next++], w, prefix_count);
+    while (w->next < w->count && w->programs[w->next].done) program_finish(&w->programs[w->next++], w, prefix_count);
 }
 
 #endif

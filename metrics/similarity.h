@@ -55,7 +55,7 @@ static inline double similarity_places(const double *a, const double *b, int P, 
 
 /* The earth mover's distance of two sets of vectors. */
 static inline double similarity_distance(const double *a, const double *b, int P, int C) {
-    double *norm = (double *)xmalloc(2 * (size_t)P * sizeof *norm), result;
+    double *norm = (double *)xmalloc(2 * (size_t)P * sizeof *norm), result = INFINITY;
     double *cost = (double *)xmalloc((size_t)P * P * sizeof *cost);
     Error err;
     for (int i = 0; i < 2 * P; i++) {
@@ -68,7 +68,7 @@ static inline double similarity_distance(const double *a, const double *b, int P
             const double dot = similarity_dot(a + (size_t)i * C, b + (size_t)j * C, (size_t)C);
             cost[(size_t)i * P + j] = 1 - (norms > 0 ? dot / norms : norm[i] == norm[P + j]);
         }
-    if (transport_cost(cost, P, P, NULL, NULL, &result, &err)) result = INFINITY;  // features that are not finite
+    if (transport_cost(cost, P, P, NULL, NULL, &result, &err)) result = INFINITY;  // of features that are not finite
     free(cost);
     free(norm);
     return result;
@@ -116,6 +116,21 @@ static inline double similarity_of_ink(const SimilarityInk *a, const SimilarityI
     double sum = 0;
     for (int r = 0; r < 4; x += a->count[r], y += b->count[r], r++) sum += similarity_cosine(x, y, a->count[r]);
     return sum / 4;
+}
+
+/* The same of pixels u8 [S, S, 3]. */
+static inline double similarity_of_pixels(const uint8_t *a, const uint8_t *b, int S) {
+    SimilarityInk x = similarity_ink(a, S), y = similarity_ink(b, S);
+    const double s = similarity_of_ink(&x, &y);
+    free(x.ink);
+    free(y.ink);
+    return s;
+}
+
+/* In which size a drawing is made before it is prepared for comparison with an image whose longest side, without its margin,
+ * is `longest` (0: not known): in the image's, so that both are blurred alike, but in no more than twice the model's S. */
+static inline int similarity_drawing_size(int longest, int S) {
+    return longest < 1 ? S : longest > 2 * S ? 2 * S : longest;
 }
 
 #endif

@@ -318,12 +318,16 @@ prefixing() {
 
 # ---- drawing ----
 
+# has_tex WHAT: whether TeX and Poppler are installed; without them it says that WHAT is not tested.
+has_tex() {
+    command -v pdflatex >/dev/null && command -v pdftocairo >/dev/null && return
+    echo "not tested here: $1, which needs TeX and Poppler (scripts/deps.sh tex)"
+    return 1
+}
+
 drawing() {
     local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png
-    command -v pdflatex >/dev/null && command -v pdftocairo >/dev/null || {
-        echo "not tested here: drawing, which needs TeX and Poppler (scripts/deps.sh tex)"
-        return
-    }
+    has_tex drawing || return
     export XDG_CACHE_HOME=$tmp/cache
     succeeds "$infer" "${starter[@]}" "$image"
     cp out plain.tex
@@ -374,6 +378,14 @@ options() {
     check "without TeX, JSON all the same: one object an image" eval '[ $status = 0 ] && [ $(wc -l <objects) = 2 ] &&
         grep -q "programs are not compiled: no TeX engine" err && grep -q "\"compiles\":null" objects'
     if command -v python3 >/dev/null; then
+        field objects log_probability >sampled
+        succeeds "$infer" "${starter[@]}" shots/a.png --beam 1 --json
+        field out log_probability >beamed
+        succeeds "$infer" "${starter[@]}" --draft "$root/dev/starter/student.safetensors" shots/a.png --json
+        field out log_probability >drafted
+        check "JSON: the same log-probability in three ways" python3 -c 'import sys
+a, b, c = (float(open(f).read()) for f in sys.argv[1:])
+sys.exit(abs(a - b) > 0.02 * abs(a) + 1e-3 or abs(a - c) > 0.02 * abs(a) + 1e-3)' sampled beamed drafted
         field objects program >decoded
         check "JSON: the program" eval 'same <(printf "%s" "$(cat decoded)") <(printf "%s" "$(cat alone.tex)")'
         check "JSON: a log-probability" eval 'python3 -c "import sys; sys.exit(not -50 < float(sys.argv[1]) < 0)" \
@@ -393,7 +405,7 @@ options() {
     check "beams: two equal images, two equal programs" eval '[ $(wc -l <out) = 2 ] &&
         [ "$(sed "s/.*\"program\"//; s/\"seconds.*//" out | sort -u | wc -l)" = 1 ]'
     refuses 2 "--beam must be" "$infer" "${starter[@]}" "$image" --beam 0
-    refuses 2 "--beam cannot be used with" "$infer" "${starter[@]}" "$image" --beam 2 --temperature 1
+    refuses 2 "--beam does not sample" "$infer" "${starter[@]}" "$image" --beam 2 --temperature 1
     refuses 1 "a draft needs the same tokenizer" "$infer" "${starter[@]}" --draft "$root/test/fixtures/gqa.student.safetensors" \
         "$image"
     succeeds "$infer" "${starter[@]}" "$image" --max-tokens 30 --finish
@@ -402,7 +414,7 @@ options() {
     succeeds "$infer" "${starter[@]}" "$image" --tidy
     check "--tidy: the program is whole" grep -q "end{document}" out
     refuses 2 "--repeat-guard must be on or off" "$infer" "${starter[@]}" "$image" --repeat-guard maybe
-    refuses 2 "--preprocess must be auto or plain" "$infer" "${starter[@]}" "$image" --preprocess yes
+    refuses 2 "--preprocess must be auto, plain or detikzify" "$infer" "${starter[@]}" "$image" --preprocess yes
     refuses 2 "--candidates must be" "$infer" "${starter[@]}" "$image" --candidates 0
     refuses 2 "cannot be used together" "$infer" "${starter[@]}" "$image" --candidates 2 --search 3
     refuses 2 "--search must be seconds" "$infer" "${starter[@]}" "$image" --search soon
@@ -411,7 +423,14 @@ options() {
     succeeds "$infer" "${starter[@]}" "$image" --attention looked
     check "attention: a page and a picture for each token" eval '[ -s looked/index.html ] &&
         [ $(ls looked/*.png | wc -l) = $(grep -c "<img" looked/index.html) ]'
-    refuses 2 "--attention cannot be used" "$infer" "${starter[@]}" "$image" --attention looked --search 3
+    refuses 2 "--length-penalty is an option of --beam" "$infer" "${starter[@]}" "$image" --length-penalty 2
+    refuses 2 "--exploration is an option of --search" "$infer" "${starter[@]}" "$image" --exploration 2
+    refuses 2 "--reward must be" "$infer" "${starter[@]}" "$image" --search 3 --reward beauty
+    run env PATH=/nowhere "$infer" "${starter[@]}" shots/a.png nothing.png --json
+    check "JSON: an image that cannot be read has its line" eval '[ $status = 1 ] && [ $(wc -l <out) = 2 ] &&
+        grep -q "\"image\":\"nothing.png\",\"program\":null" out'
+    succeeds "$infer" "${starter[@]}" "$image" --preprocess detikzify
+    check "enlarged as DeTikZify does: a program" grep -q "end{document}" out
     run env TIKZ_GRAPHICS=blocks "$infer" "${starter[@]}" "$image" --show
     check "--show draws" grep -q '38;2;' err
     "$damage" png grey.png 60 40 8 0 254
@@ -423,10 +442,7 @@ options() {
 # Candidates and search, with TeX.
 choosing() {
     local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png
-    command -v pdflatex >/dev/null && command -v pdftocairo >/dev/null || {
-        echo "not tested here: choosing programs, which needs TeX and Poppler (scripts/deps.sh tex)"
-        return
-    }
+    has_tex "choosing programs" || return
     export XDG_CACHE_HOME=$tmp/cache
     succeeds "$infer" "${starter[@]}" "$image" --candidates 6 --json
     check "the best candidate compiles and is like the image" eval 'grep -q "\"compiles\":\"clean\"" out &&

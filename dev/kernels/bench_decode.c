@@ -239,7 +239,7 @@ static void serve(const Ops *op, const char *path, int B) {
     char line[64];
     if (B < 1) die("--serve takes the number of texts, from 1 on");
     open_and_multiply(&m, op, path);
-    B = generator_fit(&m, B, false, TOKENS + 1, TOKENS + 1);
+    B = generator_fit(&m, B, 1, false, TOKENS + 1, TOKENS + 1);
     model_plan(&m, B, TOKENS + 1);
     generator_open(&d, &m, B, TOKENS + 1);
     uint8_t *grey = grey_image(&m);
@@ -272,7 +272,7 @@ static void measure(const Ops *op, const char *path, const char *json, const cha
         count++;
     }
     double start = seconds_now();
-    B = generator_fit(&m, B, true, 1, TOKENS + 1);
+    B = generator_fit(&m, B, 1, true, 1, TOKENS + 1);
     model_plan(&m, B, 1);
     generator_open(&d, &m, B, TOKENS + 1);  // copies the decoder's weights to large pages
     double prepared = seconds_now() - start, first[2];

@@ -1,0 +1,95 @@
+/* What infer's images share: the models, the generators, and the memory for the way to generate that the options ask for. */
+#ifndef GENERATE_SESSION_H
+#define GENERATE_SESSION_H
+
+#include "best.h"
+#include "options.h"
+#include "prefix.h"
+#include "prepare.h"
+#include "speculate.h"
+
+typedef struct {
+    Model model, draft;
+    Generator generator, drafter;
+    Speculator speculator;
+    Writer writer;
+    Inputs inputs;
+    TokenIds prefix;
+    PrepareOptions prepare;
+    int max_new_tokens, taken;  // images taken so far
+    double start, first_token;  // times, from seconds_now; 0: no token yet
+} Session;
+
+/* Plans the memory of `images` images at a time with each_image sequences for each, and opens the generator. T: text tokens
+ * of the longest pass. */
+static void session_open_generator(Session *s, Generator *g, Model *m, int images, int each_image, int T) {
+    const int max_tokens = s->max_new_tokens + s->prefix.count;
+    model_plan(m, images, T);
+    generator_open(g, m, images * each_image, max_tokens);
+    generator_set_sampling(g, (float)opt.temperature, (float)opt.top_p, (int)opt.top_k, (uint64_t)opt.seed,
+                           m->tokenizer.begin >= 0);
+}
+
+/* How much is generated at a time, for each way to generate; see main. */
+static void session_plan(Session *s) {
+    Model *m = &s->model;
+    const int max_tokens = s->max_new_tokens + s->prefix.count;
+    int images = opt.batch ? (int)opt.batch : m->op->host_memory ? 16 : 64, each_image = 1, T = s->prefix.count + 1;
+    if (opt.candidates) each_image = opt.candidates < images ? (int)opt.candidates : images;
+    if (opt.search) each_image = BEST_IN_FLIGHT;
+    if (opt.beam) each_image = (int)opt.beam;
+    if (opt.candidates || opt.search || opt.draft || opt.attention) images = 1;
+    if (s->inputs.count < images) images = s->inputs.count;
+    while (!opt.batch && images > 1 && images * each_image > GENERATOR_MAX_BATCH) images /= 2;
+    if (T < each_image) T = each_image;                           // the sequences of an image are rows of one pass
+    if (opt.draft && T < SPECULATE_ROWS) T = SPECULATE_ROWS;      // and so are the tokens that a draft proposes
+    if (opt.attention && T < max_tokens + 1) T = max_tokens + 1;  // the whole program is read once more
+    images = generator_fit(m, images, each_image, !opt.batch, T, max_tokens);
+    session_open_generator(s, &s->generator, m, images, each_image, T);
+    s->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
+    if (!opt.draft) return;
+    session_open_generator(s, &s->drafter, &s->draft, 1, 1, T);
+    speculator_open(&s->speculator, &s->generator, &s->drafter);
+}
+
+/* Opens the models that opt names, for the images in s->inputs. Ends the program where that is not possible. */
+static void session_open(Session *s, const Ops *op, WeightFormat format) {
+    Error err;
+    Model *m = &s->model;
+    const char *path = opt.model ? opt.model : default_model();
+    die_if(model_open_as(m, op, path, "", format, &err), &err);
+    s->prepare = (PrepareOptions){.preprocess = opt.preprocess ? opt.preprocess : prepare_default(m),
+                                  .trim_near_white = opt.trim_near_white,
+                                  .invert = opt.invert,
+                                  .verbose = opt.verbose,
+                                  .show = opt.show,
+                                  .size = m->c.vision.image_size};
+    int max_tokens = model_max_text(m);
+    if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
+    die_if(prefix_read(&s->prefix, opt.prefix, &m->tokenizer, path, &err), &err);
+    if (opt.draft) {
+        die_if(model_open_as(&s->draft, op, opt.draft, "the draft's ", format, &err), &err);
+        die_if(speculator_check(m, &s->draft, &err), &err);
+        s->prepare.draft_size = s->draft.c.vision.image_size;
+        if (model_max_text(&s->draft) < max_tokens) max_tokens = model_max_text(&s->draft);
+    }
+    if (s->prefix.count >= max_tokens)
+        die("the --prefix leaves no room: it has %d tokens, and the program may have %d", s->prefix.count,
+            max_tokens);
+    s->max_new_tokens = max_tokens - s->prefix.count;
+    session_plan(s);
+}
+
+static void session_close(Session *s) {
+    if (opt.draft) {
+        speculator_close(&s->speculator);
+        generator_close(&s->drafter);
+        model_close(&s->draft);
+    }
+    generator_close(&s->generator);
+    model_close(&s->model);
+    free(s->prefix.ids);
+    inputs_close(&s->inputs);
+}
+
+#endif
