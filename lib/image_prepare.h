@@ -247,10 +247,11 @@ static inline int image_enlarge(Image *p, const char *name, Error *err) {
     if (box.width > box.height) height = (int)nearbyint((double)box.height / box.width * side);
     if (box.width < box.height) width = (int)nearbyint((double)box.width / box.height * side);
     if (width < 1 || height < 1 || (int64_t)width * height > IMAGE_MAX_PIXELS)
-        return error_set(err,
-                         "cannot prepare %s as DeTikZify does: without its margin it would become an image of %d x %d "
-                         "pixels, and at most %d million are read",
-                         name, width, height, IMAGE_MAX_PIXELS / 1000000);
+        return error_set(
+            err,
+            "cannot prepare %s as DeTikZify does: without its margin it would become an image of %d x %d "
+            "pixels, and at most %d million are read",
+            name, width, height, IMAGE_MAX_PIXELS / 1000000);
     ImageTaps across = image_taps(image_filter_lanczos, box.width, width),
               down = image_taps(image_filter_lanczos, box.height, height);
     Image larger = {.width = width, .height = height, .rgb = (uint8_t *)xmalloc(3 * (size_t)width * height)};
