@@ -7,6 +7,7 @@
 #include "../weights.h"
 #include "best.h"
 #include "draw.h"
+#include "prepare.h"
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
@@ -109,21 +110,13 @@ static bool is_folder(const char *path) {
     return !stat(path, &s) && S_ISDIR(s.st_mode);
 }
 
-static bool is_one_of(const char *value, const char *const *names) {
-    for (; *names; names++)
-        if (!strcmp(value, *names)) return true;
-    return false;
-}
-
 static void check_values(WeightFormat *format) {
-    static const char *const on_off[] = {"on", "off", NULL}, *const preprocess[] = {"auto", "plain", "detikzify",
-                                                                                    NULL};
     BestOptions best;
     Error err;
     if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
-    if (!is_one_of(opt.repeat_guard, on_off))
+    if (strcmp(opt.repeat_guard, "on") && strcmp(opt.repeat_guard, "off"))
         options_die("--repeat-guard must be on or off, not '%.40s'", opt.repeat_guard);
-    if (opt.preprocess && !is_one_of(opt.preprocess, preprocess))
+    if (opt.preprocess && !prepare_knows(opt.preprocess))
         options_die("--preprocess must be auto, plain or detikzify, not '%.40s'", opt.preprocess);
     if (best_reward(&best, opt.reward))
         options_die("--reward must be pixels, places, mean, emd or compiler, not '%.40s'", opt.reward);

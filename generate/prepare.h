@@ -12,11 +12,19 @@ typedef struct {
     int size, draft_size;  // S of the model and of the draft
 } PrepareOptions;
 
-/* What is done to images where the user does not say: what the model's metadata says. A model converted from another project
- * has that project's habits, so only the images of our own are cleaned without being asked. */
-static inline const char *prepare_default(const Model *m) {
+static inline bool prepare_knows(const char *preprocess) {
+    return !strcmp(preprocess, "auto") || !strcmp(preprocess, "plain") || !strcmp(preprocess, "detikzify");
+}
+
+/* What is done to images where the user does not say: what the model's metadata says, else auto. scripts/convert_hf.py writes
+ * plain for models trained elsewhere. NULL and an error if the metadata says something unknown. */
+static inline const char *prepare_default(const Model *m, Error *err) {
     const char *said = safetensors_metadata(&m->file, "hub.preprocess");
-    return said ? said : safetensors_metadata(&m->file, "hub.tokenizer_config") ? "plain" : "auto";
+    if (!said) return "auto";
+    if (prepare_knows(said)) return said;
+    error_set(err, "%s: the metadata hub.preprocess is '%.40s', auto, plain or detikzify was expected",
+              m->file.file.path, said);
+    return NULL;
 }
 
 /* Changes an image as o->preprocess says, and finds the part of it that the model sees. */

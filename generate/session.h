@@ -58,7 +58,9 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
     Model *m = &s->model;
     const char *path = opt.model ? opt.model : default_model();
     die_if(model_open_as(m, op, path, "", format, &err), &err);
-    s->prepare = (PrepareOptions){.preprocess = opt.preprocess ? opt.preprocess : prepare_default(m),
+    const char *preprocess = opt.preprocess ? opt.preprocess : prepare_default(m, &err);
+    if (!preprocess) die("%s", err.text);
+    s->prepare = (PrepareOptions){.preprocess = preprocess,
                                   .trim_near_white = opt.trim_near_white,
                                   .invert = opt.invert,
                                   .verbose = opt.verbose,

@@ -272,6 +272,7 @@ def convert(options):
         check_source(source)
     tokenizer, metadata = read_tokenizer(tokenizer_folder(options.source, options), model.config["lm.vocab"],
                                          model.ends, model.image, options.end_token, note)
+    metadata["hub.preprocess"] = "plain"    # infer cleans the model's images only when asked
     for source in model.sources:
         if any(Path(stored.path).resolve() == Path(options.out).resolve() for stored in source.tensors.values()):
             raise FormatError(f"{options.out}: is one of the files to convert; name another file.")

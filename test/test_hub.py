@@ -100,6 +100,7 @@ def check_case(build, name, folder):
     if must(script("convert_hf.py", out, again), f"{name}: convert again"):
         check(model.read_bytes() == again.read_bytes(), f"{name}: converting the exported folder gives another file")
     compare_weights(name, tiny, exported := oracle.load_export(out))
+    check(tikzc.read_header(model)[1]["hub.preprocess"] == "plain", f"{name}: infer would clean its images")
     tokenizer = tikzc.Tokenizer.load(model)
     loaded = AutoTokenizer.from_pretrained(out)
     check((loaded.eos_token_id, loaded.bos_token_id) == (oracle.END, oracle.BOS)
