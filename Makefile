@@ -203,14 +203,15 @@ test:
 	@$(MAKE) -j$(JOBS) --no-print-directory quick-BF16 quick-FP32 quick-sanitized quick-emulated
 	@echo 'make test-all runs the rest: all cases of every test, other sets of instructions, ThreadSanitizer, all tests on the emulated GPU' \
 	    'and on real ones, kills of ranks and full disks'
-	@test/run.sh 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
+	@test/run.sh -j 2 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/FP32$(PLAIN)/test_attention_maps \
 	    build/FP32$(PLAIN)/test_beam build/FP32$(PLAIN)/test_generate \
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
-	    build/BF16-sanitize-1/test_tidy build/BF16-sanitize-1/test_search \
-	    'build/FP32-emulated/test_kernels --smoke cuda' 'test/test_comm.sh build/BF16$(PLAIN) quick' \
+	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_tidy \
+	    'build/FP32-emulated/test_kernels --smoke cuda' \
+	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
+	    'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
 	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
 	    'test/test_starter.sh build/BF16$(PLAIN) quick'
