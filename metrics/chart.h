@@ -104,6 +104,12 @@ static inline double chart_y(const ChartFrame *p, double y) {
     return p->bottom - (y - p->y0) / (p->y1 - p->y0) * (p->bottom - p->top);
 }
 
+/* How far step k of a series reaches: to the next one's x, and the last one as far as the one before. */
+static inline double chart_step_width(const ChartSeries *s, int k) {
+    if (s->count < 2) return 0;
+    return k + 1 < s->count ? s->x[k + 1] - s->x[k] : s->x[k] - s->x[k - 1];
+}
+
 /* The range of one axis: as given, or that of all finite values of the series. */
 static inline void chart_range(const Chart *c, bool vertical, const double given[2], double *low, double *high) {
     *low = given[0], *high = given[1];
@@ -112,7 +118,8 @@ static inline void chart_range(const Chart *c, bool vertical, const double given
     for (int i = 0; i < c->count; i++)
         for (int k = 0; k < c->series[i].count; k++) {
             const double v = (vertical ? c->series[i].y : c->series[i].x)[k];
-            if (isfinite(v)) *low = fmin(*low, v), *high = fmax(*high, v);
+            const double end = !vertical && c->mark == CHART_STEPS ? v + chart_step_width(&c->series[i], k) : v;
+            if (isfinite(v)) *low = fmin(*low, v), *high = fmax(*high, end);
         }
     if (*low > *high) *low = 0, *high = 1;
     if (*low == *high) *low -= 0.5, *high += 0.5;
@@ -161,10 +168,7 @@ static inline void chart_draw(FILE *f, const Chart *c, const ChartFrame *p, int 
         }
         fprintf(f, "%c%.1f %.1f", begun ? 'L' : 'M', x, y);
         begun = true;
-        if (c->mark == CHART_STEPS && s->count > 1) {
-            const double width = k + 1 < s->count ? s->x[k + 1] - s->x[k] : s->x[k] - s->x[k - 1];
-            fprintf(f, "L%.1f %.1f", chart_x(p, s->x[k] + width), y);
-        }
+        if (c->mark == CHART_STEPS) fprintf(f, "L%.1f %.1f", chart_x(p, s->x[k] + chart_step_width(s, k)), y);
     }
     fputs("\"/>\n", f);
 }
