@@ -9,6 +9,7 @@
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
 #   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
+#   scripts/deps.sh page       Chromium, tidy              for test/check_page.py, which looks at eval's reports; optional
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
@@ -28,13 +29,14 @@ for group in "${@:-build}"; do
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
     fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
+    page) optional+=(chromium tidy) ;;
     ci) packages+=(clang libomp-dev) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build mpi tex python fixtures cuda ci aarch64 ;;
+    all) exec "$0" build mpi tex python fixtures cuda page ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, ci, aarch64 or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, page, ci, aarch64 or all" >&2
         exit 2
         ;;
     esac
