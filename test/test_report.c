@@ -4,6 +4,8 @@
  *     test_report --page FOLDER     writes the page of the invented models there, to be looked at */
 #include "samples.h"
 
+#include "../metrics/curve.h"
+#include "../metrics/difference.h"
 #include "../metrics/drawings.h"
 #include "../metrics/report_page.h"
 #include "../metrics/report_text.h"
@@ -93,6 +95,37 @@ static void test_steps(void) {
     char text[32];
     chart_number(text, NAN), CHECK(!strcmp(text, "none"));
     chart_number(text, 0.123456), CHECK(!strcmp(text, "0.1235"));
+}
+
+/* ---- difference maps ---- */
+
+static void test_difference(void) {
+    uint8_t black[3] = {0, 0, 0}, row[15] = {255, 255, 255, 0, 0, 0, 255, 255, 255, 0, 0, 0, 255, 255, 255};
+    const Image dot = {.width = 1, .height = 1, .rgb = black}, two = {.width = 5, .height = 1, .rgb = row};
+    static const uint8_t expected[15] = {255, 255, 255, 30, 135, 235, 225, 45, 45, 30, 135, 235, 255, 255, 255};
+    Image map = difference_map(&dot, &two), same = difference_map(&two, &two);
+    CHECK(map.width == 5 && map.height == 1 && !memcmp(map.rgb, expected, 15));
+    CHECK(same.rgb[0] == 255 && same.rgb[3] == 105 && same.rgb[4] == 105);
+    image_free(&map), image_free(&same);
+}
+
+/* ---- training curves ---- */
+
+/* A log with an evaluation, a damaged line, a run that was resumed from step 2, and a last line without an end. */
+static void test_curve(void) {
+    static const char log[] =
+        "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":2.5}\n{\"step\":2,\"val\":{\"ce\":1}}\n"
+        "{\"step\":3,\"loss\":9}\n{\"step\":4,\"lo\n\n{\"step\":3,\"loss\":2}\n{\"step\":4,\"loss\":1.5}";
+    char *path = format_string("%s/log.jsonl", samples_folder),
+         *model = format_string("%s/best.safetensors", samples_folder);
+    Error err;
+    ChartSeries s = curve_read(model);
+    CHECK(s.count == 0);
+    CHECK_OK(file_write(path, log, sizeof log - 1, &err), err);
+    s = curve_read(model);
+    CHECK(s.count == 4 && s.x[3] == 4 && s.y[0] == 3 && s.y[1] == 2.5 && s.y[2] == 2 && s.y[3] == 1.5);
+    curve_free(&s);
+    free(path), free(model);
 }
 
 /* ---- drawings ---- */
@@ -216,9 +249,9 @@ static int write_invented(const char *folder, const char *drawing, Error *err) {
     int bad = report_write_page(&r, folder, worst, random, 3, err);
     if (!bad) bad = report_write_text(&r, folder, worst, random, 3, err);
     for (int i = 0; i < 3; i++) {
-        const ChartSeries *const series[] = {&models[i].reliability, &models[i].confidence, &models[i].entropy,
-                                             &models[i].curve};
-        for (int k = 0; k < 4; k++) free((void *)(uintptr_t)series[k]->x), free((void *)(uintptr_t)series[k]->y);
+        ChartSeries *const series[] = {&models[i].reliability, &models[i].confidence, &models[i].entropy,
+                                       &models[i].curve};
+        for (int k = 0; k < 4; k++) curve_free(series[k]);
         bootstrap_close(&models[i].sums);
     }
     return bad;
@@ -250,6 +283,8 @@ int main(int argc, char **argv) {
     test_bootstrap();
     test_diff();
     test_steps();
+    test_difference();
+    test_curve();
     test_drawings();
     test_page();
     return checks_report();
