@@ -2,7 +2,7 @@
  * same samples for both (paired bootstrap; Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation").
  *
  * Every figure of a model is a function of sums over the samples: an accuracy of two sums, BLEU of ten. A resample takes as
- * many samples as there are, with replacement, and adds up their rows; the figure is computed from those sums. */
+ * many samples as there are, with replacement, and adds up what was counted of each; the figure is computed from the sums. */
 #ifndef METRICS_BOOTSTRAP_H
 #define METRICS_BOOTSTRAP_H
 
@@ -14,37 +14,37 @@
 
 enum { BOOTSTRAP_RESAMPLES = 1000 };
 
+/* What is counted of a sample, and how two counts are added. All zeros are the sum of no samples. */
 typedef struct {
-    int columns;
-    double *total;  // [columns], of the samples themselves
-    double *sums;   // [BOOTSTRAP_RESAMPLES, columns]
+    size_t bytes;
+    void (*add)(void *sum, const void *sample);
+} SampleKind;
+
+typedef struct {
+    size_t bytes;
+    char *total;  // sum of the samples themselves
+    char *sums;   // [BOOTSTRAP_RESAMPLES], of the resamples
 } Bootstrap;
 
 typedef struct {
     double value, low, high;  // low, high: of the 95 % interval; not a number where the value is none
 } Interval;
 
-/* A figure from the sums of columns; not a number where it is not defined. */
-typedef double (*BootstrapFigure)(const double *sums);
+/* A figure from the sum of samples; not a number where it is not defined. */
+typedef double (*BootstrapFigure)(const void *sums);
 
-/* Resamples rows [count, columns]. The same seed and count draw the same samples, so that two models are paired. */
-static inline void bootstrap_open(Bootstrap *b, const double *rows, int count, int columns, uint64_t seed) {
+/* Resamples an array of `count` samples. The same seed and count pick the same samples, so that two models are paired. */
+static inline void bootstrap_open(Bootstrap *b, const void *samples, int count, SampleKind kind, uint64_t seed) {
+    const char *all = (const char *)samples;
     Random random;
-    int *times = (int *)xcalloc((size_t)count + 1, sizeof *times);
     random_seed(&random, seed);
-    b->columns = columns;
-    b->total = (double *)xcalloc((size_t)columns + 1, sizeof(double));
-    b->sums = (double *)xcalloc((size_t)BOOTSTRAP_RESAMPLES * columns + 1, sizeof(double));
-    for (int i = 0; i < count; i++)
-        for (int c = 0; c < columns; c++) b->total[c] += rows[(size_t)i * columns + c];
-    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) {
-        double *sums = b->sums + (size_t)r * columns;
-        memset(times, 0, (size_t)count * sizeof *times);
-        for (int i = 0; i < count; i++) times[random_below(&random, (uint64_t)count)]++;
+    b->bytes = kind.bytes;
+    b->total = (char *)xcalloc(1, kind.bytes);
+    b->sums = (char *)xcalloc(BOOTSTRAP_RESAMPLES, kind.bytes);
+    for (int i = 0; i < count; i++) kind.add(b->total, all + (size_t)i * kind.bytes);
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
         for (int i = 0; i < count; i++)
-            for (int c = 0; c < columns && times[i]; c++) sums[c] += times[i] * rows[(size_t)i * columns + c];
-    }
-    free(times);
+            kind.add(b->sums + (size_t)r * kind.bytes, all + random_below(&random, (uint64_t)count) * kind.bytes);
 }
 
 static inline void bootstrap_close(Bootstrap *b) {
@@ -79,7 +79,7 @@ static inline Interval bootstrap_of(double value, double *resampled) {
 
 static inline Interval bootstrap_interval(const Bootstrap *b, BootstrapFigure figure) {
     double values[BOOTSTRAP_RESAMPLES];
-    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) values[r] = figure(b->sums + (size_t)r * b->columns);
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) values[r] = figure(b->sums + (size_t)r * b->bytes);
     return bootstrap_of(figure(b->total), values);
 }
 
@@ -87,7 +87,7 @@ static inline Interval bootstrap_interval(const Bootstrap *b, BootstrapFigure fi
 static inline Interval bootstrap_difference(const Bootstrap *a, const Bootstrap *b, BootstrapFigure figure) {
     double values[BOOTSTRAP_RESAMPLES];
     for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
-        values[r] = figure(a->sums + (size_t)r * a->columns) - figure(b->sums + (size_t)r * b->columns);
+        values[r] = figure(a->sums + (size_t)r * a->bytes) - figure(b->sums + (size_t)r * b->bytes);
     return bootstrap_of(figure(a->total) - figure(b->total), values);
 }
 

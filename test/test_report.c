@@ -12,19 +12,27 @@
 
 /* ---- resampling ---- */
 
-enum { CORRECT, TOKENS, COLUMNS };
+typedef struct {
+    double correct, tokens;
+} Counts;
 
-static double share(const double *sums) { return sums[CORRECT] / sums[TOKENS]; }
-static double undefined(const double *sums) { return sums[CORRECT] / 0.0 * 0; }
+static double share(const void *sums) { return ((const Counts *)sums)->correct / ((const Counts *)sums)->tokens; }
+static double undefined(const void *sums) { return ((const Counts *)sums)->correct / 0.0 * 0; }
 
-/* Rows of `count` samples of 10 tokens, each correct with probability p. */
-static double *rows(int count, double p, uint64_t seed) {
+static void counts_add(void *sum, const void *sample) {
+    ((Counts *)sum)->correct += ((const Counts *)sample)->correct;
+    ((Counts *)sum)->tokens += ((const Counts *)sample)->tokens;
+}
+static const SampleKind counted = {sizeof(Counts), counts_add};
+
+/* `count` samples of 10 tokens, each correct with probability p. */
+static Counts *samples_of(int count, double p, uint64_t seed) {
     Random random;
-    double *out = xcalloc((size_t)count * COLUMNS, sizeof *out);
+    Counts *out = xcalloc((size_t)count, sizeof *out);
     random_seed(&random, seed);
     for (int i = 0; i < count; i++) {
-        out[i * COLUMNS + TOKENS] = 10;
-        for (int k = 0; k < 10; k++) out[i * COLUMNS + CORRECT] += random_uniform(&random) < p;
+        out[i].tokens = 10;
+        for (int k = 0; k < 10; k++) out[i].correct += random_uniform(&random) < p;
     }
     return out;
 }
@@ -32,15 +40,15 @@ static double *rows(int count, double p, uint64_t seed) {
 static void test_bootstrap(void) {
     const int count = 400;
     Bootstrap a, b, again;
-    double *x = rows(count, 0.5, 1), *y = rows(count, 0.5, 1);
-    bootstrap_open(&a, x, count, COLUMNS, 7);
-    bootstrap_open(&again, x, count, COLUMNS, 7);
-    CHECK(!memcmp(a.sums, again.sums, BOOTSTRAP_RESAMPLES * COLUMNS * sizeof(double)));
+    Counts *x = samples_of(count, 0.5, 1), *y = samples_of(count, 0.5, 1);
+    bootstrap_open(&a, x, count, counted, 7);
+    bootstrap_open(&again, x, count, counted, 7);
+    CHECK(!memcmp(a.sums, again.sums, BOOTSTRAP_RESAMPLES * sizeof(Counts)));
     const Interval i = bootstrap_interval(&a, share);
     const double error = 1.96 * sqrt(i.value * (1 - i.value) / (10 * count));  // of a share of independent tokens
     CHECK(fabs(i.low - (i.value - error)) < 0.2 * error && fabs(i.high - (i.value + error)) < 0.2 * error);
-    for (int k = 0; k < count; k += 20) y[k * COLUMNS + CORRECT] -= y[k * COLUMNS + CORRECT] > 0;
-    bootstrap_open(&b, y, count, COLUMNS, 7);
+    for (int k = 0; k < count; k += 20) y[k].correct -= y[k].correct > 0;
+    bootstrap_open(&b, y, count, counted, 7);
     const Interval d = bootstrap_difference(&b, &a, share), j = bootstrap_interval(&b, share);
     CHECK(d.value < 0 && bootstrap_significant(&d));        // 20 tokens of 4000, but always to the same side:
     CHECK(j.high > i.low && j.low < i.high && d.high < 0);  // the intervals overlap, and the pairs still tell
@@ -48,7 +56,7 @@ static void test_bootstrap(void) {
     CHECK(none.value == 0 && none.low == 0 && none.high == 0 && !bootstrap_significant(&none));
     CHECK(isnan(nan.value) && isnan(nan.low) && isnan(nan.high));
     bootstrap_close(&a), bootstrap_close(&b), bootstrap_close(&again);
-    bootstrap_open(&a, x, 1, COLUMNS, 7);
+    bootstrap_open(&a, x, 1, counted, 7);
     const Interval one = bootstrap_interval(&a, share);
     CHECK(one.low == one.value && one.high == one.value);
     bootstrap_close(&a);
@@ -182,7 +190,7 @@ static void test_drawings(void) {
 
 /* ---- a page ---- */
 
-static double tokens(const double *sums) { return sums[TOKENS]; }
+static double tokens(const void *sums) { return ((const Counts *)sums)->tokens; }
 
 static const Figure figures[] = {
     {"accuracy", "Accuracy", "Tokens", "Share of the tokens that the model ranks first.", 1, share},
@@ -225,10 +233,10 @@ static int write_invented(const char *folder, const char *drawing, Error *err) {
                                     i % 3 ? NULL : "line 3: Undefined control sequence", i};
     }
     for (int i = 0; i < 3; i++) {
-        double *x = rows(SAMPLES, 0.5 + 0.15 * i, (uint64_t)i);
+        Counts *x = samples_of(SAMPLES, 0.5 + 0.15 * i, (uint64_t)i);
         models[i] =
             (ReportModel){.name = names[i], .path = "out/best.safetensors", .parameters = 2e6, .outputs = outputs};
-        bootstrap_open(&models[i].sums, x, SAMPLES, COLUMNS, 1);
+        bootstrap_open(&models[i].sums, x, SAMPLES, counted, 1);
         free(x);
         fill_curve(&models[i].reliability, 10, 0.05, 0.1), fill_curve(&models[i].confidence, 10, 0, 0.1);
         fill_curve(&models[i].entropy, 20, 0, 0.3), fill_curve(&models[i].curve, 1000, 0, 1);
