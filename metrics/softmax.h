@@ -20,12 +20,7 @@ typedef int32_t vd_ints __attribute__((vector_size(16)));
 
 SOFTMAX_INLINE double vd_sum(const vd *x) { return ((*x)[0] + (*x)[1]) + ((*x)[2] + (*x)[3]); }
 
-/* x where mask (all ones, or 0), else y */
-SOFTMAX_INLINE void vd_select(vd *out, const vl *mask, const vd *x, const vd *y) {
-    *out = (vd)((*mask & (vl)*x) | (~*mask & (vl)*y));
-}
-
-/* Entries i .. i+3 of x [n]; the lowest number stands for those beyond the end. */
+/* Entries i .. i+3 of x [n]; the lowest float stands for those beyond the end. */
 SOFTMAX_INLINE void vd_load(vd *out, const float *x, int i, int n) {
     vd_floats v = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX};
     if (n - i >= SOFTMAX_LANES)
@@ -35,20 +30,18 @@ SOFTMAX_INLINE void vd_load(vd *out, const float *x, int i, int n) {
     *out = __builtin_convertvector(v, vd);
 }
 
-/* e^x for x <= 0, with a relative error below 1e-12; below x = -700 it is e^-700, which counts as 0. 2^k e^r with
- * r = x - k log 2, |r| <= log(2)/2, by Taylor's series. */
+/* e^x for x <= 0, with a relative error below 1e-12; 0 for x < -700. 2^k e^r with r = x - k log 2, |r| <= log(2)/2, by
+ * Taylor's series. */
 SOFTMAX_INLINE void vd_exp(vd *out, const vd *in) {
     static const double taylor[] = {1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120,
                                     1.0 / 24,     1.0 / 6,     0.5,        1.0,       1.0};
-    const vd low = (vd){0} - 700, round = (vd){0} + 0x1.8p52;  // adding it leaves k in the lowest bits
-    vd x, k, r, p = (vd){0} + 1.0 / 3628800;
-    const vl inside = *in > low;
-    vd_select(&x, &inside, in, &low);
-    const vd shifted = x * 0x1.71547652b82fep0 + round;
-    k = shifted - round;
-    r = x - k * 0x1.62e42fefap-1 - k * 0x1.cf79abc9e3b39p-40;  // log 2 in two parts
+    const vd round = (vd){0} + 0x1.8p52;  // adding it leaves k in the lowest bits
+    const vl inside = *in >= -700;
+    const vd x = (vd)((vl)*in & inside), shifted = x * 0x1.71547652b82fep0 + round, k = shifted - round;
+    const vd r = x - k * 0x1.62e42fefap-1 - k * 0x1.cf79abc9e3b39p-40;  // log 2 in two parts
+    vd p = (vd){0} + 1.0 / 3628800;
     for (int i = 0; i < 10; i++) p = p * r + taylor[i];
-    *out = p * (vd)(((vl)shifted + 1023) << 52);
+    *out = (vd)((vl)(p * (vd)(((vl)shifted + 1023) << 52)) & inside);
 }
 
 /* log x for normal x > 0, with an error below 1e-12. x = 2^k m with m in [1/sqrt 2, sqrt 2), and
@@ -162,8 +155,7 @@ SOFTMAX_INLINE void softmax_divergences(Divergences *d, const float *t, const So
         under_p += p * ratio;
         under_q += q * ratio;
         m = p * to_p + q * to_q;
-        const vl normal = m > least;
-        vd_select(&m, &normal, &m, &least);
+        m += least;  // where both are 0
         vd_log(&logarithm, &m);
         mixed += m * logarithm;
     }
