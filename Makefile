@@ -126,9 +126,10 @@ $(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
 $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -march=native -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_report test_image_clean test_attention_maps test_beam test_generate
+METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate $(METRICS_TESTS)
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_report test_image_clean test_attention_maps test_beam test_generate): private OPTIMISE := \
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate $(METRICS_TESTS)): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -203,14 +204,16 @@ test:
 	@$(MAKE) -j$(JOBS) --no-print-directory quick-BF16 quick-FP32 quick-sanitized quick-emulated
 	@echo 'make test-all runs the rest: all cases of every test, other sets of instructions, ThreadSanitizer, all tests on the emulated GPU' \
 	    'and on real ones, kills of ranks and full disks'
-	@test/run.sh 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
+	@test/run.sh -j 2 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/FP32$(PLAIN)/test_attention_maps \
 	    build/FP32$(PLAIN)/test_beam build/FP32$(PLAIN)/test_generate \
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
-	    build/BF16-sanitize-1/test_tidy build/BF16-sanitize-1/test_search build/BF16-sanitize-1/test_report \
-	    'build/FP32-emulated/test_kernels --smoke cuda' 'test/test_comm.sh build/BF16$(PLAIN) quick' \
+	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_tidy \
+	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS)) \
+	    'build/FP32-emulated/test_kernels --smoke cuda' \
+	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
+	    'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
 	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
 	    'test/test_starter.sh build/BF16$(PLAIN) quick'
@@ -221,7 +224,7 @@ quick-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search test_report)
+	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search $(METRICS_TESTS))
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
@@ -231,7 +234,7 @@ quick-emulated:
 test-all:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
-	@test/run.sh dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
+	@test/run.sh -j 2 dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/BF16$(PLAIN)/test_lib \
@@ -240,14 +243,17 @@ test-all:
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
-	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_search build/BF16-sanitize-1/test_report build/BF16-sanitize-1/test_attention_maps \
+	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
+	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps \
+	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS)) \
 	    build/BF16-noformats-cpu/test_lib \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' \
-	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'test/test_devices.sh build/FP32-emulated' \
+	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' \
+	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
+	    'test/test_devices.sh build/FP32-emulated' \
 	    'test/test_comm.sh build/BF16$(PLAIN)' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \

@@ -1,20 +1,20 @@
 /* eval: measures models on a dataset, against its reference programs and, if one is given, against a teacher.
  *
- *   for each model: a teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
- *                   then greedy generation from all images (exact match with the reference). */
-#include "dataloader.h"
+ *   for each model: a teacher-forced pass over all samples (metrics/forced.h: the objective's terms and the metrics of
+ *                   the logits), then greedy generation from all images (exact match with the reference). */
 #include "generate.h"
 #include "lib/json.h"
 #include "lib/options.h"
 #include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
-#include "loss.cuh"
+#include "metrics/forced.h"
+#include "metrics/logits_table.h"
 #include "metrics/report.h"
 
 static struct {
     StringList models;
-    const char *teacher, *data, *json, *logits, *texts, *device, *loss, *weights;
+    const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *device, *loss, *weights;
     int64_t batch, samples, threads;
     double temperature, beta;
     bool greedy;
@@ -29,14 +29,19 @@ static struct {
 static const Option table[] = {
     {"model", 'm', OPT_LIST, &opt.models, "FILE", "model to measure", 0, 0},
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "measure divergence from and agreement with this model", 0, 0},
+    {"baseline", 0, OPT_STRING, &opt.baseline, "FILE", "measure this model too, before the others", 0, 0},
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "dataset", 0, 0},
     {"samples", 'n', OPT_INT, &opt.samples, "N", "only the first N samples; 0: all", 0, 1e12},
     {"batch", 'b', OPT_INT, &opt.batch, "N", "images at a time", 1, 1024},
-    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss", 0.01, 1000},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss, and of the metrics that have one", 0.01,
+     1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
     {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
+    {"metrics", 0, OPT_STRING, &opt.metrics, "FILE",
+     "write the metrics of the logits there, of baseline, model and teacher, under Image2TikZ's names and ours", 0,
+     0},
     {"logits", 0, OPT_STRING, &opt.logits, "FILE",
      "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and "
      "ids "
@@ -55,171 +60,16 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
 typedef struct {
     const char *path;
     double parameters;
-    ObjectiveSums sums;
-    int64_t samples, exact;
-    double seconds, tokens_generated, generate_seconds;
+    ForcedResult forced;
+    LogitsSums logits;  // over all samples
+    int64_t exact;
+    double tokens_generated, generate_seconds;
 } Report;
 
 static SoftLoss soft_loss(void) {
     int i = name_index(opt.loss, soft_loss_names, SOFT_LOSSES);
     if (i < 0) options_die("--soft-loss is '%s'; expected kl, reverse-kl or jsd", opt.loss);
     return (SoftLoss)i;
-}
-
-/* Opens a loader over the dataset in its order, with images in the size of the model and, if it differs, of the
- * teacher. */
-static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int max_tokens) {
-    Error err;
-    LoaderConfig c = loader_config_for((int)opt.batch, max_tokens, m->c.vision.image_size, m->tokenizer.count,
-                                       teacher ? teacher->c.vision.image_size : 0, teacher ? teacher->c.lm.vocab : 0);
-    die_if(loader_start(l, d, c, &err), &err);
-    if (l->skipped)
-        warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
-             (unsigned long long)d->count, max_tokens);
-}
-
-/* The next batch, and in *rows how many of its rows to use, so that --samples are used in all; `seen` were used so
- * far. NULL at the end. */
-static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
-    Error err;
-    err.text[0] = 0;
-    if (opt.samples && seen >= opt.samples) return NULL;
-    const Batch *b = loader_next(l, &err);
-    if (!b && err.text[0]) die("%s", err.text);
-    if (b) *rows = opt.samples && seen + b->B > opt.samples ? (int)(opt.samples - seen) : b->B;
-    return b;
-}
-
-/* ---- teacher-forced ---- */
-
-static void die_not_finite(const Model *m) {
-    Error why;
-    model_not_finite(m, &why);
-    die("%s", why.text);
-}
-
-/* Ends the program when the model or the teacher computed values that are not finite. */
-static void check_finite(const ObjectiveSums *s, const Model *m, const Model *teacher) {
-    if (!isfinite(s->ce)) die_not_finite(m);
-    if (teacher && !isfinite(s->soft)) die_not_finite(teacher);
-}
-
-typedef struct {
-    SafeTensorsWriter writer;
-    float *row;  // [positions, V] logits of one sample
-    int *ids;    // [samples, positions], written after all logits
-    int positions, vocab;
-    int64_t samples;  // written so far
-} LogitsFile;
-
-static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab) {
-    Error err;
-    SafeTensorSpec specs[2];
-    const char *keys[] = {"format"}, *values[] = {"tikz.c/logits/1"};
-    memset(specs, 0, sizeof specs);
-    snprintf(specs[0].name, sizeof specs[0].name, "logits");
-    specs[0].dtype = DT_F32;
-    specs[0].ndim = 3;
-    snprintf(specs[1].name, sizeof specs[1].name, "ids");
-    specs[1].dtype = DT_I32;
-    specs[1].ndim = 2;
-    for (int i = 0; i < 2; i++) {
-        specs[i].shape[0] = samples;
-        specs[i].shape[1] = positions;
-    }
-    specs[0].shape[2] = vocab;
-    f->positions = positions;
-    f->vocab = vocab;
-    f->samples = 0;
-    f->row = xcalloc((size_t)positions * (size_t)vocab, sizeof(float));
-    f->ids = xcalloc((size_t)samples * (size_t)positions, sizeof(int));
-    die_if(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
-}
-
-/* Writes the logits of the last forward pass, over B rows of ids [B, T]. m->hidden holds the final hidden states of
- * the positions that have a label, row after row. */
-static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int T) {
-    Error err;
-    size_t row = (size_t)f->positions * (size_t)f->vocab;
-    float *device = (float *)m->op->alloc((size_t)f->positions * (size_t)f->vocab * sizeof(float));
-    if (!device) die("cannot allocate the logits of one sample");
-    const floatX *hidden = m->hidden;
-    for (int b = 0; b < B; b++) {
-        int n = 0, *out = f->ids + (size_t)f->samples++ * (size_t)f->positions;
-        for (int t = 0; t < f->positions; t++) {
-            out[t] = t < T ? ids[(size_t)b * (size_t)T + (size_t)t] : -1;
-            n += out[t] >= 0;
-        }
-        memset(f->row, 0, row * sizeof(float));
-        linear_logits(m->op, device, hidden, m->lm_head, n);
-        m->op->download(f->row, device, (size_t)n * (size_t)f->vocab * sizeof(float));
-        die_if(safetensors_write_data(&f->writer, f->row, row * sizeof(float), &err), &err);
-        hidden += (size_t)n * m->c.lm.hidden_size;
-    }
-    m->op->release(device);
-}
-
-static void logits_close(LogitsFile *f) {
-    Error err;
-    size_t bytes = (size_t)f->samples * (size_t)f->positions * sizeof(int);
-    die_if(safetensors_write_data(&f->writer, f->ids, bytes, &err), &err);
-    die_if(safetensors_write_end(&f->writer, &err), &err);
-    free(f->row);
-    free(f->ids);
-}
-
-/* Counts the images of a batch that are blank as the model sees them, and notes the first of all. `seen`: samples
- * before the batch. */
-static void count_blank(const Batch *b, int B, int64_t seen, int64_t *blank, int64_t *first) {
-    const size_t bytes = (size_t)b->sizes[0] * b->sizes[0] * 3;
-    for (int i = 0; i < B; i++)
-        if (image_darkest(b->pixels[0] + i * bytes, bytes) >= IMAGE_NEAR_WHITE && (*blank)++ == 0) *first = seen + i;
-}
-
-/* The teacher-forced pass over all samples: sums up the metrics, and writes the logits with --logits. */
-static void measure_forced(Report *report, Model *m, Model *teacher, const Dataset *d, int max_tokens) {
-    Objective objective;
-    ObjectiveConfig config = {.w_ce = 1,
-                              .w_soft = teacher ? 1 : 0,
-                              .temperature = (float)opt.temperature,
-                              .soft = soft_loss(),
-                              .jsd_beta = (float)opt.beta,
-                              .band_high = INFINITY,
-                              .gate_confidence = 2};
-    Loader loader;
-    LogitsFile logits;
-    Progress progress;
-    const Batch *batch;
-    int B = 0;
-    int64_t blank = 0, first_blank = 0;
-    double start = seconds_now();
-    objective_open(&objective, config, m, teacher ? param_weight(teacher->lm_head) : (Weight){0}, 0,
-                   (int)opt.batch * max_tokens, (int)opt.batch, 0);
-    open_loader(&loader, d, m, teacher, max_tokens);
-    int64_t total = (int64_t)(d->count - loader.skipped);
-    if (opt.samples && opt.samples < total) total = opt.samples;
-    if (opt.logits) logits_open(&logits, total, max_tokens, m->c.lm.vocab);
-    progress_begin(&progress, "measuring", 0, total);
-    while ((batch = next_batch(&loader, report->samples, &B))) {
-        if (teacher) model_forward(teacher, batch->pixels[batch->size_count - 1], batch->ids, B, batch->T);
-        TeacherOutput q = {teacher ? teacher->hidden : NULL, NULL};
-        model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
-        objective_run(&objective, m, &q, (LossScale){0, 0});
-        if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
-        count_blank(batch, B, report->samples, &blank, &first_blank);
-        report->samples += B;
-        progress_update(&progress, report->samples, NULL);
-    }
-    report->sums = objective_collect(&objective);
-    progress_end(&progress);
-    check_finite(&report->sums, m, teacher);
-    if (blank)
-        warn("%lld of the %lld images are blank in the model's size, or nearly so; the first is that of sample %lld",
-             (long long)blank, (long long)report->samples, (long long)first_blank);
-    if (opt.logits) logits_close(&logits);
-    loader_stop(&loader);
-    objective_close(&objective);
-    report->seconds = seconds_now() - start;
 }
 
 /* ---- greedy programs ---- */
@@ -268,29 +118,27 @@ static void compare_programs(Report *report, const Model *m, const Batch *batch,
 }
 
 static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_tokens) {
-    Loader loader;
+    DatasetPass pass;
     Generator generator;
     Progress progress;
     const Batch *batch;
     Programs programs = {m, xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
                          xcalloc(opt.batch, sizeof(int)), max_tokens};
     int B = 0;
-    int64_t seen = 0;
     double start = seconds_now();
-    open_loader(&loader, d, m, NULL, max_tokens);
+    dataset_pass_open(&pass, d, m, NULL, (int)opt.batch, opt.samples, max_tokens);
     generator_open(&generator, m, (int)opt.batch, max_tokens);
-    progress_begin(&progress, "writing", 0, report->samples);
-    while ((batch = next_batch(&loader, seen, &B))) {
+    progress_begin(&progress, "writing", 0, pass.total);
+    while ((batch = dataset_pass_next(&pass, &B))) {
         memset(programs.lengths, 0, B * sizeof(int));
         generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
         generator_run(&generator, programs.streams, max_tokens, read_token, &programs);
-        compare_programs(report, m, batch, &programs, B, seen);
-        seen += B;
-        progress_update(&progress, seen, "%.1f %% exact", 100 * (double)report->exact / (double)seen);
+        compare_programs(report, m, batch, &programs, B, pass.seen - B);
+        progress_update(&progress, pass.seen, "%.1f %% exact", 100 * (double)report->exact / (double)pass.seen);
     }
     progress_end(&progress);
     generator_close(&generator);
-    loader_stop(&loader);
+    dataset_pass_close(&pass);
     free(programs.ids);
     free(programs.lengths);
     free(programs.streams);
@@ -309,36 +157,91 @@ static void print_reports(const Report *reports, int count, bool teacher) {
     for (int i = 0; i < count; i++) {
         const Report *r = &reports[i];
         printf("%-*s %9.2fM", width, r->path, r->parameters / 1e6);
-        metrics_print_row(stdout, &r->sums, teacher);
-        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->samples);
+        metrics_print_row(stdout, &r->forced.sums, teacher);
+        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->forced.samples);
         printf("\n");
     }
 }
 
-static void json_reports(AtomicFile *file, const Report *reports, int count, bool teacher) {
+/* The logits' metrics that Image2TikZ prints, of all models and of the teacher itself. */
+static void print_logits(const Report *reports, int count) {
+    const Report *last = &reports[count - 1];
+    int width = (int)strlen(opt.teacher);
+    for (int i = 0; i < count; i++)
+        if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
+    printf("\n%-*s", width, "logits");
+    logits_print_row(stdout, NULL, false);
+    for (int i = 0; i < count; i++) {
+        printf("%-*s", width, reports[i].path);
+        logits_print_row(stdout, &reports[i].logits, false);
+    }
+    printf("%-*s", width, opt.teacher);
+    logits_print_row(stdout, &last->logits, true);
+}
+
+/* Writes the line of JSON and moves the file to its place. */
+static void json_commit(JsonWriter *w, AtomicFile *file, const char *path) {
     Error err;
+    if (json_write_line(w, file->f)) die("cannot write %s: %s", path, strerror(errno));
+    die_if(atomic_commit(file, &err), &err);
+    json_writer_free(w);
+}
+
+static void json_reports(AtomicFile *file, const Report *reports, int count, bool teacher) {
     JsonWriter w = {0};
     json_begin_array(&w);
     for (int i = 0; i < count; i++) {
         const Report *r = &reports[i];
         json_begin_object(&w);
         json_key(&w, "model"), json_string(&w, r->path);
+        if (opt.baseline) json_key(&w, "baseline"), json_bool(&w, i == 0);
         json_key(&w, "data"), json_string(&w, opt.data);
         json_key(&w, "parameters"), json_number(&w, r->parameters);
-        json_key(&w, "samples"), json_integer(&w, r->samples);
-        json_key(&w, "tokens"), json_number(&w, r->sums.positions);
+        json_key(&w, "samples"), json_integer(&w, r->forced.samples);
+        json_key(&w, "tokens"), json_number(&w, r->forced.sums.positions);
         if (teacher) json_key(&w, "temperature"), json_number(&w, opt.temperature);
-        metrics_json(&w, &r->sums, teacher);
-        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->exact / (double)r->samples);
-        json_key(&w, "tokens_per_second"), json_number(&w, r->sums.positions / r->seconds);
+        metrics_json(&w, &r->forced.sums, teacher);
+        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->exact / (double)r->forced.samples);
+        json_key(&w, "tokens_per_second"), json_number(&w, r->forced.sums.positions / r->forced.seconds);
         if (opt.greedy)
             json_key(&w, "written_per_second"), json_number(&w, r->tokens_generated / r->generate_seconds);
+        json_key(&w, "logits"), logits_json(&w, &r->logits, teacher);
         json_end_object(&w);
     }
     json_end_array(&w);
-    if (json_write_line(&w, file->f)) die("cannot write %s: %s", opt.json, strerror(errno));
-    die_if(atomic_commit(file, &err), &err);
-    json_writer_free(&w);
+    json_commit(&w, file, opt.json);
+}
+
+/* Image2TikZ's three blocks, and ours with what they lack. reports: the baseline's, if there is one, then the model's. */
+static void json_metrics(AtomicFile *file, const Report *reports) {
+    const Report *baseline = opt.baseline ? &reports[0] : NULL, *model = &reports[baseline != NULL];
+    JsonWriter w = {0};
+    json_begin_object(&w);
+    logits_image2tikz_block(&w, "baseline_student", logits_metrics, LOGITS_METRICS,
+                            baseline ? &baseline->logits : NULL);
+    logits_image2tikz_block(&w, "distilled_model", logits_metrics, LOGITS_METRICS, &model->logits);
+    logits_image2tikz_block(&w, "teacher_self", logits_self_metrics, LOGITS_SELF_METRICS, &model->logits);
+    json_key(&w, "tikz_c");
+    json_begin_object(&w);
+    json_key(&w, "teacher"), json_string(&w, opt.teacher);
+    json_key(&w, "baseline"), json_string(&w, opt.baseline);
+    json_key(&w, "model"), json_string(&w, model->path);
+    json_key(&w, "data"), json_string(&w, opt.data);
+    json_key(&w, "samples"), json_integer(&w, model->forced.samples);
+    json_key(&w, "tokens"), json_number(&w, model->logits.positions);
+    json_key(&w, "temperature"), json_number(&w, opt.temperature);
+    json_key(&w, "averaging");
+    json_string(&w, "means over the tokens of all texts; Image2TikZ averages over batches, and counts padding");
+    json_key(&w, "baseline_student");
+    if (baseline)
+        logits_json(&w, &baseline->logits, true);
+    else
+        json_null(&w);
+    json_key(&w, "distilled_model"), logits_json(&w, &model->logits, true);
+    json_key(&w, "teacher_self"), logits_self_json(&w, &model->logits);
+    json_end_object(&w);
+    json_end_object(&w);
+    json_commit(&w, file, opt.metrics);
 }
 
 static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
@@ -357,18 +260,37 @@ static void measure(Report *report, const char *path, WeightFormat format, Model
     if (max_tokens > most) max_tokens = most;
     if (opt.greedy) generator_fit(m, (int)opt.batch, 1, false, max_tokens, max_tokens);
     model_plan(m, (int)opt.batch, max_tokens);
+    const ForcedOptions options = {.batch = (int)opt.batch,
+                                   .samples = opt.samples,
+                                   .temperature = opt.temperature,
+                                   .soft = soft_loss(),
+                                   .jsd_beta = opt.beta,
+                                   .logits_file = opt.logits};
     report->path = path;
     report->parameters = (double)params_total(&m->params, GROUP_ALL);
-    measure_forced(report, m, teacher, d, max_tokens);
+    forced_measure(&report->forced, &options, m, teacher, d, max_tokens);
+    report->logits = logits_total(&report->forced.logits, NULL, 0);
     if (opt.greedy) measure_greedy(report, m, d, max_tokens);
     model_close(m);
+}
+
+/* Ends the program on options that do not go together. */
+static void check_options(WeightFormat *format) {
+    const bool one = opt.models.count == 1 && !opt.baseline;
+    if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
+    if (opt.logits && !one) options_die("--logits takes exactly one --model");
+    if (opt.texts && !one) options_die("--texts takes exactly one --model");
+    if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
+    if (opt.metrics && opt.models.count != 1) options_die("--metrics takes exactly one --model, and one --baseline");
+    if (opt.metrics && !opt.teacher) options_die("--metrics compares with a teacher; add --teacher FILE");
+    soft_loss();
 }
 
 int main(int argc, char **argv) {
     static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
     static Model teacher;
     Dataset data;
-    AtomicFile json;
+    AtomicFile json, metrics_file;
     WeightFormat format;
     Error err;
     program_begin(argv);
@@ -379,10 +301,7 @@ int main(int argc, char **argv) {
     free(usage);
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
-    if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
-    if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
-    if (opt.texts && opt.models.count != 1) options_die("--texts takes exactly one --model");
-    if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
+    check_options(&format);
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
@@ -395,12 +314,18 @@ int main(int argc, char **argv) {
         model_plan(&teacher, (int)opt.batch, longest < most ? longest : most);
     }
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
-    Report *reports = xcalloc((size_t)opt.models.count, sizeof(Report));
-    for (int i = 0; i < opt.models.count; i++)
-        measure(&reports[i], opt.models.items[i], format, opt.teacher ? &teacher : NULL, &data, op);
-    print_reports(reports, opt.models.count, opt.teacher != NULL);
+    if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
+    const int first = opt.baseline != NULL, count = opt.models.count + first;
+    Report *reports = xcalloc((size_t)count, sizeof(Report));
+    for (int i = 0; i < count; i++)
+        measure(&reports[i], i < first ? opt.baseline : opt.models.items[i - first], format,
+                opt.teacher ? &teacher : NULL, &data, op);
+    print_reports(reports, count, opt.teacher != NULL);
+    if (opt.metrics) print_logits(reports, count);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
-    if (opt.json) json_reports(&json, reports, opt.models.count, opt.teacher != NULL);
+    if (opt.json) json_reports(&json, reports, count, opt.teacher != NULL);
+    if (opt.metrics) json_metrics(&metrics_file, reports);
+    for (int i = 0; i < count; i++) logits_result_free(&reports[i].forced.logits);
     free(reports);
     if (opt.teacher) model_close(&teacher);
     dataset_close(&data);
