@@ -46,17 +46,28 @@ static inline uint64_t phash_bits(const double *coefficients) {
     return bits;
 }
 
+/* Resizes rows of S values to 32, rounded as in Pillow, and transposes. in [rows, S], out [32, rows] */
+static inline void phash_resize(uint8_t *out, const uint8_t *in, int rows, int S, const ImageTaps *t) {
+    for (int y = 0; y < rows; y++, in += S)
+        for (int o = 0; o < PHASH_IMAGE; o++) {
+            const uint8_t *from = in + t->first[o];
+            const int32_t *weight = t->weight + (size_t)o * t->max_taps;
+            int32_t sum = 1 << (IMAGE_WEIGHT_BITS - 1);
+            for (int i = 0; i < t->count[o]; i++) sum += weight[i] * from[i];
+            sum >>= IMAGE_WEIGHT_BITS;
+            out[(size_t)o * rows + y] = (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+        }
+}
+
 static inline uint64_t phash(const CommonFrame *f) {
-    const size_t n = (size_t)f->size * f->size;
-    uint8_t small[PHASH_IMAGE * PHASH_IMAGE * 3];
+    const int S = f->size;
+    uint8_t *columns = (uint8_t *)xmalloc((size_t)PHASH_IMAGE * S), small[PHASH_IMAGE * PHASH_IMAGE];
     double coefficients[PHASH_BITS];
-    Image grey = {f->size, f->size, (uint8_t *)xmalloc(3 * n)};
-    ImageTaps taps = image_taps(image_filter_lanczos, f->size, PHASH_IMAGE);
-    for (size_t i = 0; i < n; i++) memset(grey.rgb + 3 * i, f->grey[i], 3);
-    image_resample(small, &grey, (ImageBox){0, 0, f->size, f->size}, 0, 0, &taps, &taps, PHASH_IMAGE, PHASH_IMAGE);
+    ImageTaps taps = image_taps(image_filter_lanczos, S, PHASH_IMAGE);
+    phash_resize(columns, f->grey, S, S, &taps);
+    phash_resize(small, columns, PHASH_IMAGE, S, &taps);
     image_taps_free(&taps);
-    image_free(&grey);
-    for (int i = 0; i < PHASH_IMAGE * PHASH_IMAGE; i++) small[i] = small[3 * i];
+    free(columns);
     phash_dct(coefficients, small);
     return phash_bits(coefficients);
 }

@@ -40,19 +40,21 @@ static inline void ssim_blur(double *__restrict__ out, const double *const in[SS
                  w4 * (a4[i] + b4[i]) + w5 * (a5[i] + b5[i]);
 }
 
-/* Applies the window across one row of one channel. out [SSIM_MOMENTS, S - 10], a and b [S, 3], row: [SSIM_MOMENTS, S] */
-static inline void ssim_row(double *out, double *row, const uint8_t *a, const uint8_t *b, int S, const double *w) {
-    for (int i = 0; i < S; i++) {
+/* Applies the window across a part of a row of one channel. out [SSIM_MOMENTS, n], a and b [n + 10, 3], row:
+ * memory for [SSIM_MOMENTS, n + 10] */
+static inline void ssim_row(double *out, double *row, const uint8_t *a, const uint8_t *b, int n, const double *w) {
+    const int wide = n + SSIM_WINDOW - 1;
+    for (int i = 0; i < wide; i++) {
         const double x = a[3 * i], y = b[3 * i];
         row[i] = x;
-        row[S + i] = y;
-        row[2 * S + i] = x * x + y * y;
-        row[3 * S + i] = x * y;
+        row[wide + i] = y;
+        row[2 * wide + i] = x * x + y * y;
+        row[3 * wide + i] = x * y;
     }
     for (int m = 0; m < SSIM_MOMENTS; m++) {
         const double *in[SSIM_WINDOW];
-        for (int k = 0; k < SSIM_WINDOW; k++) in[k] = row + (size_t)m * S + k;
-        ssim_blur(out + (size_t)m * (S - SSIM_WINDOW + 1), in, S - SSIM_WINDOW + 1, w);
+        for (int k = 0; k < SSIM_WINDOW; k++) in[k] = row + m * wide + k;
+        ssim_blur(out + m * n, in, n, w);
     }
 }
 
@@ -69,25 +71,42 @@ static inline double ssim_sum(const double *moments, double *__restrict__ s, int
     return sum;
 }
 
+enum { SSIM_STRIP = 64 };  // places side by side that are done together: their blurred rows stay in the first cache
+
+/* The sum over a strip of n <= SSIM_STRIP places side by side, from the top of one channel of a and b [S, S, 3] to its
+ * bottom. Where both images are the same in all of the windows, as on paper, the similarity is 1 without computing. */
+static inline double ssim_strip(const uint8_t *a, const uint8_t *b, int S, int n, const double *w) {
+    double ring[SSIM_WINDOW][SSIM_MOMENTS * SSIM_STRIP], moments[SSIM_MOMENTS * SSIM_STRIP], sum = 0;
+    double row[SSIM_MOMENTS * (SSIM_STRIP + SSIM_WINDOW - 1)];
+    const size_t stride = 3 * (size_t)S, bytes = 3 * (size_t)(n + SSIM_WINDOW - 1) - 2;
+    int same = 0,
+        blurred = 0;  // rows that are the same up to this one; rows that the ring has had, or that were left out
+    for (int y = 0; y < S; y++) {
+        const double *in[SSIM_WINDOW];
+        same = memcmp(a + y * stride, b + y * stride, bytes) ? 0 : same + 1;
+        if (y + 1 < SSIM_WINDOW) continue;
+        if (same >= SSIM_WINDOW) {
+            sum += n;
+            continue;
+        }
+        if (blurred <= y - SSIM_WINDOW) blurred = y - SSIM_WINDOW + 1;
+        for (; blurred <= y; blurred++)
+            ssim_row(ring[blurred % SSIM_WINDOW], row, a + blurred * stride, b + blurred * stride, n, w);
+        for (int k = 0; k < SSIM_WINDOW; k++) in[k] = ring[(y + 1 + k) % SSIM_WINDOW];
+        ssim_blur(moments, in, SSIM_MOMENTS * n, w);
+        sum += ssim_sum(moments, row, n);
+    }
+    return sum;
+}
+
 /* The similarity of pixels u8 [S, S, 3], S at least SSIM_WINDOW; at most 1. */
 static inline double ssim(const uint8_t *a, const uint8_t *b, int S) {
     const int W = S - SSIM_WINDOW + 1;
-    const size_t blurred = (size_t)SSIM_MOMENTS * W;  // of one row
     double w[SSIM_RADIUS + 1], sum = 0;
-    double *row = (double *)xmalloc(((size_t)SSIM_MOMENTS * S + (SSIM_WINDOW + 1) * blurred) * sizeof *row);
-    double *ring = row + (size_t)SSIM_MOMENTS * S, *moments = ring + SSIM_WINDOW * blurred;
     ssim_weights(w);
     for (int c = 0; c < 3; c++)
-        for (int y = 0; y < S; y++) {
-            const size_t at = 3 * (size_t)y * S + c;
-            const double *in[SSIM_WINDOW];
-            ssim_row(ring + (size_t)(y % SSIM_WINDOW) * blurred, row, a + at, b + at, S, w);
-            if (y + 1 < SSIM_WINDOW) continue;
-            for (int k = 0; k < SSIM_WINDOW; k++) in[k] = ring + (size_t)((y + 1 + k) % SSIM_WINDOW) * blurred;
-            ssim_blur(moments, in, SSIM_MOMENTS * W, w);
-            sum += ssim_sum(moments, row, W);
-        }
-    free(row);
+        for (int x = 0; x < W; x += SSIM_STRIP)
+            sum += ssim_strip(a + 3 * x + c, b + 3 * x + c, S, W - x < SSIM_STRIP ? W - x : SSIM_STRIP, w);
     return sum / (3.0 * W * W);
 }
 

@@ -135,7 +135,7 @@ def compare_pairs(program, folder):
                 expected = expected_scores(*pairs[i], size)
             off = np.abs(np.array(mine["moments"]) - moments(a))
             most["moments"] = max(most.get("moments", 0), off.max())
-            check(off.max() < 1e-6, f"{what}: colour moments", off)
+            check(off.max() < 1e-6, f"{what}: colour moments", list(off))
             check(abs(mine["sharpness"] - sharpness(a)) <= 1e-9 * sharpness(a), f"{what}: sharpness", mine["sharpness"])
             doubt = compare_hash(mine, a, what) + (~sure_bits(frame(pairs[i][1], size))).sum()
             doubtful += doubt

@@ -132,7 +132,11 @@ static void test_frame(void) {
     page.rgb[0] = 254;
     Image same_size = image_of(100, 90, 255);
     CHECK(!image_same(&page, &same_size));
+    Image wider = image_of(120, 90, 255), taller = image_of(100, 95, 255);
+    CHECK(!image_same(&same_size, &wider) && !image_same(&same_size, &taller));
     image_free(&same_size);
+    image_free(&wider);
+    image_free(&taller);
     image_free(&small);
     image_free(&large);
     image_free(&page);
