@@ -409,7 +409,8 @@ static inline void options_help_entry(const Option *o, const char *left) {
     char value[300] = "", number[40];
     if (o->value && o->type == OPT_FLAG && *(bool *)o->value)
         snprintf(value, sizeof value, " (default: on; --no-%s turns it off)", o->name);
-    if (o->value && o->type == OPT_INT)
+    if (o->value && o->type == OPT_INT &&
+        (double)*(int64_t *)o->value >= o->min)  // less than allowed: there is no default
         snprintf(value, sizeof value, " (default: %lld)", (long long)*(int64_t *)o->value);
     if (o->value && o->type == OPT_FLOAT && !isnan(*(double *)o->value))
         snprintf(value, sizeof value, " (default: %s)", options_double(*(double *)o->value, number, sizeof number));
