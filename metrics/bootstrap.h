@@ -30,8 +30,8 @@ typedef struct {
     double value, low, high;  // low, high: of the 95 % interval; not a number where the value is none
 } Interval;
 
-/* A figure from the sum of samples; not a number where it is not defined. */
-typedef double (*BootstrapFigure)(const void *sums);
+/* A figure from the sum of samples, and a number that says which; not a number where it is not defined. */
+typedef double (*BootstrapFigure)(const void *sums, int which);
 
 /* Resamples an array of `count` samples. The same seed and count pick the same samples, so that two models are paired. */
 static inline void bootstrap_open(Bootstrap *b, const void *samples, int count, SampleKind kind, uint64_t seed) {
@@ -77,18 +77,19 @@ static inline Interval bootstrap_of(double value, double *resampled) {
     return out;
 }
 
-static inline Interval bootstrap_interval(const Bootstrap *b, BootstrapFigure figure) {
+static inline Interval bootstrap_interval(const Bootstrap *b, BootstrapFigure figure, int which) {
     double values[BOOTSTRAP_RESAMPLES];
-    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) values[r] = figure(b->sums + (size_t)r * b->bytes);
-    return bootstrap_of(figure(b->total), values);
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) values[r] = figure(b->sums + (size_t)r * b->bytes, which);
+    return bootstrap_of(figure(b->total, which), values);
 }
 
 /* a - b, with its interval. The models differ significantly (at 5 %) where the interval leaves out 0. */
-static inline Interval bootstrap_difference(const Bootstrap *a, const Bootstrap *b, BootstrapFigure figure) {
+static inline Interval bootstrap_difference(const Bootstrap *a, const Bootstrap *b, BootstrapFigure figure,
+                                            int which) {
     double values[BOOTSTRAP_RESAMPLES];
     for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
-        values[r] = figure(a->sums + (size_t)r * a->bytes) - figure(b->sums + (size_t)r * b->bytes);
-    return bootstrap_of(figure(a->total) - figure(b->total), values);
+        values[r] = figure(a->sums + (size_t)r * a->bytes, which) - figure(b->sums + (size_t)r * b->bytes, which);
+    return bootstrap_of(figure(a->total, which) - figure(b->total, which), values);
 }
 
 static inline bool bootstrap_significant(const Interval *difference) {

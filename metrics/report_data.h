@@ -11,7 +11,8 @@ typedef struct {
     const char *key, *title, *group;  // key: in files; group: the figures of a group follow each other
     const char *meaning;              // one sentence
     int better;                       // 1: more is better, -1: less is, 0: neither
-    BootstrapFigure value;
+    BootstrapFigure compute;
+    int which;  // given to it
 } Figure;
 
 typedef struct {
@@ -31,7 +32,6 @@ typedef struct {
     double parameters, seconds;
     Bootstrap sums;
     const ReportOutput *outputs;                   // [samples] of Report, or NULL
-    const double *extra;                           // [extra_count] of Report: figures that are not sums over samples
     ChartSeries reliability, confidence, entropy;  // count 0: none
     ChartSeries curve;                             // training loss over steps; count 0: none
 } ReportModel;
@@ -48,9 +48,13 @@ typedef struct {
     int note_count;
 } Report;
 
-/* The figure of a model with its interval. */
-static inline Interval report_value(const Report *r, int model, int figure) {
-    return bootstrap_interval(&r->models[model].sums, r->figures[figure].value);
+/* The figure of a model. */
+static inline double report_value(const Report *r, int model, int figure) {
+    return r->figures[figure].compute(r->models[model].sums.total, r->figures[figure].which);
+}
+
+static inline Interval report_interval(const Report *r, int model, int figure) {
+    return bootstrap_interval(&r->models[model].sums, r->figures[figure].compute, r->figures[figure].which);
 }
 
 /* Index of the best model in a figure, or -1: no model is better than the others, or the figure has no better. */
@@ -59,7 +63,7 @@ static inline int report_best(const Report *r, int figure) {
     double most = 0;
     if (!r->figures[figure].better || r->model_count < 2) return -1;
     for (int i = 0; i < r->model_count; i++) {
-        const double v = r->figures[figure].value(r->models[i].sums.total) * r->figures[figure].better;
+        const double v = report_value(r, i, figure) * r->figures[figure].better;
         if (!isfinite(v)) continue;
         if (best < 0 || v > most)
             best = i, most = v, equal = 0;
@@ -72,7 +76,7 @@ static inline int report_best(const Report *r, int figure) {
 /* Whether any model has the figure. */
 static inline bool report_has(const Report *r, int figure) {
     for (int i = 0; i < r->model_count; i++)
-        if (isfinite(r->figures[figure].value(r->models[i].sums.total))) return true;
+        if (isfinite(report_value(r, i, figure))) return true;
     return false;
 }
 

@@ -58,7 +58,7 @@ static inline void page_table(FILE *f, const Report *r) {
                     figure->better > 0 ? "(more is better)" : "(less is better)");
         const int best = report_best(r, k);
         for (int i = 0; i < r->model_count; i++) {
-            const Interval v = report_value(r, i, k);
+            const Interval v = report_interval(r, i, k);
             page_value(f, &v, i == best);
         }
         fputs("<td class=\"faint\">", f);
@@ -83,7 +83,8 @@ static inline void page_differences(FILE *f, const Report *r) {
         html_text(f, r->models[0].name);
         fputs("</h3>\n<div class=\"scroll\"><table>\n<tr><th>figure<th>difference<th>interval<th>verdict\n", f);
         for (int k = 0; k < r->figure_count; k++) {
-            const Interval d = bootstrap_difference(&r->models[i].sums, &r->models[0].sums, r->figures[k].value);
+            const Interval d = bootstrap_difference(&r->models[i].sums, &r->models[0].sums, r->figures[k].compute,
+                                                    r->figures[k].which);
             if (!isfinite(d.value) || !bootstrap_significant(&d)) continue;
             const int side = d.low > 0 ? 1 : -1;
             fputs("<tr><td>", f);
@@ -124,7 +125,7 @@ static inline void page_radar(FILE *f, const Report *r) {
     for (int k = 0; k < r->figure_count && count < MOST; k++) {
         bool share = r->figures[k].better > 0;
         for (int i = 0; i < r->model_count; i++) {
-            const double v = r->figures[k].value(r->models[i].sums.total);
+            const double v = report_value(r, i, k);
             share = share && isfinite(v) && v >= 0 && v <= 1;
         }
         if (share) axes[count] = r->figures[k].title, chosen[count++] = k;
@@ -134,7 +135,7 @@ static inline void page_radar(FILE *f, const Report *r) {
     double *values = (double *)xcalloc((size_t)r->model_count * MOST, sizeof *values);
     for (int i = 0; i < r->model_count; i++) {
         names[i] = r->models[i].name;
-        for (int a = 0; a < count; a++) values[i * count + a] = r->figures[chosen[a]].value(r->models[i].sums.total);
+        for (int a = 0; a < count; a++) values[i * count + a] = report_value(r, i, chosen[a]);
     }
     chart_radar(f, "Shares, from 0 at the centre to 1", axes, count, names, values, r->model_count);
     free(names);
@@ -172,7 +173,7 @@ static inline void page_charts(FILE *f, const Report *r) {
     for (int k = 0; k < r->figure_count; k++) {
         if (!r->figures[k].better || !report_has(r, k)) continue;
         for (int i = 0; i < r->model_count; i++) {
-            const Interval v = report_value(r, i, k);
+            const Interval v = report_interval(r, i, k);
             bars[i] = (ChartBar){r->models[i].name, v.value, v.low, v.high};
         }
         chart_bars(f, r->figures[k].title, bars, r->model_count);

@@ -42,7 +42,7 @@ static inline void markdown_table(FILE *f, const Report *r) {
         fputs(" |", f);
         const int best = report_best(r, k);
         for (int i = 0; i < r->model_count; i++) {
-            const Interval v = report_value(r, i, k);
+            const Interval v = report_interval(r, i, k);
             markdown_value(f, &v, i == best);
         }
     }
@@ -120,7 +120,7 @@ static inline void csv_write(FILE *f, const Report *r) {
     fputs("metric,model,value,low,high\n", f);
     for (int k = 0; k < r->figure_count; k++)
         for (int i = 0; i < r->model_count; i++) {
-            const Interval v = report_value(r, i, k);
+            const Interval v = report_interval(r, i, k);
             const double values[] = {v.value, v.low, v.high};
             csv_field(f, r->figures[k].key);
             fputc(',', f);

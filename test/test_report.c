@@ -16,8 +16,14 @@ typedef struct {
     double correct, tokens;
 } Counts;
 
-static double share(const void *sums) { return ((const Counts *)sums)->correct / ((const Counts *)sums)->tokens; }
-static double undefined(const void *sums) { return ((const Counts *)sums)->correct / 0.0 * 0; }
+static double share(const void *sums, int which) {
+    (void)which;
+    return ((const Counts *)sums)->correct / ((const Counts *)sums)->tokens;
+}
+static double undefined(const void *sums, int which) {
+    (void)which;
+    return ((const Counts *)sums)->correct / 0.0 * 0;
+}
 
 static void counts_add(void *sum, const void *sample) {
     ((Counts *)sum)->correct += ((const Counts *)sample)->correct;
@@ -44,20 +50,20 @@ static void test_bootstrap(void) {
     bootstrap_open(&a, x, count, counted, 7);
     bootstrap_open(&again, x, count, counted, 7);
     CHECK(!memcmp(a.sums, again.sums, BOOTSTRAP_RESAMPLES * sizeof(Counts)));
-    const Interval i = bootstrap_interval(&a, share);
+    const Interval i = bootstrap_interval(&a, share, 0);
     const double error = 1.96 * sqrt(i.value * (1 - i.value) / (10 * count));  // of a share of independent tokens
     CHECK(fabs(i.low - (i.value - error)) < 0.2 * error && fabs(i.high - (i.value + error)) < 0.2 * error);
     for (int k = 0; k < count; k += 20) y[k].correct -= y[k].correct > 0;
     bootstrap_open(&b, y, count, counted, 7);
-    const Interval d = bootstrap_difference(&b, &a, share), j = bootstrap_interval(&b, share);
+    const Interval d = bootstrap_difference(&b, &a, share, 0), j = bootstrap_interval(&b, share, 0);
     CHECK(d.value < 0 && bootstrap_significant(&d));        // 20 tokens of 4000, but always to the same side:
     CHECK(j.high > i.low && j.low < i.high && d.high < 0);  // the intervals overlap, and the pairs still tell
-    const Interval none = bootstrap_difference(&a, &again, share), nan = bootstrap_interval(&a, undefined);
+    const Interval none = bootstrap_difference(&a, &again, share, 0), nan = bootstrap_interval(&a, undefined, 0);
     CHECK(none.value == 0 && none.low == 0 && none.high == 0 && !bootstrap_significant(&none));
     CHECK(isnan(nan.value) && isnan(nan.low) && isnan(nan.high));
     bootstrap_close(&a), bootstrap_close(&b), bootstrap_close(&again);
     bootstrap_open(&a, x, 1, counted, 7);
-    const Interval one = bootstrap_interval(&a, share);
+    const Interval one = bootstrap_interval(&a, share, 0);
     CHECK(one.low == one.value && one.high == one.value);
     bootstrap_close(&a);
     const double sorted[] = {1, 2, 4};
@@ -190,15 +196,18 @@ static void test_drawings(void) {
 
 /* ---- a page ---- */
 
-static double tokens(const void *sums) { return ((const Counts *)sums)->tokens; }
+static double tokens(const void *sums, int which) {
+    (void)which;
+    return ((const Counts *)sums)->tokens;
+}
 
 static const Figure figures[] = {
-    {"accuracy", "Accuracy", "Tokens", "Share of the tokens that the model ranks first.", 1, share},
-    {"error", "Error", "Tokens", "The other share <&\">.", -1, share},
-    {"second", "Second", "Programs", "Another share.", 1, share},
-    {"third", "Third", "Programs", "Another share.", 1, share},
-    {"tokens", "Tokens", "Programs", "How many there are.", 0, tokens},
-    {"none", "None", "Programs", "Never defined.", 1, undefined},
+    {"accuracy", "Accuracy", "Tokens", "Share of the tokens that the model ranks first.", 1, share, 0},
+    {"error", "Error", "Tokens", "The other share <&\">.", -1, share, 0},
+    {"second", "Second", "Programs", "Another share.", 1, share, 0},
+    {"third", "Third", "Programs", "Another share.", 1, share, 0},
+    {"tokens", "Tokens", "Programs", "How many there are.", 0, tokens, 0},
+    {"none", "None", "Programs", "Never defined.", 1, undefined, 0},
 };
 
 static void fill_curve(ChartSeries *s, int count, double from, double scale) {
