@@ -126,7 +126,7 @@ $(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
 $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -march=native -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate test_text_metrics
 # These spend their time in the compiler, not in loops.
 $(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
