@@ -70,12 +70,6 @@ static inline size_t edit_distance(const uint32_t *a, size_t n, const uint32_t *
     return distance;
 }
 
-/* The distance divided by the longer length: 0 for equal, 1 at most; of two empty sequences 0. */
-static inline double edit_rate(size_t distance, size_t n, size_t m) {
-    const size_t longest = n > m ? n : m;
-    return longest ? (double)distance / (double)longest : 0;
-}
-
 /* ---- the extended edit distance ---- */
 
 /* Costs, as in Stanchev, Wang and Ney 2019, "EED: Extended Edit Distance Measure for Machine Translation". */

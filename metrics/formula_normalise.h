@@ -20,65 +20,6 @@
 static inline void formula_list(Formula *f, bool left);
 static inline void formula_all(Formula *f);
 
-/* ---- what has been written ---- */
-
-/* The token behind the group that begins at token `at`; `at` if none does. */
-static inline size_t formula_behind_group(const Formula *f, size_t at, size_t end) {
-    size_t depth = 0;
-    for (size_t i = at; i < end; i++) {
-        if (formula_is(f->tokens[i], "{")) depth++;
-        if (formula_is(f->tokens[i], "}")) depth--;
-        if (depth == 0) return i == at ? at : i + 1;
-    }
-    return at;
-}
-
-typedef enum { FORMULA_SEVERAL, FORMULA_SYMBOL, FORMULA_COMMAND, FORMULA_GROUP } FormulaContent;
-
-/* What tokens [begin, end) are: one symbol of class Ord; one accent, alphabet or fraction with its arguments; one group. */
-static inline FormulaContent formula_content(const Formula *f, size_t begin, size_t end) {
-    if (begin == end) return FORMULA_SEVERAL;
-    const FormulaToken t = f->tokens[begin];
-    const bool letter = t.n == 1 && (formula_is_letter(*t.s) || (*t.s >= '0' && *t.s <= '9'));
-    if (begin + 1 == end) return letter || formula_is_any(t, FORMULA_SYMBOLS) ? FORMULA_SYMBOL : FORMULA_SEVERAL;
-    size_t at = begin;
-    if (formula_is(t, "{")) return formula_behind_group(f, begin, end) == end ? FORMULA_GROUP : FORMULA_SEVERAL;
-    const bool two = formula_is_any(t, FORMULA_FRACTIONS);
-    if (!two && !formula_is_any(t, FORMULA_ACCENTS) && !formula_is_any(t, FORMULA_ALPHABETS)) return FORMULA_SEVERAL;
-    at = formula_behind_group(f, begin + 1, end);
-    if (two && at > begin + 1) at = formula_behind_group(f, at, end);
-    return at == end ? FORMULA_COMMAND : FORMULA_SEVERAL;
-}
-
-/* Brings an argument, whose opening brace is token `open` and whose closing brace is the last one, to its normal form: not
- * with braces inside the braces, and with alphabets instead of fonts. */
-static inline void formula_settle(Formula *f, size_t open, size_t *close) {
-    for (;;) {
-        const char *font = *close > open + 1 ? FORMULA_OTHER(f->tokens[open + 1], formula_fonts) : NULL;
-        if (font) {  // { \rm a } -> { \mathrm { a } }
-            f->tokens[open + 1] = (FormulaToken){font, strlen(font)};
-            formula_insert(f, open + 2, "{");
-            formula_insert(f, ++*close, "}");
-            size_t inner = *close;
-            formula_settle(f, open + 2, &inner);
-            *close = inner + 1;
-        } else if (formula_content(f, open + 1, *close) == FORMULA_GROUP) {
-            formula_remove(f, *close);
-            formula_remove(f, open);
-            *close -= 2;
-        } else {
-            return;
-        }
-    }
-}
-
-/* Whether a command of which nothing is known stands before token `at`: a group there may be its argument. */
-static inline bool formula_may_be_argument(const Formula *f, size_t at) {
-    const FormulaToken t = at ? f->tokens[at - 1] : (FormulaToken){"", 0};
-    return t.n > 1 && t.s[0] == '\\' && formula_is_letter(t.s[1]) && t.s[t.n - 1] != '}' &&
-           !formula_is_any(t, FORMULA_SYMBOLS) && !formula_is_any(t, FORMULA_BARE);
-}
-
 /* ---- reading ---- */
 
 /* Which script begins with t: '_', '^' or, for primes, '\''; 0: none. */
