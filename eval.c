@@ -11,16 +11,19 @@
 #include "metrics/forced.h"
 #include "metrics/logits_table.h"
 #include "metrics/report.h"
+#include "metrics/suite_report.h"
 
 static struct {
     StringList models;
-    const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *device, *loss, *weights;
-    int64_t batch, samples, threads;
+    const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *report, *training, *kind, *device,
+        *loss, *weights;
+    int64_t batch, samples, threads, jobs;
     double temperature, beta;
-    bool greedy;
+    bool greedy, resume;
 } opt = {.data = "dev/starter/test.bin",
          .device = "auto",
          .loss = "kl",
+         .kind = "programs",
          .batch = 32,
          .temperature = 2,
          .beta = 0.5,
@@ -49,6 +52,16 @@ static const Option table[] = {
      0, 0},
     {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
      0, 0},
+    {"report", 0, OPT_STRING, &opt.report, "DIR",
+     "also compare the programs and what they draw, and write a report there: index.html, report.md, metrics.csv", 0,
+     0},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --report: keep the programs and drawings of an interrupted run", 0,
+     0},
+    {"training-data", 0, OPT_STRING, &opt.training, "FILE|GLOB",
+     "of --report: the texts whose commonest n-grams CrystalBLEU leaves out", 0, 0},
+    {"texts-are", 0, OPT_STRING, &opt.kind, "KIND", "of --report: programs or formulas", 0, 0},
+    {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --report: programs that are drawn at a time; 0: one for each processor",
+     0, 256},
     {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4", "measure the models with weights rounded to 8 or 4 bits", 0,
      0},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
@@ -64,7 +77,8 @@ typedef struct {
     LogitsSums logits;  // over all samples
     int64_t exact;
     double tokens_generated, generate_seconds;
-} Report;
+    ProgramStore programs;  // with --report
+} Measured;
 
 static SoftLoss soft_loss(void) {
     int i = name_index(opt.loss, soft_loss_names, SOFT_LOSSES);
@@ -102,8 +116,54 @@ static bool read_token(void *context, int b, int id) {
     return true;
 }
 
+/* Keeps a program for the report. */
+static void keep_program(Measured *report, const Tokenizer *t, const int *ids, int n, uint64_t sample) {
+    Error err;
+    char *text;
+    size_t bytes;
+    tokenizer_decode(t, ids, n, &text, &bytes);
+    die_if(programs_add(&report->programs, (int64_t)sample, text, bytes, &err), &err);
+}
+
+/* Opens the file of a model's programs in the report's folder. Its name changes with the model's file and the data. */
+static void open_programs(Measured *report, const Dataset *d) {
+    Error err;
+    struct stat file;
+    if (stat(report->path, &file)) die("cannot read %s: %s", report->path, strerror(errno));
+    uint64_t hash = hash_bytes(HASH_BEGIN, report->path, strlen(report->path));
+    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec,
+                              dataset_content(d)};
+    hash = hash_bytes(hash, parts, sizeof parts);
+    if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
+    char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
+    if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
+    die_if(programs_open(&report->programs, path, (int64_t)d->count, &err), &err);
+    free(path);
+}
+
+/* Whether an earlier run has written the programs of a batch, and what it counted of them is known. */
+static bool have_programs(const Measured *report, const Batch *batch, int B) {
+    if (!opt.report) return false;
+    for (int b = 0; b < B; b++)
+        if (!report->programs.texts[batch->samples[b]]) return false;
+    return true;
+}
+
+/* Compares the programs of an earlier run with the reference programs, as texts. */
+static void compare_kept(Measured *report, const Model *m, const Batch *batch, int B) {
+    for (int b = 0; b < B; b++) {
+        const int *ids = batch->ids + (size_t)b * batch->T;
+        int n = 0;
+        char *text;
+        while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
+        tokenizer_decode(&m->tokenizer, ids, n, &text, NULL);
+        report->exact += !strcmp(text, report->programs.texts[batch->samples[b]]);
+        free(text);
+    }
+}
+
 /* Compares the generated programs of a batch with the reference programs; `first`: number of its first sample. */
-static void compare_programs(Report *report, const Model *m, const Batch *batch, const Programs *p, int B,
+static void compare_programs(Measured *report, const Model *m, const Batch *batch, const Programs *p, int B,
                              int64_t first) {
     for (int b = 0; b < B; b++) {
         const int *ids = batch->ids + (size_t)b * batch->T, *mine = p->ids + (size_t)b * p->max_tokens;
@@ -111,13 +171,14 @@ static void compare_programs(Report *report, const Model *m, const Batch *batch,
         while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
         report->exact += n == p->lengths[b] && !memcmp(ids, mine, n * sizeof(int));
         report->tokens_generated += p->lengths[b] + 1;
+        if (opt.report) keep_program(report, &m->tokenizer, mine, p->lengths[b], batch->samples[b]);
         if (!opt.texts) continue;
         write_text(&m->tokenizer, mine, p->lengths[b], first + b, ".tex");
         write_text(&m->tokenizer, ids, n, first + b, ".ref.tex");
     }
 }
 
-static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_tokens) {
+static void measure_greedy(Measured *report, Model *m, const Dataset *d, int max_tokens) {
     DatasetPass pass;
     Generator generator;
     Progress progress;
@@ -126,14 +187,19 @@ static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_t
                          xcalloc(opt.batch, sizeof(int)), max_tokens};
     int B = 0;
     double start = seconds_now();
+    if (opt.report) open_programs(report, d);
     dataset_pass_open(&pass, d, m, NULL, (int)opt.batch, opt.samples, max_tokens);
     generator_open(&generator, m, (int)opt.batch, max_tokens);
     progress_begin(&progress, "writing", 0, pass.total);
     while ((batch = dataset_pass_next(&pass, &B))) {
-        memset(programs.lengths, 0, B * sizeof(int));
-        generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
-        generator_run(&generator, programs.streams, max_tokens, read_token, &programs);
-        compare_programs(report, m, batch, &programs, B, pass.seen - B);
+        if (have_programs(report, batch, B)) {
+            compare_kept(report, m, batch, B);
+        } else {
+            memset(programs.lengths, 0, B * sizeof(int));
+            generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
+            generator_run(&generator, programs.streams, max_tokens, read_token, &programs);
+            compare_programs(report, m, batch, &programs, B, pass.seen - B);
+        }
         progress_update(&progress, pass.seen, "%.1f %% exact", 100 * (double)report->exact / (double)pass.seen);
     }
     progress_end(&progress);
@@ -147,7 +213,7 @@ static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_t
 
 /* ---- the report ---- */
 
-static void print_reports(const Report *reports, int count, bool teacher) {
+static void print_reports(const Measured *reports, int count, bool teacher) {
     int width = 5;
     for (int i = 0; i < count; i++)
         if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
@@ -155,7 +221,7 @@ static void print_reports(const Report *reports, int count, bool teacher) {
     metrics_print_row(stdout, NULL, teacher);
     printf("%s\n", opt.greedy ? "   exact" : "");
     for (int i = 0; i < count; i++) {
-        const Report *r = &reports[i];
+        const Measured *r = &reports[i];
         printf("%-*s %9.2fM", width, r->path, r->parameters / 1e6);
         metrics_print_row(stdout, &r->forced.sums, teacher);
         if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->forced.samples);
@@ -164,8 +230,8 @@ static void print_reports(const Report *reports, int count, bool teacher) {
 }
 
 /* The logits' metrics that Image2TikZ prints, of all models and of the teacher itself. */
-static void print_logits(const Report *reports, int count) {
-    const Report *last = &reports[count - 1];
+static void print_logits(const Measured *reports, int count) {
+    const Measured *last = &reports[count - 1];
     int width = (int)strlen(opt.teacher);
     for (int i = 0; i < count; i++)
         if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
@@ -187,11 +253,11 @@ static void json_commit(JsonWriter *w, AtomicFile *file, const char *path) {
     json_writer_free(w);
 }
 
-static void json_reports(AtomicFile *file, const Report *reports, int count, bool teacher) {
+static void json_reports(AtomicFile *file, const Measured *reports, int count, bool teacher) {
     JsonWriter w = {0};
     json_begin_array(&w);
     for (int i = 0; i < count; i++) {
-        const Report *r = &reports[i];
+        const Measured *r = &reports[i];
         json_begin_object(&w);
         json_key(&w, "model"), json_string(&w, r->path);
         if (opt.baseline) json_key(&w, "baseline"), json_bool(&w, i == 0);
@@ -213,8 +279,8 @@ static void json_reports(AtomicFile *file, const Report *reports, int count, boo
 }
 
 /* Image2TikZ's three blocks, and ours with what they lack. reports: the baseline's, if there is one, then the model's. */
-static void json_metrics(AtomicFile *file, const Report *reports) {
-    const Report *baseline = opt.baseline ? &reports[0] : NULL, *model = &reports[baseline != NULL];
+static void json_metrics(AtomicFile *file, const Measured *reports) {
+    const Measured *baseline = opt.baseline ? &reports[0] : NULL, *model = &reports[baseline != NULL];
     JsonWriter w = {0};
     json_begin_object(&w);
     logits_image2tikz_block(&w, "baseline_student", logits_metrics, LOGITS_METRICS,
@@ -244,7 +310,48 @@ static void json_metrics(AtomicFile *file, const Report *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
-static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
+/* Writes the report of all models. */
+static void write_report(const Measured *reports, int count, const Dataset *d, const Ops *op, char **argv) {
+    Error err;
+    SafeTensors file;
+    Tokenizer tokenizer;
+    Dataset training;
+    SuiteModel *models = xcalloc((size_t)count, sizeof *models);
+    char *command = xstrdup(*argv);
+    for (char **a = argv + 1; *a; a++) {
+        char *longer = format_string("%s %s", command, *a);
+        free(command);
+        command = longer;
+    }
+    for (int i = 0; i < count; i++)
+        models[i] = (SuiteModel){reports[i].path, reports[i].parameters,
+                                 reports[i].forced.seconds + reports[i].generate_seconds, &reports[i].forced.logits,
+                                 &reports[i].programs};
+    die_if(safetensors_open(&file, reports[0].path, &err), &err);
+    die_if(tokenizer_load(&tokenizer, &file, &err), &err);
+    if (opt.training) die_if(dataset_open(&training, opt.training, &err), &err);
+    if (opt.training && training.fingerprint != d->fingerprint)
+        die("%s and %s were made with different tokenizers", opt.training, opt.data);
+    const SuiteOptions o = {.folder = opt.report,
+                            .title = "Image to program: a report",
+                            .command = command,
+                            .device = ops_name(op).text,
+                            .data_name = opt.data,
+                            .data = d,
+                            .training = opt.training ? &training : NULL,
+                            .tokenizer = &tokenizer,
+                            .kind = strcmp(opt.kind, "formulas") ? TEXT_PROGRAM : TEXT_FORMULA,
+                            .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs()};
+    interrupts_keep();
+    die_if(suite_report(&o, models, count, &err), &err);
+    fprintf(stderr, "report: %s/index.html\n", opt.report);
+    if (opt.training) dataset_close(&training);
+    safetensors_close(&file);
+    free(command);
+    free(models);
+}
+
+static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
                     const Ops *op) {
     Error err;
     static Model model;
@@ -281,6 +388,11 @@ static void check_options(WeightFormat *format) {
     if (opt.logits && !one) options_die("--logits takes exactly one --model");
     if (opt.texts && !one) options_die("--texts takes exactly one --model");
     if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
+    if (opt.report && !opt.greedy) options_die("--report compares greedy programs; leave out --no-greedy");
+    if (!opt.report && (opt.resume || opt.training || opt.jobs))
+        options_die("--resume, --training-data and --jobs are options of --report");
+    if (strcmp(opt.kind, "programs") && strcmp(opt.kind, "formulas"))
+        options_die("--texts-are must be programs or formulas, not '%.40s'", opt.kind);
     if (opt.metrics && opt.models.count != 1) options_die("--metrics takes exactly one --model, and one --baseline");
     if (opt.metrics && !opt.teacher) options_die("--metrics compares with a teacher; add --teacher FILE");
     soft_loss();
@@ -302,11 +414,13 @@ int main(int argc, char **argv) {
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
     check_options(&format);
+    if (opt.report) interrupts_take();
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
     fprintf(stderr, "device %s\n", ops_name(op).text);
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
+    if (opt.report) die_if(make_folder(opt.report, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
     if (opt.teacher) {
         die_if(model_open(&teacher, op, opt.teacher, "the teacher's ", &err), &err);
@@ -316,7 +430,7 @@ int main(int argc, char **argv) {
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
     const int first = opt.baseline != NULL, count = opt.models.count + first;
-    Report *reports = xcalloc((size_t)count, sizeof(Report));
+    Measured *reports = xcalloc((size_t)count, sizeof(Measured));
     for (int i = 0; i < count; i++)
         measure(&reports[i], i < first ? opt.baseline : opt.models.items[i - first], format,
                 opt.teacher ? &teacher : NULL, &data, op);
@@ -325,7 +439,9 @@ int main(int argc, char **argv) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
     if (opt.json) json_reports(&json, reports, count, opt.teacher != NULL);
     if (opt.metrics) json_metrics(&metrics_file, reports);
-    for (int i = 0; i < count; i++) logits_result_free(&reports[i].forced.logits);
+    if (opt.report) write_report(reports, count, &data, op, argv);
+    for (int i = 0; i < count; i++)
+        logits_result_free(&reports[i].forced.logits), programs_close(&reports[i].programs);
     free(reports);
     if (opt.teacher) model_close(&teacher);
     dataset_close(&data);

@@ -27,6 +27,8 @@ typedef struct {
     ImageSums image;
 } SuiteSums;
 
+enum { IMAGE_EXACT = 0 };  // its place in image_metrics
+
 static inline TextSums suite_text(const TextSample *s, TextKind kind) {
     TextSums out = {.texts = 1, .bleu = s->bleu, .crystal = s->crystal, .normal = s->normal};
     for (int m = 0; m < TEXT_METRICS; m++) {
@@ -42,12 +44,13 @@ static inline TextSums suite_text(const TextSample *s, TextKind kind) {
     return out;
 }
 
-/* scores: of the drawing, or NULL where there is none. */
+/* scores: of the drawing, or NULL where there is none; it is then not exact, and has no other metric. */
 static inline ImageSums suite_image(DrawnVerdict verdict, const ImageScores *scores) {
     ImageSums out = {.programs = 1, .clean = verdict == DRAWN_CLEAN, .errors = verdict == DRAWN_WITH_ERRORS};
+    out.count[IMAGE_EXACT] = 1;
     for (int m = 0; scores && m < IMAGE_METRICS; m++) {
         const double x = image_metric_value(&image_metrics[m], scores);
-        out.count[m] = isfinite(x);
+        if (m != IMAGE_EXACT) out.count[m] = isfinite(x);
         out.sum[m] = isfinite(x) ? x : 0;
     }
     return out;

@@ -1,0 +1,374 @@
+/* From what was measured of models to the report: compares their programs with the references as texts and as drawings,
+ * chooses examples, and writes the report's folder.
+ *
+ *   index.html, report.md, metrics.csv     the report
+ *   drawings/                              what the programs draw (drawings.h)
+ *   pictures/                              inputs and difference maps of the examples */
+#ifndef METRICS_SUITE_REPORT_H
+#define METRICS_SUITE_REPORT_H
+
+#include "../dataloader.h"
+#include "../lib/bpe.h"
+#include "curve.h"
+#include "difference.h"
+#include "programs.h"
+#include "report_page.h"
+#include "report_text.h"
+#include "suite_figures.h"
+
+enum { SUITE_SIZE = 384, SUITE_DPI = 100, SUITE_EXAMPLES = 20, SUITE_SEED = 1 };
+
+/* What was measured of a model. */
+typedef struct {
+    const char *path;
+    double parameters, seconds;
+    const LogitsResult *logits;
+    const ProgramStore *programs;  // by the samples' numbers in the dataset
+} SuiteModel;
+
+typedef struct {
+    const char *folder;  // of the report; exists
+    const char *title, *command, *device, *data_name;
+    const Dataset *data, *training;  // training: for CrystalBLEU, or NULL
+    const Tokenizer *tokenizer;
+    TextKind kind;
+    int jobs;
+} SuiteOptions;
+
+/* What is computed of one model. */
+typedef struct {
+    char *name;
+    TextSample *texts;      // [n]
+    DrawnProgram *drawn;    // [n], or NULL without TeX
+    SuiteSums *sums;        // [n]
+    ReportOutput *outputs;  // [n]
+    double *bins;           // of its histograms
+    ChartSeries curve;
+} SuiteComputed;
+
+typedef struct {
+    const SuiteOptions *o;
+    const SuiteModel *models;
+    int model_count, n;
+    char **references;        // [n]
+    DrawnProgram *drawings;   // [(1 + model_count) * n]: the references', then each model's
+    bool drawn;               // there is TeX
+    SuiteComputed *computed;  // [model_count]
+    ReportSample *samples;    // [n]
+    const char *notes[4];
+    int note_count;
+} Suite;
+
+static inline uint64_t suite_number(const Suite *s, int i) { return s->models[0].logits->ids[i]; }
+static inline const char *suite_program(const Suite *s, int model, int i) {
+    return s->models[model].programs->texts[suite_number(s, i)];
+}
+
+/* ---- texts ---- */
+
+/* The text of a sample's tokens, without the end token. */
+static inline char *suite_text_of(const Dataset *d, const Tokenizer *t, uint64_t number) {
+    const Sample sample = dataset_sample(d, number);
+    char *text;
+    tokenizer_decode(t, (const int *)(const void *)sample.tokens, (int)sample.token_count - 1, &text, NULL);
+    return text;
+}
+
+static inline void suite_compare_texts(Suite *s) {
+    const SuiteOptions *o = s->o;
+    TextSuite texts;
+    TextPair *pairs = (TextPair *)xcalloc((size_t)s->n + 1, sizeof *pairs);
+    text_suite_begin(&texts, o->kind, 500);
+    for (uint64_t i = 0; o->training && i < o->training->count; i++) {
+        char *text = suite_text_of(o->training, o->tokenizer, i);
+        text_suite_train(&texts, text, strlen(text));
+        free(text);
+    }
+    for (int k = 0; k < s->model_count; k++) {
+        for (int i = 0; i < s->n; i++) {
+            const char *program = suite_program(s, k, i);
+            pairs[i] = (TextPair){s->references[i], program, strlen(s->references[i]), strlen(program)};
+        }
+        text_suite_measure(&texts, pairs, (size_t)s->n, s->computed[k].texts);
+    }
+    text_suite_end(&texts);
+    free(pairs);
+}
+
+/* ---- drawings ---- */
+
+/* Draws all references and programs. Without TeX the drawings are left out, with a note. */
+static inline int suite_draw(Suite *s, Error *err) {
+    char *folder = format_string("%s/drawings", s->o->folder);
+    const DrawingOptions o = {s->o->kind == TEXT_FORMULA ? RENDER_FORMULA : RENDER_TIKZ, SUITE_DPI, s->o->jobs,
+                              folder};
+    Renderer found;
+    Error why;
+    int bad = 0;
+    for (int i = 0; i < s->n; i++) s->drawings[i].program = s->references[i];
+    for (int k = 0; k < s->model_count; k++) {
+        s->computed[k].drawn = s->drawings + (size_t)(k + 1) * s->n;
+        for (int i = 0; i < s->n; i++) s->computed[k].drawn[i].program = suite_program(s, k, i);
+    }
+    s->drawn = renderer_open(&found, &(RenderOptions){0}, &why) == 0;
+    if (s->drawn) {
+        renderer_close(&found);
+        bad = make_folder(folder, err);
+        if (!bad) bad = drawings_make(s->drawings, (s->model_count + 1) * s->n, &o, err);
+    } else {
+        warn("the drawings are left out: %s", why.text);
+        s->notes[s->note_count++] = "The drawings are left out, because TeX or Poppler is not installed.";
+    }
+    free(folder);
+    return bad;
+}
+
+static inline int suite_load(const Suite *s, const DrawnProgram *p, Image *image, Error *err) {
+    char *path = format_string("%s/drawings/%s.png", s->o->folder, p->name);
+    const int bad = image_load(image, path, err);
+    free(path);
+    return bad;
+}
+
+/* The scores of a model's drawing of sample i; false: the model's or the reference's program has none. */
+static inline bool suite_score(const Suite *s, int model, int i, ImageScores *scores) {
+    const DrawnProgram *mine = &s->computed[model].drawn[i], *reference = &s->drawings[i];
+    Image a, b;
+    Error err;
+    if (mine->verdict >= DRAWN_NOT || reference->verdict >= DRAWN_NOT) return false;
+    if (suite_load(s, reference, &a, &err)) die("%s", err.text);
+    if (suite_load(s, mine, &b, &err)) die("%s", err.text);
+    if (image_scores(scores, &a, &b, SUITE_SIZE, &err)) die("%s", err.text);
+    image_free(&a);
+    image_free(&b);
+    return true;
+}
+
+/* Fills in the sums and the outputs of a model. */
+static inline void suite_sum(Suite *s, int model) {
+    SuiteComputed *c = &s->computed[model];
+    const LogitsResult *logits = s->models[model].logits;
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < s->n; i++) {
+        ImageScores scores;
+        const TextSample *text = &c->texts[i];
+        c->sums[i].logits = logits->samples[i];
+        c->sums[i].text = suite_text(text, s->o->kind);
+        c->outputs[i] =
+            (ReportOutput){.program = suite_program(s, model, i), .score = -text_mean_part(TEXT_CER, text)};
+        if (!s->drawn) continue;
+        const bool scored = suite_score(s, model, i, &scores);
+        c->sums[i].image = suite_image(c->drawn[i].verdict, scored ? &scores : NULL);
+        c->outputs[i].remark = c->drawn[i].error;
+        c->outputs[i].score = scored ? scores.ink : -2 + c->outputs[i].score;
+    }
+}
+
+/* ---- examples ---- */
+
+typedef struct {
+    double score;
+    int64_t sample;
+} RankedSample;
+
+static inline int suite_compare_scores(const void *a, const void *b) {
+    const RankedSample *x = (const RankedSample *)a, *y = (const RankedSample *)b;
+    if (x->score != y->score) return x->score < y->score ? -1 : 1;
+    return (x->sample > y->sample) - (x->sample < y->sample);
+}
+
+/* Fills worst and random [SUITE_EXAMPLES] with indices of samples: the last model's worst, and others by chance. */
+static inline int suite_choose(const Suite *s, int64_t *worst, int64_t *random) {
+    const int count = s->n < SUITE_EXAMPLES ? s->n : SUITE_EXAMPLES;
+    RankedSample *ranked = (RankedSample *)xcalloc((size_t)s->n + 1, sizeof *ranked);
+    uint32_t *order = (uint32_t *)xcalloc((size_t)s->n + 1, sizeof *order);
+    Random state;
+    random_seed(&state, SUITE_SEED);
+    for (int i = 0; i < s->n; i++) {
+        ranked[i] = (RankedSample){s->computed[s->model_count - 1].outputs[i].score, i};
+        order[i] = (uint32_t)i;
+    }
+    qsort(ranked, (size_t)s->n, sizeof *ranked, suite_compare_scores);
+    random_shuffle(&state, order, (size_t)s->n);
+    for (int i = 0; i < count; i++) worst[i] = ranked[i].sample, random[i] = order[i];
+    free(ranked);
+    free(order);
+    return count;
+}
+
+/* Writes the pictures of sample i, once. */
+static inline int suite_pictures(Suite *s, int64_t i, Error *err) {
+    const Sample sample = dataset_sample(s->o->data, suite_number(s, (int)i));
+    Image input, reference, mine;
+    if (s->samples[i].input) return 0;
+    char *name = format_string("pictures/%05lld.png", (long long)s->samples[i].sample);
+    char *path = format_string("%s/%s", s->o->folder, name);
+    int bad = image_decode(&input, sample.image, sample.image_bytes, "of the dataset", err);
+    if (!bad) bad = image_save_png(&input, path, err), image_free(&input);
+    s->samples[i].input = name;
+    free(path);
+    for (int k = 0; k < s->model_count && !bad && s->drawn; k++) {
+        ReportOutput *out = &s->computed[k].outputs[i];
+        if (s->computed[k].drawn[i].verdict >= DRAWN_NOT) continue;
+        out->drawing = format_string("drawings/%s.png", s->computed[k].drawn[i].name);
+        if (s->drawings[i].verdict >= DRAWN_NOT) continue;
+        bad = suite_load(s, &s->drawings[i], &reference, err);
+        if (bad) break;
+        bad = suite_load(s, &s->computed[k].drawn[i], &mine, err);
+        if (!bad) {
+            Image map = difference_map(&reference, &mine);
+            out->difference = format_string("pictures/%05lld-%d.png", (long long)s->samples[i].sample, k + 1);
+            path = format_string("%s/%s", s->o->folder, out->difference);
+            bad = image_save_png(&map, path, err);
+            free(path);
+            image_free(&map);
+            image_free(&mine);
+        }
+        image_free(&reference);
+    }
+    return bad;
+}
+
+/* ---- the report ---- */
+
+/* The name of a model in the report: its file's, without folder and ending, unless two share it. */
+static inline char *suite_name(const Suite *s, int model) {
+    const char *path = s->models[model].path, *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const size_t ending = strlen(".safetensors"), length = strlen(base);
+    for (int k = 0; k < s->model_count; k++) {
+        const char *other = s->models[k].path, *at = strrchr(other, '/');
+        if (k != model && !strcmp(base, at ? at + 1 : other)) return xstrdup(path);
+    }
+    const bool cut = length > ending && !strcmp(base + length - ending, ".safetensors");
+    return format_string("%.*s", (int)(cut ? length - ending : length), base);
+}
+
+/* Reliability curve and histogram of the confidence of a model. */
+static inline void suite_histograms(SuiteComputed *c, ReportModel *m, const LogitsSums *s) {
+    c->bins = (double *)xcalloc(4 * RELIABILITY_BINS, sizeof(double));
+    double *x = c->bins, *y = x + RELIABILITY_BINS, *edges = y + RELIABILITY_BINS, *shares = edges + RELIABILITY_BINS;
+    for (int b = 0; b < RELIABILITY_BINS; b++) {
+        const double count = s->student.count[b];
+        x[b] = count > 0 ? s->student.confidence[b] / count : NAN;
+        y[b] = count > 0 ? s->student.correct[b] / count : NAN;
+        edges[b] = (double)b / RELIABILITY_BINS;
+        shares[b] = count / s->positions;
+    }
+    m->reliability = (ChartSeries){.x = x, .y = y, .count = RELIABILITY_BINS};
+    m->confidence = (ChartSeries){.x = edges, .y = shares, .count = RELIABILITY_BINS};
+}
+
+static inline int suite_write(Suite *s, const Report *r, Error *err) {
+    int64_t worst[SUITE_EXAMPLES], random[SUITE_EXAMPLES];
+    char *pictures = format_string("%s/pictures", s->o->folder);
+    const int count = suite_choose(s, worst, random);
+    int bad = make_folder(pictures, err);
+    for (int i = 0; i < count && !bad; i++)
+        bad = suite_pictures(s, worst[i], err) || suite_pictures(s, random[i], err);
+    if (!bad) bad = report_write_page(r, s->o->folder, worst, random, count, err);
+    if (!bad) bad = report_write_text(r, s->o->folder, worst, random, count, err);
+    free(pictures);
+    return bad;
+}
+
+static inline int suite_finish(Suite *s, Error *err) {
+    Figure figures[SUITE_FIGURES];
+    ReportModel *models = (ReportModel *)xcalloc((size_t)s->model_count, sizeof *models);
+    Report r = {s->o->title,
+                s->o->data_name,
+                s->o->command,
+                s->o->device,
+                s->n,
+                figures,
+                suite_figures(figures, s->o->kind),
+                models,
+                s->model_count,
+                s->samples,
+                s->notes,
+                s->note_count};
+    for (int k = 0; k < s->model_count; k++) {
+        SuiteComputed *c = &s->computed[k];
+        models[k] = (ReportModel){.name = c->name,
+                                  .path = s->models[k].path,
+                                  .parameters = s->models[k].parameters,
+                                  .seconds = s->models[k].seconds,
+                                  .outputs = c->outputs};
+        bootstrap_open(&models[k].sums, c->sums, s->n, suite_kind, SUITE_SEED);
+        suite_histograms(c, &models[k], &((const SuiteSums *)(const void *)models[k].sums.total)->logits);
+        models[k].curve = c->curve = curve_read(s->models[k].path);
+    }
+    const int bad = suite_write(s, &r, err);
+    for (int k = 0; k < s->model_count; k++) bootstrap_close(&models[k].sums);
+    free(models);
+    return bad;
+}
+
+static inline void suite_open(Suite *s, const SuiteOptions *o, const SuiteModel *models, int count) {
+    const int n = (int)models[0].logits->count;
+    *s = (Suite){.o = o, .models = models, .model_count = count, .n = n};
+    s->references = (char **)xcalloc((size_t)n + 1, sizeof *s->references);
+    s->drawings = (DrawnProgram *)xcalloc((size_t)(count + 1) * (size_t)n + 1, sizeof *s->drawings);
+    s->computed = (SuiteComputed *)xcalloc((size_t)count, sizeof *s->computed);
+    s->samples = (ReportSample *)xcalloc((size_t)n + 1, sizeof *s->samples);
+    for (int i = 0; i < n; i++) {
+        s->references[i] = suite_text_of(o->data, o->tokenizer, suite_number(s, i));
+        s->samples[i] = (ReportSample){.reference = s->references[i], .sample = (int64_t)suite_number(s, i)};
+    }
+    for (int k = 0; k < count; k++) {
+        SuiteComputed *c = &s->computed[k];
+        c->name = suite_name(s, k);
+        c->texts = (TextSample *)xcalloc((size_t)n + 1, sizeof *c->texts);
+        c->sums = (SuiteSums *)xcalloc((size_t)n + 1, sizeof *c->sums);
+        c->outputs = (ReportOutput *)xcalloc((size_t)n + 1, sizeof *c->outputs);
+    }
+    if (!o->training && o->kind == TEXT_PROGRAM)
+        s->notes[s->note_count++] = "CrystalBLEU leaves out no n-grams, because no training data was named.";
+}
+
+static inline void suite_close(Suite *s) {
+    for (int i = 0; i < s->n; i++) {
+        free(s->references[i]);
+        free((void *)(uintptr_t)s->samples[i].input);
+    }
+    drawings_free(s->drawings, (s->model_count + 1) * s->n);
+    for (int k = 0; k < s->model_count; k++) {
+        SuiteComputed *c = &s->computed[k];
+        for (int i = 0; i < s->n; i++) {
+            free((void *)(uintptr_t)c->outputs[i].drawing);
+            free((void *)(uintptr_t)c->outputs[i].difference);
+        }
+        free(c->name);
+        free(c->texts);
+        free(c->sums);
+        free(c->outputs);
+        free(c->bins);
+        curve_free(&c->curve);
+    }
+    free(s->references);
+    free(s->drawings);
+    free(s->computed);
+    free(s->samples);
+}
+
+/* Compares the models' programs and writes the report. All models must have been measured on the same samples. -1 with *err
+ * filled: a file cannot be written, or the user has interrupted; the same command goes on with the drawings that are done. */
+static inline int suite_report(const SuiteOptions *o, const SuiteModel *models, int count, Error *err) {
+    Suite s;
+    for (int k = 1; k < count; k++)
+        if (models[k].logits->count != models[0].logits->count ||
+            memcmp(models[k].logits->ids, models[0].logits->ids, (size_t)models[0].logits->count * sizeof(uint32_t)))
+            return error_set(
+                err,
+                "%s and %s cannot be in one report: they can take texts of different lengths, so that they "
+                "were measured on other samples",
+                models[0].path, models[k].path);
+    suite_open(&s, o, models, count);
+    suite_compare_texts(&s);
+    int bad = suite_draw(&s, err);
+    for (int k = 0; k < count && !bad; k++) suite_sum(&s, k);
+    if (!bad) bad = suite_finish(&s, err);
+    suite_close(&s);
+    return bad;
+}
+
+#endif
