@@ -12,7 +12,8 @@ typedef struct {
     const char *meaning;              // one sentence
     int better;                       // 1: more is better, -1: less is, 0: neither
     BootstrapFigure compute;
-    int which;  // given to it
+    int which;         // given to it
+    const char *axis;  // its short name on the radar chart, where a share has its place; or NULL
 } Figure;
 
 typedef struct {

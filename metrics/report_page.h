@@ -117,18 +117,15 @@ static inline void page_lines(FILE *f, const Report *r, Chart chart, size_t seri
     free(lines);
 }
 
-/* Shares from 0 to 1 whose higher value is better are the axes of the radar chart. */
+/* Figures with an axis that all models have are on the radar chart. */
 static inline void page_radar(FILE *f, const Report *r) {
     enum { MOST = 10 };
     const char *axes[MOST];
     int chosen[MOST], count = 0;
     for (int k = 0; k < r->figure_count && count < MOST; k++) {
-        bool share = r->figures[k].better > 0;
-        for (int i = 0; i < r->model_count; i++) {
-            const double v = report_value(r, i, k);
-            share = share && isfinite(v) && v >= 0 && v <= 1;
-        }
-        if (share) axes[count] = r->figures[k].title, chosen[count++] = k;
+        bool all = r->figures[k].axis != NULL;
+        for (int i = 0; i < r->model_count; i++) all = all && isfinite(report_value(r, i, k));
+        if (all) axes[count] = r->figures[k].axis, chosen[count++] = k;
     }
     if (count < 3) return;
     const char **names = (const char **)xcalloc((size_t)r->model_count, sizeof *names);

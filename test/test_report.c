@@ -202,12 +202,12 @@ static double tokens(const void *sums, int which) {
 }
 
 static const Figure figures[] = {
-    {"accuracy", "Accuracy", "Tokens", "Share of the tokens that the model ranks first.", 1, share, 0},
-    {"error", "Error", "Tokens", "The other share <&\">.", -1, share, 0},
-    {"second", "Second", "Programs", "Another share.", 1, share, 0},
-    {"third", "Third", "Programs", "Another share.", 1, share, 0},
-    {"tokens", "Tokens", "Programs", "How many there are.", 0, tokens, 0},
-    {"none", "None", "Programs", "Never defined.", 1, undefined, 0},
+    {"accuracy", "Accuracy", "Tokens", "Share of the tokens that the model ranks first.", 1, share, 0, "accuracy"},
+    {"error", "Error", "Tokens", "The other share <&\">.", -1, share, 0, NULL},
+    {"second", "Second", "Programs", "Another share.", 1, share, 0, "second"},
+    {"third", "Third", "Programs", "Another share.", 1, share, 0, "third"},
+    {"tokens", "Tokens", "Programs", "How many there are.", 0, tokens, 0, NULL},
+    {"none", "None", "Programs", "Never defined.", 1, undefined, 0, NULL},
 };
 
 static void fill_curve(ChartSeries *s, int count, double from, double scale) {
