@@ -167,6 +167,7 @@ static inline void page_charts(FILE *f, const Report *r) {
                offsetof(ReportModel, entropy));
     page_lines(f, r, (Chart){.title = "Training", .x_title = "step", .y_title = "loss", .mark = CHART_LINES},
                offsetof(ReportModel, curve));
+    fputs("</div>\n<h3>Every figure</h3>\n<div class=\"charts\">\n", f);
     for (int k = 0; k < r->figure_count; k++) {
         if (!r->figures[k].better || !report_has(r, k)) continue;
         for (int i = 0; i < r->model_count; i++) {
@@ -180,6 +181,10 @@ static inline void page_charts(FILE *f, const Report *r) {
 }
 
 /* ---- examples ---- */
+
+static const char page_examples_note[] = "<p>The worst are those of the last model. A difference map shows what "
+                                         "drawing and reference share in grey, what is "
+                                         "missing in red and what is too much in blue.</p>\n";
 
 /* Puts a PNG file of the report's folder into the page. */
 static inline int page_image(FILE *f, const char *folder, const char *file, const char *alt, Error *err) {
@@ -240,7 +245,7 @@ static inline int page_example(FILE *f, const Report *r, const char *folder, int
 static inline int page_examples(FILE *f, const Report *r, const char *folder, const char *id, const char *head,
                                 const int64_t *samples, int count, Error *err) {
     int bad = 0;
-    fprintf(f, "<h2 id=\"%s\">%s</h2>\n", id, head);
+    fprintf(f, "<h2 id=\"%s\">%s</h2>\n%s", id, head, page_examples_note);
     for (int i = 0; i < count && !bad; i++) bad = page_example(f, r, folder, samples[i], err);
     return bad;
 }

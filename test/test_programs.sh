@@ -465,6 +465,41 @@ choosing() {
 
 # ---- eval ----
 
+pictures_exist() { # FOLDER: those that its report.md shows
+    local picture
+    for picture in $(sed -n 's/^!\[[^]]*\](\([^)]*\)).*/\1/p' "$1/report.md"); do [ -s "$1/$picture" ] || return 1; done
+}
+
+# eval --report, with TeX, without, and interrupted.
+reporting() {
+    local student=$root/dev/starter/student.safetensors data=$root/dev/starter/test.bin measure
+    measure=("$eval" --model "$student" --data "$data" --samples 6 --batch 2)
+    export XDG_CACHE_HOME=$tmp/cache
+    run env PATH=/nowhere "${measure[@]}" --report plain
+    check "a report without TeX" [ $status = 0 ]
+    check "it says what is left out" grep -q "the drawings are left out" err
+    check "... in the page, too" grep -q "drawings are left out" plain/index.html
+    check "texts are compared" grep -q "^bleu,student,[0-9]" plain/metrics.csv
+    check "drawings are not" grep -q "^ssim,student,,," plain/metrics.csv
+    refuses 2 "--report compares greedy programs" "${measure[@]}" --report plain --no-greedy
+    refuses 2 "options of --report" "${measure[@]}" --resume
+    refuses 2 "--texts-are must be" "${measure[@]}" --report plain --texts-are poems
+    refuses 1 "cannot" "${measure[@]}" --report /proc/nothing
+    has_tex reports || return
+    succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin"
+    check "all programs compile" grep -q "^compile_clean,.*,1,1,1$" full/metrics.csv
+    check "two models" [ "$(grep -c '^ssim,' full/metrics.csv)" = 2 ]
+    check "equal models do not differ" grep -q "No figure differs significantly" full/index.html
+    check "pictures beside the text" pictures_exist full
+    cp full/metrics.csv before.csv
+    local programs
+    programs=$(ls full/programs-*)
+    head -c 700 "$programs" >cut && cp cut "$programs" # as an interruption leaves it
+    succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin" --resume
+    check "resumed: the same figures" same before.csv full/metrics.csv
+    check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
+}
+
 evaluating() {
     local i
     succeeds "$eval" --model teacher.safetensors --model student/student.safetensors --teacher teacher.safetensors \
@@ -971,6 +1006,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating quantised \
+run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test
