@@ -244,8 +244,26 @@ static void json_metrics(AtomicFile *file, const Report *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
+/* The number of tokens of the longest text that the models and the teacher (or NULL) all have room for, so that all are
+ * measured on the same samples. */
+static int common_room(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
+    Error err;
+    int room = (int)d->longest;
+    if (teacher && teacher->max_T < room) room = teacher->max_T;
+    for (int i = 0; i < count; i++) {
+        SafeTensors file;
+        ModelConfig c;
+        die_if(safetensors_open(&file, paths[i], &err), &err);
+        die_if(config_load(&c, &file, &err), &err);
+        safetensors_close(&file);
+        const int most = c.lm.max_positions - vision_tokens(&c.vision);
+        if (most < room) room = most;
+    }
+    return room;
+}
+
 static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
-                    const Ops *op) {
+                    int max_tokens, const Ops *op) {
     Error err;
     static Model model;
     Model *m = &model;
@@ -255,9 +273,6 @@ static void measure(Report *report, const char *path, WeightFormat format, Model
             path);
     if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
         die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
-    int max_tokens = (int)d->longest, most = model_max_text(m);
-    if (teacher && teacher->max_T < most) most = teacher->max_T;
-    if (max_tokens > most) max_tokens = most;
     if (opt.greedy) generator_fit(m, (int)opt.batch, 1, false, max_tokens, max_tokens);
     model_plan(m, (int)opt.batch, max_tokens);
     const ForcedOptions options = {.batch = (int)opt.batch,
@@ -286,6 +301,13 @@ static void check_options(WeightFormat *format) {
     soft_loss();
 }
 
+static void open_teacher(Model *teacher, const Ops *op, const Dataset *d) {
+    Error err;
+    die_if(model_open(teacher, op, opt.teacher, "the teacher's ", &err), &err);
+    const int most = model_max_text(teacher), longest = (int)d->longest;
+    model_plan(teacher, (int)opt.batch, longest < most ? longest : most);
+}
+
 int main(int argc, char **argv) {
     static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
     static Model teacher;
@@ -308,18 +330,16 @@ int main(int argc, char **argv) {
     fprintf(stderr, "device %s\n", ops_name(op).text);
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
-    if (opt.teacher) {
-        die_if(model_open(&teacher, op, opt.teacher, "the teacher's ", &err), &err);
-        int most = model_max_text(&teacher), longest = (int)data.longest;
-        model_plan(&teacher, (int)opt.batch, longest < most ? longest : most);
-    }
+    if (opt.teacher) open_teacher(&teacher, op, &data);
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
     const int first = opt.baseline != NULL, count = opt.models.count + first;
+    const char **paths = xcalloc((size_t)count, sizeof *paths);
+    for (int i = 0; i < count; i++) paths[i] = i < first ? opt.baseline : opt.models.items[i - first];
+    const int max_tokens = common_room(paths, count, opt.teacher ? &teacher : NULL, &data);
     Report *reports = xcalloc((size_t)count, sizeof(Report));
     for (int i = 0; i < count; i++)
-        measure(&reports[i], i < first ? opt.baseline : opt.models.items[i - first], format,
-                opt.teacher ? &teacher : NULL, &data, op);
+        measure(&reports[i], paths[i], format, opt.teacher ? &teacher : NULL, &data, max_tokens, op);
     print_reports(reports, count, opt.teacher != NULL);
     if (opt.metrics) print_logits(reports, count);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
@@ -327,6 +347,7 @@ int main(int argc, char **argv) {
     if (opt.metrics) json_metrics(&metrics_file, reports);
     for (int i = 0; i < count; i++) logits_result_free(&reports[i].forced.logits);
     free(reports);
+    free(paths);
     if (opt.teacher) model_close(&teacher);
     dataset_close(&data);
     return 0;
