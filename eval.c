@@ -310,6 +310,7 @@ static void json_metrics(AtomicFile *file, const Measured *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
+<<<<<<< HEAD
 /* Writes the report of all models. */
 static void write_report(const Measured *reports, int count, const Dataset *d, const Ops *op, char **argv) {
     Error err;
@@ -353,6 +354,28 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
 
 static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
                     const Ops *op) {
+=======
+/* The number of tokens of the longest text that the models and the teacher (or NULL) all have room for, so that all are
+ * measured on the same samples. */
+static int common_room(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
+    Error err;
+    int room = (int)d->longest;
+    if (teacher && teacher->max_T < room) room = teacher->max_T;
+    for (int i = 0; i < count; i++) {
+        SafeTensors file;
+        ModelConfig c;
+        die_if(safetensors_open(&file, paths[i], &err), &err);
+        die_if(config_load(&c, &file, &err), &err);
+        safetensors_close(&file);
+        const int most = c.lm.max_positions - vision_tokens(&c.vision);
+        if (most < room) room = most;
+    }
+    return room;
+}
+
+static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
+                    int max_tokens, const Ops *op) {
+>>>>>>> mlogits
     Error err;
     static Model model;
     Model *m = &model;
@@ -362,9 +385,6 @@ static void measure(Measured *report, const char *path, WeightFormat format, Mod
             path);
     if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
         die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
-    int max_tokens = (int)d->longest, most = model_max_text(m);
-    if (teacher && teacher->max_T < most) most = teacher->max_T;
-    if (max_tokens > most) max_tokens = most;
     if (opt.greedy) generator_fit(m, (int)opt.batch, 1, false, max_tokens, max_tokens);
     model_plan(m, (int)opt.batch, max_tokens);
     const ForcedOptions options = {.batch = (int)opt.batch,
@@ -398,6 +418,13 @@ static void check_options(WeightFormat *format) {
     soft_loss();
 }
 
+static void open_teacher(Model *teacher, const Ops *op, const Dataset *d) {
+    Error err;
+    die_if(model_open(teacher, op, opt.teacher, "the teacher's ", &err), &err);
+    const int most = model_max_text(teacher), longest = (int)d->longest;
+    model_plan(teacher, (int)opt.batch, longest < most ? longest : most);
+}
+
 int main(int argc, char **argv) {
     static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
     static Model teacher;
@@ -422,18 +449,20 @@ int main(int argc, char **argv) {
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
     if (opt.report) die_if(make_folder(opt.report, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
-    if (opt.teacher) {
-        die_if(model_open(&teacher, op, opt.teacher, "the teacher's ", &err), &err);
-        int most = model_max_text(&teacher), longest = (int)data.longest;
-        model_plan(&teacher, (int)opt.batch, longest < most ? longest : most);
-    }
+    if (opt.teacher) open_teacher(&teacher, op, &data);
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
     const int first = opt.baseline != NULL, count = opt.models.count + first;
+<<<<<<< HEAD
     Measured *reports = xcalloc((size_t)count, sizeof(Measured));
+=======
+    const char **paths = xcalloc((size_t)count, sizeof *paths);
+    for (int i = 0; i < count; i++) paths[i] = i < first ? opt.baseline : opt.models.items[i - first];
+    const int max_tokens = common_room(paths, count, opt.teacher ? &teacher : NULL, &data);
+    Report *reports = xcalloc((size_t)count, sizeof(Report));
+>>>>>>> mlogits
     for (int i = 0; i < count; i++)
-        measure(&reports[i], i < first ? opt.baseline : opt.models.items[i - first], format,
-                opt.teacher ? &teacher : NULL, &data, op);
+        measure(&reports[i], paths[i], format, opt.teacher ? &teacher : NULL, &data, max_tokens, op);
     print_reports(reports, count, opt.teacher != NULL);
     if (opt.metrics) print_logits(reports, count);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
@@ -443,6 +472,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < count; i++)
         logits_result_free(&reports[i].forced.logits), programs_close(&reports[i].programs);
     free(reports);
+    free(paths);
     if (opt.teacher) model_close(&teacher);
     dataset_close(&data);
     return 0;

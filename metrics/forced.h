@@ -36,8 +36,8 @@ static inline void die_not_finite(const Model *m) {
 static inline void forced_die(const LogitsFault *f, const Model *m, const Model *teacher) {
     Error why;
     model_not_finite(f->of_teacher ? teacher : m, &why);
-    die("%s: the logits of sample %lu for its token %d are not finite", why.text, (unsigned long)f->sample,
-        f->position);
+    die("%s; the first logits that are not finite are those of sample %lu for its token %d", why.text,
+        (unsigned long)f->sample, f->position);
 }
 
 /* Counts the images of a batch that are blank as the model sees them, and notes the first of all. `seen`: samples

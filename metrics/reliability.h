@@ -20,9 +20,8 @@ typedef struct {
 
 /* The bin of a confidence in [0, 1]. */
 static inline int reliability_bin(double confidence) {
-    int b = (int)(confidence * RELIABILITY_BINS);  // the product may be rounded over an edge
+    int b = (int)(confidence * RELIABILITY_BINS);  // the product may be rounded up to an edge
     if (b > 0 && confidence < (double)b / RELIABILITY_BINS) b--;
-    if (confidence >= (double)(b + 1) / RELIABILITY_BINS) b++;
     return b < RELIABILITY_BINS ? b : RELIABILITY_BINS - 1;
 }
 

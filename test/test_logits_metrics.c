@@ -169,6 +169,12 @@ static void test_vocabularies(void) {
     for (int i = 0; i < 6; i++) CHECK(p.value[compared[i]] == cut.value[compared[i]]);
     const Position teacher = figures(t, N, s, MORE, 5, 2);
     for (int k = 0; k < SIDE_FIGURES; k++) CHECK(teacher.value[FIGURE_TEACHER + k] == p.value[k]);
+    int first;  // of the ids that both have; the teacher itself would generate the last of its own
+    rank_top(&first, 1, s, N);
+    const Position likeliest = figures(t, N, s, MORE, first, 2);
+    CHECK(likeliest.value[FIGURE_TEACHER + SIDE_CORRECT] == 0);
+    for (int i = 0; i < N; i++) t[i] = i == first;
+    CHECK(figures(t, N, s, MORE, first, 2).value[FIGURE_AGREEMENT] == 1);
 }
 
 /* The code for any processor and that for this one give the same figures to rounding. */

@@ -540,6 +540,7 @@ evaluating() {
     refuses 2 "--logits takes exactly one" "$eval" --model a --model b --data val.bin --logits x
     refuses 1 "nowhere/x.json" "$eval" --model teacher.safetensors --data val.bin --no-greedy --json nowhere/x.json
     refuses 1 "val.bin" "$eval" --model teacher.safetensors --data val.bin --texts val.bin
+    evaluating_logits
     if [ -w /dev/full ]; then
         refuses 1 "/dev/full" "$eval" --model teacher.safetensors --data val.bin --logits /dev/full
         last=("$eval" --model teacher.safetensors --data val.bin '>/dev/full')
@@ -548,6 +549,37 @@ evaluating() {
         check "a table that cannot be written is an error" [ $status = 1 ]
     fi
     check "no partial files" no_partial
+}
+
+# The metrics of the logits; test/compare_logits.py compares their values.
+evaluating_logits() {
+    local student=student/student.safetensors model=(--no-greedy --data val.bin --model) block
+    model+=($student --teacher teacher.safetensors)
+    succeeds "$eval" "${model[@]}" --baseline short/student.safetensors --metrics metrics.json --json eval.json
+    check "--metrics prints a second table" [ "$(wc -l <out)" = 8 ]
+    check "the second table has the teacher's row" grep -q '^teacher.safetensors  *[0-9.]* *[0-9.]*  *[0-9.]* ' out
+    for block in baseline_student distilled_model teacher_self tikz_c; do
+        check "--metrics: $block" grep -q "\"$block\":{" metrics.json
+    done
+    check "--json: the baseline first" [ "$(number_of eval.json model 1)" = short/student.safetensors ]
+    check "all models are measured on the same samples" [ "$(number_of eval.json samples 1)" = 5 -a \
+        "$(number_of eval.json samples 2)" = 5 ]
+    check "--json: the logits' CE is the table's" near "$(number_of eval.json ce 2)" \
+        "$(sed 's/.*"distilled_model":{"CE":\([^,]*\).*/\1/' metrics.json)" 0.002
+    succeeds "$eval" "${model[@]}" --metrics one.json --batch 8 --threads 1
+    check "without a baseline its block is null" grep -q '^{"baseline_student":null,' one.json
+    succeeds "$eval" "${model[@]}" --metrics two.json --batch 8 --threads 2
+    check "the same metrics for any number of threads" same one.json two.json
+    succeeds "$eval" "${model[@]}" --metrics one.json -n 1
+    check "one sample" grep -q '"samples":1,' one.json
+    refuses 2 "--metrics takes exactly one --model" "$eval" --model a --model b --teacher c --metrics none.json
+    refuses 2 "--metrics compares with a teacher" "$eval" --model a --metrics none.json
+    refuses 2 "--logits takes exactly one" "$eval" --model a --baseline b --logits none.json
+    refuses 1 "nowhere/m.json" "$eval" "${model[@]}" --metrics nowhere/m.json
+    "$damage" word teacher.safetensors word.safetensors
+    refuses 1 "do not share a tokenizer" "$eval" --model $student --teacher word.safetensors --data val.bin \
+        --metrics none.json
+    check "nothing is written when refused" [ ! -e none.json ]
 }
 
 # ---- weights of 8 and 4 bits ----
@@ -878,7 +910,8 @@ flipped_bits() {
     refuses 1 "$damaged" "$infer" --model nan.safetensors --max-tokens 4 image0.png -o bad.tex
     refuses 1 "$damaged" "$infer" --model nan.safetensors --temperature 1 --top-p 0.9 image0.png image1.png -o bad.tex
     refuses 1 "$damaged" "$eval" --model nan.safetensors --data val.bin --json bad.json
-    refuses 1 "$damaged" "$eval" --model teacher.safetensors --teacher nan.safetensors --data val.bin --json bad.json
+    refuses 1 "$damaged; the first logits that are not finite are those of sample 0 for its token " \
+        "$eval" --model teacher.safetensors --teacher nan.safetensors --data val.bin --json bad.json
     check "nothing is written of a damaged model" eval '[ ! -e bad.json ] && [ -z "$(find bad.tex -type f)" ]'
     rm -r bad.tex
     "$damage" part val.bin two.bin 0 2
