@@ -128,7 +128,7 @@ $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJ
 
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate test_text_metrics
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate): private OPTIMISE := \
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate test_text_metrics): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -209,7 +209,7 @@ test:
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
-	    build/BF16-sanitize-1/test_tidy build/BF16-sanitize-1/test_search \
+	    build/BF16-sanitize-1/test_tidy build/BF16-sanitize-1/test_search build/BF16-sanitize-1/test_text_metrics \
 	    'build/FP32-emulated/test_kernels --smoke cuda' 'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
 	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
@@ -221,7 +221,7 @@ quick-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search)
+	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search test_text_metrics)
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
@@ -241,7 +241,7 @@ test-all:
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
-	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_search build/BF16-sanitize-1/test_attention_maps \
+	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_search build/BF16-sanitize-1/test_text_metrics build/BF16-sanitize-1/test_attention_maps \
 	    build/BF16-noformats-cpu/test_lib \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
@@ -257,7 +257,7 @@ test-all:
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:
-	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lib test_tokenizer test_dataloader \
+	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lib test_tokenizer test_dataloader test_text_metrics \
 	    test_comm $(CPU_LESSONS) walkthrough)
 all-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model test_attention_maps test_beam test_generate)

@@ -219,14 +219,15 @@ SAME = [
     [r"\hat{\alpha}\bar{x}\sqrt{2}\sqrt[3]{x}", r"\hat\alpha\bar x\sqrt2\sqrt [3] x", r"{\hat{{\alpha}}}{\bar x}\sqrt{{2}}\sqrt[3]{x}"],
     [r"\bar{K}_a^-+{\pi}^2+{\delta}_{ab}", r"{\bar{K}}_a^{-}+\pi^{2}+{{\delta}}_{ab}"],
     [r"\sum_{i=1}^n i", r"\displaystyle\sum^n_{i=1}i", r"\sum ^ { n } _ { i = 1 } i % all"],
-    [r"a~b\,c", r"a\ b\,c"], [r"{}^2x", "^2x"], [r"\operatorname{arg}x\overline{ab}", r"\operatorname {a r g}x\overline {ab}"],
+    [r"a\ b\,c~", "a\\\tb\\,c ~"], [r"{}^2x", "^2x"], [r"\operatorname{arg}x\overline{ab}", r"\operatorname {a r g}x\overline {ab}"],
     [r"\begin{array}{cc}a&b\\[2pt]c&d\end{array}", r"\begin {array} { c c } a & b \\[2pt] c & d \end {array}"],
     [r"\text{if }x\mbox{ a }", r"\text{if  }{x}\mbox{ a }"], [r"\overset{a}{=}\underset b x", r"\overset a = \underset{b}{x}"],
     [r"\begin{matrix}a\\b\end{matrix}^2_1", r"\begin{matrix}a\\b\end{matrix}_1^{2}"],
 ]
 # What looks different, and must have different normal forms.
 DIFFERENT = [["x^2", "x_2"], ["a{=}b", "a=b"], ["a{-}b", "a-b"], ["x^{ab}", "x^ab"], [r"x^{\frac12}", r"x^{\dfrac12}"],
-             [r"\rm x", "x"], [r"a\lvert-x\rvert", "a|-x|"], ["a~b", "ab"], [r"\bar{ab}", r"\bar ab"],
+             [r"\rm x", "x"], [r"a\lvert-x\rvert", "a|-x|"], ["a~b", "ab"], [r"\ \prod", r"~\prod"],
+             [r"{\dot{\hat x}}^2", r"\dot{\hat x}^2"], [r"\bar{ab}", r"\bar ab"],
              [r"\frac ab{}^2", r"\frac ab^2"], [r"\phi", r"\varphi"],
              [r"\sum\limits_a", r"\sum\nolimits_a"], [r"\text{a b}", r"\text{ab}"], [r"{\bf a}b", r"{\bf ab}"],
              [r"\begin{array}{c}ab\\c\end{array}", r"\begin{array}{r}ab\\c\end{array}"], [r"a\over b", "ab"]]
