@@ -43,13 +43,15 @@ static inline size_t edit_distance(const uint32_t *a, size_t n, const uint32_t *
     uint64_t *places = (uint64_t *)xcalloc((count + 1) * blocks + 2 * blocks, sizeof *places);
     uint64_t *up = places + (count + 1) * blocks, *down = up + blocks;
     for (size_t i = 0; i < n; i++) {
-        const EditRow key = {a[i], 0}, *row = (const EditRow *)bsearch(&key, rows, count, sizeof key, edit_compare_rows);
+        const EditRow key = {a[i], 0},
+                      *row = (const EditRow *)bsearch(&key, rows, count, sizeof key, edit_compare_rows);
         places[row->row * blocks + i / 64] |= (uint64_t)1 << i % 64;
     }
     memset(up, 0xff, blocks * sizeof *up);
     size_t distance = n;
     for (size_t j = 0; j < m; j++) {
-        const EditRow key = {b[j], 0}, *row = (const EditRow *)bsearch(&key, rows, count, sizeof key, edit_compare_rows);
+        const EditRow key = {b[j], 0},
+                      *row = (const EditRow *)bsearch(&key, rows, count, sizeof key, edit_compare_rows);
         const uint64_t *equal = places + (row ? row->row : count) * blocks;
         uint64_t grows = 1, falls = 0;  // from the last column to this one, in the row above the block
         for (size_t k = 0; k < blocks; k++) {
@@ -81,7 +83,8 @@ static inline size_t edit_distance(const uint32_t *a, size_t n, const uint32_t *
 /* The extended edit distance of a hypothesis and a reference, both of code points, as torchmetrics computes it: in [0, 1],
  * lower is better. Equal texts do not give 0 but 0.3 / (n + 0.3): a character is counted as never visited where the best
  * path begins. Where the reference is empty it is 1, also of two empty texts. O(nm). */
-static inline double extended_edit_distance(const uint32_t *hypothesis, size_t n, const uint32_t *reference, size_t m) {
+static inline double extended_edit_distance(const uint32_t *hypothesis, size_t n, const uint32_t *reference,
+                                            size_t m) {
     double *row = (double *)xmalloc(2 * (n + 1) * sizeof *row), *next = row + n + 1;
     int *visits = (int *)xmalloc((n + 1) * sizeof *visits);
     double *const memory = row;
@@ -95,7 +98,8 @@ static inline double extended_edit_distance(const uint32_t *hypothesis, size_t n
         double last = next[0] = row[0] + 1, lowest = last;
         for (size_t i = 1; i <= n; i++) {
             const double left = last + EED_DELETION, above = row[i] + EED_INSERTION;
-            const double diagonal = row[i - 1] + (hypothesis[i - 1] != r), other = diagonal < above ? diagonal : above;
+            const double diagonal = row[i - 1] + (hypothesis[i - 1] != r),
+                         other = diagonal < above ? diagonal : above;
             next[i] = last = left < other ? left : other;
             if (last < lowest) lowest = last, best = i;
         }

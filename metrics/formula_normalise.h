@@ -88,9 +88,12 @@ static inline void formula_option(Formula *f) {
     const size_t end = f->end;
     size_t depth = 0, at = f->at + 1;
     for (; at < end && (depth || f->text[at] != ']'); at++) {
-        if (f->text[at] == '\\') at++;
-        else if (f->text[at] == '{') depth++;
-        else if (f->text[at] == '}' && depth-- == 0) return;
+        if (f->text[at] == '\\')
+            at++;
+        else if (f->text[at] == '{')
+            depth++;
+        else if (f->text[at] == '}' && depth-- == 0)
+            return;
     }
     if (at >= end) return;
     f->at++;
@@ -169,8 +172,8 @@ static inline void formula_command(Formula *f, FormulaToken t) {
     formula_push(f, t);
     if (formula_is_any(t, FORMULA_OPTIONAL)) formula_option(f);
     const bool two = formula_is_any(t, FORMULA_TWO) || formula_is_any(t, FORMULA_FRACTIONS);
-    const bool one = formula_is_any(t, FORMULA_ONE) || formula_is_any(t, FORMULA_ACCENTS) ||
-                     formula_is_any(t, FORMULA_ALPHABETS);
+    const bool one =
+        formula_is_any(t, FORMULA_ONE) || formula_is_any(t, FORMULA_ACCENTS) || formula_is_any(t, FORMULA_ALPHABETS);
     if (one || two) formula_argument(f);
     if (two) formula_argument(f);
 }

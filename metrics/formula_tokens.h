@@ -28,11 +28,23 @@ enum { FORMULA_DEPTH = 200 };  // of groups; what is nested deeper is not normal
 
 /* Which spellings are one symbol. */
 static const char *const formula_synonyms[][2] = {
-    {"\\ge", "\\geq"},         {"\\le", "\\leq"},    {"\\ne", "\\neq"},      {"\\to", "\\rightarrow"},
-    {"\\gets", "\\leftarrow"}, {"\\owns", "\\ni"},   {"\\land", "\\wedge"},  {"\\lor", "\\vee"},
-    {"\\lnot", "\\neg"},       {"\\lbrace", "\\{"},  {"\\rbrace", "\\}"},    {"\\vert", "|"},
-    {"\\Vert", "\\|"},         {"\\ast", "*"},       {"\\ ", "~"},           {"\\\t", "~"},
-    {"\\\n", "~"},           {"\\", "~"},
+    {"\\ge", "\\geq"},
+    {"\\le", "\\leq"},
+    {"\\ne", "\\neq"},
+    {"\\to", "\\rightarrow"},
+    {"\\gets", "\\leftarrow"},
+    {"\\owns", "\\ni"},
+    {"\\land", "\\wedge"},
+    {"\\lor", "\\vee"},
+    {"\\lnot", "\\neg"},
+    {"\\lbrace", "\\{"},
+    {"\\rbrace", "\\}"},
+    {"\\vert", "|"},
+    {"\\Vert", "\\|"},
+    {"\\ast", "*"},
+    {"\\\t", "\\ "},
+    {"\\\n", "\\ "},
+    {"\\", "\\ "},
 };
 /* Fonts that hold to the end of a group, and those with an argument. */
 static const char *const formula_fonts[][2] = {
@@ -43,56 +55,60 @@ static const char *const formula_fonts[][2] = {
 static const char *const formula_fractions[][2] = {{"\\over", "\\frac"}, {"\\choose", "\\binom"}};
 
 /* One argument, or two. Braces around what an ACCENT, an ALPHABET or a FRACTION gives change nothing. */
-#define FORMULA_ACCENTS " \\hat \\check \\tilde \\acute \\grave \\dot \\ddot \\breve \\bar \\vec \\widehat \\widetilde "
+#define FORMULA_ACCENTS \
+    " \\hat \\check \\tilde \\acute \\grave \\dot \\ddot \\breve \\bar \\vec \\widehat \\widetilde "
 #define FORMULA_ALPHABETS \
     " \\mathrm \\mathbf \\mathit \\mathsf \\mathtt \\mathcal \\mathbb \\mathfrak \\mathscr \\mathnormal "
-#define FORMULA_ONE                                                                                                \
-    " \\overline \\underline \\overbrace \\underbrace \\overrightarrow \\overleftarrow \\operatorname "            \
-    "\\operatorname* \\boldsymbol \\bm \\pmb \\phantom \\hphantom \\vphantom \\mathop \\mathbin \\mathrel "       \
+#define FORMULA_ONE                                                                                         \
+    " \\overline \\underline \\overbrace \\underbrace \\overrightarrow \\overleftarrow \\operatorname "     \
+    "\\operatorname* \\boldsymbol \\bm \\pmb \\phantom \\hphantom \\vphantom \\mathop \\mathbin \\mathrel " \
     "\\mathord \\mathopen \\mathclose \\mathpunct \\mathinner \\boxed \\substack \\sqrt \\xrightarrow \\xleftarrow "
 #define FORMULA_FRACTIONS " \\frac \\dfrac \\tfrac \\binom \\dbinom \\tbinom "
 #define FORMULA_TWO " \\overset \\underset \\stackrel \\cfrac "
 #define FORMULA_OPTIONAL " \\sqrt \\xrightarrow \\xleftarrow \\cfrac "  // in brackets before the arguments
 
 /* An argument that is text; one that is a name or a length, where spaces mean nothing. */
-#define FORMULA_TEXT                                                                                                \
-    " \\text \\textrm \\textbf \\textit \\textsf \\texttt \\textnormal \\textup \\textsc \\textsl \\emph \\mbox "  \
+#define FORMULA_TEXT                                                                                              \
+    " \\text \\textrm \\textbf \\textit \\textsf \\texttt \\textnormal \\textup \\textsc \\textsl \\emph \\mbox " \
     "\\hbox \\fbox \\tag "
-#define FORMULA_NAME \
-    " \\ref \\eqref \\hspace \\hspace* \\vspace \\vspace* \\color \\textcolor \\begin \\end "
+#define FORMULA_NAME " \\ref \\eqref \\hspace \\hspace* \\vspace \\vspace* \\color \\textcolor \\begin \\end "
 #define FORMULA_STARRED " \\operatorname \\hspace \\vspace "
 #define FORMULA_INVISIBLE " \\label \\nonumber \\notag "
 #define FORMULA_COLUMNS \
     " \\begin{array} \\begin{subarray} \\begin{alignedat} \\begin{alignat} \\begin{alignat*} \\begin{tabular} "
 
 /* Atoms of class Ord. */
-#define FORMULA_SYMBOLS                                                                                              \
-    " \\alpha \\beta \\gamma \\delta \\epsilon \\varepsilon \\zeta \\eta \\theta \\vartheta \\iota \\kappa "         \
-    "\\lambda \\mu \\nu \\xi \\pi \\varpi \\rho \\varrho \\sigma \\varsigma \\tau \\upsilon \\phi \\varphi \\chi "   \
-    "\\psi \\omega \\Gamma \\Delta \\Theta \\Lambda \\Xi \\Pi \\Sigma \\Upsilon \\Phi \\Psi \\Omega \\infty "         \
+#define FORMULA_SYMBOLS                                                                                            \
+    " \\alpha \\beta \\gamma \\delta \\epsilon \\varepsilon \\zeta \\eta \\theta \\vartheta \\iota \\kappa "       \
+    "\\lambda \\mu \\nu \\xi \\pi \\varpi \\rho \\varrho \\sigma \\varsigma \\tau \\upsilon \\phi \\varphi \\chi " \
+    "\\psi \\omega \\Gamma \\Delta \\Theta \\Lambda \\Xi \\Pi \\Sigma \\Upsilon \\Phi \\Psi \\Omega \\infty "      \
     "\\partial \\nabla \\ell \\hbar \\prime \\aleph \\Re \\Im \\emptyset \\forall \\exists \\imath \\jmath \\wp "
 /* Other commands without arguments. */
 #define FORMULA_BARE                                                                                                 \
     " \\sum \\prod \\int \\oint \\cdot \\times \\pm \\mp \\in \\subset \\subseteq \\cup \\cap \\wedge \\vee "        \
     "\\otimes \\oplus \\leq \\geq \\neq \\equiv \\sim \\simeq \\approx \\cong \\rightarrow \\leftarrow \\mapsto "    \
     "\\Rightarrow \\quad \\qquad \\ldots \\cdots \\dots \\langle \\rangle \\sin \\cos \\tan \\exp \\log \\ln \\lim " \
-    "\\max \\min \\sup \\inf \\det \\dim \\limits \\nolimits \\displaystyle \\textstyle \\rm \\bf \\it \\cal \\over " \
+    "\\max \\min \\sup \\inf \\det \\dim \\limits \\nolimits \\displaystyle \\textstyle \\rm \\bf \\it \\cal "       \
+    "\\over "                                                                                                        \
     "\\choose \\mid \\propto \\circ \\dagger \\star "
 /* What cannot be an argument. */
 #define FORMULA_NO_ARGUMENT " } & $ \\\\ \\begin \\end \\left \\right \\middle \\over \\choose \\limits \\nolimits "
 /* What scripts cannot belong to; they have an empty nucleus then. */
-#define FORMULA_NO_NUCLEUS \
-    " & $ \\[ \\] \\( \\) \\over \\choose \\rm \\bf \\it \\sf \\tt \\cal \\displaystyle \\textstyle \\scriptstyle \\scriptscriptstyle "
+#define FORMULA_NO_NUCLEUS                                                                                          \
+    " & $ \\[ \\] \\( \\) \\over \\choose \\rm \\bf \\it \\sf \\tt \\cal \\displaystyle \\textstyle \\scriptstyle " \
+    "\\scriptscriptstyle "
 /* What can stand behind \left. */
-#define FORMULA_DELIMITERS                                                                                           \
-    " ( ) [ ] | / < > . \\{ \\} \\| \\lbrace \\rbrace \\lbrack \\rbrack \\langle \\rangle \\vert \\Vert \\lvert "     \
-    "\\rvert \\lVert \\rVert \\lfloor \\rfloor \\lceil \\rceil \\lgroup \\rgroup \\lmoustache \\rmoustache "        \
-    "\\uparrow \\downarrow \\updownarrow \\Uparrow \\Downarrow \\Updownarrow \\backslash \\ulcorner \\urcorner "     \
+#define FORMULA_DELIMITERS                                                                                        \
+    " ( ) [ ] | / < > . \\{ \\} \\| \\lbrace \\rbrace \\lbrack \\rbrack \\langle \\rangle \\vert \\Vert \\lvert " \
+    "\\rvert \\lVert \\rVert \\lfloor \\rfloor \\lceil \\rceil \\lgroup \\rgroup \\lmoustache \\rmoustache "      \
+    "\\uparrow \\downarrow \\updownarrow \\Uparrow \\Downarrow \\Updownarrow \\backslash \\ulcorner \\urcorner "  \
     "\\llcorner \\lrcorner "
 
 /* ---- tokens ---- */
 
-static inline bool formula_is(FormulaToken t, const char *word) { return t.n == strlen(word) && !memcmp(t.s, word, t.n); }
+static inline bool formula_is(FormulaToken t, const char *word) {
+    return t.n == strlen(word) && !memcmp(t.s, word, t.n);
+}
 
 static inline bool formula_is_any(FormulaToken t, const char *list) {
     char word[48];
@@ -238,7 +254,8 @@ static inline size_t formula_behind_group(const Formula *f, size_t at, size_t en
 
 typedef enum { FORMULA_SEVERAL, FORMULA_SYMBOL, FORMULA_COMMAND, FORMULA_GROUP } FormulaContent;
 
-/* What tokens [begin, end) are: one symbol of class Ord; one accent, alphabet or fraction with its arguments; one group. */
+/* What tokens [begin, end) are: one symbol of class Ord; one accent, alphabet or fraction with its arguments; one group. Not
+ * an accent on an accent: amsmath draws scripts behind it otherwise than behind a group. */
 static inline FormulaContent formula_content(const Formula *f, size_t begin, size_t end) {
     if (begin == end) return FORMULA_SEVERAL;
     const FormulaToken t = f->tokens[begin];
@@ -246,8 +263,9 @@ static inline FormulaContent formula_content(const Formula *f, size_t begin, siz
     if (begin + 1 == end) return letter || formula_is_any(t, FORMULA_SYMBOLS) ? FORMULA_SYMBOL : FORMULA_SEVERAL;
     size_t at = begin;
     if (formula_is(t, "{")) return formula_behind_group(f, begin, end) == end ? FORMULA_GROUP : FORMULA_SEVERAL;
-    const bool two = formula_is_any(t, FORMULA_FRACTIONS);
-    if (!two && !formula_is_any(t, FORMULA_ACCENTS) && !formula_is_any(t, FORMULA_ALPHABETS)) return FORMULA_SEVERAL;
+    const bool two = formula_is_any(t, FORMULA_FRACTIONS), accent = formula_is_any(t, FORMULA_ACCENTS);
+    if (!two && !accent && !formula_is_any(t, FORMULA_ALPHABETS)) return FORMULA_SEVERAL;
+    if (accent && formula_is_any(f->tokens[begin + 2], FORMULA_ACCENTS)) return FORMULA_SEVERAL;
     at = formula_behind_group(f, begin + 1, end);
     if (two && at > begin + 1) at = formula_behind_group(f, at, end);
     return at == end ? FORMULA_COMMAND : FORMULA_SEVERAL;

@@ -28,9 +28,9 @@ static const uint16_t moses_letters[][2] = {
     {0xff41, 0xff5a}, {0xff66, 0xff9f},
 };
 static const uint16_t moses_numbers[][2] = {
-    {0x30, 0x39},     {0xb2, 0xb3},     {0xb9, 0xb9},     {0xbc, 0xbe},     {0x2070, 0x2070}, {0x2074, 0x2079},
-    {0x2080, 0x2089}, {0x2150, 0x2182}, {0x2185, 0x2189}, {0x2460, 0x249b}, {0x24ea, 0x24ff}, {0x2776, 0x2793},
-    {0x2cfd, 0x2cfd}, {0x3192, 0x3195}, {0xff10, 0xff19},
+    {0x30, 0x39},     {0xb2, 0xb3},     {0xb9, 0xb9},     {0xbc, 0xbe},     {0x2070, 0x2070},
+    {0x2074, 0x2079}, {0x2080, 0x2089}, {0x2150, 0x2182}, {0x2185, 0x2189}, {0x2460, 0x249b},
+    {0x24ea, 0x24ff}, {0x2776, 0x2793}, {0x2cfd, 0x2cfd}, {0x3192, 0x3195}, {0xff10, 0xff19},
 };
 
 static inline bool moses_in(uint32_t c, const uint16_t (*ranges)[2], int count) {
@@ -45,8 +45,12 @@ static inline bool moses_in(uint32_t c, const uint16_t (*ranges)[2], int count) 
     return low < count && ranges[low][0] <= c;
 }
 
-static bool moses_letter(uint32_t c) { return moses_in(c, moses_letters, sizeof moses_letters / sizeof *moses_letters); }
-static bool moses_number(uint32_t c) { return moses_in(c, moses_numbers, sizeof moses_numbers / sizeof *moses_numbers); }
+static bool moses_letter(uint32_t c) {
+    return moses_in(c, moses_letters, sizeof moses_letters / sizeof *moses_letters);
+}
+static bool moses_number(uint32_t c) {
+    return moses_in(c, moses_numbers, sizeof moses_numbers / sizeof *moses_numbers);
+}
 static bool moses_not_letter(uint32_t c) { return !moses_letter(c); }
 static bool moses_not_number(uint32_t c) { return !moses_number(c); }
 static bool moses_neither(uint32_t c) { return !moses_letter(c) && !moses_number(c); }
@@ -176,9 +180,11 @@ static inline bool moses_is_word(const uint32_t *s, size_t n, const char *list) 
 }
 
 /* Moses's abbreviations that keep their full stop; single capitals too, and three only before a number. */
-#define MOSES_ABBREVIATIONS                                                                                           \
-    " Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hr Hosp Insp Lt " \
-    "MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Op Ord Pfc Ph Prof Pvt Rep Reps Res Rev Rt Sen Sens Sfc Sgt Sr " \
+#define MOSES_ABBREVIATIONS                                                                                          \
+    " Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hr Hosp Insp " \
+    "Lt "                                                                                                            \
+    "MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Op Ord Pfc Ph Prof Pvt Rep Reps Res Rev Rt Sen Sens Sfc Sgt "   \
+    "Sr "                                                                                                            \
     "St Supt Surg v vs i.e rev e.g Rs Nos Nr Jan Feb Mar Apr Jun Jul Aug Sep Oct Nov Dec "
 
 /* Whether word s[0, n), without its last full stop, keeps it; `next` is the character after the space behind, 0: none. */

@@ -115,7 +115,8 @@ static inline bool text_equal(const Symbols *a, const Symbols *b) {
 }
 
 /* Compares a hypothesis h with a reference r. */
-static inline TextSample text_compare(const TextSuite *t, const TextSymbols *h, const TextSymbols *r, NgramTable *scratch) {
+static inline TextSample text_compare(const TextSuite *t, const TextSymbols *h, const TextSymbols *r,
+                                      NgramTable *scratch) {
     const Symbols *a = &h->tokens, *b = &r->tokens;
     TextSample s;
     memset(&s, 0, sizeof s);
@@ -197,7 +198,9 @@ static const struct {
     [TEXT_REPETITION] = {"repetition_rate", "repetition rate", {true, true}, BETTER_LOWER},
 };
 
-static inline bool text_metric_applies(TextMetric m, TextKind kind) { return text_metrics[m].of[kind == TEXT_FORMULA]; }
+static inline bool text_metric_applies(TextMetric m, TextKind kind) {
+    return text_metrics[m].of[kind == TEXT_FORMULA];
+}
 
 /* The counts that a metric adds up, or NULL where it is a mean of the samples' values. */
 static inline const BleuCounts *text_bleu_counts(TextMetric m, const TextSample *s) {
@@ -249,6 +252,8 @@ static inline double text_metric(TextMetric m, const TextSample *samples, const 
 }
 
 /* The figure of one sample alone, for example to find the worst. */
-static inline double text_metric_of_one(TextMetric m, const TextSample *sample) { return text_metric(m, sample, NULL, 1); }
+static inline double text_metric_of_one(TextMetric m, const TextSample *sample) {
+    return text_metric(m, sample, NULL, 1);
+}
 
 #endif

@@ -66,9 +66,11 @@ static void test_tokens(void) {
     TOKENS("$x^{12}+\\alpha$ b", "$¦x¦^¦{¦12¦}¦+¦\\alpha¦$¦b");
     TOKENS("\\[a$b\\] $$c\\)$$ $d\\]$", "\\[¦a¦$¦b¦\\]¦$$¦c¦\\)¦$$¦$¦d¦\\]¦$");
     TOKENS("\\a[b\n] \\\\[2pt] \\ x", "\\a¦&#91;¦b¦&#93;¦\\\\¦&#91;¦2pt¦&#93;¦\\¦x");
-    TOKENS("it's 'a' Dr. X. No. 5 No. x e.g. 1,000 a,b c... d. e", "it¦&apos;s¦&apos;¦a¦&apos;¦Dr.¦X.¦No.¦5¦No.¦x¦e.g.¦1,000"
+    TOKENS("it's 'a' Dr. X. No. 5 No. x e.g. 1,000 a,b c... d. e",
+           "it¦&apos;s¦&apos;¦a¦&apos;¦Dr.¦X.¦No.¦5¦No.¦x¦e.g.¦1,000"
            "¦a¦,¦b¦c¦...¦d.¦e");
-    TOKENS("caf\xc3\xa9 \xe4\xb8\xad\xe6\x96\x87 <a|b> \xe2\x86\x92 \xff", "caf\xc3\xa9¦\xe4\xb8\xad¦\xe6\x96\x87¦&lt;¦a¦&#124;¦b¦"
+    TOKENS("caf\xc3\xa9 \xe4\xb8\xad\xe6\x96\x87 <a|b> \xe2\x86\x92 \xff",
+           "caf\xc3\xa9¦\xe4\xb8\xad¦\xe6\x96\x87¦&lt;¦a¦&#124;¦b¦"
            "&gt;¦\xe2\x86\x92¦\xef\xbf\xbd");
     CHARACTERS("", "  ");
     CHARACTERS("\\node at (0,1.5) {Hi. You!} % no\n;", " \\node at (0 ,1 .5) { Hi . You ! } ; ");
@@ -214,29 +216,90 @@ static void test_formulas(void) {
     FORMULA("\\left( {a \\over b} \\right)^2 \\left. x \\right|_0", "( \\frac { a } { b } ) ^ { 2 } x | _ { 0 }");
     FORMULA("{ { \\bar { K } } }_ { a } {{ab}} {=}", "\\bar { K } _ { a } { a b } { = }");
     FORMULA("\\foo{\\hat x}{y}", "\\foo { \\hat { x } } y");
-    FORMULA("a\\ge b\\le c\\ne d\\not= e\\to f\\vert\\lbrace\\ast\\ ",
-            "a \\geq b \\leq c \\neq d \\neq e \\rightarrow f | \\{ * ~");
+    FORMULA("a\\ge b\\le c\\ne d\\not= e\\to f\\vert\\lbrace\\ast\\\t~",
+            "a \\geq b \\leq c \\neq d \\neq e \\rightarrow f | \\{ * \\  ~");
     FORMULA("$$ \\displaystyle x % y\n\\label{z} $$", "x");
     FORMULA("\\[ x \\]", "x");
     FORMULA("\\$x\\$", "\\$ x \\$");
     FORMULA("\\text{if  x} \\mbox { a}", "\\text{if x} \\mbox{ a}");
-    FORMULA("\\begin {array} { c c } a & b \\\\[2pt] c \\end{array}", "\\begin{array} {cc} a & b \\\\[2pt] c \\end{array}");
+    FORMULA("\\begin {array} { c c } a & b \\\\[2pt] c \\end{array}",
+            "\\begin{array} {cc} a & b \\\\[2pt] c \\end{array}");
     FORMULA("\\operatorname * {arg} \\sqrt[3]x \\sqrt2", "\\operatorname* { a r g } \\sqrt [ 3 ] { x } \\sqrt { 2 }");
     FORMULA("^2 x\\sp2\\sb1 \\hat\\mathbf x", "{ } ^ { 2 } x _ { 1 } ^ { 2 } \\hat { \\mathbf { x } }");
     FORMULA("{a ^", "{ a ^ { } }");
-    FORMULA("} \\right) \\", "} ) ~");
+    FORMULA("} \\right) \\", "} ) \\ ");
+    FORMULA("{\\dot{\\hat x}} {\\hat x}", "{ \\dot { \\hat { x } } } \\hat { x }");
     FORMULA("\xc3\xa9\xff", "\xc3\xa9 \xff");
 }
 
+/* What random formulas are made of. */
+static const char *const formula_words[] = {"{",
+                                            "{",
+                                            "}",
+                                            "}",
+                                            "^",
+                                            "_",
+                                            "'",
+                                            "&",
+                                            "\\\\",
+                                            "\\\\[2pt]",
+                                            "[",
+                                            "]",
+                                            "(",
+                                            "x",
+                                            "1",
+                                            "=",
+                                            "*",
+                                            " ",
+                                            " ",
+                                            "\\alpha",
+                                            "\\rm",
+                                            "\\bf ",
+                                            "\\over ",
+                                            "\\choose ",
+                                            "\\frac",
+                                            "\\sqrt",
+                                            "\\hat",
+                                            "\\left",
+                                            "\\right",
+                                            "\\middle",
+                                            ".",
+                                            "<",
+                                            "\\left(",
+                                            "\\right)",
+                                            "\\left.",
+                                            "\\right.",
+                                            "\\not",
+                                            "\\{",
+                                            "|",
+                                            "\\text{a  b}",
+                                            "\\text",
+                                            "\\begin{array}{c c}",
+                                            "\\begin{matrix}",
+                                            "\\end{array}",
+                                            "\\begin",
+                                            "\\end",
+                                            "$",
+                                            "\\[",
+                                            "\\]",
+                                            "\\displaystyle ",
+                                            "\\label{a}",
+                                            "\\operatorname *",
+                                            "\\foo ",
+                                            "\\sp",
+                                            "\\limits",
+                                            "\\mathrm",
+                                            "%c\n",
+                                            "\\ ",
+                                            "\\",
+                                            "\xc3\xa9",
+                                            "\\overset",
+                                            "\\color{red}",
+                                            "{}",
+                                            "\\prime "};
+
 /* Random formulas, most of them wrong: normalising is harmless, and twice is as once. */
 static void test_formulas_random(void) {
-    static const char *const words[] = {
-        "{", "{", "}", "}", "^", "_", "'", "&", "\\\\", "\\\\[2pt]", "[", "]", "(", "x", "1", "=", "*", " ", " ", "\\alpha",
-        "\\rm", "\\bf ", "\\over ", "\\choose ", "\\frac", "\\sqrt", "\\hat", "\\left", "\\right", "\\middle", ".", "<",
-        "\\left(", "\\right)", "\\left.", "\\right.", "\\not", "\\{", "|", "\\text{a  b}", "\\text", "\\begin{array}{c c}",
-        "\\begin{matrix}", "\\end{array}", "\\begin", "\\end", "$", "\\[", "\\]", "\\displaystyle ", "\\label{a}",
-        "\\operatorname *", "\\foo ", "\\sp", "\\limits", "\\mathrm", "%c\n", "\\ ", "\\", "\xc3\xa9", "\\overset",
-        "\\color{red}", "{}", "\\prime "};
     Random r;
     int wrong = 0;
     random_seed(&r, 11);
@@ -244,7 +307,7 @@ static void test_formulas_random(void) {
         char text[512];
         size_t n = 0, once, twice;
         for (int i = (int)random_below(&r, 24); i >= 0; i--) {
-            const char *w = words[random_below(&r, sizeof words / sizeof *words)];
+            const char *w = formula_words[random_below(&r, sizeof formula_words / sizeof *formula_words)];
             memcpy(text + n, w, strlen(w));
             n += strlen(w);
         }
@@ -302,7 +365,8 @@ static void test_suite(void) {
     const TextPair formulas[] = {pair_of("{\\bf x} ^2_1", "\\mathbf{x}_1^2"), pair_of("x", "y"), pair_of("", "")};
     text_suite_begin(&formula, TEXT_FORMULA, 0);
     text_suite_measure(&formula, formulas, 3, t);
-    CHECK(!t[0].exact && t[0].same_formula && !t[1].same_formula && text_metric_of_one(TEXT_NORMAL_EDIT_SCORE, t) == 100);
+    CHECK(!t[0].exact && t[0].same_formula && !t[1].same_formula &&
+          text_metric_of_one(TEXT_NORMAL_EDIT_SCORE, t) == 100);
     CHECK(fabs(text_metric_of_one(TEXT_NORMAL_BLEU, t) - 100) < 1e-9 && t[0].bleu.hypothesis == 3);
     text_suite_end(&formula);
 }
