@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares metrics/image.h and metrics/kid.h with scikit-image, imagehash, SciPy, NumPy and torchmetrics.
+"""Compares metrics/image.h, metrics/kid.h and lib/assignment.h with scikit-image, imagehash, SciPy, NumPy and torchmetrics.
 
-    test/compare_pictures.py TEST_IMAGE_METRICS        the binary built from test/test_image_metrics.c
+    test/compare_pictures.py TEST_IMAGE_METRICS TEST_CDM        the binaries built from test/test_image_metrics.c, test_cdm.c
 
 The pairs are drawings, noise, one colour, all white, 1 x 1 and of different sizes. The references work on the frame that
 Pillow makes (trimmed, padded to a white square, resized), so the whole way from the file to the number is compared: to
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy.fftpack
 import scipy.ndimage
+import scipy.optimize
 from PIL import Image, ImageChops, ImageOps
 from check import check, end
 from compare_images import drawing, noise
@@ -168,12 +169,27 @@ def compare_kid(program, folder):
     print(f"KID: differs from torchmetrics by at most {most:.1e}")
 
 
+def compare_assignments(program, folder):
+    """The cost of the assignment, with and without equal costs; the columns may differ where several are best."""
+    rng = np.random.default_rng(1)
+    for i in range(24):
+        n = int(rng.integers(1, 60))
+        m = n + int(rng.integers(0, 30)) * (i % 2)
+        cost = rng.integers(-3, 4, (n, m)).astype(float) if i % 3 == 0 else rng.normal(size=(n, m))
+        cost.tofile(folder / "cost")
+        run = subprocess.run([program, "--assign", str(n), str(m), str(folder / "cost")], check=True, capture_output=True, text=True)
+        columns = [int(line) for line in run.stdout.split()]
+        best = cost[scipy.optimize.linear_sum_assignment(cost)].sum()
+        check(len(set(columns)) == n and abs(cost[range(n), columns].sum() - best) < 1e-9, f"assignment of {n} to {m}", columns)
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as name:
         compare_pairs(sys.argv[1], Path(name))
         compare_kid(sys.argv[1], Path(name))
+        compare_assignments(sys.argv[2], Path(name))
     end()
 
 
