@@ -2,12 +2,14 @@
 """Exports a training run, or what eval has measured, to TensorBoard, Weights & Biases and MLflow.
 
     export_log.py out --tensorboard runs                          # then: tensorboard --logdir runs
-    export_log.py out --mlflow mlruns                             # then: mlflow ui --backend-store-uri mlruns
+    export_log.py out --mlflow mlruns                             # then: mlflow ui --backend-store-uri mlruns (*)
     export_log.py out --wandb .                                   # then: wandb sync FOLDER, as the message says
     export_log.py out --metrics metrics.json --tensorboard runs   # and what eval --json has written
 
 The run is a folder of train_distill, or the log.jsonl in one. Its options become the run's parameters. What eval has
-measured is put at the last step. Nothing that is there already is changed. Only --wandb needs a package.
+measured is put at the last step. Nothing that is there already is changed. Only --wandb needs a package, wandb.
+
+(*) Newer versions of MLflow want MLFLOW_ALLOW_FILE_STORE=true in the environment, or once `mlflow migrate-filestore`.
 """
 import argparse
 import contextlib
@@ -63,8 +65,9 @@ def export(run, args):
     with contextlib.ExitStack() as stack:
         staged = []
 
-        def stage(*arguments):
-            staged.append(stack.enter_context(folder.Staged(*arguments)))
+        def stage(store, *arguments):
+            args.writing = store  # for the message of an error
+            staged.append(stack.enter_context(folder.Staged(store, *arguments)))
             return staged[-1].folder
 
         if args.tensorboard:
@@ -115,7 +118,7 @@ def main():
     except files.FormatError as e:
         files.fail(PROGRAM, e)
     except OSError as e:
-        files.fail(PROGRAM, f"{files.describe(e)}.")
+        files.fail(PROGRAM, f"{files.describe(e, getattr(args, 'writing', None))}.")
     except KeyboardInterrupt:
         sys.exit(f"{PROGRAM}: interrupted; no export is left incomplete.")
 

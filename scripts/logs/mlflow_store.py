@@ -78,7 +78,7 @@ def uri(path):
 
 def write(run, path, store, experiment):
     """Writes the run's folder at `path`. It is meant for STORE/EXPERIMENT/RUN, where its artifacts would be."""
-    milliseconds = {step: round(1000 * run.time(step)) for step in run.rows}
+    milliseconds = {step: round(1000 * run.times[step]) for step in run.rows}
     identity, start = run_id(run), round(1000 * run.start)
     meta = {"artifact_uri": uri(os.path.join(store, experiment, identity, "artifacts")),
             "end_time": max(milliseconds.values(), default=start), "entry_point_name": "",

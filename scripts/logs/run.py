@@ -23,13 +23,10 @@ OPTIONS_BEGIN, OPTIONS_END = "# options of train_distill", "# end of the options
 class Run:
     project: str
     name: str
-    start: float = 0.0                           # seconds since 1970
-    rows: dict = dataclasses.field(default_factory=dict)    # {step: {name: number}}
-    times: dict = dataclasses.field(default_factory=dict)   # {step: seconds since 1970}, where the log has them
+    start: float = 0.0                                       # seconds since 1970
+    rows: dict = dataclasses.field(default_factory=dict)     # {step: {name: number}}
+    times: dict = dataclasses.field(default_factory=dict)    # {step: seconds since 1970}
     options: dict = dataclasses.field(default_factory=dict)  # {name: text}
-
-    def time(self, step):
-        return self.times.get(step, self.start)
 
     def steps(self):
         return sorted(self.rows)
@@ -240,4 +237,7 @@ def read(run, log, metrics, start=None):
         numbers, texts = read_metrics(metrics)
         run.rows.setdefault(max(run.rows, default=0), {}).update(numbers)
         run.options.update(texts)
+    last = run.start
+    for step in run.steps():
+        last = run.times.setdefault(step, last)
     return warnings

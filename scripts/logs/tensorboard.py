@@ -110,5 +110,5 @@ def write(run, path):
     for step in run.steps():
         row = run.rows[step]
         if row:
-            events.append(event(run.time(step), step, text(5, b"".join(scalar(n, row[n]) for n in sorted(row)))))
+            events.append(event(run.times[step], step, text(5, b"".join(scalar(n, row[n]) for n in sorted(row)))))
     folder.write_file(os.path.join(path, f"events.out.tfevents.{int(run.start):010d}.tikzc"), b"".join(events))
