@@ -84,9 +84,9 @@ def export(run, args):
             mlflow_store.write_experiments(args.mlflow, experiment, run.project)
         for s in staged:
             s.publish()
-            what = "there already, unchanged" if s.there else (f"{len(run.rows)} steps, {len(run.names())} metrics, "
-                                                               f"{len(run.options)} options")
-            print(f"{files.printable(s.path)}: {what}", file=sys.stderr)
+            found = ", ".join((runs.many(len(run.rows), "step"), runs.many(len(run.names()), "metric"),
+                               runs.many(len(run.options), "option")))
+            print(f"{files.printable(s.path)}: {'there already, unchanged' if s.there else found}", file=sys.stderr)
         if args.wandb:
             print(f"To upload it: wandb sync {files.printable(shlex.quote(staged[-1].path))}", file=sys.stderr)
 

@@ -44,7 +44,7 @@ def file_names(names):
     chosen, folders = {}, set()
     for name in sorted(names, key=lambda n: (-n.count("/"), n)):  # the deepest first: they say what is a folder
         parts = [re.sub(r"[^\w.\- ]", "_", part, flags=re.ASCII) for part in name.split("/")]
-        safe = "/".join(part if part.strip(".") else part + "_" for part in parts)
+        safe = "/".join("_" + part if part[:1] in ("", ".") else part for part in parts)
         if len(safe) > NAME_BYTES:
             safe = safe[:NAME_BYTES - 17].rstrip("/.") + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
         while safe in chosen.values() or safe in folders:

@@ -47,7 +47,7 @@ def typed(text):
 
 
 def many(n, what):
-    return f"{n} {what}{'s' if n > 1 else ''}"
+    return f"{n} {what}{'s' if n != 1 else ''}"
 
 
 # ---- numbers of nested objects ----
@@ -61,7 +61,7 @@ def number(value):
     try:
         return float(value)
     except OverflowError:  # an integer of more than 308 digits
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def labels(items):

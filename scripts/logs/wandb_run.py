@@ -123,6 +123,7 @@ def write(run, path):
         for step in run.steps():
             made.log(run.rows[step] | {"_timestamp": run.times[step]}, step=step)
         made.finish()
+        wandb.teardown()  # ends the process that writes, and so waits for the rest of the file
     except Exception as e:  # whatever a package of many versions may raise
         raise files.FormatError(f"wandb could not write the run: {files.describe(e)}.")
     folders = glob.glob(os.path.join(glob.escape(path), "wandb", f"offline-run-*-{run_id(run)}"))
