@@ -227,6 +227,8 @@ def test_real_run(folder, build):
     offline, = (to / "wandb").iterdir()
     runs_sent, history, ended = sync(offline, folder)
     check(read_history(history) == wanted and ended, "wandb sync uploads all numbers, to the last bit", history)
+    check([row["_timestamp"] for row in history] == [0, 0],
+          "wandb sync uploads the log's times, not the clock's", history)
     config = json.loads([r["config"] for r in runs_sent if r["config"]][-1])
     check({name: value["value"] for name, value in config.items() if name != "_wandb"} ==
           {name: runs.typed(value) for name, value in options.items()}, "wandb sync uploads the options", config)
@@ -251,13 +253,13 @@ def test_records(folder):
 
 def test_times(folder):
     """The times are the log's; a line without one has that of the line before."""
-    run = write_log(folder / "timed", {"step": 1, "a": 1, "time": 1700000000.5}, {"step": 2, "a": 2},
-                    {"step": 3, "a": 3, "time": 1700000009})
+    run = write_log(folder / "timed", {"step": 1, "a": 1, "time": 1700000000.5},
+                    {"step": 2, "a": 2, "time": 1700000009}, {"step": 3, "a": 3})
     export(run, "--tensorboard", folder / "tb", "--mlflow", folder / "ml")
-    check(read_tensorboard(folder / "tb" / "timed")[1] == {"a": [1700000000.5, 1700000000.5, 1700000009]},
+    check(read_tensorboard(folder / "tb" / "timed")[1] == {"a": [1700000000.5, 1700000009, 1700000009]},
           "TensorBoard's times")
     run, _, times = read_mlflow(folder / "ml")
-    check(times == {"a": [1700000000500, 1700000000500, 1700000009000]}, "MLflow's times", times)
+    check(times == {"a": [1700000000500, 1700000009000, 1700000009000]}, "MLflow's times", times)
     check((run.info.start_time, run.info.end_time) == (1700000000500, 1700000009000), "begin and end", run.info)
     export(write_log(folder / "untimed", {"step": 1, "a": 1}), "--tensorboard", folder / "tb", "--start",
            "2026-01-02T03:04:05+01:00")
@@ -299,7 +301,11 @@ def test_mlflow_names(folder):
     identity = client.create_experiment("mine: #1")
     row = {"step": 1, "a": 1, "a/b": 2, "a_": 3, "é": 4, "è": 5, "../../x": 6, "": 7, "n" * 400: 8, "n" * 401: 9,
            "p//q": 10, "k\n\ud800": 11}
-    export(write_log(folder / "names é", row), "--mlflow", store, "--project", "mine: #1")
+    export(write_log(folder / "names é", row), "--mlflow", store, "--project", "mine: #1", "--tensorboard",
+           folder / "tb")
+    found = read_tensorboard(folder / "tb" / "names é")[0]
+    check(sorted(v for (_, v), in found.values()) == list(range(1, 12)) and found["é"] == [(1, 4)] and
+          found["k\\n\\ud800"] == [(1, 11)], "TensorBoard takes all names", found)
     run, found, _ = read_mlflow(store, "mine: #1")
     check(run.info.experiment_id == identity, "the experiment of that name is used", run.info)
     check(sorted(v for (_, v), in found.values()) == list(range(1, 12)), "each name keeps its value", found)
@@ -335,7 +341,8 @@ def test_lines(folder):
 
 def test_options(folder):
     run = write_log(folder / "run", {"step": 1, "a": 1}, options='# options of train_distill\n# tokenizer =\n'
-                    'lr = 1e-3\nstudent = "a \\"b\\" \\\\ c"\ndata = x\ndata = y\nempty = ""\nno sense\n# end of the options\n')
+                    'lr = 1e-3\nstudent = "a \\"b\\" \\\\ c"\ndata = x\ndata = y\nempty = ""\nno sense\n'
+                    '# end of the options\n')
     options, whole = runs.read_options(run / "options.txt")
     check(whole and options == {"lr": "1e-3", "student": 'a "b" \\ c', "data": "x,y", "empty": ""}, "options", options)
     check([runs.typed(t) for t in ("true", "3", "1e+09", "nan", "NaN", "x", '"x"', "1_0", "1e999", "")] ==
@@ -414,14 +421,20 @@ def test_full_disk(folder):
     for option in ("--tensorboard", "--mlflow"):
         done = subprocess.run([sys.executable, SCRIPT, run, option, folder / "to"], preexec_fn=limit, text=True,
                               capture_output=True)
-        check((done.returncode, done.stderr) == (1, f"export_log.py: error: writing {folder / 'to'}: File too large.\n"),
-              f"{option} on a full disk", done.stderr)
+        sentence = f"export_log.py: error: writing {folder / 'to'}: File too large.\n"
+        check((done.returncode, done.stderr) == (1, sentence), f"{option} on a full disk", done.stderr)
         check(not (folder / "to").exists(), "nothing is left behind")
     export(run, "--wandb", folder)
     path, = glob.glob(str(folder / "wandb" / "*" / "*.wandb"))
     exported = runs.Run("tikz.c", "run")
     runs.read(exported, str(run / "log.jsonl"), None)
     wandb_run.check_written(exported, path)
+    for count in 999, 1001:
+        try:
+            wandb_run.check_written(runs.Run("tikz.c", "run", rows=dict.fromkeys(range(count))), path)
+            check(False, "another number of steps is noticed", count)
+        except files.FormatError as e:
+            check(f"of the {count} steps" in str(e), "another number of steps", e)
     whole = pathlib.Path(path).read_bytes()
     check(len(whole) > 3 * 0x8000, "the file has several blocks", len(whole))
     for size in (0, 7, 0x8000, len(whole) // 2, len(whole) - 5):

@@ -41,15 +41,16 @@ def yaml(entries):
 
 def file_names(names):
     """{name: one that MLflow allows, and that is neither another's nor the folder of another}"""
-    chosen, folders = {}, set()
+    chosen, taken, folders = {}, set(), set()
     for name in sorted(names, key=lambda n: (-n.count("/"), n)):  # the deepest first: they say what is a folder
         parts = [re.sub(r"[^\w.\- ]", "_", part, flags=re.ASCII) for part in name.split("/")]
         safe = "/".join("_" + part if part[:1] in ("", ".") else part for part in parts)
         if len(safe) > NAME_BYTES:
             safe = safe[:NAME_BYTES - 17].rstrip("/.") + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
-        while safe in chosen.values() or safe in folders:
+        while safe in taken or safe in folders:
             safe += "_"
         chosen[name] = safe
+        taken.add(safe)
         at = safe
         while "/" in at:
             at = at.rpartition("/")[0]
@@ -88,10 +89,12 @@ def write(run, path, store, experiment):
     folder.write_file(os.path.join(path, "meta.yaml"), yaml(meta))
     for name in ("artifacts", "metrics", "params", "tags"):
         os.makedirs(os.path.join(path, name))
-    for name, file in file_names(run.names()).items():
-        lines = [f"{milliseconds[step]} {run.rows[step][name]!r} {step}\n" for step in run.steps()
-                 if name in run.rows[step]]
-        folder.write_file(os.path.join(path, "metrics", file), "".join(lines))
+    lines = {}
+    for step in run.steps():
+        for name, value in run.rows[step].items():
+            lines.setdefault(name, []).append(f"{milliseconds[step]} {value!r} {step}\n")
+    for name, file in file_names(lines).items():
+        folder.write_file(os.path.join(path, "metrics", file), "".join(lines[name]))
     for name, file in file_names(run.options).items():
         folder.write_file(os.path.join(path, "params", file), run.options[name])
     for name, value in {"mlflow.runName": run.name, "mlflow.source.name": "train_distill",
