@@ -2,13 +2,13 @@
  *
  *   for each model: a teacher-forced pass over all samples (metrics/forced.h: the objective's terms and the metrics of
  *                   the logits), then greedy generation from all images (exact match with the reference). */
-#include "generate.h"
 #include "lib/json.h"
 #include "lib/options.h"
 #include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
 #include "metrics/forced.h"
+#include "metrics/greedy.h"
 #include "metrics/logits_table.h"
 #include "metrics/report.h"
 #include "metrics/suite_report.h"
@@ -75,140 +75,13 @@ typedef struct {
     double parameters;
     ForcedResult forced;
     LogitsSums logits;  // over all samples
-    int64_t exact;
-    double tokens_generated, generate_seconds;
-    ProgramStore programs;  // with --report
+    GreedyResult greedy;
 } Measured;
 
 static SoftLoss soft_loss(void) {
     int i = name_index(opt.loss, soft_loss_names, SOFT_LOSSES);
     if (i < 0) options_die("--soft-loss is '%s'; expected kl, reverse-kl or jsd", opt.loss);
     return (SoftLoss)i;
-}
-
-/* ---- greedy programs ---- */
-
-/* Writes n ids, decoded, as DIR/SAMPLE with the given ending. */
-static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample, const char *ending) {
-    Error err;
-    char *text, *path = format_string("%s/%05lld%s", opt.texts, (long long)sample, ending);
-    size_t bytes;
-    tokenizer_decode(t, ids, n, &text, &bytes);
-    die_if(file_write(path, text, bytes, &err), &err);
-    free(text);
-    free(path);
-}
-
-/* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
- * 0, since greedy decoding draws nothing). */
-typedef struct {
-    const Model *model;
-    int *ids, *lengths, *streams;
-    int max_tokens;
-} Programs;
-
-/* Callback of the generator: stores token `id` of sequence b. Returns false at an end token. */
-static bool read_token(void *context, int b, int id) {
-    Programs *p = context;
-    if (id < 0) die_not_finite(p->model);
-    if (tokenizer_ends(&p->model->tokenizer, id)) return false;
-    p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
-    return true;
-}
-
-/* Keeps a program for the report. */
-static void keep_program(Measured *report, const Tokenizer *t, const int *ids, int n, uint64_t sample) {
-    Error err;
-    char *text;
-    size_t bytes;
-    tokenizer_decode(t, ids, n, &text, &bytes);
-    die_if(programs_add(&report->programs, (int64_t)sample, text, bytes, &err), &err);
-}
-
-/* Opens the file of a model's programs in the report's folder. Its name changes with the model's file and the data. */
-static void open_programs(Measured *report, const Dataset *d) {
-    Error err;
-    struct stat file;
-    if (stat(report->path, &file)) die("cannot read %s: %s", report->path, strerror(errno));
-    uint64_t hash = hash_bytes(HASH_BEGIN, report->path, strlen(report->path));
-    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec,
-                              dataset_content(d)};
-    hash = hash_bytes(hash, parts, sizeof parts);
-    if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
-    char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
-    if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
-    die_if(programs_open(&report->programs, path, (int64_t)d->count, &err), &err);
-    free(path);
-}
-
-/* Whether an earlier run has written the programs of a batch, and what it counted of them is known. */
-static bool have_programs(const Measured *report, const Batch *batch, int B) {
-    if (!opt.report) return false;
-    for (int b = 0; b < B; b++)
-        if (!report->programs.texts[batch->samples[b]]) return false;
-    return true;
-}
-
-/* Compares the programs of an earlier run with the reference programs, as texts. */
-static void compare_kept(Measured *report, const Model *m, const Batch *batch, int B) {
-    for (int b = 0; b < B; b++) {
-        const int *ids = batch->ids + (size_t)b * batch->T;
-        int n = 0;
-        char *text;
-        while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
-        tokenizer_decode(&m->tokenizer, ids, n, &text, NULL);
-        report->exact += !strcmp(text, report->programs.texts[batch->samples[b]]);
-        free(text);
-    }
-}
-
-/* Compares the generated programs of a batch with the reference programs; `first`: number of its first sample. */
-static void compare_programs(Measured *report, const Model *m, const Batch *batch, const Programs *p, int B,
-                             int64_t first) {
-    for (int b = 0; b < B; b++) {
-        const int *ids = batch->ids + (size_t)b * batch->T, *mine = p->ids + (size_t)b * p->max_tokens;
-        int n = 0;
-        while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
-        report->exact += n == p->lengths[b] && !memcmp(ids, mine, n * sizeof(int));
-        report->tokens_generated += p->lengths[b] + 1;
-        if (opt.report) keep_program(report, &m->tokenizer, mine, p->lengths[b], batch->samples[b]);
-        if (!opt.texts) continue;
-        write_text(&m->tokenizer, mine, p->lengths[b], first + b, ".tex");
-        write_text(&m->tokenizer, ids, n, first + b, ".ref.tex");
-    }
-}
-
-static void measure_greedy(Measured *report, Model *m, const Dataset *d, int max_tokens) {
-    DatasetPass pass;
-    Generator generator;
-    Progress progress;
-    const Batch *batch;
-    Programs programs = {m, xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)), max_tokens};
-    int B = 0;
-    double start = seconds_now();
-    if (opt.report) open_programs(report, d);
-    dataset_pass_open(&pass, d, m, NULL, (int)opt.batch, opt.samples, max_tokens);
-    generator_open(&generator, m, (int)opt.batch, max_tokens);
-    progress_begin(&progress, "writing", 0, pass.total);
-    while ((batch = dataset_pass_next(&pass, &B))) {
-        if (have_programs(report, batch, B)) {
-            compare_kept(report, m, batch, B);
-        } else {
-            memset(programs.lengths, 0, B * sizeof(int));
-            generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
-            generator_run(&generator, programs.streams, max_tokens, read_token, &programs);
-            compare_programs(report, m, batch, &programs, B, pass.seen - B);
-        }
-        progress_update(&progress, pass.seen, "%.1f %% exact", 100 * (double)report->exact / (double)pass.seen);
-    }
-    progress_end(&progress);
-    generator_close(&generator);
-    dataset_pass_close(&pass);
-    free(programs.ids);
-    free(programs.lengths);
-    free(programs.streams);
-    report->generate_seconds = seconds_now() - start;
 }
 
 /* ---- the report ---- */
@@ -224,7 +97,7 @@ static void print_reports(const Measured *reports, int count, bool teacher) {
         const Measured *r = &reports[i];
         printf("%-*s %9.2fM", width, r->path, r->parameters / 1e6);
         metrics_print_row(stdout, &r->forced.sums, teacher);
-        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->forced.samples);
+        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->greedy.exact / (double)r->forced.samples);
         printf("\n");
     }
 }
@@ -267,10 +140,9 @@ static void json_reports(AtomicFile *file, const Measured *reports, int count, b
         json_key(&w, "tokens"), json_number(&w, r->forced.sums.positions);
         if (teacher) json_key(&w, "temperature"), json_number(&w, opt.temperature);
         metrics_json(&w, &r->forced.sums, teacher);
-        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->exact / (double)r->forced.samples);
+        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->greedy.exact / (double)r->forced.samples);
         json_key(&w, "tokens_per_second"), json_number(&w, r->forced.sums.positions / r->forced.seconds);
-        if (opt.greedy)
-            json_key(&w, "written_per_second"), json_number(&w, r->tokens_generated / r->generate_seconds);
+        if (opt.greedy) json_key(&w, "written_per_second"), json_number(&w, r->greedy.tokens / r->greedy.seconds);
         json_key(&w, "logits"), logits_json(&w, &r->logits, teacher);
         json_end_object(&w);
     }
@@ -310,7 +182,22 @@ static void json_metrics(AtomicFile *file, const Measured *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
-<<<<<<< HEAD
+/* Opens the file of a model's programs in the report's folder. Its name changes with the model's file and the data. */
+static void open_programs(Measured *report, const Dataset *d) {
+    Error err;
+    struct stat file;
+    if (stat(report->path, &file)) die("cannot read %s: %s", report->path, strerror(errno));
+    uint64_t hash = hash_bytes(HASH_BEGIN, report->path, strlen(report->path));
+    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec,
+                              dataset_content(d)};
+    hash = hash_bytes(hash, parts, sizeof parts);
+    if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
+    char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
+    if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
+    die_if(programs_open(&report->greedy.programs, path, (int64_t)d->count, &err), &err);
+    free(path);
+}
+
 /* Writes the report of all models. */
 static void write_report(const Measured *reports, int count, const Dataset *d, const Ops *op, char **argv) {
     Error err;
@@ -326,8 +213,8 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
     }
     for (int i = 0; i < count; i++)
         models[i] = (SuiteModel){reports[i].path, reports[i].parameters,
-                                 reports[i].forced.seconds + reports[i].generate_seconds, &reports[i].forced.logits,
-                                 &reports[i].programs};
+                                 reports[i].forced.seconds + reports[i].greedy.seconds, &reports[i].forced.logits,
+                                 &reports[i].greedy.programs};
     die_if(safetensors_open(&file, reports[0].path, &err), &err);
     die_if(tokenizer_load(&tokenizer, &file, &err), &err);
     if (opt.training) die_if(dataset_open(&training, opt.training, &err), &err);
@@ -352,9 +239,6 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
     free(models);
 }
 
-static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
-                    const Ops *op) {
-=======
 /* The number of tokens of the longest text that the models and the teacher (or NULL) all have room for, so that all are
  * measured on the same samples. */
 static int common_room(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
@@ -373,9 +257,8 @@ static int common_room(const char *const *paths, int count, const Model *teacher
     return room;
 }
 
-static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
+static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
                     int max_tokens, const Ops *op) {
->>>>>>> mlogits
     Error err;
     static Model model;
     Model *m = &model;
@@ -397,7 +280,10 @@ static void measure(Report *report, const char *path, WeightFormat format, Model
     report->parameters = (double)params_total(&m->params, GROUP_ALL);
     forced_measure(&report->forced, &options, m, teacher, d, max_tokens);
     report->logits = logits_total(&report->forced.logits, NULL, 0);
-    if (opt.greedy) measure_greedy(report, m, d, max_tokens);
+    if (opt.greedy) {
+        if (opt.report) open_programs(report, d);
+        greedy_measure(&report->greedy, &(GreedyOptions){(int)opt.batch, opt.samples, opt.texts}, m, d, max_tokens);
+    }
     model_close(m);
 }
 
@@ -453,14 +339,10 @@ int main(int argc, char **argv) {
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
     const int first = opt.baseline != NULL, count = opt.models.count + first;
-<<<<<<< HEAD
-    Measured *reports = xcalloc((size_t)count, sizeof(Measured));
-=======
     const char **paths = xcalloc((size_t)count, sizeof *paths);
     for (int i = 0; i < count; i++) paths[i] = i < first ? opt.baseline : opt.models.items[i - first];
     const int max_tokens = common_room(paths, count, opt.teacher ? &teacher : NULL, &data);
-    Report *reports = xcalloc((size_t)count, sizeof(Report));
->>>>>>> mlogits
+    Measured *reports = xcalloc((size_t)count, sizeof(Measured));
     for (int i = 0; i < count; i++)
         measure(&reports[i], paths[i], format, opt.teacher ? &teacher : NULL, &data, max_tokens, op);
     print_reports(reports, count, opt.teacher != NULL);
@@ -470,7 +352,7 @@ int main(int argc, char **argv) {
     if (opt.metrics) json_metrics(&metrics_file, reports);
     if (opt.report) write_report(reports, count, &data, op, argv);
     for (int i = 0; i < count; i++)
-        logits_result_free(&reports[i].forced.logits), programs_close(&reports[i].programs);
+        logits_result_free(&reports[i].forced.logits), programs_close(&reports[i].greedy.programs);
     free(reports);
     free(paths);
     if (opt.teacher) model_close(&teacher);

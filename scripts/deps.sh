@@ -36,12 +36,9 @@ for group in "${@:-build}"; do
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build mpi tex python fixtures cuda page ci aarch64 ;;
+    all) exec "$0" build mpi tex python fixtures logs cuda page ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, page, ci, aarch64 or all" >&2
-    all) exec "$0" build mpi tex python fixtures logs cuda ci aarch64 ;;
-    *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, logs, cuda, ci," \
+        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, logs, cuda, page, ci," \
             "aarch64 or all" >&2
         exit 2
         ;;
