@@ -89,24 +89,24 @@ static inline void cdm_find_boxes(CdmDrawing *d, const Image *p) {
 static inline int cdm_draw(CdmDrawing *d, Renderer *r, const char *formula, size_t n, Error *err) {
     Compiled c;
     Image image;
+    Error why;
     memset(d, 0, sizeof *d);
     d->formula = (char *)xmalloc(n + 1);
     memcpy(d->formula, formula, n);
     d->formula[n] = '\0';
     cdm_colour(&d->colouring, d->formula, n);
     if (d->colouring.problem) return d->problem = xstrdup(d->colouring.problem), 0;
-    if (!r->tex.engines[TEX_PDFLATEX])
-        return error_set(err, "pdflatex is not installed; formulas cannot be compared");
-    if (render_compile_with(r, 1 << TEX_PDFLATEX, RENDER_FORMULA, d->colouring.out, d->colouring.used, &c, err)) {
+    const bool installed = r->tex.engines[TEX_PDFLATEX];
+    if (!installed) error_set(err, "pdflatex is not installed; formulas cannot be compared by their symbols");
+    if (!installed ||
+        render_compile_with(r, 1 << TEX_PDFLATEX, RENDER_FORMULA, d->colouring.out, d->colouring.used, &c, err)) {
         cdm_drawing_free(d);
         return -1;
     }
     if (!c.pdf) {
         d->problem = xstrdup(c.problem ? c.problem : "nothing was compiled");
-    } else if (render_hard(r, &c, CDM_DPI, &image, err)) {
-        compiled_free(&c);
-        cdm_drawing_free(d);
-        return -1;
+    } else if (render_hard(r, &c, CDM_DPI, &image, &why)) {
+        d->problem = xstrdup(why.text);  // for example too large a page
     } else {
         cdm_find_boxes(d, &image);
         image_free(&image);

@@ -277,6 +277,7 @@ static void test_scores(void) {
     expect_score("\\frac{abcde}{xy}+1", "\\frac{abcd}{xy}+1", 10, 9, 9);  // a symbol less, which shifts others
     expect_score("\\mathbf{x}+y", "x+y", 3, 3, 2);                        // another font
     expect_score("a+b", "\\frac{a+", 3, 0, 0);                            // nothing drawn
+    expect_score("a+b", "a+b\\rule{10000pt}{1pt}", 3, 0, 0);              // too large to be drawn
     const CdmScore blank = compare("\\quad", "\\ ");
     CHECK(blank.reference == 0 && blank.f1 == 1 && blank.perfect);
 }
