@@ -15,9 +15,13 @@
 #include <omp.h>
 
 /* Sums over positions; the teacher's are 0 without one. */
+enum { ENTROPY_BINS = 20 };
+#define ENTROPY_BIN 0.25  // nats; the last bin has all from 4.75 on
+
 typedef struct {
     double positions;
     double figure[FIGURES];
+    double entropies[ENTROPY_BINS];  // how often the student's entropy falls into each bin
     Reliability student, teacher;
     Moments confidence;  // x: the teacher's, y: the student's
 } LogitsSums;
@@ -41,6 +45,8 @@ static inline void logits_sums_add(LogitsSums *s, const Position *p, bool teache
     const double *value = p->value, *side = value + FIGURE_TEACHER;
     s->positions++;
     for (int i = 0; i < FIGURES; i++) s->figure[i] += value[i];
+    const int bin = (int)(value[SIDE_ENTROPY] / ENTROPY_BIN);
+    s->entropies[bin < 0 ? 0 : bin < ENTROPY_BINS ? bin : ENTROPY_BINS - 1]++;
     reliability_add(&s->student, value[SIDE_CONFIDENCE], value[SIDE_CORRECT] > 0);
     if (!teacher) return;
     reliability_add(&s->teacher, side[SIDE_CONFIDENCE], side[SIDE_CORRECT] > 0);
@@ -50,6 +56,7 @@ static inline void logits_sums_add(LogitsSums *s, const Position *p, bool teache
 static inline void logits_sums_merge(LogitsSums *s, const LogitsSums *more) {
     s->positions += more->positions;
     for (int i = 0; i < FIGURES; i++) s->figure[i] += more->figure[i];
+    for (int i = 0; i < ENTROPY_BINS; i++) s->entropies[i] += more->entropies[i];
     reliability_merge(&s->student, &more->student);
     reliability_merge(&s->teacher, &more->teacher);
     moments_merge(&s->confidence, &more->confidence);

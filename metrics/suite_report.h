@@ -243,9 +243,9 @@ static inline char *suite_name(const Suite *s, int model) {
     return format_string("%.*s", (int)(cut ? length - ending : length), base);
 }
 
-/* Reliability curve and histogram of the confidence of a model. */
+/* Reliability curve, and histograms of confidence and entropy, of a model. */
 static inline void suite_histograms(SuiteComputed *c, ReportModel *m, const LogitsSums *s) {
-    c->bins = (double *)xcalloc(4 * RELIABILITY_BINS, sizeof(double));
+    c->bins = (double *)xcalloc(4 * RELIABILITY_BINS + 2 * ENTROPY_BINS, sizeof(double));
     double *x = c->bins, *y = x + RELIABILITY_BINS, *edges = y + RELIABILITY_BINS, *shares = edges + RELIABILITY_BINS;
     for (int b = 0; b < RELIABILITY_BINS; b++) {
         const double count = s->student.count[b];
@@ -254,6 +254,12 @@ static inline void suite_histograms(SuiteComputed *c, ReportModel *m, const Logi
         edges[b] = (double)b / RELIABILITY_BINS;
         shares[b] = count / s->positions;
     }
+    double *nats = shares + RELIABILITY_BINS, *entropies = nats + ENTROPY_BINS;
+    for (int b = 0; b < ENTROPY_BINS; b++) {
+        nats[b] = b * ENTROPY_BIN;
+        entropies[b] = s->entropies[b] / s->positions;
+    }
+    m->entropy = (ChartSeries){.x = nats, .y = entropies, .count = ENTROPY_BINS};
     m->reliability = (ChartSeries){.x = x, .y = y, .count = RELIABILITY_BINS};
     m->confidence = (ChartSeries){.x = edges, .y = shares, .count = RELIABILITY_BINS};
 }
