@@ -241,6 +241,11 @@ def test_real_run(folder, build):
 def test_records(folder):
     check(tensorboard.crc32c(b"123456789") == 0xE3069283, "CRC32C of the standard's check")
     check(tensorboard.crc32c(bytes(32)) == 0x8A9136AA, "CRC32C of 32 zeros, as in RFC 3720")
+    check(tensorboard.crc32c(bytes(range(32))) == 0x46DD794E, "CRC32C of 0 to 31, as in RFC 3720")
+    long = runs.Run("p", "long", rows=dict.fromkeys(range(runs.LONG), {}))
+    with contextlib.redirect_stderr(io.StringIO()) as messages:
+        check(list(long.steps("title")) == list(long.steps()), "the steps of a long run")
+    check(messages.getvalue().startswith("title "), "a long run has a progress bar", messages.getvalue())
     check(tensorboard.varint(300) == b"\xac\x02", "a number of two bytes")
     run = write_log(folder / "damage", {"step": 1, "a": 1}, {"step": 2, "a": 2})
     export(run, "--tensorboard", folder / "tb")

@@ -90,7 +90,7 @@ def write(run, path, store, experiment):
     for name in ("artifacts", "metrics", "params", "tags"):
         os.makedirs(os.path.join(path, name))
     lines = {}
-    for step in run.steps():
+    for step in run.steps("MLflow"):
         for name, value in run.rows[step].items():
             lines.setdefault(name, []).append(f"{milliseconds[step]} {value!r} {step}\n")
     for name, file in file_names(lines).items():

@@ -13,9 +13,11 @@ import math
 import os
 
 import files
+import progress
 
 MAX_STEP = (1 << 63) - 1  # all three formats have steps of 64 bits
 MAX_TIME = 1e11  # the year 5138
+LONG = 10000     # steps that take some seconds to write
 OPTIONS_BEGIN, OPTIONS_END = "# options of train_distill", "# end of the options"
 
 
@@ -28,8 +30,16 @@ class Run:
     times: dict = dataclasses.field(default_factory=dict)    # {step: seconds since 1970}
     options: dict = dataclasses.field(default_factory=dict)  # {name: text}
 
-    def steps(self):
-        return sorted(self.rows)
+    def steps(self, title=None):
+        """Yields the steps in their order; of a long run with a progress bar, if it has a title."""
+        steps = sorted(self.rows)
+        if not title or len(steps) < LONG:
+            yield from steps
+            return
+        with progress.Progress(title, len(steps)) as bar:
+            for done, step in enumerate(steps, 1):
+                yield step
+                bar.update(done)
 
     def names(self):
         return sorted({name for row in self.rows.values() for name in row})

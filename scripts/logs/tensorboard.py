@@ -107,7 +107,7 @@ def write(run, path):
     events = [event(run.start, 0, text(3, "brain.Event:2"))]
     if run.options:
         events.append(event(run.start, 0, text(5, session_start(run))))
-    for step in run.steps():
+    for step in run.steps("TensorBoard"):
         row = run.rows[step]
         if row:
             events.append(event(run.times[step], step, text(5, b"".join(scalar(n, row[n]) for n in sorted(row)))))

@@ -120,7 +120,7 @@ def write(run, path):
     try:
         made = wandb.init(project=run.project, id=run_id(run), name=run.name, dir=path,
                           config={name: typed(value) for name, value in run.options.items()})
-        for step in run.steps():
+        for step in run.steps("Weights & Biases"):
             made.log(run.rows[step] | {"_timestamp": run.times[step]}, step=step)
         made.finish()
         wandb.teardown()  # ends the process that writes, and so waits for the rest of the file
