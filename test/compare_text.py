@@ -12,6 +12,7 @@ Needs test/requirements.txt; the drawings need pdflatex and pdftoppm, and are le
 """
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from pygments.token import Comment, Name, Text
 from sacrebleu.metrics import BLEU
 from sacremoses import MosesTokenizer
 from scipy.stats.mstats import winsorize
-from torchmetrics.functional.text.eed import _eed_function, _preprocess_en
+from torchmetrics.functional.text.eed import _eed_function, _preprocess_en, extended_edit_distance
 
 from check import check, end
 
@@ -133,6 +134,10 @@ def compare_distances(folder, pairs):
     check(not wrong, "Levenshtein's distance", wrong[:1])
     wrong = [(a, b, d) for (a, b), d in zip(pairs, found) if not near(d[1], _eed_function(a, b))]
     check(not wrong, "the extended edit distance", wrong[:1])
+    words = [tuple(" ".join(re.findall("[a-z]+", text)) for text in pair) for pair in pairs]  # all it changes: spaces around
+    found = run(folder, "--distances", [f" {text} " for pair in words for text in pair])
+    mean = extended_edit_distance([a for a, _ in words], [[b] for _, b in words]).item()
+    check(near(np.mean([d[1] for d in found]), mean), "the mean extended edit distance", mean)
 
 
 # ---- the figures ----
