@@ -371,6 +371,30 @@ static void test_suite(void) {
     text_suite_end(&formula);
 }
 
+/* Any bytes, many of them special: the sanitizer watches, and a text is equal to itself by every metric. */
+static void test_any_bytes(void) {
+    static const char special[] = "\\\\\\{}[]()$%&_^'.,*\n\r \0\xc3\xa9\xe4\xb8";
+    TextSuite suite;
+    TextSample sample;
+    Random r;
+    int wrong = 0;
+    random_seed(&r, 13);
+    for (int k = 0; k < 4000; k++) {
+        const size_t n = random_below(&r, 40);
+        char *text = (char *)xmalloc(n);
+        for (size_t i = 0; i < n; i++)
+            text[i] = random_below(&r, 2) ? special[random_below(&r, sizeof special)] : (char)random_below(&r, 256);
+        const TextPair pair = {text, text, n, n};
+        text_suite_begin(&suite, k % 2 ? TEXT_FORMULA : TEXT_PROGRAM, 0);
+        text_suite_measure(&suite, &pair, 1, &sample);
+        wrong += !sample.exact || text_metric_of_one(TEXT_CER, &sample) != 0 ||
+                 text_metric_of_one(TEXT_EDIT_SCORE, &sample) != 100 || (k % 2 && !sample.same_formula);
+        text_suite_end(&suite);
+        free(text);
+    }
+    CHECK(wrong == 0);
+}
+
 /* The same samples with one thread and with four. */
 static void test_threads(void) {
     enum { N = 150 };
@@ -557,6 +581,8 @@ int main(int argc, char **argv) {
     test_formulas_random();
     test_formulas_deep();
     test_suite();
+    threads_use(1);
+    test_any_bytes();
     test_threads();
     test_search_cost();
     return checks_report();
