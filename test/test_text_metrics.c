@@ -325,8 +325,9 @@ static void test_formulas_random(void) {
 
 /* Groups that are nested too deeply keep their spelling, and the stack is not used up. */
 static void test_formulas_deep(void) {
-    static const char *const openings[] = {"{", "x^", "\\left(", "\\hat", "\\begin{matrix}", "\\frac{"};
-    for (int i = 0; i < 6; i++) {
+    static const char *const openings[] = {"{",       "x^",    "\\left(", "\\hat", "\\begin{matrix}",
+                                           "\\frac{", " {%\n", "\\left"};
+    for (int i = 0; i < 8; i++) {
         const size_t width = strlen(openings[i]), count = 100000;
         char *text = (char *)xmalloc(width * count);
         for (size_t k = 0; k < count; k++) memcpy(text + k * width, openings[i], width);
