@@ -151,7 +151,7 @@ static inline void formula_command(Formula *f, FormulaToken t) {
         while (f->at < f->end && formula_is_space(f->text[f->at])) f->at++;
         const bool star = f->at < f->end && f->text[f->at] == '*';
         f->at = star ? f->at + 1 : end;
-        if (star) {
+        if (star) {  // one token, whether there was space or not
             formula_push_text(f, t, f->at - 1, f->at, false);
             t = f->tokens[--f->count];
         }
@@ -364,8 +364,8 @@ static inline char *formula_normalise(const char *text, size_t n, size_t *size) 
     formula_all(&f);
     if (f.too_deep) {
         f.count = 0;
-        f.copied = 0;
-        formula_push_text(&f, (FormulaToken){"", 0}, 0, n, true);
+        formula_open(&f, 0, 1);
+        f.tokens[0] = (FormulaToken){text, n};
     }
     char *out = formula_join(&f, size);
     free(f.copies);

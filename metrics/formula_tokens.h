@@ -234,7 +234,7 @@ static inline void formula_push_text(Formula *f, FormulaToken t, size_t begin, s
         else if (spaces && copy[n - 1] != ' ')
             copy[n++] = ' ';
     }
-    if (begin == end && t.n) copy[n++] = '{', copy[n++] = '}';
+    if (begin == end) copy[n++] = '{', copy[n++] = '}';
     f->copied += n;
     formula_push(f, (FormulaToken){copy, n});
 }
@@ -261,12 +261,11 @@ static inline FormulaContent formula_content(const Formula *f, size_t begin, siz
     const FormulaToken t = f->tokens[begin];
     const bool letter = t.n == 1 && (formula_is_letter(*t.s) || (*t.s >= '0' && *t.s <= '9'));
     if (begin + 1 == end) return letter || formula_is_any(t, FORMULA_SYMBOLS) ? FORMULA_SYMBOL : FORMULA_SEVERAL;
-    size_t at = begin;
     if (formula_is(t, "{")) return formula_behind_group(f, begin, end) == end ? FORMULA_GROUP : FORMULA_SEVERAL;
     const bool two = formula_is_any(t, FORMULA_FRACTIONS), accent = formula_is_any(t, FORMULA_ACCENTS);
     if (!two && !accent && !formula_is_any(t, FORMULA_ALPHABETS)) return FORMULA_SEVERAL;
     if (accent && formula_is_any(f->tokens[begin + 2], FORMULA_ACCENTS)) return FORMULA_SEVERAL;
-    at = formula_behind_group(f, begin + 1, end);
+    size_t at = formula_behind_group(f, begin + 1, end);
     if (two && at > begin + 1) at = formula_behind_group(f, at, end);
     return at == end ? FORMULA_COMMAND : FORMULA_SEVERAL;
 }

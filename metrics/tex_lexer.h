@@ -96,7 +96,7 @@ static inline void tex_lex_outside(TexLexer *x, TexLexeme *t) {
         x->mode = display ? LEX_DISPLAY : LEX_INLINE;
     } else if (c == '\\') {
         t->end = tex_lex_command(x, t->begin);
-        if (t->end > t->begin + 1) x->mode = LEX_BEHIND_COMMAND;
+        x->mode = LEX_BEHIND_COMMAND;
     } else {
         t->kind = LEX_TEXT;
         t->end = tex_lex_until(x, t->begin, "\\$%&_^{}");

@@ -45,14 +45,16 @@ static inline void tex_replace(Symbols *x, const char *from, const char *to) {
     x->n = n;
 }
 
+static inline bool tex_digit(uint32_t c) { return symbol_is_digit(c) || (c >= 0xff10 && c <= 0xff19); }
+
 /* "0 . 1" becomes "0.1"; "Mr x" becomes "Mr.", whatever x is: that is what torchmetrics does. */
 static inline void tex_join_english(Symbols *x) {
     static const char *const titles[] = {"Dr ", "Jr ", "Prof ", "Rev ", "Gen ", "Mr ", "Mt ", "Mrs ", "Ms "};
     size_t n = 0;
     const uint32_t *s = x->s;
     for (size_t i = 0; i < x->n;) {
-        const bool join = i + 4 < x->n && symbol_is_digit(s[i]) && s[i + 1] == ' ' &&
-                          (s[i + 2] == '.' || s[i + 2] == ',') && s[i + 3] == ' ' && symbol_is_digit(s[i + 4]);
+        const bool join = i + 4 < x->n && tex_digit(s[i]) && s[i + 1] == ' ' &&
+                          (s[i + 2] == '.' || s[i + 2] == ',') && s[i + 3] == ' ' && tex_digit(s[i + 4]);
         x->s[n++] = s[i];
         if (join) x->s[n++] = s[i + 2], x->s[n++] = s[i + 4];
         i += join ? 5 : 1;
@@ -77,10 +79,9 @@ static inline void tex_join_english(Symbols *x) {
 }
 
 /* Prepares English text as torchmetrics' extended edit distance does: a space before . ! ? and , but not in numbers and
- * some abbreviations. Differs from it in that only ASCII digits are digits. */
+ * some abbreviations. Differs from it in that only ASCII and full-width digits are digits. */
 static inline void tex_prepare_english(Symbols *out, const uint32_t *s, size_t n) {
     out->n = 0;
-    while (n && symbol_is_space(s[n - 1])) n--;
     for (size_t i = 0; i < n; i++) {
         const bool space = symbol_is_space(s[i]);
         if ((space || tex_lex_is(s[i], ".!?,")) && !(out->n && out->s[out->n - 1] == ' ')) symbols_push(out, ' ');

@@ -224,7 +224,7 @@ static inline double text_mean_part(TextMetric m, const TextSample *s) {
 }
 
 /* The figure of the n samples chosen[0..n), which may repeat; NULL: of samples[0..n). Of no sample NaN, which JSON writes
- * as null. What has no value by its formula: the edit score and the CER of two empty texts are those of equal texts, 100
+ * as null (nltk and torchmetrics give 0). What has no value by its formula: the edit score and the CER of two empty texts are those of equal texts, 100
  * and 0; BLEU without a match of some order is 0; the length ratio to references without a token is 1 if the hypotheses
  * have none either, else infinite. */
 static inline double text_metric(TextMetric m, const TextSample *samples, const size_t *chosen, size_t n) {

@@ -12,12 +12,14 @@ Needs test/requirements.txt; the drawings need pdflatex and pdftoppm, and are le
 """
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from pygments.token import Comment, Name, Text
 from sacrebleu.metrics import BLEU
 from sacremoses import MosesTokenizer
 from scipy.stats.mstats import winsorize
-from torchmetrics.functional.text.eed import _eed_function, _preprocess_en
+from torchmetrics.functional.text.eed import _eed_function, _preprocess_en, extended_edit_distance
 
 from check import check, end
 
@@ -62,7 +64,7 @@ def near(a, b):
 PIECES = [r"\draw", r"\node", "[red, thick]", "[a\nb]", "*", "(0,0)", "(1.5,-2)", "--", "{", "}", "$", "$$", r"\(", r"\)",
           r"\[", r"\]", "x^{2}", "_", "&", "% c\n", "%", "\\\\", r"\%", r"\ ", ";", " ", "\n", "\n\n", "\t", "\r\n", "\\",
           "\\\n", "it's", "'a'", "'", "''", "`", '"', "1,000", "a,b", "9,", ",", ".", "..", "...", "Dr. Who", "e.g. this",
-          "i.e. x", "U.S. law", "No. 5", "No. x", "X. Y", "pp. 3", "end. Then", "small. caps", "a.b.", "0. 1", "Mr x",
+          "i.e. x", "U.S. law", "U. S. A", "e. g. x", "i. e. y", "No. 5", "No. x", "X. Y", "pp. 3", "end. Then", "small. caps", "a.b.", "0. 1", "Mr x",
           "Mrs. A", "Ms ", "!?", "<a>", "|", "[", "]", "&amp;", "@", "#1", "~", "-", "=", "12", "1+2", "(a)", "/",
           "é", "ß", "Ω", "ж. д", "中文", "→", "½", "“q”", "\u00a0", "\u2028", "😀", "３", "DOTMULTI", "\x01", "s'", "5's",
           "'90s", ".'", "a.'"]
@@ -85,15 +87,17 @@ def figures(paths):
 
 # ---- tokens ---- by the packages that DeTikZify uses
 
+@lru_cache(None)
 def tokens(text):
     out = []
     for kind, value in lexer.get_tokens(text):
         if value.strip() and kind is not Comment:
             words = any(kind is k for k in (Text, Name.Attribute, Name.Builtin))
             out += moses.tokenize(value.strip()) if words else [value.strip()]
-    return out
+    return tuple(out)
 
 
+@lru_cache(None)
 def characters(text):
     words = []
     for kind, value in lexer.get_tokens(text):
@@ -106,7 +110,7 @@ def characters(text):
 
 def compare_tokens(folder, name, texts):
     different = [(text, found, expected) for text, found in zip(texts, run(folder, "--tokens", texts))
-                 if found != (expected := [tokens(text), characters(text)])]
+                 if found != (expected := [list(tokens(text)), characters(text)])]
     for text, found, expected in different[:2]:
         print(f"{text!r}\n  ours   {found}\n  theirs {expected}")
     check(not different, f"tokens of {name}", f"{len(different)} of {len(texts)} texts differ")
@@ -114,6 +118,7 @@ def compare_tokens(folder, name, texts):
 
 # ---- distances ----
 
+@lru_cache(None)
 def levenshtein(a, b):
     row = list(range(len(b) + 1))
     for i, x in enumerate(a):
@@ -129,6 +134,10 @@ def compare_distances(folder, pairs):
     check(not wrong, "Levenshtein's distance", wrong[:1])
     wrong = [(a, b, d) for (a, b), d in zip(pairs, found) if not near(d[1], _eed_function(a, b))]
     check(not wrong, "the extended edit distance", wrong[:1])
+    words = [tuple(" ".join(re.findall("[a-z]+", text)) for text in pair) for pair in pairs]  # all it changes: spaces around
+    found = run(folder, "--distances", [f" {text} " for pair in words for text in pair])
+    mean = extended_edit_distance([a for a, _ in words], [[b] for _, b in words]).item()
+    check(near(np.mean([d[1] for d in found]), mean), "the mean extended edit distance", mean)
 
 
 # ---- the figures ----
@@ -148,13 +157,20 @@ def bleu_without(ignored, references, hypotheses):
     return brevity * np.exp(sum(np.log(matches[n] / totals[n]) for n in range(1, 5)) / 4)
 
 
+@lru_cache(None)
+def extended(a, b):
+    return _eed_function(a, b)
+
+
 def repetition(t):
     grams = list(ngrams(t, 4))
     return 1 - len(set(grams)) / len(grams) if grams else 0
 
 
 def expected_metrics(kind, pairs, ignored, normal):
-    split = tokens if kind == "program" else str.split
+    def split(text):
+        return tokens(text) if kind == "program" else tuple(text.split())
+
     h, r = [split(a) for a, _ in pairs], [split(b) for _, b in pairs]
     edits, longest = [levenshtein(a, b) for a, b in zip(h, r)], [max(len(a), len(b)) for a, b in zip(h, r)]
     bleu = 100 * corpus_bleu([[x] for x in r], h)
@@ -166,9 +182,9 @@ def expected_metrics(kind, pairs, ignored, normal):
            "repetition_rate": np.mean([repetition(x) for x in h])}
     if kind == "program":
         out["crystal_bleu"] = 100 * bleu_without(ignored, r, h)
-        out["tex_edit_distance"] = np.mean([_eed_function(characters(a), characters(b)) for a, b in pairs])
+        out["tex_edit_distance"] = np.mean([extended(characters(a), characters(b)) for a, b in pairs])
     else:
-        n = [(normal[a].split(), normal[b].split()) for a, b in pairs]
+        n = [(tuple(normal[a].split()), tuple(normal[b].split())) for a, b in pairs]
         longest = sum(max(len(a), len(b)) for a, b in n)
         out["exact_match_normalised"] = 100 * np.mean([a == b for a, b in n])
         out["bleu_normalised"] = 100 * corpus_bleu([[b] for _, b in n], [a for a, _ in n])
@@ -297,12 +313,14 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         compare_tokens(folder, f"the starter's {len(starter)} test programs", starter)
         compare_tokens(folder, "random texts", soup)
+        compare_tokens(folder, "abbreviations", [f"{word.split()[0]}. {b}" for word in moses.NONBREAKING_PREFIXES
+                                                 for b in ("X", "5", "x")])
         if real:
             compare_tokens(folder, f"{len(real)} figures", real)
         short = random_texts(120, 3, list("ab  .é") + ["中", "→"], 60) + random_texts(40, 4, list("abcdefghijklmnop "), 150)
         pairs = [(a, b if r.random() < 0.7 else a) for a, b in zip(short, short[1:] + short[:1])]
         compare_distances(folder, pairs + [("", ""), ("", "a"), ("a", ""), ("a", "a"), (" ", "  ")])
-        programs = [(a if r.random() < 0.8 else "", b) for a, b in zip(starter[:20], starter[1:21])]
+        programs = [(a if r.random() < 0.8 else "", b) for a, b in zip(starter[:14], starter[1:15])]
         programs += [(a, a) for a in starter[21:24]] + [("", ""), ("x", "x"), ("x", "")]
         compare_metrics(folder, "programs", "program", programs, starter[100:140])
         compare_metrics(folder, "random programs", "program", [(a, a + b) for a, b in zip(soup[:30], soup[30:60])])

@@ -325,8 +325,9 @@ static void test_formulas_random(void) {
 
 /* Groups that are nested too deeply keep their spelling, and the stack is not used up. */
 static void test_formulas_deep(void) {
-    static const char *const openings[] = {"{", "x^", "\\left(", "\\hat", "\\begin{matrix}", "\\frac{"};
-    for (int i = 0; i < 6; i++) {
+    static const char *const openings[] = {"{",       "x^",    "\\left(", "\\hat", "\\begin{matrix}",
+                                           "\\frac{", " {%\n", "\\left"};
+    for (int i = 0; i < 8; i++) {
         const size_t width = strlen(openings[i]), count = 100000;
         char *text = (char *)xmalloc(width * count);
         for (size_t k = 0; k < count; k++) memcpy(text + k * width, openings[i], width);
@@ -369,6 +370,30 @@ static void test_suite(void) {
           text_metric_of_one(TEXT_NORMAL_EDIT_SCORE, t) == 100);
     CHECK(fabs(text_metric_of_one(TEXT_NORMAL_BLEU, t) - 100) < 1e-9 && t[0].bleu.hypothesis == 3);
     text_suite_end(&formula);
+}
+
+/* Any bytes, many of them special: the sanitizer watches, and a text is equal to itself by every metric. */
+static void test_any_bytes(void) {
+    static const char special[] = "\\\\\\{}[]()$%&_^'.,*\n\r \0\xc3\xa9\xe4\xb8";
+    TextSuite suite;
+    TextSample sample;
+    Random r;
+    int wrong = 0;
+    random_seed(&r, 13);
+    for (int k = 0; k < 4000; k++) {
+        const size_t n = random_below(&r, 40);
+        char *text = (char *)xmalloc(n);
+        for (size_t i = 0; i < n; i++)
+            text[i] = random_below(&r, 2) ? special[random_below(&r, sizeof special)] : (char)random_below(&r, 256);
+        const TextPair pair = {text, text, n, n};
+        text_suite_begin(&suite, k % 2 ? TEXT_FORMULA : TEXT_PROGRAM, 0);
+        text_suite_measure(&suite, &pair, 1, &sample);
+        wrong += !sample.exact || text_metric_of_one(TEXT_CER, &sample) != 0 ||
+                 text_metric_of_one(TEXT_EDIT_SCORE, &sample) != 100 || (k % 2 && !sample.same_formula);
+        text_suite_end(&suite);
+        free(text);
+    }
+    CHECK(wrong == 0);
 }
 
 /* The same samples with one thread and with four. */
@@ -557,6 +582,8 @@ int main(int argc, char **argv) {
     test_formulas_random();
     test_formulas_deep();
     test_suite();
+    threads_use(1);
+    test_any_bytes();
     test_threads();
     test_search_cost();
     return checks_report();
