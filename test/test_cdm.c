@@ -275,6 +275,7 @@ static void test_scores(void) {
     expect_score("x^2+y=z", "x2+y=z", 6, 6, 5);                           // an exponent on the line
     expect_score("a+b", "a-b", 3, 3, 2);                                  // another symbol
     expect_score("\\frac{abcde}{xy}+1", "\\frac{abcd}{xy}+1", 10, 9, 9);  // a symbol less, which shifts others
+    expect_score("x+mmmm+abc", "x+abc", 10, 5, 5);                        // several, which shift others far
     expect_score("\\mathbf{x}+y", "x+y", 3, 3, 2);                        // another font
     expect_score("a+b", "\\frac{a+", 3, 0, 0);                            // nothing drawn
     expect_score("a+b", "a+b\\rule{10000pt}{1pt}", 3, 0, 0);              // too large to be drawn
