@@ -3,11 +3,13 @@
  *   ImageScores s;
  *   if (image_scores(&s, &reference, &hypothesis, 420, &err)) ...       // without a model
  *   image_scores_of_features(&s, a, b, patches, channels);              // where there is one: self-similarity
+ *   s.cdm_f1 = score.f1, s.cdm_perfect = score.perfect;                 // of formulas, from metrics/cdm.h
  *   for (int i = 0; i < IMAGE_METRICS; i++) ... image_metric_value(&image_metrics[i], &s)
  *
  * One struct per pair; a mean over the pairs is the metric of a model (paired resampling needs the values). A hypothesis
- * that could not be drawn has no scores (image_scores_none: NaN, null in JSON). Everything but `exact` is measured in the
- * common frame of metrics/frame.h. Each call uses one thread and memory of its own; several may run at a time. */
+ * that could not be drawn has no scores (image_scores_none: NaN, null in JSON) but those of CDM, which are 0. Everything but
+ * `exact` is measured in the common frame of metrics/frame.h. Each call uses one thread and memory of its own; several may
+ * run at a time. */
 #ifndef METRICS_IMAGE_H
 #define METRICS_IMAGE_H
 
@@ -27,6 +29,7 @@ typedef struct {
     double colour;               // similarity of the first three moments of each channel of Lab
     double ink;                  // similarity.h: cosine of the ink at several resolutions
     double self_mean, self_emd;  // similarity.h: self-similarity; NaN without features
+    double cdm_f1, cdm_perfect;  // cdm.h: symbols that match; NaN where the caller does not set them
 } ImageScores;
 
 /* The peak signal-to-noise ratio of equal images is infinite, of which no mean can be taken: it counts as this. A single
@@ -35,25 +38,30 @@ typedef struct {
 
 enum { IMAGE_SCORES_LEAST_SIZE = SSIM_WINDOW, IMAGE_SCORES_MOST_SIZE = 4096 };
 
+/* What a metric is measured on. */
+typedef enum { IMAGE_PIXELS, IMAGE_FEATURES, IMAGE_FORMULAS } ImageMetricKind;
+
 typedef struct {
     const char *key, *title;  // in JSON; at the head of a column
     size_t offset;            // of the double in ImageScores
     bool higher_is_better;
-    bool of_features;  // only where a model has encoded the images
+    ImageMetricKind kind;
 } ImageMetric;
 
 static const ImageMetric image_metrics[] = {
-    {"exact_pixels", "exact pixels", offsetof(ImageScores, exact), true, false},
-    {"mse", "MSE", offsetof(ImageScores, mse), false, false},
-    {"psnr", "PSNR", offsetof(ImageScores, psnr), true, false},
-    {"ssim", "SSIM", offsetof(ImageScores, ssim), true, false},
-    {"histogram_similarity", "histogram", offsetof(ImageScores, histogram), true, false},
-    {"perceptual_hash", "pHash", offsetof(ImageScores, phash), true, false},
-    {"sharpness_ratio", "sharpness", offsetof(ImageScores, sharpness), true, false},
-    {"colour_similarity", "colour", offsetof(ImageScores, colour), true, false},
-    {"ink_similarity", "ink", offsetof(ImageScores, ink), true, false},
-    {"selfsim_mean", "SelfSim mean", offsetof(ImageScores, self_mean), true, true},
-    {"selfsim_emd", "SelfSim EMD", offsetof(ImageScores, self_emd), true, true},
+    {"exact_pixels", "exact pixels", offsetof(ImageScores, exact), true, IMAGE_PIXELS},
+    {"mse", "MSE", offsetof(ImageScores, mse), false, IMAGE_PIXELS},
+    {"psnr", "PSNR", offsetof(ImageScores, psnr), true, IMAGE_PIXELS},
+    {"ssim", "SSIM", offsetof(ImageScores, ssim), true, IMAGE_PIXELS},
+    {"histogram_similarity", "histogram", offsetof(ImageScores, histogram), true, IMAGE_PIXELS},
+    {"perceptual_hash", "pHash", offsetof(ImageScores, phash), true, IMAGE_PIXELS},
+    {"sharpness_ratio", "sharpness", offsetof(ImageScores, sharpness), true, IMAGE_PIXELS},
+    {"colour_similarity", "colour", offsetof(ImageScores, colour), true, IMAGE_PIXELS},
+    {"ink_similarity", "ink", offsetof(ImageScores, ink), true, IMAGE_PIXELS},
+    {"selfsim_mean", "SelfSim mean", offsetof(ImageScores, self_mean), true, IMAGE_FEATURES},
+    {"selfsim_emd", "SelfSim EMD", offsetof(ImageScores, self_emd), true, IMAGE_FEATURES},
+    {"cdm_f1", "CDM F1", offsetof(ImageScores, cdm_f1), true, IMAGE_FORMULAS},
+    {"cdm_perfect", "CDM perfect", offsetof(ImageScores, cdm_perfect), true, IMAGE_FORMULAS},
 };
 enum { IMAGE_METRICS = sizeof image_metrics / sizeof image_metrics[0] };
 
@@ -118,7 +126,7 @@ static inline void image_scores_none(ImageScores *s) {
     for (int i = 0; i < IMAGE_METRICS; i++) *(double *)(void *)((char *)s + image_metrics[i].offset) = NAN;
 }
 
-/* The scores of two images in a common frame of size x size pixels; those of features are NaN. Returns 0, or -1 with *err
+/* The scores of two images in a common frame of size x size pixels; those of features and formulas are NaN. Returns 0, or -1 with *err
  * filled where the size is too small for the window of the structural similarity, or too large. */
 static inline int image_scores(ImageScores *s, const Image *reference, const Image *hypothesis, int size,
                                Error *err) {

@@ -233,6 +233,42 @@ static void test_odd_formulas(void) {
     }
 }
 
+/* ---- matching ---- */
+
+/* A drawing of n boxes of the same symbol, 10 x 10 pixels each, in an image of 200 x 100. */
+static void place(CdmDrawing *d, CdmToken *token, CdmBox *boxes, int n, const int (*at)[2]) {
+    *d = (CdmDrawing){.width = 200, .height = 100, .count = n, .boxes = boxes};
+    *token = (CdmToken){{"a", 1}, {NULL, 0}};
+    d->colouring.tokens = token;
+    for (int i = 0; i < n; i++) boxes[i] = (CdmBox){0, at[i][0], at[i][1], at[i][0] + 10, at[i][1] + 10};
+}
+
+/* How far the matched boxes are from each other, all together. */
+static double distance_of(int n, const int (*a)[2], const int (*b)[2]) {
+    CdmDrawing x, y;
+    CdmToken tokens[2];
+    CdmBox boxes[2][20];
+    CdmMatch matches[20];
+    double sum = 0;
+    place(&x, &tokens[0], boxes[0], n, a);
+    place(&y, &tokens[1], boxes[1], n, b);
+    CHECK(cdm_match(matches, &x, &y) == n);
+    for (int i = 0; i < n; i++) sum += fabs(matches[i].across) + fabs(matches[i].down);
+    return sum;
+}
+
+/* Of equal symbols, the place in the order decides where the boxes are near, and the box where they are far and the formula
+ * is long. */
+static void test_match(void) {
+    static const int near[][2] = {{0, 0}, {20, 0}}, exchanged[][2] = {{20, 0}, {0, 0}};
+    CHECK(distance_of(2, near, exchanged) == 40 && distance_of(2, near, near) == 0);
+    int line[20][2], other[20][2];
+    for (int i = 0; i < 20; i++) line[i][0] = other[i][0] = 10 * (i ? i - 1 : 0), line[i][1] = other[i][1] = 50;
+    line[0][1] = other[1][1] = 0;  // an exponent and an index at the same symbol, written in either order
+    line[1][1] = other[0][1] = 90;
+    CHECK(distance_of(20, line, other) == 0);
+}
+
 /* ---- drawings ---- */
 
 /* Colours move nothing, and all ink belongs to a token, but for `black` pixels of rules. */
@@ -275,6 +311,7 @@ static void test_scores(void) {
     expect_score("x^2+y=z", "x2+y=z", 6, 6, 5);                           // an exponent on the line
     expect_score("a+b", "a-b", 3, 3, 2);                                  // another symbol
     expect_score("\\frac{abcde}{xy}+1", "\\frac{abcd}{xy}+1", 10, 9, 9);  // a symbol less, which shifts others
+    expect_score("x+mmmm+abc", "x+abc", 10, 5, 5);                        // several, which shift others far
     expect_score("\\mathbf{x}+y", "x+y", 3, 3, 2);                        // another font
     expect_score("a+b", "\\frac{a+", 3, 0, 0);                            // nothing drawn
     expect_score("a+b", "a+b\\rule{10000pt}{1pt}", 3, 0, 0);              // too large to be drawn
@@ -291,6 +328,7 @@ int main(int argc, char **argv) {
     test_assignment();
     test_tokens();
     test_odd_formulas();
+    test_match();
     Error err;
     if (renderer_open(&renderer, &(RenderOptions){0}, &err)) {
         printf("not tested here: drawings of formulas (%s)\n", err.text);
