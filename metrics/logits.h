@@ -116,8 +116,7 @@ static inline void logits_open(LogitsMeter *l, const Ops *op, const Param *stude
     }
     l->positions = (Position *)xmalloc((size_t)l->rows * sizeof *l->positions);
     l->scratch = (PositionScratch *)xcalloc((size_t)l->threads, sizeof *l->scratch);
-    const int V = teacher ? position_least(l->V[0], l->V[1]) : l->V[0];
-    for (int i = 0; i < l->threads; i++) position_scratch_open(&l->scratch[i], V);
+    for (int i = 0; i < l->threads; i++) position_scratch_open(&l->scratch[i], l->V[0], l->V[1]);
 }
 
 static inline void logits_close(LogitsMeter *l) {

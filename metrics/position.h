@@ -68,19 +68,22 @@ typedef struct {
     double temperature;
 } PositionLogits;
 
-/* A thread's memory, for vocabularies of up to n ids. */
+/* A thread's memory. */
 typedef struct {
     double *exp[2];  // exponentials at T: of s, of t
     int *rank[2];    // twice the ranks
     RankScratch sort;
 } PositionScratch;
 
-static inline void position_scratch_open(PositionScratch *p, int n) {
+static inline int position_least(int a, int b) { return a < b ? a : b; }
+
+static inline void position_scratch_open(PositionScratch *p, int Vs, int Vt) {
+    const int most = Vs > Vt ? Vs : Vt;
     for (int i = 0; i < 2; i++) {
-        p->exp[i] = (double *)xmalloc(((size_t)n + SOFTMAX_LANES) * sizeof(double));
-        p->rank[i] = (int *)xmalloc((size_t)n * sizeof(int));
+        p->exp[i] = (double *)xmalloc(((size_t)most + VD_LANES) * sizeof(double));
+        p->rank[i] = (int *)xmalloc((size_t)most * sizeof(int));
     }
-    rank_scratch_open(&p->sort, n);
+    rank_scratch_open(&p->sort, most);
 }
 
 static inline void position_scratch_close(PositionScratch *p) {
@@ -92,35 +95,46 @@ static inline void position_scratch_close(PositionScratch *p) {
 }
 
 /* The Gini coefficient sum of (2 i p_(i)) / n - (n + 1) / n, p sorted from the smallest; equal p may share their ranks. */
-SOFTMAX_INLINE double position_gini(const double *e, double z, const int *twice, int n) {
+LANES_INLINE double position_gini(const double *e, double z, const int *twice, int n) {
     vd sum = {0};
     int i = 0;
-    for (; i + SOFTMAX_LANES <= n; i += SOFTMAX_LANES) {
-        vd_ints r;
-        vd p;
-        memcpy(&r, twice + i, sizeof r);
+    for (; i + VD_LANES <= n; i += VD_LANES) {
+        vd r, p;
+        vd_load_ints(&r, twice + i);
         memcpy(&p, e + i, sizeof p);
-        sum += p * __builtin_convertvector(r, vd);
+        sum += p * r;
     }
     double all = vd_sum(&sum);
     for (; i < n; i++) all += e[i] * twice[i];
     return all / z / n - (double)(n + 1) / n;
 }
 
-/* The figures of one model from its logits x [own], V of which are compared at T. What the
- * comparison needs is left in *soft and in memory `i` of the scratch. */
-SOFTMAX_INLINE void position_side(double *figure, SoftSoftmax *soft, PositionScratch *m, int i, const float *x,
-                                  int own, int V, int label, double T) {
+/* The logits of one model: all its ids' or, of these, the first V, which are compared; with their ranges. */
+typedef struct {
+    const float *x;
+    int own, V;
+    RowRange shared, rest;  // of x[:V] and x[V:]
+} PositionSide;
+
+LANES_INLINE PositionSide position_side(const float *x, int own, int V) {
+    return (PositionSide){x, own, V, row_range(x, V), row_range(x + V, own - V)};
+}
+
+static inline bool position_finite(const PositionSide *s) { return s->shared.finite && s->rest.finite; }
+
+/* The figures of one model. What the comparison needs is left in *soft and in memory `i` of the scratch, the sorted row in
+ * its last. */
+LANES_INLINE void position_model(double *figure, SoftSoftmax *soft, PositionScratch *m, int i,
+                                 const PositionSide *side, int label, double T) {
+    const int V = side->V;
     Softmax s, rest;
-    SoftSoftmax unused;
-    softmax_row(&s, soft, m->exp[i], x, V, T);
-    rank_all(m->rank[i], &m->sort, x, V);
-    if (own > V) {
-        softmax_row(&rest, &unused, NULL, x + V, own - V, T);
-        softmax_join(&s, &rest);
-    }
+    if (side->own > V) softmax_row(&rest, soft, m->exp[i], side->x + V, side->own - V, (double)side->rest.high, T);
+    softmax_row(&s, soft, m->exp[i], side->x, V, (double)side->shared.high, T);
+    if (side->own > V) softmax_join(&s, &rest);
+    rank_sort(&m->sort, side->x, V, side->shared);
+    rank_averages(m->rank[i], &m->sort, V);
     const double log_z = log(s.z);
-    figure[SIDE_CE] = log_z - ((double)x[label] - s.top);
+    figure[SIDE_CE] = log_z - ((double)side->x[label] - s.top);
     figure[SIDE_CONFIDENCE] = 1 / s.z;
     figure[SIDE_ENTROPY] = softmax_entropy(s.z, s.w);
     figure[SIDE_SOFT_ENTROPY] = softmax_entropy(soft->z, soft->w);
@@ -133,8 +147,6 @@ static inline bool position_among(const int *ids, int n, int id) {
         if (ids[i] == id) return true;
     return false;
 }
-
-static inline int position_least(int a, int b) { return a < b ? a : b; }
 
 /* How the k largest of both rows, and the label, meet. */
 static inline void position_tops_meet(double *value, const int *s, int s_count, const int *t, int t_count,
@@ -149,11 +161,12 @@ static inline void position_tops_meet(double *value, const int *s, int s_count, 
         value[FIGURE_FIRST + j] = position_among(s, among_s, t[0]);
     }
     value[FIGURE_STUDENT + SIDE_CORRECT] = s[0] == label;
+    value[FIGURE_AGREEMENT] = t_count && s[0] == t[0];
 }
 
 /* The figures that compare both models. */
-SOFTMAX_INLINE void position_compare(double *value, const PositionLogits *l, PositionScratch *m, int V,
-                                     const SoftSoftmax *student, const SoftSoftmax *teacher) {
+LANES_INLINE void position_compare(double *value, const PositionLogits *l, PositionScratch *m, int V,
+                                   const SoftSoftmax *student, const SoftSoftmax *teacher) {
     const double T = l->temperature;
     Divergences d;
     softmax_divergences(&d, l->t, teacher, m->exp[1], l->s, student, m->exp[0], V, T);
@@ -167,28 +180,34 @@ SOFTMAX_INLINE void position_compare(double *value, const PositionLogits *l, Pos
     value[FIGURE_RANK] = isnan(rank) ? 0 : rank;
 }
 
-SOFTMAX_INLINE void position_body(Position *out, const PositionLogits *l, PositionScratch *m) {
-    const int V = l->t ? position_least(l->Vs, l->Vt) : l->Vs;
-    int s_top[POSITION_TOP], t_top[POSITION_TOP], t_count = 0;
-    SoftSoftmax student, teacher;
-    memset(out, 0, sizeof *out);
-    if (isnan(softmax_top(l->s, l->Vs))) out->state = POSITION_BAD_STUDENT;
-    if (!out->state && l->t && isnan(softmax_top(l->t, l->Vt))) out->state = POSITION_BAD_TEACHER;
-    if (out->state) return;
+LANES_INLINE void position_body(Position *out, const PositionLogits *l, PositionScratch *m) {
+    const int V = l->t ? position_least(l->Vs, l->Vt) : l->Vs, label = l->label;
+    const PositionSide s = position_side(l->s, l->Vs, V);
     double *value = out->value;
-    position_side(value + FIGURE_STUDENT, &student, m, 0, l->s, l->Vs, V, l->label, l->temperature);
-    if (l->t) {
-        position_side(value + FIGURE_TEACHER, &teacher, m, 1, l->t, l->Vt, V, l->label, l->temperature);
-        t_count = rank_top(t_top, POSITION_TOP, l->t, V);
-        position_compare(value, l, m, V, &student, &teacher);
+    int s_top[POSITION_TOP] = {0}, t_top[POSITION_TOP] = {0}, s_count, t_count = 0;
+    SoftSoftmax student, teacher = {0};
+    memset(out, 0, sizeof *out);
+    if (!position_finite(&s)) {
+        out->state = POSITION_BAD_STUDENT;
+        return;
     }
-    const int s_count = rank_top(s_top, POSITION_TOP, l->s, l->Vs);
-    position_tops_meet(value, s_top, s_count, t_top, t_count, l->label);
-    if (!l->t) return;
-    int own = -1;
-    rank_top(&own, 1, l->t, l->Vt);
-    value[FIGURE_TEACHER + SIDE_CORRECT] = own == l->label;
-    value[FIGURE_AGREEMENT] = s_top[0] == t_top[0];
+    if (l->t) {
+        const PositionSide t = position_side(l->t, l->Vt, V);
+        if (!position_finite(&t)) {
+            out->state = POSITION_BAD_TEACHER;
+            return;
+        }
+        position_model(value + FIGURE_TEACHER, &teacher, m, 1, &t, label, l->temperature);
+        t_count = rank_sorted_top(t_top, POSITION_TOP, &m->sort, V);
+        value[FIGURE_TEACHER + SIDE_CORRECT] = t_top[0] == label && !(t.rest.high > t.shared.high);
+    }
+    position_model(value + FIGURE_STUDENT, &student, m, 0, &s, label, l->temperature);
+    if (l->Vs > V)
+        s_count = rank_top(s_top, POSITION_TOP, l->s, l->Vs);
+    else
+        s_count = rank_sorted_top(s_top, POSITION_TOP, &m->sort, V);
+    position_tops_meet(value, s_top, s_count, t_top, t_count, label);
+    if (l->t) position_compare(value, l, m, V, &student, &teacher);
 }
 
 /* ---- compiled for the processor ---- */

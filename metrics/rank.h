@@ -4,8 +4,7 @@
 #define METRICS_RANK_H
 
 #include "../lib/error.h"
-
-#include <math.h>
+#include "lanes.h"
 
 /* ---- the largest ---- */
 
@@ -26,9 +25,9 @@ static inline int rank_top(int *ids, int k, const float *x, int n) {
 
 /* ---- all ranks ---- */
 
-/* Memory to rank rows of up to n values. */
+/* Memory to sort rows of up to n values. */
 typedef struct {
-    uint64_t *from, *to;  // [n] each: an ordered key in the high 32 bits, the entry's id in the low ones
+    uint64_t *from, *to;  // [n] each: entries (rank_entry)
     uint32_t *count;      // [n, or what the radix sort needs]: entries of each bucket, or digit
 } RankScratch;
 
@@ -60,17 +59,9 @@ static inline uint32_t rank_key(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-static inline uint64_t rank_entry(float x, int id) { return (uint64_t)rank_key(x) << 32 | (uint32_t)id; }
-
-/* Replaces counts by where each bucket begins. */
-static inline void rank_begins(uint32_t *count, int n) {
-    uint32_t sum = 0;
-    for (int i = 0; i < n; i++) {
-        const uint32_t here = count[i];
-        count[i] = sum;
-        sum += here;
-    }
-}
+/* Orders as the float does, and of equal ones puts the larger id first. */
+static inline uint64_t rank_entry(float x, int id) { return (uint64_t)rank_key(x) << 32 | (uint32_t)~id; }
+static inline int rank_entry_id(uint64_t entry) { return (int)~(uint32_t)entry; }
 
 /* Insertion sort of a [n], n > 1, in which few entries are far from their place. The two largest so far are in registers:
  * most entries go before none, one or both of them, which takes no branch that could be mispredicted. */
@@ -92,21 +83,21 @@ static inline void rank_insert(uint64_t *a, int n) {
 /* Sorts x [n] into r->from by buckets of equal width, as many as entries, and by insertion inside each. Values that are
  * spread as logits are leave few entries in a bucket, and it takes half of a radix sort's time. Returns false, with
  * nothing done, where they are not, as with one value far from all others. */
-static inline bool rank_sort_buckets(RankScratch *r, const float *x, int n) {
-    float low = x[0], high = x[0];
-    uint32_t *bucket = (uint32_t *)r->to;
+static inline bool rank_sort_buckets(RankScratch *r, const float *x, int n, RowRange range) {
+    uint32_t *bucket = (uint32_t *)r->to, sum = 0;
     uint64_t pairs = 0;
-    for (int i = 1; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
-    const float width = high - low, scale = (float)(n - 1) / width;
-    if (n > RANK_BUCKETS || !isfinite(width) || !isfinite(scale)) return false;
+    const float width = range.high - range.low, scale = (float)(n - 1) / width;
+    if (n < 2 || n > RANK_BUCKETS || !isfinite(width) || !isfinite(scale)) return false;
     memset(r->count, 0, (size_t)n * sizeof *r->count);
-    for (int i = 0; i < n; i++) r->count[bucket[i] = (uint32_t)((x[i] - low) * scale)]++;
-    for (int i = 0; i < n; i++) pairs += (uint64_t)r->count[i] * r->count[i];
+    for (int i = 0; i < n; i++) bucket[i] = (uint32_t)(int)((x[i] - range.low) * scale);
+    for (int i = 0; i < n; i++) r->count[bucket[i]]++;
+    for (int i = 0; i < n; i++) {  // from counts to where each bucket begins
+        const uint32_t here = r->count[i];
+        r->count[i] = sum;
+        sum += here;
+        pairs += (uint64_t)here * here;
+    }
     if (pairs > (uint64_t)n * RANK_CROWDED) return false;
-    rank_begins(r->count, n);
     for (int i = 0; i < n; i++) r->from[r->count[bucket[i]]++] = rank_entry(x[i], i);
     rank_insert(r->from, n);
     return true;
@@ -117,15 +108,20 @@ static inline void rank_sort_radix(RankScratch *r, const float *x, int n) {
     const uint32_t values = 1u << RANK_DIGIT, mask = values - 1;
     memset(r->count, 0, RANK_COUNTS * sizeof *r->count);
     for (int i = 0; i < n; i++) {
-        const uint32_t key = rank_key(x[i]);
-        r->from[i] = rank_entry(x[i], i);
+        const int id = n - 1 - i;  // the sort keeps the order of equal keys
+        const uint32_t key = rank_key(x[id]);
+        r->from[i] = rank_entry(x[id], id);
         for (int d = 0; d < RANK_DIGITS; d++) r->count[(uint32_t)d * values + (key >> d * RANK_DIGIT & mask)]++;
     }
     for (int d = 0; d < RANK_DIGITS; d++) {
-        uint32_t *begin = r->count + (uint32_t)d * values;
+        uint32_t *begin = r->count + (uint32_t)d * values, sum = 0;
         const int shift = 32 + d * RANK_DIGIT;
         if (begin[r->from[0] >> shift & mask] == (uint32_t)n) continue;  // the same digit everywhere
-        rank_begins(begin, (int)values);
+        for (uint32_t v = 0; v < values; v++) {
+            const uint32_t here = begin[v];
+            begin[v] = sum;
+            sum += here;
+        }
         for (int i = 0; i < n; i++) r->to[begin[r->from[i] >> shift & mask]++] = r->from[i];
         uint64_t *swap = r->from;
         r->from = r->to;
@@ -133,20 +129,31 @@ static inline void rank_sort_radix(RankScratch *r, const float *x, int n) {
     }
 }
 
-/* twice [n]: twice the rank of each entry of x [n], from 1 for the smallest to n; entries that are equal have the mean of
- * their ranks, so that twice the rank is a whole number. */
-static inline void rank_all(int *twice, RankScratch *r, const float *x, int n) {
-    if (!rank_sort_buckets(r, x, n)) rank_sort_radix(r, x, n);
+/* Sorts x [n], n > 0, of this range, into r->from. */
+static inline void rank_sort(RankScratch *r, const float *x, int n, RowRange range) {
+    if (!rank_sort_buckets(r, x, n, range)) rank_sort_radix(r, x, n);
+}
+
+/* rank_top from a sorted row. */
+static inline int rank_sorted_top(int *ids, int k, const RankScratch *r, int n) {
+    const int count = k < n ? k : n;
+    for (int i = 0; i < count; i++) ids[i] = rank_entry_id(r->from[n - 1 - i]);
+    return count;
+}
+
+/* twice [n]: twice the rank of each entry of a sorted row, from 1 for the smallest to n; entries that are equal have the
+ * mean of their ranks, so that twice the rank is a whole number. */
+static inline void rank_averages(int *twice, const RankScratch *r, int n) {
     for (int i = 0; i < n;) {
         const uint32_t key = (uint32_t)(r->from[i] >> 32);
         int end = i + 1;
         while (end < n && (uint32_t)(r->from[end] >> 32) == key) end++;
         const int rank = i + end + 1;  // the mean of i + 1 .. end, twice
-        for (; i < end; i++) twice[(uint32_t)r->from[i]] = rank;
+        for (; i < end; i++) twice[rank_entry_id(r->from[i])] = rank;
     }
 }
 
-/* Spearman's correlation from the ranks of rank_all; NaN where all entries of a row are equal, which have no order. The
+/* Spearman's correlation from the ranks of rank_averages; NaN where all entries of a row are equal, which have no order. The
  * sums are of whole numbers, hence exact (n below 2^20). */
 static inline double rank_correlation(const int *a, const int *b, int n) {
     int64_t aa = 0, bb = 0, ab = 0;

@@ -22,7 +22,7 @@ static Position figures(const float *s, int Vs, const float *t, int Vt, int labe
     const PositionLogits logits = {s, t, Vs, Vt, label, T};
     PositionScratch scratch;
     Position p;
-    position_scratch_open(&scratch, Vs);
+    position_scratch_open(&scratch, Vs, Vt);
     position_figures(&p, &logits, &scratch);
     position_scratch_close(&scratch);
     return p;
@@ -63,6 +63,16 @@ static bool top_right(const int *ids, int count, const float *x, int n) {
     return true;
 }
 
+static bool range_right(RowRange r, const float *x, int n) {
+    bool low = false, high = false, inside = true;
+    for (int i = 0; i < n; i++) {
+        low = low || x[i] == r.low;
+        high = high || x[i] == r.high;
+        inside = inside && x[i] >= r.low && x[i] <= r.high;
+    }
+    return low && high && inside;
+}
+
 static void test_ranks(void) {
     static const int sizes[] = {1, 2, 3, 5, 17, 300, LARGEST};
     static float x[LARGEST];
@@ -73,21 +83,34 @@ static void test_ranks(void) {
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
             const int n = sizes[s];
             fill_kind(x, n, k);
-            rank_all(twice, &scratch, x, n);
-            CHECK(ranks_right(twice, x, n));
+            const RowRange range = row_range(x, n);
+            CHECK(range.finite && range_right(range, x, n));
             const int count = rank_top(ids, 10, x, n);
             CHECK(count == (n < 10 ? n : 10));
             CHECK(top_right(ids, count, x, n));
-            rank_sort_radix(&scratch, x, n);
-            bool ordered = true;
-            for (int i = 1; i < n; i++) ordered = ordered && scratch.from[i - 1] < scratch.from[i];
-            CHECK(ordered);
+            for (int way = 0; way < 2; way++) {
+                if (way)
+                    rank_sort_radix(&scratch, x, n);
+                else
+                    rank_sort(&scratch, x, n, range);
+                rank_averages(twice, &scratch, n);
+                CHECK(ranks_right(twice, x, n));
+                CHECK(rank_sorted_top(ids, 10, &scratch, n) == count);
+                CHECK(top_right(ids, count, x, n));
+            }
         }
     fill_kind(x, LARGEST, 0);
-    CHECK(rank_sort_buckets(&scratch, x, LARGEST));
+    CHECK(rank_sort_buckets(&scratch, x, LARGEST, row_range(x, LARGEST)));
     fill_kind(x, LARGEST, 3);
-    CHECK(!rank_sort_buckets(&scratch, x, LARGEST));  // would take n^2
+    CHECK(!rank_sort_buckets(&scratch, x, LARGEST, row_range(x, LARGEST)));  // would take n^2
     rank_scratch_close(&scratch);
+    for (int n = 1; n < 20; n++)
+        for (int i = 0; i < n; i++) {
+            static const float bad[] = {NAN, INFINITY, -INFINITY};
+            fill_kind(x, n, 0);
+            x[i] = bad[i % 3];
+            CHECK(!row_range(x, n).finite);
+        }
 }
 
 static void test_spearman(void) {
@@ -182,7 +205,7 @@ static void test_processors(void) {
     enum { N = 777 };
     float s[N], t[N];
     PositionScratch scratch;
-    position_scratch_open(&scratch, N);
+    position_scratch_open(&scratch, N, N);
     for (int k = 0; k < KINDS; k++) {
         fill_kind(s, N, k);
         fill_kind(t, N, (k + 1) % KINDS);
@@ -363,7 +386,8 @@ static void test_undefined(void) {
     logits_json(&w, &none, true);
     CHECK(strstr(w.text, "\"ce\":null") && strstr(w.text, "\"confidence_correlation\":null"));
     json_writer_free(&w);
-    const float sure[] = {0, -1e30f, -1e30f};
+    const float sure[] = {0, -1e30f, -1e30f}, lowest[] = {-FLT_MAX, -FLT_MAX, -FLT_MAX};
+    CHECK(near(figures(lowest, 3, sure, 3, 1, 2).value[SIDE_CE], log(3), 1e-12));
     Position p = figures(sure, 3, sure, 3, 0, 2);
     logits_sums_add(&none, &p, true);
     CHECK(isnan(logits_value(logits_find(logits_metrics, LOGITS_METRICS, "entropy_ratio"), &none)));
