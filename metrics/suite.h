@@ -44,13 +44,12 @@ static inline TextSums suite_text(const TextSample *s, TextKind kind) {
     return out;
 }
 
-/* scores: of the drawing, or NULL where there is none; it is then not exact, and has no other metric. */
+/* scores: those that are not numbers do not count, but a drawing without scores is not exact. */
 static inline ImageSums suite_image(DrawnVerdict verdict, const ImageScores *scores) {
     ImageSums out = {.programs = 1, .clean = verdict == DRAWN_CLEAN, .errors = verdict == DRAWN_WITH_ERRORS};
-    out.count[IMAGE_EXACT] = 1;
-    for (int m = 0; scores && m < IMAGE_METRICS; m++) {
+    for (int m = 0; m < IMAGE_METRICS; m++) {
         const double x = image_metric_value(&image_metrics[m], scores);
-        if (m != IMAGE_EXACT) out.count[m] = isfinite(x);
+        out.count[m] = isfinite(x) || m == IMAGE_EXACT;
         out.sum[m] = isfinite(x) ? x : 0;
     }
     return out;

@@ -101,6 +101,7 @@ static inline double suite_text_figure(const void *sums, int which) {
 /* ---- drawings ---- */
 
 static const FigureText suite_image_texts[IMAGE_METRICS] = {
+    // in the order of image_metrics
     {"exact_pixels", "Exact pixels", "Share of the programs that draw every pixel of the reference's drawing.", 1,
      "exact"},
     {"mse", "MSE", "Mean squared difference of the colours (0 to 255) of drawn programs, in a common frame.", -1,
@@ -116,6 +117,9 @@ static const FigureText suite_image_texts[IMAGE_METRICS] = {
      "ink"},
     {"selfsim_mean", "Self-similarity, mean", "Cosine of the mean features of a vision encoder.", 1, NULL},
     {"selfsim_emd", "Self-similarity, EMD", "Earth mover's distance of the features, as a similarity.", 1, NULL},
+    {"cdm_f1", "CDM F1", "Character detection matching: symbols of the formula that are drawn at the right place.", 1,
+     "CDM"},
+    {"cdm_perfect", "CDM perfect", "Share of the formulas whose symbols all match.", 1, NULL},
 };
 
 /* which: index in image_metrics. */
