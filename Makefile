@@ -247,7 +247,7 @@ test-all:
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' \
-	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'test/test_devices.sh build/FP32-emulated' \
+	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'build/FP32-emulated/test_logits_metrics cuda' 'test/test_devices.sh build/FP32-emulated' \
 	    'test/test_comm.sh build/BF16$(PLAIN)' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
@@ -275,7 +275,7 @@ all-noformats:
 	+@$(MAKE) --no-print-directory FORMATS=0 CUDA=0 build/BF16-noformats-cpu/test_lib
 all-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
-	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_comm train_distill infer)
+	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_logits_metrics test_comm train_distill infer)
 all-emulated-sanitized:
 	+@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))
