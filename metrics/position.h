@@ -127,19 +127,23 @@ static inline bool position_finite(const PositionSide *s) { return s->shared.fin
 LANES_INLINE void position_model(double *figure, SoftSoftmax *soft, PositionScratch *m, int i,
                                  const PositionSide *side, int label, double T) {
     const int V = side->V;
-    Softmax s, rest;
-    if (side->own > V) softmax_row(&rest, soft, m->exp[i], side->x + V, side->own - V, (double)side->rest.high, T);
+    Softmax s;
     softmax_row(&s, soft, m->exp[i], side->x, V, (double)side->shared.high, T);
-    if (side->own > V) softmax_join(&s, &rest);
     rank_sort(&m->sort, side->x, V, side->shared);
     rank_averages(m->rank[i], &m->sort, V);
+    figure[SIDE_SOFT_ENTROPY] = softmax_entropy(soft->z, soft->w);
+    figure[SIDE_EFFECTIVE] = soft->z * soft->z / soft->q;
+    figure[SIDE_GINI] = position_gini(m->exp[i], soft->z, m->rank[i], V);
+    if (side->own > V) {
+        Softmax rest;
+        SoftSoftmax unused;
+        softmax_row(&rest, &unused, NULL, side->x + V, side->own - V, (double)side->rest.high, T);
+        softmax_join(&s, &rest);
+    }
     const double log_z = log(s.z);
     figure[SIDE_CE] = log_z - ((double)side->x[label] - s.top);
     figure[SIDE_CONFIDENCE] = 1 / s.z;
     figure[SIDE_ENTROPY] = softmax_entropy(s.z, s.w);
-    figure[SIDE_SOFT_ENTROPY] = softmax_entropy(soft->z, soft->w);
-    figure[SIDE_EFFECTIVE] = soft->z * soft->z / soft->q;
-    figure[SIDE_GINI] = position_gini(m->exp[i], soft->z, m->rank[i], V);
 }
 
 static inline bool position_among(const int *ids, int n, int id) {

@@ -48,8 +48,8 @@ LANES_INLINE void softmax_step(SoftmaxLanes *s, vd *p, const vd *x, double top, 
     s->w += p1 * d;
 }
 
-/* Both sums over a finite row x [n] with the largest entry `top`, at the temperatures 1 and T; e gets the exponentials at
- * T, a multiple of four of them (0 after the n-th). */
+/* Both sums over a finite row x [n] with the largest entry `top`, at the temperatures 1 and T; e, if not NULL, gets the
+ * exponentials at T, a multiple of four of them (0 after the n-th). */
 LANES_INLINE void softmax_row(Softmax *s, SoftSoftmax *soft, double *e, const float *x, int n, double top, double T) {
     SoftmaxLanes sums = {0};
     const int power = softmax_power(T);
@@ -58,12 +58,12 @@ LANES_INLINE void softmax_row(Softmax *s, SoftSoftmax *soft, double *e, const fl
     for (; i + VD_LANES <= n; i += VD_LANES) {
         vd_load(&v, x + i);
         softmax_step(&sums, &p, &v, top, 1 / T, power);
-        memcpy(e + i, &p, sizeof p);
+        if (e) memcpy(e + i, &p, sizeof p);
     }
     if (i < n) {
         vd_load_some(&v, x + i, n - i);
         softmax_step(&sums, &p, &v, top, 1 / T, power);
-        memcpy(e + i, &p, sizeof p);
+        if (e) memcpy(e + i, &p, sizeof p);
     }
     *s = (Softmax){top, vd_sum(&sums.z), vd_sum(&sums.w)};
     *soft = (SoftSoftmax){top, vd_sum(&sums.zT), vd_sum(&sums.wT), vd_sum(&sums.qT)};

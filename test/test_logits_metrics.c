@@ -1,6 +1,7 @@
 /* Tests of the metrics of the logits (metrics/rank.h to metrics/logits.h).
  *
- *     test_logits_metrics              prints what fails, then "N passed, M failed"
+ *     test_logits_metrics [DEVICE]     prints what fails, then "N passed, M failed"; with a device other than the CPU, only what
+ *                                      runs there, against the CPU's
  *     test_logits_metrics --rows FILE  the figures of rows of logits, as JSON, for test/compare_logits.py; FILE: int32 rows,
  *                                      V_s, V_t (0: no teacher), float64 temperature, int32 labels [rows], fp32 student
  *                                      logits [rows, V_s], fp32 teacher logits [rows, V_t] */
@@ -278,12 +279,13 @@ static void test_moments(void) {
 
 /* ---- chunks, batches, threads ---- */
 
+static const int batches[] = {9, 1, 2, 4}, chunks[] = {1000, 1, 2, 5};
 enum { SAMPLES = 9, TOKENS = 7, WIDTH = 16, VOCAB = 50, TEACHER_VOCAB = 53 };
 
 typedef struct {
     Params params;
     Param *student, *teacher;
-    floatX hidden[2][SAMPLES * TOKENS * WIDTH];
+    floatX *hidden[2];  // on the device
     int ids[SAMPLES * TOKENS], labels[SAMPLES * TOKENS], lengths[SAMPLES];
     uint32_t samples[SAMPLES];
 } Heads;
@@ -292,13 +294,20 @@ static floatX quarters(void) { return to_x(0.25f * (float)((int)random_below(&di
 
 static void heads_open(Heads *h, const Ops *op) {
     *h = (Heads){0};
+    random_seed(&dice, 11);
     params_reserve(&h->params, 2, "");
     h->student = param_add(&h->params, GROUP_LM, "", -1, "student", VOCAB, WIDTH, 1);
     h->teacher = param_add(&h->params, GROUP_LM, "", -1, "teacher", TEACHER_VOCAB, WIDTH, 1);
     params_allocate(&h->params, op);
     for (int i = 0; i < 2; i++) {  // quarters, whose products and sums are exact in any order, as the kernels' may be
-        for (size_t k = 0; k < h->params.list[i].n; k++) h->params.list[i].value[k] = quarters();
-        for (int k = 0; k < SAMPLES * TOKENS * WIDTH; k++) h->hidden[i][k] = quarters();
+        const size_t n = h->params.list[i].n;
+        floatX *values = xmalloc(n * sizeof *values), hidden[SAMPLES * TOKENS * WIDTH];
+        for (size_t k = 0; k < n; k++) values[k] = quarters();
+        for (int k = 0; k < SAMPLES * TOKENS * WIDTH; k++) hidden[k] = quarters();
+        op->upload(h->params.list[i].value, values, n * sizeof *values);
+        h->hidden[i] = op->alloc(sizeof hidden);
+        op->upload(h->hidden[i], hidden, sizeof hidden);
+        free(values);
     }
     for (int b = 0, n = 0; b < SAMPLES; b++) {
         h->samples[b] = (uint32_t)(3 * b);
@@ -309,6 +318,11 @@ static void heads_open(Heads *h, const Ops *op) {
             if (t < h->lengths[b]) h->labels[n++] = id;
         }
     }
+}
+
+static void heads_close(Heads *h, const Ops *op) {
+    for (int i = 0; i < 2; i++) op->release(h->hidden[i]);
+    params_release(&h->params, op);
 }
 
 /* Measures all samples, `batch` at a time, in chunks of `rows` positions. */
@@ -331,52 +345,69 @@ static int heads_measure(const Heads *h, const Ops *op, int batch, int rows, Log
     return status;
 }
 
-static void test_measure(const Ops *op) {
-    static Heads h;
-    static const int batches[] = {SAMPLES, 1, 2, 4}, chunks[] = {1000, 1, 2, 5};
-    LogitsResult first, other;
-    LogitsFault fault;
-    heads_open(&h, op);
+/* The same bits from any batches, chunks and numbers of threads. */
+static void test_chunks(const Heads *h, const Ops *op, const LogitsResult *expected) {
     const int threads = omp_get_max_threads();
-    CHECK(heads_measure(&h, op, SAMPLES, 1000, &first, &fault) == 0);
+    LogitsResult r;
+    LogitsFault fault;
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < 4; k++) {
+            if (!op->host_memory && k != i) continue;  // an emulated GPU is slow
             omp_set_num_threads(1 + (i + k) % 3);
-            CHECK(heads_measure(&h, op, batches[i], chunks[k], &other, &fault) == 0);
-            CHECK(other.count == SAMPLES && !memcmp(other.samples, first.samples, SAMPLES * sizeof(LogitsSums)));
-            CHECK(!memcmp(other.ids, h.samples, sizeof h.samples));
-            logits_result_free(&other);
+            CHECK(heads_measure(h, op, batches[i], chunks[k], &r, &fault) == 0);
+            CHECK(r.count == SAMPLES && !memcmp(r.samples, expected->samples, SAMPLES * sizeof(LogitsSums)));
+            CHECK(!memcmp(r.ids, h->samples, sizeof h->samples));
+            logits_result_free(&r);
         }
     omp_set_num_threads(threads);
-    LogitsSums total = logits_total(&first, NULL, 0), twice = {0};
+}
+
+static void test_totals(const Heads *h, const LogitsResult *r) {
+    LogitsSums total = logits_total(r, NULL, 0), twice = {0};
     int positions = 0;
     for (int b = 0; b < SAMPLES; b++) {
-        CHECK(first.samples[b].positions == h.lengths[b]);
-        positions += h.lengths[b];
+        CHECK(r->samples[b].positions == h->lengths[b]);
+        positions += h->lengths[b];
     }
-    CHECK(total.positions == positions);
-    CHECK(total.confidence.count == positions);
+    CHECK(total.positions == positions && total.confidence.count == positions);
     const int64_t picks[] = {4, 2, 4};
-    twice = logits_total(&first, picks, 3);
-    CHECK(
-        near(twice.figure[SIDE_CE], 2 * first.samples[4].figure[SIDE_CE] + first.samples[2].figure[SIDE_CE], 1e-12));
-    CHECK(twice.positions == 2 * h.lengths[4] + h.lengths[2]);
-    logits_result_free(&first);
-    /* a value that is not finite is named by sample and position */
-    int before = 0;
-    for (int b = 0; b < 2; b++) before += h.lengths[b];
+    twice = logits_total(r, picks, 3);
+    CHECK(near(twice.figure[SIDE_CE], 2 * r->samples[4].figure[SIDE_CE] + r->samples[2].figure[SIDE_CE], 1e-12));
+    CHECK(twice.positions == 2 * h->lengths[4] + h->lengths[2]);
+}
+
+/* A value that is not finite is named by model, sample and position. */
+static void test_faults(const Heads *h, const Ops *op) {
+    const int before = h->lengths[0] + h->lengths[1];
+    CHECK(h->lengths[2] > 2);
     for (int i = 0; i < 2; i++) {
-        floatX *bad = &h.hidden[i][(before + 2) * WIDTH + 3], kept = *bad;
-        CHECK(h.lengths[2] > 2);
-        *bad = to_x(NAN);
-        for (int k = 0; k < 4; k++) {
-            CHECK(heads_measure(&h, op, batches[k], chunks[k], &other, &fault) == -1);
+        floatX *at = h->hidden[i] + (before + 2) * WIDTH + 3, kept, bad = to_x(NAN);
+        op->download(&kept, at, sizeof kept);
+        op->upload(at, &bad, sizeof bad);
+        for (int k = 0; k < (op->host_memory ? 4 : 1); k++) {
+            LogitsResult r;
+            LogitsFault fault;
+            CHECK(heads_measure(h, op, batches[k], chunks[k], &r, &fault) == -1);
             CHECK(fault.of_teacher == (i == 1) && fault.sample == 6 && fault.position == 2);
-            logits_result_free(&other);
+            logits_result_free(&r);
         }
-        *bad = kept;
+        op->upload(at, &kept, sizeof kept);
     }
-    params_release(&h.params, op);
+}
+
+static void test_measure(const Ops *op, const Ops *cpu) {
+    static Heads h, plain;
+    LogitsResult first;
+    LogitsFault fault;
+    heads_open(&plain, cpu);
+    heads_open(&h, op);
+    CHECK(heads_measure(&plain, cpu, SAMPLES, 1000, &first, &fault) == 0);
+    test_totals(&plain, &first);
+    test_chunks(&h, op, &first);
+    test_faults(&h, op);
+    logits_result_free(&first);
+    heads_close(&plain, cpu);
+    heads_close(&h, op);
 }
 
 /* Without positions, and without a teacher, what is undefined is NaN, and null in JSON. */
@@ -442,8 +473,10 @@ int main(int argc, char **argv) {
     program_begin(argv);
     if (argc == 3 && !strcmp(argv[1], "--rows")) return print_rows(argv[2]);
     random_seed(&dice, 7);
-    const Ops *op = ops_open("cpu", &err);
-    if (!op) die("%s", err.text);
+    const Ops *cpu = ops_open("cpu", &err), *op = argc > 1 ? ops_open(argv[1], &err) : cpu;
+    if (!cpu || !op) die("%s", err.text);
+    test_measure(op, cpu);
+    if (op != cpu) return checks_report();
     test_ranks();
     test_spearman();
     test_functions();
@@ -452,7 +485,6 @@ int main(int argc, char **argv) {
     test_processors();
     test_reliability();
     test_moments();
-    test_measure(op);
     test_undefined();
     return checks_report();
 }
