@@ -126,9 +126,10 @@ $(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
 $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -march=native -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate
+METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate): private OPTIMISE := \
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -209,6 +210,7 @@ test:
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_tidy \
+	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS)) \
 	    'build/FP32-emulated/test_kernels --smoke cuda' \
 	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
 	    'test/test_comm.sh build/BF16$(PLAIN) quick' \
@@ -222,7 +224,7 @@ quick-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search)
+	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search $(METRICS_TESTS))
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
@@ -243,6 +245,7 @@ test-all:
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
 	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps \
+	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS) test_cdm) \
 	    build/BF16-noformats-cpu/test_lib \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
@@ -261,7 +264,7 @@ test-all:
 
 all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lib test_tokenizer test_dataloader \
-	    test_comm $(CPU_LESSONS) walkthrough)
+	    test_comm $(METRICS_TESTS) test_cdm $(CPU_LESSONS) walkthrough)
 all-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model test_attention_maps test_beam test_generate)
 all-sanitized:
@@ -296,9 +299,9 @@ demo:
 
 -include $(wildcard $(BUILD)/*.d)
 
-# Not what scripts/deps.sh downloaded: build/venv and build/cuda.
+# Not what scripts/deps.sh downloaded: build/venv, build/venv-logs and build/cuda.
 clean:
-	rm -rf $(filter-out build/venv build/cuda,$(wildcard build/*)) $(PROGRAMS)
+	rm -rf $(filter-out build/venv build/venv-logs build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
 .PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all all-BF16 \
     all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized

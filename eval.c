@@ -1,26 +1,29 @@
 /* eval: measures models on a dataset, against its reference programs and, if one is given, against a teacher.
  *
- *   for each model: a teacher-forced pass over all samples (cross entropy, divergence, token accuracy, agreement),
- *                   then greedy generation from all images (exact match with the reference). */
-#include "dataloader.h"
-#include "generate.h"
+ *   for each model: a teacher-forced pass over all samples (metrics/forced.h: the objective's terms and the metrics of
+ *                   the logits), then greedy generation from all images (exact match with the reference). */
 #include "lib/json.h"
 #include "lib/options.h"
 #include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
-#include "loss.cuh"
+#include "metrics/forced.h"
+#include "metrics/greedy.h"
+#include "metrics/logits_table.h"
 #include "metrics/report.h"
+#include "metrics/suite_report.h"
 
 static struct {
     StringList models;
-    const char *teacher, *data, *json, *logits, *texts, *device, *loss, *weights;
-    int64_t batch, samples, threads;
+    const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *report, *training, *kind, *device,
+        *loss, *weights;
+    int64_t batch, samples, threads, jobs;
     double temperature, beta;
-    bool greedy;
+    bool greedy, resume;
 } opt = {.data = "dev/starter/test.bin",
          .device = "auto",
          .loss = "kl",
+         .kind = "programs",
          .batch = 32,
          .temperature = 2,
          .beta = 0.5,
@@ -29,14 +32,19 @@ static struct {
 static const Option table[] = {
     {"model", 'm', OPT_LIST, &opt.models, "FILE", "model to measure", 0, 0},
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "measure divergence from and agreement with this model", 0, 0},
+    {"baseline", 0, OPT_STRING, &opt.baseline, "FILE", "measure this model too, before the others", 0, 0},
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "dataset", 0, 0},
     {"samples", 'n', OPT_INT, &opt.samples, "N", "only the first N samples; 0: all", 0, 1e12},
     {"batch", 'b', OPT_INT, &opt.batch, "N", "images at a time", 1, 1024},
-    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss", 0.01, 1000},
+    {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss, and of the metrics that have one", 0.01,
+     1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
     {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
+    {"metrics", 0, OPT_STRING, &opt.metrics, "FILE",
+     "write the metrics of the logits there, of baseline, model and teacher, under Image2TikZ's names and ours", 0,
+     0},
     {"logits", 0, OPT_STRING, &opt.logits, "FILE",
      "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and "
      "ids "
@@ -44,6 +52,16 @@ static const Option table[] = {
      0, 0},
     {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
      0, 0},
+    {"report", 0, OPT_STRING, &opt.report, "DIR",
+     "also compare the programs and what they draw, and write a report there: index.html, report.md, metrics.csv", 0,
+     0},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --report: keep the programs and drawings of an interrupted run", 0,
+     0},
+    {"training-data", 0, OPT_STRING, &opt.training, "FILE|GLOB",
+     "of --report: the texts whose commonest n-grams CrystalBLEU leaves out", 0, 0},
+    {"texts-are", 0, OPT_STRING, &opt.kind, "KIND", "of --report: programs or formulas", 0, 0},
+    {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --report: programs that are drawn at a time; 0: one for each processor",
+     0, 256},
     {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4", "measure the models with weights rounded to 8 or 4 bits", 0,
      0},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
@@ -55,10 +73,10 @@ enum { OPTIONS = sizeof table / sizeof table[0] };
 typedef struct {
     const char *path;
     double parameters;
-    ObjectiveSums sums;
-    int64_t samples, exact;
-    double seconds, tokens_generated, generate_seconds;
-} Report;
+    ForcedResult forced;
+    LogitsSums logits;  // over all samples
+    GreedyResult greedy;
+} Measured;
 
 static SoftLoss soft_loss(void) {
     int i = name_index(opt.loss, soft_loss_names, SOFT_LOSSES);
@@ -66,240 +84,9 @@ static SoftLoss soft_loss(void) {
     return (SoftLoss)i;
 }
 
-/* Opens a loader over the dataset in its order, with images in the size of the model and, if it differs, of the
- * teacher. */
-static void open_loader(Loader *l, const Dataset *d, const Model *m, const Model *teacher, int max_tokens) {
-    Error err;
-    LoaderConfig c = loader_config_for((int)opt.batch, max_tokens, m->c.vision.image_size, m->tokenizer.count,
-                                       teacher ? teacher->c.vision.image_size : 0, teacher ? teacher->c.lm.vocab : 0);
-    die_if(loader_start(l, d, c, &err), &err);
-    if (l->skipped)
-        warn("%llu of %llu samples have more than %d text tokens and are left out", (unsigned long long)l->skipped,
-             (unsigned long long)d->count, max_tokens);
-}
-
-/* The next batch, and in *rows how many of its rows to use, so that --samples are used in all; `seen` were used so
- * far. NULL at the end. */
-static const Batch *next_batch(Loader *l, int64_t seen, int *rows) {
-    Error err;
-    err.text[0] = 0;
-    if (opt.samples && seen >= opt.samples) return NULL;
-    const Batch *b = loader_next(l, &err);
-    if (!b && err.text[0]) die("%s", err.text);
-    if (b) *rows = opt.samples && seen + b->B > opt.samples ? (int)(opt.samples - seen) : b->B;
-    return b;
-}
-
-/* ---- teacher-forced ---- */
-
-static void die_not_finite(const Model *m) {
-    Error why;
-    model_not_finite(m, &why);
-    die("%s", why.text);
-}
-
-/* Ends the program when the model or the teacher computed values that are not finite. */
-static void check_finite(const ObjectiveSums *s, const Model *m, const Model *teacher) {
-    if (!isfinite(s->ce)) die_not_finite(m);
-    if (teacher && !isfinite(s->soft)) die_not_finite(teacher);
-}
-
-typedef struct {
-    SafeTensorsWriter writer;
-    float *row;  // [positions, V] logits of one sample
-    int *ids;    // [samples, positions], written after all logits
-    int positions, vocab;
-    int64_t samples;  // written so far
-} LogitsFile;
-
-static void logits_open(LogitsFile *f, int64_t samples, int positions, int vocab) {
-    Error err;
-    SafeTensorSpec specs[2];
-    const char *keys[] = {"format"}, *values[] = {"tikz.c/logits/1"};
-    memset(specs, 0, sizeof specs);
-    snprintf(specs[0].name, sizeof specs[0].name, "logits");
-    specs[0].dtype = DT_F32;
-    specs[0].ndim = 3;
-    snprintf(specs[1].name, sizeof specs[1].name, "ids");
-    specs[1].dtype = DT_I32;
-    specs[1].ndim = 2;
-    for (int i = 0; i < 2; i++) {
-        specs[i].shape[0] = samples;
-        specs[i].shape[1] = positions;
-    }
-    specs[0].shape[2] = vocab;
-    f->positions = positions;
-    f->vocab = vocab;
-    f->samples = 0;
-    f->row = xcalloc((size_t)positions * (size_t)vocab, sizeof(float));
-    f->ids = xcalloc((size_t)samples * (size_t)positions, sizeof(int));
-    die_if(safetensors_write_begin(&f->writer, opt.logits, specs, 2, keys, values, 1, &err), &err);
-}
-
-/* Writes the logits of the last forward pass, over B rows of ids [B, T]. m->hidden holds the final hidden states of
- * the positions that have a label, row after row. */
-static void logits_add(LogitsFile *f, const Model *m, const int *ids, int B, int T) {
-    Error err;
-    size_t row = (size_t)f->positions * (size_t)f->vocab;
-    float *device = (float *)m->op->alloc((size_t)f->positions * (size_t)f->vocab * sizeof(float));
-    if (!device) die("cannot allocate the logits of one sample");
-    const floatX *hidden = m->hidden;
-    for (int b = 0; b < B; b++) {
-        int n = 0, *out = f->ids + (size_t)f->samples++ * (size_t)f->positions;
-        for (int t = 0; t < f->positions; t++) {
-            out[t] = t < T ? ids[(size_t)b * (size_t)T + (size_t)t] : -1;
-            n += out[t] >= 0;
-        }
-        memset(f->row, 0, row * sizeof(float));
-        linear_logits(m->op, device, hidden, m->lm_head, n);
-        m->op->download(f->row, device, (size_t)n * (size_t)f->vocab * sizeof(float));
-        die_if(safetensors_write_data(&f->writer, f->row, row * sizeof(float), &err), &err);
-        hidden += (size_t)n * m->c.lm.hidden_size;
-    }
-    m->op->release(device);
-}
-
-static void logits_close(LogitsFile *f) {
-    Error err;
-    size_t bytes = (size_t)f->samples * (size_t)f->positions * sizeof(int);
-    die_if(safetensors_write_data(&f->writer, f->ids, bytes, &err), &err);
-    die_if(safetensors_write_end(&f->writer, &err), &err);
-    free(f->row);
-    free(f->ids);
-}
-
-/* Counts the images of a batch that are blank as the model sees them, and notes the first of all. `seen`: samples
- * before the batch. */
-static void count_blank(const Batch *b, int B, int64_t seen, int64_t *blank, int64_t *first) {
-    const size_t bytes = (size_t)b->sizes[0] * b->sizes[0] * 3;
-    for (int i = 0; i < B; i++)
-        if (image_darkest(b->pixels[0] + i * bytes, bytes) >= IMAGE_NEAR_WHITE && (*blank)++ == 0) *first = seen + i;
-}
-
-/* The teacher-forced pass over all samples: sums up the metrics, and writes the logits with --logits. */
-static void measure_forced(Report *report, Model *m, Model *teacher, const Dataset *d, int max_tokens) {
-    Objective objective;
-    ObjectiveConfig config = {.w_ce = 1,
-                              .w_soft = teacher ? 1 : 0,
-                              .temperature = (float)opt.temperature,
-                              .soft = soft_loss(),
-                              .jsd_beta = (float)opt.beta,
-                              .band_high = INFINITY,
-                              .gate_confidence = 2};
-    Loader loader;
-    LogitsFile logits;
-    Progress progress;
-    const Batch *batch;
-    int B = 0;
-    int64_t blank = 0, first_blank = 0;
-    double start = seconds_now();
-    objective_open(&objective, config, m, teacher ? param_weight(teacher->lm_head) : (Weight){0}, 0,
-                   (int)opt.batch * max_tokens, (int)opt.batch, 0);
-    open_loader(&loader, d, m, teacher, max_tokens);
-    int64_t total = (int64_t)(d->count - loader.skipped);
-    if (opt.samples && opt.samples < total) total = opt.samples;
-    if (opt.logits) logits_open(&logits, total, max_tokens, m->c.lm.vocab);
-    progress_begin(&progress, "measuring", 0, total);
-    while ((batch = next_batch(&loader, report->samples, &B))) {
-        if (teacher) model_forward(teacher, batch->pixels[batch->size_count - 1], batch->ids, B, batch->T);
-        TeacherOutput q = {teacher ? teacher->hidden : NULL, NULL};
-        model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
-        objective_run(&objective, m, &q, (LossScale){0, 0});
-        if (opt.logits) logits_add(&logits, m, batch->ids, B, batch->T);
-        count_blank(batch, B, report->samples, &blank, &first_blank);
-        report->samples += B;
-        progress_update(&progress, report->samples, NULL);
-    }
-    report->sums = objective_collect(&objective);
-    progress_end(&progress);
-    check_finite(&report->sums, m, teacher);
-    if (blank)
-        warn("%lld of the %lld images are blank in the model's size, or nearly so; the first is that of sample %lld",
-             (long long)blank, (long long)report->samples, (long long)first_blank);
-    if (opt.logits) logits_close(&logits);
-    loader_stop(&loader);
-    objective_close(&objective);
-    report->seconds = seconds_now() - start;
-}
-
-/* ---- greedy programs ---- */
-
-/* Writes n ids, decoded, as DIR/SAMPLE with the given ending. */
-static void write_text(const Tokenizer *t, const int *ids, int n, int64_t sample, const char *ending) {
-    Error err;
-    char *text, *path = format_string("%s/%05lld%s", opt.texts, (long long)sample, ending);
-    size_t bytes;
-    tokenizer_decode(t, ids, n, &text, &bytes);
-    die_if(file_write(path, text, bytes, &err), &err);
-    free(text);
-    free(path);
-}
-
-/* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
- * 0, since greedy decoding draws nothing). */
-typedef struct {
-    const Model *model;
-    int *ids, *lengths, *streams;
-    int max_tokens;
-} Programs;
-
-/* Callback of the generator: stores token `id` of sequence b. Returns false at an end token. */
-static bool read_token(void *context, int b, int id) {
-    Programs *p = context;
-    if (id < 0) die_not_finite(p->model);
-    if (tokenizer_ends(&p->model->tokenizer, id)) return false;
-    p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
-    return true;
-}
-
-/* Compares the generated programs of a batch with the reference programs; `first`: number of its first sample. */
-static void compare_programs(Report *report, const Model *m, const Batch *batch, const Programs *p, int B,
-                             int64_t first) {
-    for (int b = 0; b < B; b++) {
-        const int *ids = batch->ids + (size_t)b * batch->T, *mine = p->ids + (size_t)b * p->max_tokens;
-        int n = 0;
-        while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
-        report->exact += n == p->lengths[b] && !memcmp(ids, mine, n * sizeof(int));
-        report->tokens_generated += p->lengths[b] + 1;
-        if (!opt.texts) continue;
-        write_text(&m->tokenizer, mine, p->lengths[b], first + b, ".tex");
-        write_text(&m->tokenizer, ids, n, first + b, ".ref.tex");
-    }
-}
-
-static void measure_greedy(Report *report, Model *m, const Dataset *d, int max_tokens) {
-    Loader loader;
-    Generator generator;
-    Progress progress;
-    const Batch *batch;
-    Programs programs = {m, xcalloc((size_t)opt.batch * max_tokens, sizeof(int)), xcalloc(opt.batch, sizeof(int)),
-                         xcalloc(opt.batch, sizeof(int)), max_tokens};
-    int B = 0;
-    int64_t seen = 0;
-    double start = seconds_now();
-    open_loader(&loader, d, m, NULL, max_tokens);
-    generator_open(&generator, m, (int)opt.batch, max_tokens);
-    progress_begin(&progress, "writing", 0, report->samples);
-    while ((batch = next_batch(&loader, seen, &B))) {
-        memset(programs.lengths, 0, B * sizeof(int));
-        generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
-        generator_run(&generator, programs.streams, max_tokens, read_token, &programs);
-        compare_programs(report, m, batch, &programs, B, seen);
-        seen += B;
-        progress_update(&progress, seen, "%.1f %% exact", 100 * (double)report->exact / (double)seen);
-    }
-    progress_end(&progress);
-    generator_close(&generator);
-    loader_stop(&loader);
-    free(programs.ids);
-    free(programs.lengths);
-    free(programs.streams);
-    report->generate_seconds = seconds_now() - start;
-}
-
 /* ---- the report ---- */
 
-static void print_reports(const Report *reports, int count, bool teacher) {
+static void print_reports(const Measured *reports, int count, bool teacher) {
     int width = 5;
     for (int i = 0; i < count; i++)
         if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
@@ -307,42 +94,171 @@ static void print_reports(const Report *reports, int count, bool teacher) {
     metrics_print_row(stdout, NULL, teacher);
     printf("%s\n", opt.greedy ? "   exact" : "");
     for (int i = 0; i < count; i++) {
-        const Report *r = &reports[i];
+        const Measured *r = &reports[i];
         printf("%-*s %9.2fM", width, r->path, r->parameters / 1e6);
-        metrics_print_row(stdout, &r->sums, teacher);
-        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->exact / (double)r->samples);
+        metrics_print_row(stdout, &r->forced.sums, teacher);
+        if (opt.greedy) printf(" %6.2f%%", 100 * (double)r->greedy.exact / (double)r->forced.samples);
         printf("\n");
     }
 }
 
-static void json_reports(AtomicFile *file, const Report *reports, int count, bool teacher) {
+/* The logits' metrics that Image2TikZ prints, of all models and of the teacher itself. */
+static void print_logits(const Measured *reports, int count) {
+    const Measured *last = &reports[count - 1];
+    int width = (int)strlen(opt.teacher);
+    for (int i = 0; i < count; i++)
+        if ((int)strlen(reports[i].path) > width) width = (int)strlen(reports[i].path);
+    printf("\n%-*s", width, "logits");
+    logits_print_row(stdout, NULL, false);
+    for (int i = 0; i < count; i++) {
+        printf("%-*s", width, reports[i].path);
+        logits_print_row(stdout, &reports[i].logits, false);
+    }
+    printf("%-*s", width, opt.teacher);
+    logits_print_row(stdout, &last->logits, true);
+}
+
+/* Writes the line of JSON and moves the file to its place. */
+static void json_commit(JsonWriter *w, AtomicFile *file, const char *path) {
     Error err;
+    if (json_write_line(w, file->f)) die("cannot write %s: %s", path, strerror(errno));
+    die_if(atomic_commit(file, &err), &err);
+    json_writer_free(w);
+}
+
+static void json_reports(AtomicFile *file, const Measured *reports, int count, bool teacher) {
     JsonWriter w = {0};
     json_begin_array(&w);
     for (int i = 0; i < count; i++) {
-        const Report *r = &reports[i];
+        const Measured *r = &reports[i];
         json_begin_object(&w);
         json_key(&w, "model"), json_string(&w, r->path);
+        if (opt.baseline) json_key(&w, "baseline"), json_bool(&w, i == 0);
         json_key(&w, "data"), json_string(&w, opt.data);
         json_key(&w, "parameters"), json_number(&w, r->parameters);
-        json_key(&w, "samples"), json_integer(&w, r->samples);
-        json_key(&w, "tokens"), json_number(&w, r->sums.positions);
+        json_key(&w, "samples"), json_integer(&w, r->forced.samples);
+        json_key(&w, "tokens"), json_number(&w, r->forced.sums.positions);
         if (teacher) json_key(&w, "temperature"), json_number(&w, opt.temperature);
-        metrics_json(&w, &r->sums, teacher);
-        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->exact / (double)r->samples);
-        json_key(&w, "tokens_per_second"), json_number(&w, r->sums.positions / r->seconds);
-        if (opt.greedy)
-            json_key(&w, "written_per_second"), json_number(&w, r->tokens_generated / r->generate_seconds);
+        metrics_json(&w, &r->forced.sums, teacher);
+        if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->greedy.exact / (double)r->forced.samples);
+        json_key(&w, "tokens_per_second"), json_number(&w, r->forced.sums.positions / r->forced.seconds);
+        if (opt.greedy) json_key(&w, "written_per_second"), json_number(&w, r->greedy.tokens / r->greedy.seconds);
+        json_key(&w, "logits"), logits_json(&w, &r->logits, teacher);
         json_end_object(&w);
     }
     json_end_array(&w);
-    if (json_write_line(&w, file->f)) die("cannot write %s: %s", opt.json, strerror(errno));
-    die_if(atomic_commit(file, &err), &err);
-    json_writer_free(&w);
+    json_commit(&w, file, opt.json);
 }
 
-static void measure(Report *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
-                    const Ops *op) {
+/* Image2TikZ's three blocks, and ours with what they lack. reports: the baseline's, if there is one, then the model's. */
+static void json_metrics(AtomicFile *file, const Measured *reports) {
+    const Measured *baseline = opt.baseline ? &reports[0] : NULL, *model = &reports[baseline != NULL];
+    JsonWriter w = {0};
+    json_begin_object(&w);
+    logits_image2tikz_block(&w, "baseline_student", logits_metrics, LOGITS_METRICS,
+                            baseline ? &baseline->logits : NULL);
+    logits_image2tikz_block(&w, "distilled_model", logits_metrics, LOGITS_METRICS, &model->logits);
+    logits_image2tikz_block(&w, "teacher_self", logits_self_metrics, LOGITS_SELF_METRICS, &model->logits);
+    json_key(&w, "tikz_c");
+    json_begin_object(&w);
+    json_key(&w, "teacher"), json_string(&w, opt.teacher);
+    json_key(&w, "baseline"), json_string(&w, opt.baseline);
+    json_key(&w, "model"), json_string(&w, model->path);
+    json_key(&w, "data"), json_string(&w, opt.data);
+    json_key(&w, "samples"), json_integer(&w, model->forced.samples);
+    json_key(&w, "tokens"), json_number(&w, model->logits.positions);
+    json_key(&w, "temperature"), json_number(&w, opt.temperature);
+    json_key(&w, "averaging");
+    json_string(&w, "means over the tokens of all texts; Image2TikZ averages over batches, and counts padding");
+    json_key(&w, "baseline_student");
+    if (baseline)
+        logits_json(&w, &baseline->logits, true);
+    else
+        json_null(&w);
+    json_key(&w, "distilled_model"), logits_json(&w, &model->logits, true);
+    json_key(&w, "teacher_self"), logits_self_json(&w, &model->logits);
+    json_end_object(&w);
+    json_end_object(&w);
+    json_commit(&w, file, opt.metrics);
+}
+
+/* Opens the file of a model's programs in the report's folder. Its name changes with the model's file and the data. */
+static void open_programs(Measured *report, const Dataset *d) {
+    Error err;
+    struct stat file;
+    if (stat(report->path, &file)) die("cannot read %s: %s", report->path, strerror(errno));
+    uint64_t hash = hash_bytes(HASH_BEGIN, report->path, strlen(report->path));
+    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec,
+                              dataset_content(d)};
+    hash = hash_bytes(hash, parts, sizeof parts);
+    if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
+    char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
+    if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
+    die_if(programs_open(&report->greedy.programs, path, (int64_t)d->count, &err), &err);
+    free(path);
+}
+
+/* Writes the report of all models. */
+static void write_report(const Measured *reports, int count, const Dataset *d, const Ops *op, char **argv) {
+    Error err;
+    SafeTensors file;
+    Tokenizer tokenizer;
+    Dataset training;
+    SuiteModel *models = xcalloc((size_t)count, sizeof *models);
+    char *command = xstrdup(*argv);
+    for (char **a = argv + 1; *a; a++) {
+        char *longer = format_string("%s %s", command, *a);
+        free(command);
+        command = longer;
+    }
+    for (int i = 0; i < count; i++)
+        models[i] = (SuiteModel){reports[i].path, reports[i].parameters,
+                                 reports[i].forced.seconds + reports[i].greedy.seconds, &reports[i].forced.logits,
+                                 &reports[i].greedy.programs};
+    die_if(safetensors_open(&file, reports[0].path, &err), &err);
+    die_if(tokenizer_load(&tokenizer, &file, &err), &err);
+    if (opt.training) die_if(dataset_open(&training, opt.training, &err), &err);
+    if (opt.training && training.fingerprint != d->fingerprint)
+        die("%s and %s were made with different tokenizers", opt.training, opt.data);
+    const SuiteOptions o = {.folder = opt.report,
+                            .title = "Image to program: a report",
+                            .command = command,
+                            .device = ops_name(op).text,
+                            .data_name = opt.data,
+                            .data = d,
+                            .training = opt.training ? &training : NULL,
+                            .tokenizer = &tokenizer,
+                            .kind = strcmp(opt.kind, "formulas") ? TEXT_PROGRAM : TEXT_FORMULA,
+                            .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs()};
+    interrupts_keep();
+    die_if(suite_report(&o, models, count, &err), &err);
+    fprintf(stderr, "report: %s/index.html\n", opt.report);
+    if (opt.training) dataset_close(&training);
+    safetensors_close(&file);
+    free(command);
+    free(models);
+}
+
+/* The number of tokens of the longest text that the models and the teacher (or NULL) all have room for, so that all are
+ * measured on the same samples. */
+static int common_room(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
+    Error err;
+    int room = (int)d->longest;
+    if (teacher && teacher->max_T < room) room = teacher->max_T;
+    for (int i = 0; i < count; i++) {
+        SafeTensors file;
+        ModelConfig c;
+        die_if(safetensors_open(&file, paths[i], &err), &err);
+        die_if(config_load(&c, &file, &err), &err);
+        safetensors_close(&file);
+        const int most = c.lm.max_positions - vision_tokens(&c.vision);
+        if (most < room) room = most;
+    }
+    return room;
+}
+
+static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
+                    int max_tokens, const Ops *op) {
     Error err;
     static Model model;
     Model *m = &model;
@@ -352,23 +268,54 @@ static void measure(Report *report, const char *path, WeightFormat format, Model
             path);
     if (teacher && tokenizer_same(&m->tokenizer, &teacher->tokenizer, &err))
         die("teacher %s and %s do not share a tokenizer: %s", opt.teacher, path, err.text);
-    int max_tokens = (int)d->longest, most = model_max_text(m);
-    if (teacher && teacher->max_T < most) most = teacher->max_T;
-    if (max_tokens > most) max_tokens = most;
     if (opt.greedy) generator_fit(m, (int)opt.batch, 1, false, max_tokens, max_tokens);
     model_plan(m, (int)opt.batch, max_tokens);
+    const ForcedOptions options = {.batch = (int)opt.batch,
+                                   .samples = opt.samples,
+                                   .temperature = opt.temperature,
+                                   .soft = soft_loss(),
+                                   .jsd_beta = opt.beta,
+                                   .logits_file = opt.logits};
     report->path = path;
     report->parameters = (double)params_total(&m->params, GROUP_ALL);
-    measure_forced(report, m, teacher, d, max_tokens);
-    if (opt.greedy) measure_greedy(report, m, d, max_tokens);
+    forced_measure(&report->forced, &options, m, teacher, d, max_tokens);
+    report->logits = logits_total(&report->forced.logits, NULL, 0);
+    if (opt.greedy) {
+        if (opt.report) open_programs(report, d);
+        greedy_measure(&report->greedy, &(GreedyOptions){(int)opt.batch, opt.samples, opt.texts}, m, d, max_tokens);
+    }
     model_close(m);
+}
+
+/* Ends the program on options that do not go together. */
+static void check_options(WeightFormat *format) {
+    const bool one = opt.models.count == 1 && !opt.baseline;
+    if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
+    if (opt.logits && !one) options_die("--logits takes exactly one --model");
+    if (opt.texts && !one) options_die("--texts takes exactly one --model");
+    if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
+    if (opt.report && !opt.greedy) options_die("--report compares greedy programs; leave out --no-greedy");
+    if (!opt.report && (opt.resume || opt.training || opt.jobs))
+        options_die("--resume, --training-data and --jobs are options of --report");
+    if (strcmp(opt.kind, "programs") && strcmp(opt.kind, "formulas"))
+        options_die("--texts-are must be programs or formulas, not '%.40s'", opt.kind);
+    if (opt.metrics && opt.models.count != 1) options_die("--metrics takes exactly one --model, and one --baseline");
+    if (opt.metrics && !opt.teacher) options_die("--metrics compares with a teacher; add --teacher FILE");
+    soft_loss();
+}
+
+static void open_teacher(Model *teacher, const Ops *op, const Dataset *d) {
+    Error err;
+    die_if(model_open(teacher, op, opt.teacher, "the teacher's ", &err), &err);
+    const int most = model_max_text(teacher), longest = (int)d->longest;
+    model_plan(teacher, (int)opt.batch, longest < most ? longest : most);
 }
 
 int main(int argc, char **argv) {
     static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
     static Model teacher;
     Dataset data;
-    AtomicFile json;
+    AtomicFile json, metrics_file;
     WeightFormat format;
     Error err;
     program_begin(argv);
@@ -379,29 +326,35 @@ int main(int argc, char **argv) {
     free(usage);
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
-    if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
-    if (opt.logits && opt.models.count != 1) options_die("--logits takes exactly one --model");
-    if (opt.texts && opt.models.count != 1) options_die("--texts takes exactly one --model");
-    if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
+    check_options(&format);
+    if (opt.report) interrupts_take();
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
     fprintf(stderr, "device %s\n", ops_name(op).text);
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
+    if (opt.report) die_if(make_folder(opt.report, &err), &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
-    if (opt.teacher) {
-        die_if(model_open(&teacher, op, opt.teacher, "the teacher's ", &err), &err);
-        int most = model_max_text(&teacher), longest = (int)data.longest;
-        model_plan(&teacher, (int)opt.batch, longest < most ? longest : most);
-    }
+    if (opt.teacher) open_teacher(&teacher, op, &data);
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
-    Report *reports = xcalloc((size_t)opt.models.count, sizeof(Report));
-    for (int i = 0; i < opt.models.count; i++)
-        measure(&reports[i], opt.models.items[i], format, opt.teacher ? &teacher : NULL, &data, op);
-    print_reports(reports, opt.models.count, opt.teacher != NULL);
+    if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
+    const int first = opt.baseline != NULL, count = opt.models.count + first;
+    const char **paths = xcalloc((size_t)count, sizeof *paths);
+    for (int i = 0; i < count; i++) paths[i] = i < first ? opt.baseline : opt.models.items[i - first];
+    const int max_tokens = common_room(paths, count, opt.teacher ? &teacher : NULL, &data);
+    Measured *reports = xcalloc((size_t)count, sizeof(Measured));
+    for (int i = 0; i < count; i++)
+        measure(&reports[i], paths[i], format, opt.teacher ? &teacher : NULL, &data, max_tokens, op);
+    print_reports(reports, count, opt.teacher != NULL);
+    if (opt.metrics) print_logits(reports, count);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
-    if (opt.json) json_reports(&json, reports, opt.models.count, opt.teacher != NULL);
+    if (opt.json) json_reports(&json, reports, count, opt.teacher != NULL);
+    if (opt.metrics) json_metrics(&metrics_file, reports);
+    if (opt.report) write_report(reports, count, &data, op, argv);
+    for (int i = 0; i < count; i++)
+        logits_result_free(&reports[i].forced.logits), programs_close(&reports[i].greedy.programs);
     free(reports);
+    free(paths);
     if (opt.teacher) model_close(&teacher);
     dataset_close(&data);
     return 0;

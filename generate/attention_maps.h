@@ -10,10 +10,7 @@
 #ifndef GENERATE_ATTENTION_MAPS_H
 #define GENERATE_ATTENTION_MAPS_H
 
-#include "../lib/error.h"
-
-#include "../lib/png_write.h"
-#include "../lib/utf8.h"
+#include "../lib/html.h"
 #include "../model.h"
 
 enum { ATTENTION_PICTURE = 384 };  // the least side of a picture in pixels
@@ -164,33 +161,13 @@ static inline char *attention_file_name(const Tokenizer *t, int number, int id) 
 
 /* ---- the page ---- */
 
-/* Writes text as HTML. Spaces, tabs and line ends are made visible if `visible`; other control characters and bytes that are not
- * UTF-8 become U+FFFD. */
-static inline void html_write(FILE *f, const uint8_t *s, size_t n, bool visible) {
-    for (size_t i = 0, length; i < n; i += length) {
-        const Utf8State state = utf8_scan(s + i, n - i, &length);
-        if (state != UTF8_COMPLETE || s[i] == 127 || (s[i] < 32 && !(visible && (s[i] == '\n' || s[i] == '\t'))))
-            fputs("&#xfffd;", f);
-        else if (s[i] == '\n')
-            fputs("&#x21b5;", f);
-        else if (s[i] == '\t')
-            fputs("&#x21e5;", f);
-        else if (visible && s[i] == ' ')
-            fputs("&#x2423;", f);
-        else if (strchr("&<>\"'", s[i]))
-            fprintf(f, "&#%d;", s[i]);
-        else
-            fwrite(s + i, 1, length, f);
-    }
-}
-
 static inline void attention_page_begin(FILE *f, const char *name) {
     fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>Attention: ", f);
-    html_write(f, (const uint8_t *)name, strlen(name), false);
+    html_text(f, name);
     fputs("</title>\n<style>\nbody { font-family: sans-serif }\ntd, th { padding: 4px 12px; text-align: left }\n"
           "code { font-size: 150% }\nimg { border: 1px solid silver; max-width: 384px }\n</style>\n<h1>",
           f);
-    html_write(f, (const uint8_t *)name, strlen(name), false);
+    html_text(f, name);
     fputs("</h1>\n<p>Where the model looked when it chose each token: the attention on each image token, averaged "
           "over all "
           "heads and blocks. In each picture the image token with the most attention is pure red; the table says how "
@@ -212,7 +189,7 @@ static inline void attention_page_row(FILE *f, const Tokenizer *t, int number, i
     fprintf(f, "<tr><td>%d<td>", number);
     if (n) {
         fputs("<code>", f);
-        html_write(f, bytes, n, true);
+        html_bytes(f, bytes, n, true);
         fputs("</code>", f);
     } else {
         fprintf(f, "token %d", id);

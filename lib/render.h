@@ -106,6 +106,7 @@ typedef struct {
     int scale_to;  // pixels of the page's longest side; 0: use dpi
     double dpi;
     ImageBox part;  // width 0: the whole page
+    bool hard;      // pixels are inside or outside of a shape: no antialiasing, no mixed colours
 } RenderView;
 
 /* Runs pdftocairo on the last page. Returns the file that it writes, allocated, or NULL. */
@@ -123,6 +124,7 @@ static inline char *render_page_file(const Renderer *r, const Compiled *c, const
     if (png) arguments[n++] = "-singlefile";
     if (png) arguments[n++] = v->scale_to ? "-scale-to" : "-r";
     if (png) arguments[n++] = v->scale_to ? text[1] : text[2];
+    if (png && v->hard) arguments[n++] = "-antialias", arguments[n++] = "none";
     const int numbers[] = {v->part.x, v->part.y, v->part.width, v->part.height};
     for (int i = 0; v->part.width > 0 && i < 4; i++) {
         static const char *const names[] = {"-x", "-y", "-W", "-H"};
@@ -173,7 +175,7 @@ static inline RenderView render_closer(const RenderView *v, ImageBox box, int lo
     const int x = (int)((v->part.x + box.x - 1) * ratio) - 2, y = (int)((v->part.y + box.y - 1) * ratio) - 2;
     const ImageBox part = {x > 0 ? x : 0, y > 0 ? y : 0, (int)((box.width + 2) * ratio) + 5,
                            (int)((box.height + 2) * ratio) + 5};
-    return (RenderView){(int)scale, 0, part};
+    return (RenderView){(int)scale, 0, part, v->hard};
 }
 
 /* Draws the last page, cropped to what is not white, on white. `longest` > 0: the longest side has this many pixels,
@@ -183,7 +185,7 @@ static inline RenderView render_closer(const RenderView *v, ImageBox box, int lo
  * times at most; the last is then taken as it is. */
 static inline int render_image(const Renderer *r, const Compiled *c, int longest, double dpi, Image *image,
                                Error *err) {
-    RenderView view = {longest, dpi, {0, 0, 0, 0}};
+    RenderView view = {longest, dpi, {0, 0, 0, 0}, false};
     if (!c->pdf)
         return error_set(err, "there is nothing to draw: %s", c->problem ? c->problem : "nothing was compiled");
     if (longest > IMAGE_MAX_SIDE || longest < 0 || (longest == 0 && !(dpi >= 1 && dpi <= 10000)))
@@ -200,6 +202,14 @@ static inline int render_image(const Renderer *r, const Compiled *c, int longest
         image_free(image);
         view = render_closer(&view, box, longest);
     }
+}
+
+/* Draws the last page with `dpi` pixels per inch in the colours of the program only, without antialiasing, cropped. */
+static inline int render_hard(const Renderer *r, const Compiled *c, double dpi, Image *image, Error *err) {
+    const RenderView view = {0, dpi, {0, 0, 0, 0}, true};
+    if (render_view(r, c, &view, image, err) != 0) return -1;
+    render_crop(image, image_trim(image, IMAGE_WHITE));
+    return 0;
 }
 
 /* ---- SVG ---- */
@@ -220,7 +230,7 @@ static inline char *render_svg_crop(const char *svg, ImageBox box, int width, in
 
 /* The last page as SVG, cropped to what is not white, to 1/1000 of the page. Returns the text, allocated, or NULL. */
 static inline char *render_svg(const Renderer *r, const Compiled *c, Error *err) {
-    const RenderView view = {1000, 0, {0, 0, 0, 0}};
+    const RenderView view = {1000, 0, {0, 0, 0, 0}, false};
     Image page;
     size_t size = 0;
     if (!c->pdf) {

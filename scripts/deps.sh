@@ -8,13 +8,15 @@
 #                                                          packages and fonts that figures on the net use
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
 #   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
+#   scripts/deps.sh logs       TensorBoard, MLflow, W&B    what exported logs are tested with: build/venv-logs
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
+#   scripts/deps.sh page       Chromium, tidy              for test/check_page.py, which looks at eval's reports; optional
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=() optional=() foreign= toolkit= requirements=()
+packages=() optional=() foreign= toolkit= requirements=() logs=
 for group in "${@:-build}"; do
     case $group in
     build)
@@ -27,14 +29,17 @@ for group in "${@:-build}"; do
         optional+=(texlive-xetex texlive-fonts-recommended texlive-science) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
     fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
+    logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
+    page) optional+=(chromium tidy) ;;
     ci) packages+=(clang libomp-dev) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build mpi tex python fixtures cuda ci aarch64 ;;
+    all) exec "$0" build mpi tex python fixtures logs cuda page ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, cuda, ci, aarch64 or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, logs, cuda, page, ci," \
+            "aarch64 or all" >&2
         exit 2
         ;;
     esac
@@ -50,20 +55,22 @@ missing() { # PACKAGE...: prints those that are not installed
 mapfile -t needed < <(missing "${packages[@]}")
 mapfile -t wanted < <(missing "${optional[@]}")
 
-virtual_environment() { # REQUIREMENTS...: makes build/venv, on top of the system's Python packages, with these files
-    local wanted=() file
+virtual_environment() { # FOLDER REQUIREMENTS...: makes it, on top of the system's Python packages, with these files
+    local wanted=() file folder=$1
+    shift
     for file in "$@"; do wanted+=(-r "$file"); done
-    [ "$(cat build/venv/requirements 2>/dev/null)" = "$(cat "$@")" ] && return
-    echo "deps.sh: putting the packages of $* into build/venv" >&2
+    [ "$(cat "$folder/requirements" 2>/dev/null)" = "$(cat "$@")" ] && return
+    echo "deps.sh: putting the packages of $* into $folder" >&2
     mkdir -p build
-    /usr/bin/python3 -m venv --system-site-packages build/venv && build/venv/bin/pip install -q "${wanted[@]}" >&2 &&
-        cat "$@" >build/venv/requirements
+    /usr/bin/python3 -m venv --system-site-packages "$folder" && "$folder/bin/pip" install -q "${wanted[@]}" >&2 &&
+        cat "$@" >"$folder/requirements"
 }
 
 finish() { # installs what is not a system package, and exits
     cd "$(dirname "$0")/.."
     [ -z "$toolkit" ] || scripts/cuda_toolkit.sh >/dev/null || exit 1
-    [ ${#requirements[@]} -eq 0 ] || virtual_environment "${requirements[@]}" || exit 1
+    [ ${#requirements[@]} -eq 0 ] || virtual_environment build/venv "${requirements[@]}" || exit 1
+    [ -z "$logs" ] || virtual_environment build/venv-logs test/requirements-logs.txt || exit 1
     exit 0
 }
 [ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && finish

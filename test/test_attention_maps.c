@@ -242,11 +242,11 @@ static void test_texts(void) {
         char *html = NULL;
         size_t n = 0;
         FILE *f = open_memstream(&html, &n);
-        html_write(f, (const uint8_t *)text, sizeof text - 1, visible);
+        html_bytes(f, (const uint8_t *)text, sizeof text - 1, visible);
         fclose(f);
         const char *expected =
             visible ? "\\draw&#x21b5;&#x2423;&#60;b&#62;&#34;&#38;&#39;&#xfffd;\xe2\x82\xac&#x21e5;&#xfffd;"
-                    : "\\draw&#xfffd; &#60;b&#62;&#34;&#38;&#39;&#xfffd;\xe2\x82\xac&#xfffd;&#xfffd;";
+                    : "\\draw\n &#60;b&#62;&#34;&#38;&#39;&#xfffd;\xe2\x82\xac\t&#xfffd;";
         check(!strcmp(html, expected), __FILE__, __LINE__, expected, html);
         free(html);
     }

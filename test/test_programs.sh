@@ -465,6 +465,41 @@ choosing() {
 
 # ---- eval ----
 
+pictures_exist() { # FOLDER: those that its report.md shows
+    local picture
+    for picture in $(sed -n 's/^!\[[^]]*\](\([^)]*\)).*/\1/p' "$1/report.md"); do [ -s "$1/$picture" ] || return 1; done
+}
+
+# eval --report, with TeX, without, and interrupted.
+reporting() {
+    local student=$root/dev/starter/student.safetensors data=$root/dev/starter/test.bin measure
+    measure=("$eval" --model "$student" --data "$data" --samples 6 --batch 2)
+    export XDG_CACHE_HOME=$tmp/cache
+    run env PATH=/nowhere "${measure[@]}" --report plain
+    check "a report without TeX" [ $status = 0 ]
+    check "it says what is left out" grep -q "the drawings are left out" err
+    check "... in the page, too" grep -q "drawings are left out" plain/index.html
+    check "texts are compared" grep -q "^bleu,student,[0-9]" plain/metrics.csv
+    check "drawings are not" grep -q "^ssim,student,,," plain/metrics.csv
+    refuses 2 "--report compares greedy programs" "${measure[@]}" --report plain --no-greedy
+    refuses 2 "options of --report" "${measure[@]}" --resume
+    refuses 2 "--texts-are must be" "${measure[@]}" --report plain --texts-are poems
+    refuses 1 "cannot" "${measure[@]}" --report /proc/nothing
+    has_tex reports || return
+    succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin"
+    check "all programs compile" grep -q "^compile_clean,.*,1,1,1$" full/metrics.csv
+    check "two models" [ "$(grep -c '^ssim,' full/metrics.csv)" = 2 ]
+    check "equal models do not differ" grep -q "No figure differs significantly" full/index.html
+    check "pictures beside the text" pictures_exist full
+    cp full/metrics.csv before.csv
+    local programs
+    programs=$(ls full/programs-*)
+    head -c 700 "$programs" >cut && cp cut "$programs" # as an interruption leaves it
+    succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin" --resume
+    check "resumed: the same figures" same before.csv full/metrics.csv
+    check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
+}
+
 evaluating() {
     local i
     succeeds "$eval" --model teacher.safetensors --model student/student.safetensors --teacher teacher.safetensors \
@@ -505,6 +540,7 @@ evaluating() {
     refuses 2 "--logits takes exactly one" "$eval" --model a --model b --data val.bin --logits x
     refuses 1 "nowhere/x.json" "$eval" --model teacher.safetensors --data val.bin --no-greedy --json nowhere/x.json
     refuses 1 "val.bin" "$eval" --model teacher.safetensors --data val.bin --texts val.bin
+    evaluating_logits
     if [ -w /dev/full ]; then
         refuses 1 "/dev/full" "$eval" --model teacher.safetensors --data val.bin --logits /dev/full
         last=("$eval" --model teacher.safetensors --data val.bin '>/dev/full')
@@ -513,6 +549,37 @@ evaluating() {
         check "a table that cannot be written is an error" [ $status = 1 ]
     fi
     check "no partial files" no_partial
+}
+
+# The metrics of the logits; test/compare_logits.py compares their values.
+evaluating_logits() {
+    local student=student/student.safetensors model=(--no-greedy --data val.bin --model) block
+    model+=($student --teacher teacher.safetensors)
+    succeeds "$eval" "${model[@]}" --baseline short/student.safetensors --metrics metrics.json --json eval.json
+    check "--metrics prints a second table" [ "$(wc -l <out)" = 8 ]
+    check "the second table has the teacher's row" grep -q '^teacher.safetensors  *[0-9.]* *[0-9.]*  *[0-9.]* ' out
+    for block in baseline_student distilled_model teacher_self tikz_c; do
+        check "--metrics: $block" grep -q "\"$block\":{" metrics.json
+    done
+    check "--json: the baseline first" [ "$(number_of eval.json model 1)" = short/student.safetensors ]
+    check "all models are measured on the same samples" [ "$(number_of eval.json samples 1)" = 5 -a \
+        "$(number_of eval.json samples 2)" = 5 ]
+    check "--json: the logits' CE is the table's" near "$(number_of eval.json ce 2)" \
+        "$(sed 's/.*"distilled_model":{"CE":\([^,]*\).*/\1/' metrics.json)" 0.002
+    succeeds "$eval" "${model[@]}" --metrics one.json --batch 8 --threads 1
+    check "without a baseline its block is null" grep -q '^{"baseline_student":null,' one.json
+    succeeds "$eval" "${model[@]}" --metrics two.json --batch 8 --threads 2
+    check "the same metrics for any number of threads" same one.json two.json
+    succeeds "$eval" "${model[@]}" --metrics one.json -n 1
+    check "one sample" grep -q '"samples":1,' one.json
+    refuses 2 "--metrics takes exactly one --model" "$eval" --model a --model b --teacher c --metrics none.json
+    refuses 2 "--metrics compares with a teacher" "$eval" --model a --metrics none.json
+    refuses 2 "--logits takes exactly one" "$eval" --model a --baseline b --logits none.json
+    refuses 1 "nowhere/m.json" "$eval" "${model[@]}" --metrics nowhere/m.json
+    "$damage" word teacher.safetensors word.safetensors
+    refuses 1 "do not share a tokenizer" "$eval" --model $student --teacher word.safetensors --data val.bin \
+        --metrics none.json
+    check "nothing is written when refused" [ ! -e none.json ]
 }
 
 # ---- weights of 8 and 4 bits ----
@@ -843,7 +910,8 @@ flipped_bits() {
     refuses 1 "$damaged" "$infer" --model nan.safetensors --max-tokens 4 image0.png -o bad.tex
     refuses 1 "$damaged" "$infer" --model nan.safetensors --temperature 1 --top-p 0.9 image0.png image1.png -o bad.tex
     refuses 1 "$damaged" "$eval" --model nan.safetensors --data val.bin --json bad.json
-    refuses 1 "$damaged" "$eval" --model teacher.safetensors --teacher nan.safetensors --data val.bin --json bad.json
+    refuses 1 "$damaged; the first logits that are not finite are those of sample 0 for its token " \
+        "$eval" --model teacher.safetensors --teacher nan.safetensors --data val.bin --json bad.json
     check "nothing is written of a damaged model" eval '[ ! -e bad.json ] && [ -z "$(find bad.tex -type f)" ]'
     rm -r bad.tex
     "$damage" part val.bin two.bin 0 2
@@ -971,6 +1039,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating quantised \
+run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

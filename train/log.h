@@ -71,6 +71,7 @@ static JsonWriter log_begin(int64_t step) {
 }
 
 static void log_end(const Log *log, JsonWriter *w) {
+    json_key(w, "time"), json_integer(w, (int64_t)time(NULL));  // Unix seconds
     json_end_object(w);
     if (log->file && (json_write_line(w, log->file) || fflush(log->file)))
         die("cannot write %s: %s", log->path, strerror(errno));

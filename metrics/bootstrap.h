@@ -1,0 +1,99 @@
+/* Confidence intervals by resampling the samples of a dataset (Efron 1979), and whether two models differ, by resampling the
+ * same samples for both (paired bootstrap; Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation").
+ *
+ * Every figure of a model is a function of sums over the samples: an accuracy of two sums, BLEU of ten. A resample takes as
+ * many samples as there are, with replacement, and adds up what was counted of each; the figure is computed from the sums. */
+#ifndef METRICS_BOOTSTRAP_H
+#define METRICS_BOOTSTRAP_H
+
+#include "../lib/error.h"
+
+#include "../lib/random.h"
+
+#include <math.h>
+
+enum { BOOTSTRAP_RESAMPLES = 1000 };
+
+/* What is counted of a sample, and how two counts are added. All zeros are the sum of no samples. */
+typedef struct {
+    size_t bytes;
+    void (*add)(void *sum, const void *sample);
+} SampleKind;
+
+typedef struct {
+    size_t bytes;
+    char *total;  // sum of the samples themselves
+    char *sums;   // [BOOTSTRAP_RESAMPLES], of the resamples
+} Bootstrap;
+
+typedef struct {
+    double value, low, high;  // low, high: of the 95 % interval; not a number where the value is none
+} Interval;
+
+/* A figure from the sum of samples, and a number that says which; not a number where it is not defined. */
+typedef double (*BootstrapFigure)(const void *sums, int which);
+
+/* Resamples an array of `count` samples. The same seed and count pick the same samples, so that two models are paired. */
+static inline void bootstrap_open(Bootstrap *b, const void *samples, int count, SampleKind kind, uint64_t seed) {
+    const char *all = (const char *)samples;
+    Random random;
+    random_seed(&random, seed);
+    b->bytes = kind.bytes;
+    b->total = (char *)xcalloc(1, kind.bytes);
+    b->sums = (char *)xcalloc(BOOTSTRAP_RESAMPLES, kind.bytes);
+    for (int i = 0; i < count; i++) kind.add(b->total, all + (size_t)i * kind.bytes);
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
+        for (int i = 0; i < count; i++)
+            kind.add(b->sums + (size_t)r * kind.bytes, all + random_below(&random, (uint64_t)count) * kind.bytes);
+}
+
+static inline void bootstrap_close(Bootstrap *b) {
+    free(b->total);
+    free(b->sums);
+}
+
+static inline int bootstrap_compare(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The value at a share of n > 0 sorted values, linear between neighbours. */
+static inline double bootstrap_quantile(const double *sorted, int n, double share) {
+    const double at = share * (n - 1);
+    const int i = (int)at;
+    return i + 1 < n ? sorted[i] + (at - i) * (sorted[i + 1] - sorted[i]) : sorted[n - 1];
+}
+
+/* The value, and the interval of its finite resamples. */
+static inline Interval bootstrap_of(double value, double *resampled) {
+    Interval out = {value, NAN, NAN};
+    int n = 0;
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
+        if (isfinite(resampled[r])) resampled[n++] = resampled[r];
+    if (!n || !isfinite(value)) return out;
+    qsort(resampled, (size_t)n, sizeof *resampled, bootstrap_compare);
+    out.low = bootstrap_quantile(resampled, n, 0.025);
+    out.high = bootstrap_quantile(resampled, n, 0.975);
+    return out;
+}
+
+static inline Interval bootstrap_interval(const Bootstrap *b, BootstrapFigure figure, int which) {
+    double values[BOOTSTRAP_RESAMPLES];
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) values[r] = figure(b->sums + (size_t)r * b->bytes, which);
+    return bootstrap_of(figure(b->total, which), values);
+}
+
+/* a - b, with its interval. The models differ significantly (at 5 %) where the interval leaves out 0. */
+static inline Interval bootstrap_difference(const Bootstrap *a, const Bootstrap *b, BootstrapFigure figure,
+                                            int which) {
+    double values[BOOTSTRAP_RESAMPLES];
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
+        values[r] = figure(a->sums + (size_t)r * a->bytes, which) - figure(b->sums + (size_t)r * b->bytes, which);
+    return bootstrap_of(figure(a->total, which) - figure(b->total, which), values);
+}
+
+static inline bool bootstrap_significant(const Interval *difference) {
+    return difference->low > 0 || difference->high < 0;
+}
+
+#endif

@@ -1,0 +1,127 @@
+/* The programs that a model writes, greedily, for the images of a dataset, and how many of them are the reference's. */
+#ifndef METRICS_GREEDY_H
+#define METRICS_GREEDY_H
+
+#include "../generate.h"
+#include "../lib/bpe.h"
+#include "../lib/clock.h"
+#include "../lib/progress.h"
+#include "dataset_pass.h"
+#include "forced.h"
+#include "programs.h"
+
+typedef struct {
+    int batch;          // images at a time
+    int64_t samples;    // only the first; 0: all
+    const char *texts;  // folder, or NULL: programs are written there as NUMBER.tex, references as NUMBER.ref.tex
+} GreedyOptions;
+
+typedef struct {
+    int64_t exact;           // programs that equal the reference's text
+    double tokens, seconds;  // generated, the end tokens included; 0 where the programs of an earlier run were taken
+    ProgramStore programs;   // of all samples of the dataset, where programs.texts is not NULL
+} GreedyResult;
+
+/* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
+ * 0, since greedy decoding draws nothing). */
+typedef struct {
+    const Model *model;
+    int *ids, *lengths, *streams;
+    int max_tokens;
+} GreedyBatch;
+
+/* Callback of the generator: stores token `id` of sequence b. Returns false at an end token. */
+static inline bool greedy_token(void *context, int b, int id) {
+    GreedyBatch *p = (GreedyBatch *)context;
+    if (id < 0) die_not_finite(p->model);
+    if (tokenizer_ends(&p->model->tokenizer, id)) return false;
+    p->ids[(size_t)b * p->max_tokens + p->lengths[b]++] = id;
+    return true;
+}
+
+static inline void greedy_write(const GreedyOptions *o, int64_t number, const char *ending, const char *text) {
+    Error err;
+    char *path = format_string("%s/%05lld%s", o->texts, (long long)number, ending);
+    die_if(file_write(path, text, strlen(text), &err), &err);
+    free(path);
+}
+
+/* Compares program and reference [n] of a sample; number: its place in the pass. */
+static inline void greedy_compare(GreedyResult *result, const GreedyOptions *o, const Tokenizer *t,
+                                  const char *program, const int *ids, int n, int64_t number) {
+    char *reference;
+    tokenizer_decode(t, ids, n, &reference, NULL);
+    result->exact += !strcmp(program, reference);
+    if (o->texts) greedy_write(o, number, ".tex", program);
+    if (o->texts) greedy_write(o, number, ".ref.tex", reference);
+    free(reference);
+}
+
+/* Whether an earlier run has written the programs of a batch. */
+static inline bool greedy_have(const GreedyResult *result, const Batch *batch, int B) {
+    for (int b = 0; b < B; b++)
+        if (!result->programs.texts || !result->programs.texts[batch->samples[b]]) return false;
+    return true;
+}
+
+/* Takes or decodes the programs of a batch of B images, of which `first` is the first's place in the pass, and compares
+ * them with the references. mine: what was generated, or NULL: they are there. */
+static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, const Model *m, const Batch *batch,
+                                 const GreedyBatch *mine, int B, int64_t first) {
+    Error err;
+    for (int b = 0; b < B; b++) {
+        const int *ids = batch->ids + (size_t)b * batch->T;
+        const char *kept = mine ? NULL : result->programs.texts[batch->samples[b]];
+        char *text = NULL;
+        size_t bytes = 0;
+        int n = 0;
+        while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
+        if (mine) {
+            tokenizer_decode(&m->tokenizer, mine->ids + (size_t)b * mine->max_tokens, mine->lengths[b], &text,
+                             &bytes);
+            result->tokens += mine->lengths[b] + 1;
+        }
+        greedy_compare(result, o, &m->tokenizer, mine ? text : kept, ids, n, first + b);
+        if (mine && result->programs.texts)
+            die_if(programs_add(&result->programs, batch->samples[b], text, bytes, &err), &err);
+        else
+            free(text);
+    }
+}
+
+/* Writes the programs of all samples with m, planned for the options' batch and max_tokens. result: zeros, with
+ * result->programs open or not; what it has is not generated again. */
+static inline void greedy_measure(GreedyResult *result, const GreedyOptions *o, Model *m, const Dataset *d,
+                                  int max_tokens) {
+    DatasetPass pass;
+    Generator generator;
+    Progress progress;
+    const Batch *batch;
+    const size_t B_most = (size_t)o->batch;
+    GreedyBatch mine = {m, (int *)xcalloc(B_most * (size_t)max_tokens, sizeof(int)),
+                        (int *)xcalloc(B_most, sizeof(int)), (int *)xcalloc(B_most, sizeof(int)), max_tokens};
+    int B = 0;
+    const double start = seconds_now();
+    dataset_pass_open(&pass, d, m, NULL, o->batch, o->samples, max_tokens);
+    generator_open(&generator, m, o->batch, max_tokens);
+    progress_begin(&progress, "writing", 0, pass.total);
+    while ((batch = dataset_pass_next(&pass, &B))) {
+        const bool have = greedy_have(result, batch, B);
+        if (!have) {
+            memset(mine.lengths, 0, B_most * sizeof(int));
+            generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
+            generator_run(&generator, mine.streams, max_tokens, greedy_token, &mine);
+        }
+        greedy_finish(result, o, m, batch, have ? NULL : &mine, B, pass.seen - B);
+        progress_update(&progress, pass.seen, "%.1f %% exact", 100 * (double)result->exact / (double)pass.seen);
+    }
+    progress_end(&progress);
+    generator_close(&generator);
+    dataset_pass_close(&pass);
+    free(mine.ids);
+    free(mine.lengths);
+    free(mine.streams);
+    result->seconds = seconds_now() - start;
+}
+
+#endif

@@ -1,0 +1,84 @@
+/* What a report shows: models, their figures, histograms, training curves and examples. Programs fill it in; report_page.h and
+ * report_text.h write it. */
+#ifndef METRICS_REPORT_DATA_H
+#define METRICS_REPORT_DATA_H
+
+#include "bootstrap.h"
+#include "chart.h"
+
+/* A figure of a model, computed from the sums of the columns of its samples. */
+typedef struct {
+    const char *key, *title, *group;  // key: in files; group: the figures of a group follow each other
+    const char *meaning;              // one sentence
+    int better;                       // 1: more is better, -1: less is, 0: neither
+    BootstrapFigure compute;
+    int which;         // given to it
+    const char *axis;  // its short name on the radar chart, where a share has its place; or NULL
+} Figure;
+
+typedef struct {
+    const char *input, *reference;  // what the model sees, as PNG file in the report's folder; the reference program
+    int64_t sample;
+} ReportSample;
+
+typedef struct {
+    const char *program;
+    const char *drawing, *difference;  // PNG files in the report's folder, or NULL: the program does not compile
+    const char *remark;                // such as the first error, or NULL
+    double score;                      // the less, the worse the example; not a number: unknown
+} ReportOutput;
+
+typedef struct {
+    const char *name, *path;
+    double parameters, seconds;
+    Bootstrap sums;
+    const ReportOutput *outputs;                   // [samples] of Report, or NULL
+    ChartSeries reliability, confidence, entropy;  // count 0: none
+    ChartSeries curve;                             // training loss over steps; count 0: none
+} ReportModel;
+
+typedef struct {
+    const char *title, *data, *command, *device;
+    int64_t sample_count;
+    const Figure *figures;
+    int figure_count;
+    const ReportModel *models;
+    int model_count;
+    const ReportSample *samples;  // [sample_count], or NULL: no programs were generated
+    const char *const *notes;     // sentences about what was left out
+    int note_count;
+} Report;
+
+/* The figure of a model. */
+static inline double report_value(const Report *r, int model, int figure) {
+    return r->figures[figure].compute(r->models[model].sums.total, r->figures[figure].which);
+}
+
+static inline Interval report_interval(const Report *r, int model, int figure) {
+    return bootstrap_interval(&r->models[model].sums, r->figures[figure].compute, r->figures[figure].which);
+}
+
+/* Index of the best model in a figure, or -1: no model is better than the others, or the figure has no better. */
+static inline int report_best(const Report *r, int figure) {
+    int best = -1, equal = 0;
+    double most = 0;
+    if (!r->figures[figure].better || r->model_count < 2) return -1;
+    for (int i = 0; i < r->model_count; i++) {
+        const double v = report_value(r, i, figure) * r->figures[figure].better;
+        if (!isfinite(v)) continue;
+        if (best < 0 || v > most)
+            best = i, most = v, equal = 0;
+        else if (v == most)
+            equal++;
+    }
+    return equal ? -1 : best;
+}
+
+/* Whether any model has the figure. */
+static inline bool report_has(const Report *r, int figure) {
+    for (int i = 0; i < r->model_count; i++)
+        if (isfinite(report_value(r, i, figure))) return true;
+    return false;
+}
+
+#endif

@@ -1,0 +1,82 @@
+/* Everything that is measured of one sample of a dataset and one model, as sums that add up: of the logits, of the program's
+ * text and of its drawing. From the sum over any set of samples follow the figures (suite_figures.h). */
+#ifndef METRICS_SUITE_H
+#define METRICS_SUITE_H
+
+#include "drawings.h"
+#include "image.h"
+#include "logits_table.h"
+#include "text.h"
+
+/* Text metrics that are not means of the samples' values need the counts. */
+typedef struct {
+    double texts, mean[TEXT_METRICS];  // mean: sums of text_mean_part
+    BleuCounts bleu, crystal, normal;
+    double distance[TEXT_METRICS], longest[TEXT_METRICS];
+} TextSums;
+
+/* `count`: of the samples that have the metric. */
+typedef struct {
+    double programs, clean, errors;  // programs that were compiled; without errors; with errors, but drawn
+    double sum[IMAGE_METRICS], count[IMAGE_METRICS];
+} ImageSums;
+
+typedef struct {
+    LogitsSums logits;
+    TextSums text;
+    ImageSums image;
+} SuiteSums;
+
+enum { IMAGE_EXACT = 0 };  // its place in image_metrics
+
+static inline TextSums suite_text(const TextSample *s, TextKind kind) {
+    TextSums out = {.texts = 1, .bleu = s->bleu, .crystal = s->crystal, .normal = s->normal};
+    for (int m = 0; m < TEXT_METRICS; m++) {
+        if (!text_metric_applies((TextMetric)m, kind)) continue;
+        const EditCounts *edits = text_edit_counts((TextMetric)m, s);
+        if (edits) {
+            out.distance[m] = (double)edits->distance;
+            out.longest[m] = (double)edits->longest;
+        } else if (!text_bleu_counts((TextMetric)m, s)) {
+            out.mean[m] = text_mean_part((TextMetric)m, s);
+        }
+    }
+    return out;
+}
+
+/* scores: those that are not numbers do not count, but a drawing without scores is not exact. */
+static inline ImageSums suite_image(DrawnVerdict verdict, const ImageScores *scores) {
+    ImageSums out = {.programs = 1, .clean = verdict == DRAWN_CLEAN, .errors = verdict == DRAWN_WITH_ERRORS};
+    for (int m = 0; m < IMAGE_METRICS; m++) {
+        const double x = image_metric_value(&image_metrics[m], scores);
+        out.count[m] = isfinite(x) || m == IMAGE_EXACT;
+        out.sum[m] = isfinite(x) ? x : 0;
+    }
+    return out;
+}
+
+static inline void suite_add(void *sum, const void *sample) {
+    SuiteSums *a = (SuiteSums *)sum;
+    const SuiteSums *b = (const SuiteSums *)sample;
+    logits_sums_merge(&a->logits, &b->logits);
+    a->text.texts += b->text.texts;
+    bleu_add(&a->text.bleu, &b->text.bleu);
+    bleu_add(&a->text.crystal, &b->text.crystal);
+    bleu_add(&a->text.normal, &b->text.normal);
+    for (int m = 0; m < TEXT_METRICS; m++) {
+        a->text.mean[m] += b->text.mean[m];
+        a->text.distance[m] += b->text.distance[m];
+        a->text.longest[m] += b->text.longest[m];
+    }
+    a->image.programs += b->image.programs;
+    a->image.clean += b->image.clean;
+    a->image.errors += b->image.errors;
+    for (int m = 0; m < IMAGE_METRICS; m++) {
+        a->image.sum[m] += b->image.sum[m];
+        a->image.count[m] += b->image.count[m];
+    }
+}
+
+static const SampleKind suite_kind = {sizeof(SuiteSums), suite_add};
+
+#endif
