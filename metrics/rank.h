@@ -36,6 +36,7 @@ enum {
     RANK_DIGITS = 3,  // of a key
     RANK_COUNTS = RANK_DIGITS << RANK_DIGIT,
     RANK_BUCKETS = 1 << 23,  // most: up to here the numbers of buckets are exact in fp32
+    RANK_SAMPLE = 256,       // entries that tell where the bulk is
     RANK_CROWDED = 16        // mean number of entries that share an entry's bucket, from which it is too many
 };
 
@@ -80,16 +81,55 @@ static inline void rank_insert(uint64_t *a, int n) {
     a[n - 1] = first;
 }
 
+/* Where the bulk of x [n] lies, within its range: the mean and three standard deviations around it, of a sample. So a
+ * token far above the others, as most logits have one, does not widen the buckets for all. */
+static inline RowRange rank_bulk(const float *x, int n, RowRange range) {
+    const int step = 1 + (n - 1) / RANK_SAMPLE;
+    double sum = 0, squares = 0, count = 0;
+    for (int i = 0; i < n; i += step) {
+        const double d = (double)x[i] - (double)x[0];
+        sum += d;
+        squares += d * d;
+        count++;
+    }
+    const double mean = sum / count, deviation = sqrt(fmax(0, squares / count - mean * mean));
+    const double low = (double)x[0] + mean - 3 * deviation, high = (double)x[0] + mean + 3 * deviation;
+    if (low > (double)range.low && low < (double)range.high) range.low = (float)low;
+    if (high < (double)range.high && high > (double)range.low) range.high = (float)high;
+    return range;
+}
+
+/* bucket [n]: the bucket of each entry, of n between low and low + (n - 1) / scale; the first and the last also have what
+ * is outside. */
+static inline void rank_buckets(uint32_t *bucket, const float *x, int n, float low, float scale) {
+    const vd_floats last = (vd_floats){0} + (float)(n - 1);
+    for (int i = 0; i < n; i += VD_LANES) {
+        const int count = n - i < VD_LANES ? n - i : VD_LANES;
+        vd_floats v = {low, low, low, low};
+        if (count == VD_LANES)
+            v = (vd_floats){x[i], x[i + 1], x[i + 2], x[i + 3]};
+        else
+            for (int k = 0; k < count; k++) v[k] = x[i + k];
+        v = (v - low) * scale;
+        v = (vd_floats)((vd_ints)v & (v > 0));
+        const vd_ints inside = v < last;
+        v = (vd_floats)(((vd_ints)v & inside) | ((vd_ints)last & ~inside));
+        const vd_ints number = __builtin_convertvector(v, vd_ints);
+        memcpy(bucket + i, &number, (size_t)count * sizeof *bucket);
+    }
+}
+
 /* Sorts x [n] into r->from by buckets of equal width, as many as entries, and by insertion inside each. Values that are
  * spread as logits are leave few entries in a bucket, and it takes half of a radix sort's time. Returns false, with
- * nothing done, where they are not, as with one value far from all others. */
+ * nothing done, where they are not. */
 static inline bool rank_sort_buckets(RankScratch *r, const float *x, int n, RowRange range) {
+    const RowRange bulk = rank_bulk(x, n, range);
+    const float scale = (float)(n - 1) / (bulk.high - bulk.low);
     uint32_t *bucket = (uint32_t *)r->to, sum = 0;
     uint64_t pairs = 0;
-    const float width = range.high - range.low, scale = (float)(n - 1) / width;
-    if (n < 2 || n > RANK_BUCKETS || !isfinite(width) || !isfinite(scale)) return false;
+    if (n < 2 || n > RANK_BUCKETS || !(scale > 0) || !isfinite(scale)) return false;
+    rank_buckets(bucket, x, n, bulk.low, scale);
     memset(r->count, 0, (size_t)n * sizeof *r->count);
-    for (int i = 0; i < n; i++) bucket[i] = (uint32_t)(int)((x[i] - range.low) * scale);
     for (int i = 0; i < n; i++) r->count[bucket[i]]++;
     for (int i = 0; i < n; i++) {  // from counts to where each bucket begins
         const uint32_t here = r->count[i];

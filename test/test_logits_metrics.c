@@ -102,7 +102,10 @@ static void test_ranks(void) {
         }
     fill_kind(x, LARGEST, 0);
     CHECK(rank_sort_buckets(&scratch, x, LARGEST, row_range(x, LARGEST)));
-    fill_kind(x, LARGEST, 3);
+    fill_kind(x, LARGEST, 3);  // one far away, which must not put all others into one bucket
+    x[LARGEST / 2] = 60;
+    CHECK(rank_sort_buckets(&scratch, x, LARGEST, row_range(x, LARGEST)));
+    for (int i = 0; i < LARGEST; i++) x[i] = i % 3 + 1e-6f * (float)i;       // three heaps
     CHECK(!rank_sort_buckets(&scratch, x, LARGEST, row_range(x, LARGEST)));  // would take n^2
     rank_scratch_close(&scratch);
     for (int n = 1; n < 20; n++)
