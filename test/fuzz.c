@@ -209,7 +209,8 @@ static int read_program(const char *path, const uint8_t *bytes, size_t size, Err
     }
     char *less = tex_tidy_preamble(program, size, &n);
     char *laid = tex_tidy_layout(less, n, &m), *again = tex_tidy_layout(laid, m, &n);
-    if (n != m || memcmp(laid, again, n) != 0) die("%s: the layout changes when it is laid out again:\n%.2000s\n%.2000s", path, laid, again);
+    if (n != m || memcmp(laid, again, n) != 0)
+        die("%s: the layout changes when it is laid out again:\n%.2000s\n%.2000s", path, laid, again);
     free(less);
     free(laid);
     free(again);
