@@ -15,8 +15,8 @@
 
 static struct {
     StringList models;
-    const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *report, *training, *kind, *device,
-        *loss, *weights;
+    const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *report, *training, *kind, *features,
+        *device, *loss, *weights;
     int64_t batch, samples, threads, jobs;
     double temperature, beta;
     bool greedy, resume;
@@ -60,6 +60,9 @@ static const Option table[] = {
     {"training-data", 0, OPT_STRING, &opt.training, "FILE|GLOB",
      "of --report: the texts whose commonest n-grams CrystalBLEU leaves out", 0, 0},
     {"texts-are", 0, OPT_STRING, &opt.kind, "KIND", "of --report: programs or formulas", 0, 0},
+    {"features", 0, OPT_STRING, &opt.features, "FILE",
+     "of --report: the model whose encoder self-similarity and KID use (default: the teacher, else the last model)",
+     0, 0},
     {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --report: programs that are drawn at a time; 0: one for each processor",
      0, 256},
     {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4", "measure the models with weights rounded to 8 or 4 bits", 0,
@@ -204,6 +207,7 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
     SafeTensors file;
     Tokenizer tokenizer;
     Dataset training;
+    static FeatureEncoder encoder;
     SuiteModel *models = xcalloc((size_t)count, sizeof *models);
     char *command = xstrdup(*argv);
     for (char **a = argv + 1; *a; a++) {
@@ -220,6 +224,8 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
     if (opt.training) die_if(dataset_open(&training, opt.training, &err), &err);
     if (opt.training && training.fingerprint != d->fingerprint)
         die("%s and %s were made with different tokenizers", opt.training, opt.data);
+    const char *features = opt.features ? opt.features : opt.teacher ? opt.teacher : reports[count - 1].path;
+    die_if(feature_encoder_open(&encoder, op, features, &err), &err);
     const SuiteOptions o = {.folder = opt.report,
                             .title = "Image to program: a report",
                             .command = command,
@@ -229,28 +235,35 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
                             .training = opt.training ? &training : NULL,
                             .tokenizer = &tokenizer,
                             .kind = strcmp(opt.kind, "formulas") ? TEXT_PROGRAM : TEXT_FORMULA,
+                            .encoder = &encoder,
                             .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs()};
     interrupts_keep();
     die_if(suite_report(&o, models, count, &err), &err);
     fprintf(stderr, "report: %s/index.html\n", opt.report);
+    feature_encoder_close(&encoder);
     if (opt.training) dataset_close(&training);
     safetensors_close(&file);
     free(command);
     free(models);
 }
 
+static ModelConfig read_config(const char *path) {
+    Error err;
+    SafeTensors file;
+    ModelConfig c;
+    die_if(safetensors_open(&file, path, &err), &err);
+    die_if(config_load(&c, &file, &err), &err);
+    safetensors_close(&file);
+    return c;
+}
+
 /* The number of tokens of the longest text that the models and the teacher (or NULL) all have room for, so that all are
  * measured on the same samples. */
 static int common_room(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
-    Error err;
     int room = (int)d->longest;
     if (teacher && teacher->max_T < room) room = teacher->max_T;
     for (int i = 0; i < count; i++) {
-        SafeTensors file;
-        ModelConfig c;
-        die_if(safetensors_open(&file, paths[i], &err), &err);
-        die_if(config_load(&c, &file, &err), &err);
-        safetensors_close(&file);
+        const ModelConfig c = read_config(paths[i]);
         const int most = c.lm.max_positions - vision_tokens(&c.vision);
         if (most < room) room = most;
     }
@@ -295,8 +308,8 @@ static void check_options(WeightFormat *format) {
     if (opt.texts && !one) options_die("--texts takes exactly one --model");
     if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
     if (opt.report && !opt.greedy) options_die("--report compares greedy programs; leave out --no-greedy");
-    if (!opt.report && (opt.resume || opt.training || opt.jobs))
-        options_die("--resume, --training-data and --jobs are options of --report");
+    if (!opt.report && (opt.resume || opt.training || opt.features || opt.jobs))
+        options_die("--resume, --training-data, --features and --jobs are options of --report");
     if (strcmp(opt.kind, "programs") && strcmp(opt.kind, "formulas"))
         options_die("--texts-are must be programs or formulas, not '%.40s'", opt.kind);
     if (opt.metrics && opt.models.count != 1) options_die("--metrics takes exactly one --model, and one --baseline");
@@ -341,6 +354,7 @@ int main(int argc, char **argv) {
     const int first = opt.baseline != NULL, count = opt.models.count + first;
     const char **paths = xcalloc((size_t)count, sizeof *paths);
     for (int i = 0; i < count; i++) paths[i] = i < first ? opt.baseline : opt.models.items[i - first];
+    if (opt.features) read_config(opt.features);  // so that a wrong file fails before the work
     const int max_tokens = common_room(paths, count, opt.teacher ? &teacher : NULL, &data);
     Measured *reports = xcalloc((size_t)count, sizeof(Measured));
     for (int i = 0; i < count; i++)

@@ -11,9 +11,9 @@ typedef struct {
     const char *key, *title, *group;  // key: in files; group: the figures of a group follow each other
     const char *meaning;              // one sentence
     int better;                       // 1: more is better, -1: less is, 0: neither
-    BootstrapFigure compute;
-    int which;         // given to it
-    const char *axis;  // its short name on the radar chart, where a share has its place; or NULL
+    BootstrapFigure compute;          // NULL: it is no function of sums, and value `which` of a model's `fixed`
+    int which;                        // given to `compute`
+    const char *axis;                 // its short name on the radar chart, where a share has its place; or NULL
 } Figure;
 
 typedef struct {
@@ -32,7 +32,8 @@ typedef struct {
     const char *name, *path;
     double parameters, seconds;
     Bootstrap sums;
-    const ReportOutput *outputs;                   // [samples] of Report, or NULL
+    const Interval *fixed;        // figures that are given, with intervals that say nothing of differences
+    const ReportOutput *outputs;  // [samples] of Report, or NULL
     ChartSeries reliability, confidence, entropy;  // count 0: none
     ChartSeries curve;                             // training loss over steps; count 0: none
 } ReportModel;
@@ -51,10 +52,14 @@ typedef struct {
 
 /* The figure of a model. */
 static inline double report_value(const Report *r, int model, int figure) {
+    const Figure *f = &r->figures[figure];
+    if (!f->compute) return r->models[model].fixed ? r->models[model].fixed[f->which].value : NAN;
     return r->figures[figure].compute(r->models[model].sums.total, r->figures[figure].which);
 }
 
 static inline Interval report_interval(const Report *r, int model, int figure) {
+    const Figure *f = &r->figures[figure];
+    if (!f->compute) return r->models[model].fixed ? r->models[model].fixed[f->which] : (Interval){NAN, NAN, NAN};
     return bootstrap_interval(&r->models[model].sums, r->figures[figure].compute, r->figures[figure].which);
 }
 

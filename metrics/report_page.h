@@ -83,6 +83,7 @@ static inline void page_differences(FILE *f, const Report *r) {
         html_text(f, r->models[0].name);
         fputs("</h3>\n<div class=\"scroll\"><table>\n<tr><th>figure<th>difference<th>interval<th>verdict\n", f);
         for (int k = 0; k < r->figure_count; k++) {
+            if (!r->figures[k].compute) continue;
             const Interval d = bootstrap_difference(&r->models[i].sums, &r->models[0].sums, r->figures[k].compute,
                                                     r->figures[k].which);
             if (!isfinite(d.value) || !bootstrap_significant(&d)) continue;

@@ -6,6 +6,8 @@
 #include "../dataloader.h"
 #include "../lib/bpe.h"
 #include "cdm.h"
+#include "features.h"
+#include "kid.h"
 #include "programs.h"
 #include "report_data.h"
 #include "suite.h"
@@ -27,13 +29,16 @@ typedef struct {
     const Tokenizer *tokenizer;
     TextKind kind;
     int jobs;
+    FeatureEncoder *encoder;  // for self-similarity and KID, or NULL
 } SuiteOptions;
 
 /* What is computed of one model. */
 typedef struct {
     char *name;
-    TextSample *texts;      // [n]
-    DrawnProgram *drawn;    // [n], or NULL without TeX
+    TextSample *texts;     // [n]
+    DrawnProgram *drawn;   // [n], or NULL without TeX
+    double (*similar)[2];  // [n], self-similarity by means and by EMD; not numbers where it is unknown
+    Interval kid;
     CdmScore *cdm;          // [n], of formulas
     SuiteSums *sums;        // [n]
     ReportOutput *outputs;  // [n]
@@ -182,6 +187,64 @@ static inline bool suite_score(const Suite *s, int model, int i, ImageScores *sc
     return true;
 }
 
+/* ---- features ---- */
+
+/* The features of sample i's drawing, and their mean over the patches; false: there is no drawing. */
+static inline bool suite_encode(const Suite *s, const DrawnProgram *p, double *features, double *mean) {
+    FeatureEncoder *e = s->o->encoder;
+    Image image;
+    Error err;
+    if (p->verdict >= DRAWN_NOT) return false;
+    if (suite_load(s, p, &image, &err)) die("%s", err.text);
+    feature_encode(e, &image, features);
+    similarity_pool(mean, features, e->P, e->C);
+    image_free(&image);
+    return true;
+}
+
+/* Encodes all drawings: self-similarity of each to its reference, and each model's distance from the references. */
+static inline void suite_encode_all(Suite *s) {
+    FeatureEncoder *e = s->o->encoder;
+    const size_t C = (size_t)e->C, PC = (size_t)e->P * C;
+    const int sets = s->model_count + 1;  // the references' means, then each model's
+    double *features = (double *)xmalloc(2 * PC * sizeof(double)), *mine = features + PC;
+    double *means = (double *)xmalloc((size_t)sets * (size_t)s->n * C * sizeof(double));
+    int *counts = (int *)xcalloc((size_t)sets, sizeof(int));
+    Progress progress;
+    Error err;
+    progress_begin(&progress, "encoding", 0, s->n);
+    for (int i = 0; i < s->n; i++) {
+        const bool reference = suite_encode(s, &s->drawings[i], features, means + (size_t)counts[0] * C);
+        counts[0] += reference;
+        for (int k = 0; k < s->model_count; k++) {
+            double *set = means + (size_t)(k + 1) * (size_t)s->n * C, *similar = s->computed[k].similar[i];
+            similar[0] = similar[1] = NAN;
+            if (!suite_encode(s, &s->computed[k].drawn[i], mine, set + (size_t)counts[k + 1] * C)) continue;
+            counts[k + 1]++;
+            if (!reference) continue;
+            similar[0] = similarity_features(SIMILARITY_MEAN, features, mine, e->P, e->C);
+            similar[1] = similarity_features(SIMILARITY_EMD, features, mine, e->P, e->C);
+        }
+        progress_update(&progress, i + 1, NULL);
+    }
+    progress_end(&progress);
+    if (counts[0] < KID_SUBSET_SIZE)
+        s->notes[s->note_count++] = "KID is of all drawings, since there are fewer than 50; it is then too low.";
+    for (int k = 0; k < s->model_count; k++) {
+        const double *set = means + (size_t)(k + 1) * (size_t)s->n * C;
+        Kid distance = {0};
+        s->computed[k].kid = (Interval){NAN, NAN, NAN};
+        if (kid(&distance, means, counts[0], set, counts[k + 1], e->C, SUITE_SEED, &err)) continue;
+        s->computed[k].kid = (Interval){1000 * distance.mean, 1000 * (distance.mean - distance.deviation),
+                                        1000 * (distance.mean + distance.deviation)};
+    }
+    free(features);
+    free(means);
+    free(counts);
+}
+
+/* ---- sums ---- */
+
 /* Fills in the sums and the outputs of a model. */
 static inline void suite_sum(Suite *s, int model) {
     SuiteComputed *c = &s->computed[model];
@@ -197,6 +260,7 @@ static inline void suite_sum(Suite *s, int model) {
         if (!s->drawn) continue;
         image_scores_none(&scores);
         const bool scored = suite_score(s, model, i, &scores);
+        if (s->o->encoder) scores.self_mean = c->similar[i][0], scores.self_emd = c->similar[i][1];
         if (s->o->kind == TEXT_FORMULA) scores.cdm_f1 = c->cdm[i].f1, scores.cdm_perfect = c->cdm[i].perfect;
         c->sums[i].image = suite_image(c->drawn[i].verdict, &scores);
         c->outputs[i].remark = c->drawn[i].error;

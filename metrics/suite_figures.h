@@ -137,7 +137,7 @@ static inline double suite_compile_figure(const void *sums, int which) {
 
 /* ---- all ---- */
 
-enum { SUITE_FIGURES = sizeof suite_logits_texts / sizeof suite_logits_texts[0] + TEXT_METRICS + IMAGE_METRICS + 2 };
+enum { SUITE_FIGURES = sizeof suite_logits_texts / sizeof suite_logits_texts[0] + TEXT_METRICS + IMAGE_METRICS + 3 };
 
 static inline Figure suite_figure(const FigureText *t, const char *group, BootstrapFigure compute, int which) {
     return (Figure){t->key, t->title, group, t->meaning, t->better, compute, which, t->axis};
@@ -147,6 +147,10 @@ static inline Figure suite_figure(const FigureText *t, const char *group, Bootst
 static inline int suite_figures(Figure *out, TextKind kind) {
     static const FigureText clean = {"compile_clean", "Compiles without errors", "Share of the programs.", 1,
                                      "compiles"},
+                            kid = {"kid", "KID x 1000",
+                                   "Kernel inception distance of drawings and references, from a vision encoder; "
+                                   "the interval is one standard deviation over its subsets to each side.",
+                                   -1, NULL},
                             drawn = {"compile_drawn", "Can be drawn",
                                      "Share of the programs, those with errors included.", 1, NULL};
     int n = 0;
@@ -161,6 +165,7 @@ static inline int suite_figures(Figure *out, TextKind kind) {
     out[n++] = suite_figure(&drawn, "Drawings", suite_compile_figure, COMPILE_DRAWN);
     for (int m = 0; m < IMAGE_METRICS; m++)
         out[n++] = suite_figure(&suite_image_texts[m], "Drawings", suite_image_figure, m);
+    out[n++] = suite_figure(&kid, "Drawings", NULL, 0);
     return n;
 }
 

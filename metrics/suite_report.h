@@ -150,6 +150,7 @@ static inline int suite_finish(Suite *s, Error *err) {
                                   .path = s->models[k].path,
                                   .parameters = s->models[k].parameters,
                                   .seconds = s->models[k].seconds,
+                                  .fixed = &c->kid,
                                   .outputs = c->outputs};
         bootstrap_open(&models[k].sums, c->sums, s->n, suite_kind, SUITE_SEED);
         suite_histograms(c, &models[k], &((const SuiteSums *)(const void *)models[k].sums.total)->logits);
@@ -178,6 +179,8 @@ static inline void suite_open(Suite *s, const SuiteOptions *o, const SuiteModel 
         c->texts = (TextSample *)xcalloc((size_t)n + 1, sizeof *c->texts);
         c->sums = (SuiteSums *)xcalloc((size_t)n + 1, sizeof *c->sums);
         c->outputs = (ReportOutput *)xcalloc((size_t)n + 1, sizeof *c->outputs);
+        c->similar = (double(*)[2])xcalloc((size_t)n + 1, sizeof *c->similar);
+        c->kid = (Interval){NAN, NAN, NAN};
         c->cdm = (CdmScore *)xcalloc((size_t)n + 1, sizeof *c->cdm);
     }
     if (!o->training && o->kind == TEXT_PROGRAM)
@@ -201,6 +204,7 @@ static inline void suite_close(Suite *s) {
         free(c->sums);
         free(c->outputs);
         free(c->cdm);
+        free(c->similar);
         free(c->bins);
         curve_free(&c->curve);
     }
@@ -225,6 +229,7 @@ static inline int suite_report(const SuiteOptions *o, const SuiteModel *models, 
     suite_open(&s, o, models, count);
     suite_compare_texts(&s);
     int bad = suite_draw(&s, err);
+    if (!bad && s.drawn && o->encoder) suite_encode_all(&s);
     for (int k = 0; k < count && !bad; k++) suite_sum(&s, k);
     if (!bad) bad = suite_finish(&s, err);
     suite_close(&s);

@@ -488,6 +488,8 @@ reporting() {
     has_tex reports || return
     succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin"
     check "all programs compile" grep -q "^compile_clean,.*,1,1,1$" full/metrics.csv
+    check "self-similarity, and the kernel inception distance" eval 'grep -q "^selfsim_emd,.*,0\.[4-9]" full/metrics.csv &&
+        grep -q "^kid,.*,[-0-9.e]*," full/metrics.csv'
     check "two models" [ "$(grep -c '^ssim,' full/metrics.csv)" = 2 ]
     check "equal models do not differ" grep -q "No figure differs significantly" full/index.html
     check "pictures beside the text" pictures_exist full

@@ -1,0 +1,44 @@
+/* Features of images from a model's vision encoder, for self-similarity and the kernel inception distance. */
+#ifndef METRICS_FEATURES_H
+#define METRICS_FEATURES_H
+
+#include "../model.h"
+
+typedef struct {
+    Model model;
+    uint8_t *pixels;  // [S, S, 3]
+    floatX *host;     // [P, C]
+    int P, C;         // patches of an image, features of a patch
+} FeatureEncoder;
+
+/* Opens the model in a file for encoding one image at a time. */
+static inline int feature_encoder_open(FeatureEncoder *e, const Ops *op, const char *path, Error *err) {
+    memset(e, 0, sizeof *e);
+    if (model_open(&e->model, op, path, "the encoder's ", err)) return -1;
+    model_plan(&e->model, 1, 1);
+    const VisionConfig *c = &e->model.c.vision;
+    e->P = vision_patches(c);
+    e->C = c->hidden_size;
+    e->pixels = (uint8_t *)xmalloc((size_t)c->image_size * (size_t)c->image_size * 3);
+    e->host = (floatX *)xmalloc((size_t)e->P * (size_t)e->C * sizeof(floatX));
+    return 0;
+}
+
+static inline void feature_encoder_close(FeatureEncoder *e) {
+    free(e->pixels);
+    free(e->host);
+    model_close(&e->model);
+}
+
+/* The features [P, C] of an image, which is trimmed, padded and resized as the model's input. */
+static inline void feature_encode(FeatureEncoder *e, const Image *image, double *features) {
+    Model *m = &e->model;
+    const size_t n = (size_t)e->P * (size_t)e->C;
+    image_prepare(e->pixels, image, m->c.vision.image_size);
+    model_upload_pixels(m, e->pixels, 1);
+    vision_encode(&m->vision, m->op, m->pixels, 1);
+    m->op->download(e->host, m->vision.features, n * sizeof(floatX));
+    for (size_t i = 0; i < n; i++) features[i] = (double)from_x(e->host[i]);
+}
+
+#endif
