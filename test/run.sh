@@ -25,7 +25,7 @@ show() { # NUMBER COMMAND
     local output status=1 seconds=0 last good=0 bad=1
     output=$(cat "$results/$1.output")
     read -r status seconds <"$results/$1.status"
-    printf '== %s\n' "$2"
+    [ "$jobs" = 1 ] || printf '== %s\n' "$2"
     last=$(printf '%s\n' "$output" | tail -n 1)
     if [[ $last =~ ([0-9]+)\ passed,\ ([0-9]+)\ failed ]]; then
         good=${BASH_REMATCH[1]} bad=${BASH_REMATCH[2]}
@@ -46,6 +46,7 @@ run_group() { # runs the commands of $group, $jobs at a time
     local next=0 shown=0 running=0
     while [ $shown -lt ${#group[@]} ]; do
         while [ $next -lt ${#group[@]} ] && [ $running -lt "$jobs" ]; do
+            [ "$jobs" -gt 1 ] || printf '== %s\n' "${group[$next]}"
             run_one $next "${group[$next]}" &
             next=$((next + 1)) running=$((running + 1))
         done
