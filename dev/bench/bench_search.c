@@ -13,6 +13,7 @@
 #include "../../dataloader.h"
 #include "../../lib/options.h"
 #include "../../lib/program.h"
+#include "../../metrics/search_cost.h"
 #include "../../search.h"
 
 static struct {
@@ -125,6 +126,7 @@ static double measure_speed(Generator *g, const uint8_t *pixels, bool feed_again
 typedef struct {
     int figures, greedy, search, drawn, rollouts, programs;
     double seconds;
+    double *efficiency, *throughput;  // [figures], of each search
 } Totals;
 
 /* The hash of a program's drawing; 0: none. */
@@ -185,6 +187,10 @@ static void search_figure(Generator *g, Judge *j, const Dataset *d, int number, 
     t->figures++, t->greedy += greedy, t->search += best, t->rollouts += r.rollouts, t->programs += r.count;
     t->drawn += r.count && r.found[0].drawn;
     t->seconds += r.seconds;
+    double tried = 0;
+    for (int i = 0; i < r.count; i++) tried += r.found[i].count;
+    t->efficiency[t->figures - 1] = search_efficiency(r.count ? r.found[0].count : 0, tried);
+    t->throughput[t->figures - 1] = r.count;
     search_result_free(&r);
     free(reference);
     image_free(&image);
@@ -202,12 +208,19 @@ static void search_figures(Model *m, Generator *g) {
     die_if(judge_open(&j, &(JudgeOptions){.model = m, .threads = (int)opt.judges, .similarity = similarity}, &err),
            &err);
     if (opt.out) die_if(make_folder(opt.out, &err), &err);
+    t.efficiency = xcalloc((size_t)opt.figures, sizeof(double));
+    t.throughput = xcalloc((size_t)opt.figures, sizeof(double));
     for (int64_t i = 0; i < opt.figures && opt.first + i < (int64_t)d.count; i++)
         search_figure(g, &j, &d, (int)(opt.first + i), &t);
     printf("%d figures: greedy draws %.1f %% exactly, the search %.1f %%; %d drawn; for each %.1f rollouts, %.1f "
            "programs, %.2f s\n",
            t.figures, 100.0 * t.greedy / t.figures, 100.0 * t.search / t.figures, t.drawn,
            (double)t.rollouts / t.figures, (double)t.programs / t.figures, t.seconds / t.figures);
+    printf("mean token efficiency %.4f, mean sampling throughput %.1f programs (winsorised)\n",
+           winsorised_mean(t.efficiency, (size_t)t.figures, SEARCH_COST_LIMIT),
+           winsorised_mean(t.throughput, (size_t)t.figures, SEARCH_COST_LIMIT));
+    free(t.efficiency);
+    free(t.throughput);
     judge_close(&j);
     dataset_close(&d);
 }
