@@ -40,7 +40,7 @@ static const Option table[] = {
      1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "write each image's program and compare it with the text", 0, 0},
+    {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "generate each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
     {"metrics", 0, OPT_STRING, &opt.metrics, "FILE",
      "write the metrics of the logits there, of baseline, model and teacher, under Image2TikZ's names and ours", 0,
@@ -185,14 +185,15 @@ static void json_metrics(AtomicFile *file, const Measured *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
-/* Opens the file of a model's programs in the report's folder. Its name changes with the model's file and the data. */
-static void open_programs(Measured *report, const Dataset *d) {
+/* Opens the file of a model's programs in the report's folder. Its name changes with the model's
+ * file, the data and the longest program. */
+static void open_programs(Measured *report, const Dataset *d, int max_tokens) {
     Error err;
     struct stat file;
     if (stat(report->path, &file)) die("cannot read %s: %s", report->path, strerror(errno));
     uint64_t hash = hash_bytes(HASH_BEGIN, report->path, strlen(report->path));
     const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec,
-                              dataset_content(d)};
+                              dataset_content(d), (uint64_t)max_tokens};
     hash = hash_bytes(hash, parts, sizeof parts);
     if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
     char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
@@ -201,29 +202,41 @@ static void open_programs(Measured *report, const Dataset *d) {
     free(path);
 }
 
+/* The command as a shell takes it, allocated. */
+static char *command_line(char **argv) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+./=,:@%";
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&text, &bytes);
+    if (!f) die("out of memory");
+    for (char **a = argv; *a; a++) {
+        const bool quoted = !**a || (*a)[strspn(*a, plain)];
+        fputs(a > argv ? quoted ? " '" : " " : quoted ? "'" : "", f);
+        for (const char *c = *a; *c; c++) {
+            if (*c == '\'') fputs("'\\'", f);
+            fputc(*c, f);
+        }
+        if (quoted) fputc('\'', f);
+    }
+    if (fclose(f)) die("out of memory");
+    return text;
+}
+
 /* Writes the report of all models. */
-static void write_report(const Measured *reports, int count, const Dataset *d, const Ops *op, char **argv) {
+static void write_report(const Measured *reports, int count, const Dataset *d, const Dataset *training, const Ops *op,
+                         char **argv) {
     Error err;
     SafeTensors file;
     Tokenizer tokenizer;
-    Dataset training;
     static FeatureEncoder encoder;
     SuiteModel *models = xcalloc((size_t)count, sizeof *models);
-    char *command = xstrdup(*argv);
-    for (char **a = argv + 1; *a; a++) {
-        char *longer = format_string("%s %s", command, *a);
-        free(command);
-        command = longer;
-    }
+    char *command = command_line(argv);
     for (int i = 0; i < count; i++)
         models[i] = (SuiteModel){reports[i].path, reports[i].parameters,
                                  reports[i].forced.seconds + reports[i].greedy.seconds, &reports[i].forced.logits,
                                  &reports[i].greedy.programs};
     die_if(safetensors_open(&file, reports[0].path, &err), &err);
     die_if(tokenizer_load(&tokenizer, &file, &err), &err);
-    if (opt.training) die_if(dataset_open(&training, opt.training, &err), &err);
-    if (opt.training && training.fingerprint != d->fingerprint)
-        die("%s and %s were made with different tokenizers", opt.training, opt.data);
     const char *features = opt.features ? opt.features : opt.teacher ? opt.teacher : reports[count - 1].path;
     die_if(feature_encoder_open(&encoder, op, features, &err), &err);
     const SuiteOptions o = {.folder = opt.report,
@@ -232,16 +245,16 @@ static void write_report(const Measured *reports, int count, const Dataset *d, c
                             .device = ops_name(op).text,
                             .data_name = opt.data,
                             .data = d,
-                            .training = opt.training ? &training : NULL,
+                            .training = opt.training ? training : NULL,
                             .tokenizer = &tokenizer,
                             .kind = strcmp(opt.kind, "formulas") ? TEXT_PROGRAM : TEXT_FORMULA,
                             .encoder = &encoder,
+                            .resume = opt.resume,
                             .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs()};
     interrupts_keep();
     die_if(suite_report(&o, models, count, &err), &err);
     fprintf(stderr, "report: %s/index.html\n", opt.report);
     feature_encoder_close(&encoder);
-    if (opt.training) dataset_close(&training);
     safetensors_close(&file);
     free(command);
     free(models);
@@ -294,7 +307,7 @@ static void measure(Measured *report, const char *path, WeightFormat format, Mod
     forced_measure(&report->forced, &options, m, teacher, d, max_tokens);
     report->logits = logits_total(&report->forced.logits, NULL, 0);
     if (opt.greedy) {
-        if (opt.report) open_programs(report, d);
+        if (opt.report) open_programs(report, d, max_tokens);
         greedy_measure(&report->greedy, &(GreedyOptions){(int)opt.batch, opt.samples, opt.texts}, m, d, max_tokens);
     }
     model_close(m);
@@ -310,6 +323,8 @@ static void check_options(WeightFormat *format) {
     if (opt.report && !opt.greedy) options_die("--report compares greedy programs; leave out --no-greedy");
     if (!opt.report && (opt.resume || opt.training || opt.features || opt.jobs))
         options_die("--resume, --training-data, --features and --jobs are options of --report");
+    if (opt.training && !strcmp(opt.kind, "formulas"))
+        options_die("--training-data is for CrystalBLEU, which formulas do not have");
     if (strcmp(opt.kind, "programs") && strcmp(opt.kind, "formulas"))
         options_die("--texts-are must be programs or formulas, not '%.40s'", opt.kind);
     if (opt.metrics && opt.models.count != 1) options_die("--metrics takes exactly one --model, and one --baseline");
@@ -327,7 +342,7 @@ static void open_teacher(Model *teacher, const Ops *op, const Dataset *d) {
 int main(int argc, char **argv) {
     static const char *const shipped[] = {"dev/starter/teacher.safetensors", "dev/starter/student.safetensors"};
     static Model teacher;
-    Dataset data;
+    Dataset data, training;
     AtomicFile json, metrics_file;
     WeightFormat format;
     Error err;
@@ -347,7 +362,11 @@ int main(int argc, char **argv) {
     fprintf(stderr, "device %s\n", ops_name(op).text);
     if (opt.texts) die_if(make_folder(opt.texts, &err), &err);
     if (opt.report) die_if(make_folder(opt.report, &err), &err);
+    if (opt.report) die_if(folder_lock(opt.report, &err) < 0, &err);
     die_if(dataset_open(&data, opt.data, &err), &err);
+    if (opt.training) die_if(dataset_open(&training, opt.training, &err), &err);
+    if (opt.training && training.fingerprint != data.fingerprint)
+        die("%s and %s were made with different tokenizers", opt.training, opt.data);
     if (opt.teacher) open_teacher(&teacher, op, &data);
     if (opt.json) die_if(atomic_open(&json, opt.json, &err), &err);  // so that a wrong path fails before the work
     if (opt.metrics) die_if(atomic_open(&metrics_file, opt.metrics, &err), &err);
@@ -364,12 +383,13 @@ int main(int argc, char **argv) {
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));
     if (opt.json) json_reports(&json, reports, count, opt.teacher != NULL);
     if (opt.metrics) json_metrics(&metrics_file, reports);
-    if (opt.report) write_report(reports, count, &data, op, argv);
+    if (opt.report) write_report(reports, count, &data, &training, op, argv);
     for (int i = 0; i < count; i++)
         logits_result_free(&reports[i].forced.logits), programs_close(&reports[i].greedy.programs);
     free(reports);
     free(paths);
     if (opt.teacher) model_close(&teacher);
+    if (opt.training) dataset_close(&training);
     dataset_close(&data);
     return 0;
 }

@@ -22,6 +22,7 @@ typedef struct {
 
 typedef struct {
     size_t bytes;
+    int count;    // samples
     char *total;  // sum of the samples themselves
     char *sums;   // [BOOTSTRAP_RESAMPLES], of the resamples
 } Bootstrap;
@@ -36,15 +37,18 @@ typedef double (*BootstrapFigure)(const void *sums, int which);
 /* Resamples an array of `count` samples. The same seed and count pick the same samples, so that two models are paired. */
 static inline void bootstrap_open(Bootstrap *b, const void *samples, int count, SampleKind kind, uint64_t seed) {
     const char *all = (const char *)samples;
-    Random random;
-    random_seed(&random, seed);
     b->bytes = kind.bytes;
+    b->count = count;
     b->total = (char *)xcalloc(1, kind.bytes);
     b->sums = (char *)xcalloc(BOOTSTRAP_RESAMPLES, kind.bytes);
     for (int i = 0; i < count; i++) kind.add(b->total, all + (size_t)i * kind.bytes);
-    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
+#pragma omp parallel for
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) {
+        Random random;
+        random_seed3(&random, seed, (uint64_t)r, (uint64_t)count);
         for (int i = 0; i < count; i++)
             kind.add(b->sums + (size_t)r * kind.bytes, all + random_below(&random, (uint64_t)count) * kind.bytes);
+    }
 }
 
 static inline void bootstrap_close(Bootstrap *b) {
@@ -64,10 +68,11 @@ static inline double bootstrap_quantile(const double *sorted, int n, double shar
     return i + 1 < n ? sorted[i] + (at - i) * (sorted[i + 1] - sorted[i]) : sorted[n - 1];
 }
 
-/* The value, and the interval of its finite resamples. */
-static inline Interval bootstrap_of(double value, double *resampled) {
+/* The value, and the interval of its finite resamples; of one sample there is none. */
+static inline Interval bootstrap_of(double value, double *resampled, int count) {
     Interval out = {value, NAN, NAN};
     int n = 0;
+    if (count < 2) return out;
     for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
         if (isfinite(resampled[r])) resampled[n++] = resampled[r];
     if (!n || !isfinite(value)) return out;
@@ -80,7 +85,7 @@ static inline Interval bootstrap_of(double value, double *resampled) {
 static inline Interval bootstrap_interval(const Bootstrap *b, BootstrapFigure figure, int which) {
     double values[BOOTSTRAP_RESAMPLES];
     for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) values[r] = figure(b->sums + (size_t)r * b->bytes, which);
-    return bootstrap_of(figure(b->total, which), values);
+    return bootstrap_of(figure(b->total, which), values, b->count);
 }
 
 /* a - b, with its interval. The models differ significantly (at 5 %) where the interval leaves out 0. */
@@ -89,7 +94,7 @@ static inline Interval bootstrap_difference(const Bootstrap *a, const Bootstrap 
     double values[BOOTSTRAP_RESAMPLES];
     for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++)
         values[r] = figure(a->sums + (size_t)r * a->bytes, which) - figure(b->sums + (size_t)r * b->bytes, which);
-    return bootstrap_of(figure(a->total, which) - figure(b->total, which), values);
+    return bootstrap_of(figure(a->total, which) - figure(b->total, which), values, a->count);
 }
 
 static inline bool bootstrap_significant(const Interval *difference) {

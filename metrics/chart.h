@@ -1,7 +1,7 @@
 /* Charts as SVG inside a page: lines, steps and points over two axes, bars with intervals, and radar charts.
  *
  * A chart is 360 units wide, so that its letters are as large as the page's on a telephone, and may be drawn larger. Colours
- * are the page's variables --ink, --faint, --grid and --series-0 to --series-5 (report_page.h). Series differ in their
+ * are the page's variables --ink, --faint, --grid and --series-0 to --series-5 (report_style.h). Series differ in their
  * dashes too. Each chart has a <title> and a <desc> with its numbers, which screen readers read. */
 #ifndef METRICS_CHART_H
 #define METRICS_CHART_H
@@ -36,6 +36,20 @@ typedef struct {
 static inline double chart_step(double range, int most) {
     const double power = pow(10, floor(log10(range / most))), times = range / most / power;
     return power * (times <= 1 ? 1 : times <= 2 ? 2 : times <= 5 ? 5 : 10);
+}
+
+/* A name that fits into a chart: of a long one the beginning and the end. */
+static inline void chart_name(char text[64], const char *name) {
+    enum { MOST = 44, HALF = 20 };
+    const size_t length = strlen(name);
+    size_t head = HALF, tail = length - HALF;
+    if (length <= MOST) {
+        snprintf(text, 64, "%s", name);
+        return;
+    }
+    while (head && ((unsigned char)name[head] & 0xc0) == 0x80) head--;  // not inside a character of UTF-8
+    while (name[tail] && ((unsigned char)name[tail] & 0xc0) == 0x80) tail++;
+    snprintf(text, 64, "%.*s...%s", (int)head, name, name + tail);
 }
 
 /* A value as short as it is understood: at most 4 significant digits. */
@@ -81,11 +95,13 @@ static inline void chart_style(FILE *f, int i) {
 
 /* The names of series, one a line, from y down. Names of a single series are left out by the callers. */
 static inline void chart_legend(FILE *f, const char *const *names, int count, double y) {
+    char name[64];
     for (int i = 0; i < count; i++, y += 16) {
         fprintf(f, "<line class=\"series\" x1=\"8\" x2=\"32\" y1=\"%.1f\" y2=\"%.1f\"", y - 4, y - 4);
         chart_style(f, i);
         fputs("/>\n", f);
-        chart_text(f, 38, y, "start", names[i]);
+        chart_name(name, names[i]);
+        chart_text(f, 38, y, "start", name);
     }
 }
 
@@ -122,7 +138,8 @@ static inline void chart_range(const Chart *c, bool vertical, const double given
             if (isfinite(v)) *low = fmin(*low, v), *high = fmax(*high, end);
         }
     if (*low > *high) *low = 0, *high = 1;
-    if (*low == *high) *low -= 0.5, *high += 0.5;
+    const double least = 1e-6 * fmax(fabs(*low), fabs(*high));  // less would be lost in the rounding of doubles
+    if (*high - *low <= least) *low -= least > 0 ? least : 0.5, *high += least > 0 ? least : 0.5;
 }
 
 static inline void chart_grid(FILE *f, const Chart *c, const ChartFrame *p) {
@@ -173,7 +190,7 @@ static inline void chart_draw(FILE *f, const Chart *c, const ChartFrame *p, int 
     fputs("\"/>\n", f);
 }
 
-/* The numbers of each series: all of them where they are few, else the first, the least, the largest and the last. */
+/* The numbers of each series; of a long one ten of them. */
 static inline void chart_describe(FILE *f, const Chart *c) {
     char x[32], y[32];
     fprintf(f, "%s over %s.", c->y_title, c->x_title);
@@ -220,7 +237,7 @@ typedef struct {
 /* Writes bars from 0, one under the other, each with its name and its value. */
 static inline void chart_bars(FILE *f, const char *title, const ChartBar *bars, int count) {
     double low = 0, high = 0;
-    char number[32];
+    char number[32], name[64];
     for (int i = 0; i < count; i++)
         for (int k = 0; k < 3; k++) {
             const double v = k == 0 ? bars[i].value : k == 1 ? bars[i].low : bars[i].high;
@@ -240,7 +257,8 @@ static inline void chart_bars(FILE *f, const char *title, const ChartBar *bars, 
     for (int i = 0; i < count; i++) {
         const ChartBar *b = &bars[i];
         const double y = p.top + 40 * i, zero = chart_x(&p, 0);
-        chart_text(f, p.left, y + 12, "start", b->name);
+        chart_name(name, b->name);
+        chart_text(f, p.left, y + 12, "start", name);
         chart_number(number, b->value);
         chart_text(f, CHART_WIDTH - 4, y + 30, "end", number);
         if (!isfinite(b->value)) continue;

@@ -1,4 +1,4 @@
-/* A picture of where two drawings differ. */
+/* An image of where two drawings differ. */
 #ifndef METRICS_DIFFERENCE_H
 #define METRICS_DIFFERENCE_H
 
@@ -9,6 +9,13 @@ static inline double difference_ink(const Image *p, int x, int y) {
     if (x < 0 || y < 0 || x >= p->width || y >= p->height) return 0;
     const uint8_t *rgb = p->rgb + 3 * ((size_t)y * (size_t)p->width + (size_t)x);
     return 1 - (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]) / 255;
+}
+
+/* Whether the map is no larger than an image may be. */
+static inline bool difference_fits(const Image *a, const Image *b) {
+    const int width = a->width > b->width ? a->width : b->width,
+              height = a->height > b->height ? a->height : b->height;
+    return (int64_t)width * height <= IMAGE_MAX_PIXELS;
 }
 
 /* Lays two drawings on each other, centre on centre: what both have is grey, what only the reference has red, what only the

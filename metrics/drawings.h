@@ -19,6 +19,7 @@ static const char *const drawn_names[] = {"clean", "errors", "none"};
 
 typedef struct {
     const char *program;   // text; must outlive this
+    size_t bytes;          // its length
     char name[17];         // of its files, without the folder and the ending
     char *error;           // the first error, or NULL
     DrawnVerdict verdict;  // DRAWN_NOT: there is no drawing
@@ -28,6 +29,7 @@ typedef struct {
     RenderTask task;
     double dpi;
     int jobs;            // programs at a time
+    bool resume;         // take what the folder has of an earlier run
     const char *folder;  // exists
 } DrawingOptions;
 
@@ -43,7 +45,7 @@ typedef struct {
 } Drawings;
 
 static inline void drawn_name(DrawnProgram *p, const DrawingOptions *o) {
-    uint64_t hash = hash_bytes(HASH_BEGIN, p->program, strlen(p->program));
+    uint64_t hash = hash_bytes(HASH_BEGIN, p->program, p->bytes);
     hash = hash_bytes(hash, &o->dpi, sizeof o->dpi);
     hash = hash_bytes(hash, &o->task, sizeof o->task);
     snprintf(p->name, sizeof p->name, "%016llx", (unsigned long long)hash);
@@ -53,7 +55,7 @@ static inline char *drawn_path(const DrawingOptions *o, const DrawnProgram *p, c
     return format_string("%s/%s.%s", o->folder, p->name, ending);
 }
 
-/* Takes an earlier run's verdict. False: there is none. */
+/* Takes an earlier run's verdict. False: there is none, or its drawing is missing. */
 static inline bool drawn_find(DrawnProgram *p, const DrawingOptions *o) {
     char *path = drawn_path(o, p, "txt"), line[1024] = "", error[1024] = "";
     FILE *f = fopen(path, "r");
@@ -67,15 +69,18 @@ static inline bool drawn_find(DrawnProgram *p, const DrawingOptions *o) {
     }
     if (f) fclose(f);
     free(path);
+    path = drawn_path(o, p, "png");
+    if (p->verdict < DRAWN_NOT && !file_exists(path)) p->verdict = DRAWN_UNKNOWN;
+    free(path);
     return p->verdict != DRAWN_UNKNOWN;
 }
 
-/* Writes drawing and verdict. */
-static inline int drawn_keep(DrawnProgram *p, const DrawingOptions *o, const Image *image, Error *err) {
+/* Writes the drawing, if there is one, and the verdict, if it is final. */
+static inline int drawn_keep(DrawnProgram *p, const DrawingOptions *o, const Image *image, bool final, Error *err) {
     char *png = drawn_path(o, p, "png"), *txt = drawn_path(o, p, "txt");
     char *verdict = format_string("%s\n%s\n", drawn_names[p->verdict], p->error ? p->error : "");
     int bad = image ? image_save_png(image, png, err) : 0;
-    if (!bad) bad = file_write(txt, verdict, strlen(verdict), err);
+    if (!bad && final) bad = file_write(txt, verdict, strlen(verdict), err);
     free(png);
     free(txt);
     free(verdict);
@@ -87,7 +92,7 @@ static inline int drawn_make(Drawings *d, DrawnProgram *p, Error *err) {
     Compiled c;
     Image image = {0};
     Error why;
-    if (render_compile(&d->renderer, d->o->task, p->program, strlen(p->program), &c, err)) return -1;
+    if (render_compile(&d->renderer, d->o->task, p->program, p->bytes, &c, err)) return -1;
     p->verdict = c.clean ? DRAWN_CLEAN : c.pdf ? DRAWN_WITH_ERRORS : DRAWN_NOT;
     const char *error = c.clean ? NULL : c.log.count ? c.log.errors[0].message : c.problem;
     const int line = !c.clean && c.log.count ? c.log.errors[0].line : 0;
@@ -97,7 +102,8 @@ static inline int drawn_make(Drawings *d, DrawnProgram *p, Error *err) {
     }
     if (error) p->error = line > 0 ? format_string("line %d: %.500s", line, error) : format_string("%.500s", error);
     if (p->error) p->error[strcspn(p->error, "\r\n")] = '\0';
-    const int bad = drawn_keep(p, d->o, image.rgb ? &image : NULL, err);
+    // A limit may have ended it only because the machine was busy: the next run tries again.
+    const int bad = drawn_keep(p, d->o, image.rgb ? &image : NULL, !c.stopped, err);
     image_free(&image);
     compiled_free(&c);
     return bad;
@@ -112,7 +118,7 @@ static inline void *drawings_work(void *argument) {
         DrawnProgram *p = &d->programs[d->next++];
         pthread_mutex_unlock(&d->lock);
         int bad = interrupted() ? error_set(&err, "interrupted; the same command with --resume goes on") : 0;
-        if (!bad && !drawn_find(p, d->o)) bad = drawn_make(d, p, &err);
+        if (!bad && !(d->o->resume && drawn_find(p, d->o))) bad = drawn_make(d, p, &err);
         pthread_mutex_lock(&d->lock);
         if (bad && !d->failed) *d->err = err;
         d->failed = d->failed || bad;
@@ -122,12 +128,11 @@ static inline void *drawings_work(void *argument) {
     return NULL;
 }
 
-/* Programs with the same text: the first is drawn, and `drawings_make` copies the verdict to the others. */
 static inline int drawn_compare(const void *a, const void *b) {
     return strcmp(((const DrawnProgram *)a)->name, ((const DrawnProgram *)b)->name);
 }
 
-/* Draws the programs, of which the text is given, and fills in the rest of each. -1 with *err filled: TeX is missing, a file
+/* Draws the programs, of which text and length are given, each text once, and fills in the rest of each. -1 with *err filled: TeX is missing, a file
  * cannot be written, or the user has interrupted; what is done is kept in the folder. Free with drawings_free. */
 static inline int drawings_make(DrawnProgram *programs, int count, const DrawingOptions *o, Error *err) {
     Drawings d = {.o = o, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};

@@ -18,7 +18,7 @@ typedef struct {
 
 typedef struct {
     int64_t exact;           // programs that equal the reference's text
-    double tokens, seconds;  // generated, the end tokens included; 0 where the programs of an earlier run were taken
+    double tokens, seconds;  // of this run: generated, the end tokens included, and the time for all
     ProgramStore programs;   // of all samples of the dataset, where programs.texts is not NULL
 } GreedyResult;
 
@@ -39,21 +39,23 @@ static inline bool greedy_token(void *context, int b, int id) {
     return true;
 }
 
-static inline void greedy_write(const GreedyOptions *o, int64_t number, const char *ending, const char *text) {
+static inline void greedy_write(const GreedyOptions *o, int64_t number, const char *ending, const char *text,
+                                size_t bytes) {
     Error err;
     char *path = format_string("%s/%05lld%s", o->texts, (long long)number, ending);
-    die_if(file_write(path, text, strlen(text), &err), &err);
+    die_if(file_write(path, text, bytes, &err), &err);
     free(path);
 }
 
-/* Compares program and reference [n] of a sample; number: its place in the pass. */
+/* Compares a program with the reference [n] of a sample; number: its place in the pass. */
 static inline void greedy_compare(GreedyResult *result, const GreedyOptions *o, const Tokenizer *t,
-                                  const char *program, const int *ids, int n, int64_t number) {
+                                  const char *program, size_t bytes, const int *ids, int n, int64_t number) {
     char *reference;
-    tokenizer_decode(t, ids, n, &reference, NULL);
-    result->exact += !strcmp(program, reference);
-    if (o->texts) greedy_write(o, number, ".tex", program);
-    if (o->texts) greedy_write(o, number, ".ref.tex", reference);
+    size_t length;
+    tokenizer_decode(t, ids, n, &reference, &length);
+    result->exact += bytes == length && !memcmp(program, reference, bytes);
+    if (o->texts) greedy_write(o, number, ".tex", program, bytes);
+    if (o->texts) greedy_write(o, number, ".ref.tex", reference, length);
     free(reference);
 }
 
@@ -71,9 +73,8 @@ static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, c
     Error err;
     for (int b = 0; b < B; b++) {
         const int *ids = batch->ids + (size_t)b * batch->T;
-        const char *kept = mine ? NULL : result->programs.texts[batch->samples[b]];
-        char *text = NULL;
-        size_t bytes = 0;
+        char *text = mine ? NULL : result->programs.texts[batch->samples[b]];
+        size_t bytes = mine ? 0 : result->programs.lengths[batch->samples[b]];
         int n = 0;
         while (n < batch->T && ids[n] >= 0 && ids[n] != m->tokenizer.end) n++;
         if (mine) {
@@ -81,10 +82,10 @@ static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, c
                              &bytes);
             result->tokens += mine->lengths[b] + 1;
         }
-        greedy_compare(result, o, &m->tokenizer, mine ? text : kept, ids, n, first + b);
+        greedy_compare(result, o, &m->tokenizer, text, bytes, ids, n, first + b);
         if (mine && result->programs.texts)
             die_if(programs_add(&result->programs, batch->samples[b], text, bytes, &err), &err);
-        else
+        else if (mine)
             free(text);
     }
 }
@@ -104,7 +105,7 @@ static inline void greedy_measure(GreedyResult *result, const GreedyOptions *o, 
     const double start = seconds_now();
     dataset_pass_open(&pass, d, m, NULL, o->batch, o->samples, max_tokens);
     generator_open(&generator, m, o->batch, max_tokens);
-    progress_begin(&progress, "writing", 0, pass.total);
+    progress_begin(&progress, "generating", 0, pass.total);
     while ((batch = dataset_pass_next(&pass, &B))) {
         const bool have = greedy_have(result, batch, B);
         if (!have) {

@@ -9,7 +9,8 @@
 #include "../lib/hash.h"
 
 typedef struct {
-    char **texts;  // [count]; NULL: not written yet
+    char **texts;     // [count]; NULL: not written yet
+    size_t *lengths;  // [count], bytes; a program may have any
     int64_t count;
     FILE *file;  // NULL: they are only in memory
     char *path;
@@ -35,6 +36,7 @@ static inline size_t programs_read(ProgramStore *s, const uint8_t *data, size_t 
         free(s->texts[sample]);
         s->texts[sample] = (char *)xcalloc((size_t)bytes + 1, 1);
         memcpy(s->texts[sample], data + begin, (size_t)bytes);
+        s->lengths[sample] = (size_t)bytes;
         at = begin + (size_t)bytes + 1;
         if (at == size) return at;
     }
@@ -42,13 +44,16 @@ static inline size_t programs_read(ProgramStore *s, const uint8_t *data, size_t 
 
 /* Opens the store for `count` samples, with the programs that PATH has from an earlier run. path NULL: in memory. */
 static inline int programs_open(ProgramStore *s, const char *path, int64_t count, Error *err) {
-    *s = (ProgramStore){.texts = (char **)xcalloc((size_t)count + 1, sizeof(char *)), .count = count};
+    struct stat file;
+    *s = (ProgramStore){.texts = (char **)xcalloc((size_t)count + 1, sizeof(char *)),
+                        .lengths = (size_t *)xcalloc((size_t)count + 1, sizeof(size_t)),
+                        .count = count};
     if (!path) return 0;
     MappedFile f;
     size_t good = 0;
-    if (file_exists(path)) {
+    if (stat(path, &file) == 0 && file.st_size > 0) {
         if (file_map(&f, path, err)) return -1;
-        if (f.size) good = programs_read(s, f.data, f.size);
+        good = programs_read(s, f.data, f.size);
         file_unmap(&f);
         if (truncate(path, (off_t)good)) return error_set(err, "cannot write %s: %s", path, strerror(errno));
     }
@@ -61,6 +66,7 @@ static inline int programs_open(ProgramStore *s, const char *path, int64_t count
 static inline int programs_add(ProgramStore *s, int64_t sample, char *text, size_t bytes, Error *err) {
     free(s->texts[sample]);
     s->texts[sample] = text;
+    s->lengths[sample] = bytes;
     if (!s->file) return 0;
     fprintf(s->file, "%lld %zu\n", (long long)sample, bytes);
     fwrite(text, 1, bytes, s->file);
@@ -72,6 +78,7 @@ static inline void programs_close(ProgramStore *s) {
     for (int64_t i = 0; i < s->count; i++) free(s->texts[i]);
     if (s->file) fclose(s->file);
     free(s->texts);
+    free(s->lengths);
     free(s->path);
     *s = (ProgramStore){0};
 }

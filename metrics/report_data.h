@@ -16,6 +16,8 @@ typedef struct {
     const char *axis;                 // its short name on the radar chart, where a share has its place; or NULL
 } Figure;
 
+enum { REPORT_LEAST_SAMPLES = 20 };  // intervals of fewer are much too narrow
+
 typedef struct {
     const char *input, *reference;  // what the model sees, as PNG file in the report's folder; the reference program
     int64_t sample;
@@ -23,7 +25,8 @@ typedef struct {
 
 typedef struct {
     const char *program;
-    const char *drawing, *difference;  // PNG files in the report's folder, or NULL: the program does not compile
+    const char *drawing, *difference;  // PNG files in the report's folder, or NULL: there is no drawing
+    bool compiled;                     // TeX has tried it
     const char *remark;                // such as the first error, or NULL
     double score;                      // the less, the worse the example; not a number: unknown
 } ReportOutput;

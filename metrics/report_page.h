@@ -34,10 +34,11 @@ static inline void page_models(FILE *f, const Report *r) {
 
 static inline void page_table(FILE *f, const Report *r) {
     const char *group = "";
-    fputs("<h2 id=\"figures\">Figures</h2>\n<p>Under each value is its 95 % interval, from 1000 resamples of the "
-          "samples. "
-          "The best value of a row is bold.</p>\n<div class=\"scroll\"><table>\n",
-          f);
+    fprintf(f,
+            "<h2 id=\"metrics\">Metrics</h2>\n<p>Under each value is its 95 %% interval, from %d resamples of the "
+            "samples. The "
+            "best value of a row is bold.</p>\n<div class=\"scroll\"><table>\n",
+            BOOTSTRAP_RESAMPLES);
     for (int k = 0; k < r->figure_count; k++) {
         const Figure *figure = &r->figures[k];
         if (!report_has(r, k)) continue;
@@ -70,10 +71,15 @@ static inline void page_table(FILE *f, const Report *r) {
 
 /* Which figures differ between the first model and each other one. */
 static inline void page_differences(FILE *f, const Report *r) {
-    if (r->model_count < 2 || r->sample_count < 2) return;
-    fputs("<h2 id=\"differences\">Differences</h2>\n<p>Where the 95 % interval of the difference leaves out 0, the "
-          "models differ "
-          "significantly. The same samples are resampled for both.</p>\n",
+    if (r->model_count < 2) return;
+    fputs("<h2 id=\"differences\">Differences</h2>\n", f);
+    if (r->sample_count < REPORT_LEAST_SAMPLES) {
+        fprintf(f, "<p>Fewer than %d samples do not show whether models differ.</p>\n", REPORT_LEAST_SAMPLES);
+        return;
+    }
+    fputs("<p>Metrics whose 95 % interval of the difference leaves out 0. The same samples are resampled for both "
+          "models. "
+          "Of twenty metrics in which the models do not differ, one is expected here by chance.</p>\n",
           f);
     for (int i = 1; i < r->model_count; i++) {
         int shown = 0;
@@ -81,7 +87,7 @@ static inline void page_differences(FILE *f, const Report *r) {
         html_text(f, r->models[i].name);
         fputs(" minus ", f);
         html_text(f, r->models[0].name);
-        fputs("</h3>\n<div class=\"scroll\"><table>\n<tr><th>figure<th>difference<th>interval<th>verdict\n", f);
+        fputs("</h3>\n<div class=\"scroll\"><table>\n<tr><th>metric<th>difference<th>interval<th>verdict\n", f);
         for (int k = 0; k < r->figure_count; k++) {
             if (!r->figures[k].compute) continue;
             const Interval d = bootstrap_difference(&r->models[i].sums, &r->models[0].sums, r->figures[k].compute,
@@ -98,7 +104,7 @@ static inline void page_differences(FILE *f, const Report *r) {
             shown++;
         }
         fputs("</table></div>\n", f);
-        if (!shown) fputs("<p>No figure differs significantly.</p>\n", f);
+        if (!shown) fputs("<p>No metric differs significantly.</p>\n", f);
     }
 }
 
@@ -168,7 +174,7 @@ static inline void page_charts(FILE *f, const Report *r) {
                offsetof(ReportModel, entropy));
     page_lines(f, r, (Chart){.title = "Training", .x_title = "step", .y_title = "loss", .mark = CHART_LINES},
                offsetof(ReportModel, curve));
-    fputs("</div>\n<h3>Every figure</h3>\n<div class=\"charts\">\n", f);
+    fputs("</div>\n<h3>Metrics that have a better side</h3>\n<div class=\"charts\">\n", f);
     for (int k = 0; k < r->figure_count; k++) {
         if (!r->figures[k].better || !report_has(r, k)) continue;
         for (int i = 0; i < r->model_count; i++) {
@@ -184,8 +190,10 @@ static inline void page_charts(FILE *f, const Report *r) {
 /* ---- examples ---- */
 
 static const char page_examples_note[] = "<p>The worst are those of the last model. A difference map shows what "
-                                         "drawing and reference share in grey, what is "
-                                         "missing in red and what is too much in blue.</p>\n";
+                                         "drawing and reference share in grey, what is missing "
+                                         "in red and what is too much in blue. In the programs, what the reference "
+                                         "has and the model lacks is struck out, and what "
+                                         "the model adds is marked.</p>\n";
 
 /* Puts a PNG file of the report's folder into the page. */
 static inline int page_image(FILE *f, const char *folder, const char *file, const char *alt, Error *err) {
@@ -209,7 +217,7 @@ static inline int page_output(FILE *f, const char *folder, const ReportModel *m,
     fputs("</h4>\n", f);
     if (out->drawing)
         bad = page_image(f, folder, out->drawing, "What the program draws", err);
-    else
+    else if (out->compiled)
         fputs("<p>It does not compile.</p>\n", f);
     if (!bad && out->difference)
         bad = page_image(f, folder, out->difference, "Where the drawing differs from the input", err);
@@ -220,7 +228,7 @@ static inline int page_output(FILE *f, const char *folder, const ReportModel *m,
     }
     diff_open(&mine, &reference, out->program, s->reference);
     fputs("<pre>", f);
-    diff_write(f, &mine);
+    diff_write_both(f, &mine, &reference);
     fputs("</pre>\n</div>\n", f);
     diff_close(&mine);
     diff_close(&reference);
@@ -260,7 +268,7 @@ static inline void page_head(FILE *f, const Report *r) {
     html_text(f, r->title);
     fprintf(f, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<h1>", report_style);
     html_text(f, r->title);
-    fputs("</h1>\n<nav><a href=\"#figures\">Figures</a>", f);
+    fputs("</h1>\n<nav><a href=\"#metrics\">Metrics</a>", f);
     if (r->model_count > 1) fputs("<a href=\"#differences\">Differences</a>", f);
     fputs("<a href=\"#charts\">Charts</a>", f);
     if (r->samples) fputs("<a href=\"#worst\">Worst examples</a><a href=\"#random\">Random examples</a>", f);

@@ -38,7 +38,7 @@ static const char report_style[] =
     "pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.4 ui-monospace, monospace; background: "
     "var(--panel);\n"
     "  padding: 8px; border-radius: 6px; margin: 8px 0 }\n"
-    "mark { background: var(--mark); color: inherit }\n"
+    "mark { background: var(--mark); color: inherit }\ndel { color: var(--faint) }\n"
     "@media print { :root { --ink: #000000; --page: #ffffff; --panel: #ffffff; --grid: #bbbbbb; --mark: #dddddd }\n"
     "  body { max-width: none; font-size: 11px } nav { display: none } .example, svg { break-inside: avoid } }\n";
 

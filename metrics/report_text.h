@@ -50,14 +50,14 @@ static inline void markdown_table(FILE *f, const Report *r) {
 }
 
 /* A code block, fenced by more backquotes than the text has in a row. */
-static inline void markdown_code(FILE *f, const char *text) {
+static inline void markdown_code(FILE *f, const char *language, const char *text) {
     int most = 2, row = 0;
     for (const char *s = text; *s; s++) {
         row = *s == '`' ? row + 1 : 0;
         if (row > most) most = row;
     }
     for (int i = 0; i <= most; i++) fputc('`', f);
-    fprintf(f, "tex\n%s\n", text);
+    fprintf(f, "%s\n%s\n", language, text);
     for (int i = 0; i <= most; i++) fputc('`', f);
     fputs("\n\n", f);
 }
@@ -65,7 +65,7 @@ static inline void markdown_code(FILE *f, const char *text) {
 static inline void markdown_example(FILE *f, const Report *r, int64_t i) {
     const ReportSample *s = &r->samples[i];
     fprintf(f, "### Sample %lld\n\n![The input image](%s)\n\n", (long long)s->sample, s->input);
-    markdown_code(f, s->reference);
+    markdown_code(f, "tex", s->reference);
     for (int k = 0; k < r->model_count; k++) {
         if (!r->models[k].outputs) continue;
         const ReportOutput *out = &r->models[k].outputs[i];
@@ -77,7 +77,7 @@ static inline void markdown_example(FILE *f, const Report *r, int64_t i) {
         if (out->drawing) fprintf(f, "![What the program draws](%s)", out->drawing);
         if (out->difference) fprintf(f, " ![Where the drawing differs from the input](%s)", out->difference);
         if (out->drawing) fputs("\n\n", f);
-        markdown_code(f, out->program);
+        markdown_code(f, "tex", out->program);
     }
 }
 
@@ -88,10 +88,10 @@ static inline void markdown_write(FILE *f, const Report *r, const int64_t *worst
     markdown_cell(f, r->data);
     fputs(", on ", f);
     markdown_cell(f, r->device);
-    fprintf(
-        f,
-        ":\n\n    %s\n\nValues with 95 %% intervals from %d resamples of the samples; the best of a row is bold.\n\n",
-        r->command, BOOTSTRAP_RESAMPLES);
+    fputs(":\n\n", f);
+    markdown_code(f, "sh", r->command);
+    fprintf(f, "Values with 95 %% intervals from %d resamples of the samples; the best of a row is bold.\n\n",
+            BOOTSTRAP_RESAMPLES);
     markdown_table(f, r);
     for (int i = 0; i < r->note_count; i++) fprintf(f, "\n%s\n", r->notes[i]);
     if (!r->samples) return;

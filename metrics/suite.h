@@ -27,8 +27,6 @@ typedef struct {
     ImageSums image;
 } SuiteSums;
 
-enum { IMAGE_EXACT = 0 };  // its place in image_metrics
-
 static inline TextSums suite_text(const TextSample *s, TextKind kind) {
     TextSums out = {.texts = 1, .bleu = s->bleu, .crystal = s->crystal, .normal = s->normal};
     for (int m = 0; m < TEXT_METRICS; m++) {
@@ -44,12 +42,12 @@ static inline TextSums suite_text(const TextSample *s, TextKind kind) {
     return out;
 }
 
-/* scores: those that are not numbers do not count, but a drawing without scores is not exact. */
+/* scores: those that are not numbers do not count. */
 static inline ImageSums suite_image(DrawnVerdict verdict, const ImageScores *scores) {
     ImageSums out = {.programs = 1, .clean = verdict == DRAWN_CLEAN, .errors = verdict == DRAWN_WITH_ERRORS};
     for (int m = 0; m < IMAGE_METRICS; m++) {
         const double x = image_metric_value(&image_metrics[m], scores);
-        out.count[m] = isfinite(x) || m == IMAGE_EXACT;
+        out.count[m] = isfinite(x);
         out.sum[m] = isfinite(x) ? x : 0;
     }
     return out;

@@ -67,15 +67,15 @@ static inline int suite_pictures(Suite *s, int64_t i, Error *err) {
         bad = suite_load(s, &s->drawings[i], &reference, err);
         if (bad) break;
         bad = suite_load(s, &s->computed[k].drawn[i], &mine, err);
-        if (!bad) {
+        if (!bad && difference_fits(&reference, &mine)) {
             Image map = difference_map(&reference, &mine);
             out->difference = format_string("pictures/%05lld-%d.png", (long long)s->samples[i].sample, k + 1);
             path = format_string("%s/%s", s->o->folder, out->difference);
             bad = image_save_png(&map, path, err);
             free(path);
             image_free(&map);
-            image_free(&mine);
         }
+        if (!bad) image_free(&mine);
         image_free(&reference);
     }
     return bad;
@@ -83,16 +83,25 @@ static inline int suite_pictures(Suite *s, int64_t i, Error *err) {
 
 /* ---- the report ---- */
 
-/* The name of a model in the report: its file's, without folder and ending, unless two share it. */
+/* The name of a model's file, without folder and ending, as *n bytes. */
+static inline const char *suite_base(const char *path, int *n) {
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path, *ending = strrchr(base, '.');
+    *n = ending && !strcmp(ending, ".safetensors") ? (int)(ending - base) : (int)strlen(base);
+    return base;
+}
+
+/* The name of a model in the report: its file's; its path where two files share it; with a number where two are the same. */
 static inline char *suite_name(const Suite *s, int model) {
-    const char *path = s->models[model].path, *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    const size_t ending = strlen(".safetensors"), length = strlen(base);
+    const char *path = s->models[model].path;
+    int n, length, shared = 0, before = 0;
+    const char *base = suite_base(path, &n);
     for (int k = 0; k < s->model_count; k++) {
-        const char *other = s->models[k].path, *at = strrchr(other, '/');
-        if (k != model && !strcmp(base, at ? at + 1 : other)) return xstrdup(path);
+        const char *other = suite_base(s->models[k].path, &length);
+        shared += length == n && !memcmp(base, other, (size_t)n);
+        before += k < model && !strcmp(path, s->models[k].path);
     }
-    const bool cut = length > ending && !strcmp(base + length - ending, ".safetensors");
-    return format_string("%.*s", (int)(cut ? length - ending : length), base);
+    if (before) return format_string("%s (%d)", path, before + 1);
+    return shared > 1 ? xstrdup(path) : format_string("%.*s", n, base);
 }
 
 /* Reliability curve, and histograms of confidence and entropy, of a model. */
@@ -231,7 +240,9 @@ static inline int suite_report(const SuiteOptions *o, const SuiteModel *models, 
     int bad = suite_draw(&s, err);
     if (!bad && s.drawn && o->encoder) suite_encode_all(&s);
     for (int k = 0; k < count && !bad; k++) suite_sum(&s, k);
+    if (!bad && interrupted()) bad = -1;
     if (!bad) bad = suite_finish(&s, err);
+    if (bad && interrupted()) error_set(err, "interrupted; the same command with --resume goes on");
     suite_close(&s);
     return bad;
 }

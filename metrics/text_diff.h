@@ -87,6 +87,29 @@ static inline void diff_close(DiffText *d) {
     free(d->marked);
 }
 
+/* Writes pieces [i, end) of a text as HTML inside an element. */
+static inline void diff_write_inside(FILE *f, const DiffText *d, int i, int end, const char *element) {
+    if (i == end) return;
+    fprintf(f, "<%s>", element);
+    html_bytes(f, (const uint8_t *)d->text + d->begins[i], (size_t)(d->begins[end] - d->begins[i]), false);
+    fprintf(f, "</%s>", element);
+}
+
+/* Writes both texts as one: what they share, in <del> what only `other` has, and in <mark> what only the first has. */
+static inline void diff_write_both(FILE *f, const DiffText *d, const DiffText *other) {
+    for (int i = 0, k = 0; i < d->count || k < other->count;) {
+        const int i0 = i, k0 = k;
+        while (k < other->count && other->marked[k]) k++;
+        while (i < d->count && d->marked[i]) i++;
+        diff_write_inside(f, other, k0, k, "del");
+        diff_write_inside(f, d, i0, i, "mark");
+        const int shared = i;
+        while (i < d->count && !d->marked[i] && k < other->count && !other->marked[k]) i++, k++;
+        html_bytes(f, (const uint8_t *)d->text + d->begins[shared], (size_t)(d->begins[i] - d->begins[shared]),
+                   false);
+    }
+}
+
 /* Writes the text as HTML, with <mark> around what the other text lacks. */
 static inline void diff_write(FILE *f, const DiffText *d) {
     for (int i = 0; i < d->count; i++) {

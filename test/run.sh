@@ -12,11 +12,12 @@ set -u
 passed=0 failed=0 names=() jobs=1 group=()
 results=$(mktemp -d) || exit 1
 trap 'rm -rf "$results"' EXIT
-trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
+set -m # each command in a process group of its own, so that all of it can be ended
+trap 'for pid in $(jobs -p); do kill -- "-$pid"; done 2>/dev/null; exit 130' INT TERM
 
 run_one() { # NUMBER COMMAND: leaves output, status and seconds in files of that number
     local begin=$SECONDS
-    bash -c "$2" >"$results/$1.output" 2>&1
+    bash -c "$2" >"$results/$1.output" 2>&1 </dev/null
     printf '%d %d\n' $? $((SECONDS - begin)) >"$results/$1.part"
     mv "$results/$1.part" "$results/$1.status"
 }
@@ -63,6 +64,7 @@ run_group() { # runs the commands of $group, $jobs at a time
 while [ $# -gt 0 ]; do
     if [ "$1" = -j ]; then
         run_group
+        [[ $2 =~ ^[1-9][0-9]*$ ]] || { echo "run.sh: -j takes a number of commands, not '$2'" >&2; exit 2; }
         jobs=$2
         shift 2
         # Tests share the processors: a thread that waits leaves its own to others.

@@ -485,13 +485,17 @@ reporting() {
     refuses 2 "options of --report" "${measure[@]}" --resume
     refuses 2 "--texts-are must be" "${measure[@]}" --report plain --texts-are poems
     refuses 1 "cannot" "${measure[@]}" --report /proc/nothing
+    refuses 1 "no-such.bin" "${measure[@]}" --report early --training-data no-such.bin
+    check "... before the work" [ ! -e early/index.html -a -z "$(ls early/programs-* 2>/dev/null)" ]
+    check "without TeX nothing is said to compile or not" eval '! grep -q "does not compile" plain/index.html'
     has_tex reports || return
     succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin"
     check "all programs compile" grep -q "^compile_clean,.*,1,1,1$" full/metrics.csv
     check "self-similarity, and the kernel inception distance" eval 'grep -q "^selfsim_emd,.*,0\.[4-9]" full/metrics.csv &&
         grep -q "^kid,.*,[-0-9.e]*," full/metrics.csv'
     check "two models" [ "$(grep -c '^ssim,' full/metrics.csv)" = 2 ]
-    check "equal models do not differ" grep -q "No figure differs significantly" full/index.html
+    check "six samples do not show whether models differ" grep -q "Fewer than 20 samples" full/index.html
+    check "one file given twice has two names" grep -q "student.safetensors (2)" full/index.html
     check "pictures beside the text" pictures_exist full
     cp full/metrics.csv before.csv
     local programs

@@ -7,6 +7,7 @@
 #include "../metrics/curve.h"
 #include "../metrics/difference.h"
 #include "../metrics/drawings.h"
+#include "../metrics/programs.h"
 #include "../metrics/report_page.h"
 #include "../metrics/report_text.h"
 
@@ -64,7 +65,7 @@ static void test_bootstrap(void) {
     bootstrap_close(&a), bootstrap_close(&b), bootstrap_close(&again);
     bootstrap_open(&a, x, 1, counted, 7);
     const Interval one = bootstrap_interval(&a, share, 0);
-    CHECK(one.low == one.value && one.high == one.value);
+    CHECK(one.value == x[0].correct / 10 && isnan(one.low) && isnan(one.high));
     bootstrap_close(&a);
     const double sorted[] = {1, 2, 4};
     CHECK(bootstrap_quantile(sorted, 3, 0.25) == 1.5 && bootstrap_quantile(sorted, 3, 1) == 4);
@@ -73,8 +74,8 @@ static void test_bootstrap(void) {
 
 /* ---- differences of texts ---- */
 
-/* Both texts as HTML with marks, separated by '|'. */
-static void check_diff(const char *a, const char *b, const char *expected) {
+/* Both texts as HTML with marks, separated by '|', and as one text. */
+static void check_diff(const char *a, const char *b, const char *expected, const char *both) {
     DiffText x, y;
     char *text = NULL;
     size_t n = 0;
@@ -83,18 +84,26 @@ static void check_diff(const char *a, const char *b, const char *expected) {
     diff_write(f, &x), fputc('|', f), diff_write(f, &y);
     fclose(f);
     check(!strcmp(text, expected), __FILE__, __LINE__, expected, text);
+    free(text);
+    f = open_memstream(&text, &n);
+    diff_write_both(f, &x, &y);
+    fclose(f);
+    check(!strcmp(text, both), __FILE__, __LINE__, both, text);
     diff_close(&x), diff_close(&y);
     free(text);
 }
 
 static void test_diff(void) {
-    check_diff("", "", "|");
-    check_diff("a", "", "<mark>a</mark>|");
-    check_diff("\\draw (1,2);", "\\draw (1,2);", "\\draw (1,2);|\\draw (1,2);");
-    check_diff("\\draw (1,2.5);", "\\draw (1,2.75);", "\\draw (1,<mark>2.5</mark>);|\\draw (1,<mark>2.75</mark>);");
-    check_diff("a b c", "a c", "a <mark>b </mark>c|a c");
-    check_diff("<x>", "<y>", "&#60;<mark>x</mark>&#62;|&#60;<mark>y</mark>&#62;");
-    check_diff("x y z", "z y x", "<mark>x</mark> y <mark>z</mark>|<mark>z</mark> y <mark>x</mark>");
+    check_diff("", "", "|", "");
+    check_diff("a", "", "<mark>a</mark>|", "<mark>a</mark>");
+    check_diff("\\draw (1,2);", "\\draw (1,2);", "\\draw (1,2);|\\draw (1,2);", "\\draw (1,2);");
+    check_diff("\\draw (1,2.5);", "\\draw (1,2.75);", "\\draw (1,<mark>2.5</mark>);|\\draw (1,<mark>2.75</mark>);",
+               "\\draw (1,<del>2.75</del><mark>2.5</mark>);");
+    check_diff("a b c", "a c", "a <mark>b </mark>c|a c", "a <mark>b </mark>c");
+    check_diff("<x>", "<y>", "&#60;<mark>x</mark>&#62;|&#60;<mark>y</mark>&#62;",
+               "&#60;<del>y</del><mark>x</mark>&#62;");
+    check_diff("x y z", "z y x", "<mark>x</mark> y <mark>z</mark>|<mark>z</mark> y <mark>x</mark>",
+               "<del>z</del><mark>x</mark> y <del>x</del><mark>z</mark>");
 }
 
 /* ---- charts ---- */
@@ -109,6 +118,53 @@ static void test_steps(void) {
     char text[32];
     chart_number(text, NAN), CHECK(!strcmp(text, "none"));
     chart_number(text, 0.123456), CHECK(!strcmp(text, "0.1235"));
+    char name[64];
+    chart_name(name, "short"), CHECK(!strcmp(name, "short"));
+    chart_name(name, "out/a-long-folder/another-long-folder/\xc3\xa4\xc3\xa4\xc3\xa4/best.safetensors");
+    CHECK(strlen(name) <= 44 && !strncmp(name, "out/a-long-folder/", 18) && strstr(name, "...") &&
+          strstr(name, "/best.safetensors"));
+    for (size_t i = 0, length; name[i]; i += length)
+        CHECK(utf8_scan((const uint8_t *)name + i, strlen(name + i), &length) == UTF8_COMPLETE);
+}
+
+/* Values that differ by a few roundings still have an axis. */
+static void test_narrow(void) {
+    const double x[] = {1, 2}, y[] = {3, nextafter(3, 4)};
+    const ChartSeries s = {"narrow", x, y, 2};
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    chart_write(f, &(Chart){.title = "t", .x_title = "x", .y_title = "y", .series = &s, .count = 1});
+    fclose(f);
+    CHECK(n < 10000 && strstr(text, "</svg>"));
+    free(text);
+}
+
+/* ---- programs of an earlier run ---- */
+
+/* Programs with line ends and zero bytes come back; a file that is empty or cut gives what is whole in it. */
+static void test_programs(void) {
+    char *path = format_string("%s/programs", samples_folder);
+    Error err;
+    ProgramStore s;
+    for (int cut = 0; cut < 4; cut++) {
+        remove(path);
+        CHECK_OK(programs_open(&s, path, 3, &err), err);
+        CHECK_OK(programs_add(&s, 2, memcpy(xmalloc(6), "a\nb\0c", 6), 5, &err), err);
+        CHECK_OK(programs_add(&s, 0, xstrdup("9 9\n"), 4, &err), err);
+        programs_close(&s);
+        const off_t sizes[] = {-1, 0, 7, 12};  // whole, nothing, inside the first, inside the second
+        if (cut) CHECK(truncate(path, sizes[cut]) == 0);
+        CHECK_OK(programs_open(&s, path, 3, &err), err);
+        CHECK(!s.texts[1] && !s.texts[2] == (cut == 1 || cut == 2) && !s.texts[0] == (cut > 0));
+        if (s.texts[2]) CHECK(s.lengths[2] == 5 && !memcmp(s.texts[2], "a\nb\0c", 5));
+        CHECK_OK(programs_add(&s, 1, xstrdup("new"), 3, &err), err);
+        programs_close(&s);
+        CHECK_OK(programs_open(&s, path, 3, &err), err);
+        CHECK(s.texts[1] && !strcmp(s.texts[1], "new") && (cut || s.lengths[0] == 4));
+        programs_close(&s);
+    }
+    free(path);
 }
 
 /* ---- difference maps ---- */
@@ -159,13 +215,14 @@ static bool contains(const char *folder, const char *file, const char *part) {
     "\\documentclass[tikz]{standalone}\n\\begin{document}\n\\begin{tikzpicture}\n" body \
     "\n\\end{tikzpicture}\n\\end{document}\n"
 
-/* Three programs, one of them twice: verdicts, files, and a second run that draws nothing again. */
+/* Three programs, one of them twice: verdicts, files, a second run that goes on and draws nothing again, and a third that
+ * begins anew. */
 static void test_drawings(void) {
     static const char *const programs[] = {FIGURE("\\draw (0,0) -- (1,1);"),
                                            FIGURE("\\draw (0,0) \\nonsense -- (1,1);"), "no document",
                                            FIGURE("\\draw (0,0) -- (1,1);")};
     static const DrawnVerdict verdicts[] = {DRAWN_CLEAN, DRAWN_WITH_ERRORS, DRAWN_NOT, DRAWN_CLEAN};
-    const DrawingOptions o = {RENDER_TIKZ, 100, 2, samples_folder};
+    DrawingOptions o = {.task = RENDER_TIKZ, .dpi = 100, .jobs = 2, .folder = samples_folder};
     Renderer r;
     Error err;
     if (renderer_open(&r, &(RenderOptions){0}, &err)) {
@@ -173,9 +230,10 @@ static void test_drawings(void) {
         return;
     }
     renderer_close(&r);
-    for (int run = 0; run < 2; run++) {
+    for (int run = 0; run < 3; run++) {
         DrawnProgram p[4] = {{0}};
-        for (int i = 0; i < 4; i++) p[i].program = programs[i];
+        for (int i = 0; i < 4; i++) p[i].program = programs[i], p[i].bytes = strlen(programs[i]);
+        o.resume = run == 1;
         CHECK_OK(drawings_make(p, 4, &o, &err), err);
         for (int i = 0; i < 4; i++)
             CHECK(p[i].verdict == verdicts[i] && (p[i].verdict == DRAWN_CLEAN) == !p[i].error);
@@ -186,9 +244,10 @@ static void test_drawings(void) {
         if (run == 0)
             CHECK_OK(file_write(png, "kept", 4, &err), err);
         else
-            CHECK(contains(samples_folder, png + strlen(samples_folder) + 1, "kept"));  // not drawn again
+            CHECK(contains(samples_folder, png + strlen(samples_folder) + 1, "kept") == (run == 1));
         if (run == 1) CHECK_OK(file_write(txt, "damaged", 7, &err), err);
         if (run == 1) CHECK(!drawn_find(&p[0], &o));
+        if (run == 2) CHECK(remove(png) == 0 && !drawn_find(&p[0], &o));
         drawings_free(p, 4);
         free(png), free(none), free(txt);
     }
@@ -238,8 +297,11 @@ static int write_invented(const char *folder, const char *drawing, Error *err) {
     invent_png(folder, "input.png", 200), invent_png(folder, "drawing.png", 90);
     for (int i = 0; i < SAMPLES; i++) {
         samples[i] = (ReportSample){"input.png", "\\draw (0,0) -- (1,2);\n\\node {A < B};", i};
-        outputs[i] = (ReportOutput){"\\draw (0,0) -- (1,3);\n\\node {A < B};", i % 3 ? drawing : NULL, NULL,
-                                    i % 3 ? NULL : "line 3: Undefined control sequence", i};
+        outputs[i] = (ReportOutput){.program = "\\draw (0,0) -- (1,3);\n\\node {A < B};",
+                                    .drawing = i % 3 ? drawing : NULL,
+                                    .compiled = true,
+                                    .remark = i % 3 ? NULL : "line 3: Undefined control sequence",
+                                    .score = i};
     }
     for (int i = 0; i < 3; i++) {
         Counts *x = samples_of(SAMPLES, 0.5 + 0.15 * i, (uint64_t)i);
@@ -281,7 +343,7 @@ static void test_page(void) {
     CHECK(contains(samples_folder, "index.html", "student with a &#60;long&#62; name"));
     CHECK(contains(samples_folder, "index.html", "data:image/png;base64,") &&
           !contains(samples_folder, "index.html", "http"));
-    CHECK(contains(samples_folder, "index.html", "(1,<mark>3</mark>)") &&
+    CHECK(contains(samples_folder, "index.html", "(1,<del>2</del><mark>3</mark>)") &&
           !contains(samples_folder, "index.html", "nan"));
     CHECK(!contains(samples_folder, "index.html", "Never defined") &&
           contains(samples_folder, "report.md", "| Accuracy |"));
@@ -300,6 +362,8 @@ int main(int argc, char **argv) {
     test_bootstrap();
     test_diff();
     test_steps();
+    test_narrow();
+    test_programs();
     test_difference();
     test_curve();
     test_drawings();

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures what each way of decoding finds and costs: greedy, beam search, candidates, tree search.
 
-    ways_of_decoding.py --keep FOLDER [--model FILE] [--data FILE.bin] [--count N] [--ways NAME,...] [--infer PROGRAM]
+    ways_of_decoding.py --keep FOLDER [--model FILE] [--data FILE.bin] [--count N] [--ways "NAME;..."] [--infer PROGRAM]
 
 Runs infer over the first N figures of a dataset, as PNG files, in each of the ways, and compares what the programs draw
 (dev/starter/score.py, which needs TeX). Prints, for each way, how many programs compile, how many draw the same image as
 the reference program, how many equal it, and the seconds of a figure from the file to the program, with reading and
-encoding the image. A way whose programs FOLDER has already is only compared again.
+encoding the image. A way whose programs FOLDER has already is only compared again; another model, other data or another
+number of figures needs another folder.
 """
 import argparse
 import pathlib
@@ -34,6 +35,10 @@ def read_figures(args):
     dataset, tokenizer = tikzc.Dataset(args.data), tikzc.Tokenizer.load(args.tokenizer)
     folder = args.keep / "images"
     folder.mkdir(parents=True, exist_ok=True)
+    asked, note = f"{args.model} {args.data} {args.count}\n", args.keep / "asked"
+    if note.exists() and note.read_text() != asked:
+        sys.exit(f"ways_of_decoding.py: error: {args.keep} has programs of: {note.read_text().strip()}; name another folder")
+    note.write_text(asked)
     paths, references = [], []
     for i in range(min(args.count, len(dataset))):
         image, ids = dataset[i]
