@@ -355,7 +355,7 @@ int main(int argc, char **argv) {
     if (!opt.models.count)
         for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
     check_options(&format);
-    if (opt.report) interrupts_take();
+    interrupts_take();
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);

@@ -6,6 +6,7 @@
 #ifndef LIB_INTERRUPT_H
 #define LIB_INTERRUPT_H
 
+#include "file.h"
 #include "threads.h"
 
 static bool interrupts_kept, interrupt_came;
@@ -33,6 +34,7 @@ static inline void *interrupt_wait(void *argument) {
             continue;
         }
         if (interrupted()) signal(number, SIG_DFL);  // a second Ctrl-C stops at once
+        files_abandon();
         pthread_sigmask(SIG_UNBLOCK, &set, NULL);
         raise(number);
         pthread_sigmask(SIG_BLOCK, &set, NULL);  // reached when the signal is ignored
