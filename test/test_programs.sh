@@ -516,13 +516,14 @@ evaluating() {
     "$damage" json eval.json model ce accuracy soft agreement exact samples tokens tokens_per_second >json.txt
     check "--json: an object for each model with every figure" [ "$(grep -cv -e '- ' json.txt)" = 2 ]
     check "--json: the table's figures" near "$(awk 'NR == 2 { print $3 }' out)" "$(number_of eval.json ce 1)" 0.00006
-    succeeds "$eval" --model teacher.safetensors --data val.bin --batch 3 --no-greedy --logits logits.safetensors
     "$eval" --model "$root/dev/starter/teacher.safetensors" --data "$root/dev/starter/test.bin" --json stopped.json \
         >out 2>err </dev/null &
-    wait_for $! test -e stopped.json.partial && kill -TERM $!
+    wait_for $! test -e stopped.json.partial
+    kill -TERM $!
     wait $!
     status=$?
     check "SIGTERM ends it, and leaves no partial file" [ $status = 143 -a ! -e stopped.json -a ! -e stopped.json.partial ]
+    succeeds "$eval" --model teacher.safetensors --data val.bin --batch 3 --no-greedy --logits logits.safetensors
     local ce T
     ce=$(awk 'NR == 2 { print $3 }' out) # from logits rounded to the storage type; those in the file are not
     check "--logits: the table's CE" near "$ce" "$("$damage" ce logits.safetensors)" 0.002
