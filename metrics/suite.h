@@ -8,13 +8,6 @@
 #include "logits_table.h"
 #include "text.h"
 
-/* Text metrics that are not means of the samples' values need the counts. */
-typedef struct {
-    double texts, mean[TEXT_METRICS];  // mean: sums of text_mean_part
-    BleuCounts bleu, crystal, normal;
-    double distance[TEXT_METRICS], longest[TEXT_METRICS];
-} TextSums;
-
 /* `count`: of the samples that have the metric. */
 typedef struct {
     double programs, clean, errors;  // programs that were compiled; without errors; with errors, but drawn
@@ -26,21 +19,6 @@ typedef struct {
     TextSums text;
     ImageSums image;
 } SuiteSums;
-
-static inline TextSums suite_text(const TextSample *s, TextKind kind) {
-    TextSums out = {.texts = 1, .bleu = s->bleu, .crystal = s->crystal, .normal = s->normal};
-    for (int m = 0; m < TEXT_METRICS; m++) {
-        if (!text_metric_applies((TextMetric)m, kind)) continue;
-        const EditCounts *edits = text_edit_counts((TextMetric)m, s);
-        if (edits) {
-            out.distance[m] = (double)edits->distance;
-            out.longest[m] = (double)edits->longest;
-        } else if (!text_bleu_counts((TextMetric)m, s)) {
-            out.mean[m] = text_mean_part((TextMetric)m, s);
-        }
-    }
-    return out;
-}
 
 /* scores: those that are not numbers do not count. */
 static inline ImageSums suite_image(DrawnVerdict verdict, const ImageScores *scores) {
@@ -57,15 +35,7 @@ static inline void suite_add(void *sum, const void *sample) {
     SuiteSums *a = (SuiteSums *)sum;
     const SuiteSums *b = (const SuiteSums *)sample;
     logits_sums_merge(&a->logits, &b->logits);
-    a->text.texts += b->text.texts;
-    bleu_add(&a->text.bleu, &b->text.bleu);
-    bleu_add(&a->text.crystal, &b->text.crystal);
-    bleu_add(&a->text.normal, &b->text.normal);
-    for (int m = 0; m < TEXT_METRICS; m++) {
-        a->text.mean[m] += b->text.mean[m];
-        a->text.distance[m] += b->text.distance[m];
-        a->text.longest[m] += b->text.longest[m];
-    }
+    text_sums_add(&a->text, &b->text);
     a->image.programs += b->image.programs;
     a->image.clean += b->image.clean;
     a->image.errors += b->image.errors;

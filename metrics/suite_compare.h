@@ -287,7 +287,7 @@ static inline void suite_sum(Suite *s, int model) {
         ImageScores scores;
         const TextSample *text = &c->texts[i];
         c->sums[i].logits = logits->samples[i];
-        c->sums[i].text = suite_text(text, s->o->kind);
+        c->sums[i].text = text_sums_of(text);
         c->outputs[i] =
             (ReportOutput){.program = suite_program(s, model, i), .score = -text_mean_part(TEXT_CER, text)};
         if (!s->drawn) continue;

@@ -85,18 +85,7 @@ static const FigureText suite_text_texts[TEXT_METRICS] = {
 
 /* which: a TextMetric. */
 static inline double suite_text_figure(const void *sums, int which) {
-    const TextSums *s = &((const SuiteSums *)sums)->text;
-    if (s->texts == 0) return NAN;
-    switch (which) {
-    case TEXT_BLEU: return bleu_score(&s->bleu);
-    case TEXT_CRYSTAL_BLEU: return bleu_score(&s->crystal);
-    case TEXT_NORMAL_BLEU: return bleu_score(&s->normal);
-    case TEXT_LENGTH_RATIO: return s->bleu.reference ? (double)s->bleu.hypothesis / (double)s->bleu.reference : NAN;
-    case TEXT_EDIT_SCORE:
-    case TEXT_NORMAL_EDIT_SCORE:
-        return s->longest[which] > 0 ? 100 * (1 - s->distance[which] / s->longest[which]) : 100;
-    default: return s->mean[which] / s->texts;
-    }
+    return text_figure((TextMetric)which, &((const SuiteSums *)sums)->text);
 }
 
 /* ---- drawings ---- */

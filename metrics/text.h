@@ -223,32 +223,65 @@ static inline double text_mean_part(TextMetric m, const TextSample *s) {
     }
 }
 
-/* The figure of the n samples chosen[0..n), which may repeat; NULL: of samples[0..n). Of no sample NaN, which JSON writes
- * as null (nltk and torchmetrics give 0). What has no value by its formula: the edit score and the CER of two empty texts are those of equal texts, 100
- * and 0; BLEU without a match of some order is 0; the length ratio to references without a token is 1 if the hypotheses
- * have none either, else infinite. */
-static inline double text_metric(TextMetric m, const TextSample *samples, const size_t *chosen, size_t n) {
-    BleuCounts bleu = {{0}, {0}, 0, 0};
-    EditCounts edits = {0, 0};
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        const TextSample *s = &samples[chosen ? chosen[i] : i];
-        const BleuCounts *b = text_bleu_counts(m, s);
-        const EditCounts *e = text_edit_counts(m, s);
-        if (b)
-            bleu_add(&bleu, b);
-        else if (e)
-            edits.distance += e->distance, edits.longest += e->longest;
-        else
-            sum += text_mean_part(m, s);
+/* What the metrics of a set of samples are made of; all zeros: of no samples. */
+typedef struct {
+    double texts, mean[TEXT_METRICS];  // mean: sums of text_mean_part, of the metrics that are means
+    BleuCounts bleu, crystal, normal;
+    double distance[TEXT_METRICS], longest[TEXT_METRICS];
+} TextSums;
+
+static inline void text_sums_add(TextSums *a, const TextSums *b) {
+    a->texts += b->texts;
+    bleu_add(&a->bleu, &b->bleu);
+    bleu_add(&a->crystal, &b->crystal);
+    bleu_add(&a->normal, &b->normal);
+    for (int m = 0; m < TEXT_METRICS; m++) {
+        a->mean[m] += b->mean[m];
+        a->distance[m] += b->distance[m];
+        a->longest[m] += b->longest[m];
     }
-    if (n == 0) return NAN;
-    if (m == TEXT_LENGTH_RATIO)
-        return bleu.reference ? (double)bleu.hypothesis / (double)bleu.reference : bleu.hypothesis ? INFINITY : 1;
-    if (text_bleu_counts(m, samples)) return bleu_score(&bleu);
-    if (text_edit_counts(m, samples))
-        return edits.longest ? 100 * (1 - (double)edits.distance / (double)edits.longest) : 100;
-    return sum / (double)n;
+}
+
+static inline TextSums text_sums_of(const TextSample *s) {
+    TextSums out = {.texts = 1, .bleu = s->bleu, .crystal = s->crystal, .normal = s->normal};
+    for (int m = 0; m < TEXT_METRICS; m++) {
+        const EditCounts *edits = text_edit_counts((TextMetric)m, s);
+        if (edits) {
+            out.distance[m] = (double)edits->distance;
+            out.longest[m] = (double)edits->longest;
+        } else if (!text_bleu_counts((TextMetric)m, s)) {
+            out.mean[m] = text_mean_part((TextMetric)m, s);
+        }
+    }
+    return out;
+}
+
+/* The metric of a set of samples, from their sums. Of no sample NaN, which JSON writes as null. What has no value by its
+ * formula: the edit score and the CER of two empty texts are those of equal texts, 100 and 0; BLEU without a match of some
+ * order is 0; the length ratio to references without a token is 1 if the hypotheses have none either, else infinite. */
+static inline double text_figure(TextMetric m, const TextSums *s) {
+    if (s->texts == 0) return NAN;
+    switch (m) {
+    case TEXT_BLEU: return bleu_score(&s->bleu);
+    case TEXT_CRYSTAL_BLEU: return bleu_score(&s->crystal);
+    case TEXT_NORMAL_BLEU: return bleu_score(&s->normal);
+    case TEXT_LENGTH_RATIO:
+        if (s->bleu.reference) return (double)s->bleu.hypothesis / (double)s->bleu.reference;
+        return s->bleu.hypothesis ? INFINITY : 1;
+    case TEXT_EDIT_SCORE:
+    case TEXT_NORMAL_EDIT_SCORE: return s->longest[m] > 0 ? 100 * (1 - s->distance[m] / s->longest[m]) : 100;
+    default: return s->mean[m] / s->texts;
+    }
+}
+
+/* The metric of the n samples chosen[0..n), which may repeat; NULL: of samples[0..n). */
+static inline double text_metric(TextMetric m, const TextSample *samples, const size_t *chosen, size_t n) {
+    TextSums sum = {0};
+    for (size_t i = 0; i < n; i++) {
+        const TextSums one = text_sums_of(&samples[chosen ? chosen[i] : i]);
+        text_sums_add(&sum, &one);
+    }
+    return text_figure(m, &sum);
 }
 
 /* The figure of one sample alone, for example to find the worst. */
