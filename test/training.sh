@@ -39,7 +39,7 @@ interrupted() {
     last=("$@" --out "$out" --overwrite)
     for _ in 1 2 3 4 5; do
         rm -f "$out/log.jsonl"
-        env --default-signal=INT "${last[@]}" >out 2>err & # bash has a background job ignore SIGINT
+        env --default-signal=HUP,INT,TERM,USR1 "${last[@]}" >out 2>err & # bash and nohup have it ignore some
         process=$!
         wait_for $process has_lines "$out/log.jsonl" "$count"
         kill -"$signal" $process 2>/dev/null && break
