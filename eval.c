@@ -270,17 +270,17 @@ static ModelConfig read_config(const char *path) {
     return c;
 }
 
-/* The number of tokens of the longest text that the models and the teacher (or NULL) all have room for, so that all are
- * measured on the same samples. */
-static int common_room(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
-    int room = (int)d->longest;
-    if (teacher && teacher->max_T < room) room = teacher->max_T;
+/* Tokens of the longest text that the models and the teacher (or NULL) can all take, so that all are measured on the same
+ * samples. */
+static int common_max_tokens(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
+    int tokens = (int)d->longest;
+    if (teacher && teacher->max_T < tokens) tokens = teacher->max_T;
     for (int i = 0; i < count; i++) {
         const ModelConfig c = read_config(paths[i]);
         const int most = c.lm.max_positions - vision_tokens(&c.vision);
-        if (most < room) room = most;
+        if (most < tokens) tokens = most;
     }
-    return room;
+    return tokens;
 }
 
 static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
@@ -374,7 +374,7 @@ int main(int argc, char **argv) {
     const char **paths = xcalloc((size_t)count, sizeof *paths);
     for (int i = 0; i < count; i++) paths[i] = i < first ? opt.baseline : opt.models.items[i - first];
     if (opt.features) read_config(opt.features);  // so that a wrong file fails before the work
-    const int max_tokens = common_room(paths, count, opt.teacher ? &teacher : NULL, &data);
+    const int max_tokens = common_max_tokens(paths, count, opt.teacher ? &teacher : NULL, &data);
     Measured *reports = xcalloc((size_t)count, sizeof(Measured));
     for (int i = 0; i < count; i++)
         measure(&reports[i], paths[i], format, opt.teacher ? &teacher : NULL, &data, max_tokens, op);

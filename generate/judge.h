@@ -18,8 +18,8 @@
 #include "../lib/hash.h"
 #include "../lib/interrupt.h"
 #include "../lib/render.h"
+#include "../metrics/features.h"
 #include "../metrics/similarity.h"
-#include "../model.h"
 
 /* Limits of each run: a program that needs more is no useful candidate. */
 static const SandboxLimits judge_limits = {10, 20, (size_t)1 << 30, 64 << 20, 128 << 20, 500, 64};
@@ -228,16 +228,6 @@ static inline void judge_close(Judge *j) {
 
 /* ---- scores ---- */
 
-/* The features of pixels [S, S, 3], in double [P, C]. */
-static inline void judge_encode(const Judge *j, const uint8_t *pixels, double *features) {
-    Model *m = j->o.model;
-    const size_t n = (size_t)vision_patches(&m->c.vision) * m->c.vision.hidden_size;
-    model_upload_pixels(m, pixels, 1);
-    vision_encode(&m->vision, m->op, m->pixels, 1);
-    m->op->download(j->host_features, m->vision.features, n * sizeof(floatX));
-    for (size_t i = 0; i < n; i++) features[i] = (double)from_x(j->host_features[i]);
-}
-
 /* Begins with another input image: pixels u8 [S, S, 3] as infer prepares them, copied. longest: pixels of the longest side of
  * what was cut out of the image; drawings are made in this size, so that they are blurred alike (0: S). */
 static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
@@ -254,7 +244,7 @@ static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
     free(j->ink.ink);
     j->ink.ink = NULL;
     if (judge_uses_model(j))
-        judge_encode(j, pixels, j->features);
+        features_of_pixels(j->o.model, pixels, j->host_features, j->features);
     else
         j->ink = similarity_ink(pixels, S);
 }
@@ -262,7 +252,7 @@ static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
 static inline double judge_compare(Judge *j, const Judged *p) {
     if (judge_uses_model(j)) {
         const VisionConfig *c = &j->o.model->c.vision;
-        judge_encode(j, p->pixels, j->drawn_features);
+        features_of_pixels(j->o.model, p->pixels, j->host_features, j->drawn_features);
         return similarity_features(j->o.similarity, j->features, j->drawn_features, vision_patches(c),
                                    c->hidden_size);
     }

@@ -20,8 +20,8 @@ typedef struct {
     double start, first_token;  // times, from seconds_now; 0: no token yet
 } Session;
 
-/* Plans the memory of `images` images at a time with each_image sequences for each, and opens the generator. T: text tokens
- * of the longest pass. */
+/* Plans memory for `images` images at a time, with each_image sequences of each, and opens the generator. T: text tokens of
+ * the longest pass. */
 static void session_open_generator(Session *s, Generator *g, Model *m, int images, int each_image, int T) {
     const int max_tokens = s->max_new_tokens + s->prefix.count;
     model_plan(m, images, T);
@@ -30,7 +30,7 @@ static void session_open_generator(Session *s, Generator *g, Model *m, int image
                            m->tokenizer.begin >= 0);
 }
 
-/* How much is generated at a time, for each way to generate; see main. */
+/* Decides how many images and sequences are generated at a time, which depends on the way to generate. */
 static void session_plan(Session *s) {
     Model *m = &s->model;
     const int max_tokens = s->max_new_tokens + s->prefix.count;

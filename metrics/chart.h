@@ -1,4 +1,4 @@
-/* Charts as SVG inside a page: lines, steps and points over two axes, bars with intervals, and radar charts.
+/* Charts as SVG inside a page: lines and steps over two axes, bars with intervals, and radar charts.
  *
  * A chart is 360 units wide, so that its letters are as large as the page's on a telephone, and may be drawn larger. Colours
  * are the page's variables --ink, --faint, --grid and --series-0 to --series-5 (report_style.h). Series differ in their
@@ -13,7 +13,7 @@
 
 enum { CHART_WIDTH = 360, CHART_COLOURS = 6, CHART_POINTS = 300 };
 
-typedef enum { CHART_LINES, CHART_STEPS, CHART_DOTS } ChartMark;
+typedef enum { CHART_LINES, CHART_STEPS } ChartMark;
 
 typedef struct {
     const char *name;
@@ -163,7 +163,7 @@ static inline void chart_grid(FILE *f, const Chart *c, const ChartFrame *p) {
                 chart_y(p, p->x0), p->right, chart_y(p, p->x1));
 }
 
-/* Draws the points of a series, connected unless they are dots; gaps where y is not a number. Series with many points are
+/* Draws the points of a series, connected; gaps where y is not a number. Series with many points are
  * drawn by the means of neighbours. */
 static inline void chart_draw(FILE *f, const Chart *c, const ChartFrame *p, int i) {
     const ChartSeries *s = &c->series[i];
@@ -179,10 +179,6 @@ static inline void chart_draw(FILE *f, const Chart *c, const ChartFrame *p, int 
             if (isfinite(s->y[j])) x += s->x[j], y += s->y[j], n++;
         if (!n && (begun = false, true)) continue;
         x = chart_x(p, x / n), y = chart_y(p, y / n);
-        if (c->mark == CHART_DOTS) {
-            fprintf(f, "M%.1f %.1fh0", x, y);
-            continue;
-        }
         fprintf(f, "%c%.1f %.1f", begun ? 'L' : 'M', x, y);
         begun = true;
         if (c->mark == CHART_STEPS) fprintf(f, "L%.1f %.1f", chart_x(p, s->x[k] + chart_step_width(s, k)), y);

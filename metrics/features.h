@@ -11,6 +11,16 @@ typedef struct {
     int P, C;         // patches of an image, features of a patch
 } FeatureEncoder;
 
+/* The features of one image, u8 [S, S, 3] as the model sees it, in double [P, C]. host: memory for [P, C]. The model must be
+ * planned. */
+static inline void features_of_pixels(Model *m, const uint8_t *pixels, floatX *host, double *features) {
+    const size_t n = (size_t)vision_patches(&m->c.vision) * (size_t)m->c.vision.hidden_size;
+    model_upload_pixels(m, pixels, 1);
+    vision_encode(&m->vision, m->op, m->pixels, 1);
+    m->op->download(host, m->vision.features, n * sizeof(floatX));
+    for (size_t i = 0; i < n; i++) features[i] = (double)from_x(host[i]);
+}
+
 /* Opens the model in a file for encoding one image at a time. */
 static inline int feature_encoder_open(FeatureEncoder *e, const Ops *op, const char *path, Error *err) {
     memset(e, 0, sizeof *e);
@@ -32,13 +42,8 @@ static inline void feature_encoder_close(FeatureEncoder *e) {
 
 /* The features [P, C] of an image, which is trimmed, padded and resized as the model's input. */
 static inline void feature_encode(FeatureEncoder *e, const Image *image, double *features) {
-    Model *m = &e->model;
-    const size_t n = (size_t)e->P * (size_t)e->C;
-    image_prepare(e->pixels, image, m->c.vision.image_size);
-    model_upload_pixels(m, e->pixels, 1);
-    vision_encode(&m->vision, m->op, m->pixels, 1);
-    m->op->download(e->host, m->vision.features, n * sizeof(floatX));
-    for (size_t i = 0; i < n; i++) features[i] = (double)from_x(e->host[i]);
+    image_prepare(e->pixels, image, e->model.c.vision.image_size);
+    features_of_pixels(&e->model, e->pixels, e->host, features);
 }
 
 #endif

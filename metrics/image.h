@@ -14,6 +14,7 @@
 #define METRICS_IMAGE_H
 
 #include "colour.h"
+#include "metric_text.h"
 #include "phash.h"
 #include "similarity.h"
 #include "ssim.h"
@@ -42,26 +43,55 @@ enum { IMAGE_SCORES_LEAST_SIZE = SSIM_WINDOW, IMAGE_SCORES_MOST_SIZE = 4096 };
 typedef enum { IMAGE_PIXELS, IMAGE_FEATURES, IMAGE_FORMULAS } ImageMetricKind;
 
 typedef struct {
-    const char *key, *title;  // in JSON; at the head of a column
-    size_t offset;            // of the double in ImageScores
-    bool higher_is_better;
+    MetricText text;
+    size_t offset;  // of the double in ImageScores
     ImageMetricKind kind;
 } ImageMetric;
 
 static const ImageMetric image_metrics[] = {
-    {"exact_pixels", "exact pixels", offsetof(ImageScores, exact), true, IMAGE_PIXELS},
-    {"mse", "MSE", offsetof(ImageScores, mse), false, IMAGE_PIXELS},
-    {"psnr", "PSNR", offsetof(ImageScores, psnr), true, IMAGE_PIXELS},
-    {"ssim", "SSIM", offsetof(ImageScores, ssim), true, IMAGE_PIXELS},
-    {"histogram_similarity", "histogram", offsetof(ImageScores, histogram), true, IMAGE_PIXELS},
-    {"perceptual_hash", "pHash", offsetof(ImageScores, phash), true, IMAGE_PIXELS},
-    {"sharpness_ratio", "sharpness", offsetof(ImageScores, sharpness), true, IMAGE_PIXELS},
-    {"colour_similarity", "colour", offsetof(ImageScores, colour), true, IMAGE_PIXELS},
-    {"ink_similarity", "ink", offsetof(ImageScores, ink), true, IMAGE_PIXELS},
-    {"selfsim_mean", "SelfSim mean", offsetof(ImageScores, self_mean), true, IMAGE_FEATURES},
-    {"selfsim_emd", "SelfSim EMD", offsetof(ImageScores, self_emd), true, IMAGE_FEATURES},
-    {"cdm_f1", "CDM F1", offsetof(ImageScores, cdm_f1), true, IMAGE_FORMULAS},
-    {"cdm_perfect", "CDM perfect", offsetof(ImageScores, cdm_perfect), true, IMAGE_FORMULAS},
+    {{"exact_pixels", "Exact pixels", "Share of the programs that draw every pixel of the reference's drawing.", 1,
+      "exact"},
+     offsetof(ImageScores, exact),
+     IMAGE_PIXELS},
+    {{"mse", "MSE", "Mean squared difference of the colours (0 to 255), in a common frame.", -1, NULL},
+     offsetof(ImageScores, mse),
+     IMAGE_PIXELS},
+    {{"psnr", "PSNR", "Peak signal-to-noise ratio in dB; at most 100, which equal drawings have.", 1, NULL},
+     offsetof(ImageScores, psnr),
+     IMAGE_PIXELS},
+    {{"ssim", "SSIM", "Structural similarity (11 x 11 Gaussian).", 1, "SSIM"},
+     offsetof(ImageScores, ssim),
+     IMAGE_PIXELS},
+    {{"histogram_similarity", "Histogram", "Bhattacharyya coefficient of the colours' histograms.", 1, NULL},
+     offsetof(ImageScores, histogram),
+     IMAGE_PIXELS},
+    {{"perceptual_hash", "Perceptual hash", "Share of equal bits of 64, from a cosine transform.", 1, "hash"},
+     offsetof(ImageScores, phash),
+     IMAGE_PIXELS},
+    {{"sharpness_ratio", "Sharpness ratio", "Variances of the Laplacian, the smaller divided by the larger.", 1,
+      NULL},
+     offsetof(ImageScores, sharpness),
+     IMAGE_PIXELS},
+    {{"colour_similarity", "Colour", "Similarity of the moments of the colours in Lab.", 1, "colour"},
+     offsetof(ImageScores, colour),
+     IMAGE_PIXELS},
+    {{"ink_similarity", "Ink", "Cosine of the ink at several resolutions, which search and candidates go by.", 1,
+      "ink"},
+     offsetof(ImageScores, ink),
+     IMAGE_PIXELS},
+    {{"selfsim_mean", "Self-similarity, mean", "Cosine of the mean features of a vision encoder.", 1, NULL},
+     offsetof(ImageScores, self_mean),
+     IMAGE_FEATURES},
+    {{"selfsim_emd", "Self-similarity, EMD", "Earth mover's distance of the features, as a similarity.", 1, NULL},
+     offsetof(ImageScores, self_emd),
+     IMAGE_FEATURES},
+    {{"cdm_f1", "CDM F1", "Character detection matching: symbols of the formula that are drawn at the right place.",
+      1, "CDM"},
+     offsetof(ImageScores, cdm_f1),
+     IMAGE_FORMULAS},
+    {{"cdm_perfect", "CDM perfect", "Share of the formulas whose symbols all match.", 1, NULL},
+     offsetof(ImageScores, cdm_perfect),
+     IMAGE_FORMULAS},
 };
 enum { IMAGE_METRICS = sizeof image_metrics / sizeof image_metrics[0] };
 

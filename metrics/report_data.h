@@ -5,15 +5,14 @@
 
 #include "bootstrap.h"
 #include "chart.h"
+#include "metric_text.h"
 
-/* A figure of a model, computed from the sums of the columns of its samples. */
+/* A metric of a model, computed from the sum over its samples. */
 typedef struct {
-    const char *key, *title, *group;  // key: in files; group: the figures of a group follow each other
-    const char *meaning;              // one sentence
-    int better;                       // 1: more is better, -1: less is, 0: neither
-    BootstrapFigure compute;          // NULL: it is no function of sums, and value `which` of a model's `fixed`
-    int which;                        // given to `compute`
-    const char *axis;                 // its short name on the radar chart, where a share has its place; or NULL
+    MetricText text;
+    const char *group;        // the metrics of a group follow each other
+    BootstrapFigure compute;  // NULL: it is no function of sums, and value `which` of a model's `fixed`
+    int which;                // given to `compute`
 } Figure;
 
 enum { REPORT_LEAST_SAMPLES = 20 };  // intervals of fewer are much too narrow
@@ -70,9 +69,9 @@ static inline Interval report_interval(const Report *r, int model, int figure) {
 static inline int report_best(const Report *r, int figure) {
     int best = -1, equal = 0;
     double most = 0;
-    if (!r->figures[figure].better || r->model_count < 2) return -1;
+    if (!r->figures[figure].text.better || r->model_count < 2) return -1;
     for (int i = 0; i < r->model_count; i++) {
-        const double v = report_value(r, i, figure) * r->figures[figure].better;
+        const double v = report_value(r, i, figure) * r->figures[figure].text.better;
         if (!isfinite(v)) continue;
         if (best < 0 || v > most)
             best = i, most = v, equal = 0;

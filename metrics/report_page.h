@@ -53,17 +53,17 @@ static inline void page_table(FILE *f, const Report *r) {
             fputs("<th>what it is\n", f);
         }
         fputs("<tr><td>", f);
-        html_text(f, figure->title);
-        if (figure->better)
+        html_text(f, figure->text.title);
+        if (figure->text.better)
             fprintf(f, " <span class=\"faint\">%s</span>",
-                    figure->better > 0 ? "(more is better)" : "(less is better)");
+                    figure->text.better > 0 ? "(more is better)" : "(less is better)");
         const int best = report_best(r, k);
         for (int i = 0; i < r->model_count; i++) {
             const Interval v = report_interval(r, i, k);
             page_value(f, &v, i == best);
         }
         fputs("<td class=\"faint\">", f);
-        html_text(f, figure->meaning);
+        html_text(f, figure->text.meaning);
         fputs("\n", f);
     }
     fputs("</table></div>\n", f);
@@ -95,12 +95,12 @@ static inline void page_differences(FILE *f, const Report *r) {
             if (!isfinite(d.value) || !bootstrap_significant(&d)) continue;
             const int side = d.low > 0 ? 1 : -1;
             fputs("<tr><td>", f);
-            html_text(f, r->figures[k].title);
+            html_text(f, r->figures[k].text.title);
             fprintf(f, "<td class=\"number\">%+.4g<td class=\"number\">%+.4g to %+.4g<td>%s\n", d.value, d.low,
                     d.high,
-                    !r->figures[k].better          ? "different"
-                    : side == r->figures[k].better ? "better"
-                                                   : "worse");
+                    !r->figures[k].text.better          ? "different"
+                    : side == r->figures[k].text.better ? "better"
+                                                        : "worse");
             shown++;
         }
         fputs("</table></div>\n", f);
@@ -130,9 +130,9 @@ static inline void page_radar(FILE *f, const Report *r) {
     const char *axes[MOST];
     int chosen[MOST], count = 0;
     for (int k = 0; k < r->figure_count && count < MOST; k++) {
-        bool all = r->figures[k].axis != NULL;
+        bool all = r->figures[k].text.axis != NULL;
         for (int i = 0; i < r->model_count; i++) all = all && isfinite(report_value(r, i, k));
-        if (all) axes[count] = r->figures[k].axis, chosen[count++] = k;
+        if (all) axes[count] = r->figures[k].text.axis, chosen[count++] = k;
     }
     if (count < 3) return;
     const char **names = (const char **)xcalloc((size_t)r->model_count, sizeof *names);
@@ -176,12 +176,12 @@ static inline void page_charts(FILE *f, const Report *r) {
                offsetof(ReportModel, curve));
     fputs("</div>\n<h3>Metrics that have a better side</h3>\n<div class=\"charts\">\n", f);
     for (int k = 0; k < r->figure_count; k++) {
-        if (!r->figures[k].better || !report_has(r, k)) continue;
+        if (!r->figures[k].text.better || !report_has(r, k)) continue;
         for (int i = 0; i < r->model_count; i++) {
             const Interval v = report_interval(r, i, k);
             bars[i] = (ChartBar){r->models[i].name, v.value, v.low, v.high};
         }
-        chart_bars(f, r->figures[k].title, bars, r->model_count);
+        chart_bars(f, r->figures[k].text.title, bars, r->model_count);
     }
     fputs("</div>\n", f);
     free(bars);

@@ -38,7 +38,7 @@ static inline void markdown_table(FILE *f, const Report *r) {
     for (int k = 0; k < r->figure_count; k++) {
         if (!report_has(r, k)) continue;
         fputs("\n| ", f);
-        markdown_cell(f, r->figures[k].title);
+        markdown_cell(f, r->figures[k].text.title);
         fputs(" |", f);
         const int best = report_best(r, k);
         for (int i = 0; i < r->model_count; i++) {
@@ -122,7 +122,7 @@ static inline void csv_write(FILE *f, const Report *r) {
         for (int i = 0; i < r->model_count; i++) {
             const Interval v = report_interval(r, i, k);
             const double values[] = {v.value, v.low, v.high};
-            csv_field(f, r->figures[k].key);
+            csv_field(f, r->figures[k].text.key);
             fputc(',', f);
             csv_field(f, r->models[i].name);
             for (int c = 0; c < 3; c++) {

@@ -5,15 +5,9 @@
 #include "report_data.h"
 #include "suite.h"
 
-typedef struct {
-    const char *key, *title, *meaning;
-    int better;
-    const char *axis;  // of the radar chart; NULL: none
-} FigureText;
-
 /* ---- logits ---- */
 
-static const FigureText suite_logits_texts[] = {
+static const MetricText suite_logits_texts[] = {
     {"ce", "Cross entropy", "Mean of -log p(token) over the tokens of the reference programs, in nats.", -1, NULL},
     {"perplexity", "Perplexity", "exp of the cross entropy.", -1, NULL},
     {"accuracy", "Next-token accuracy",
@@ -61,54 +55,12 @@ static inline double suite_logits(const void *sums, int which) {
 
 /* ---- texts ---- */
 
-static const FigureText suite_text_texts[TEXT_METRICS] = {
-    [TEXT_EXACT] = {"exact_match", "Exact match, %", "Programs that equal their references, byte for byte.", 1, NULL},
-    [TEXT_BLEU] = {"bleu", "BLEU-4", "Of the corpus, over the tokens of TeX, without smoothing.", 1, NULL},
-    [TEXT_EDIT_SCORE] = {"edit_score", "Edit score, %",
-                         "1 - edits / longer length, in tokens, of all programs together.", 1, NULL},
-    [TEXT_CER] = {"cer", "Character error rate",
-                  "Edits divided by the longer length, in characters, mean of the programs.", -1, NULL},
-    [TEXT_CRYSTAL_BLEU] = {"crystal_bleu", "CrystalBLEU",
-                           "BLEU-4 without the 500 most frequent n-grams of the training texts.", 1, NULL},
-    [TEXT_TEX_EDIT_DISTANCE] = {"tex_edit_distance", "TexEditDistance",
-                                "Extended edit distance of the normalised characters.", -1, NULL},
-    [TEXT_SAME_FORMULA] = {"exact_match_normalised", "Same formula, %", "Formulas with the same normal form.", 1,
-                           NULL},
-    [TEXT_NORMAL_BLEU] = {"bleu_normalised", "BLEU-4, normalised", "BLEU-4 of the normal forms.", 1, NULL},
-    [TEXT_NORMAL_EDIT_SCORE] = {"edit_score_normalised", "Edit score, normalised, %",
-                                "Edit score of the normal forms.", 1, NULL},
-    [TEXT_LENGTH_RATIO] = {"length_ratio", "Length ratio",
-                           "Tokens of the programs divided by tokens of the references.", 0, NULL},
-    [TEXT_REPETITION] = {"repetition_rate", "Repetition rate", "Share of a program's 4-grams that it had before.", -1,
-                         NULL},
-};
-
 /* which: a TextMetric. */
 static inline double suite_text_figure(const void *sums, int which) {
     return text_figure((TextMetric)which, &((const SuiteSums *)sums)->text);
 }
 
 /* ---- drawings ---- */
-
-static const FigureText suite_image_texts[IMAGE_METRICS] = {
-    // in the order of image_metrics
-    {"exact_pixels", "Exact pixels", "Share of the programs that draw every pixel of the reference's drawing.", 1,
-     "exact"},
-    {"mse", "MSE", "Mean squared difference of the colours (0 to 255), in a common frame.", -1, NULL},
-    {"psnr", "PSNR", "Peak signal-to-noise ratio in dB; at most 100, which equal drawings have.", 1, NULL},
-    {"ssim", "SSIM", "Structural similarity (11 x 11 Gaussian).", 1, "SSIM"},
-    {"histogram_similarity", "Histogram", "Bhattacharyya coefficient of the colours' histograms.", 1, NULL},
-    {"perceptual_hash", "Perceptual hash", "Share of equal bits of 64, from a cosine transform.", 1, "hash"},
-    {"sharpness_ratio", "Sharpness ratio", "Variances of the Laplacian, the smaller divided by the larger.", 1, NULL},
-    {"colour_similarity", "Colour", "Similarity of the moments of the colours in Lab.", 1, "colour"},
-    {"ink_similarity", "Ink", "Cosine of the ink at several resolutions, which search and candidates go by.", 1,
-     "ink"},
-    {"selfsim_mean", "Self-similarity, mean", "Cosine of the mean features of a vision encoder.", 1, NULL},
-    {"selfsim_emd", "Self-similarity, EMD", "Earth mover's distance of the features, as a similarity.", 1, NULL},
-    {"cdm_f1", "CDM F1", "Character detection matching: symbols of the formula that are drawn at the right place.", 1,
-     "CDM"},
-    {"cdm_perfect", "CDM perfect", "Share of the formulas whose symbols all match.", 1, NULL},
-};
 
 /* which: index in image_metrics. */
 static inline double suite_image_figure(const void *sums, int which) {
@@ -127,13 +79,13 @@ static inline double suite_compile_figure(const void *sums, int which) {
 
 enum { SUITE_FIGURES = sizeof suite_logits_texts / sizeof suite_logits_texts[0] + TEXT_METRICS + IMAGE_METRICS + 3 };
 
-static inline Figure suite_figure(const FigureText *t, const char *group, BootstrapFigure compute, int which) {
-    return (Figure){t->key, t->title, group, t->meaning, t->better, compute, which, t->axis};
+static inline Figure suite_figure(const MetricText *t, const char *group, BootstrapFigure compute, int which) {
+    return (Figure){*t, group, compute, which};
 }
 
 /* Fills out[SUITE_FIGURES] with the figures for texts of this kind; returns how many there are. */
 static inline int suite_figures(Figure *out, TextKind kind) {
-    static const FigureText clean = {"compile_clean", "Compiles without errors", "Share of the programs.", 1,
+    static const MetricText clean = {"compile_clean", "Compiles without errors", "Share of the programs.", 1,
                                      "compiles"},
                             kid = {"kid", "KID x 1000",
                                    "Kernel inception distance of drawings and references, from a vision encoder; "
@@ -144,15 +96,16 @@ static inline int suite_figures(Figure *out, TextKind kind) {
     int n = 0;
     for (size_t i = 0; i < sizeof suite_logits_texts / sizeof suite_logits_texts[0]; i++) {
         const LogitsMetric *m = logits_find(logits_metrics, LOGITS_METRICS, suite_logits_texts[i].key);
-        if (m) out[n++] = suite_figure(&suite_logits_texts[i], "Logits", suite_logits, (int)(m - logits_metrics));
+        if (!m) die("there is no metric of the logits called %s", suite_logits_texts[i].key);
+        out[n++] = suite_figure(&suite_logits_texts[i], "Logits", suite_logits, (int)(m - logits_metrics));
     }
     for (int m = 0; m < TEXT_METRICS; m++)
         if (text_metric_applies((TextMetric)m, kind))
-            out[n++] = suite_figure(&suite_text_texts[m], "Programs", suite_text_figure, m);
+            out[n++] = suite_figure(&text_metrics[m].text, "Programs", suite_text_figure, m);
     out[n++] = suite_figure(&clean, "Drawings", suite_compile_figure, COMPILE_CLEAN);
     out[n++] = suite_figure(&drawn, "Drawings", suite_compile_figure, COMPILE_DRAWN);
     for (int m = 0; m < IMAGE_METRICS; m++)
-        out[n++] = suite_figure(&suite_image_texts[m], "Drawings", suite_image_figure, m);
+        out[n++] = suite_figure(&image_metrics[m].text, "Drawings", suite_image_figure, m);
     out[n++] = suite_figure(&kid, "Drawings", NULL, 0);
     return n;
 }

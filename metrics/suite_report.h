@@ -3,7 +3,7 @@
  *
  *   index.html, report.md, metrics.csv     the report
  *   drawings/                              what the programs draw (drawings.h)
- *   pictures/                              inputs and difference maps of the examples */
+ *   images/                                inputs and difference maps of the examples */
 #ifndef METRICS_SUITE_REPORT_H
 #define METRICS_SUITE_REPORT_H
 
@@ -48,12 +48,12 @@ static inline int suite_choose(const Suite *s, int64_t *worst, int64_t *random) 
     return count;
 }
 
-/* Writes the pictures of sample i, once. */
-static inline int suite_pictures(Suite *s, int64_t i, Error *err) {
+/* Writes the images of sample i, once. */
+static inline int suite_images(Suite *s, int64_t i, Error *err) {
     const Sample sample = dataset_sample(s->o->data, suite_number(s, (int)i));
     Image input, reference, mine;
     if (s->samples[i].input) return 0;
-    char *name = format_string("pictures/%05lld.png", (long long)s->samples[i].sample);
+    char *name = format_string("images/%05lld.png", (long long)s->samples[i].sample);
     char *path = format_string("%s/%s", s->o->folder, name);
     int bad = image_decode(&input, sample.image, sample.image_bytes, "of the dataset", err);
     if (!bad) bad = image_save_png(&input, path, err), image_free(&input);
@@ -69,7 +69,7 @@ static inline int suite_pictures(Suite *s, int64_t i, Error *err) {
         bad = suite_load(s, &s->computed[k].drawn[i], &mine, err);
         if (!bad && difference_fits(&reference, &mine)) {
             Image map = difference_map(&reference, &mine);
-            out->difference = format_string("pictures/%05lld-%d.png", (long long)s->samples[i].sample, k + 1);
+            out->difference = format_string("images/%05lld-%d.png", (long long)s->samples[i].sample, k + 1);
             path = format_string("%s/%s", s->o->folder, out->difference);
             bad = image_save_png(&map, path, err);
             free(path);
@@ -127,14 +127,13 @@ static inline void suite_histograms(SuiteComputed *c, ReportModel *m, const Logi
 
 static inline int suite_write(Suite *s, const Report *r, Error *err) {
     int64_t worst[SUITE_EXAMPLES], random[SUITE_EXAMPLES];
-    char *pictures = format_string("%s/pictures", s->o->folder);
+    char *images = format_string("%s/images", s->o->folder);
     const int count = suite_choose(s, worst, random);
-    int bad = make_folder(pictures, err);
-    for (int i = 0; i < count && !bad; i++)
-        bad = suite_pictures(s, worst[i], err) || suite_pictures(s, random[i], err);
+    int bad = make_folder(images, err);
+    for (int i = 0; i < count && !bad; i++) bad = suite_images(s, worst[i], err) || suite_images(s, random[i], err);
     if (!bad) bad = report_write_page(r, s->o->folder, worst, random, count, err);
     if (!bad) bad = report_write_text(r, s->o->folder, worst, random, count, err);
-    free(pictures);
+    free(images);
     return bad;
 }
 

@@ -14,6 +14,7 @@
 #include "bleu.h"
 #include "edit_distance.h"
 #include "formula_normalise.h"
+#include "metric_text.h"
 #include "tex_tokens.h"
 
 /* What the tokens of BLEU, edit score, length ratio and repetition rate are: of a program those of tex_tokens; of a formula
@@ -178,24 +179,41 @@ typedef enum {
     TEXT_METRICS
 } TextMetric;
 
-typedef enum { BETTER_HIGHER, BETTER_LOWER, BETTER_NEITHER } BetterWhere;
-
 static const struct {
-    const char *key, *title;
+    MetricText text;
     bool of[2];  // of programs, of formulas
-    BetterWhere better;
 } text_metrics[TEXT_METRICS] = {
-    [TEXT_EXACT] = {"exact_match", "exact match, %", {true, true}, BETTER_HIGHER},
-    [TEXT_BLEU] = {"bleu", "BLEU-4", {true, true}, BETTER_HIGHER},
-    [TEXT_EDIT_SCORE] = {"edit_score", "edit score, %", {true, true}, BETTER_HIGHER},
-    [TEXT_CER] = {"cer", "CER", {true, true}, BETTER_LOWER},
-    [TEXT_CRYSTAL_BLEU] = {"crystal_bleu", "CrystalBLEU", {true, false}, BETTER_HIGHER},
-    [TEXT_TEX_EDIT_DISTANCE] = {"tex_edit_distance", "TexEditDistance", {true, false}, BETTER_LOWER},
-    [TEXT_SAME_FORMULA] = {"exact_match_normalised", "same formula, %", {false, true}, BETTER_HIGHER},
-    [TEXT_NORMAL_BLEU] = {"bleu_normalised", "BLEU-4, normalised", {false, true}, BETTER_HIGHER},
-    [TEXT_NORMAL_EDIT_SCORE] = {"edit_score_normalised", "edit score, normalised, %", {false, true}, BETTER_HIGHER},
-    [TEXT_LENGTH_RATIO] = {"length_ratio", "length ratio", {true, true}, BETTER_NEITHER},
-    [TEXT_REPETITION] = {"repetition_rate", "repetition rate", {true, true}, BETTER_LOWER},
+    [TEXT_EXACT] = {{"exact_match", "Exact match, %", "Programs that equal their references, byte for byte.", 1,
+                     NULL},
+                    {true, true}},
+    [TEXT_BLEU] = {{"bleu", "BLEU-4", "Of the corpus, over the tokens of TeX, without smoothing.", 1, NULL},
+                   {true, true}},
+    [TEXT_EDIT_SCORE] = {{"edit_score", "Edit score, %",
+                          "1 - edits / longer length, in tokens, of all programs together.", 1, NULL},
+                         {true, true}},
+    [TEXT_CER] = {{"cer", "Character error rate",
+                   "Edits divided by the longer length, in characters, mean of the programs.", -1, NULL},
+                  {true, true}},
+    [TEXT_CRYSTAL_BLEU] = {{"crystal_bleu", "CrystalBLEU",
+                            "BLEU-4 without the 500 most frequent n-grams of the training texts.", 1, NULL},
+                           {true, false}},
+    [TEXT_TEX_EDIT_DISTANCE] = {{"tex_edit_distance", "TexEditDistance",
+                                 "Extended edit distance of the normalised characters.", -1, NULL},
+                                {true, false}},
+    [TEXT_SAME_FORMULA] = {{"exact_match_normalised", "Same formula, %", "Formulas with the same normal form.", 1,
+                            NULL},
+                           {false, true}},
+    [TEXT_NORMAL_BLEU] = {{"bleu_normalised", "BLEU-4, normalised", "BLEU-4 of the normal forms.", 1, NULL},
+                          {false, true}},
+    [TEXT_NORMAL_EDIT_SCORE] = {{"edit_score_normalised", "Edit score, normalised, %",
+                                 "Edit score of the normal forms.", 1, NULL},
+                                {false, true}},
+    [TEXT_LENGTH_RATIO] = {{"length_ratio", "Length ratio",
+                            "Tokens of the programs divided by tokens of the references.", 0, NULL},
+                           {true, true}},
+    [TEXT_REPETITION] = {{"repetition_rate", "Repetition rate", "Share of a program's 4-grams that it had before.",
+                          -1, NULL},
+                         {true, true}},
 };
 
 static inline bool text_metric_applies(TextMetric m, TextKind kind) {
@@ -282,11 +300,6 @@ static inline double text_metric(TextMetric m, const TextSample *samples, const 
         text_sums_add(&sum, &one);
     }
     return text_figure(m, &sum);
-}
-
-/* The figure of one sample alone, for example to find the worst. */
-static inline double text_metric_of_one(TextMetric m, const TextSample *sample) {
-    return text_metric(m, sample, NULL, 1);
 }
 
 #endif

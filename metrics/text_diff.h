@@ -110,13 +110,4 @@ static inline void diff_write_both(FILE *f, const DiffText *d, const DiffText *o
     }
 }
 
-/* Writes the text as HTML, with <mark> around what the other text lacks. */
-static inline void diff_write(FILE *f, const DiffText *d) {
-    for (int i = 0; i < d->count; i++) {
-        if (d->marked[i] && (i == 0 || !d->marked[i - 1])) fputs("<mark>", f);
-        html_bytes(f, (const uint8_t *)d->text + d->begins[i], (size_t)(d->begins[i + 1] - d->begins[i]), false);
-        if (d->marked[i] && (i + 1 == d->count || !d->marked[i + 1])) fputs("</mark>", f);
-    }
-}
-
 #endif

@@ -62,8 +62,8 @@ static void test_table(void) {
     for (int i = 0; i < IMAGE_METRICS; i++)
         for (int j = 0; j < i; j++)
             CHECK(image_metrics[i].offset != image_metrics[j].offset &&
-                  strcmp(image_metrics[i].key, image_metrics[j].key) != 0 &&
-                  strcmp(image_metrics[i].title, image_metrics[j].title) != 0);
+                  strcmp(image_metrics[i].text.key, image_metrics[j].text.key) != 0 &&
+                  strcmp(image_metrics[i].text.title, image_metrics[j].text.title) != 0);
     ImageScores s;
     image_scores_none(&s);
     for (int i = 0; i < IMAGE_METRICS; i++) CHECK(isnan(image_metric_value(&image_metrics[i], &s)));
@@ -306,7 +306,7 @@ static void compare_pair(const char *reference, const char *hypothesis, int size
     colour_moments(moments, f.rgb, (size_t)size * (size_t)size);
     json_begin_object(&w);
     for (int i = 0; i < IMAGE_METRICS; i++)
-        json_key(&w, image_metrics[i].key), json_number(&w, image_metric_value(&image_metrics[i], &s));
+        json_key(&w, image_metrics[i].text.key), json_number(&w, image_metric_value(&image_metrics[i], &s));
     json_key(&w, "hash"), json_string(&w, hash);
     json_key(&w, "sharpness"), json_number(&w, image_sharpness(f.grey, size));
     json_key(&w, "moments"), json_begin_array(&w);

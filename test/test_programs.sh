@@ -465,9 +465,9 @@ choosing() {
 
 # ---- eval ----
 
-pictures_exist() { # FOLDER: those that its report.md shows
-    local picture
-    for picture in $(sed -n 's/^!\[[^]]*\](\([^)]*\)).*/\1/p' "$1/report.md"); do [ -s "$1/$picture" ] || return 1; done
+images_exist() { # FOLDER: those that its report.md shows
+    local image
+    for image in $(sed -n 's/^!\[[^]]*\](\([^)]*\)).*/\1/p' "$1/report.md"); do [ -s "$1/$image" ] || return 1; done
 }
 
 # eval --report, with TeX, without, and interrupted.
@@ -496,7 +496,7 @@ reporting() {
     check "two models" [ "$(grep -c '^ssim,' full/metrics.csv)" = 2 ]
     check "six samples do not show whether models differ" grep -q "Fewer than 20 samples" full/index.html
     check "one file given twice has two names" grep -q "student.safetensors (2)" full/index.html
-    check "pictures beside the text" pictures_exist full
+    check "images beside the text" images_exist full
     cp full/metrics.csv before.csv
     local programs
     programs=$(ls full/programs-*)

@@ -363,9 +363,9 @@ static void test_suite(void) {
     text_suite_measure(&program, pairs, 3, s);
     CHECK(s[0].exact && !s[1].exact && s[2].exact && s[0].bleu.matches[0] == 5 && s[0].crystal.matches[0] == 3);
     CHECK(fabs(text_metric(TEXT_EXACT, s, NULL, 3) - 200.0 / 3) < 1e-9);
-    CHECK(text_metric(TEXT_CER, s, NULL, 3) == 1.0 / 3 && text_metric_of_one(TEXT_EDIT_SCORE, &s[2]) == 100);
+    CHECK(text_metric(TEXT_CER, s, NULL, 3) == 1.0 / 3 && text_metric(TEXT_EDIT_SCORE, &s[2], NULL, 1) == 100);
     CHECK(fabs(text_metric(TEXT_EDIT_SCORE, s, NULL, 2) - 50) < 1e-9);
-    CHECK(text_metric(TEXT_LENGTH_RATIO, s, NULL, 2) == 0.5 && text_metric_of_one(TEXT_LENGTH_RATIO, &s[2]) == 1);
+    CHECK(text_metric(TEXT_LENGTH_RATIO, s, NULL, 2) == 0.5 && text_metric(TEXT_LENGTH_RATIO, &s[2], NULL, 1) == 1);
     for (int m = 0; m < TEXT_METRICS; m++) CHECK(isnan(text_metric((TextMetric)m, s, NULL, 0)));
     /* a resample is the figure of its samples */
     const size_t chosen[] = {0, 0, 1};
@@ -375,8 +375,8 @@ static void test_suite(void) {
     text_suite_begin(&formula, TEXT_FORMULA, 0);
     text_suite_measure(&formula, formulas, 3, t);
     CHECK(!t[0].exact && t[0].same_formula && !t[1].same_formula &&
-          text_metric_of_one(TEXT_NORMAL_EDIT_SCORE, t) == 100);
-    CHECK(fabs(text_metric_of_one(TEXT_NORMAL_BLEU, t) - 100) < 1e-9 && t[0].bleu.hypothesis == 3);
+          text_metric(TEXT_NORMAL_EDIT_SCORE, t, NULL, 1) == 100);
+    CHECK(fabs(text_metric(TEXT_NORMAL_BLEU, t, NULL, 1) - 100) < 1e-9 && t[0].bleu.hypothesis == 3);
     text_suite_end(&formula);
 }
 
@@ -396,8 +396,8 @@ static void test_any_bytes(void) {
         const TextPair pair = {text, text, n, n};
         text_suite_begin(&suite, k % 2 ? TEXT_FORMULA : TEXT_PROGRAM, 0);
         text_suite_measure(&suite, &pair, 1, &sample);
-        wrong += !sample.exact || text_metric_of_one(TEXT_CER, &sample) != 0 ||
-                 text_metric_of_one(TEXT_EDIT_SCORE, &sample) != 100 || (k % 2 && !sample.same_formula);
+        wrong += !sample.exact || text_metric(TEXT_CER, &sample, NULL, 1) != 0 ||
+                 text_metric(TEXT_EDIT_SCORE, &sample, NULL, 1) != 100 || (k % 2 && !sample.same_formula);
         text_suite_end(&suite);
         free(text);
     }
@@ -530,11 +530,11 @@ static void compare_metrics(JsonWriter *w, TextKind kind, const Texts *t, const 
     json_begin_object(w);
     for (int m = 0; m < TEXT_METRICS; m++) {
         if (!text_metric_applies((TextMetric)m, kind)) continue;
-        json_key(w, text_metrics[m].key);
+        json_key(w, text_metrics[m].text.key);
         json_begin_array(w);
         json_number(w, text_metric((TextMetric)m, samples, NULL, n));
         json_number(w, text_metric((TextMetric)m, samples + n / 2, NULL, n - n / 2));
-        for (size_t i = 0; i < n; i++) json_number(w, text_metric_of_one((TextMetric)m, &samples[i]));
+        for (size_t i = 0; i < n; i++) json_number(w, text_metric((TextMetric)m, &samples[i], NULL, 1));
         json_end_array(w);
     }
     json_end_object(w);
