@@ -66,8 +66,8 @@ static inline bool greedy_have(const GreedyResult *result, const Batch *batch, i
     return true;
 }
 
-/* Takes or decodes the programs of a batch of B images, of which `first` is the first's place in the pass, and compares
- * them with the references. mine: what was generated, or NULL: they are there. */
+/* Compares the programs of a batch of B images with the references, and keeps those that are new. mine: what was generated;
+ * NULL: the programs of an earlier run are taken. first: samples of the pass before the batch. */
 static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, const Model *m, const Batch *batch,
                                  const GreedyBatch *mine, int B, int64_t first) {
     Error err;

@@ -90,7 +90,8 @@ static inline const char *suite_base(const char *path, int *n) {
     return base;
 }
 
-/* The name of a model in the report: its file's; its path where two files share it; with a number where two are the same. */
+/* The name of a model in the report: that of its file; the whole path where two files have the same name; with a number where
+ * the same file is given again. */
 static inline char *suite_name(const Suite *s, int model) {
     const char *path = s->models[model].path;
     int n, length, shared = 0, before = 0;
