@@ -35,6 +35,13 @@ static LoaderConfig config_make(int batch, bool shuffle) {
     return c;
 }
 
+static Augment augment_of(const char *text) {
+    Augment a;
+    Error err;
+    die_if(augment_parse(&a, text, &err), &err);
+    return a;
+}
+
 /* A number that depends on everything in a batch. */
 static uint64_t batch_hash(const Batch *b) {
     uint32_t h[2] = {0, 1};
@@ -301,7 +308,7 @@ static void test_deterministic(const Dataset *d) {
     uint64_t a[N], b[N];
     for (int augment = 0; augment < 2; augment++) {
         LoaderConfig c = config_make(3, true);
-        c.augment = augment != 0;
+        c.augment = augment_of(augment ? "light" : "none");
         run_loader(d, c, N, a);
         c.cache_bytes = 30000;
         run_loader(d, c, N, b);
@@ -336,7 +343,8 @@ static void test_dealt_out(const Dataset *d) {
     Loader whole, shared[RANKS];
     Error err;
     LoaderConfig c = config_make(BATCH, true);
-    c.augment = c.drop_last = true;
+    c.augment = augment_of("light");
+    c.drop_last = true;
     CHECK_OK(loader_start(&whole, d, c, &err), err);
     c.ranks = RANKS;
     c.micro_rows = MICRO;
@@ -388,7 +396,7 @@ static void test_augment(const Dataset *d) {
     LoaderConfig c = config_make(51, true);
     c.cache_bytes = (size_t)1 << 30;
     CHECK_OK(loader_start(&plain, d, c, &err), err);
-    c.augment = true;
+    c.augment = augment_of("light");
     CHECK_OK(loader_start(&changed, d, c, &err), err);
     uint32_t before = 0;
     for (int epoch = 0; epoch < 2; epoch++) {
