@@ -132,7 +132,7 @@ TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer te
 # These spend their time in the compiler, not in loops.
 $(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
-$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
+$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 # What the machine and the variables above give: where it has changed since the last build, for example because a library

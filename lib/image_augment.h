@@ -45,7 +45,7 @@ typedef struct {
 } AugmentKind;
 
 static const AugmentKind augment_kinds[AUGMENT_OPERATIONS] = {
-    {"elastic", AUGMENT_ELASTIC, 0.1, 0.6, 0, 10, true},      // displacement, % of the longer side, root mean square
+    {"elastic", AUGMENT_ELASTIC, 0.1, 1, 0, 10, true},        // displacement, % of the longer side, root mean square
     {"rotate", AUGMENT_ROTATE, 0, 3, 0, 45, true},            // degrees, in either direction
     {"scale", AUGMENT_SCALE, 0.5, 4, 0.05, 20, true},         // factor, its logarithm uniform
     {"pad", AUGMENT_PAD, 0, 0.2, 0, 1, true},                 // margin of each side, share of the longer side
