@@ -28,6 +28,12 @@ static inline Image augment_bordered(const Image *p) {
     return q;
 }
 
+/* The largest whole number that is not larger than x; floorf is a call where the processor need not have SSE 4. */
+static inline int augment_floor(float x) {
+    const int i = (int)x;
+    return i - (x < (float)i);
+}
+
 /* Whether 4 x 4 pixels are all white, which most of a drawing is. */
 static inline bool augment_all_white(const uint8_t *from, size_t stride) {
     uint64_t all = UINT64_MAX;
@@ -63,17 +69,17 @@ static inline void augment_warp(Image *p, int width, int height, AugmentMap plac
     for (int y = 0; y < height; y++) {
         place(map, y, xs, ys);
         for (int x = 0; x < width; x++, out += 3) {
-            const float u = xs[x] - 0.5f, v = ys[x] - 0.5f, left = floorf(u), top = floorf(v);
-            const bool inside = left >= -2 && top >= -2 && left <= (float)p->width && top <= (float)p->height;
+            const float u = xs[x] - 0.5f, v = ys[x] - 0.5f;
+            const int left = augment_floor(u), top = augment_floor(v);
+            const bool inside = left >= -2 && top >= -2 && left <= p->width && top <= p->height;
             const uint8_t *from = source.rgb;
-            if (inside)
-                from += ((int)top - 1 + AUGMENT_BORDER) * stride + 3 * (size_t)((int)left - 1 + AUGMENT_BORDER);
+            if (inside) from += (top - 1 + AUGMENT_BORDER) * stride + 3 * (size_t)(left - 1 + AUGMENT_BORDER);
             if (!inside || augment_all_white(from, stride)) {
                 memset(out, 255, 3);
                 continue;
             }
-            augment_sample(out, from, stride, weights[(int)((u - left) * AUGMENT_PHASES + 0.5f)],
-                           weights[(int)((v - top) * AUGMENT_PHASES + 0.5f)]);
+            augment_sample(out, from, stride, weights[(int)((u - (float)left) * AUGMENT_PHASES + 0.5f)],
+                           weights[(int)((v - (float)top) * AUGMENT_PHASES + 0.5f)]);
         }
     }
     image_free(&source);
@@ -164,34 +170,42 @@ static inline void augment_spline(float *w, float t) {
     w[3] = t * t * t / 6;
 }
 
-/* Adds the displacement at the points (first + x, y), x < n, clamped to the area from (0, 0) to (width, height). */
-static inline void augment_field_add(const AugmentField *f, float first, float y, int n, float width, float height,
-                                     float *xs, float *ys) {
-    float w[4], *row = xcalloc(2 * (size_t)f->columns, sizeof *row);
-    const float down = (y < 0 ? 0 : y > height ? height : y) / f->cell;
-    const int top = (int)down;
-    augment_spline(w, down - (float)top);
+/* Where n points at first, first + 1, ... lie in one direction of a field, clamped to 0 .. length: the first of four
+ * points of the grid, and their weights. */
+typedef struct {
+    int first;
+    float w[4];
+} AugmentKnots;
+
+static inline void augment_knots(AugmentKnots *knots, const AugmentField *f, float first, int n, float length) {
+    for (int i = 0; i < n; i++) {
+        const float at = first + (float)i, t = (at < 0 ? 0 : at > length ? length : at) / f->cell;
+        knots[i].first = (int)t;
+        augment_spline(knots[i].w, t - (float)knots[i].first);
+    }
+}
+
+/* Adds the displacement at n points of a row. row: 2 * f->columns values of scratch. */
+static inline void augment_field_add(const AugmentField *f, const AugmentKnots *down, const AugmentKnots *across,
+                                     int n, float *row, float *xs, float *ys) {
+    memset(row, 0, 2 * (size_t)f->columns * sizeof *row);
     for (int j = 0; j < 4; j++)
         for (int i = 0; i < f->columns; i++) {
-            row[2 * i] += w[j] * f->dx[(size_t)(top + j) * f->columns + i];
-            row[2 * i + 1] += w[j] * f->dy[(size_t)(top + j) * f->columns + i];
+            row[2 * i] += down->w[j] * f->dx[(size_t)(down->first + j) * f->columns + i];
+            row[2 * i + 1] += down->w[j] * f->dy[(size_t)(down->first + j) * f->columns + i];
         }
     for (int x = 0; x < n; x++) {
-        const float at = first + (float)x, across = (at < 0 ? 0 : at > width ? width : at) / f->cell;
-        const int left = (int)across;
-        augment_spline(w, across - (float)left);
-        for (int i = 0; i < 4; i++) {
-            xs[x] += w[i] * row[2 * (left + i)];
-            ys[x] += w[i] * row[2 * (left + i) + 1];
-        }
+        const float *w = across[x].w, *at = row + 2 * across[x].first;
+        xs[x] += w[0] * at[0] + w[1] * at[2] + w[2] * at[4] + w[3] * at[6];
+        ys[x] += w[0] * at[1] + w[1] * at[3] + w[2] * at[5] + w[3] * at[7];
     }
-    free(row);
 }
 
 typedef struct {
-    AugmentField wave, tremor;
-    int margin, out_width;
-    float width, height;  // of the source
+    AugmentField field[2];          // long waves and tremor
+    AugmentKnots *across[2];        // [out_width]
+    float *row;                     // scratch
+    int margin, out_width, height;  // height: of the source
 } AugmentElastic;
 
 static inline void augment_elastic_row(const void *map, int y, float *xs, float *ys) {
@@ -201,8 +215,11 @@ static inline void augment_elastic_row(const void *map, int y, float *xs, float 
         xs[x] = left + (float)x;
         ys[x] = v;
     }
-    augment_field_add(&e->wave, left, v, e->out_width, e->width, e->height, xs, ys);
-    augment_field_add(&e->tremor, left, v, e->out_width, e->width, e->height, xs, ys);
+    for (int k = 0; k < 2; k++) {
+        AugmentKnots down;
+        augment_knots(&down, &e->field[k], v, 1, (float)e->height);
+        augment_field_add(&e->field[k], &down, e->across[k], e->out_width, e->row, xs, ys);
+    }
 }
 
 /* Distorts the image as a sketch by hand is: long waves (a sixth of the longer side) and a tremor of a quarter of their
@@ -210,19 +227,27 @@ static inline void augment_elastic_row(const void *map, int y, float *xs, float 
  * so that nothing is cut off. */
 static inline void augment_elastic(Image *p, double percent, Random *random) {
     const double side = p->width > p->height ? p->width : p->height, rms = percent / 100 * side;
-    AugmentElastic e = {.width = (float)p->width, .height = (float)p->height};
-    e.wave = augment_field(random, p->width, p->height, side / 6, rms * sqrt(16.0 / 17.0));
-    e.tremor = augment_field(random, p->width, p->height, side / 24, rms * sqrt(1.0 / 17.0));
-    e.margin = (int)ceil(augment_field_most(&e.wave) + augment_field_most(&e.tremor));
+    AugmentElastic e = {.height = p->height};
+    e.field[0] = augment_field(random, p->width, p->height, side / 6, rms * sqrt(16.0 / 17.0));
+    e.field[1] = augment_field(random, p->width, p->height, side / 24, rms * sqrt(1.0 / 17.0));
+    e.margin = (int)ceil(augment_field_most(&e.field[0]) + augment_field_most(&e.field[1]));
     e.out_width = p->width + 2 * e.margin;
+    e.row = xmalloc(2 * (size_t)e.field[1].columns * sizeof *e.row);  // the finer one has more
+    for (int k = 0; k < 2; k++) {
+        e.across[k] = xmalloc(e.out_width * sizeof *e.across[k]);
+        augment_knots(e.across[k], &e.field[k], 0.5f - (float)e.margin, e.out_width, (float)p->width);
+    }
     augment_warp(p, e.out_width, p->height + 2 * e.margin, augment_elastic_row, &e);
-    augment_field_free(&e.wave);
-    augment_field_free(&e.tremor);
+    for (int k = 0; k < 2; k++) {
+        augment_field_free(&e.field[k]);
+        free(e.across[k]);
+    }
+    free(e.row);
 }
 
 /* ---- resolution ---- */
 
-enum { AUGMENT_MOST_SIDE = 1024 };  // pixels of the longer side beyond which an image is not enlarged
+enum { AUGMENT_MOST_SIDE = 768 };  // pixels of the longer side beyond which an image is not enlarged
 
 static inline double augment_box_kernel(double x) { return x > -0.5 && x <= 0.5; }
 static inline double augment_triangle_kernel(double x) { return fabs(x) < 1 ? 1 - fabs(x) : 0; }

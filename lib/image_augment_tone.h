@@ -36,32 +36,33 @@ static inline void augment_background(Image *p, const double *paper) {
 
 /* ---- blur ---- */
 
-/* out[i] = sum over j of weight[j] in[i + j step] for i < n. */
+/* out[i] = weight[0] in[i] + sum over j from 1 to reach of weight[j] (in[i - j step] + in[i + j step]) for i < n. */
 static inline void augment_weighted(float *__restrict__ out, const float *__restrict__ in, size_t n, size_t step,
-                                    const float *weight, int count) {
-    memset(out, 0, n * sizeof *out);
-    for (int j = 0; j < count; j++) {
-        const float w = weight[j], *from = in + j * step;
-        for (size_t i = 0; i < n; i++) out[i] += w * from[i];
+                                    const float *weight, int reach) {
+    for (size_t i = 0; i < n; i++) out[i] = weight[0] * in[i];
+    for (int j = 1; j <= reach; j++) {
+        const float w = weight[j], *before = in - j * step, *after = in + j * step;
+        for (size_t i = 0; i < n; i++) out[i] += w * (before[i] + after[i]);
     }
 }
 
 /* Blurs the image with a Gaussian of standard deviation `sigma` in pixels, cut off at 3 sigma; beyond the border, its
  * pixels go on. */
 static inline void augment_blur(Image *p, double sigma) {
-    const int reach = (int)ceil(3 * sigma), count = 2 * reach + 1, w = p->width, h = p->height;
+    const int reach = (int)ceil(3 * sigma), w = p->width, h = p->height;
     const size_t stride = 3 * (size_t)w;
-    float *weight = xmalloc(count * sizeof *weight), *line = xmalloc((stride + 6 * (size_t)reach) * sizeof *line);
+    float *weight = xmalloc((reach + 1) * sizeof *weight),
+          *line = xmalloc((stride + 6 * (size_t)reach) * sizeof *line);
     float *rows = xmalloc(stride * (h + 2 * (size_t)reach) * sizeof *rows), *middle = rows + stride * reach;
     double sum = 0;
     for (int j = -reach; j <= reach; j++) sum += exp(-0.5 * j * j / (sigma * sigma));
-    for (int j = -reach; j <= reach; j++) weight[j + reach] = (float)(exp(-0.5 * j * j / (sigma * sigma)) / sum);
+    for (int j = 0; j <= reach; j++) weight[j] = (float)(exp(-0.5 * j * j / (sigma * sigma)) / sum);
     for (int y = 0; y < h; y++) {
         const uint8_t *from = p->rgb + y * stride;
         for (int x = -reach; x < w + reach; x++)
             for (int k = 0; k < 3; k++)
                 line[3 * (x + reach) + k] = from[3 * (size_t)(x < 0 ? 0 : x < w ? x : w - 1) + k];
-        augment_weighted(middle + y * stride, line, stride, 3, weight, count);
+        augment_weighted(middle + y * stride, line + 3 * (size_t)reach, stride, 3, weight, reach);
     }
     for (int y = 0; y < reach; y++) {
         memcpy(rows + y * stride, middle, stride * sizeof *rows);
@@ -69,7 +70,7 @@ static inline void augment_blur(Image *p, double sigma) {
     }
     float *sums = xmalloc(stride * sizeof *sums);
     for (int y = 0; y < h; y++) {
-        augment_weighted(sums, rows + y * stride, stride, stride, weight, count);
+        augment_weighted(sums, middle + y * stride, stride, stride, weight, reach);
         for (size_t i = 0; i < stride; i++) p->rgb[y * stride + i] = (uint8_t)fminf(sums[i] + 0.5f, 255);
     }
     free(sums);

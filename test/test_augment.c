@@ -257,7 +257,10 @@ static void test_elastic(void) {
         AugmentField f = augment_field(&random, 90, 60, 15, 2);
         for (int y = 0; y < 60; y += 5) {
             float xs[90] = {0}, ys[90] = {0};
-            augment_field_add(&f, 0.5f, (float)y + 0.5f, 90, 90, 60, xs, ys);
+            AugmentKnots down, across[90];
+            augment_knots(&down, &f, (float)y + 0.5f, 1, 60);
+            augment_knots(across, &f, 0.5f, 90, 90);
+            augment_field_add(&f, &down, across, 90, (float[40]){0}, xs, ys);
             for (int x = 0; x < 90; x++, count += 2) {
                 square += xs[x] * xs[x] + ys[x] * ys[x];
                 if (x) step = fmax(step, fabs(xs[x] - xs[x - 1]));
@@ -275,19 +278,22 @@ static void test_elastic(void) {
         same = random;
         augment_elastic(&p, 1, &random);
         const double rms = 1.2;
-        AugmentField wave = augment_field(&same, 120, 80, 20, rms * sqrt(16.0 / 17)),
-                     tremor = augment_field(&same, 120, 80, 5, rms * sqrt(1.0 / 17));
+        AugmentField fields[2] = {augment_field(&same, 120, 80, 20, rms * sqrt(16.0 / 17))};
+        fields[1] = augment_field(&same, 120, 80, 5, rms * sqrt(1.0 / 17));
         double x, y;
         ink_centre(&p, &x, &y);
         const int margin = (p.width - 120) / 2;
         CHECK(p.width == 120 + 2 * margin && p.height == 80 + 2 * margin && margin >= 2 && margin < 15);
         float xs[1] = {(float)x - (float)margin}, ys[1] = {(float)y - (float)margin};
         const float u = xs[0], v = ys[0];
-        augment_field_add(&wave, u, v, 1, 120, 80, xs, ys);
-        augment_field_add(&tremor, u, v, 1, 120, 80, xs, ys);
+        for (int k = 0; k < 2; k++) {
+            AugmentKnots down, across;
+            augment_knots(&down, &fields[k], v, 1, 80);
+            augment_knots(&across, &fields[k], u, 1, 120);
+            augment_field_add(&fields[k], &down, &across, 1, (float[80]){0}, xs, ys);
+            augment_field_free(&fields[k]);
+        }
         CHECK(fabs(xs[0] - 52.5) < 0.4 && fabs(ys[0] - 32.5) < 0.4);
-        augment_field_free(&wave);
-        augment_field_free(&tremor);
         image_free(&p);
     }
     Image p = image_new(60, 44, 0);  // ink up to the border: nothing of it is cut off
