@@ -62,6 +62,31 @@ static double images_a_second(const char *text, const Image *images, int count, 
     return n / (now - begin);
 }
 
+/* Images a second of the whole loader, which decodes, augments and prepares for a model of 96 pixels; of wall time. */
+static double loader_a_second(const char *text, const Dataset *d, int threads) {
+    Loader l;
+    Error err;
+    LoaderConfig c = {.batch = 32,
+                      .sizes = {96},
+                      .size_count = 1,
+                      .shuffle = true,
+                      .threads = threads,
+                      .cache_bytes = (size_t)512 << 20};
+    die_if(augment_parse(&c.augment, text, &err), &err);
+    die_if(loader_start(&l, d, c, &err), &err);
+    const double begin = seconds_now();
+    double now = begin;
+    int64_t n = 0;
+    while (now - begin < opt.seconds || n < 4 * LOADER_RING * 32) {
+        const Batch *b = loader_next(&l, &err);
+        if (!b) die("%s", err.text);
+        n += b->B;
+        now = seconds_now();
+    }
+    loader_stop(&l);
+    return (double)(n - LOADER_RING * 32) / (now - begin);  // a ring of batches may have been there before
+}
+
 int main(int argc, char **argv) {
     static const int sides[] = {96, 192, 384};
     static const char *const mixtures[] = {"all=0.2", "all=0.3", "all=0.3,clean", "all"};
@@ -81,6 +106,14 @@ int main(int argc, char **argv) {
                                                     : mixtures[i - AUGMENT_OPERATIONS];
         printf("\n%-14s", text);
         for (int k = 0; k < 3; k++) printf("%10.0f", images_a_second(text, images[k], count, sides[k]));
+        fflush(stdout);
+    }
+    printf("\n");
+    printf("\nimages a second of the loader, 96 pixels, by its threads\n%-14s%10d%10d%10d", "", 1, 2, 4);
+    for (int i = -1; i < 4; i++) {
+        printf("\n%-14s", i < 0 ? "none" : mixtures[i]);
+        for (int threads = 1; threads <= 4; threads *= 2)
+            printf("%10.0f", loader_a_second(i < 0 ? "none" : mixtures[i], &d, threads));
         fflush(stdout);
     }
     printf("\n");
