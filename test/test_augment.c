@@ -181,6 +181,10 @@ static void test_scale(void) {
             image_free(&q);
             free(p.rgb);
         }
+    CHECK(augment_filters[0].kernel(0.5) == 1 && augment_filters[0].kernel(-0.5) == 0 &&
+          augment_filters[0].support == 0.5);
+    CHECK(augment_filters[1].kernel(-0.25) == 0.75 && augment_filters[1].kernel(1) == 0 &&
+          augment_filters[1].support == 1);
     Image p = image_new(600, 300, 255);
     augment_scale(&p, 4, augment_filters[1]);
     CHECK(p.width == AUGMENT_MOST_SIDE && p.height == AUGMENT_MOST_SIDE / 2);
@@ -270,6 +274,11 @@ static void test_elastic(void) {
         augment_field_free(&f);
     }
     CHECK(fabs(sqrt(square / count) - 2) < 0.1 && step < 1);
+    for (float t = 0; t <= 1; t += 0.125f) {  // the weights add up to 1, and their mean place is t
+        float w[4];
+        augment_spline(w, t);
+        CHECK(fabs(w[0] + w[1] + w[2] + w[3] - 1) < 1e-6 && fabs(w[2] + 2 * w[3] - w[0] - t) < 1e-6);
+    }
     for (uint64_t seed = 0; seed < 20; seed++) {
         Image p = image_new(120, 80, 255);
         for (int y = 0; y < 5; y++) memset(p.rgb + 3 * ((30 + y) * 120 + 50), 0, 15);
