@@ -458,8 +458,9 @@ static inline int loader_decode(Loader *l, Image *image, uint32_t sample, const 
     return status;
 }
 
-/* Fills row `at` of b->pixels with the images of its sample, from the cache or by decoding, augmenting and preprocessing.
- * Checks the record when the sample is first used. Rows may be filled at the same time: a batch has a sample once. */
+/* Fills row `at` of b->pixels with the images of its sample, from the cache or by decoding, augmenting and
+ * preprocessing. Checks the record when the sample is first used. Rows may be filled at the same time: a batch has a
+ * sample once. */
 static inline int loader_image(Loader *l, Batch *b, int at, Error *err) {
     const LoaderConfig *c = &l->config;
     const uint32_t sample = b->samples[at];

@@ -4,12 +4,12 @@
  *
  *     all=0.2,jpeg=0.5:25..95,rotate=0
  *
- * that is a list of NAME, NAME=P, NAME=P:X or NAME=P:A..B. P: probability for an image, 1 if left out. A..B: range that the
- * strength is drawn from, X: this strength; the table below has the ranges that apply otherwise. A name again replaces
- * what was said before.
+ * that is a list of NAME, NAME=P, NAME=P:X or NAME=P:A..B. P: probability for an image, 1 if left out. A..B: range
+ * that the strength is drawn from, X: this strength; the table below has the ranges that apply otherwise. A name
+ * again replaces what was said before.
  *
- * The operations are applied in the order of the table. Each has a random stream of its own: what it does to an image is
- * a function of (seed, epoch, sample) and of its own P and range, whatever the other operations are. */
+ * The operations are applied in the order of the table. Each has a random stream of its own: what it does to an image
+ * is a function of (seed, epoch, sample) and of its own P and range, whatever the other operations are. */
 #ifndef LIB_IMAGE_AUGMENT_H
 #define LIB_IMAGE_AUGMENT_H
 
@@ -219,9 +219,9 @@ static inline void augment_apply(Image *p, AugmentOperation operation, const Aug
     }
 }
 
-/* Augments a decoded image in place, all but `light`. Returns the part of it that image_prepare_box should take: without
- * the exactly white margin, as for any other image, but with it where `pad` has made one and `clean` has not looked at it
- * since. */
+/* Augments a decoded image in place, all but `light`. Returns the part of it that image_prepare_box should take:
+ * without the exactly white margin, as for any other image, but with it where `pad` has made one and `clean` has not
+ * looked at it since. */
 static inline ImageBox augment_image(const Augment *a, Image *p, uint64_t seed, uint64_t epoch, uint32_t sample) {
     Random random;
     bool padded = false;

@@ -1,6 +1,6 @@
-/* Small changes of brightness, contrast, noise and sharpness, on what image_prepare made of an image: much cheaper than the
- * operations of lib/image_augment.h, since prepared images can be kept. Runs that began with the --augment of older
- * versions continue with these, bit for bit. */
+/* Small changes of brightness, contrast, noise and sharpness, on what image_prepare made of an image: much cheaper
+ * than the operations of lib/image_augment.h, since prepared images can be kept. Runs that began with the --augment
+ * of older versions continue with these, bit for bit. */
 #ifndef LIB_IMAGE_AUGMENT_LIGHT_H
 #define LIB_IMAGE_AUGMENT_LIGHT_H
 
@@ -13,8 +13,8 @@ typedef struct {
     Random random;  // of the noise
 } AugmentLight;
 
-/* The changes of a sample: contrast within 10 %, brightness within 5 %, noise with a standard deviation of up to 6 levels,
- * and a blur with probability 1/3. The fields are drawn in this order. */
+/* The changes of a sample: contrast within 10 %, brightness within 5 %, noise with a standard deviation of up to 6
+ * levels, and a blur with probability 1/3. The fields are drawn in this order. */
 static inline AugmentLight augment_light_draw(uint64_t seed, uint64_t epoch, uint32_t sample) {
     AugmentLight a;
     random_seed3(&a.random, seed, epoch, (uint64_t)sample | (uint64_t)1 << 40);

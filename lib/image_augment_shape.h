@@ -57,8 +57,8 @@ static inline void augment_sample(uint8_t *out, const uint8_t *from, size_t stri
     for (int k = 0; k < 3; k++) out[k] = (uint8_t)(sum[k] < 0 ? 0 : sum[k] > 255 ? 255 : sum[k]);
 }
 
-/* Replaces the image by one of width x height whose pixels come from where `map` says (cubic convolution, with the place
- * rounded to 1/64 pixel). */
+/* Replaces the image by one of width x height whose pixels come from where `map` says (cubic convolution, with the
+ * place rounded to 1/64 pixel). */
 static inline void augment_warp(Image *p, int width, int height, AugmentMap place, const void *map) {
     float weights[AUGMENT_PHASES + 1][4], *xs = xmalloc(width * sizeof *xs), *ys = xmalloc(width * sizeof *ys);
     for (int i = 0; i <= AUGMENT_PHASES; i++)
@@ -121,9 +121,9 @@ static inline void augment_rotate(Image *p, double degrees) {
 
 /* ---- elastic distortion ---- */
 
-/* A smooth random displacement in pixels: a cubic B-spline over a grid of normal random numbers. Simard et al. 2003, "Best
- * Practices for Convolutional Neural Networks Applied to Visual Document Analysis", smooth white noise with a Gaussian
- * instead. */
+/* A smooth random displacement in pixels: a cubic B-spline over a grid of normal random numbers. Simard et al. 2003,
+ * "Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis", smooth white noise with a
+ * Gaussian instead. */
 typedef struct {
     int columns, rows;
     float cell;      // pixels between two points of the grid
@@ -222,9 +222,9 @@ static inline void augment_elastic_row(const void *map, int y, float *xs, float 
     }
 }
 
-/* Distorts the image as a sketch by hand is: long waves (a sixth of the longer side) and a tremor of a quarter of their
- * strength and size. `percent`: root mean square of the displacement along each axis, of the longer side. The image grows
- * so that nothing is cut off. */
+/* Distorts the image as a sketch by hand is: long waves (a sixth of the longer side) and a tremor of a quarter of
+ * their strength and size. `percent`: root mean square of the displacement along each axis, of the longer side. The
+ * image grows so that nothing is cut off. */
 static inline void augment_elastic(Image *p, double percent, Random *random) {
     const double side = p->width > p->height ? p->width : p->height, rms = percent / 100 * side;
     AugmentElastic e = {.height = p->height};

@@ -1,5 +1,5 @@
-/* Augmentations that change the colours of an image: paper of another colour, contrast, brightness, blur, noise, JPEG. Used
- * by lib/image_augment.h. */
+/* Augmentations that change the colours of an image: paper of another colour, contrast, brightness, blur, noise,
+ * JPEG. Used by lib/image_augment.h. */
 #ifndef LIB_IMAGE_AUGMENT_TONE_H
 #define LIB_IMAGE_AUGMENT_TONE_H
 
@@ -81,8 +81,8 @@ static inline void augment_blur(Image *p, double sigma) {
 
 /* ---- noise ---- */
 
-/* The standard normal quantile of u, 1e-10 < u < 1 - 1e-10 (Wichura 1988, algorithm AS 241, PPND7; about 7 digits, for the
- * tails to 5 standard deviations). */
+/* The standard normal quantile of u, 1e-10 < u < 1 - 1e-10 (Wichura 1988, algorithm AS 241, PPND7; about 7 digits,
+ * for the tails to 5 standard deviations). */
 static inline double augment_normal_quantile(double u) {
     const double q = u - 0.5;
     if (fabs(q) <= 0.425) {

@@ -11,8 +11,8 @@ __attribute__((noreturn)) static inline void jpeg_writer_error(j_common_ptr comm
     die("cannot make a JPEG file of an image: %s", text);
 }
 
-/* Encodes an image of at most 65500 pixels a side, with libjpeg's defaults (4:2:0). quality: 1 to 100. Returns the bytes
- * of the file, allocated. */
+/* Encodes an image of at most 65500 pixels a side, with libjpeg's defaults (4:2:0). quality: 1 to 100. Returns the
+ * bytes of the file, allocated. */
 static inline uint8_t *jpeg_encode(const Image *p, int quality, size_t *size) {
     struct jpeg_compress_struct c;
     struct jpeg_error_mgr errors;

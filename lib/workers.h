@@ -50,7 +50,8 @@ static inline void workers_start(Workers *w, int threads) {
     for (; w->count < count; w->count++) thread_start(&w->threads[w->count], workers_thread, w);
 }
 
-/* Calls run(context, item) for each item from 0 to items - 1, on all threads of the pool, and returns when all are done. */
+/* Calls run(context, item) for each item from 0 to items - 1, on all threads of the pool, and returns when all are
+ * done. */
 static inline void workers_run(Workers *w, int items, void (*run)(void *context, int item), void *context) {
     pthread_mutex_lock(&w->mutex);
     w->run = run;

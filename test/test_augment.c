@@ -1,5 +1,5 @@
-/* Tests of lib/image_augment.h: each operation against its properties and, where there is one, a plain formula; reading of
- * the option's text; independence of order and threads; odd sizes.
+/* Tests of lib/image_augment.h: each operation against its properties and, where there is one, a plain formula;
+ * reading of the option's text; independence of order and threads; odd sizes.
  *
  *   test_augment                       runs the tests
  *   test_augment --sheet OUT.png IMAGE draws the image as a model sees it: a row for each operation, then mixtures */

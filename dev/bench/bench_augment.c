@@ -1,4 +1,5 @@
-/* How many images a second one thread augments: each operation of lib/image_augment.h alone, in every image, and mixtures.
+/* How many images a second one thread augments: each operation of lib/image_augment.h alone, in every image, and
+ * mixtures.
  *
  *     bench_augment [--data FILE --images N --seconds S]
  *
