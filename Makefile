@@ -128,11 +128,11 @@ $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJ
 
 # test_cdm draws formulas with TeX, and is left to test-all.
 METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm): private OPTIMISE := \
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate $(METRICS_TESTS) test_cdm): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
-$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
+$(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
 # What the machine and the variables above give: where it has changed since the last build, for example because a library
@@ -210,7 +210,7 @@ test:
 	    build/FP32$(PLAIN)/test_beam build/FP32$(PLAIN)/test_generate \
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_tidy \
+	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_augment build/BF16-sanitize-1/test_tidy \
 	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS)) \
 	    'build/FP32-emulated/test_kernels --smoke cuda' \
 	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
@@ -225,7 +225,7 @@ quick-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_tidy test_search $(METRICS_TESTS))
+	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_augment test_tidy test_search $(METRICS_TESTS))
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
@@ -244,7 +244,7 @@ test-all:
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
 	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean \
+	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_augment \
 	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps \
 	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS) test_cdm) \
 	    build/BF16-noformats-cpu/test_lib \

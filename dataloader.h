@@ -20,8 +20,8 @@
  * The source is UTF-8 text that says where the data came from. Version 1 has a header of 64 bytes, without the CRC;
  * the index ends there where the file does, or where the source begins.
  *
- * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread
- * decodes images and fills a ring of prefetched batches. */
+ * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread, with
+ * others that help it, decodes and augments images and fills a ring of prefetched batches. */
 // clang-format on
 #ifndef DATALOADER_H
 #define DATALOADER_H
@@ -33,8 +33,10 @@
 #include "lib/hash.h"
 #include "lib/json.h"
 #include "lib/image.h"
+#include "lib/image_augment.h"
 #include "lib/image_prepare.h"
 #include "lib/random.h"
+#include "lib/workers.h"
 
 #include <glob.h>
 #include <pthread.h>
@@ -305,8 +307,9 @@ typedef struct {
     uint64_t seed;
     bool shuffle;        // endless epochs in random order; else one pass in the order of the file
     bool drop_last;      // skip the last, smaller batch of an epoch
-    size_t cache_bytes;  // capacity of the cache of preprocessed images
-    bool augment;
+    size_t cache_bytes;  // capacity of the cache of images
+    Augment augment;
+    int threads;           // that decode and augment images; 0 means 1. The batches are the same
     uint64_t first_batch;  // number of the batch to start with
     int vocab;             // token ids must be below it; 0: below 2^31
     int hold;              // how many of the last batches stay valid for the caller: 1 or 2; 0 means 1
@@ -347,15 +350,21 @@ typedef struct Loader {
     size_t kept_count;
     uint64_t skipped, batches_per_epoch;
 
-    /* The order of one epoch, the cache and a buffer; used by the thread only. */
+    /* The order of one epoch and the cache; used by the thread and its workers only. */
     uint64_t planned_epoch;
     uint32_t *order;  // [kept_count], samples
     size_t *starts;   // batch b of the epoch is order[starts[b] .. starts[b] + lengths[b])
     int *lengths;
-    uint8_t **cache;  // for each sample: its preprocessed images, one size after the other, or NULL
+    uint8_t **cache;    // for each sample: its preprocessed images, one size after the other, or NULL
+    Image *decoded;     // for each sample, where the image itself is augmented: that image, or rgb NULL
+    bool keep_decoded;  // cache these, and not what was made of them
     size_t cached_bytes;
     uint8_t *checked;  // for each sample: whether its record has been checked
-    uint8_t *scratch;  // buffer of augmentation, one image
+    Workers workers;
+    Batch *filling;  // batch whose images the workers load
+    int failed_row;  // its first row that failed, for `row_error`; -1: none
+    Error row_error;
+    pthread_mutex_t row_mutex;
 
     pthread_t thread;
     bool running;
@@ -426,99 +435,70 @@ static inline void loader_plan(Loader *l, uint64_t epoch) {
     l->planned_epoch = epoch;
 }
 
-/* ---- augmentation ---- */
-
-typedef struct {
-    float contrast, brightness, noise;
-    bool blur;
-} Augmentation;
-
-/* Blurs an image [size, size, 3] in place with the kernel [1 2 1] / 4 in both directions, replicating the border. */
-static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
-    const int stride = size * 3;
-    memcpy(copy, p, (size_t)size * stride);
-    for (int y = 0; y < size; y++) {
-        const uint8_t *row = copy + (size_t)y * stride;
-        const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size ? row + stride : row;
-        for (int i = 0; i < stride; i++) {
-            int left = i >= 3 ? i - 3 : i, right = i + 3 < stride ? i + 3 : i;
-            int sum = above[left] + 2 * above[i] + above[right] + 2 * row[left] + 4 * row[i] + 2 * row[right] +
-                      below[left] + 2 * below[i] + below[right];
-            p[(size_t)y * stride + i] = (sum + 8) >> 4;
-        }
-    }
-}
-
-/* Augments an image [size, size, 3] in place, by small changes under which its program stays the correct target:
- * blur, contrast, brightness and noise. The noise is a sum of four uniform bytes (standard deviation 147.8), which is
- * close to normal and much cheaper. */
-static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentation a, Random *random) {
-    const size_t n = 3 * (size_t)size * size;
-    if (a.blur) loader_blur(p, copy, size);
-    for (size_t i = 0; i < n;) {
-        uint64_t bits = random_u64(random);
-        for (int half = 0; half < 2 && i < n; half++, i++, bits >>= 32) {
-            int sum = (int)(bits & 255) + (int)(bits >> 8 & 255) + (int)(bits >> 16 & 255) + (int)(bits >> 24 & 255);
-            float x =
-                ((float)p[i] - 127.5f) * a.contrast + 127.5f + a.brightness + a.noise * (float)(sum - 510) / 147.8f;
-            p[i] = (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x + 0.5f);
-        }
-    }
-}
-
-/* Augments both image sizes of a sample alike: contrast within 10 %, brightness within 5 %, noise with a standard
- * deviation of up to 6 levels, and a blur with probability 1/3. The changes depend on (seed, epoch, sample) only, not
- * on which sizes are loaded. */
-static inline void loader_augment_sample(Loader *l, Batch *b, int at) {
-    Random random;
-    random_seed3(&random, l->config.seed, b->epoch, (uint64_t)b->samples[at] | (uint64_t)1 << 40);
-    Augmentation a;  // the fields are drawn in this order
-    a.contrast = 0.9f + 0.2f * (float)random_uniform(&random);
-    a.brightness = 255 * (0.1f * (float)random_uniform(&random) - 0.05f);
-    a.noise = 6 * (float)random_uniform(&random);
-    a.blur = random_below(&random, 3) == 0;
-    for (int i = 0; i < l->config.size_count; i++) {
-        Random noise = random;
-        loader_augment(b->pixels[i] + at * loader_pixels(l, i), l->scratch, l->config.sizes[i], a, &noise);
-    }
-}
-
 /* ---- making batches (in the thread) ---- */
 
-/* Fills row `at` of b->pixels with the images of its sample, from the cache or by decoding and preprocessing. Checks
- * the record when the sample is first used. */
-static inline int loader_image(Loader *l, Batch *b, int at, const Sample *s, Error *err) {
-    const uint32_t sample = b->samples[at];
-    size_t bytes = 0, offset = 0;
-    for (int i = 0; i < l->config.size_count; i++) bytes += loader_pixels(l, i);
-    if (!l->checked[sample] && dataset_check_sample(s, l->config.vocab, err) != 0) return -1;
-    l->checked[sample] = 1;
-    if (!l->cache[sample]) {
-        Image image;
-        char *name = format_string("of record %llu in %s", (unsigned long long)s->number, s->path);
-        int status = image_decode(&image, s->image, s->image_bytes, name, err);
-        free(name);
-        if (status != 0) return -1;
-        bool keep = bytes <= l->config.cache_bytes - l->cached_bytes;
-        if (keep) {
-            l->cache[sample] = xmalloc(bytes);
-            l->cached_bytes += bytes;
-        }
-        for (int i = 0; i < l->config.size_count; i++) {
-            uint8_t *to = b->pixels[i] + at * loader_pixels(l, i);
-            image_prepare(to, &image, l->config.sizes[i]);
-            if (keep) memcpy(l->cache[sample] + offset, to, loader_pixels(l, i));
-            offset += loader_pixels(l, i);
-        }
-        image_free(&image);
-    } else {
-        for (int i = 0; i < l->config.size_count; i++) {
-            memcpy(b->pixels[i] + at * loader_pixels(l, i), l->cache[sample] + offset, loader_pixels(l, i));
-            offset += loader_pixels(l, i);
-        }
+/* Reserves a part of the cache; false: it is full. */
+static inline bool loader_reserve(Loader *l, size_t bytes) {
+    if (__atomic_add_fetch(&l->cached_bytes, bytes, __ATOMIC_RELAXED) <= l->config.cache_bytes) return true;
+    __atomic_sub_fetch(&l->cached_bytes, bytes, __ATOMIC_RELAXED);
+    return false;
+}
+
+/* Decodes the image of a sample, or copies it from the cache. */
+static inline int loader_decode(Loader *l, Image *image, uint32_t sample, const Sample *s, Error *err) {
+    if (l->keep_decoded && l->decoded[sample].rgb) {
+        *image = image_copy(&l->decoded[sample]);
+        return 0;
     }
-    if (l->config.augment) loader_augment_sample(l, b, at);
+    char *name = format_string("of record %llu in %s", (unsigned long long)s->number, s->path);
+    int status = image_decode(image, s->image, s->image_bytes, name, err);
+    free(name);
+    if (status == 0 && l->keep_decoded && loader_reserve(l, 3 * (size_t)image->width * image->height))
+        l->decoded[sample] = image_copy(image);
+    return status;
+}
+
+/* Fills row `at` of b->pixels with the images of its sample, from the cache or by decoding, augmenting and
+ * preprocessing. Checks the record when the sample is first used. Rows may be filled at the same time: a batch has a
+ * sample once. */
+static inline int loader_image(Loader *l, Batch *b, int at, Error *err) {
+    const LoaderConfig *c = &l->config;
+    const uint32_t sample = b->samples[at];
+    const Sample s = dataset_sample(l->data, sample);
+    size_t bytes = 0, offset = 0;
+    for (int i = 0; i < c->size_count; i++) bytes += loader_pixels(l, i);
+    if (!l->checked[sample] && dataset_check_sample(&s, c->vocab, err) != 0) return -1;
+    l->checked[sample] = 1;
+    const bool cached = l->cache[sample] != NULL;
+    Image image = {0};
+    ImageBox box = {0};
+    if (!cached) {
+        if (loader_decode(l, &image, sample, &s, err) != 0) return -1;
+        box = augment_image(&c->augment, &image, c->seed, b->epoch, sample);
+        if (!l->keep_decoded && loader_reserve(l, bytes)) l->cache[sample] = xmalloc(bytes);
+    }
+    for (int i = 0; i < c->size_count; offset += loader_pixels(l, i), i++) {
+        uint8_t *to = b->pixels[i] + at * loader_pixels(l, i), *kept = l->cache[sample];
+        if (!cached) image_prepare_box(to, &image, box, c->sizes[i]);
+        if (cached) memcpy(to, kept + offset, loader_pixels(l, i));
+        if (kept && !cached) memcpy(kept + offset, to, loader_pixels(l, i));
+        augment_prepared(&c->augment, to, c->sizes[i], c->seed, b->epoch, sample);
+    }
+    image_free(&image);
     return 0;
+}
+
+/* One row of the batch that is being filled, in a thread of the pool. */
+static inline void loader_fill_row(void *context, int row) {
+    Loader *l = context;
+    Error err;
+    if (loader_image(l, l->filling, row, &err) == 0) return;
+    pthread_mutex_lock(&l->row_mutex);
+    if (l->failed_row < 0 || row < l->failed_row) {
+        l->failed_row = row;
+        l->row_error = err;
+    }
+    pthread_mutex_unlock(&l->row_mutex);
 }
 
 /* The number of micro-batches of a batch. */
@@ -553,9 +533,15 @@ static inline int loader_make_batch(Loader *l, Batch *b, uint64_t number, Error 
     }
     b->T = (int)((longest + 7) / 8 * 8);
     if (b->T > l->config.max_tokens) b->T = l->config.max_tokens;
+    l->filling = b;
+    l->failed_row = -1;
+    workers_run(&l->workers, b->B, loader_fill_row, l);
+    if (l->failed_row >= 0) {
+        *err = l->row_error;
+        return -1;
+    }
     for (int i = 0; i < b->B; i++) {
-        Sample s = dataset_sample(l->data, b->samples[i]);
-        if (loader_image(l, b, i, &s, err) != 0) return -1;
+        const Sample s = dataset_sample(l->data, b->samples[i]);
         int *ids = b->ids + (size_t)i * b->T;
         for (int t = 0; t < b->T; t++) ids[t] = t < (int)s.token_count ? (int)s.tokens[t] : -1;
     }
@@ -626,14 +612,17 @@ static inline void loader_stop(Loader *l) {
         free(l->ring[i].samples);
         for (int k = 0; k < 2; k++) free(l->ring[i].pixels[k]);
     }
-    for (uint64_t i = 0; l->cache && i < l->data->count; i++) free(l->cache[i]);
+    workers_stop(&l->workers);
+    for (uint64_t i = 0; i < l->data->count; i++) free(l->cache[i]);
+    for (uint64_t i = 0; l->decoded && i < l->data->count; i++) image_free(&l->decoded[i]);
     free(l->cache);
+    free(l->decoded);
     free(l->checked);
-    free(l->scratch);
     free(l->kept);
     free(l->order);
     free(l->starts);
     free(l->lengths);
+    pthread_mutex_destroy(&l->row_mutex);
     pthread_mutex_destroy(&l->mutex);
     pthread_cond_destroy(&l->changed);
     memset(l, 0, sizeof *l);
@@ -642,7 +631,7 @@ static inline void loader_stop(Loader *l) {
 /* Allocates the ring, for at most as many rows as this rank has of a batch, and the arrays of the thread. */
 static inline void loader_allocate(Loader *l) {
     const LoaderConfig *c = &l->config;
-    size_t batch = c->batch, largest = 0;
+    size_t batch = c->batch;
     if (c->ranks) {
         size_t rows = (loader_micro_batches(c) + c->ranks - 1) / c->ranks * c->micro_rows;
         if (rows < batch) batch = rows;
@@ -652,10 +641,9 @@ static inline void loader_allocate(Loader *l) {
         l->ring[i].samples = xcalloc(batch, sizeof(uint32_t));
         for (int k = 0; k < c->size_count; k++) l->ring[i].pixels[k] = xcalloc(batch, loader_pixels(l, k));
     }
-    for (int k = 0; k < c->size_count; k++)
-        if (loader_pixels(l, k) > largest) largest = loader_pixels(l, k);
-    l->scratch = xmalloc(largest);
     l->cache = xcalloc(l->data->count, sizeof *l->cache);
+    l->keep_decoded = augment_needs_image(&c->augment);
+    if (l->keep_decoded) l->decoded = xcalloc(l->data->count, sizeof *l->decoded);
     l->checked = xcalloc(l->data->count, 1);
     l->order = xcalloc(l->kept_count, sizeof *l->order);
     l->starts = xcalloc(l->batches_per_epoch, sizeof *l->starts);
@@ -699,7 +687,9 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
     l->planned_epoch = UINT64_MAX;
     pthread_mutex_init(&l->mutex, NULL);
     pthread_cond_init(&l->changed, NULL);
+    pthread_mutex_init(&l->row_mutex, NULL);
     loader_allocate(l);
+    workers_start(&l->workers, config.threads);
     int status = loader_seek(l, config.first_batch, err);
     if (status != 0) loader_stop(l);
     return status;

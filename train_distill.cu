@@ -203,7 +203,8 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     c.seed = (uint64_t)opt.seed;
     c.shuffle = c.drop_last = true;
     c.cache_bytes = (size_t)opt.cache << 20;
-    c.augment = opt.augment;
+    c.augment = s->augment;
+    c.threads = settings_load_threads(s);
     c.first_batch = (uint64_t)t->batch;
     c.hold = teacher->overlaps ? 2 : 1;
     return c;

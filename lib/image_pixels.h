@@ -22,6 +22,14 @@ static inline void image_free(Image *p) {
     memset(p, 0, sizeof *p);
 }
 
+/* A copy, to be freed with image_free. */
+static inline Image image_copy(const Image *p) {
+    const size_t bytes = 3 * (size_t)p->width * p->height;
+    Image q = {p->width, p->height, (uint8_t *)xmalloc(bytes)};
+    memcpy(q.rgb, p->rgb, bytes);
+    return q;
+}
+
 /* Checks the size in the header of an image file against the limits, before anything of that size is allocated. */
 static inline int image_check_size(uint64_t width, uint64_t height, const char *name, Error *err) {
     if (width < 1 || height < 1)

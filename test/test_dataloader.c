@@ -35,6 +35,13 @@ static LoaderConfig config_make(int batch, bool shuffle) {
     return c;
 }
 
+static Augment augment_of(const char *text) {
+    Augment a;
+    Error err;
+    die_if(augment_parse(&a, text, &err), &err);
+    return a;
+}
+
 /* A number that depends on everything in a batch. */
 static uint64_t batch_hash(const Batch *b) {
     uint32_t h[2] = {0, 1};
@@ -295,18 +302,29 @@ static void test_shuffled(const Dataset *d) {
     }
 }
 
-/* Batches depend on the seed and the number only: not on the cache, nor on where loading began. */
+/* What `light` did to the samples of this test in the versions where --augment was a flag, as a number: such a run goes on
+ * with the same pixels. */
+#define LIGHT_BEFORE 0x30bdfc10cfce7ddeu
+
+/* Batches depend on the seed and the number only: not on the cache, nor on the threads, nor on where loading began. */
 static void test_deterministic(const Dataset *d) {
     enum { N = 60 };
-    uint64_t a[N], b[N];
-    for (int augment = 0; augment < 2; augment++) {
+    static const char *const augmentations[] = {"none", "all=0,clean=0", "light", "all=0.3,light=0.5,clean=0.2",
+                                                "all"};
+    uint64_t a[N], b[N], none[N], sum = 0;
+    for (int i = 0; i < 5; i++) {
         LoaderConfig c = config_make(3, true);
-        c.augment = augment != 0;
+        c.augment = augment_of(augmentations[i]);
         run_loader(d, c, N, a);
+        if (i == 0) memcpy(none, a, sizeof a);
+        CHECK((memcmp(a, none, sizeof a) == 0) == (i < 2));
+        for (int k = 0; i == 2 && k < N; k++) sum = sum * 31 + a[k];
         c.cache_bytes = 30000;
+        c.threads = 3;
         run_loader(d, c, N, b);
         CHECK(!memcmp(a, b, sizeof a));
         c.cache_bytes = (size_t)1 << 30;
+        c.threads = 2;
         c.first_batch = 23;
         run_loader(d, c, N - 23, b);
         CHECK(!memcmp(a + 23, b, sizeof(uint64_t) * (N - 23)));
@@ -315,6 +333,7 @@ static void test_deterministic(const Dataset *d) {
         run_loader(d, c, N, b);
         CHECK(memcmp(a, b, sizeof a) != 0);
     }
+    CHECK(sum == LIGHT_BEFORE);
     Loader l;
     Error err;
     LoaderConfig c = config_make(3, true);
@@ -336,7 +355,9 @@ static void test_dealt_out(const Dataset *d) {
     Loader whole, shared[RANKS];
     Error err;
     LoaderConfig c = config_make(BATCH, true);
-    c.augment = c.drop_last = true;
+    c.augment = augment_of("light,blur=0.5");
+    c.threads = 2;
+    c.drop_last = true;
     CHECK_OK(loader_start(&whole, d, c, &err), err);
     c.ranks = RANKS;
     c.micro_rows = MICRO;
@@ -388,7 +409,7 @@ static void test_augment(const Dataset *d) {
     LoaderConfig c = config_make(51, true);
     c.cache_bytes = (size_t)1 << 30;
     CHECK_OK(loader_start(&plain, d, c, &err), err);
-    c.augment = true;
+    c.augment = augment_of("light");
     CHECK_OK(loader_start(&changed, d, c, &err), err);
     uint32_t before = 0;
     for (int epoch = 0; epoch < 2; epoch++) {
@@ -440,6 +461,9 @@ static void test_errors(void) {
     put_u32(bytes + index + 9 * 32 + 16, crc32_bytes(0, bytes + record, length));  // the image was bad from the start
     put_u32(bytes + 64, dataset_crc(bytes));
     write_bytes(sample_path("flipped.bin"), bytes, size);
+    CHECK_ERROR(load_all("flipped.bin", c, &err), err, "cannot read the image of record 9 in ");
+    c.threads = 4;  // the first bad record of a batch is named, whichever thread comes first
+    c.augment = augment_of("all=0.2");
     CHECK_ERROR(load_all("flipped.bin", c, &err), err, "cannot read the image of record 9 in ");
     free(bytes);
     c.vocab = VOCAB - 3;

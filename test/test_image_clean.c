@@ -9,12 +9,6 @@ static Image image_new(int width, int height, uint8_t value) {
     return p;
 }
 
-static Image image_copy(const Image *p) {
-    Image c = image_new(p->width, p->height, 0);
-    memcpy(c.rgb, p->rgb, 3 * (size_t)p->width * (size_t)p->height);
-    return c;
-}
-
 /* No figure of the starter pack changes by one pixel. */
 static void test_clean_figures(const char *path) {
     Dataset d;

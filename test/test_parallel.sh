@@ -169,7 +169,7 @@ parallel() {
     check "only rank 0 prints the student" [ "$(cat out)" = many/best.safetensors ]
     succeeds "$fp32" "${alone[@]}" "${more[@]}" --batch 6 --eval-batches 1 --out one
     equals_one "three ranks with a third" 3 3 "${alone[@]}" "${more[@]}"
-    together 2 "$bf16" "${taught[@]}" "${more[@]}" --kd-schedule image2tikz --augment --out many
+    together 2 "$bf16" "${taught[@]}" "${more[@]}" --kd-schedule image2tikz --augment light --out many
     check "image2tikz and --augment on two ranks" has_lines many/log.jsonl 10
 }
 
@@ -217,7 +217,7 @@ resumed_as_whole() { # WHAT
 }
 
 resuming() {
-    local n all=("$fp32" "${alone[@]}" "${steady[@]}" --augment)
+    local n all=("$fp32" "${alone[@]}" "${steady[@]}" --augment light)
     together 4 "${all[@]}" --batch 3 --steps 8 --out whole
     together 4 "${all[@]}" --batch 3 --steps 4 --out four
     succeeds "${all[@]}" --batch 3 --accum 4 --steps 4 --out one

@@ -71,7 +71,7 @@ resume_case() { # NAME OPTIONS...
 resuming() {
     resume_case frozen "${taught[@]}" --train lm
     [ -z "$quick" ] || return 0
-    resume_case plain "${alone[@]}" --student "$shape" --augment --w-ce 3
+    resume_case plain "${alone[@]}" --student "$shape" --augment all=0.3,light=0.3 --load-threads 3 --w-ce 3
     resume_case val "${alone[@]}" --student "$shape" --val-data val.bin --patience 50
     resume_case taught "${taught[@]}" --accum 2 --alpha 0.7 --kd-schedule image2tikz
     resume_case embed "${taught[@]}" --w-embed 0.5 --recompute activations
@@ -124,7 +124,7 @@ objective() {
         "--sure 0.75" "--sure 0.01 --sure-factor 0" "--kd-schedule image2tikz" "--kd-schedule none" "--temperature 3" \
         "--alpha 0.1" "--w-ce 0" "--w-soft 0" "--chunk 7" \
         "--lr-schedule linear" "--lr-schedule constant" "--lr-schedule multistep" "--warmup 2" "--clip 0" \
-        "--decay 0.5" "--beta1 0.5" "--beta2 0.5" "--augment" "--init none" "--max-tokens 60" \
+        "--decay 0.5" "--beta1 0.5" "--beta2 0.5" "--augment light" "--augment blur=0.5,pad" "--init none" "--max-tokens 60" \
         "--train connector" "--train vision,lm" "--cache 0" "--epochs 1 --steps 0"; do
         succeeds "${taught[@]}" --steps 3 $options --out objective --overwrite
         log_of objective >options.log

@@ -6,7 +6,9 @@
 #ifndef TRAIN_OPTIONS_H
 #define TRAIN_OPTIONS_H
 
+#include "../dataloader.h"
 #include "../lib/options.h"
+#include "../lib/threads.h"
 #include "../loss.cuh"
 #include "../model.h"
 #include "schedule.h"
@@ -15,12 +17,13 @@ static struct {
     const char *teacher, *student, *tokenizer, *init, *train;
     const char *data, *val_data, *out, *device, *teacher_device, *student_device;
     int64_t steps, epochs, batch, accum, seed, warmup, max_tokens;
-    int64_t eval_every, eval_batches, patience, chunk, cache, threads;
+    int64_t eval_every, eval_batches, patience, chunk, cache, threads, load_threads;
     const char *recompute, *lr_schedule, *soft_loss, *kd_schedule;
     double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
     double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
-    bool resume, overwrite, augment, shard;
+    const char *augment;
+    bool resume, overwrite, shard;
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
          .init = "teacher",
@@ -35,6 +38,7 @@ static struct {
          .seed = 1,
          .warmup = -1,
          .cache = 512,
+         .augment = "none",
          .recompute = "none",
          .lr_schedule = "cosine",
          .soft_loss = "kl",
@@ -82,9 +86,20 @@ static const Option table[] = {
     {"val-data", 0, OPT_STRING, &opt.val_data, "FILE", "validation data, or none", 0, 0},
     {"max-tokens", 0, OPT_INT, &opt.max_tokens, "N",
      "leave out samples with more text tokens than this; 0: as many as the models take", 0, 1e9},
-    {"augment", 0, OPT_FLAG, &opt.augment, NULL, "vary brightness, contrast, noise and sharpness of the images", 0,
-     0},
+    {"augment", 0, OPT_STRING, &opt.augment, "NAME=P,...",
+     "change training images at random: elastic (% of the longer side), rotate (degrees), scale (factor), pad (share "
+     "of "
+     "the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur (sigma "
+     "in "
+     "pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
+     "NAME=P:A..B "
+     "draws the strength between A and B; all=P: each of these; clean: then clean the image as infer does; light: "
+     "small "
+     "changes of tone, noise and sharpness, cheaper than the others; for example all=0.2,jpeg=0.5:25..95,invert=0",
+     0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
+    {"load-threads", 0, OPT_INT, &opt.load_threads, "N",
+     "threads that decode and augment images; 0: one, or with --augment the processor's, at most 8", 0, 64},
     HEADING("training"),
     {"out", 'o', OPT_STRING, &opt.out, "DIR", "folder for the student, checkpoints and the log", 0, 0},
     {"resume", 0, OPT_FLAG, &opt.resume, NULL, "continue from the checkpoint in --out, with the options of that run",
@@ -223,6 +238,7 @@ typedef struct {
     Recompute recompute;
     const char *init;           // file to start a new student from; NULL: random weights
     ObjectiveConfig objective;  // the schedule moves a copy of it
+    Augment augment;
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
     Recalled recalled;     // --resume: the run so far
@@ -293,6 +309,14 @@ static void check_student(const char *student) {
     if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
 }
 
+/* Threads that decode and augment images. Unless the user says how many: where images are augmented, as many as compute
+ * in this process, at most 8. */
+static int settings_load_threads(const Settings *s) {
+    const int computing = omp_get_max_threads();
+    if (opt.load_threads) return (int)opt.load_threads;
+    return !augment_needs_image(&s->augment) ? 1 : computing < 8 ? computing : 8;
+}
+
 static Settings settings_from_options(void) {
     Settings s = {.has_teacher = strcmp(opt.teacher, "none") != 0,
                   .has_val = opt.val_data && strcmp(opt.val_data, "none"),
@@ -312,6 +336,8 @@ static Settings settings_from_options(void) {
     }
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
         options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
+    Error err;
+    if (augment_parse(&s.augment, opt.augment, &err) != 0) options_die("--augment: %s", err.text);
     if (opt.patience && !s.has_val) options_die("--patience needs --val-data");
     return s;
 }
@@ -369,9 +395,9 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
 
 /* Options that may differ from rank to rank, or whose files are compared by content instead. */
 static bool option_may_differ(const char *line) {
-    static const char *const names[] = {"device", "teacher-device", "student-device", "threads",   "cache",
-                                        "out",    "teacher",        "student",        "tokenizer", "init",
-                                        "data",   "val-data",       "overwrite",      "#"};
+    static const char *const names[] = {
+        "device",  "teacher-device", "student-device", "threads", "cache",    "load-threads", "out", "teacher",
+        "student", "tokenizer",      "init",           "data",    "val-data", "overwrite",    "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;
