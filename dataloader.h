@@ -299,8 +299,8 @@ enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches prefetched; batches of
 
 typedef struct {
     int batch;
-    int sizes[2];    // image sizes: the student's and, if different, the teacher's
-    int size_count;  // 0 to 2
+    ImageSize sizes[2];  // of images: the student's and, if different, the teacher's
+    int size_count;      // 0 to 2
     int max_tokens;  // longer samples are skipped; 0: no limit
     uint64_t seed;
     bool shuffle;        // endless epochs in random order; else one pass in the order of the file
@@ -316,12 +316,11 @@ typedef struct {
 } LoaderConfig;
 
 /* The configuration of one unshuffled pass in batches of `rows` images, for a model with the given image size and
- * vocabulary, and for a second model (0, 0: none), which gets images of its own if its size differs. */
-static inline LoaderConfig loader_config_for(int rows, int max_tokens, int image_size, int vocab, int second_size,
+ * vocabulary, and for a second model ({0, 0}, 0: none), which gets images of its own if its size differs. */
+static inline LoaderConfig loader_config_for(int rows, int max_tokens, ImageSize size, int vocab, ImageSize second_size,
                                              int second_vocab) {
-    LoaderConfig c = {
-        .batch = rows, .sizes = {image_size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
-    if (second_size && second_size != image_size) c.sizes[c.size_count++] = second_size;
+    LoaderConfig c = {.batch = rows, .sizes = {size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
+    if (second_size.height && !image_size_same(second_size, size)) c.sizes[c.size_count++] = second_size;
     if (second_vocab && second_vocab < vocab) c.vocab = second_vocab;
     return c;
 }
@@ -332,8 +331,9 @@ typedef struct {
     int rows;        // rows of the whole batch, over all ranks
     int micro_rows;  // rows of a micro-batch
     int *ids;        // [B, T], padded with -1
-    int sizes[2], size_count;
-    uint8_t *pixels[2];  // [B, S, S, 3] for each size S
+    ImageSize sizes[2];
+    int size_count;
+    uint8_t *pixels[2];  // [B, height, width, 3] for each size
     uint32_t *samples;   // [B], indices into the dataset
     int tokens;          // tokens of the whole batch, over all ranks, without padding
     uint64_t number, epoch;
@@ -370,7 +370,7 @@ typedef struct Loader {
 
 /* Bytes of an image of size i. */
 static inline size_t loader_pixels(const Loader *l, int i) {
-    return 3 * (size_t)l->config.sizes[i] * l->config.sizes[i];
+    return image_size_bytes(l->config.sizes[i]);
 }
 
 /* A sort key: the length, then the position in the shuffled order, so that the order of equal lengths is defined. */
@@ -433,13 +433,13 @@ typedef struct {
     bool blur;
 } Augmentation;
 
-/* Blurs an image [size, size, 3] in place with the kernel [1 2 1] / 4 in both directions, replicating the border. */
-static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
-    const int stride = size * 3;
-    memcpy(copy, p, (size_t)size * stride);
-    for (int y = 0; y < size; y++) {
+/* Blurs an image [height, width, 3] in place with the kernel [1 2 1] / 4 in both directions, replicating the border. */
+static inline void loader_blur(uint8_t *p, uint8_t *copy, ImageSize size) {
+    const int stride = size.width * 3;
+    memcpy(copy, p, image_size_bytes(size));
+    for (int y = 0; y < size.height; y++) {
         const uint8_t *row = copy + (size_t)y * stride;
-        const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size ? row + stride : row;
+        const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size.height ? row + stride : row;
         for (int i = 0; i < stride; i++) {
             int left = i >= 3 ? i - 3 : i, right = i + 3 < stride ? i + 3 : i;
             int sum = above[left] + 2 * above[i] + above[right] + 2 * row[left] + 4 * row[i] + 2 * row[right] +
@@ -449,11 +449,11 @@ static inline void loader_blur(uint8_t *p, uint8_t *copy, int size) {
     }
 }
 
-/* Augments an image [size, size, 3] in place, by small changes under which its program stays the correct target:
+/* Augments an image [height, width, 3] in place, by small changes under which its program stays the correct target:
  * blur, contrast, brightness and noise. The noise is a sum of four uniform bytes (standard deviation 147.8), which is
  * close to normal and much cheaper. */
-static inline void loader_augment(uint8_t *p, uint8_t *copy, int size, Augmentation a, Random *random) {
-    const size_t n = 3 * (size_t)size * size;
+static inline void loader_augment(uint8_t *p, uint8_t *copy, ImageSize size, Augmentation a, Random *random) {
+    const size_t n = image_size_bytes(size);
     if (a.blur) loader_blur(p, copy, size);
     for (size_t i = 0; i < n;) {
         uint64_t bits = random_u64(random);
@@ -676,8 +676,10 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
                          config.rank, config.ranks, config.micro_rows);
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 image sizes were expected");
     for (int i = 0; i < config.size_count; i++)
-        if (config.sizes[i] < 1 || config.sizes[i] > 4096)
-            return error_set(err, "the image size is %d, 1 to 4096 was expected", config.sizes[i]);
+        if (config.sizes[i].height < 1 || config.sizes[i].height > 4096 || config.sizes[i].width < 1 ||
+            config.sizes[i].width > 4096)
+            return error_set(err, "the image size is %d x %d, 1 to 4096 was expected", config.sizes[i].height,
+                             config.sizes[i].width);
     const int longest = (d->longest + 7) / 8 * 8;
     if (config.max_tokens <= 0 || config.max_tokens > longest) config.max_tokens = longest;
     l->config = config;

@@ -6,7 +6,7 @@
 
 typedef struct {
     Model model;
-    uint8_t *pixels;  // [S, S, 3]
+    uint8_t *pixels;  // [height, width, 3]
     floatX *host;     // [P, C]
     int P, C;         // patches of an image, features of a patch
 } FeatureEncoder;
@@ -19,7 +19,7 @@ static inline int feature_encoder_open(FeatureEncoder *e, const Ops *op, const c
     const VisionConfig *c = &e->model.c.vision;
     e->P = vision_patches(c);
     e->C = c->hidden_size;
-    e->pixels = (uint8_t *)xmalloc((size_t)c->image_size * (size_t)c->image_size * 3);
+    e->pixels = (uint8_t *)xmalloc(model_pixels(&e->model));
     e->host = (floatX *)xmalloc((size_t)e->P * (size_t)e->C * sizeof(floatX));
     return 0;
 }
@@ -34,7 +34,7 @@ static inline void feature_encoder_close(FeatureEncoder *e) {
 static inline void feature_encode(FeatureEncoder *e, const Image *image, double *features) {
     Model *m = &e->model;
     const size_t n = (size_t)e->P * (size_t)e->C;
-    image_prepare(e->pixels, image, m->c.vision.image_size);
+    image_prepare(e->pixels, image, vision_size(&m->c.vision));
     model_upload_pixels(m, e->pixels, 1);
     vision_encode(&m->vision, m->op, m->pixels, 1);
     m->op->download(e->host, m->vision.features, n * sizeof(floatX));

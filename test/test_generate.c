@@ -287,7 +287,7 @@ static void change(const Model *m, const Param *x, float factor, float noise, ui
 }
 
 static uint8_t *random_pixels(const Model *m) {
-    const size_t n = (size_t)m->c.vision.image_size * m->c.vision.image_size * 3;
+    const size_t n = model_pixels(m);
     uint8_t *pixels = (uint8_t *)xmalloc(n);
     Random random;
     random_seed(&random, 3);

@@ -837,8 +837,8 @@ static void test_image_remark(void) {
                 memset(rgb + 3 * (y * W + x), value, 3);
             }
         ImageBox box = image_trim(&p, IMAGE_WHITE);
-        image_prepare_box(out, &p, box, SIZE);
-        const bool remark = image_remark(text, sizeof text, &p, box, out, SIZE);
+        image_prepare_box(out, &p, box, image_square(SIZE));
+        const bool remark = image_remark(text, sizeof text, &p, box, out, image_square(SIZE));
         check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part,
               text);
         if (!strstr(text, "try")) continue;
@@ -846,8 +846,8 @@ static void test_image_remark(void) {
             image_invert(&p);
         else
             box = image_trim(&p, IMAGE_NEAR_WHITE);
-        image_prepare_box(out, &p, box, SIZE);
-        check(!image_remark(text, sizeof text, &p, box, out, SIZE), __FILE__, __LINE__, "the remedy helps", text);
+        image_prepare_box(out, &p, box, image_square(SIZE));
+        check(!image_remark(text, sizeof text, &p, box, out, image_square(SIZE)), __FILE__, __LINE__, "the remedy helps", text);
     }
     free(rgb);
 }
@@ -896,18 +896,18 @@ static void test_image_prepare(void) {
     memset(white, 255, sizeof white);
     Image p = {5, 3, white};
     memset(out, 0, sizeof out);
-    image_prepare(out, &p, 16);
+    image_prepare(out, &p, image_square(16));
     int same = 0;
     for (size_t i = 0; i < sizeof out; i++) same += out[i] == 255;
     CHECK(same == 16 * 16 * 3);
     Image dot = {1, 1, one};
-    image_prepare(out, &dot, 16);
+    image_prepare(out, &dot, image_square(16));
     CHECK(out[0] == 10 && out[16 * 16 * 3 - 1] == 30);
     white[(1 * 5 + 2) * 3] = 0;  // one pixel, then a second one below: the box is 1 x 2, padded to 2 x 2 on the right
     white[(2 * 5 + 2) * 3] = 0;
     ImageBox box = image_trim(&p, IMAGE_WHITE);
     CHECK(box.x == 2 && box.y == 1 && box.width == 1 && box.height == 2);
-    image_prepare(out, &p, 2);
+    image_prepare(out, &p, image_square(2));
     CHECK(out[0] == 0 && out[1] == 255 && out[3] == 255 && out[6] == 0 && out[9] == 255);
 }
 
@@ -940,11 +940,13 @@ static void test_enlarge_refused(void) {
 }
 
 static int prepare_images(int count, char **arguments, bool enlarge) {
-    int size = count > 2 ? atoi(arguments[0]) : 0;
-    if (size < 1 || size > 4096) die("usage: --prepare|--prepare-detikzify SIZE OUT IMG...");
+    ImageSize size = {0, 0};
+    if (count > 2 && sscanf(arguments[0], "%dx%d", &size.width, &size.height) == 1) size.height = size.width;
+    if (size.width < 1 || size.width > 4096 || size.height < 1 || size.height > 4096)
+        die("usage: --prepare|--prepare-detikzify SIZE|WIDTHxHEIGHT OUT IMG...");
     FILE *f = fopen(arguments[1], "wb");
     if (!f) die("cannot write %s: %s", arguments[1], strerror(errno));
-    size_t bytes = (size_t)size * (size_t)size * 3;
+    size_t bytes = image_size_bytes(size);
     uint8_t *out = (uint8_t *)xmalloc(bytes);
     for (int i = 2; i < count; i++) {
         Image p;

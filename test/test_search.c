@@ -401,7 +401,7 @@ static void test_similarity(void) {
     uint8_t *pixels = xmalloc(3 * S * S * 3), *near = pixels + S * S * 3, *far = near + S * S * 3;
     memset(pixels, 255, 3 * S * S * 3);
     for (int y = 0; y < S; y++) pixels[3 * (y * S + 4)] = near[3 * (y * S + 5)] = far[3 * (y * S + 19)] = 0;
-    SimilarityInk ink[3] = {similarity_ink(pixels, S), similarity_ink(near, S), similarity_ink(far, S)};
+    SimilarityInk ink[3] = {similarity_ink(pixels, image_square(S)), similarity_ink(near, image_square(S)), similarity_ink(far, image_square(S))};
     CHECK(fabs(similarity_of_ink(&ink[0], &ink[0]) - 1) < 1e-12);
     CHECK(similarity_of_ink(&ink[0], &ink[1]) > similarity_of_ink(&ink[0], &ink[2]));
     CHECK(fabs(similarity_of_ink(&ink[0], &ink[1]) - 0.75) < 1e-12);  // apart in pixels, together in larger squares
@@ -515,7 +515,7 @@ static void test_judge(const char *cache) {
     Error err;
     uint8_t input[S * S * 3];
     memset(input, 255, sizeof input);
-    CHECK_OK(judge_open(&j, &(JudgeOptions){.image_size = S, .threads = 2, .cache = cache}, &err), err);
+    CHECK_OK(judge_open(&j, &(JudgeOptions){.image_size = image_square(S), .threads = 2, .cache = cache}, &err), err);
     judge_begin(&j, input, 64);
     Judged *a = judge_now(&j, line);
     CHECK(a->clean && a->drawn && !a->message && a->pixels);
@@ -569,7 +569,7 @@ static void test_search_run(const char *cache) {
     const int S = m.c.vision.image_size;
     uint8_t *pixels = xmalloc((size_t)S * S * 3);
     CHECK_OK(image_load(&image, "dev/starter/example.png", &err), err);
-    image_prepare(pixels, &image, S);
+    image_prepare(pixels, &image, image_square(S));
     model_plan(&m, 1, 1);
     generator_open(&g, &m, 3, model_max_text(&m));
     generator_set_sampling(&g, 1.2f, 1, 0, 5, 0);

@@ -88,7 +88,7 @@ static uint8_t *read_images(const Model *m, int n) {
     for (int i = 0; i < n; i++) {
         const Sample s = dataset_sample(&d, (uint64_t)i % d.count);
         die_if(image_decode(&image, s.image, s.image_bytes, "of the dataset", &err), &err);
-        image_prepare(pixels + (size_t)i * S * S * 3, &image, S);
+        image_prepare(pixels + (size_t)i * S * S * 3, &image, image_square(S));
         image_free(&image);
     }
     dataset_close(&d);

@@ -162,7 +162,7 @@ static void search_figure(Generator *g, Judge *j, const Dataset *d, int number, 
     die_if(dataset_check_sample(&sample, g->m->tokenizer.count, &err), &err);
     die_if(image_decode(&image, sample.image, sample.image_bytes, "of the dataset", &err), &err);
     const ImageBox box = image_trim(&image, IMAGE_WHITE);
-    image_prepare_box(pixels, &image, box, S);
+    image_prepare_box(pixels, &image, box, image_square(S));
     die_if(
         search_run(&o, g, j, pixels, box.width > box.height ? box.width : box.height, NULL, 0, NULL, NULL, &r, &err),
         &err);
@@ -232,7 +232,7 @@ static uint8_t *example(const Model *m) {
     Image image;
     Error err;
     die_if(image_load(&image, "dev/starter/example.png", &err), &err);
-    image_prepare(pixels, &image, S);
+    image_prepare(pixels, &image, image_square(S));
     image_free(&image);
     return pixels;
 }
