@@ -852,6 +852,36 @@ static void test_image_remark(void) {
     free(rgb);
 }
 
+/* Strips of black and white, which a rectangular input holds as large as fits; below a certain height the image is too small. */
+static void test_remark_of_strips(void) {
+    const ImageSize frame = {64, 384};
+    static const struct {
+        int width, height;
+        ImageSize frame;
+        const char *part;
+    } cases[] = {{10000, 100, {64, 384}, "its 10000 x 100 pixels become only 384 x 4 in the model's 384 x 64"},
+                 {1500, 100, {64, 384}, ""},
+                 {300, 8, {64, 384}, ""},  // enlarged
+                 {8, 60, {64, 384}, ""},
+                 {20, 3000, {64, 384}, "become only 1 x 64"},
+                 {10000, 100, {384, 384}, ""}};
+    uint8_t *out = (uint8_t *)xmalloc(3 * 384 * 384);
+    char text[256];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const ImageSize s = {cases[i].height, cases[i].width};
+        Image p = {s.width, s.height, (uint8_t *)xcalloc(image_size_bytes(s), 1)};
+        for (size_t k = 0; k < image_size_bytes(s); k++) p.rgb[k] = k / 3 % 8 < 4 ? 0 : 255;
+        const ImageBox box = image_trim(&p, IMAGE_WHITE);
+        image_prepare_box(out, &p, box, cases[i].frame);
+        const bool remark = image_remark(text, sizeof text, &p, (ImageBox){0, 0, s.width, s.height}, out, cases[i].frame);
+        check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part, text);
+        image_free(&p);
+    }
+    free(out);
+    const ImageSize high = image_padded((ImageBox){0, 0, 100, 50}, frame), wide = image_padded((ImageBox){0, 0, 900, 50}, frame);
+    CHECK(high.width == 300 && high.height == 50 && wide.width == 900 && wide.height == 150);
+}
+
 static void test_jpeg_refused(void) {
     Error err;
     Image p;
@@ -1021,6 +1051,7 @@ int main(int argc, char **argv) {
     test_jpeg_refused();
     test_jpeg_scans();
     test_image_remark();
+    test_remark_of_strips();
     test_image_prepare();
     test_image_turn();
     test_enlarge_refused();

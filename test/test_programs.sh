@@ -102,6 +102,39 @@ resuming() {
         [ "$(number_of again/log.jsonl loss 1)" = "$(number_of two/log.jsonl loss 1)" ]
 }
 
+# Images of another shape than the teacher's: everything that sees images.
+rectangular() {
+    local flat=${shape/image_size=48/image_height=16},vision.image_width=96 key
+    resume_case flat "${taught[@]}" --student "$flat" --augment --steps 60 --lr 0.01
+    "$damage" json flat-a/log.jsonl loss >losses
+    check "the loss falls" below "$(tail -1 losses)" "$(head -1 losses)"
+    for key in vision.position.rows vision.position.columns; do
+        "$damage" tensor flat-a/student.safetensors $key >before
+        succeeds "$train" --resume --out flat-a --steps 61
+        "$damage" tensor flat-a/student.safetensors $key >after
+        check "$key is trained" differ before after
+    done
+    succeeds "$quantize" -q flat-a/student.safetensors flat-q8.safetensors
+    for key in flat-a/student flat-q8; do
+        succeeds "$infer" --model $key.safetensors --max-tokens 8 --show --attention maps image0.png image1.png
+        check "$key: images as they are seen, twice 96 pixels wide" grep -q . err
+        check "$key: pictures of the attention" [ -s maps/image0.attention/index.html ]
+        succeeds "$eval" --model $key.safetensors --teacher teacher.safetensors --data val.bin --no-greedy
+    done
+    succeeds "$infer" --model flat-a/student.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
+    succeeds "$infer" --model teacher.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
+    succeeds "${alone[@]}" --student flat-a/student.safetensors --steps 1 --train lm --out flat-again
+    for key in vision.position.rows vision.patch.weight; do
+        "$damage" tensor flat-a/student.safetensors $key >before
+        "$damage" tensor flat-again/student.safetensors $key >after
+        check "--student with a rectangular file keeps $key" same before after
+    done
+    for key in "vision.image_height=20,vision.image_width=96|20 x 96 pixels (height x width; 0: missing)" \
+        "vision.image_width=96|0 x 96 pixels" "vision.image_height=0|vision.image_height is \"0\""; do
+        refuses 1 "${key#*|}" "${alone[@]}" --student "$shape,${key%|*}" --steps 1 --out refused
+    done
+}
+
 accumulating() {
     local a b i
     succeeds "${taught[@]}" --batch 16 --steps 6 --out whole
@@ -1052,6 +1085,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
+run_groups training resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test
