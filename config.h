@@ -17,8 +17,8 @@
 
 typedef struct {
     int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored; 0: rectangular
-    int image_height, image_width;  // of rectangular images, multiples of patch_size; 0: square
-    int patch_size;                 // p, in pixels
+    int image_height, image_width;                      // of rectangular images, multiples of patch_size; 0: square
+    int patch_size;                                     // p, in pixels
     int hidden_size, layers, heads, intermediate_size;  // C, L, H, M
     Activation activation;
     float eps;            // of the layer norms
@@ -179,9 +179,12 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     if (!vision_rectangular(v) && v->image_size < v->patch_size)
         return error_set(err, "%s: vision.image_size %d is smaller than vision.patch %d", where, v->image_size,
                          v->patch_size);
-    if (vision_rectangular(v) && (!s.height || !s.width || s.height % v->patch_size || s.width % v->patch_size))
-        return error_set(err, "%s: images of %d x %d pixels (height x width; 0: missing) are not multiples of vision.patch %d",
-                         where, s.height, s.width, v->patch_size);
+    if (!s.height || !s.width)
+        return error_set(err, "%s: vision.image_height and vision.image_width belong together; one is missing",
+                         where);
+    if (vision_rectangular(v) && (s.height % v->patch_size || s.width % v->patch_size))
+        return error_set(err, "%s: images of %d x %d pixels are not multiples of vision.patch %d", where, s.height,
+                         s.width, v->patch_size);
     if (v->hidden_size % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->hidden_size,
                          v->heads);

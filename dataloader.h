@@ -301,7 +301,7 @@ typedef struct {
     int batch;
     ImageSize sizes[2];  // of images: the student's and, if different, the teacher's
     int size_count;      // 0 to 2
-    int max_tokens;  // longer samples are skipped; 0: no limit
+    int max_tokens;      // longer samples are skipped; 0: no limit
     uint64_t seed;
     bool shuffle;        // endless epochs in random order; else one pass in the order of the file
     bool drop_last;      // skip the last, smaller batch of an epoch
@@ -317,8 +317,8 @@ typedef struct {
 
 /* The configuration of one unshuffled pass in batches of `rows` images, for a model with the given image size and
  * vocabulary, and for a second model ({0, 0}, 0: none), which gets images of its own if its size differs. */
-static inline LoaderConfig loader_config_for(int rows, int max_tokens, ImageSize size, int vocab, ImageSize second_size,
-                                             int second_vocab) {
+static inline LoaderConfig loader_config_for(int rows, int max_tokens, ImageSize size, int vocab,
+                                             ImageSize second_size, int second_vocab) {
     LoaderConfig c = {.batch = rows, .sizes = {size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
     if (second_size.height && !image_size_same(second_size, size)) c.sizes[c.size_count++] = second_size;
     if (second_vocab && second_vocab < vocab) c.vocab = second_vocab;
@@ -369,9 +369,7 @@ typedef struct Loader {
 } Loader;
 
 /* Bytes of an image of size i. */
-static inline size_t loader_pixels(const Loader *l, int i) {
-    return image_size_bytes(l->config.sizes[i]);
-}
+static inline size_t loader_pixels(const Loader *l, int i) { return image_size_bytes(l->config.sizes[i]); }
 
 /* A sort key: the length, then the position in the shuffled order, so that the order of equal lengths is defined. */
 typedef struct {

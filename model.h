@@ -30,6 +30,7 @@
 #include "kernels/ops.h"
 #include "lib/tokenizer.h"
 #include "vision.h"
+#include "vision_init.h"
 #include "weights.h"
 
 typedef struct {

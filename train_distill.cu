@@ -194,8 +194,9 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
                                   const Parallel *p, int rows, bool training) {
     bool has_teacher = s->has_teacher;
     const ImageSize second = has_teacher ? vision_size(&teacher->model.c.vision) : (ImageSize){0, 0};
-    LoaderConfig c = loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count,
-                                       second, has_teacher ? teacher->model.c.lm.vocab : 0);
+    LoaderConfig c =
+        loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count, second,
+                          has_teacher ? teacher->model.c.lm.vocab : 0);
     c.micro_rows = s->batch;
     c.rank = p->comm.rank;
     c.ranks = p->comm.ranks;

@@ -136,7 +136,8 @@ static inline Image attention_paint(const VisionConfig *c, const uint8_t *pixels
             const uint8_t *from = pixels + 3 * ((size_t)(y / enlarge) * s.width + x / enlarge);
             uint8_t *to = picture.rgb + 3 * ((size_t)y * picture.width + x);
             const int row = y / enlarge / c->patch_size, column = x / enlarge / c->patch_size;
-            const bool seen = row < rows && column < columns && most > 0;  // the last S mod p rows and columns are not
+            const bool seen =
+                row < rows && column < columns && most > 0;  // the last S mod p rows and columns are not
             const float red = seen ? map[(row * columns + column) / c->concat] / most : 0;
             for (int k = 0; k < 3; k++) {
                 const float pale = 255 - (float)(255 - from[k]) / 2;

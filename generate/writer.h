@@ -205,7 +205,8 @@ static inline void program_compare(Program *p, const Writer *w, const Compiled *
     Error err;
     Image drawn = {0}, input = {size.width, size.height, p->pixels};
     if (!p->pixels) return;
-    if (c->pdf && render_image(&w->drawing->renderer, c, similarity_drawing_size(p->longest, size), 0, &drawn, &err)) {
+    if (c->pdf &&
+        render_image(&w->drawing->renderer, c, similarity_drawing_size(p->longest, size), 0, &drawn, &err)) {
         warn("%s: %s", p->input->path, err.text);
     } else if (c->pdf && isnan(p->similarity)) {
         uint8_t *pixels = (uint8_t *)xmalloc(image_size_bytes(size));

@@ -347,10 +347,11 @@ static inline bool image_remark(char *text, size_t capacity, const Image *p, Ima
             "or draw thicker lines",
             box.width, box.height, size.width, size.height);
     else if (image_illegible(box, size, &drawn))
-        snprintf(text, capacity,
-                 "its %d x %d pixels become only %d x %d in the model's %d x %d, too small to read text in them; break a "
-                 "long line into several images, or cut out a part",
-                 box.width, box.height, drawn.width, drawn.height, size.width, size.height);
+        snprintf(
+            text, capacity,
+            "its %d x %d pixels become only %d x %d in the model's %d x %d, too small to read text in them; break a "
+            "long line into several images, or cut out a part",
+            box.width, box.height, drawn.width, drawn.height, size.width, size.height);
     else if (image_dark_share(p, box) > 0.6)
         snprintf(text, capacity, "most of the image is dark, and the models know dark lines on white; try --invert");
     else if (side - near_side > 2 && side > near_side * 1.03)

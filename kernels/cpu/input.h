@@ -76,7 +76,8 @@ static void cpu_position_backward(float *dposition, const floatX *dout, int B, i
         }
 }
 
-static void cpu_position_2d_forward(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q, int C) {
+static void cpu_position_2d_forward(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q,
+                                    int C) {
     const size_t n = (size_t)B * R * Q;
 #pragma omp parallel for schedule(static) if (n * C > 16384)
     for (size_t i = 0; i < n; i++) {

@@ -254,11 +254,13 @@ static __global__ void position_2d_forward_kernel(floatX *x, const floatX *rows,
     }
 }
 
-static void cuda_position_2d_forward(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q, int C) {
+static void cuda_position_2d_forward(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q,
+                                     int C) {
     unsigned patches = (unsigned)B * (unsigned)R * (unsigned)Q;
     if (patches == 0) return;
     if (vectors_fit(C, VECTOR, x, rows) && vectors_fit(C, VECTOR, x, columns))
-        LAUNCH(position_2d_forward_kernel<VECTOR>, patches, cuda_row_threads(C / VECTOR), 0, x, rows, columns, R, Q, C);
+        LAUNCH(position_2d_forward_kernel<VECTOR>, patches, cuda_row_threads(C / VECTOR), 0, x, rows, columns, R, Q,
+               C);
     else
         LAUNCH(position_2d_forward_kernel<1>, patches, cuda_row_threads(C), 0, x, rows, columns, R, Q, C);
 }
@@ -269,8 +271,8 @@ enum { POSITION_SLICES = 8 };  // threads that share the sum of a row or a colum
  * pieces of 32 N channels), block (32, POSITION_SLICES). A slice adds up every eighth patch in their order; then the slices
  * are added in their order. Reads dout twice. */
 template <int N>
-static __global__ void position_2d_backward_kernel(float *drows, float *dcolumns, const floatX *dout, int B, int R, int Q,
-                                                   int C) {
+static __global__ void position_2d_backward_kernel(float *drows, float *dcolumns, const floatX *dout, int B, int R,
+                                                   int Q, int C) {
     __shared__ float partial[POSITION_SLICES][32 * N];
     const int task = (int)blockIdx.x, lane = (int)threadIdx.x, slice = (int)threadIdx.y;
     const bool is_row = task < R;
