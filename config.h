@@ -215,8 +215,8 @@ static inline int config_load(ModelConfig *c, const SafeTensors *st, Error *err)
                          st->file.path, format ? format : "missing");
     c->vision.image_size = !safetensors_metadata(st, "vision.image_height");  // which of the image's keys are read
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        const char *text = safetensors_metadata(st, config_fields[i].key);
         if (!config_applies(c, &config_fields[i])) continue;
+        const char *text = safetensors_metadata(st, config_fields[i].key);
         if (!text)
             return error_set(err, "%s: the config key %s is missing from the metadata", st->file.path,
                              config_fields[i].key);

@@ -106,6 +106,8 @@ resuming() {
 rectangular() {
     local flat=${shape/image_size=48/image_height=16},vision.image_width=96 key
     resume_case flat "${taught[@]}" --student "$flat" --augment --steps 60 --lr 0.01
+    check "a rectangular file has a height in place of the size" eval 'grep -aq vision.image_height flat-a/student.safetensors &&
+        ! grep -aq vision.image_size flat-a/student.safetensors && ! grep -aq vision.image_height teacher.safetensors'
     "$damage" json flat-a/log.jsonl loss >losses
     check "the loss falls" below "$(tail -1 losses)" "$(head -1 losses)"
     for key in rows columns; do "$damage" tensor flat-a/student.safetensors vision.position.$key >$key; done
