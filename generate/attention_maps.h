@@ -83,7 +83,8 @@ static inline void attention_add_block(float *maps, const BlockAttention *a, int
 }
 
 /* The maps of a program: n > 0 token ids (each one of the vocabulary, the prefix included), written for an image (host u8
- * [height, width, 3]). model_plan must have been called for at least 1 image and n tokens; what a generator keeps is not touched.
+ * [height, width, 3]). model_plan must have been called for at least 1 image and n tokens; what a generator keeps is not
+ * touched.
  * Returns fp32 [n, P + n - 1], which the caller frees: row t belongs to ids[t], sums to 1, and is 0 from position P + t on;
  * the first P values belong to the image tokens. NULL with *err filled: the model computes values that are not finite. */
 static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *ids, int n, Error *err) {
@@ -136,8 +137,7 @@ static inline Image attention_paint(const VisionConfig *c, const uint8_t *pixels
             const uint8_t *from = pixels + 3 * ((size_t)(y / enlarge) * s.width + x / enlarge);
             uint8_t *to = picture.rgb + 3 * ((size_t)y * picture.width + x);
             const int row = y / enlarge / c->patch_size, column = x / enlarge / c->patch_size;
-            const bool seen =
-                row < rows && column < columns && most > 0;  // the last S mod p rows and columns are not
+            const bool seen = row < rows && column < columns && most > 0;  // not what is left after the last patch
             const float red = seen ? map[(row * columns + column) / c->concat] / most : 0;
             for (int k = 0; k < 3; k++) {
                 const float pale = 255 - (float)(255 - from[k]) / 2;

@@ -238,8 +238,8 @@ static inline void judge_encode(const Judge *j, const uint8_t *pixels, double *f
     for (size_t i = 0; i < n; i++) features[i] = (double)from_x(j->host_features[i]);
 }
 
-/* Begins with another input image: pixels u8 [height, width, 3] as infer prepares them, copied. longest: pixels of the longest side of
- * what was cut out of the image; drawings are made in this size, so that they are blurred alike (0: S). */
+/* Begins with another input image: pixels u8 [height, width, 3] as infer prepares them, copied. longest: pixels of the longest
+ * side of what was cut out of the image; drawings are made in this size, so that they are blurred alike (0: the model's). */
 static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
     const size_t bytes = image_size_bytes(j->o.image_size);
     pthread_mutex_lock(&j->lock);
