@@ -33,7 +33,7 @@ training() {
     check "--overwrite starts anew" has_lines teacher/log.jsonl 2
     succeeds "${taught[@]}" --steps 16 --lr 0.01 --warmup 2 --out student
     check "the log has the teacher's fields" eval '[ "$("$damage" json student/log.jsonl soft hard agreement entropy \
-        gate | grep -cv -e "- ")" = 14 ]'
+        gate | grep -cv -e "- ")" = 16 ]'
     check "the loss falls" below "$(number_of student/log.jsonl loss 16)" "$(number_of student/log.jsonl loss 1)"
     succeeds "${alone[@]}" --student "$shape" --val-data val.bin --eval-batches 1 --lr 0 --steps 40 --eval-every 2 \
         --patience 2 --out patient
