@@ -10,13 +10,15 @@
 #define CONFIG_H
 
 #include "kernels/ops.h"
+#include "lib/image_size.h"
 #include "lib/safetensors.h"
 
 /* ---- the structs ---- */
 
 typedef struct {
-    int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored
-    int patch_size;  // p, in pixels
+    int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored; 0: rectangular
+    int image_height, image_width;                      // of rectangular images, multiples of patch_size; 0: square
+    int patch_size;                                     // p, in pixels
     int hidden_size, layers, heads, intermediate_size;  // C, L, H, M
     Activation activation;
     float eps;            // of the layer norms
@@ -43,10 +45,15 @@ typedef struct {
     LmConfig lm;
 } ModelConfig;
 
-static inline int vision_patches(const VisionConfig *c) {
-    int side = c->image_size / c->patch_size;
-    return side * side;
+static inline bool vision_rectangular(const VisionConfig *c) { return !c->image_size; }
+static inline ImageSize vision_size(const VisionConfig *c) {
+    return vision_rectangular(c) ? (ImageSize){c->image_height, c->image_width} : image_square(c->image_size);
 }
+
+/* Rows and columns of patches, and their number. */
+static inline int vision_rows(const VisionConfig *c) { return vision_size(c).height / c->patch_size; }
+static inline int vision_columns(const VisionConfig *c) { return vision_size(c).width / c->patch_size; }
+static inline int vision_patches(const VisionConfig *c) { return vision_rows(c) * vision_columns(c); }
 
 static inline int vision_tokens(const VisionConfig *c) { return vision_patches(c) / c->concat; }
 
@@ -67,6 +74,8 @@ typedef struct {
     { key, type, offsetof(ModelConfig, lm.member), min, max }
 static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
+    VISION_FIELD("vision.image_height", FIELD_INT, image_height, 4, 4096),
+    VISION_FIELD("vision.image_width", FIELD_INT, image_width, 4, 4096),
     VISION_FIELD("vision.patch", FIELD_INT, patch_size, 1, 64),
     VISION_FIELD("vision.width", FIELD_INT, hidden_size, 4, 16384),
     VISION_FIELD("vision.layers", FIELD_INT, layers, 1, 256),
@@ -97,6 +106,12 @@ enum { CONFIG_FIELDS = sizeof config_fields / sizeof config_fields[0] };
 
 static const char *const activation_names[] = {"none", "gelu_tanh", "gelu"};
 static const char *const rope_names[] = {"none", "linear", "llama3"};
+
+/* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width). */
+static inline bool config_applies(const ModelConfig *c, const ConfigField *f) {
+    return strncmp(f->key, "vision.image_", 13) ||
+           vision_rectangular(&c->vision) == (strcmp(f->key, "vision.image_size") != 0);
+}
 
 /* The index of `text` among names, or -1. */
 static inline int name_index(const char *text, const char *const *names, int count) {
@@ -160,9 +175,16 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     VisionConfig *v = &c->vision;
     LmConfig *l = &c->lm;
     v->output_size = l->hidden_size;
-    if (v->image_size < v->patch_size)
+    const ImageSize s = vision_size(v);
+    if (!vision_rectangular(v) && v->image_size < v->patch_size)
         return error_set(err, "%s: vision.image_size %d is smaller than vision.patch %d", where, v->image_size,
                          v->patch_size);
+    if (!s.height || !s.width)
+        return error_set(err, "%s: vision.image_height and vision.image_width belong together; one is missing",
+                         where);
+    if (vision_rectangular(v) && (s.height % v->patch_size || s.width % v->patch_size))
+        return error_set(err, "%s: images of %d x %d pixels are not multiples of vision.patch %d", where, s.height,
+                         s.width, v->patch_size);
     if (v->hidden_size % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->hidden_size,
                          v->heads);
@@ -191,7 +213,9 @@ static inline int config_load(ModelConfig *c, const SafeTensors *st, Error *err)
                          "%s: not a tikz.c model (metadata format is %s, expected tikz.c/1); Hugging Face weights "
                          "must be converted first",
                          st->file.path, format ? format : "missing");
+    c->vision.image_size = !safetensors_metadata(st, "vision.image_height");  // which of the image's keys are read
     for (int i = 0; i < CONFIG_FIELDS; i++) {
+        if (!config_applies(c, &config_fields[i])) continue;
         const char *text = safetensors_metadata(st, config_fields[i].key);
         if (!text)
             return error_set(err, "%s: the config key %s is missing from the metadata", st->file.path,
@@ -268,6 +292,10 @@ static inline int config_from_shape(ModelConfig *c, const char *shape, int vocab
         if (!equals || f == CONFIG_FIELDS)
             return error_set(err, "model shape: \"%s\" is not key=value with a known key such as lm.layers", item);
         if (config_set(c, &config_fields[f], equals + 1, "model shape", err)) return -1;
+        if (!strcmp(item, "vision.image_size"))
+            c->vision.image_height = c->vision.image_width = 0;  // square or rectangular: as the last key says
+        else if (!config_applies(c, &config_fields[f]))
+            c->vision.image_size = 0;
     }
     return config_check(c, "model shape", err);
 }

@@ -301,9 +301,9 @@ enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches prefetched; batches of
 
 typedef struct {
     int batch;
-    int sizes[2];    // image sizes: the student's and, if different, the teacher's
-    int size_count;  // 0 to 2
-    int max_tokens;  // longer samples are skipped; 0: no limit
+    ImageSize sizes[2];  // of images: the student's and, if different, the teacher's
+    int size_count;      // 0 to 2
+    int max_tokens;      // longer samples are skipped; 0: no limit
     uint64_t seed;
     bool shuffle;        // endless epochs in random order; else one pass in the order of the file
     bool drop_last;      // skip the last, smaller batch of an epoch
@@ -319,12 +319,11 @@ typedef struct {
 } LoaderConfig;
 
 /* The configuration of one unshuffled pass in batches of `rows` images, for a model with the given image size and
- * vocabulary, and for a second model (0, 0: none), which gets images of its own if its size differs. */
-static inline LoaderConfig loader_config_for(int rows, int max_tokens, int image_size, int vocab, int second_size,
-                                             int second_vocab) {
-    LoaderConfig c = {
-        .batch = rows, .sizes = {image_size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
-    if (second_size && second_size != image_size) c.sizes[c.size_count++] = second_size;
+ * vocabulary, and for a second model ({0, 0}, 0: none), which gets images of its own if its size differs. */
+static inline LoaderConfig loader_config_for(int rows, int max_tokens, ImageSize size, int vocab,
+                                             ImageSize second_size, int second_vocab) {
+    LoaderConfig c = {.batch = rows, .sizes = {size}, .size_count = 1, .max_tokens = max_tokens, .vocab = vocab};
+    if (second_size.height && !image_size_same(second_size, size)) c.sizes[c.size_count++] = second_size;
     if (second_vocab && second_vocab < vocab) c.vocab = second_vocab;
     return c;
 }
@@ -335,8 +334,9 @@ typedef struct {
     int rows;        // rows of the whole batch, over all ranks
     int micro_rows;  // rows of a micro-batch
     int *ids;        // [B, T], padded with -1
-    int sizes[2], size_count;
-    uint8_t *pixels[2];  // [B, S, S, 3] for each size S
+    ImageSize sizes[2];
+    int size_count;
+    uint8_t *pixels[2];  // [B, height, width, 3] for each size
     uint32_t *samples;   // [B], indices into the dataset
     int tokens;          // tokens of the whole batch, over all ranks, without padding
     uint64_t number, epoch;
@@ -378,9 +378,7 @@ typedef struct Loader {
 } Loader;
 
 /* Bytes of an image of size i. */
-static inline size_t loader_pixels(const Loader *l, int i) {
-    return 3 * (size_t)l->config.sizes[i] * l->config.sizes[i];
-}
+static inline size_t loader_pixels(const Loader *l, int i) { return image_size_bytes(l->config.sizes[i]); }
 
 /* A sort key: the length, then the position in the shuffled order, so that the order of equal lengths is defined. */
 typedef struct {
@@ -664,8 +662,10 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
                          config.rank, config.ranks, config.micro_rows);
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 image sizes were expected");
     for (int i = 0; i < config.size_count; i++)
-        if (config.sizes[i] < 1 || config.sizes[i] > 4096)
-            return error_set(err, "the image size is %d, 1 to 4096 was expected", config.sizes[i]);
+        if (config.sizes[i].height < 1 || config.sizes[i].height > 4096 || config.sizes[i].width < 1 ||
+            config.sizes[i].width > 4096)
+            return error_set(err, "the image size is %d x %d, 1 to 4096 was expected", config.sizes[i].height,
+                             config.sizes[i].width);
     const int longest = (d->longest + 7) / 8 * 8;
     if (config.max_tokens <= 0 || config.max_tokens > longest) config.max_tokens = longest;
     l->config = config;

@@ -49,7 +49,7 @@ int main(int argc, char **argv) {
     if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
     session_open(s, op, format);
-    o.image_size = s->model.c.vision.image_size;
+    o.image_size = vision_size(&s->model.c.vision);
     o.max_tokens = s->max_new_tokens + s->prefix.count;
     writer_open(&s->writer, o, &s->inputs, &s->model.tokenizer, &drawing);
 
@@ -74,10 +74,10 @@ int main(int argc, char **argv) {
 
 /* ---- one image ---- */
 
-/* Prepares the next image that can be read, [S, S, 3] for the model and for the draft (NULL: none), and begins its program.
+/* Prepares the next image that can be read, [height, width, 3] for the model and for the draft (NULL: none), and begins its program.
  * Returns its number, or -1: there is none. */
 static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
-    const size_t bytes = (size_t)s->model.c.vision.image_size * s->model.c.vision.image_size * 3;
+    const size_t bytes = model_pixels(&s->model);
     while (s->taken < s->inputs.count) {
         const int number = s->taken++;
         Program *p = &s->writer.programs[number];
@@ -155,7 +155,7 @@ static void score_program(Session *s, Program *p) {
 /* All images, in batches whose places the next images take as soon as a program ends. */
 static void run_batches(Session *s) {
     Generator *g = &s->generator;
-    const size_t bytes = (size_t)s->model.c.vision.image_size * s->model.c.vision.image_size * 3;
+    const size_t bytes = model_pixels(&s->model);
     uint8_t *pixels = xmalloc(g->max_B * bytes);
     int *numbers = xmalloc(g->max_B * sizeof(int)), n = 0;
     while (n < g->max_B && (numbers[n] = next_image(s, pixels + n * bytes, NULL)) >= 0) n++;
@@ -178,7 +178,7 @@ static void run_batches(Session *s) {
 static void run_beams(Session *s) {
     Generator *g = &s->generator;
     const int batch = g->max_B / (int)opt.beam;
-    const size_t bytes = (size_t)s->model.c.vision.image_size * s->model.c.vision.image_size * 3;
+    const size_t bytes = model_pixels(&s->model);
     const BeamOptions o = {(int)opt.beam, opt.length_penalty};
     uint8_t *pixels = xmalloc(batch * bytes);
     int *numbers = xmalloc(batch * sizeof(int)), n;
@@ -203,8 +203,7 @@ static void run_beams(Session *s) {
 
 /* One image after another: the draft proposes tokens, the model checks them. */
 static void run_draft(Session *s) {
-    const size_t S = s->model.c.vision.image_size, D = s->draft.c.vision.image_size;
-    uint8_t *pixels = xmalloc(S * S * 3), *draft_pixels = xmalloc(D * D * 3);
+    uint8_t *pixels = xmalloc(model_pixels(&s->model)), *draft_pixels = xmalloc(model_pixels(&s->draft));
     int number;
     while ((number = next_image(s, pixels, draft_pixels)) >= 0) {
         Program *p = &s->writer.programs[number];
@@ -247,8 +246,7 @@ static void run_best(Session *s) {
                      .max_new_tokens = s->max_new_tokens};
     best_reward(&o, opt.reward);  // checked with the options, as the budget
     if (opt.search) best_budget(&o, opt.search, &err);
-    const size_t S = s->model.c.vision.image_size;
-    uint8_t *pixels = xmalloc(S * S * 3);
+    uint8_t *pixels = xmalloc(model_pixels(&s->model));
     die_if(best_open(&best, o, &s->generator, s->prefix.ids, s->prefix.count, &err), &err);
     int number;
     while (!interrupted() && (number = next_image(s, pixels, NULL)) >= 0) {

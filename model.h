@@ -30,6 +30,7 @@
 #include "kernels/ops.h"
 #include "lib/tokenizer.h"
 #include "vision.h"
+#include "vision_init.h"
 #include "weights.h"
 
 typedef struct {
@@ -89,6 +90,8 @@ typedef struct {
     int B, T, n;  // of the last forward pass: images, text tokens, predicted tokens
 } Model;
 
+/* Bytes of an input image u8 [height, width, 3]. */
+static inline size_t model_pixels(const Model *m) { return image_size_bytes(vision_size(&m->c.vision)); }
 static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
 
 /* The maximum number of text tokens after the image tokens. */
@@ -105,7 +108,7 @@ static inline void model_declare(Model *m, const char *owner) {
     float in = 1 / sqrtf(3.0f * W), deep = 1 / sqrtf(2.0f * c->layers);
     float from_heads = deep / sqrtf(3.0f * A), from_mlp = deep / sqrtf(3.0f * F);
     Params *p = &m->params;
-    params_reserve(p, 10 + 12 * m->c.vision.layers + 6 * c->layers, owner);
+    params_reserve(p, 11 + 12 * m->c.vision.layers + 6 * c->layers, owner);
     m->vision.c = m->c.vision;
     vision_declare(&m->vision, p);
     m->layer = xcalloc(c->layers, sizeof(DecoderLayer));
@@ -255,6 +258,7 @@ static inline int model_metadata(const Model *m, const char **keys, const char *
     keys[n] = "format";
     values[n++] = "tikz.c/1";
     for (int i = 0; i < CONFIG_FIELDS; i++) {
+        if (!config_applies(&m->c, &config_fields[i])) continue;
         config_get(&m->c, &config_fields[i], text[i], sizeof text[i]);
         keys[n] = config_fields[i].key;
         values[n++] = text[i];
@@ -327,12 +331,12 @@ static inline void model_plan_acts(Model *m, int l, size_t N) {
 static inline void model_plan_arena(Model *m) {
     const LmConfig *c = &m->c.lm;
     Arena *arena = &m->arena;
-    size_t B = m->max_B, N = B * model_sequence(m, m->max_T), n = B * m->max_T, S = m->c.vision.image_size;
+    size_t B = m->max_B, N = B * model_sequence(m, m->max_T), n = B * m->max_T;
     size_t W = c->hidden_size, F = c->intermediate_size;
     size_t A = (size_t)c->heads * c->head_dim, Q = (size_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
     vision_plan(&m->vision, arena, B);
     for (int l = 0; l < c->layers; l++) model_plan_acts(m, l, N);
-    if (!m->vision.source) m->pixels = arena_take(arena, B * S * S * 3, 1);
+    if (!m->vision.source) m->pixels = arena_take(arena, B * model_pixels(m), 1);
     m->input_ids = arena_int(arena, N);
     m->target_rows = arena_int(arena, n);
     m->branch = arena_x(arena, N * W);
@@ -379,7 +383,8 @@ static inline void model_plan(Model *m, int B, int T) {
  * the teacher may start other images only after the student's backward pass. */
 static inline bool model_share_encoder(Model *student, const Model *teacher) {
     const VisionConfig *a = &student->c.vision, *b = &teacher->c.vision;
-    if (student->trained & GROUP_VISION || a->image_size != b->image_size || a->patch_size != b->patch_size ||
+    if (student->trained & GROUP_VISION || a->image_size != b->image_size ||
+        !image_size_same(vision_size(a), vision_size(b)) || a->patch_size != b->patch_size ||
         a->hidden_size != b->hidden_size || a->layers != b->layers || a->heads != b->heads ||
         a->intermediate_size != b->intermediate_size || a->activation != b->activation || a->eps != b->eps)
         return false;
@@ -477,11 +482,10 @@ static inline void model_layout(Model *m, const int *ids, int B, int T) {
     m->op->upload(m->target_rows, m->host_target_rows, m->n * sizeof(int));
 }
 
-/* Uploads host pixels u8 [B, S, S, 3], unless the encoder is shared. */
+/* Uploads host pixels u8 [B, height, width, 3], unless the encoder is shared. */
 static inline void model_upload_pixels(Model *m, const uint8_t *pixels, int B) {
-    size_t S = m->c.vision.image_size;
     m->vision.B = B;
-    if (!m->vision.source) m->op->upload(m->pixels, pixels, B * S * S * 3);
+    if (!m->vision.source) m->op->upload(m->pixels, pixels, B * model_pixels(m));
 }
 
 /* Embeds the input: image tokens, then the embeddings of the text; and the first block's norm. */

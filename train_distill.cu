@@ -193,9 +193,10 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 static LoaderConfig loader_config(const Data *d, const Settings *s, const Trainer *t, const Teacher *teacher,
                                   const Parallel *p, int rows, bool training) {
     bool has_teacher = s->has_teacher;
-    LoaderConfig c = loader_config_for(
-        rows, d->max_tokens, t->student.c.vision.image_size, t->student.tokenizer.count,
-        has_teacher ? teacher->model.c.vision.image_size : 0, has_teacher ? teacher->model.c.lm.vocab : 0);
+    const ImageSize second = has_teacher ? vision_size(&teacher->model.c.vision) : (ImageSize){0, 0};
+    LoaderConfig c =
+        loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count, second,
+                          has_teacher ? teacher->model.c.lm.vocab : 0);
     c.micro_rows = s->batch;
     c.rank = p->comm.rank;
     c.ranks = p->comm.ranks;
@@ -266,12 +267,11 @@ static const Batch *batch_next(Data *d) {
 
 /* Micro-batch m of a batch. */
 static MicroBatch micro_batch(const Batch *batch, int m) {
-    size_t first = (size_t)m * batch->micro_rows, S = batch->sizes[0],
-           teacher_S = batch->sizes[batch->size_count - 1];
-    const uint8_t *teacher_pixels = batch->pixels[batch->size_count - 1];
+    const int last = batch->size_count - 1;
+    const size_t first = (size_t)m * batch->micro_rows;
     int left = batch->B - (int)first;
-    return (MicroBatch){.pixels = batch->pixels[0] + first * S * S * 3,
-                        .teacher_pixels = teacher_pixels + first * teacher_S * teacher_S * 3,
+    return (MicroBatch){.pixels = batch->pixels[0] + first * image_size_bytes(batch->sizes[0]),
+                        .teacher_pixels = batch->pixels[last] + first * image_size_bytes(batch->sizes[last]),
                         .ids = batch->ids + first * batch->T,
                         .B = left < batch->micro_rows ? left : batch->micro_rows,
                         .T = batch->T,

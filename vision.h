@@ -1,8 +1,8 @@
 /* The SigLIP-style vision encoder and the connector: images -> image tokens of the decoder's width.
  *
- *   pixels u8 [B, S, S, 3]
- *     -> patches [B, P, 3 p p],  P = floor(S/p)²
- *     -> x [B, P, C] = patches W_patchᵀ + b + position
+ *   pixels u8 [B, S, S, 3], or [B, height, width, 3]
+ *     -> patches [B, P, 3 p p],  P = floor(S/p)², or R Q in R rows and Q columns
+ *     -> x [B, P, C] = patches W_patchᵀ + b + position [P, C], or + rows [R, C] + columns [Q, C]
  *     -> `layers` pre-norm blocks -> LayerNorm -> features [B, P, C]
  *     -> `concat` neighbours joined [B, P/concat, concat C] -> linear -> image tokens [B, P/concat, W]
  *
@@ -50,17 +50,19 @@ typedef struct {
 
 typedef struct Vision {
     VisionConfig c;
-    Param *patch_w, *patch_b, *position, *norm_w, *norm_b, *connector_w, *connector_b;
-    VisionLayer *layer;    // [layers]
-    VisionActs *acts;      // [layers]
-    floatX *patches;       // [N, 3 p p]
-    floatX *final_hidden;  // [N, C] the residual stream after the last block
-    floatX *features;      // [N, C] its norm; the connector reads it as [B * P/concat, concat C]
-    float *mean, *rstd;    // [N] of the final norm
-    floatX *branch;        // [N, C] the residual branch that is about to be added; scratch in the backward pass
-    floatX *tokens;        // [B, P/concat, W] the image tokens
-    floatX *d_residual;    // [N, C]; only when the encoder is trained, as the next one
-    floatX *d_wide;        // [N, max(3C, M)]
+    Param *patch_w, *patch_b, *norm_w, *norm_b, *connector_w, *connector_b;
+    Param *position;        // of square images; NULL: rectangular, with the next two
+    Param *rows, *columns;  // position embeddings of the rows and of the columns of patches
+    VisionLayer *layer;     // [layers]
+    VisionActs *acts;       // [layers]
+    floatX *patches;        // [N, 3 p p]
+    floatX *final_hidden;   // [N, C] the residual stream after the last block
+    floatX *features;       // [N, C] its norm; the connector reads it as [B * P/concat, concat C]
+    float *mean, *rstd;     // [N] of the final norm
+    floatX *branch;         // [N, C] the residual branch that is about to be added; scratch in the backward pass
+    floatX *tokens;         // [B, P/concat, W] the image tokens
+    floatX *d_residual;     // [N, C]; only when the encoder is trained, as the next one
+    floatX *d_wide;         // [N, max(3C, M)]
     bool trains_encoder;
     Recompute recompute;
     const struct Vision *source;  // the encoder whose features are used instead (model_share_encoder), or NULL
@@ -70,6 +72,13 @@ typedef struct Vision {
 
 /* ---- parameters ---- */
 
+static inline Param *vision_declare_position(Params *p, const char *name, int rows, int C) {
+    Param *x = param_add(p, GROUP_VISION, "vision.", -1, name, rows, C, 0.02f);
+    x->decay = false;
+    x->least_bits = 16;
+    return x;
+}
+
 static inline void vision_declare(Vision *v, Params *p) {
     const VisionConfig *c = &v->c;
     int C = c->hidden_size, M = c->intermediate_size, inputs = 3 * c->patch_size * c->patch_size;
@@ -78,9 +87,12 @@ static inline void vision_declare(Vision *v, Params *p) {
     v->acts = xcalloc(c->layers, sizeof(VisionActs));
     v->patch_w = param_add(p, GROUP_VISION, "vision.", -1, "patch.weight", C, inputs, 4 / sqrtf(3.0f * inputs));
     v->patch_b = param_add(p, GROUP_VISION, "vision.", -1, "patch.bias", C, 0, 0);
-    v->position = param_add(p, GROUP_VISION, "vision.", -1, "position", vision_patches(c), C, 0.02f);
-    v->position->decay = false;
-    v->position->least_bits = 16;
+    if (vision_rectangular(c)) {
+        v->rows = vision_declare_position(p, "position.rows", vision_rows(c), C);
+        v->columns = vision_declare_position(p, "position.columns", vision_columns(c), C);
+    } else {
+        v->position = vision_declare_position(p, "position", vision_patches(c), C);
+    }
     for (int l = 0; l < c->layers; l++) {
         VisionLayer *y = &v->layer[l];
         y->layernorm1_w = param_add(p, GROUP_VISION, "vision.", l, "norm1.weight", C, 0, 1);
@@ -104,43 +116,6 @@ static inline void vision_declare(Vision *v, Params *p) {
     v->connector_w->least_bits = 8;  // small, and everything in the picture passes through it
     if (c->connector_bias)
         v->connector_b = param_add(p, GROUP_CONNECTOR, "connector.", -1, "bias", c->output_size, 0, 0);
-}
-
-/* Makes white paper (pixels of 1 after normalisation) start as zero: the patch biases cancel the sums of the weights.
- * Otherwise the thin grey lines of a small figure are a ripple on a large constant, and most of the training goes into
- * learning to see them. */
-static inline void vision_init_patch_bias(const Vision *v, const Ops *op) {
-    int C = v->c.hidden_size, inputs = v->patch_w->cols;
-    floatX *weights = xmalloc(v->patch_w->n * sizeof(floatX)), *bias = xmalloc(C * sizeof(floatX));
-    op->download(weights, v->patch_w->value, v->patch_w->n * sizeof(floatX));
-    for (int c = 0; c < C; c++) {
-        float sum = 0;
-        for (int i = 0; i < inputs; i++) sum += from_x(weights[(size_t)c * inputs + i]);
-        bias[c] = to_x(-sum);
-    }
-    op->upload(v->patch_b->value, bias, C * sizeof(floatX));
-    free(weights);
-    free(bias);
-}
-
-/* Position embeddings start as 2-D sines and cosines. From random ones a small encoder needs many epochs to learn
- * where a patch is (Beyer, Zhai & Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k"). */
-static inline void vision_init_positions(const Vision *v, const Ops *op) {
-    int C = v->c.hidden_size, side = v->c.image_size / v->c.patch_size, quarter = C / 4;
-    size_t n = v->position->n;
-    floatX *host = xcalloc(n, sizeof(floatX));
-    for (int y = 0; y < side; y++)
-        for (int x = 0; x < side; x++)
-            for (int i = 0; i < quarter; i++) {
-                float omega = powf(10000.0f, -(float)i / (float)quarter);
-                floatX *row = host + ((size_t)y * side + x) * C;
-                row[i] = to_x(0.5f * sinf(omega * (float)x));
-                row[quarter + i] = to_x(0.5f * cosf(omega * (float)x));
-                row[2 * quarter + i] = to_x(0.5f * sinf(omega * (float)y));
-                row[3 * quarter + i] = to_x(0.5f * cosf(omega * (float)y));
-            }
-    op->upload(v->position->value, host, n * sizeof(floatX));
-    free(host);
 }
 
 /* ---- memory ---- */
@@ -235,9 +210,13 @@ static inline void vision_encode(Vision *v, const Ops *op, const uint8_t *pixels
     int C = c->hidden_size, P = vision_patches(c);
     size_t N = (size_t)B * P;
     VisionActs *first = &v->acts[0];
-    op->patchify(v->patches, pixels, B, c->image_size, c->patch_size);
+    op->patchify(v->patches, pixels, B, vision_size(c).height, vision_size(c).width, c->patch_size);
     linear_act(op, first->residual, v->patches, v->patch_w, v->patch_b, ACT_NONE, NULL, N);
-    op->position_forward(first->residual, v->position->value, B, P, C);
+    if (v->position)
+        op->position_forward(first->residual, v->position->value, B, P, C);
+    else
+        op->position_2d_forward(first->residual, v->rows->value, v->columns->value, B, vision_rows(c),
+                                vision_columns(c), C);
     op->layernorm_forward(first->normed1, first->mean1, first->rstd1, first->residual,
                           v->layer[0].layernorm1_w->value, v->layer[0].layernorm1_b->value, N, C, c->eps);
     for (int l = 0; l < c->layers; l++) vision_block_forward(v, op, l, B, false);
@@ -254,7 +233,7 @@ static inline void vision_use_shared_features(Vision *v, const Ops *op, int B) {
         v->features = source->features;
 }
 
-/* Leaves the image tokens in v->tokens. pixels: device u8 [B, S, S, 3], not read where the encoder is shared. */
+/* Leaves the image tokens in v->tokens. pixels: device u8 [B, height, width, 3], not read where the encoder is shared. */
 static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixels, int B) {
     if (v->source)
         vision_use_shared_features(v, op, B);
@@ -322,7 +301,11 @@ static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tok
         vision_block_backward(v, op, l, B);
         gradients_ready(hook, v->layer[l].layernorm1_w);
     }
-    op->position_backward(v->position->gradient, v->d_residual, B, P, C);
+    if (v->position)
+        op->position_backward(v->position->gradient, v->d_residual, B, P, C);
+    else
+        op->position_2d_backward(v->rows->gradient, v->columns->gradient, v->d_residual, B, vision_rows(c),
+                                 vision_columns(c), C);
     linear_backward(op, NULL, v->d_residual, v->patches, v->patch_w, v->patch_b, N);
     gradients_ready(hook, v->patch_w);
 }

@@ -47,8 +47,19 @@ class Config:
         return self.text[key] == "true"
 
     @property
+    def square(self):
+        return "vision.image_size" in self.text
+
+    @property
+    def size(self):
+        """(height, width) of the images in pixels."""
+        keys = ("image_size", "image_size") if self.square else ("image_height", "image_width")
+        return tuple(self.int(f"vision.{key}") for key in keys)
+
+    @property
     def patches(self):
-        return (self.int("vision.image_size") // self.int("vision.patch")) ** 2
+        height, width = self.size
+        return (height // self.int("vision.patch")) * (width // self.int("vision.patch"))
 
     @property
     def image_tokens(self):
@@ -85,21 +96,29 @@ def attention(q, k, v, causal):
 
 
 def patchify(pixels, patch, dtype):
-    """u8 [B, S, S, 3] -> [B, P, 3 * patch * patch], features ordered (channel, y, x), normalised to -1 .. 1. Pixels
+    """u8 [B, height, width, 3] -> [B, P, 3 * patch * patch], features ordered (channel, y, x), normalised to -1 .. 1. Pixels
     beyond the last whole patch are left out."""
-    B, S, _, _ = pixels.shape
-    side = S // patch
-    x = (pixels[:, : side * patch, : side * patch].to(dtype) / 255 - 0.5) / 0.5
-    x = x.reshape(B, side, patch, side, patch, 3).permute(0, 1, 3, 5, 2, 4)  # B, row, column, channel, y, x
-    return x.reshape(B, side * side, 3 * patch * patch)
+    B, height, width, _ = pixels.shape
+    rows, columns = height // patch, width // patch
+    x = (pixels[:, : rows * patch, : columns * patch].to(dtype) / 255 - 0.5) / 0.5
+    x = x.reshape(B, rows, patch, columns, patch, 3).permute(0, 1, 3, 5, 2, 4)  # B, row, column, channel, y, x
+    return x.reshape(B, rows * columns, 3 * patch * patch)
+
+
+def positions(p, c):
+    """What is added to the patches, [P, C]: for square images one table, for rectangular ones the sum of the embedding of the
+    patch's row and that of its column."""
+    if c.square:
+        return p["vision.position"]
+    return (p["vision.position.rows"][:, None] + p["vision.position.columns"][None]).flatten(0, 1)
 
 
 def encode(p, c, pixels):
-    """Images u8 [B, S, S, 3] -> normalised patch features [B, P, C]."""
+    """Images u8 [B, height, width, 3] -> normalised patch features [B, P, C]."""
     heads, eps, kind = c.int("vision.heads"), c.float("vision.eps"), c.text["vision.activation"]
     weight = p["vision.patch.weight"]
     x = patchify(pixels, c.int("vision.patch"), weight.dtype) @ weight.T + p["vision.patch.bias"]
-    x = x + p["vision.position"]
+    x = x + positions(p, c)
     B, P, C = x.shape
     for layer in range(c.int("vision.layers")):
         w = {name: p[f"vision.{layer}.{name}"] for name in VISION_LAYER}
@@ -195,7 +214,11 @@ def shapes(c):
     C, M, patch = c.int("vision.width"), c.int("vision.mlp"), c.int("vision.patch")
     W, V, intermediate = c.int("lm.width"), c.int("lm.vocab"), c.int("lm.ffn")
     H, K, D = c.int("lm.heads"), c.int("lm.kv_heads"), c.int("lm.head_dim")
-    s = {"vision.patch.weight": (C, 3 * patch * patch), "vision.patch.bias": (C,), "vision.position": (c.patches, C)}
+    s = {"vision.patch.weight": (C, 3 * patch * patch), "vision.patch.bias": (C,)}
+    if c.square:
+        s["vision.position"] = (c.patches, C)
+    else:
+        s |= {"vision.position.rows": (c.size[0] // patch, C), "vision.position.columns": (c.size[1] // patch, C)}
     linear = {"qkv": (3 * C, C), "proj": (C, C), "fc1": (M, C), "fc2": (C, M)}
     for layer in range(c.int("vision.layers")):
         for name in VISION_LAYER:
@@ -319,4 +342,4 @@ class AdamW:
 
 
 def decays(name, weight):
-    return weight.ndim == 2 and name != "vision.position"
+    return weight.ndim == 2 and not name.startswith("vision.position")

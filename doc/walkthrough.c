@@ -58,7 +58,7 @@ static void image_stops(uint8_t *pixels) {  // stops 1 to 3: model_train keeps t
     Image image;
     Error err;
     die_if(image_load(&image, "dev/starter/example.png", &err), &err);
-    image_prepare(pixels, &image, 96);
+    image_prepare(pixels, &image, image_square(96));
     printf("1  image %d x %d, row 1, pixels 11-15:", image.width, image.height);
     for (const uint8_t *p = pixels + (96 + 11) * 3; p < pixels + (96 + 16) * 3; p++) printf(" %d", *p);
     die_if(model_open(&m, cpu_ops(), "dev/starter/student.safetensors", "", &err), &err);

@@ -83,7 +83,8 @@ static inline void attention_add_block(float *maps, const BlockAttention *a, int
 }
 
 /* The maps of a program: n > 0 token ids (each one of the vocabulary, the prefix included), written for an image (host u8
- * [S, S, 3]). model_plan must have been called for at least 1 image and n tokens; what a generator keeps is not touched.
+ * [height, width, 3]). model_plan must have been called for at least 1 image and n tokens; what a generator keeps is not
+ * touched.
  * Returns fp32 [n, P + n - 1], which the caller frees: row t belongs to ids[t], sums to 1, and is 0 from position P + t on;
  * the first P values belong to the image tokens. NULL with *err filled: the model computes values that are not finite. */
 static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *ids, int n, Error *err) {
@@ -121,22 +122,23 @@ static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *
 
 /* ---- pictures ---- */
 
-/* Paints the image as the model sees it (host u8 [S, S, 3]), paled, with red where map [P] is large: pure red at its largest
- * value. An image token covers `concat` patches that follow each other row by row. The picture is S times the least whole
- * number that makes it ATTENTION_PICTURE pixels wide. The caller frees it. */
+/* Paints the image as the model sees it (host u8 [height, width, 3]), paled, with red where map [P] is large: pure red at its
+ * largest value. An image token covers `concat` patches that follow each other row by row. The picture is as many whole
+ * times larger as make its longest side at least ATTENTION_PICTURE pixels. The caller frees it. */
 static inline Image attention_paint(const VisionConfig *c, const uint8_t *pixels, const float *map) {
-    const int S = c->image_size, side = S / c->patch_size;
-    const int enlarge = (ATTENTION_PICTURE + S - 1) / S, width = S * enlarge;
-    Image picture = {width, width, xmalloc((size_t)width * width * 3)};
+    const ImageSize s = vision_size(c);
+    const int rows = vision_rows(c), columns = vision_columns(c), longest = s.width > s.height ? s.width : s.height;
+    const int enlarge = (ATTENTION_PICTURE + longest - 1) / longest;
+    Image picture = {s.width * enlarge, s.height * enlarge, xmalloc(image_size_bytes(s) * enlarge * enlarge)};
     float most = 0;
     for (int i = 0; i < vision_tokens(c); i++) most = map[i] > most ? map[i] : most;
-    for (int y = 0; y < width; y++)
-        for (int x = 0; x < width; x++) {
-            const uint8_t *from = pixels + 3 * ((size_t)(y / enlarge) * S + x / enlarge);
-            uint8_t *to = picture.rgb + 3 * ((size_t)y * width + x);
+    for (int y = 0; y < picture.height; y++)
+        for (int x = 0; x < picture.width; x++) {
+            const uint8_t *from = pixels + 3 * ((size_t)(y / enlarge) * s.width + x / enlarge);
+            uint8_t *to = picture.rgb + 3 * ((size_t)y * picture.width + x);
             const int row = y / enlarge / c->patch_size, column = x / enlarge / c->patch_size;
-            const bool seen = row < side && column < side && most > 0;  // the last S mod p rows and columns are not
-            const float red = seen ? map[(row * side + column) / c->concat] / most : 0;
+            const bool seen = row < rows && column < columns && most > 0;  // not what is left after the last patch
+            const float red = seen ? map[(row * columns + column) / c->concat] / most : 0;
             for (int k = 0; k < 3; k++) {
                 const float pale = 255 - (float)(255 - from[k]) / 2;
                 to[k] = (uint8_t)lrintf(k == 0 ? pale : pale * (1 - red));

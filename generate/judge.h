@@ -29,7 +29,7 @@ typedef struct {
     int threads;            // that run TeX; 0: one for every second processor, 2 to 8
     bool unsafe;            // no box
     const char *cache;      // folder of preloaded formats; NULL: the user's
-    int image_size;         // S of prepared pixels; 0: the model's
+    ImageSize image_size;   // of prepared pixels; {0, 0}: the model's
     Similarity similarity;  // how drawings are compared
     bool compile_only;      // programs are not drawn
     Model *model;           // planned for one image at least; NULL: only pixels can be compared
@@ -46,7 +46,7 @@ typedef struct Judged {
     bool drawn, clean;  // there is a drawing; the program compiles without errors
     int error_line;     // the smallest line of an error; 0: an error has no line in the program, or there is none
     char *message;      // on the first error, one sentence without a full stop; NULL if clean
-    uint8_t *pixels;    // [S, S, 3], prepared like the input; NULL: not drawn, or scored worse than another
+    uint8_t *pixels;    // [height, width, 3], prepared like the input; NULL: not drawn, or scored worse than another
     uint64_t pixels_hash;
     int failed;  // -1: no verdict was possible; `why` says why
     Error why;
@@ -69,7 +69,7 @@ typedef struct {
     Judged *slots[JUDGE_SLOTS];         // the cache, by the hash of the text
     int count;                          // of the programs in it
     int longest;                        // pixels of a drawing's longest side
-    uint8_t *input;                     // [S, S, 3]
+    uint8_t *input;                     // [height, width, 3]
     SimilarityInk ink;                  // of the input, or
     double *features, *drawn_features;  // [P, C] of the input and of a drawing
     floatX *host_features;              // [P, C] scratch
@@ -103,15 +103,15 @@ static inline int judge_engines(const Judge *j, const Judged *p) {
 static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c, int longest) {
     Image image;
     Error why;
-    const int S = j->o.image_size;
+    const size_t bytes = image_size_bytes(j->o.image_size);
     if (render_image(&j->renderer, c, longest, 0, &image, &why)) {
         if (!p->message) p->message = xstrdup(why.text);
         p->clean = false;
         return;
     }
-    p->pixels = (uint8_t *)xmalloc((size_t)S * S * 3);
-    image_prepare(p->pixels, &image, S);
-    p->pixels_hash = hash_bytes(HASH_BEGIN, p->pixels, (size_t)S * S * 3);
+    p->pixels = (uint8_t *)xmalloc(bytes);
+    image_prepare(p->pixels, &image, j->o.image_size);
+    p->pixels_hash = hash_bytes(HASH_BEGIN, p->pixels, bytes);
     p->drawn = true;
     image_free(&image);
 }
@@ -170,12 +170,12 @@ static inline int judge_open(Judge *j, const JudgeOptions *o, Error *err) {
     const RenderOptions render = {
         .limits = judge_limits, .cache = o->cache, .unsafe = o->unsafe, .cancelled = judge_cancelled};
     *j = (Judge){.o = *o};
-    if (!o->image_size && o->model) j->o.image_size = o->model->c.vision.image_size;
+    if (!o->image_size.height && o->model) j->o.image_size = vision_size(&o->model->c.vision);
     if (!o->threads) j->o.threads = omp_get_num_procs() / 2;
     if (j->o.threads < 2 && !o->threads) j->o.threads = 2;
     if (j->o.threads > 8 && !o->threads) j->o.threads = 8;
     if (j->o.threads < 1) j->o.threads = 1;
-    if (!j->o.image_size) j->o.compile_only = true;
+    if (!j->o.image_size.height) j->o.compile_only = true;
     if (!o->model) j->o.similarity = SIMILARITY_PIXELS;
     if (renderer_open(&j->renderer, &render, err)) return -1;
     judge_make_locks(j);
@@ -228,14 +228,13 @@ static inline void judge_close(Judge *j) {
 
 /* ---- scores ---- */
 
-/* Begins with another input image: pixels u8 [S, S, 3] as infer prepares them, copied. longest: pixels of the longest side of
- * what was cut out of the image; drawings are made in this size, so that they are blurred alike (0: S). */
+/* Begins with another input image: pixels u8 [height, width, 3] as infer prepares them, copied. longest: pixels of the longest
+ * side of what was cut out of the image; drawings are made in this size, so that they are blurred alike (0: the model's). */
 static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
-    const int S = j->o.image_size;
-    const size_t bytes = (size_t)S * S * 3;
+    const size_t bytes = image_size_bytes(j->o.image_size);
     pthread_mutex_lock(&j->lock);
     judge_forget(j);
-    j->longest = similarity_drawing_size(longest, S);
+    j->longest = similarity_drawing_size(longest, j->o.image_size);
     pthread_mutex_unlock(&j->lock);
     j->best = -INFINITY;
     if (j->o.compile_only) return;
@@ -246,7 +245,7 @@ static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
     if (judge_uses_model(j))
         features_of_pixels(j->o.model, pixels, j->host_features, j->features);
     else
-        j->ink = similarity_ink(pixels, S);
+        j->ink = similarity_ink(pixels, j->o.image_size);
 }
 
 static inline double judge_compare(Judge *j, const Judged *p) {
@@ -280,7 +279,7 @@ static inline void judge_score(Judge *j, Judged *p) {
     const Judged *q = p->drawn ? judge_find_drawing(j, p) : NULL;
     p->similarity = !p->drawn ? -1 : q ? q->similarity : judge_compare(j, p);
     if (!isfinite(p->similarity)) p->similarity = -1;
-    p->same = q ? q->same : p->drawn && !memcmp(p->pixels, j->input, (size_t)j->o.image_size * j->o.image_size * 3);
+    p->same = q ? q->same : p->drawn && !memcmp(p->pixels, j->input, image_size_bytes(j->o.image_size));
     p->scored = true;
     if (p->similarity > j->best) {
         j->best = p->similarity;

@@ -9,7 +9,7 @@
 typedef struct {
     const char *preprocess;  // auto: images are cleaned; detikzify: enlarged; plain
     bool trim_near_white, invert, verbose, show;
-    int size, draft_size;  // S of the model and of the draft
+    ImageSize size, draft_size;  // of the model's images and of the draft's
 } PrepareOptions;
 
 static inline bool prepare_knows(const char *preprocess) {
@@ -43,7 +43,7 @@ static inline int program_preprocess(Program *p, const PrepareOptions *o, Image 
     return 0;
 }
 
-/* Reads a program's image, and prepares it as the input of the model, u8 [size, size, 3], and of the draft, where draft_pixels
+/* Reads a program's image, and prepares it as the input of the model, u8 [height, width, 3], and of the draft, where draft_pixels
  * is not NULL. Fails the program where it cannot; warns of an image that a model cannot make much of. */
 static inline void program_prepare(Program *p, const PrepareOptions *o, uint8_t *pixels, uint8_t *draft_pixels) {
     Error err;
@@ -64,7 +64,7 @@ static inline void program_prepare(Program *p, const PrepareOptions *o, uint8_t 
     }
     image_free(&image);
     if (o->show && !p->failed)
-        terminal_show(stderr, TERMINAL_BLOCKS, &(Image){.width = o->size, .height = o->size, .rgb = pixels}, NULL);
+        terminal_show(stderr, TERMINAL_BLOCKS, &(Image){o->size.width, o->size.height, pixels}, NULL);
 }
 
 #endif

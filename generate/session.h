@@ -65,14 +65,14 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
                                   .invert = opt.invert,
                                   .verbose = opt.verbose,
                                   .show = opt.show,
-                                  .size = m->c.vision.image_size};
+                                  .size = vision_size(&m->c.vision)};
     int max_tokens = model_max_text(m);
     if (opt.max_tokens && opt.max_tokens < max_tokens) max_tokens = (int)opt.max_tokens;
     die_if(prefix_read(&s->prefix, opt.prefix, &m->tokenizer, path, &err), &err);
     if (opt.draft) {
         die_if(model_open_as(&s->draft, op, opt.draft, "the draft's ", format, &err), &err);
         die_if(speculator_check(m, &s->draft, &err), &err);
-        s->prepare.draft_size = s->draft.c.vision.image_size;
+        s->prepare.draft_size = vision_size(&s->draft.c.vision);
         if (model_max_text(&s->draft) < max_tokens) max_tokens = model_max_text(&s->draft);
     }
     if (s->prefix.count >= max_tokens)

@@ -20,8 +20,8 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
-    int image_size;  // S
-    int max_tokens;  // of a program, for the warning about one that was cut
+    ImageSize image_size;  // of the input
+    int max_tokens;        // of a program, for the warning about one that was cut
 } WriterOptions;
 
 /* One program. */
@@ -32,7 +32,7 @@ typedef struct {
     size_t bytes;
     FILE *live;       // where it is written while it is generated; NULL: only when it is complete
     AtomicFile file;  // with --output
-    uint8_t *pixels;  // [S, S, 3] the input, where it is shown or compared
+    uint8_t *pixels;  // [height, width, 3] the input, where it is shown or compared
     int longest;      // pixels of its longest side, without the margin
     TokenDecoder decoder;
     RepeatGuard guard;
@@ -201,16 +201,17 @@ static inline void program_output(Program *p, const Writer *w) {
 /* How alike the drawing is to the input, as the model sees both, unless that is known; shows them side by side where that is
  * wanted. */
 static inline void program_compare(Program *p, const Writer *w, const Compiled *c) {
-    const int S = w->o.image_size;
+    const ImageSize size = w->o.image_size;
     Error err;
-    Image drawn = {0}, input = {.width = S, .height = S, .rgb = p->pixels};
+    Image drawn = {0}, input = {size.width, size.height, p->pixels};
     if (!p->pixels) return;
-    if (c->pdf && render_image(&w->drawing->renderer, c, similarity_drawing_size(p->longest, S), 0, &drawn, &err)) {
+    if (c->pdf &&
+        render_image(&w->drawing->renderer, c, similarity_drawing_size(p->longest, size), 0, &drawn, &err)) {
         warn("%s: %s", p->input->path, err.text);
     } else if (c->pdf && isnan(p->similarity)) {
-        uint8_t *pixels = (uint8_t *)xmalloc((size_t)S * S * 3);
-        image_prepare(pixels, &drawn, S);
-        p->similarity = similarity_of_pixels(p->pixels, pixels, S);
+        uint8_t *pixels = (uint8_t *)xmalloc(image_size_bytes(size));
+        image_prepare(pixels, &drawn, size);
+        p->similarity = similarity_of_pixels(p->pixels, pixels, size);
         free(pixels);
     }
     if (w->o.render) terminal_show(stderr, w->graphics, &input, drawn.rgb ? &drawn : NULL);

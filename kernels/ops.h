@@ -132,14 +132,18 @@ typedef struct Ops {
     void (*embedding_forward)(floatX *out, const int *ids, Weight table, size_t rows);
     /* dtable[ids[r], :] += dout[r, :]; rows with ids[r] < 0 are skipped */
     void (*embedding_backward)(float *dtable, const floatX *dout, const int *ids, size_t rows, int C, int vocab);
-    /* pixels u8 [B, S, S, 3] -> out [B * floor(S/patch)^2, 3*patch*patch], features in the order (channel, y, x) of a
-     * convolution's weights, normalised to (x/255 - 0.5) / 0.5. As in a convolution without padding, the last S mod
-     * patch rows and columns of pixels are left out. */
-    void (*patchify)(floatX *out, const uint8_t *pixels, int B, int S, int patch);
+    /* pixels u8 [B, height, width, 3] -> out [B * floor(height/patch) * floor(width/patch), 3*patch*patch], features in
+     * the order (channel, y, x) of a convolution's weights, normalised to (x/255 - 0.5) / 0.5. As in a convolution without
+     * padding, the last height mod patch rows and width mod patch columns of pixels are left out. */
+    void (*patchify)(floatX *out, const uint8_t *pixels, int B, int height, int width, int patch);
     /* x[b, t, :] += position[t, :] */
     void (*position_forward)(floatX *x, const floatX *position, int B, int T, int C);
     /* dposition[t, :] += sum over b of dout[b, t, :] */
     void (*position_backward)(float *dposition, const floatX *dout, int B, int T, int C);
+    /* x[b, r, q, :] += rows[r, :] + columns[q, :], x [B, R, Q, C] */
+    void (*position_2d_forward)(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q, int C);
+    /* drows[r, :] += sum over b, q of dout[b, r, q, :]; dcolumns[q, :] += sum over b, r */
+    void (*position_2d_backward)(float *drows, float *dcolumns, const floatX *dout, int B, int R, int Q, int C);
     /* out[r, :] = inp[index[r], :] */
     void (*gather_rows)(floatX *out, const floatX *inp, const int *index, size_t rows, int C);
     /* out [total, C] = 0, except out[index[r], :] = inp[r, :]; the indices are distinct */

@@ -234,8 +234,8 @@ static inline ImageBox augment_image(const Augment *a, Image *p, uint64_t seed, 
     return padded ? (ImageBox){0, 0, p->width, p->height} : image_trim(p, IMAGE_WHITE);
 }
 
-/* Augments an image that has been prepared, [size, size, 3], where that is what was drawn. */
-static inline void augment_prepared(const Augment *a, uint8_t *pixels, int size, uint64_t seed, uint64_t epoch,
+/* Augments an image that has been prepared, [height, width, 3], where that is what was drawn. */
+static inline void augment_prepared(const Augment *a, uint8_t *pixels, ImageSize size, uint64_t seed, uint64_t epoch,
                                     uint32_t sample) {
     Random random;
     for (int i = 0; i < AUGMENT_OPERATIONS; i++)

@@ -5,6 +5,7 @@
 #define LIB_IMAGE_AUGMENT_LIGHT_H
 
 #include "error.h"
+#include "image_size.h"
 #include "random.h"
 
 typedef struct {
@@ -25,14 +26,14 @@ static inline AugmentLight augment_light_draw(uint64_t seed, uint64_t epoch, uin
     return a;
 }
 
-/* Blurs an image [size, size, 3] in place with the kernel [1 2 1] / 4 in both directions, replicating the border. */
-static inline void augment_light_blur(uint8_t *p, int size) {
-    const int stride = size * 3;
-    uint8_t *copy = xmalloc((size_t)size * stride);
-    memcpy(copy, p, (size_t)size * stride);
-    for (int y = 0; y < size; y++) {
+/* Blurs an image [height, width, 3] in place with the kernel [1 2 1] / 4 in both directions, replicating the border. */
+static inline void augment_light_blur(uint8_t *p, ImageSize size) {
+    const int stride = size.width * 3;
+    uint8_t *copy = xmalloc(image_size_bytes(size));
+    memcpy(copy, p, image_size_bytes(size));
+    for (int y = 0; y < size.height; y++) {
         const uint8_t *row = copy + (size_t)y * stride;
-        const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size ? row + stride : row;
+        const uint8_t *above = y > 0 ? row - stride : row, *below = y + 1 < size.height ? row + stride : row;
         for (int i = 0; i < stride; i++) {
             int left = i >= 3 ? i - 3 : i, right = i + 3 < stride ? i + 3 : i;
             int sum = above[left] + 2 * above[i] + above[right] + 2 * row[left] + 4 * row[i] + 2 * row[right] +
@@ -43,10 +44,10 @@ static inline void augment_light_blur(uint8_t *p, int size) {
     free(copy);
 }
 
-/* Changes an image [size, size, 3] in place: blur, contrast, brightness and noise. The noise is a sum of four uniform
+/* Changes an image [height, width, 3] in place: blur, contrast, brightness and noise. The noise is a sum of four uniform
  * bytes (standard deviation 147.8), which is close to normal and cheap. */
-static inline void augment_light(uint8_t *p, int size, AugmentLight a) {
-    const size_t n = 3 * (size_t)size * size;
+static inline void augment_light(uint8_t *p, ImageSize size, AugmentLight a) {
+    const size_t n = image_size_bytes(size);
     if (a.blur) augment_light_blur(p, size);
     for (size_t i = 0; i < n;) {
         uint64_t bits = random_u64(&a.random);

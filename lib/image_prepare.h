@@ -1,11 +1,15 @@
-/* Makes the S x S RGB input of a vision encoder from an image, and warns of images that a model cannot make much of.
+/* Makes the RGB input of a vision encoder, square or rectangular, from an image, and warns of images that a model cannot make
+ * much of.
  *
- * image_prepare trims the white border, pads to a square with white, and resizes with a bicubic filter. The pixels
- * equal those of Pillow (ImageChops.difference + crop, ImageOps.pad, Image.resize). */
+ * image_prepare trims the white border, pads with white to the shape of the input, and resizes with a bicubic filter. So the
+ * image keeps its aspect and is as large as fits: one that is wider than the input's shape, such as a long formula, becomes
+ * smaller until its width fits. The pixels equal those of Pillow (ImageChops.difference + crop, ImageOps.pad,
+ * Image.resize). */
 #ifndef LIB_IMAGE_PREPARE_H
 #define LIB_IMAGE_PREPARE_H
 
 #include "image_pixels.h"
+#include "image_size.h"
 
 #include <math.h>
 
@@ -203,7 +207,7 @@ static inline void image_weighted_sum(uint8_t *out, const uint8_t *in, size_t st
     image_weighted_sum_body(out, in, stride, s);
 }
 
-/* The horizontal pass: resizes the rows of `box`, which begin at column `left` of the white square, to `size` pixels.
+/* The horizontal pass: resizes the rows of `box`, which begin at column `left` of the white area, to `size` pixels.
  * out: [box.height, size, 3]. It transposes 32 rows at a time, so that the pixels of a column are contiguous and one
  * weight applies to 96 values in memory. */
 static inline void image_resize_horizontal(uint8_t *out, const Image *p, ImageBox box, const ImageTaps *t, int left,
@@ -247,18 +251,34 @@ static inline void image_resample(uint8_t *out, const Image *p, ImageBox box, in
     free(rows);
 }
 
-/* Centres a part of an image in a white square and resizes that to `size` pixels. out: [size, size, 3]. As in
+/* The least area of the shape of `size` that a part of an image fits in: as wide as the part or as high, and the other side
+ * rounded half to even. */
+static inline ImageSize image_padded(ImageBox box, ImageSize size) {
+    ImageSize area = {box.height, box.width};
+    if ((int64_t)box.width * size.height >= (int64_t)box.height * size.width)
+        area.height = (int)nearbyint((double)box.width * size.height / size.width);
+    else
+        area.width = (int)nearbyint((double)box.height * size.width / size.height);
+    if (area.height < box.height) area.height = box.height;
+    if (area.width < box.width) area.width = box.width;
+    return area;
+}
+
+/* Centres a part of an image in a white area of the input's shape and resizes that to `size`. out: [height, width, 3]. As in
  * ImageOps.pad, the offset of the centred part is rounded half to even. */
-static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, int size) {
-    const int side = box.width > box.height ? box.width : box.height;
-    const int left = (int)nearbyint((side - box.width) * 0.5), top = (int)nearbyint((side - box.height) * 0.5);
-    ImageTaps taps = image_taps(image_filter_bicubic, side, size);
-    image_resample(out, p, box, left, top, &taps, &taps, size, size);
-    image_taps_free(&taps);
+static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, ImageSize size) {
+    const ImageSize area = image_padded(box, size);
+    const int left = (int)nearbyint((area.width - box.width) * 0.5);
+    const int top = (int)nearbyint((area.height - box.height) * 0.5);
+    ImageTaps across = image_taps(image_filter_bicubic, area.width, size.width);
+    ImageTaps down = image_taps(image_filter_bicubic, area.height, size.height);
+    image_resample(out, p, box, left, top, &across, &down, size.width, size.height);
+    image_taps_free(&across);
+    image_taps_free(&down);
 }
 
 /* What DeTikZify's own pipeline does before the model's preprocessing (Belouadi et al. 2024): cuts off the exactly white
- * margin, and enlarges the rest with Lanczos's filter until its longest side is that of the whole image. The white square
+ * margin, and enlarges the rest with Lanczos's filter until its longest side is that of the whole image. The white area
  * around it is image_prepare_box's work. Refuses a drawing that would have more pixels than an image may have. */
 static inline int image_enlarge(Image *p, const char *name, Error *err) {
     const ImageBox box = image_trim(p, IMAGE_WHITE);
@@ -283,8 +303,9 @@ static inline int image_enlarge(Image *p, const char *name, Error *err) {
     return 0;
 }
 
-/* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [size, size, 3]. */
-static inline void image_prepare(uint8_t *out, const Image *p, int size) {
+/* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [height, width, 3].
+ */
+static inline void image_prepare(uint8_t *out, const Image *p, ImageSize size) {
     image_prepare_box(out, p, image_trim(p, IMAGE_WHITE), size);
 }
 
@@ -312,16 +333,30 @@ static inline double image_dark_share(const Image *p, ImageBox box) {
     return (double)dark / ((double)box.width * box.height);
 }
 
-/* Writes into text [capacity] why a model will not make much of the image, and what to do. prepared [size, size, 3]
+/* A strip whose short side becomes less than this many pixels of a rectangular input: a line of text with sub- and superscripts
+ * cannot be read below it. */
+enum { IMAGE_LEGIBLE = 12 };
+
+/* Whether a part of an image is made so small to fit into a rectangular input that text in it cannot be read. drawn: its size
+ * there. Square inputs are for figures, in which a thin line is none of text. */
+static inline bool image_illegible(ImageBox box, ImageSize size, ImageSize *drawn) {
+    const ImageSize area = image_padded(box, size);
+    drawn->height = (int)ceil((double)box.height * size.height / area.height);
+    drawn->width = (int)ceil((double)box.width * size.width / area.width);
+    return size.height != size.width && area.height > size.height &&
+           (drawn->height < IMAGE_LEGIBLE || drawn->width < IMAGE_LEGIBLE);
+}
+
+/* Writes into text [capacity] why a model will not make much of the image, and what to do. prepared [height, width, 3]
  * is what image_prepare_box made of the box. Returns false, with an empty text, when there is nothing to say. The
  * models are trained on dark lines on white without a margin. */
 static inline bool image_remark(char *text, size_t capacity, const Image *p, ImageBox box, const uint8_t *prepared,
-                                int size) {
-    const ImageBox near = image_trim(p, IMAGE_NEAR_WHITE);
-    const int side = box.width > box.height ? box.width : box.height;
-    const int near_side = near.width > near.height ? near.width : near.height;
+                                ImageSize size) {
+    const int side = image_padded(box, size).width;
+    const int near_side = image_padded(image_trim(p, IMAGE_NEAR_WHITE), size).width;
     const int ink = 255 - image_darkest(p->rgb, 3 * (size_t)p->width * p->height);
-    const int left = 255 - image_darkest(prepared, 3 * (size_t)size * size);
+    const int left = 255 - image_darkest(prepared, image_size_bytes(size));
+    ImageSize drawn;
     text[0] = '\0';
     if (ink == 0)
         snprintf(text, capacity, "the image is blank: all of it is white, or transparent, which counts as white");
@@ -330,7 +365,13 @@ static inline bool image_remark(char *text, size_t capacity, const Image *p, Ima
             text, capacity,
             "little is left of its lines when its %d x %d pixels become the model's %d x %d; cut out a part of it, "
             "or draw thicker lines",
-            box.width, box.height, size, size);
+            box.width, box.height, size.width, size.height);
+    else if (image_illegible(box, size, &drawn))
+        snprintf(
+            text, capacity,
+            "its %d x %d pixels become only %d x %d in the model's %d x %d, too small to read text in them; break a "
+            "long line into several images, or cut out a part",
+            box.width, box.height, drawn.width, drawn.height, size.width, size.height);
     else if (image_dark_share(p, box) > 0.6)
         snprintf(text, capacity, "most of the image is dark, and the models know dark lines on white; try --invert");
     else if (side - near_side > 2 && side > near_side * 1.03)

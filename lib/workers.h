@@ -46,8 +46,8 @@ static inline void workers_start(Workers *w, int threads) {
     pthread_mutex_init(&w->mutex, NULL);
     pthread_cond_init(&w->begun, NULL);
     pthread_cond_init(&w->done, NULL);
-    const int count = threads - 1 < WORKERS_MOST ? threads - 1 : WORKERS_MOST;
-    for (; w->count < count; w->count++) thread_start(&w->threads[w->count], workers_thread, w);
+    w->count = threads < 1 ? 0 : threads - 1 < WORKERS_MOST ? threads - 1 : WORKERS_MOST;
+    for (int i = 0; i < w->count; i++) thread_start(&w->threads[i], workers_thread, w);
 }
 
 /* Calls run(context, item) for each item from 0 to items - 1, on all threads of the pool, and returns when all are

@@ -15,8 +15,10 @@ typedef struct {
 static inline void dataset_pass_open(DatasetPass *p, const Dataset *d, const Model *m, const Model *teacher,
                                      int batch, int64_t limit, int max_tokens) {
     Error err;
-    LoaderConfig c = loader_config_for(batch, max_tokens, m->c.vision.image_size, m->tokenizer.count,
-                                       teacher ? teacher->c.vision.image_size : 0, teacher ? teacher->c.lm.vocab : 0);
+    const ImageSize none = {0, 0};
+    LoaderConfig c =
+        loader_config_for(batch, max_tokens, vision_size(&m->c.vision), m->tokenizer.count,
+                          teacher ? vision_size(&teacher->c.vision) : none, teacher ? teacher->c.lm.vocab : 0);
     p->seen = 0;
     die_if(loader_start(&p->loader, d, c, &err), &err);
     if (p->loader.skipped)

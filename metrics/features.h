@@ -6,7 +6,7 @@
 
 typedef struct {
     Model model;
-    uint8_t *pixels;  // [S, S, 3]
+    uint8_t *pixels;  // [height, width, 3]
     floatX *host;     // [P, C]
     int P, C;         // patches of an image, features of a patch
 } FeatureEncoder;
@@ -29,7 +29,7 @@ static inline int feature_encoder_open(FeatureEncoder *e, const Ops *op, const c
     const VisionConfig *c = &e->model.c.vision;
     e->P = vision_patches(c);
     e->C = c->hidden_size;
-    e->pixels = (uint8_t *)xmalloc((size_t)c->image_size * (size_t)c->image_size * 3);
+    e->pixels = (uint8_t *)xmalloc(model_pixels(&e->model));
     e->host = (floatX *)xmalloc((size_t)e->P * (size_t)e->C * sizeof(floatX));
     return 0;
 }
@@ -42,7 +42,7 @@ static inline void feature_encoder_close(FeatureEncoder *e) {
 
 /* The features [P, C] of an image, which is trimmed, padded and resized as the model's input. */
 static inline void feature_encode(FeatureEncoder *e, const Image *image, double *features) {
-    image_prepare(e->pixels, image, e->model.c.vision.image_size);
+    image_prepare(e->pixels, image, vision_size(&e->model.c.vision));
     features_of_pixels(&e->model, e->pixels, e->host, features);
 }
 

@@ -43,7 +43,7 @@ static inline void forced_die(const LogitsFault *f, const Model *m, const Model 
 /* Counts the images of a batch that are blank as the model sees them, and notes the first of all. `seen`: samples
  * before the batch. */
 static inline void count_blank(const Batch *b, int B, int64_t seen, int64_t *blank, int64_t *first) {
-    const size_t bytes = (size_t)b->sizes[0] * b->sizes[0] * 3;
+    const size_t bytes = image_size_bytes(b->sizes[0]);
     for (int i = 0; i < B; i++)
         if (image_darkest(b->pixels[0] + i * bytes, bytes) >= IMAGE_NEAR_WHITE && (*blank)++ == 0) *first = seen + i;
 }

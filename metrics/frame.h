@@ -22,7 +22,7 @@ static inline void frame_grey(uint8_t *grey, const uint8_t *rgb, size_t n) {
 static inline CommonFrame frame_make(const Image *p, int size) {
     const size_t n = (size_t)size * size;
     CommonFrame f = {size, (uint8_t *)xmalloc(3 * n), (uint8_t *)xmalloc(n)};
-    image_prepare(f.rgb, p, size);
+    image_prepare(f.rgb, p, image_square(size));
     frame_grey(f.grey, f.rgb, n);
     return f;
 }

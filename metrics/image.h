@@ -174,7 +174,7 @@ static inline int image_scores(ImageScores *s, const Image *reference, const Ima
     s->phash = phash_similarity(phash(&a), phash(&b));
     s->sharpness = image_ratio(image_sharpness(a.grey, size), image_sharpness(b.grey, size));
     s->colour = colour_similarity(a.rgb, b.rgb, n);
-    s->ink = similarity_of_pixels(a.rgb, b.rgb, size);
+    s->ink = similarity_of_pixels(a.rgb, b.rgb, image_square(size));
     frame_free(&a);
     frame_free(&b);
     return 0;

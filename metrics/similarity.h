@@ -3,6 +3,7 @@
 #ifndef METRICS_SIMILARITY_H
 #define METRICS_SIMILARITY_H
 
+#include "../lib/image_size.h"
 #include "../lib/transport.h"
 
 typedef enum {
@@ -94,27 +95,31 @@ typedef struct {
     size_t count[4];  // values of each resolution
 } SimilarityInk;
 
-/* Adds up squares of 4 x 4. to [side / 4, side / 4, 3], rounded up, zeroed; from [side, side, 3] */
-static inline void similarity_add_squares(float *to, const float *from, size_t side) {
-    const size_t coarse = (side + 3) / 4;
-    for (size_t y = 0; y < side; y++)
-        for (size_t x = 0; x < side; x++, from += 3) {
-            float *square = to + 3 * (coarse * (y / 4) + x / 4);
+/* A quarter of a size, rounded up. */
+static inline ImageSize similarity_quarter(ImageSize s) { return (ImageSize){(s.height + 3) / 4, (s.width + 3) / 4}; }
+
+/* Adds up squares of 4 x 4. to [height / 4, width / 4, 3], rounded up, zeroed; from [height, width, 3] */
+static inline void similarity_add_squares(float *to, const float *from, ImageSize s) {
+    const int coarse = similarity_quarter(s).width;
+    for (int y = 0; y < s.height; y++)
+        for (int x = 0; x < s.width; x++, from += 3) {
+            float *square = to + 3 * ((size_t)coarse * (size_t)(y / 4) + (size_t)(x / 4));
             for (int c = 0; c < 3; c++) square[c] += from[c];
         }
 }
 
-/* The ink (255 - value) of pixels u8 [S, S, 3], summed over squares of 1, 4, 16 and 64 pixels. */
-static inline SimilarityInk similarity_ink(const uint8_t *pixels, int S) {
+/* The ink (255 - value) of pixels u8 [height, width, 3], summed over squares of 1, 4, 16 and 64 pixels. */
+static inline SimilarityInk similarity_ink(const uint8_t *pixels, ImageSize size) {
     SimilarityInk k;
-    size_t all = 0, side = (size_t)S;
-    for (int r = 0; r < 4; r++, side = (side + 3) / 4) all += k.count[r] = side * side * 3;
+    ImageSize s = size;
+    size_t all = 0;
+    for (int r = 0; r < 4; r++, s = similarity_quarter(s)) all += k.count[r] = image_size_bytes(s);
     k.ink = (float *)xcalloc(all, sizeof(float));
     for (size_t i = 0; i < k.count[0]; i++) k.ink[i] = 255 - pixels[i];
     float *ink = k.ink;
-    side = (size_t)S;
-    for (int r = 0; r < 3; ink += k.count[r++], side = (side + 3) / 4)
-        similarity_add_squares(ink + k.count[r], ink, side);
+    s = size;
+    for (int r = 0; r < 3; ink += k.count[r++], s = similarity_quarter(s))
+        similarity_add_squares(ink + k.count[r], ink, s);
     return k;
 }
 
@@ -138,9 +143,9 @@ static inline double similarity_of_ink(const SimilarityInk *a, const SimilarityI
     return sum / 4;
 }
 
-/* The same of pixels u8 [S, S, 3]. */
-static inline double similarity_of_pixels(const uint8_t *a, const uint8_t *b, int S) {
-    SimilarityInk x = similarity_ink(a, S), y = similarity_ink(b, S);
+/* The same of pixels u8 [height, width, 3]. */
+static inline double similarity_of_pixels(const uint8_t *a, const uint8_t *b, ImageSize size) {
+    SimilarityInk x = similarity_ink(a, size), y = similarity_ink(b, size);
     const double s = similarity_of_ink(&x, &y);
     free(x.ink);
     free(y.ink);
@@ -148,8 +153,10 @@ static inline double similarity_of_pixels(const uint8_t *a, const uint8_t *b, in
 }
 
 /* In which size a drawing is made before it is prepared for comparison with an image whose longest side, without its margin,
- * is `longest` (0: not known): in the image's, so that both are blurred alike, but in no more than twice the model's S. */
-static inline int similarity_drawing_size(int longest, int S) {
+ * is `longest` (0: not known): in the image's, so that both are blurred alike, but in no more than twice the longest side of
+ * the model's images. */
+static inline int similarity_drawing_size(int longest, ImageSize size) {
+    const int S = size.height > size.width ? size.height : size.width;
     return longest < 1 ? S : longest > 2 * S ? 2 * S : longest;
 }
 

@@ -213,9 +213,11 @@ def load_tokenizer(args):
     if args.model:
         _, metadata = tikzc.read_header(args.model)
         try:
-            side, patch, concat, positions = (int(metadata[key]) for key in (
-                "vision.image_size", "vision.patch", "connector.concat", "lm.max_positions"))
-            image = (side // patch)**2 // concat
+            patch, concat, positions = (int(metadata[key]) for key in (
+                "vision.patch", "connector.concat", "lm.max_positions"))
+            sides = ("height", "width") if "vision.image_height" in metadata else ("size", "size")
+            height, width = (int(metadata[f"vision.image_{side}"]) for side in sides)
+            image = (height // patch) * (width // patch) // concat
         except (KeyError, ValueError, ZeroDivisionError) as e:
             raise tikzc.FormatError(f"{args.model}: not a model of tikz.c; its metadata give no sizes ({e!r}).")
         max_tokens, reason = positions - image, f" ({positions} positions of the model less {image} of the image)"

@@ -7,7 +7,8 @@ A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify
 and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
 checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
 downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
-for bit.
+for bit. A model of rectangular images cannot be exported: SiglipVisionModel has square ones, and no position embeddings of
+rows and of columns.
 """
 import argparse
 import json
@@ -40,6 +41,11 @@ class Export:
         self.path = Path(path)
         self.header, metadata = tikzc.read_header(path)
         self.config = hub.config_read(metadata, path)
+        if hub.is_rectangular(self.config):
+            height, width = hub.image_size(self.config)
+            raise FormatError(f"{path}: its images have {height} x {width} pixels, and its position embeddings are those of "
+                              f"rows and of columns; SiglipVisionModel of Hugging Face has square images and one table of "
+                              f"positions, so that such a model cannot be represented there.")
         self.tokenizer = tikzc.Tokenizer.load(path)
         self.names = token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
         if self.tokenizer.end not in self.names:

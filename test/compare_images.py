@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import image_files  # noqa: E402
 from dataset import images  # noqa: E402
 
-SIZES = (96, 31, 384)
+SIZES = ((96, 96), (31, 31), (384, 384))  # width, height
+FRAMES = ((384, 64), (40, 96), (97, 32))  # of rectangular models; whose images are
+OF_FRAMES = ("drawing", "noise", "all_", "corner")
 
 
 def drawing(mode, size, seed):
@@ -143,9 +145,10 @@ def make_images(folder):
     return made
 
 
-def square(image, detikzify=False):
-    """Alpha over white, turned upright, the white border cut off, padded to a square with white. detikzify: enlarged to
-    the longest side that it had with its border, as DeTikZify's own pipeline does."""
+def padded(image, size, detikzify=False):
+    """Alpha over white, turned upright, the white border cut off, padded with white to the shape of size (width, height): the
+    side of the image that is too short for it becomes longer. detikzify: enlarged to the longest side that it had with its
+    border, as DeTikZify's own pipeline does."""
     image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
@@ -153,8 +156,12 @@ def square(image, detikzify=False):
     image = image.crop(box) if box else image
     if detikzify:
         return ImageOps.pad(image, (side, side), color="white", method=Image.Resampling.LANCZOS)
-    side = max(image.size)
-    return ImageOps.pad(image, (side, side), color="white")
+    wide = image.width * size[1] >= image.height * size[0]
+    area = (image.width, max(image.height, round(image.width * size[1] / size[0]))) if wide else (
+        max(image.width, round(image.height * size[0] / size[1])), image.height)
+    white = Image.new("RGB", area, "white")
+    white.paste(image, (round((area[0] - image.width) * 0.5), round((area[1] - image.height) * 0.5)))
+    return white
 
 
 def siglip():
@@ -167,13 +174,13 @@ def siglip():
 
 
 def reference(image, size, processor, detikzify=False):
-    """What the encoder must see, float32 [size, size, 3]: resized, to 0..1, (x - 0.5) / 0.5."""
+    """What the encoder must see, float32 [height, width, 3] for size (width, height): resized, to 0..1, (x - 0.5) / 0.5."""
     if detikzify:
-        return encoder_input(np.asarray(square(image, True).resize((size, size), Image.Resampling.BICUBIC)))
+        return encoder_input(np.asarray(padded(image, size, True).resize(size, Image.Resampling.BICUBIC)))
     if processor:  # the layout is said, because an image of 1 or 3 pixels a side would be taken for [C, H, W]
-        pixels = processor(square(image), size={"height": size, "width": size}, input_data_format="channels_last")
+        pixels = processor(padded(image, size), size={"height": size[1], "width": size[0]}, input_data_format="channels_last")
         return np.asarray(pixels["pixel_values"][0], np.float32).transpose(1, 2, 0)
-    return encoder_input(np.asarray(square(image).resize((size, size), Image.Resampling.BICUBIC)))
+    return encoder_input(np.asarray(padded(image, size).resize(size, Image.Resampling.BICUBIC)))
 
 
 def encoder_input(pixels):
@@ -185,16 +192,17 @@ def compare(path, mine, expected):
     difference = np.abs(encoder_input(mine) - expected) * 127.5
     good = difference.max() < (1.01 if path.suffix == ".jpg" or "jpeg" in path.name else 1e-3)
     if not good:
-        print(f"failed: {path.name} at {mine.shape[0]}: differs by up to {difference.max():.3f}, "
+        print(f"failed: {path.name} at {mine.shape[1]} x {mine.shape[0]}: differs by up to {difference.max():.3f}, "
               f"mean {difference.mean():.4f}, in {(difference > 0.5).mean():.1%} of the values")
     return good, difference.max(), difference.mean()
 
 
 def prepare(test_lib, size, paths, folder, detikzify=False):
-    """What lib/image.h makes of the files, uint8 [files, size, size, 3]."""
+    """What lib/image.h makes of the files, uint8 [files, height, width, 3]."""
     out = folder / "out"
-    subprocess.run([test_lib, "--prepare-detikzify" if detikzify else "--prepare", str(size), str(out)] + [str(p) for p in paths], check=True)
-    return np.fromfile(out, dtype=np.uint8).reshape(len(paths), size, size, 3)
+    what = "--prepare-detikzify" if detikzify else "--prepare"
+    subprocess.run([test_lib, what, f"{size[0]}x{size[1]}", str(out)] + [str(p) for p in paths], check=True)
+    return np.fromfile(out, dtype=np.uint8).reshape(len(paths), size[1], size[0], 3)
 
 
 def compare_stored(test_lib, paths, folder):
@@ -204,7 +212,7 @@ def compare_stored(test_lib, paths, folder):
     stored = [folder / f"stored-{path.name}" for path in paths]
     for path, copy in zip(paths, stored):
         copy.write_bytes(images.prepare(path.read_bytes())[0])
-    difference = np.abs(prepare(test_lib, 96, paths, folder).astype(int) - prepare(test_lib, 96, stored, folder))
+    difference = np.abs(prepare(test_lib, SIZES[0], paths, folder).astype(int) - prepare(test_lib, SIZES[0], stored, folder))
     results = []
     for path, most in zip(paths, difference.max(axis=(1, 2, 3))):
         results.append(most <= (1 if "jpeg" in path.name else 0))
@@ -220,9 +228,10 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = make_images(folder)
-        for size in SIZES:
-            ours = prepare(sys.argv[1], size, [p for p, _ in made], folder)
-            for (path, image), mine in zip(made, ours):
+        for size in SIZES + FRAMES:
+            some = made if size in SIZES else [m for m in made if m[0].name.startswith(OF_FRAMES)]
+            ours = prepare(sys.argv[1], size, [p for p, _ in some], folder)
+            for (path, image), mine in zip(some, ours):
                 expected = reference(image or Image.open(path), size, processor)
                 results.append((path.suffix, *compare(path, mine, expected)))
         ours = prepare(sys.argv[1], SIZES[0], [p for p, _ in made], folder, True)
@@ -232,7 +241,8 @@ def main():
         stored = compare_stored(sys.argv[1], [p for p, _ in made], folder)
     for suffix in sorted({r[0] for r in results}):
         of_kind = [r for r in results if r[0] == suffix]
-        print(f"{len(of_kind) // len(SIZES)} {suffix[1:]} images at {', '.join(map(str, SIZES))} against "
+        sizes = SIZES + FRAMES if suffix == ".png" else SIZES
+        print(f"{len(of_kind)} comparisons of {suffix[1:]} images at {', '.join(f'{w} x {h}' for w, h in sizes)} with "
               f"{'SiglipImageProcessor' if processor else 'Pillow'}: differ by at most "
               f"{max(r[2] for r in of_kind):.4f} levels of 255, on average {np.mean([r[3] for r in of_kind]):.4f}")
     passed, total = sum(bool(r[1]) for r in results) + sum(stored) + sum(enlarged), len(results) + len(stored) + len(enlarged)

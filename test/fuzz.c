@@ -121,7 +121,7 @@ static int read_dataset(const char *path, const uint8_t *bytes, size_t size, Err
     LoaderConfig c;
     memset(&c, 0, sizeof c);
     c.batch = 2;
-    c.sizes[0] = 8;
+    c.sizes[0] = image_square(8);
     c.size_count = 1;
     c.vocab = 50;
     if (dataset_open(&d, path, err) != 0) return -1;
@@ -145,7 +145,7 @@ static int read_image(const char *path, const uint8_t *bytes, size_t size, Error
     if (image_decode(&p, bytes, size, path, err) != 0) return -1;
     if ((int64_t)p.width * p.height <
         1000000) {  // a mutated header may ask for a large image; that is slow, not wrong
-        image_prepare(out, &p, 12);
+        image_prepare(out, &p, (ImageSize){6, 24});
         touch(out, sizeof out);
     }
     image_free(&p);

@@ -379,6 +379,8 @@ def check_broken_pairs(folder):
     hub_file = folder / "model" / "model.safetensors"
     complaint("export of no model", script("export_hf.py", hub_file, made), ["not a tikz.c"])
     complaint("export of nothing", script("export_hf.py", folder / "none", made), ["none"])
+    rectangular = Path(__file__).resolve().parent / "fixtures" / "rect.student.safetensors"
+    complaint("export of rectangular images", script("export_hf.py", rectangular, made), ["8 x 20 pixels", "SiglipVisionModel"])
     os.truncate(model, model.stat().st_size - 10)
     complaint("export of a file cut off", script("export_hf.py", model, made), ["does not fit"])
     check(not [p for p in folder.iterdir() if p.name.startswith("made")], "a failed export left something behind")

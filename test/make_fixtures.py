@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the fixtures that test_model.c compares with: four pairs of tiny random models (student and teacher), inputs,
+"""Makes the fixtures that test_model.c compares with: five pairs of tiny random models (student and teacher), inputs,
 and what doc/reference.py computes from them in float64.
 
     make_fixtures.py [--out DIR]     writes DIR/*.safetensors (default: fixtures/ beside this file)
@@ -7,7 +7,7 @@ and what doc/reference.py computes from them in float64.
 
 NAME.student.safetensors and NAME.teacher.safetensors are ordinary model files. NAME.expected.safetensors holds
 
-    pixels, teacher.pixels     u8 [B, S, S, 3]
+    pixels, teacher.pixels     u8 [B, height, width, 3]
     ids                        i32 [B, T], -1 after the end of a text
     image, hidden, logits      image tokens [B, I, W]; hidden states [n, W] and logits [n, V] of the n positions that
     teacher.image, ...         predict a text token, row by row
@@ -38,10 +38,11 @@ STEPS = 5
 
 def config(image, concat, bias, vision, lm, rope=None, tied=False, activation="gelu_tanh", vision_eps=1e-6,
            lm_eps=1e-5):
-    """image: (size, patch); vision: (width, layers, heads, mlp); lm: (vocab, width, layers, heads, kv_heads,
+    """image: (size, patch), or (height, width, patch); vision: (width, layers, heads, mlp); lm: (vocab, width, layers, heads, kv_heads,
     head_dim, ffn); rope: changed keys."""
     c = {"format": "tikz.c/1"}
-    c |= dict(zip(("vision.image_size", "vision.patch"), image))
+    sizes = ("image_size",) if len(image) == 2 else ("image_height", "image_width")
+    c |= dict(zip([f"vision.{key}" for key in (*sizes, "patch")], image))
     c |= dict(zip(("vision.width", "vision.layers", "vision.heads", "vision.mlp"), vision))
     c |= {"vision.activation": activation, "vision.eps": vision_eps}
     c |= {"connector.concat": concat, "connector.bias": bias}
@@ -107,6 +108,16 @@ PAIRS = {
             dict(w_ce=0.5, w_soft=0.3, w_hard=0.2, w_embed=0.7, temperature=1.5, soft="kl", gradient=True),
         ],
     },
+    # rectangular images: two rows of five patches, and a teacher that sees the same ones in five rows of two
+    "rect": {
+        "student": config((8, 20, 4), 2, True, (12, 2, 2, 16), (28, 16, 1, 2, 1, 8, 20)),
+        "teacher": config((15, 6, 3), 2, False, (8, 1, 2, 12), (28, 20, 1, 2, 2, 6, 18), tied=True),
+        "lengths": (6, 9, 3),
+        "settings": [
+            dict(w_ce=0.5, w_soft=0.5, temperature=2.0, soft="kl", gradient=True),
+            dict(w_ce=0.4, w_soft=0.3, w_hard=0.3, w_embed=0.6, temperature=1.5, soft="jsd", gradient=True),
+        ],
+    },
 }
 
 
@@ -119,7 +130,7 @@ def draw_weights(c, rng, head_scale):
             w = 0.1 * w if name.endswith("bias") else 1 + 0.2 * w
         elif name in ("lm.embed", "lm.head"):
             w *= head_scale / np.sqrt(shape[1])
-        elif name == "vision.position":
+        elif name.startswith("vision.position"):
             w *= 0.5
         else:
             w *= 1 / np.sqrt(shape[1])
@@ -136,12 +147,12 @@ def gap_of(logits):
 @torch.no_grad()
 def write_texts(weights, c, size, vocab, lengths, rng, least_gap=0.25):
     """Images and texts on which the teacher always has a clear favourite, so that bf16 finds the same one. Half of
-    the tokens are that favourite, the others random. Returns pixels [B, size, size, 3] and ids [B, T]."""
+    the tokens are that favourite, the others random. Returns pixels [B, height, width, 3] and ids [B, T]."""
     ids = torch.full((len(lengths), max(lengths)), -1)
     images = []
     for b, length in enumerate(lengths):
         for attempt in range(1000):
-            pixels = torch.tensor(rng.randint(0, 256, (1, size, size, 3)).astype(np.uint8))
+            pixels = torch.tensor(rng.randint(0, 256, (1, *size, 3)).astype(np.uint8))
             row = torch.full((1, length), -1)
             if write_text(weights, c, pixels, row, vocab, rng, least_gap):
                 break
@@ -163,8 +174,7 @@ def write_text(weights, c, pixels, row, vocab, rng, least_gap):
 
 
 def student_pixels(c, count, rng):
-    size = c.int("vision.image_size")
-    return torch.tensor(rng.randint(0, 256, (count, size, size, 3)).astype(np.uint8))
+    return torch.tensor(rng.randint(0, 256, (count, *c.size, 3)).astype(np.uint8))
 
 
 def differentiate(weights, c, pixels, ids, teacher, objective, embed_map):
@@ -191,8 +201,7 @@ def make_pair(name, pair, seed):
     student_c, teacher_c = (reference.Config(text) for text in texts)
     student_w, teacher_w = draw_weights(texts[0], rng, 1.5), draw_weights(texts[1], rng, 4.0)
     vocab = min(student_c.int("lm.vocab"), teacher_c.int("lm.vocab"))
-    size = teacher_c.int("vision.image_size")
-    teacher_pixels, ids = write_texts(teacher_w, teacher_c, size, vocab, pair["lengths"], rng)
+    teacher_pixels, ids = write_texts(teacher_w, teacher_c, teacher_c.size, vocab, pair["lengths"], rng)
     pixels = student_pixels(student_c, len(pair["lengths"]), rng)
     with torch.no_grad():
         teacher = reference.forward(teacher_w, teacher_c, teacher_pixels, ids)

@@ -223,6 +223,24 @@ static void test_paint(void) {
     image_free(&p);
 }
 
+/* Two rows of four patches of 2 x 2 pixels, of which 2 make an image token. */
+static void test_paint_rectangular(void) {
+    const VisionConfig c = {.image_height = 4, .image_width = 8, .patch_size = 2, .concat = 2};
+    const float map[4] = {0, 0.25f, 0.5f, 0.125f};
+    uint8_t pixels[4 * 8 * 3];
+    memset(pixels, 255, sizeof pixels);
+    Image p = attention_paint(&c, pixels, map);
+    CHECK(p.width == 384 && p.height == 192);
+    bool same = true;
+    for (int y = 0; y < 192; y++)
+        for (int x = 0; x < 384; x++) {
+            static const int rest[] = {255, 128, 0, 191};
+            same = same && p.rgb[3 * (y * 384 + x) + 1] == rest[y / 96 * 2 + x / 192];
+        }
+    CHECK(same);
+    image_free(&p);
+}
+
 static void test_texts(void) {
     static const uint8_t bytes[] = "\\draw\na1 <&\"\xff../..ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijk";
     static const int32_t offsets[] = {0, 6, 8, 12, 13, 18, 65, 65};
@@ -295,7 +313,7 @@ static void test_write(const Ops *op, const char *folder) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"gqa", "linear", "llama3", "mapped"};
+    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
     program_begin(argv);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
     Error err;
@@ -304,6 +322,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 4; i++) test_maps(op, folder, names[i]);
     test_damaged(op, folder);
     test_paint();
+    test_paint_rectangular();
     test_texts();
     test_write(op, folder);
     return checks_report();

@@ -112,11 +112,11 @@ static void test_probability(void) {
     const Augment never = augment_of("all=0,clean=0,light=0");
     Image p = image_drawn(37, 23, 5), before = image_copy(&p);
     uint8_t pixels[3 * 16 * 16], same[3 * 16 * 16];
-    image_prepare(same, &before, 16);
+    image_prepare(same, &before, image_square(16));
     for (uint32_t sample = 0; sample < 100; sample++) {
         const ImageBox box = augment_image(&never, &p, 1, 0, sample);
-        image_prepare_box(pixels, &p, box, 16);
-        augment_prepared(&never, pixels, 16, 1, 0, sample);
+        image_prepare_box(pixels, &p, box, image_square(16));
+        augment_prepared(&never, pixels, image_square(16), 1, 0, sample);
         CHECK(image_same(&p, &before) && !memcmp(pixels, same, sizeof same));
     }
     image_free(&p);
@@ -519,8 +519,8 @@ static uint32_t sample_crc(const Augment *a, uint64_t seed, uint64_t epoch, uint
     uint8_t pixels[3 * 24 * 24];
     Image p = image_drawn(20 + (int)sample % 31, 15 + (int)sample % 17, sample);
     const ImageBox box = augment_image(a, &p, seed, epoch, sample);
-    image_prepare_box(pixels, &p, box, 24);
-    augment_prepared(a, pixels, 24, seed, epoch, sample);
+    image_prepare_box(pixels, &p, box, image_square(24));
+    augment_prepared(a, pixels, image_square(24), seed, epoch, sample);
     image_free(&p);
     return crc32_bytes(0, pixels, sizeof pixels);
 }
@@ -569,8 +569,8 @@ static void test_sizes(void) {
                 const ImageBox box = augment_image(&a, &p, 1, 0, (uint32_t)(z + i));
                 CHECK(box.x >= 0 && box.y >= 0 && box.width > 0 && box.height > 0 && box.x + box.width <= p.width &&
                       box.y + box.height <= p.height);
-                image_prepare_box(pixels, &p, box, 16);
-                augment_prepared(&a, pixels, 16, 1, 0, (uint32_t)(z + i));
+                image_prepare_box(pixels, &p, box, image_square(16));
+                augment_prepared(&a, pixels, image_square(16), 1, 0, (uint32_t)(z + i));
                 image_free(&p);
             }
 }
@@ -594,8 +594,8 @@ static int draw_sheet(const char *out, const char *path) {
             Image p = image_copy(&original);
             const Augment none = {0}, *now = column ? &a : &none;
             const ImageBox box = augment_image(now, &p, 1, 0, (uint32_t)column);
-            image_prepare_box(pixels, &p, box, CELL);
-            augment_prepared(now, pixels, CELL, 1, 0, (uint32_t)column);
+            image_prepare_box(pixels, &p, box, image_square(CELL));
+            augment_prepared(now, pixels, image_square(CELL), 1, 0, (uint32_t)column);
             for (int y = 0; y < CELL; y++)
                 memcpy(sheet.rgb + 3 * ((size_t)(row * (CELL + GAP) + y) * (size_t)sheet.width +
                                         (size_t)(column * (CELL + GAP))),

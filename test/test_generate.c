@@ -247,7 +247,7 @@ static void test_starter(const Ops *op) {
         die("%s", err.text);
     const int side = t.target.c.vision.image_size, most = op->host_memory ? 190 : 8;
     const int images = op->host_memory ? (SLOW ? 3 : 12) : 1;
-    const LoaderConfig c = loader_config_for(1, 190, side, t.target.tokenizer.count, 0, 0);
+    const LoaderConfig c = loader_config_for(1, 190, image_square(side), t.target.tokenizer.count, (ImageSize){0, 0}, 0);
     if (loader_start(&loader, &data, c, &err)) die("%s", err.text);
     t.pixels = (uint8_t *)xmalloc((size_t)side * side * 3);
     t.draft_pixels = (uint8_t *)xmalloc((size_t)side * side * 3);
@@ -287,7 +287,7 @@ static void change(const Model *m, const Param *x, float factor, float noise, ui
 }
 
 static uint8_t *random_pixels(const Model *m) {
-    const size_t n = (size_t)m->c.vision.image_size * m->c.vision.image_size * 3;
+    const size_t n = model_pixels(m);
     uint8_t *pixels = (uint8_t *)xmalloc(n);
     Random random;
     random_seed(&random, 3);

@@ -837,8 +837,8 @@ static void test_image_remark(void) {
                 memset(rgb + 3 * (y * W + x), value, 3);
             }
         ImageBox box = image_trim(&p, IMAGE_WHITE);
-        image_prepare_box(out, &p, box, SIZE);
-        const bool remark = image_remark(text, sizeof text, &p, box, out, SIZE);
+        image_prepare_box(out, &p, box, image_square(SIZE));
+        const bool remark = image_remark(text, sizeof text, &p, box, out, image_square(SIZE));
         check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part,
               text);
         if (!strstr(text, "try")) continue;
@@ -846,10 +846,44 @@ static void test_image_remark(void) {
             image_invert(&p);
         else
             box = image_trim(&p, IMAGE_NEAR_WHITE);
-        image_prepare_box(out, &p, box, SIZE);
-        check(!image_remark(text, sizeof text, &p, box, out, SIZE), __FILE__, __LINE__, "the remedy helps", text);
+        image_prepare_box(out, &p, box, image_square(SIZE));
+        check(!image_remark(text, sizeof text, &p, box, out, image_square(SIZE)), __FILE__, __LINE__,
+              "the remedy helps", text);
     }
     free(rgb);
+}
+
+/* Strips of black and white, which a rectangular input holds as large as fits; below a certain height the image is too small. */
+static void test_remark_of_strips(void) {
+    const ImageSize frame = {64, 384};
+    static const struct {
+        int width, height;
+        ImageSize frame;
+        const char *part;
+    } cases[] = {{10000, 100, {64, 384}, "its 10000 x 100 pixels become only 384 x 4 in the model's 384 x 64"},
+                 {1500, 100, {64, 384}, ""},
+                 {300, 8, {64, 384}, ""},  // enlarged
+                 {8, 60, {64, 384}, ""},
+                 {100, 3000, {64, 384}, "become only 3 x 64"},
+                 {10000, 100, {384, 384}, ""}};
+    uint8_t *out = (uint8_t *)xmalloc(3 * 384 * 384);
+    char text[256];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const ImageSize s = {cases[i].height, cases[i].width};
+        Image p = {s.width, s.height, (uint8_t *)xcalloc(image_size_bytes(s), 1)};
+        for (size_t k = 0; k < image_size_bytes(s); k++) p.rgb[k] = k / 3 % 8 < 4 ? 0 : 255;
+        const ImageBox box = image_trim(&p, IMAGE_WHITE);
+        image_prepare_box(out, &p, box, cases[i].frame);
+        const bool remark =
+            image_remark(text, sizeof text, &p, (ImageBox){0, 0, s.width, s.height}, out, cases[i].frame);
+        check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part,
+              text);
+        image_free(&p);
+    }
+    free(out);
+    const ImageSize high = image_padded((ImageBox){0, 0, 100, 50}, frame),
+                    wide = image_padded((ImageBox){0, 0, 900, 50}, frame);
+    CHECK(high.width == 300 && high.height == 50 && wide.width == 900 && wide.height == 150);
 }
 
 static void test_jpeg_refused(void) {
@@ -896,18 +930,18 @@ static void test_image_prepare(void) {
     memset(white, 255, sizeof white);
     Image p = {5, 3, white};
     memset(out, 0, sizeof out);
-    image_prepare(out, &p, 16);
+    image_prepare(out, &p, image_square(16));
     int same = 0;
     for (size_t i = 0; i < sizeof out; i++) same += out[i] == 255;
     CHECK(same == 16 * 16 * 3);
     Image dot = {1, 1, one};
-    image_prepare(out, &dot, 16);
+    image_prepare(out, &dot, image_square(16));
     CHECK(out[0] == 10 && out[16 * 16 * 3 - 1] == 30);
     white[(1 * 5 + 2) * 3] = 0;  // one pixel, then a second one below: the box is 1 x 2, padded to 2 x 2 on the right
     white[(2 * 5 + 2) * 3] = 0;
     ImageBox box = image_trim(&p, IMAGE_WHITE);
     CHECK(box.x == 2 && box.y == 1 && box.width == 1 && box.height == 2);
-    image_prepare(out, &p, 2);
+    image_prepare(out, &p, image_square(2));
     CHECK(out[0] == 0 && out[1] == 255 && out[3] == 255 && out[6] == 0 && out[9] == 255);
 }
 
@@ -940,11 +974,13 @@ static void test_enlarge_refused(void) {
 }
 
 static int prepare_images(int count, char **arguments, bool enlarge) {
-    int size = count > 2 ? atoi(arguments[0]) : 0;
-    if (size < 1 || size > 4096) die("usage: --prepare|--prepare-detikzify SIZE OUT IMG...");
+    ImageSize size = {0, 0};
+    if (count > 2 && sscanf(arguments[0], "%dx%d", &size.width, &size.height) == 1) size.height = size.width;
+    if (size.width < 1 || size.width > 4096 || size.height < 1 || size.height > 4096)
+        die("usage: --prepare|--prepare-detikzify SIZE|WIDTHxHEIGHT OUT IMG...");
     FILE *f = fopen(arguments[1], "wb");
     if (!f) die("cannot write %s: %s", arguments[1], strerror(errno));
-    size_t bytes = (size_t)size * (size_t)size * 3;
+    size_t bytes = image_size_bytes(size);
     uint8_t *out = (uint8_t *)xmalloc(bytes);
     for (int i = 2; i < count; i++) {
         Image p;
@@ -1019,6 +1055,7 @@ int main(int argc, char **argv) {
     test_jpeg_refused();
     test_jpeg_scans();
     test_image_remark();
+    test_remark_of_strips();
     test_image_prepare();
     test_image_turn();
     test_enlarge_refused();

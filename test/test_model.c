@@ -29,7 +29,7 @@ static const double FORWARD = 1e-5, LOSS = 1e-5, GRADIENT = 1e-4, WEIGHTS = 5e-5
 static const double FORWARD = 2e-2, LOSS = 2e-2, GRADIENT = 1e-1, WEIGHTS = 1.5e-1, SAME = 2e-2;
 #endif
 
-static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped"};
+static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
 enum { PAIRS = sizeof pair_names / sizeof pair_names[0], CHUNK = 7, SHOWN = 40 };
 
 static int passed, failed;
@@ -198,10 +198,9 @@ static void open_objective(Objective *o, const Pair *p, ObjectiveConfig c, int c
  * added to those there; the means are over the whole batch. */
 static void learn(Pair *p, Objective *o, int first, int B) {
     Model *s = &p->student, *t = &p->teacher;
-    size_t side = s->c.vision.image_size, teacher_side = t->c.vision.image_size;
     const int *ids = p->ids + first * p->T;
-    model_forward(t, p->teacher_pixels + first * teacher_side * teacher_side * 3, ids, B, p->T);
-    model_forward(s, p->pixels + first * side * side * 3, ids, B, p->T);
+    model_forward(t, p->teacher_pixels + first * model_pixels(t), ids, B, p->T);
+    model_forward(s, p->pixels + first * model_pixels(s), ids, B, p->T);
     TeacherOutput q = {t->hidden, t->vision.tokens};
     LossScale scale = {1.0 / p->n, 1.0 / p->B};
     objective_run(o, s, &q, s->trained ? scale : (LossScale){0, 0});
@@ -409,14 +408,13 @@ static double generator_error(const Pair *p, const Generator *d, int place, cons
 
 /* One sequence at a time: prefill of its first `prefix` tokens, then the others step by step. */
 static void check_prefix(Pair *p, const float *logits, int b, int prefix, double tolerance) {
-    size_t side = (size_t)p->student.c.vision.image_size;
     const int *ids = p->ids + b * p->T;
     int length = 0;
     while (length < p->T && ids[length] >= 0) length++;
     if (prefix >= length) return;
     Generator d;
     generator_open(&d, &p->student, 1, p->T);
-    generator_prefill(&d, p->pixels + (size_t)b * side * side * 3, 1, ids, prefix);
+    generator_prefill(&d, p->pixels + (size_t)b * model_pixels(&p->student), 1, ids, prefix);
     double worst = generator_error(p, &d, 0, logits, b, prefix);
     for (int t = prefix; t + 1 < length; t++) {
         generator_append(&d, &ids[t]);
@@ -471,7 +469,7 @@ static bool record_token(void *context, int b, int id) {
  * In bf16 the matmuls of one row round differently from those of several. */
 static void check_generating(Pair *p, float temperature) {
     static Generated together, alone;
-    size_t pixels = (size_t)p->student.c.vision.image_size * (size_t)p->student.c.vision.image_size * 3;
+    size_t pixels = model_pixels(&p->student);
     int max_tokens = p->T < GENERATED ? p->T : GENERATED, numbers[64], wrong = 0;
     Generator d;
     memset(&together, 0, sizeof together);
@@ -517,7 +515,7 @@ typedef struct {
 /* Image `taken`, of which the pair has p->B different ones. */
 static int feed_image(void *context, uint8_t *pixels) {
     Feed *f = (Feed *)context;
-    const size_t side = (size_t)f->p->student.c.vision.image_size, bytes = side * side * 3;
+    const size_t bytes = model_pixels(&f->p->student);
     if (f->taken == FED) return -1;
     memcpy(pixels, f->p->pixels + (size_t)(f->taken % f->p->B) * bytes, bytes);
     return f->taken++;
@@ -528,7 +526,7 @@ static bool feed_read(void *context, int sequence, int id) { return record_token
 /* Images that take the places of finished ones give the texts that they give alone, with their log-probabilities. */
 static void check_continuous(Pair *p, float temperature) {
     static Generated together, alone;
-    const size_t side = (size_t)p->student.c.vision.image_size, bytes = side * side * 3;
+    const size_t bytes = model_pixels(&p->student);
     const int places = p->B < 3 ? p->B : 3, max_tokens = p->T < GENERATED ? p->T : GENERATED;
     uint8_t *pixels = (uint8_t *)xmalloc(3 * bytes);
     Feed f = {p, &together, 0};
@@ -739,7 +737,7 @@ static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, cons
     if (teacher) check(model_share_encoder(m, teacher), "%s: equal encoders are not shared", shape);
     model_plan(m, DRAWN_B, DRAWN_T);
     objective_open(&d->objective, c, m, (Weight){0}, 0, DRAWN_B * DRAWN_T, DRAWN_B, 1);
-    size_t side = (size_t)m->c.vision.image_size, pixels_size = DRAWN_B * side * side * 3;
+    size_t pixels_size = DRAWN_B * model_pixels(m);
     d->pixels = xmalloc(pixels_size);
     random_seed(&rng, 7);
     for (size_t i = 0; i < pixels_size; i++) d->pixels[i] = (uint8_t)random_below(&rng, 256);

@@ -102,6 +102,43 @@ resuming() {
         [ "$(number_of again/log.jsonl loss 1)" = "$(number_of two/log.jsonl loss 1)" ]
 }
 
+# Images of another shape than the teacher's: everything that sees images.
+rectangular() {
+    local flat=${shape/image_size=48/image_height=16},vision.image_width=96 key
+    resume_case flat "${taught[@]}" --student "$flat" --augment --steps 60 --lr 0.01
+    check "a rectangular file has a height in place of the size" eval 'grep -aq vision.image_height flat-a/student.safetensors &&
+        ! grep -aq vision.image_size flat-a/student.safetensors && ! grep -aq vision.image_height teacher.safetensors'
+    "$damage" json flat-a/log.jsonl loss >losses
+    check "the loss falls" below "$(tail -1 losses)" "$(head -1 losses)"
+    for key in rows columns; do "$damage" tensor flat-a/student.safetensors vision.position.$key >$key; done
+    succeeds "$train" --resume --out flat-a --steps 61
+    for key in rows columns; do
+        "$damage" tensor flat-a/student.safetensors vision.position.$key >after
+        check "the positions of $key are trained" differ $key after
+    done
+    succeeds "$quantize" -q flat-a/student.safetensors flat-q8.safetensors
+    for key in flat-a/student flat-q8; do
+        succeeds "$infer" --model $key.safetensors --max-tokens 8 --show --attention maps image0.png image1.png
+        check "$key: --show draws each image in 80 columns and 14 rows, two a line" eval \
+            '[ "$(grep -c "▀" err)" = 14 ]'
+        check "$key: pictures of the attention" [ -s maps/image0.attention/index.html ]
+        succeeds "$eval" --model $key.safetensors --teacher teacher.safetensors --data val.bin --no-greedy
+    done
+    succeeds "$infer" --model flat-a/student.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
+    succeeds "$infer" --model teacher.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
+    succeeds "${alone[@]}" --student flat-a/student.safetensors --steps 1 --train lm --out flat-again
+    for key in vision.position.rows vision.patch.weight; do
+        "$damage" tensor flat-a/student.safetensors $key >before
+        "$damage" tensor flat-again/student.safetensors $key >after
+        check "--student with a rectangular file keeps $key" same before after
+    done
+    for key in "vision.image_height=20,vision.image_width=96|20 x 96 pixels are not multiples of vision.patch 8" \
+        "vision.image_width=96|vision.image_height and vision.image_width belong together" \
+        "vision.image_height=0|vision.image_height is \"0\""; do
+        refuses 2 "${key#*|}" "${alone[@]}" --student "$shape,${key%|*}" --steps 1 --out refused
+    done
+}
+
 accumulating() {
     local a b i
     succeeds "${taught[@]}" --batch 16 --steps 6 --out whole
@@ -1052,6 +1089,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
+run_groups training resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

@@ -401,11 +401,33 @@ static void test_similarity(void) {
     uint8_t *pixels = xmalloc(3 * S * S * 3), *near = pixels + S * S * 3, *far = near + S * S * 3;
     memset(pixels, 255, 3 * S * S * 3);
     for (int y = 0; y < S; y++) pixels[3 * (y * S + 4)] = near[3 * (y * S + 5)] = far[3 * (y * S + 19)] = 0;
-    SimilarityInk ink[3] = {similarity_ink(pixels, S), similarity_ink(near, S), similarity_ink(far, S)};
+    const ImageSize square = image_square(S);
+    SimilarityInk ink[3] = {similarity_ink(pixels, square), similarity_ink(near, square), similarity_ink(far, square)};
     CHECK(fabs(similarity_of_ink(&ink[0], &ink[0]) - 1) < 1e-12);
     CHECK(similarity_of_ink(&ink[0], &ink[1]) > similarity_of_ink(&ink[0], &ink[2]));
     CHECK(fabs(similarity_of_ink(&ink[0], &ink[1]) - 0.75) < 1e-12);  // apart in pixels, together in larger squares
     for (int i = 0; i < 3; i++) free(ink[i].ink);
+    free(pixels);
+}
+
+/* Rectangular images are as alike as the same ones turned on their sides. */
+static void test_similarity_rectangular(void) {
+    const ImageSize lying = {5, 70}, standing = {70, 5};
+    uint8_t *pixels = xmalloc(4 * image_size_bytes(lying)), *image[4];
+    Random random;
+    random_seed(&random, 5);
+    for (int i = 0; i < 4; i++) image[i] = pixels + i * image_size_bytes(lying);
+    for (int i = 0; i < 2; i++)
+        for (int y = 0; y < lying.height; y++)
+            for (int x = 0; x < lying.width; x++)
+                for (int k = 0; k < 3; k++)
+                    image[i][3 * (y * lying.width + x) + k] = image[i + 2][3 * (x * standing.width + y) + k] =
+                        random_below(&random, 3) ? 255 : (uint8_t)random_below(&random, 256);
+    const double alike = similarity_of_pixels(image[0], image[1], lying);
+    CHECK(alike > 0.2 && alike < 0.95);
+    CHECK(fabs(similarity_of_pixels(image[2], image[3], standing) - alike) < 1e-12);
+    CHECK(similarity_drawing_size(0, lying) == 70 && similarity_drawing_size(0, standing) == 70);
+    CHECK(similarity_drawing_size(200, lying) == 140 && similarity_drawing_size(90, standing) == 90);
     free(pixels);
 }
 
@@ -515,7 +537,7 @@ static void test_judge(const char *cache) {
     Error err;
     uint8_t input[S * S * 3];
     memset(input, 255, sizeof input);
-    CHECK_OK(judge_open(&j, &(JudgeOptions){.image_size = S, .threads = 2, .cache = cache}, &err), err);
+    CHECK_OK(judge_open(&j, &(JudgeOptions){.image_size = image_square(S), .threads = 2, .cache = cache}, &err), err);
     judge_begin(&j, input, 64);
     Judged *a = judge_now(&j, line);
     CHECK(a->clean && a->drawn && !a->message && a->pixels);
@@ -569,7 +591,7 @@ static void test_search_run(const char *cache) {
     const int S = m.c.vision.image_size;
     uint8_t *pixels = xmalloc((size_t)S * S * 3);
     CHECK_OK(image_load(&image, "dev/starter/example.png", &err), err);
-    image_prepare(pixels, &image, S);
+    image_prepare(pixels, &image, image_square(S));
     model_plan(&m, 1, 1);
     generator_open(&g, &m, 3, model_max_text(&m));
     generator_set_sampling(&g, 1.2f, 1, 0, 5, 0);
@@ -603,6 +625,7 @@ int main(int argc, char **argv) {
     test_oracle(rules);
     test_transport(distances);
     test_similarity();
+    test_similarity_rectangular();
     test_rollouts();
     if (has_tex()) {
         samples_begin();

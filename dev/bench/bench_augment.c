@@ -53,8 +53,8 @@ static double images_a_second(const char *text, const Image *images, int count, 
     while (now - begin < opt.seconds || n < (uint32_t)count) {
         Image p = image_copy(&images[n % (uint32_t)count]);
         const ImageBox box = augment_image(&a, &p, 1, 0, n);
-        image_prepare_box(pixels, &p, box, side);
-        augment_prepared(&a, pixels, side, 1, 0, n);
+        image_prepare_box(pixels, &p, box, image_square(side));
+        augment_prepared(&a, pixels, image_square(side), 1, 0, n);
         image_free(&p);
         n++;
         now = thread_seconds();
@@ -68,7 +68,7 @@ static double loader_a_second(const char *text, const Dataset *d, int threads) {
     Loader l;
     Error err;
     LoaderConfig c = {.batch = 32,
-                      .sizes = {96},
+                      .sizes = {{96, 96}},
                       .size_count = 1,
                       .shuffle = true,
                       .threads = threads,

@@ -77,10 +77,9 @@ static double median(double *x, int n) {
     return x[n / 2];
 }
 
-/* The prepared images of the first n samples [n, S, S, 3]. */
+/* The prepared images of the first n samples [n, height, width, 3]. */
 static uint8_t *read_images(const Model *m, int n) {
-    const int S = m->c.vision.image_size;
-    uint8_t *pixels = xmalloc((size_t)n * S * S * 3);
+    uint8_t *pixels = xmalloc(n * model_pixels(m));
     Dataset d;
     Image image;
     Error err;
@@ -88,7 +87,7 @@ static uint8_t *read_images(const Model *m, int n) {
     for (int i = 0; i < n; i++) {
         const Sample s = dataset_sample(&d, (uint64_t)i % d.count);
         die_if(image_decode(&image, s.image, s.image_bytes, "of the dataset", &err), &err);
-        image_prepare(pixels + (size_t)i * S * S * 3, &image, S);
+        image_prepare(pixels + i * model_pixels(m), &image, vision_size(&m->c.vision));
         image_free(&image);
     }
     dataset_close(&d);

@@ -213,8 +213,8 @@ int main(int argc, char **argv) {
     for (int n = 1; n <= b.s.rows; n++) printf(" %.2f", time_pass(&b, &b.g, n));
     printf(" for 1, 2, ... tokens; draft %.2f\n", time_pass(&b, &b.d, 1));
     if (dataset_open(&data, opt.data, &err)) die("%s", err.text);
-    LoaderConfig c = loader_config_for(1, b.max_tokens, b.target.c.vision.image_size, b.target.tokenizer.count,
-                                       b.draft.c.vision.image_size, b.draft.tokenizer.count);
+    LoaderConfig c = loader_config_for(1, b.max_tokens, vision_size(&b.target.c.vision), b.target.tokenizer.count,
+                                       vision_size(&b.draft.c.vision), b.draft.tokenizer.count);
     if (loader_start(&loader, &data, c, &err)) die("%s", err.text);
     for (int n = 0; n < opt.samples; n++) {
         const Batch *batch = loader_next(&loader, &err);

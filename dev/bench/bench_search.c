@@ -145,7 +145,6 @@ static void write_text(int number, const char *kind, const char *text, size_t n)
 }
 
 static void search_figure(Generator *g, Judge *j, const Dataset *d, int number, Totals *t) {
-    const int S = g->m->c.vision.image_size;
     const Sample sample = dataset_sample(d, (uint64_t)number);
     Image image;
     Error err;
@@ -158,11 +157,11 @@ static void search_figure(Generator *g, Judge *j, const Dataset *d, int number, 
                              .published = opt.published,
                              .in_flight = (int)opt.in_flight,
                              .seed = (uint64_t)opt.seed};
-    uint8_t *pixels = xmalloc((size_t)S * S * 3);
+    uint8_t *pixels = xmalloc(model_pixels(g->m));
     die_if(dataset_check_sample(&sample, g->m->tokenizer.count, &err), &err);
     die_if(image_decode(&image, sample.image, sample.image_bytes, "of the dataset", &err), &err);
     const ImageBox box = image_trim(&image, IMAGE_WHITE);
-    image_prepare_box(pixels, &image, box, S);
+    image_prepare_box(pixels, &image, box, vision_size(&g->m->c.vision));
     die_if(
         search_run(&o, g, j, pixels, box.width > box.height ? box.width : box.height, NULL, 0, NULL, NULL, &r, &err),
         &err);
@@ -227,12 +226,11 @@ static void search_figures(Model *m, Generator *g) {
 
 /* The pixels of dev/starter/example.png. */
 static uint8_t *example(const Model *m) {
-    const int S = m->c.vision.image_size;
-    uint8_t *pixels = xmalloc((size_t)S * S * 3);
+    uint8_t *pixels = xmalloc(model_pixels(m));
     Image image;
     Error err;
     die_if(image_load(&image, "dev/starter/example.png", &err), &err);
-    image_prepare(pixels, &image, S);
+    image_prepare(pixels, &image, vision_size(&m->c.vision));
     image_free(&image);
     return pixels;
 }

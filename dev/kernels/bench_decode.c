@@ -81,7 +81,7 @@ static double open_and_multiply(Model *m, const Ops *op, const char *path) {
 }
 
 static uint8_t *grey_image(const Model *m) {
-    size_t pixels = (size_t)m->c.vision.image_size * (size_t)m->c.vision.image_size * 3;
+    size_t pixels = model_pixels(m);
     uint8_t *grey = (uint8_t *)xmalloc(pixels);
     memset(grey, 128, pixels);
     return grey;

@@ -338,11 +338,15 @@ static void bench_inputs(const Shapes *m, size_t patches, size_t tokens) {
     float *dposition = zeros_f((size_t)P * m->C);
     SHAPE("B=%d S=%d patch=%d", m->B, m->image, m->patch);
     BENCH(1, "patchify", "", 0, (double)pixels + (double)patches * features * X,
-          op->patchify(columns, u8, m->B, m->image, m->patch))
+          op->patchify(columns, u8, m->B, m->image, m->image, m->patch))
     SHAPE("B=%d T=%d C=%d", m->B, P, m->C);
     BENCH(1, "position_forward", "", 0, (2.0 * patches + P) * m->C * X, op->position_forward(x, w, m->B, P, m->C))
     BENCH(1, "position_backward", "", 0, (double)patches * m->C * X + 8.0 * P * m->C,
           op->position_backward(dposition, x, m->B, P, m->C))
+    BENCH(1, "position_2d_forward", "", 0, (2.0 * patches + 2 * side) * m->C * X,
+          op->position_2d_forward(x, w, w, m->B, side, side, m->C))
+    BENCH(1, "position_2d_backward", "", 0, 2.0 * patches * m->C * X + 16.0 * side * m->C,
+          op->position_2d_backward(dposition, dposition + side * m->C, x, m->B, side, side, m->C))
     op->release(u8), op->release(columns), op->release(x), op->release(w), op->release(dposition);
     floatX *table = random_x((size_t)m->V * m->W), *out = random_x(tokens * m->W), *some = random_x(text * m->W);
     float *dtable = zeros_f((size_t)m->V * m->W);

@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY=passive
 tests_of() { # FILE: which tests run its kernels
     case $(basename "$1") in
     reduce.cuh) echo norm squared_norm cosine entropy_band ;;
-    input.cuh) echo embedding patchify position rows ;;
+    input.cuh) echo embedding patchify position position_2d rows ;;
     norm.cuh) echo norm ;;
     linear.cuh | matmul.cuh | gemv.cuh) echo linear_forward linear_backward ;;
     gemv_quantised.cuh) echo quantised_linear ;;

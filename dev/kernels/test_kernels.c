@@ -37,6 +37,7 @@ static const struct {
     {"embedding", test_embedding, 20},
     {"patchify", test_patchify, 20},
     {"position", test_position, 20},
+    {"position_2d", test_position_2d, 20},
     {"rows", test_rows, 20},
     {"norm", test_norm, 60},
     {"linear_forward", test_linear_forward, 120},

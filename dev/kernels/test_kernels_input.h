@@ -109,23 +109,24 @@ static void test_embedding(void) {
 }
 
 static void test_patchify(void) {
-    int B = 1 + below(3), patch = ONE_OF(int, 1, 2, 3, 7, 8, 14, 16), side = 1 + below(7);
-    int S = patch * side + (below(2) ? below(patch) : 0);  // some rows and columns left over, in half of the cases
-    size_t bytes = (size_t)B * S * S * 3, n = (size_t)B * side * side * 3 * patch * patch;
+    int B = 1 + below(3), patch = ONE_OF(int, 1, 2, 3, 7, 8, 14, 16), rows = 1 + below(7), columns = 1 + below(9);
+    int height = patch * rows + (below(2) ? below(patch) : 0);  // some pixels left over, in half of the cases
+    int width = patch * columns + (below(2) ? below(patch) : 0);
+    size_t bytes = (size_t)B * height * width * 3, n = (size_t)B * rows * columns * 3 * patch * patch;
     uint8_t *pixels = (uint8_t *)host(bytes), *dev = (uint8_t *)device(bytes);
     double *want = zeros(n), *w = want;
     for (size_t i = 0; i < bytes; i++) pixels[i] = (uint8_t)below(256);
     for (int b = 0; b < B; b++)
-        for (int p = 0; p < side * side; p++)
+        for (int p = 0; p < rows * columns; p++)
             for (int c = 0; c < 3; c++)
                 for (int y = 0; y < patch; y++)
                     for (int x = 0; x < patch; x++) {
-                        size_t row = p / side * patch + y, col = p % side * patch + x;
-                        *w++ = (pixels[(((size_t)b * S + row) * S + col) * 3 + c] / 255.0 - 0.5) / 0.5;
+                        size_t row = p / columns * patch + y, col = p % columns * patch + x;
+                        *w++ = (pixels[(((size_t)b * height + row) * width + col) * 3 + c] / 255.0 - 0.5) / 0.5;
                     }
     op->upload(dev, pixels, bytes);
     floatX *out = out_x(n);
-    op->patchify(out, dev, B, S, patch);
+    op->patchify(out, dev, B, height, width, patch);
     check_x("patchify", out, want, n, FORWARD / 2);
 }
 
@@ -140,6 +141,27 @@ static void test_position(void) {
     for (size_t i = 0; i < n; i++) x[i] += position[i % m], dposition[i % m] += dout[i];
     check_x("position_forward", dev_x, x, n, FORWARD / 2);
     check_f("position_backward", dev_dposition, dposition, m, FP32);
+}
+
+static void test_position_2d(void) {
+    int B = 1 + below(9), R = 1 + below(12), Q = 1 + below(50), C = ragged();
+    size_t n = (size_t)B * R * Q * C;
+    double *x = draw(n, 1), *rows = draw((size_t)R * C, 1), *columns = draw((size_t)Q * C, 1), *dout = draw(n, 1);
+    double *drows = draw((size_t)R * C, 1), *dcolumns = draw((size_t)Q * C, 1);
+    floatX *dev_x = put_x(x, n), *dev_rows = put_x(rows, (size_t)R * C), *dev_columns = put_x(columns, (size_t)Q * C);
+    floatX *dev_dout = put_x(dout, n);
+    float *dev_drows = put_f(drows, (size_t)R * C), *dev_dcolumns = put_f(dcolumns, (size_t)Q * C);
+    op->position_2d_forward(dev_x, dev_rows, dev_columns, B, R, Q, C);
+    op->position_2d_backward(dev_drows, dev_dcolumns, dev_dout, B, R, Q, C);
+    for (size_t i = 0; i < n; i++) {
+        size_t c = i % C, column = i / C % Q, row = i / C / Q % R;
+        x[i] += rows[row * C + c] + columns[column * C + c];
+        drows[row * C + c] += dout[i];
+        dcolumns[column * C + c] += dout[i];
+    }
+    check_x("position_2d_forward", dev_x, x, n, FORWARD / 2);
+    check_f("position_2d_backward, rows", dev_drows, drows, (size_t)R * C, FP32);
+    check_f("position_2d_backward, columns", dev_dcolumns, dcolumns, (size_t)Q * C, FP32);
 }
 
 static void test_rows(void) {

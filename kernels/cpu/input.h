@@ -40,19 +40,19 @@ static void cpu_embedding_backward(float *dtable, const floatX *dout, const int 
 
 /* ---- images ---- */
 
-static void cpu_patchify(floatX *out, const uint8_t *pixels, int B, int S, int patch) {
-    int side = S / patch;
-    size_t patches = (size_t)B * side * side, width = (size_t)3 * patch * patch;
+static void cpu_patchify(floatX *out, const uint8_t *pixels, int B, int height, int width, int patch) {
+    const size_t rows = height / patch, columns = width / patch, patches = B * rows * columns;
+    const size_t features = (size_t)3 * patch * patch;
     floatX value[256];
     for (int i = 0; i < 256; i++) value[i] = to_x((float)i * (2.0f / 255.0f) - 1.0f);
-#pragma omp parallel for schedule(static) if (patches * width > 16384)
+#pragma omp parallel for schedule(static) if (patches * features > 16384)
     for (size_t p = 0; p < patches; p++) {
-        size_t b = p / (side * side), row = p / side % side, col = p % side;
-        const uint8_t *corner = pixels + ((b * S + row * patch) * S + col * patch) * 3;
-        floatX *o = out + p * width;
+        size_t b = p / (rows * columns), row = p / columns % rows, col = p % columns;
+        const uint8_t *corner = pixels + ((b * height + row * patch) * width + col * patch) * 3;
+        floatX *o = out + p * features;
         for (int c = 0; c < 3; c++)
             for (int y = 0; y < patch; y++)
-                for (int x = 0; x < patch; x++) *o++ = value[corner[((size_t)y * S + x) * 3 + c]];
+                for (int x = 0; x < patch; x++) *o++ = value[corner[((size_t)y * width + x) * 3 + c]];
     }
 }
 
@@ -74,6 +74,35 @@ static void cpu_position_backward(float *dposition, const floatX *dout, int B, i
             for (int b = 0; b < B; b++) sum += vx_load_n(dout + ((size_t)b * T + t) * C + c, m);
             vf_store_n(dposition + (size_t)t * C + c, sum, m);
         }
+}
+
+static void cpu_position_2d_forward(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q,
+                                    int C) {
+    const size_t n = (size_t)B * R * Q;
+#pragma omp parallel for schedule(static) if (n * C > 16384)
+    for (size_t i = 0; i < n; i++) {
+        floatX *to = x + i * C;
+        const floatX *row = rows + i / Q % R * C, *column = columns + i % Q * C;
+        FOR_LANES (c, m, 0, (size_t)C)
+            vx_store_n(to + c, vx_load_n(to + c, m) + (vx_load_n(row + c, m) + vx_load_n(column + c, m)), m);
+    }
+}
+
+/* A task owns a row or a column, and adds up the patches of every image in their order. */
+static void cpu_position_2d_backward(float *drows, float *dcolumns, const floatX *dout, int B, int R, int Q, int C) {
+#pragma omp parallel for schedule(static) if ((size_t)B * R * Q * C > 16384)
+    for (int task = 0; task < R + Q; task++) {
+        const bool is_row = task < R;
+        const size_t first = is_row ? (size_t)task * Q : (size_t)(task - R), step = is_row ? 1 : Q;
+        const size_t count = is_row ? Q : R, image = (size_t)R * Q;
+        float *to = is_row ? drows + (size_t)task * C : dcolumns + (size_t)(task - R) * C;
+        FOR_LANES (c, m, 0, (size_t)C) {
+            vf sum = vf_load_n(to + c, m);
+            for (int b = 0; b < B; b++)
+                for (size_t i = 0; i < count; i++) sum += vx_load_n(dout + (b * image + first + i * step) * C + c, m);
+            vf_store_n(to + c, sum, m);
+        }
+    }
 }
 
 static void cpu_gather_rows(floatX *out, const floatX *inp, const int *index, size_t rows, int C) {

@@ -35,7 +35,8 @@ template <int TABLE> static void table_fill(Ops *t) {
     ENTRY(copy), ENTRY(copy_rows), ENTRY(copy_from), ENTRY(wait_for);
     ENTRY(graph_launch), ENTRY(graph_end), ENTRY(graph_free);
     ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(patchify), ENTRY(position_forward);
-    ENTRY(position_backward), ENTRY(gather_rows), ENTRY(scatter_rows);
+    ENTRY(position_backward), ENTRY(position_2d_forward), ENTRY(position_2d_backward);
+    ENTRY(gather_rows), ENTRY(scatter_rows);
     ENTRY(layernorm_forward), ENTRY(residual_layernorm_forward), ENTRY(layernorm_backward);
     ENTRY(rmsnorm_forward), ENTRY(residual_rmsnorm_forward), ENTRY(rmsnorm_backward);
     ENTRY(linear_forward), ENTRY(linear_logits), ENTRY(linear_backward_input), ENTRY(linear_backward_weight);

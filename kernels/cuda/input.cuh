@@ -168,23 +168,23 @@ static void cuda_embedding_backward(float *dtable, const floatX *dout, const int
 
 /* A patch's u8 pixels to normalised features in the order (channel, y, x); a block for each patch. Reads one byte and
  * writes one element for each feature; the pixels of a patch share lines of the first-level cache. */
-static __global__ void patchify_kernel(floatX *out, const uint8_t *pixels, int S, int patch) {
-    int side = S / patch, area = patch * patch;
-    size_t p = blockIdx.x, b = p / (side * side);
-    size_t row = p / side % side * patch, col = p % side * patch;
-    const uint8_t *corner = pixels + ((b * S + row) * S + col) * 3;
+static __global__ void patchify_kernel(floatX *out, const uint8_t *pixels, int height, int width, int patch) {
+    int rows = height / patch, columns = width / patch, area = patch * patch;
+    size_t p = blockIdx.x, b = p / (rows * columns);
+    size_t row = p / columns % rows * patch, col = p % columns * patch;
+    const uint8_t *corner = pixels + ((b * height + row) * width + col) * 3;
     for (int i = (int)threadIdx.x; i < 3 * area; i += (int)blockDim.x) {
         int c = i / area, y = i % area / patch, x = i % patch;
-        float value = (float)corner[((size_t)y * S + x) * 3 + c];
+        float value = (float)corner[((size_t)y * width + x) * 3 + c];
         out[p * (3 * area) + i] = from_float<floatX>(value * (2.0f / 255.0f) - 1.0f);
     }
 }
 
-static void cuda_patchify(floatX *out, const uint8_t *pixels, int B, int S, int patch) {
-    int side = S / patch;
-    size_t patches = (size_t)B * side * side;
+static void cuda_patchify(floatX *out, const uint8_t *pixels, int B, int height, int width, int patch) {
+    size_t patches = (size_t)B * (size_t)(height / patch) * (size_t)(width / patch);
     if (patches == 0) return;
-    LAUNCH(patchify_kernel, (unsigned)patches, cuda_row_threads(3 * patch * patch), 0, out, pixels, S, patch);
+    LAUNCH(patchify_kernel, (unsigned)patches, cuda_row_threads(3 * patch * patch), 0, out, pixels, height, width,
+           patch);
 }
 
 /* ---- position embedding ---- */
@@ -234,6 +234,77 @@ static void cuda_position_backward(float *dposition, const floatX *dout, int B, 
         LAUNCH(position_backward_kernel<VECTOR>, cuda_blocks(size / VECTOR, 128), 128, 0, dposition, dout, B, size);
     else
         LAUNCH(position_backward_kernel<1>, cuda_blocks(size, 128), 128, 0, dposition, dout, B, size);
+}
+
+/* ---- position embedding of rows and of columns ---- */
+
+/* x [B, R, Q, C] += rows[r] + columns[q]; a block for each patch. Reads x and the two small tables, and writes x. */
+template <int N>
+static __global__ void position_2d_forward_kernel(floatX *x, const floatX *rows, const floatX *columns, int R, int Q,
+                                                  int C) {
+    const unsigned patch = blockIdx.x;
+    floatX *to = x + (size_t)patch * C;
+    const floatX *row = rows + (size_t)(patch / (unsigned)Q % (unsigned)R) * C;
+    const floatX *column = columns + (size_t)(patch % (unsigned)Q) * C;
+    for (int c = (int)threadIdx.x * N; c < C; c += (int)blockDim.x * N) {
+        Floats<N> a = load<N>(to + c), r = load<N>(row + c), q = load<N>(column + c);
+#pragma unroll
+        for (int i = 0; i < N; i++) a.x[i] += r.x[i] + q.x[i];
+        store<N>(to + c, a);
+    }
+}
+
+static void cuda_position_2d_forward(floatX *x, const floatX *rows, const floatX *columns, int B, int R, int Q,
+                                     int C) {
+    unsigned patches = (unsigned)B * (unsigned)R * (unsigned)Q;
+    if (patches == 0) return;
+    if (vectors_fit(C, VECTOR, x, rows) && vectors_fit(C, VECTOR, x, columns))
+        LAUNCH(position_2d_forward_kernel<VECTOR>, patches, cuda_row_threads(C / VECTOR), 0, x, rows, columns, R, Q,
+               C);
+    else
+        LAUNCH(position_2d_forward_kernel<1>, patches, cuda_row_threads(C), 0, x, rows, columns, R, Q, C);
+}
+
+enum { POSITION_SLICES = 8 };  // threads that share the sum of a row or a column in N channels
+
+/* drows[r] += the sum over images and columns, dcolumns[q] += the sum over images and rows of dout [B, R, Q, C]; grid (R + Q,
+ * pieces of 32 N channels), block (32, POSITION_SLICES). A slice adds up every eighth patch in their order; then the slices
+ * are added in their order. Reads dout twice. */
+template <int N>
+static __global__ void position_2d_backward_kernel(float *drows, float *dcolumns, const floatX *dout, int B, int R,
+                                                   int Q, int C) {
+    __shared__ float partial[POSITION_SLICES][32 * N];
+    const int task = (int)blockIdx.x, lane = (int)threadIdx.x, slice = (int)threadIdx.y;
+    const bool is_row = task < R;
+    const size_t first = is_row ? (size_t)task * Q : (size_t)(task - R), step = is_row ? 1 : (size_t)Q;
+    const int count = is_row ? Q : R, c = ((int)blockIdx.y * 32 + lane) * N;
+    float *to = is_row ? drows + (size_t)task * C : dcolumns + (size_t)(task - R) * C;
+    Floats<N> sum = {};
+    for (int i = slice; i < B * count && c < C; i += POSITION_SLICES) {
+        const size_t patch = (size_t)(i / count) * (size_t)(R * Q) + first + (size_t)(i % count) * step;
+        Floats<N> v = load<N>(dout + patch * C + c);
+#pragma unroll
+        for (int k = 0; k < N; k++) sum.x[k] += v.x[k];
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++) partial[slice][lane * N + k] = sum.x[k];
+    __syncthreads();
+    if (slice || c >= C) return;
+    for (int k = 0; k < N; k++) {
+        float all = to[c + k];
+        for (int s = 0; s < POSITION_SLICES; s++) all += partial[s][lane * N + k];
+        to[c + k] = all;
+    }
+}
+
+static void cuda_position_2d_backward(float *drows, float *dcolumns, const floatX *dout, int B, int R, int Q, int C) {
+    if ((size_t)B * R * Q * C == 0) return;
+    const int N = vectors_fit(C, VECTOR, dout, dout) ? VECTOR : 1;
+    const dim3 blocks((unsigned)(R + Q), cuda_blocks((size_t)C, (size_t)(32 * N))), threads(32, POSITION_SLICES);
+    if (N == VECTOR)
+        LAUNCH(position_2d_backward_kernel<VECTOR>, blocks, threads, 0, drows, dcolumns, dout, B, R, Q, C);
+    else
+        LAUNCH(position_2d_backward_kernel<1>, blocks, threads, 0, drows, dcolumns, dout, B, R, Q, C);
 }
 
 #endif

@@ -126,8 +126,8 @@ def pooling_head(names, prefix):
 # ---- configuration ----
 
 CONFIG = {          # every key of a tikz.c configuration, in the order of config.h
-    "vision.image_size": int, "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int,
-    "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
+    "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.patch": int,
+    "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
     "lm.ffn": int, "lm.max_positions": int, "lm.eps": float, "lm.rope_theta": float, "lm.rope_scaling": str,
     "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int, "lm.tied": bool}
@@ -135,8 +135,27 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu
                "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
 
 
+SQUARE, RECTANGULAR = {"vision.image_size"}, {"vision.image_height", "vision.image_width"}    # a model has either
+
+
+def is_rectangular(c):
+    return "vision.image_height" in c
+
+
+def config_keys(c):
+    """{key: type} of the keys that a configuration of square or of rectangular images has. c: what is there of it."""
+    other = SQUARE if is_rectangular(c) else RECTANGULAR
+    return {key: kind for key, kind in CONFIG.items() if key not in other}
+
+
+def image_size(c):
+    """(height, width) of the images in pixels."""
+    return tuple(c[f"vision.image_{side}"] for side in (("height", "width") if is_rectangular(c) else ("size", "size")))
+
+
 def patches(c):
-    return (c["vision.image_size"] // c["vision.patch"]) ** 2
+    height, width = image_size(c)
+    return (height // c["vision.patch"]) * (width // c["vision.patch"])
 
 
 def config_text(c):
@@ -145,7 +164,7 @@ def config_text(c):
         if isinstance(value, bool):
             return str(value).lower()
         return format(float(np.float32(value)), ".9g") if isinstance(value, float) else str(value)
-    return {key: text(kind(c[key])) for key, kind in CONFIG.items()}
+    return {key: text(kind(c[key])) for key, kind in config_keys(c).items()}
 
 
 def config_read(metadata, path):
@@ -155,7 +174,7 @@ def config_read(metadata, path):
         raise FormatError(f"{path}: not a tikz.c model (metadata format is {metadata.get('format', 'missing')}, "
                           f"expected {tikzc.FORMAT}).")
     c = {}
-    for key, kind in CONFIG.items():
+    for key, kind in config_keys(metadata).items():
         text = metadata.get(key, "(missing)")
         try:
             c[key] = (float(str(np.float32(text))) if kind is float else kind(text) if kind is not bool
@@ -171,10 +190,14 @@ def check_config(c, where):
     def need(truth, sentence):
         if not truth:
             raise FormatError(f"{where}: {sentence}.")
-    for key, kind in CONFIG.items():
+    for key, kind in config_keys(c).items():
         need(kind is not int or 1 <= c[key] <= 1 << 24, f"{key} is {c[key]}, expected a number from 1 to 2^24")
-    side, p, C = c["vision.image_size"], c["vision.patch"], c["vision.width"]
-    need(p <= side <= 2048, f"the image is {side} pixels wide, expected from one patch ({p}) to 2048")
+    (height, width), p, C = image_size(c), c["vision.patch"], c["vision.width"]
+    if is_rectangular(c):
+        need(height <= 4096 and width <= 4096 and height % p == 0 and width % p == 0,
+             f"the image has {height} x {width} pixels, expected multiples of the patch ({p}) up to 4096")
+    else:
+        need(p <= width <= 2048, f"the image is {width} pixels wide, expected from one patch ({p}) to 2048")
     need(C % c["vision.heads"] == 0, f"the vision width {C} is not a multiple of its {c['vision.heads']} heads")
     need(patches(c) % c["connector.concat"] == 0,
          f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
