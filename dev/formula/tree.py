@@ -263,7 +263,7 @@ class Reader:
     def space(self, token):
         if token == "\\hspace":
             self.take("*")
-            match = LENGTH.fullmatch(self.raw_group(token))
+            match = LENGTH.fullmatch(re.sub(r"\s", "", self.raw_group(token)))
         else:
             match = LENGTH.match(self.text, self.at)
             self.at = match.end() if match else self.at

@@ -1,0 +1,176 @@
+"""Draws many formulas in one run of TeX: pdflatex makes a page of each, pdftoppm an image of each page.
+
+Both run within the limits of dev/starter/tex.py. A formula in which TeX finds an error is left out, with the error as the
+reason; the others of its run are not touched by it.
+"""
+import functools
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "dev/starter")]
+import files  # noqa: E402
+import tex  # noqa: E402
+files.need("numpy")
+import numpy as np  # noqa: E402
+
+MAX_EM = (100, 40)  # width and height of a formula, in units of the font's size
+MARGIN = 2          # white pixels left around a formula
+AMS = r"\usepackage{amsmath,amssymb}"
+
+# Fonts: what they look like, the packages that must be there, and the preamble. Those whose packages bring the symbols of
+# amssymb themselves do not load it.
+FONTS = {
+    "cm": ("Computer Modern", (), AMS),
+    "times": ("Times", ("mathptmx",), AMS + r"\usepackage{mathptmx}"),
+    "txfonts": ("Times, with its own symbols", ("txfonts",), r"\usepackage{amsmath,txfonts}"),
+    "newtx": ("Times, newer", ("newtxmath", "newtxtext"), r"\usepackage{amsmath,newtxtext,newtxmath}"),
+    "palatino": ("Palatino", ("mathpazo",), AMS + r"\usepackage{mathpazo}"),
+    "pxfonts": ("Palatino, with its own symbols", ("pxfonts",), r"\usepackage{amsmath,pxfonts}"),
+    "newpx": ("Palatino, newer", ("newpxmath", "newpxtext"), r"\usepackage{amsmath,newpxtext,newpxmath}"),
+    "fira": ("Fira Sans", ("FiraSans", "newtxsf"),
+             r"\usepackage{amsmath}\usepackage[sfdefault]{FiraSans}\usepackage{newtxsf}"),
+    "libertine": ("Libertine", ("libertine", "libertinust1math"),
+                  r"\usepackage{amsmath,libertine}\usepackage{libertinust1math}"),
+    "stix": ("STIX", ("stix",), r"\usepackage{amsmath,stix}"),
+    "stix2": ("STIX Two", ("stix2",), r"\usepackage{amsmath,stix2}"),
+}
+
+DOCUMENT = r"""\documentclass[%dpt]{article}
+%s
+\makeatletter
+\@ifundefined{mathscr}{\IfFileExists{mathrsfs.sty}{\RequirePackage{mathrsfs}}{}}{}
+\makeatother
+\pdfhorigin=0pt \pdfvorigin=0pt \tracinglostchars=3
+\def\F#1#2#3{%% the number of the formula, its style, itself
+  \immediate\write-1{FORMULA #1}%%
+  \setbox1\vbox{\noindent\null\par}%% makes TeX's count of errors zero: it gives up at 100
+  \setbox0\hbox{$#2#3$}%%
+  \immediate\write-1{SIZE #1 \the\wd0 \the\ht0 \the\dp0}%%
+  \pdfpagewidth=\dimexpr\wd0+16pt\relax \pdfpageheight=\dimexpr\ht0+\dp0+16pt\relax
+  \shipout\vbox{\kern8pt\hbox{\kern8pt\box0}}}
+\begin{document}
+%s
+\end{document}
+"""
+EVENT = re.compile(r"^(?:FORMULA (\d+)|SIZE (\d+) (-?[\d.]+)pt ?(-?[\d.]+)pt ?(-?[\d.]+)pt|! (.*))", re.MULTILINE)
+
+
+class Formula(NamedTuple):
+    latex: str
+    style: str = "D"  # D: as a display; T: in a line of text
+
+
+class Look(NamedTuple):
+    font: str = "cm"
+    size: int = 10  # of the font in points: 10, 11 or 12
+
+
+@functools.cache
+def has_font(name):
+    """Whether TeX finds the packages of a font."""
+    try:
+        return all(subprocess.run(["kpsewhich", f"{package}.sty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                  stdin=subprocess.DEVNULL).stdout for package in FONTS[name][1])
+    except FileNotFoundError:
+        raise tex.Missing("kpsewhich is not installed; scripts/deps.sh tex installs TeX.")
+
+
+def reason_of(error):
+    """TeX's error message without what differs from formula to formula."""
+    return "TeX: " + re.sub(r"\s+", " ", re.sub(r"[`'\"].*|\\.*|\(.*", "", error)).strip().rstrip(".:")[:60]
+
+
+def read_log(log, size):
+    """{number: page} of the formulas that were set without an error, {number: reason} of the others that TeX came to."""
+    good, bad, number, page, error = {}, {}, None, 0, ""
+    for match in EVENT.finditer(log):
+        begun, done, width, height, depth, message = match.groups()
+        if begun:
+            number, error = int(begun), ""
+        elif done:
+            page += 1
+            if not error and (float(width) > MAX_EM[0] * size or float(height) + float(depth) > MAX_EM[1] * size):
+                error = "too large"
+            if error:
+                bad[number] = error
+            else:
+                good[number] = page
+            number = None
+        elif number is not None:
+            error = error or reason_of(message)
+    if number is not None:
+        bad[number] = error or "TeX: stopped"
+    return good, bad
+
+
+def compile_formulas(formulas, look, folder):
+    """Makes FOLDER/a.pdf of formulas {number: Formula}. Returns what read_log returns."""
+    styles = {"D": r"\displaystyle ", "T": ""}
+    lines = "\n".join(f"\\F{{{number}}}{{{styles[f.style]}}}{{{f.latex}}}" for number, f in formulas.items())
+    pathlib.Path(folder, "a.tex").write_text(DOCUMENT % (look.size, FONTS[look.font][2], lines))
+    limits = tex.Limits(seconds=30 + len(formulas), wall=180 + 6 * len(formulas))
+    tex.run(["pdflatex", "-interaction=batchmode", "-no-shell-escape", "a.tex"], folder, limits)
+    try:
+        with open(pathlib.Path(folder, "a.log"), "rb") as log:
+            return read_log(log.read(64 << 20).decode("utf-8", "replace"), look.size)
+    except FileNotFoundError:
+        raise tex.TexError("pdflatex: no log was written")
+
+
+def parse_pgm(data):
+    """Yields pdftoppm's images, binary PGM files one after another, as uint8 arrays (height, width)."""
+    at = 0
+    while at < len(data):
+        header = re.compile(rb"P5\n(\d+) (\d+)\n255\n").match(data, at)
+        width, height = int(header[1]), int(header[2])
+        yield np.frombuffer(data, np.uint8, width * height, header.end()).reshape(height, width)
+        at = header.end() + width * height
+
+
+def cut(page):
+    """The page without the white around the formula, but for a margin; None: nothing is on it."""
+    rows, columns = np.flatnonzero(page.min(1) < 255), np.flatnonzero(page.min(0) < 255)
+    if not len(rows):
+        return None
+    top, left = max(rows[0] - MARGIN, 0), max(columns[0] - MARGIN, 0)
+    return page[top:rows[-1] + 1 + MARGIN, left:columns[-1] + 1 + MARGIN]
+
+
+def draw_pages(folder, pages, dpi, group):
+    """Images of pages {number: page} of FOLDER/a.pdf. dpi(k): the resolution of the k-th group of pages."""
+    images, numbers = {}, {page: number for number, page in pages.items()}
+    last = max(numbers, default=0)
+    for k, first in enumerate(range(1, last + 1, group)):
+        end = min(first + group - 1, last)
+        with tex.render_pages(folder, dpi(k), first, end, gray=True) as output:
+            for page, image in enumerate(parse_pgm(output.read()), first):
+                if page in numbers:
+                    images[numbers[page]] = cut(image)
+    return images
+
+
+def draw(formulas, look, dpi, group=16):
+    """Draws formulas {number: Formula}. Returns ({number: image}, {number: reason why there is none})."""
+    images, dropped, left = {}, {}, dict(formulas)
+    while left:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                good, bad = compile_formulas(left, look, folder)
+            except tex.TexError as e:
+                good, bad = {}, {number: str(e) for number in list(left)[:1]}
+            if not good and not bad:
+                bad = {next(iter(left)): "TeX: stopped"}
+            drawn = draw_pages(folder, good, dpi, group) if good else {}
+        for number in good:
+            if drawn.get(number) is None:
+                dropped[number] = "nothing to see"
+            else:
+                images[number] = drawn[number]
+        dropped |= bad
+        left = {number: f for number, f in left.items() if number not in good and number not in bad}
+    return images, dropped
