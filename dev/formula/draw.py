@@ -22,22 +22,22 @@ MAX_EM = (100, 40)  # width and height of a formula, in units of the font's size
 MARGIN = 2          # white pixels left around a formula
 AMS = r"\usepackage{amsmath,amssymb}"
 
-# Fonts: what they look like, the packages that must be there, and the preamble. Those whose packages bring the symbols of
+# Fonts: what they look like, the files that must be there, and the preamble. Those whose packages bring the symbols of
 # amssymb themselves do not load it.
 FONTS = {
     "cm": ("Computer Modern", (), AMS),
-    "times": ("Times", ("mathptmx",), AMS + r"\usepackage{mathptmx}"),
-    "txfonts": ("Times, with its own symbols", ("txfonts",), r"\usepackage{amsmath,txfonts}"),
-    "newtx": ("Times, newer", ("newtxmath", "newtxtext"), r"\usepackage{amsmath,newtxtext,newtxmath}"),
-    "palatino": ("Palatino", ("mathpazo",), AMS + r"\usepackage{mathpazo}"),
-    "pxfonts": ("Palatino, with its own symbols", ("pxfonts",), r"\usepackage{amsmath,pxfonts}"),
-    "newpx": ("Palatino, newer", ("newpxmath", "newpxtext"), r"\usepackage{amsmath,newpxtext,newpxmath}"),
-    "fira": ("Fira Sans", ("FiraSans", "newtxsf"),
+    "times": ("Times", ("mathptmx.sty",), AMS + r"\usepackage{mathptmx}"),
+    "txfonts": ("Times, with its own symbols", ("txfonts.sty",), r"\usepackage{amsmath,txfonts}"),
+    "newtx": ("Times, newer", ("newtxmath.sty", "newtxtext.sty", "binhex.tex"), r"\usepackage{amsmath,newtxtext,newtxmath}"),
+    "palatino": ("Palatino", ("mathpazo.sty",), AMS + r"\usepackage{mathpazo}"),
+    "pxfonts": ("Palatino, with its own symbols", ("pxfonts.sty",), r"\usepackage{amsmath,pxfonts}"),
+    "newpx": ("Palatino, newer", ("newpxmath.sty", "newpxtext.sty", "binhex.tex"), r"\usepackage{amsmath,newpxtext,newpxmath}"),
+    "fira": ("Fira Sans", ("FiraSans.sty", "newtxsf.sty", "binhex.tex"),
              r"\usepackage{amsmath}\usepackage[sfdefault]{FiraSans}\usepackage{newtxsf}"),
-    "libertine": ("Libertine", ("libertine", "libertinust1math"),
-                  r"\usepackage{amsmath,libertine}\usepackage{libertinust1math}"),
-    "stix": ("STIX", ("stix",), r"\usepackage{amsmath,stix}"),
-    "stix2": ("STIX Two", ("stix2",), r"\usepackage{amsmath,stix2}"),
+    "libertine": ("Libertine", ("libertine.sty", "libertinust1math.sty"),
+                  AMS + r"\usepackage{libertine,libertinust1math}"),
+    "stix": ("STIX", ("stix.sty",), r"\usepackage{amsmath,stix}"),
+    "stix2": ("STIX Two", ("stix2.sty",), r"\usepackage{amsmath,stix2}"),
 }
 
 DOCUMENT = r"""\documentclass[%dpt]{article}
@@ -60,6 +60,10 @@ DOCUMENT = r"""\documentclass[%dpt]{article}
 EVENT = re.compile(r"^(?:FORMULA (\d+)|SIZE (\d+) (-?[\d.]+)pt ?(-?[\d.]+)pt ?(-?[\d.]+)pt|! (.*))", re.MULTILINE)
 
 
+class FontError(Exception):
+    """TeX cannot use a font; the message is a sentence."""
+
+
 class Formula(NamedTuple):
     latex: str
     style: str = "D"  # D: as a display; T: in a line of text
@@ -72,10 +76,10 @@ class Look(NamedTuple):
 
 @functools.cache
 def has_font(name):
-    """Whether TeX finds the packages of a font."""
+    """Whether TeX finds the files of a font."""
     try:
-        return all(subprocess.run(["kpsewhich", f"{package}.sty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                  stdin=subprocess.DEVNULL).stdout for package in FONTS[name][1])
+        return all(subprocess.run(["kpsewhich", file], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                  stdin=subprocess.DEVNULL).stdout for file in FONTS[name][1])
     except FileNotFoundError:
         raise tex.Missing("kpsewhich is not installed; scripts/deps.sh tex installs TeX.")
 
@@ -117,9 +121,14 @@ def compile_formulas(formulas, look, folder):
     tex.run(["pdflatex", "-interaction=batchmode", "-no-shell-escape", "a.tex"], folder, limits)
     try:
         with open(pathlib.Path(folder, "a.log"), "rb") as log:
-            return read_log(log.read(64 << 20).decode("utf-8", "replace"), look.size)
+            good, bad = read_log(log.read(64 << 20).decode("utf-8", "replace"), look.size)
     except FileNotFoundError:
         raise tex.TexError("pdflatex: no log was written")
+    if not good and not bad:
+        raise FontError(f"The font {look.font} cannot be used: {tex.first_error(folder)}.")
+    if good and not pathlib.Path(folder, "a.pdf").exists():
+        raise FontError(f"The font {look.font} cannot be used: pdflatex wrote no PDF file ({tex.first_error(folder)}).")
+    return good, bad
 
 
 def parse_pgm(data):
@@ -163,8 +172,6 @@ def draw(formulas, look, dpi, group=16):
                 good, bad = compile_formulas(left, look, folder)
             except tex.TexError as e:
                 good, bad = {}, {number: str(e) for number in list(left)[:1]}
-            if not good and not bad:
-                bad = {next(iter(left)): "TeX: stopped"}
             drawn = draw_pages(folder, good, dpi, group) if good else {}
         for number in good:
             if drawn.get(number) is None:
