@@ -90,7 +90,8 @@ def reason_of(error):
 
 
 def read_log(log, size):
-    """{number: page} of the formulas that were set without an error, {number: reason} of the others that TeX came to."""
+    """({number: page} of the formulas that were set without an error, {number: reason} of those with one). If TeX gave up
+    at one, the first is empty: the others are to be set again."""
     good, bad, number, page, error = {}, {}, None, 0, ""
     for match in EVENT.finditer(log):
         begun, done, width, height, depth, message = match.groups()
@@ -107,15 +108,16 @@ def read_log(log, size):
             number = None
         elif number is not None:
             error = error or reason_of(message)
-    if number is not None:
-        bad[number] = error or "TeX: stopped"
+    if number is not None:  # TeX gave up, and wrote no PDF file
+        return {}, bad | {number: error or "TeX: stopped"}
     return good, bad
 
 
 def compile_formulas(formulas, look, folder):
     """Makes FOLDER/a.pdf of formulas {number: Formula}. Returns what read_log returns."""
     styles = {"D": r"\displaystyle ", "T": ""}
-    lines = "\n".join(f"\\F{{{number}}}{{{styles[f.style]}}}{{{f.latex}}}" for number, f in formulas.items())
+    # each ends with its line, so that a comment cannot take the others in
+    lines = "\n".join(f"\\F{{{number}}}{{{styles[f.style]}}}{{{f.latex}\n}}" for number, f in formulas.items())
     pathlib.Path(folder, "a.tex").write_text(DOCUMENT % (look.size, FONTS[look.font][2], lines))
     limits = tex.Limits(seconds=30 + len(formulas), wall=180 + 6 * len(formulas))
     tex.run(["pdflatex", "-interaction=batchmode", "-no-shell-escape", "a.tex"], folder, limits)
