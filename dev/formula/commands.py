@@ -81,17 +81,17 @@ SYNONYMS = {  # other spellings of the same picture
     "\\llless": "\\lll", "\\gggtr": "\\ggg", "\\dotsb": "\\cdots", "\\dotsm": "\\cdots", "\\Box": "\\square",
     "\\Diamond": "\\lozenge", "\\slash": "/", "\\mathellipsis": "\\ldots",
     "\\hdots": "\\ldots", "\\thinspace": "\\,", "\\medspace": "\\:", "\\>": "\\:", "\\thickspace": "\\;",
-    "\\negthinspace": "\\!", "\\space": "~", "\\ ": "~", "\\nobreakspace": "~", "\\enskip": "\\enspace",
+    "\\negthinspace": "\\!", "\\nobreakspace": "~", "\\enskip": "\\enspace",
     "\\cr": "\\\\", "\\sp": "^", "\\sb": "_", "\\bm": "\\boldsymbol", "\\Bbb": "\\mathbb", "\\frak": "\\mathfrak",
     "\\hbox": "\\mbox", "\\textnormal": "\\text", "\\textrm": "\\text", "\\textup": "\\text",
     "\\mathsection": "\\S", "\\mathparagraph": "\\P", "\\lq": "`", "\\rq": "'"}
 
-SPACES = (*words("quad qquad enspace"), "\\,", "\\:", "\\;", "\\!", "~")
+SPACES = (*words("quad qquad enspace"), "\\,", "\\:", "\\;", "\\!", "\\ ")
 STYLES = {"\\displaystyle": "D", "\\textstyle": "T", "\\scriptstyle": "S", "\\scriptscriptstyle": "SS"}
 # Fonts that hold to the end of their group, and the command with an argument that each becomes.
 DECLARATIONS = {"\\rm": "\\mathrm", "\\bf": "\\mathbf", "\\it": "\\mathit", "\\sf": "\\mathsf", "\\tt": "\\mathtt",
                 "\\cal": "\\mathcal", "\\mit": "\\mathnormal"}
-INVISIBLE = words("nonumber notag allowbreak nobreak protect relax nolinebreak noindent")
+INVISIBLE = words("nonumber notag allowbreak nobreak protect relax nolinebreak noindent space")
 
 ALPHABETS = words("mathrm mathbf mathit mathsf mathtt mathcal mathbb mathfrak mathscr mathnormal")
 ACCENTS = words("hat check tilde acute grave dot ddot dddot breve bar vec mathring widehat widetilde")

@@ -67,7 +67,7 @@ def letters(nodes):
 
 def settle(nodes, style):
     """Brings a list to its normal form; returns it."""
-    out, before = [], style
+    out = []
     nodes = fonts_and_fractions(nodes)
     for i, node in enumerate(nodes):
         if node.kind == "style":
@@ -75,7 +75,6 @@ def settle(nodes, style):
                 continue  # it is in force already
             style = known.STYLES[node.name]
         out.append(settle_node(node, style))
-    del before
     return join_symbols(open_groups(drop_empty(out)))
 
 
@@ -202,28 +201,44 @@ def settle_text(node, style):
     return node
 
 
+def is_empty(node):
+    return node.kind == "group" and not node.args[0] and not node.has_scripts()
+
+
 def drop_empty(nodes):
-    """Takes {} away beside an ordinary symbol, where it does nothing."""
-    def is_empty(node):
-        return node.kind == "group" and not node.args[0] and not node.has_scripts()
-    out = []
+    """Takes {} away beside an ordinary symbol, where it does nothing; space between them does not count."""
+    out, last = [], None
     for i, node in enumerate(nodes):
-        behind = next((n for n in nodes[i + 1:] if not is_empty(n)), None)
-        if is_empty(node) and (out and is_ord(out[-1]) and not is_empty(out[-1]) or behind is not None and is_ord(behind)):
-            continue
+        if is_empty(node):
+            behind = next((n for n in nodes[i + 1:] if n.kind != "space" and not is_empty(n)), None)
+            if last is not None and is_ord(last) or behind is not None and is_ord(behind):
+                continue
+        if node.kind != "space":
+            last = node
         out.append(node)
     return out
+
+
+KERNED = "/.,;:<>"  # beside these TeX moves a letter, but not a letter at the end of a group
+
+
+def may_touch(left, right):
+    """Whether no brace is needed between two nodes for TeX to set them at the same distance."""
+    return left is None or right is None or left.has_scripts() or not any(
+        node.kind == "symbol" and node.name in KERNED for node in (left, right))
 
 
 def open_groups(nodes):
     """Takes braces away that change nothing: {x}^2 -> x^2, a{bc} -> abc."""
     out = []
-    for node in nodes:
+    for i, node in enumerate(nodes):
         inner = node.args[0] if node.kind == "group" else None
+        behind = nodes[i + 1] if i + 1 < len(nodes) else None
         if inner and is_one_atom(inner):
             inner[0].sub, inner[0].sup = node.sub, node.sup
             out.append(inner[0])
-        elif inner and not node.has_scripts() and not opens_scope(inner) and is_ord(inner[0]) and is_ord(inner[-1]):
+        elif (inner and not node.has_scripts() and not opens_scope(inner) and is_ord(inner[0]) and is_ord(inner[-1])
+              and may_touch(out[-1] if out else None, inner[0]) and may_touch(inner[-1], behind)):
             out += inner
         else:
             out.append(node)
@@ -343,10 +358,8 @@ def unwrap(text):
 
 def trim(nodes):
     """Drops space at both ends: an image is cut to the formula."""
-    def is_blank(node):
-        return node.kind == "space" or node.kind == "group" and not node.args[0] and not node.has_scripts()
     begin, end = 0, len(nodes)
-    while end > begin and is_blank(nodes[end - 1]):
+    while end > begin and (nodes[end - 1].kind == "space" or is_empty(nodes[end - 1])):
         end -= 1
     while begin < end and nodes[begin].kind == "space":
         begin += 1

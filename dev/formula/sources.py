@@ -48,7 +48,7 @@ def rank(seed, text):
 def look_of(formula):
     """What two formulas share if they look nearly the same: nothing of the validation data may hide in the training data
     behind a space or a pair of braces."""
-    for spacing in ("\\,", "\\:", "\\;", "\\!", "\\quad ", "\\qquad ", "~", "\\left", "\\right", " ", "{", "}"):
+    for spacing in ("\\,", "\\:", "\\;", "\\!", "\\quad ", "\\qquad ", "\\ ", "\\left", "\\right", " ", "{", "}"):
         formula = formula.replace(spacing, "")
     return formula.rstrip(".,;")
 

@@ -146,6 +146,9 @@ class Reader:
             out[-1].limits = "" if token == "\\displaylimits" else token
         elif token in known.INVISIBLE:
             self.next()
+        elif token == "~":  # as LaTeX defines it
+            self.next()
+            out += [Node("space", "\\ "), Node("group", "", [[]])]
         elif token == "\\label":
             self.next()
             self.raw_group(token)
