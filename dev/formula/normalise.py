@@ -9,8 +9,7 @@ tokens one behind another: all arguments and scripts have braces, and a command 
 tidy() takes the spaces out that TeX does not need.
 
 metrics/formula_normalise.h also normalises, to compare: it drops what people hardly see, such as \\left, and takes any
-text. This one keeps all that renders differently, and refuses what cannot be drawn. Formulas that are the same here are the
-same there.
+text; results are compared in its form. This one keeps all that renders differently, and refuses what cannot be drawn.
 """
 import argparse
 import re
@@ -109,6 +108,8 @@ def settle_node(node, style):
     elif node.kind == "left":
         node.args = [settle(node.args[0], style)]
     elif node.kind == "environment":
+        if node.name in known.WRAPPERS:
+            raise FormulaError("a display in a display")
         inner = {"aligned": "D", "gathered": "D", "alignedat": "D", "smallmatrix": "S", "\\substack": "S"}
         node.rows = [[settle(cell, inner.get(node.name, "T")) for cell in row] for row in node.rows]
     elif node.kind == "text":
@@ -373,10 +374,9 @@ def commands_of(text):
 def normalise(text, katex=False):
     """The normal form of a formula. katex: refuses what KaTeX cannot draw. Raises FormulaError."""
     nodes = read(unwrap(text))
-    for name, target in known.WRAPPERS.items():
-        if len(nodes) == 1 and nodes[0].kind == "environment" and nodes[0].name == name and target is None:
-            nodes = nodes[0].rows[0][0]
-    out = write(trim(settle(nodes, "D"))).strip(" ")
+    if len(nodes) == 1 and nodes[0].name in known.WRAPPERS and len(nodes[0].rows) == 1 == len(nodes[0].rows[0]):
+        nodes = nodes[0].rows[0][0]  # equation, displaymath, math
+    out = write(trim(settle(nodes, "D")))
     if not out:
         raise FormulaError("empty")
     if katex:

@@ -32,7 +32,8 @@ ALPHABET = "".join(map(chr, range(ord(" "), ord("~") + 1)))
 SPACE = "\u0120"  # the space in byte-level BPE's alphabet
 # The words; of the alternatives the first that fits wins. lib/regex_ascii.h must know all that is used here.
 WORDS = [r"\\begin\{[a-zA-Z]+\}", r"\\end\{[a-zA-Z]+\}", r"\\left\\?[a-zA-Z]+ ", r"\\right\\?[a-zA-Z]+ ",
-         r"\\left\\?[^a-zA-Z ]", r"\\right\\?[^a-zA-Z ]", r"\\[a-zA-Z]+\*?[{ ]?", r"\\[^a-zA-Z]",
+         r"\\left\\?[^a-zA-Z ]", r"\\right\\?[^a-zA-Z ]", r"\\middle\\?[^a-zA-Z ]",
+         r"\\[a-zA-Z]+\*?[{ ]?", r"\\[^a-zA-Z]",
          r"[_^]\{[a-zA-Z0-9]\}", r"[_^]\{", r"\}\{", r"'+", r" [a-zA-Z]+", r"[a-zA-Z0-9]"]
 
 

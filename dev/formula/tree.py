@@ -318,7 +318,7 @@ class Reader:
                 raise FormulaError("columns of an array")
         elif name in ("aligned", "gathered"):
             self.option_text()
-        elif name not in known.ENVIRONMENTS:
+        elif name not in known.ENVIRONMENTS and name not in known.WRAPPERS:
             raise FormulaError("unknown environment", name)
         if name == "split":
             node.name = "aligned"
