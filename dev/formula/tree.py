@@ -54,6 +54,13 @@ def space_node(number, unit):
     return Node("space", equal.get((number, unit), f"\\hspace{{{number}{unit}}}"))
 
 
+def environment_name(raw):
+    """The name of an environment; numbered or not is the same, and align is drawn as aligned."""
+    name = raw.replace(" ", "").strip()
+    plain = name.removesuffix("*")
+    return known.WRAPPERS[plain] or plain if plain in known.WRAPPERS else name
+
+
 class Reader:
     def __init__(self, text):
         self.text, self.at, self.depth = text, 0, 0
@@ -308,8 +315,7 @@ class Reader:
         return node
 
     def environment(self):
-        name = self.raw_group("\\begin").strip()
-        name = known.WRAPPERS.get(name.removesuffix("*"), name) or name
+        name = environment_name(self.raw_group("\\begin"))
         node = Node("environment", name)
         if name == "array":
             self.option_text()
@@ -323,7 +329,7 @@ class Reader:
         if name == "split":
             node.name = "aligned"
         self.rows(node, "\\end")
-        if known.WRAPPERS.get((end := self.raw_group("\\end").strip()).removesuffix("*"), end) != name:
+        if environment_name(self.raw_group("\\end")) != name:
             raise FormulaError("\\end without its partner or place")
         return node
 
