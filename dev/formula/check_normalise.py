@@ -40,7 +40,8 @@ def pairs(args):
                     break
                 if number >= args.skip:
                     try:
-                        written = unwrap(line).replace("{split}", "{aligned}")  # split is not for lines of text
+                        # split is not for lines of text; an empty degree of a root, which is dropped, moves the root
+                        written = unwrap(line).replace("{split}", "{aligned}").replace("\\sqrt[]", "\\sqrt")
                         yield name, written[LEADING.match(written).end():], normalise(line)
                     except FormulaError:
                         pass

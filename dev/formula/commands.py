@@ -37,7 +37,7 @@ SYMBOLS = {  # class -> symbols without arguments
         frown leftarrow rightarrow leftrightarrow Leftarrow Rightarrow Leftrightarrow longleftarrow longrightarrow
         longleftrightarrow Longleftarrow Longrightarrow Longleftrightarrow mapsto longmapsto hookleftarrow hookrightarrow
         leftharpoonup leftharpoondown rightharpoonup rightharpoondown rightleftharpoons leftrightharpoons uparrow
-        downarrow updownarrow Uparrow Downarrow Updownarrow nearrow searrow nwarrow swarrow leadsto iff implies impliedby
+        downarrow updownarrow Uparrow Downarrow Updownarrow nearrow searrow nwarrow swarrow iff implies impliedby
         circlearrowright circlearrowleft Vdash Vvdash vDash twoheadrightarrow twoheadleftarrow leftleftarrows
         rightrightarrows upuparrows downdownarrows upharpoonright downharpoonright upharpoonleft downharpoonleft
         rightarrowtail leftarrowtail leftrightarrows rightleftarrows Lsh Rsh rightsquigarrow leftrightsquigarrow
@@ -78,7 +78,7 @@ SYNONYMS = {  # other spellings of the same picture
     "\\land": "\\wedge", "\\lor": "\\vee", "\\lnot": "\\neg", "\\lbrace": "\\{", "\\rbrace": "\\}", "\\vert": "|",
     "\\Vert": "\\|", "\\ast": "*", "\\lbrack": "[", "\\rbrack": "]", "\\dag": "\\dagger", "\\ddag": "\\ddagger",
     "\\restriction": "\\upharpoonright", "\\Doteq": "\\doteqdot", "\\doublecup": "\\Cup", "\\doublecap": "\\Cap",
-    "\\llless": "\\lll", "\\gggtr": "\\ggg", "\\dotsb": "\\cdots", "\\dotsm": "\\cdots", "\\Box": "\\square",
+    "\\llless": "\\lll", "\\gggtr": "\\ggg", "\\dotsb": "\\cdots", "\\dotsm": "\\cdots", "\\Box": "\\square", "\\leadsto": "\\rightsquigarrow",
     "\\Diamond": "\\lozenge", "\\slash": "/", "\\mathellipsis": "\\ldots",
     "\\hdots": "\\ldots", "\\thinspace": "\\,", "\\medspace": "\\:", "\\>": "\\:", "\\thickspace": "\\;",
     "\\negthinspace": "\\!", "\\nobreakspace": "~", "\\enskip": "\\enspace",

@@ -26,7 +26,8 @@ AMS = r"\usepackage{amsmath,amssymb}"
 # amssymb themselves do not load it.
 FONTS = {
     "cm": ("Computer Modern", (), AMS),
-    "times": ("Times", ("mathptmx.sty",), AMS + r"\usepackage{mathptmx}"),
+    "times": ("Times", ("mathptmx.sty",), AMS + r"\usepackage{mathptmx}"
+              r"\DeclareMathAlphabet{\mathcal}{OMS}{cmsy}{m}{n}"),  # its own is the script that others give \mathscr
     "txfonts": ("Times, with its own symbols", ("txfonts.sty",), r"\usepackage{amsmath,txfonts}"),
     "newtx": ("Times, newer", ("newtxmath.sty", "newtxtext.sty", "binhex.tex"), r"\usepackage{amsmath,newtxtext,newtxmath}"),
     "palatino": ("Palatino", ("mathpazo.sty",), AMS + r"\usepackage{mathpazo}"),

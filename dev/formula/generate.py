@@ -4,7 +4,8 @@ and command of commands.py.
 
     generate.py [--seed S] [--count N] >formulas    one a line, in normal form; the same arguments give the same lines
 
-Formula i depends on the seed and on i alone. The first formulas are the single symbols, letters and digits, each once.
+Formula i depends on the seed and on i alone. The first formulas are the single symbols, letters and
+digits, then each symbol between two letters.
 """
 import argparse
 import pathlib
@@ -20,8 +21,11 @@ from options import whole  # noqa: E402
 
 GREEK = known.words("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega "
                     "varepsilon varphi vartheta Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega")
-SINGLE = [name for names in known.SYMBOLS.values() for name in names if name not in known.SYNONYMS
-          and not name.startswith("\\dots")]
+# Symbols that alone look like others; between letters their spaces tell them apart.
+ALIKE = known.words("And impliedby iff implies backslash bot cdotp colon ldotp mid lvert rvert parallel lVert rVert lhd rhd "
+                    "unlhd unrhd bigtriangleup")
+SYMBOLS = [name for names in known.SYMBOLS.values() for name in names if not name.startswith("\\dots")]
+SINGLE = [name for name in SYMBOLS if name not in ALIKE]
 SINGLE += list(string.ascii_letters + string.digits) + ["\\{", "\\}", "\\|", "\\%", "\\$", "\\&", "\\_", "\\#"]
 SINGLE += list("+-*/=<>()[]|.,;:!?'")
 SINGLE += [f"\\{alphabet}{{{letter}}}" for alphabet, letters in (
@@ -29,6 +33,7 @@ SINGLE += [f"\\{alphabet}{{{letter}}}" for alphabet, letters in (
     ("mathfrak", string.ascii_letters), ("mathbf", string.ascii_letters + string.digits), ("mathsf", string.ascii_letters),
     ("mathtt", string.ascii_letters), ("mathrm", string.ascii_letters), ("mathit", string.ascii_letters))
     for letter in letters]
+START = SINGLE + [f"{a}{name} {b}" for name, a, b in zip(SYMBOLS, "abcxyzpqr" * 100, "ijkmnstuvw" * 100)]
 RARE = [name for kind in ("ord", "bin", "rel", "op") for name in known.SYMBOLS[kind] if name not in known.SYNONYMS]
 PAIRS = [("(", ")"), ("[", "]"), ("\\{", "\\}"), ("|", "|"), ("\\|", "\\|"), ("\\langle", "\\rangle"),
          ("\\lfloor", "\\rfloor"), ("\\lceil", "\\rceil"), ("[", ")"), ("(", "]"), (".", "|"), (".", "\\}"), ("\\{", ".")]
@@ -189,8 +194,8 @@ class Maker:
 
 def formula(seed, i):
     """The i-th formula, normalised."""
-    if i < len(SINGLE):
-        return normalise(SINGLE[i])
+    if i < len(START):
+        return normalise(START[i])
     return normalise(Maker(random.Random(f"{seed} {i}")).any())
 
 
