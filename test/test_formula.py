@@ -253,6 +253,11 @@ def test_pictures():
         check(same, f"{written!r} and {normal!r} look the same")
 
 
+    if draw.has_font("times"):
+        _, dropped = draw.draw({0: draw.Formula("\\boldsymbol{x}")}, draw.Look("times"), lambda k: 70)
+        check(dropped == {0: "not in this font"}, "mathptmx has no bold letters", dropped)
+
+
 def test_rendering(tmp):
     formulas = [generate.formula(31, i) for i in range(2000, 2020)] + ["\\jmath ", "\\undefined x"]
     sources.write_list(tmp / "few.txt", [("DT"[i % 2], f) for i, f in enumerate(formulas)])

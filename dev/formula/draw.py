@@ -40,6 +40,8 @@ FONTS = {
     "stix": ("STIX", ("stix.sty",), r"\usepackage{amsmath,stix}"),
     "stix2": ("STIX Two", ("stix2.sty",), r"\usepackage{amsmath,stix2}"),
 }
+# What looks in a font like something else: it has no bold letters, or all its letters are without serifs.
+LACKS = {"times": ("\\boldsymbol",), "fira": ("\\mathsf", "\\textsf")}
 
 DOCUMENT = r"""\documentclass[%dpt]{article}
 %s
@@ -168,7 +170,9 @@ def draw_pages(folder, pages, dpi, group):
 
 def draw(formulas, look, dpi, group=16):
     """Draws formulas {number: Formula}. Returns ({number: image}, {number: reason why there is none})."""
-    images, dropped, left = {}, {}, dict(formulas)
+    lacking = LACKS.get(look.font, ())
+    images, dropped = {}, {number: "not in this font" for number, f in formulas.items() if any(c in f.latex for c in lacking)}
+    left = {number: f for number, f in formulas.items() if number not in dropped}
     while left:
         with tempfile.TemporaryDirectory() as folder:
             try:
