@@ -29,10 +29,12 @@ FONTS = {
     "times": ("Times", ("mathptmx.sty",), AMS + r"\usepackage{mathptmx}"
               r"\DeclareMathAlphabet{\mathcal}{OMS}{cmsy}{m}{n}"),  # its own is the script that others give \mathscr
     "txfonts": ("Times, with its own symbols", ("txfonts.sty",), r"\usepackage{amsmath,txfonts}"),
-    "newtx": ("Times, newer", ("newtxmath.sty", "newtxtext.sty", "binhex.tex"), r"\usepackage{amsmath,newtxtext,newtxmath}"),
+    "newtx": ("Times, newer", ("newtxmath.sty", "newtxtext.sty", "binhex.tex"),
+              r"\usepackage{amsmath,newtxtext,newtxmath}"),
     "palatino": ("Palatino", ("mathpazo.sty",), AMS + r"\usepackage{mathpazo}"),
     "pxfonts": ("Palatino, with its own symbols", ("pxfonts.sty",), r"\usepackage{amsmath,pxfonts}"),
-    "newpx": ("Palatino, newer", ("newpxmath.sty", "newpxtext.sty", "binhex.tex"), r"\usepackage{amsmath,newpxtext,newpxmath}"),
+    "newpx": ("Palatino, newer", ("newpxmath.sty", "newpxtext.sty", "binhex.tex"),
+              r"\usepackage{amsmath,newpxtext,newpxmath}"),
     "fira": ("Fira Sans", ("FiraSans.sty", "newtxsf.sty", "binhex.tex"),
              r"\usepackage{amsmath}\usepackage[sfdefault]{FiraSans}\usepackage{newtxsf}"),
     "libertine": ("Libertine", ("libertine.sty", "libertinust1math.sty"),
@@ -171,7 +173,8 @@ def draw_pages(folder, pages, dpi, group):
 def draw(formulas, look, dpi, group=16):
     """Draws formulas {number: Formula}. Returns ({number: image}, {number: reason why there is none})."""
     lacking = LACKS.get(look.font, ())
-    images, dropped = {}, {number: "not in this font" for number, f in formulas.items() if any(c in f.latex for c in lacking)}
+    dropped = {number: "not in this font" for number, f in formulas.items() if any(c in f.latex for c in lacking)}
+    images = {}
     left = {number: f for number, f in formulas.items() if number not in dropped}
     while left:
         with tempfile.TemporaryDirectory() as folder:

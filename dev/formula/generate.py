@@ -19,11 +19,11 @@ from normalise import normalise
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
 from options import whole  # noqa: E402
 
-GREEK = known.words("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega "
-                    "varepsilon varphi vartheta Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega")
+GREEK = known.words("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi "
+                    "omega varepsilon varphi vartheta Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega")
 # Symbols that alone look like others; between letters their spaces tell them apart.
-ALIKE = known.words("And impliedby iff implies backslash bot cdotp colon ldotp mid lvert rvert parallel lVert rVert lhd rhd "
-                    "unlhd unrhd bigtriangleup")
+ALIKE = known.words("And impliedby iff implies backslash bot cdotp colon ldotp mid lvert rvert parallel lVert rVert lhd "
+                    "rhd unlhd unrhd bigtriangleup")
 SYMBOLS = [name for names in known.SYMBOLS.values() for name in names if not name.startswith("\\dots")]
 SINGLE = [name for name in SYMBOLS if name not in ALIKE]
 SINGLE += list(string.ascii_letters + string.digits) + ["\\{", "\\}", "\\|", "\\%", "\\$", "\\&", "\\_", "\\#"]
@@ -148,7 +148,8 @@ class Maker:
         return f"\\begin{{aligned}}{rows}\\end{{aligned}}"
 
     def relation(self, depth):
-        return f"{self.sum(depth)}{self.pick(('=', '<', '>', *map(lambda n: n + ' ', known.SYMBOLS['rel'][:12])))}{self.sum(depth)}"
+        sign = self.pick(("=", "<", ">", *(name + " " for name in known.SYMBOLS["rel"][:12])))
+        return f"{self.sum(depth)}{sign}{self.sum(depth)}"
 
     def long_fraction(self):
         return f"{self.letter()}=\\frac{{{self.sum(2, 7)}}}{{{self.sum(2, 7)}}}"

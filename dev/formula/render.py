@@ -96,7 +96,8 @@ def draw_part(seed, fonts, dpi, batch):
 def make_part(folder, seed, fonts, dpi, batch):
     drawn = draw_part(seed, fonts, dpi, batch)
     write_part(part_path(folder, batch[0]), drawn)
-    return len(drawn), sum(bool(png) for _, png, _ in drawn), collections.Counter(reason for _, _, reason in drawn if reason)
+    reasons = collections.Counter(reason for _, _, reason in drawn if reason)
+    return len(drawn), sum(bool(png) for _, png, _ in drawn), reasons
 
 
 def check_folder(folder, manifest):

@@ -124,7 +124,8 @@ def main():
     parser.add_argument("--val-out", required=True, help="list of formulas for validation")
     parser.add_argument("--generated", type=whole(0, 10**7), default=0, help="formulas of generate.py to add (default 0)")
     parser.add_argument("--limit", type=whole(0, 10**9), default=0, help="lines of each list (default: all)")
-    parser.add_argument("--seed", type=whole(0, 2**63), default=1, help="which are for validation, and the order (default 1)")
+    parser.add_argument("--seed", type=whole(0, 2**63), default=1, help="which are for validation, and the order "
+                        "(default 1)")
     parser.add_argument("--katex", action="store_true", help="only formulas that KaTeX can draw")
     args = parser.parse_args()
     counts = collections.Counter()

@@ -9,8 +9,9 @@ LIST is an output of sources.py. The pre-tokenizer cuts a normal form into words
     _{1}   ^{2}   _{n}                                                    a script of one letter or digit
     _{   ^{   }{   ''    a word of a text behind a space; and every other character for itself
 
-A word in the vocabulary is one token, every other one falls apart into characters. Every command of commands.py is in it,
-seen or not, so that a rare symbol costs as much as a frequent one; the rest are the words that save the most tokens in LIST.
+A word in the vocabulary is one token, every other one falls apart into characters. Every command of commands.py is in
+it, seen or not, so that a rare symbol costs as much as a frequent one; the rest are the words that save the most tokens
+in LIST.
 The characters are those of ASCII that are printed, because a normal form has no others.
 """
 import argparse
@@ -54,7 +55,8 @@ def command_words():
     out += ["\\sqrt", "\\xrightarrow", "\\xleftarrow"]
     delimiters = sorted({known.SYNONYMS.get(d, d) for d in known.DELIMITERS} - {"<", ">"})
     for side in ("\\left", "\\right", "\\middle"):
-        out += [side + d + (" " if d[-1].isalpha() else "") for d in delimiters if side != "\\middle" or d in ("|", "/", "\\|")]
+        out += [side + d + (" " if d[-1].isalpha() else "") for d in delimiters
+                if side != "\\middle" or d in ("|", "/", "\\|")]
     out += ["\\" + c for c in ",:;!{}|%$&_# \\"]
     for name in known.ENVIRONMENTS:
         if name not in ("split", "alignedat"):
