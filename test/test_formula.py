@@ -253,6 +253,17 @@ def test_pictures():
         check(same, f"{written!r} and {normal!r} look the same")
 
 
+    once, tried = draw.draw_once, []
+
+    def fail_at_two(formulas, *more):
+        tried.append(len(formulas))
+        if 2 in formulas:
+            raise draw.tex.TexError("no")
+        return {n: np.zeros((1, 1)) for n in formulas}, {}
+    draw.draw_once = fail_at_two
+    images, dropped = draw.draw({i: draw.Formula("x") for i in range(8)}, draw.Look(), lambda k: 70)
+    draw.draw_once = once
+    check(set(images) == {0, 1, 3, 4, 5, 6, 7} and dropped == {2: "no"} and len(tried) == 7, "a run that fails is halved", tried)
     if draw.has_font("times"):
         _, dropped = draw.draw({0: draw.Formula("\\boldsymbol{x}")}, draw.Look("times"), lambda k: 70)
         check(dropped == {0: "not in this font"}, "mathptmx has no bold letters", dropped)
@@ -280,6 +291,8 @@ def test_rendering(tmp):
     check(all(dataset[i][0].startswith(b"\x89PNG") for i in range(len(dataset))), "and their images")
     os.unlink(tmp / "two/part-000001")
     check("1 of 2 parts" in run(*pack).stderr, "a dataset of some of the parts is refused")
+    (tmp / "two/manifest.json").write_text("{")
+    check("manifest.json is damaged" in run(*pack).stderr, "a damaged manifest is refused")
 
 
 def main():

@@ -170,24 +170,33 @@ def draw_pages(folder, pages, dpi, group):
     return images
 
 
+def draw_once(formulas, look, dpi, group):
+    """One run of TeX: ({number: image or None}, {number: reason}) of the formulas that it came to. Raises TexError."""
+    with tempfile.TemporaryDirectory() as folder:
+        good, bad = compile_formulas(formulas, look, folder)
+        return draw_pages(folder, good, dpi, group) if good else {}, bad
+
+
 def draw(formulas, look, dpi, group=16):
     """Draws formulas {number: Formula}. Returns ({number: image}, {number: reason why there is none})."""
     lacking = LACKS.get(look.font, ())
     dropped = {number: "not in this font" for number, f in formulas.items() if any(c in f.latex for c in lacking)}
     images = {}
-    left = {number: f for number, f in formulas.items() if number not in dropped}
-    while left:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                good, bad = compile_formulas(left, look, folder)
-            except tex.TexError as e:
-                good, bad = {}, {number: str(e) for number in list(left)[:1]}
-            drawn = draw_pages(folder, good, dpi, group) if good else {}
-        for number in good:
-            if drawn.get(number) is None:
-                dropped[number] = "nothing to see"
+    waiting = [{number: f for number, f in formulas.items() if number not in dropped}]
+    while waiting:
+        some = waiting.pop()
+        try:
+            drawn, bad = draw_once(some, look, dpi, group) if some else ({}, {})
+        except tex.TexError as e:  # it took too long, or an image could not be made: looks for the formula that did it
+            numbers = list(some)
+            half = len(numbers) // 2
+            if half:
+                waiting += [{n: some[n] for n in numbers[half:]}, {n: some[n] for n in numbers[:half]}]
             else:
-                images[number] = drawn[number]
-        dropped |= bad
-        left = {number: f for number, f in left.items() if number not in good and number not in bad}
+                dropped[numbers[0]] = str(e)
+            continue
+        images |= {number: image for number, image in drawn.items() if image is not None}
+        dropped |= {number: "nothing to see" for number, image in drawn.items() if image is None} | bad
+        left = {number: f for number, f in some.items() if number not in drawn and number not in bad}
+        waiting += [left] if left else []
     return images, dropped

@@ -5,7 +5,6 @@
 """
 import argparse
 import collections
-import json
 import os
 import pathlib
 import re
@@ -21,8 +20,7 @@ from options import whole  # noqa: E402
 
 def part_names(folder):
     """The parts in their order; raises FormatError if some are missing."""
-    with files.open_input(os.path.join(folder, "manifest.json")) as f:
-        manifest = json.loads(f.read())
+    manifest = render.read_manifest(folder)
     expected = -(-manifest["formulas"] // manifest["batch"])
     names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"part-\d{6,}", name))
     if len(names) != expected:

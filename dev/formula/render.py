@@ -100,13 +100,24 @@ def make_part(folder, seed, fonts, dpi, batch):
     return len(drawn), sum(bool(png) for _, png, _ in drawn), reasons
 
 
+def read_manifest(folder):
+    path = os.path.join(folder, "manifest.json")
+    with files.open_input(path) as f:
+        try:
+            manifest = json.loads(f.read())
+            if manifest["batch"] > 0 and manifest["formulas"] >= 0:
+                return manifest
+        except (ValueError, KeyError, TypeError):
+            pass
+    raise files.FormatError(f"{path} is damaged; remove the folder and run render.py again.")
+
+
 def check_folder(folder, manifest):
     """Makes the folder, or checks that its parts belong to the same command."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "manifest.json")
     if os.path.exists(path):
-        with files.open_input(path) as f:
-            earlier = json.loads(f.read())
+        earlier = read_manifest(folder)
         changed = [key for key in manifest if earlier.get(key) != manifest[key]]
         if changed:
             raise files.FormatError(f"{folder} holds parts that were drawn with another {changed[0]}; remove it, or name "
