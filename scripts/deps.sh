@@ -6,6 +6,7 @@
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
 #   scripts/deps.sh tex        TeX engines, Poppler        to compile and render programs; optional: xelatex, and
 #                                                          packages and fonts that figures on the net use
+#   scripts/deps.sh tex-fonts  Fira, Libertine, STIX, ...  fonts for dev/formula/render.py, 500 MB; optional, not in "all"
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
 #   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
 #   scripts/deps.sh logs       TensorBoard, MLflow, W&B    what exported logs are tested with: build/venv-logs
@@ -27,6 +28,7 @@ for group in "${@:-build}"; do
         packages+=(texlive-latex-base texlive-latex-extra texlive-pictures texlive-luatex lmodern cm-super-minimal)
         packages+=(poppler-utils)
         optional+=(texlive-xetex texlive-fonts-recommended texlive-science) ;;
+    tex-fonts) optional+=(texlive-fonts-extra texlive-plain-generic) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
     fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
@@ -38,8 +40,8 @@ for group in "${@:-build}"; do
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
     all) exec "$0" build mpi tex python fixtures logs cuda page ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, python, fixtures, logs, cuda, page, ci," \
-            "aarch64 or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, tex-fonts, python, fixtures, logs, cuda," \
+            "page, ci, aarch64 or all" >&2
         exit 2
         ;;
     esac

@@ -135,26 +135,26 @@ def compile_document(source, folder, limits=Limits()):
         raise TexError("pdflatex: the document has no page")
 
 
-def images_are_whole(file):
-    """Whether an open file holds PPM images, one after another."""
+def images_are_whole(file, gray=False):
+    """Whether an open file holds PPM images (gray: PGM images), one after another."""
     size, at = os.fstat(file.fileno()).st_size, 0
     while at < size:
         file.seek(at)
-        header = re.match(rb"P6\n([1-9]\d*) ([1-9]\d*)\n255\n", file.read(40))
-        if not header:
+        header = re.match(rb"P([56])\n([1-9]\d*) ([1-9]\d*)\n255\n", file.read(40))
+        if not header or (header[1] == b"5") != gray:
             return False
-        at += header.end() + int(header[1]) * int(header[2]) * 3
+        at += header.end() + int(header[2]) * int(header[3]) * (1 if gray else 3)
     file.seek(0)
     return at == size > 0
 
 
-def render_pages(folder, dpi, first, last, limits=Limits()):
-    """Renders pages of FOLDER/a.pdf. Returns them as PPM images, one after another, in an open file. Raises
-    TexError."""
-    command = ["pdftoppm", "-r", str(dpi), "-f", str(first), "-l", str(last), "a.pdf"]
+def render_pages(folder, dpi, first, last, limits=Limits(), gray=False):
+    """Renders pages of FOLDER/a.pdf. Returns them as PPM images (gray: PGM images), one after another, in an open file.
+    Raises TexError."""
+    command = ["pdftoppm", "-r", str(dpi), "-f", str(first), "-l", str(last), *(["-gray"] if gray else []), "a.pdf"]
     status, output, errors = run(command, folder, limits)
     message = errors.read(1000).decode("utf-8", "replace").strip()
     # Without the memory for a page, pdftoppm says so and writes one pixel, with status 0.
-    if status or "memory" in message or not images_are_whole(output):
+    if status or "memory" in message or not images_are_whole(output, gray):
         raise TexError(f"pdftoppm: {message.split(chr(10))[0][:200] or 'its images are not whole'}")
     return output
