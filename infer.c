@@ -40,6 +40,7 @@ int main(int argc, char **argv) {
                        .json = opt.json,
                        .finish = opt.finish,
                        .tidy = opt.tidy,
+                       .style = opt.display ? FORMULA_DISPLAY : opt.inline_math ? FORMULA_INLINE : FORMULA_PLAIN,
                        .render = opt.render,
                        .repeat_guard = !strcmp(opt.repeat_guard, "on")};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
@@ -49,6 +50,7 @@ int main(int argc, char **argv) {
     if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
     session_open(s, op, format);
+    o.task = s->task;
     o.image_size = vision_size(&s->model.c.vision);
     o.max_tokens = s->max_new_tokens + s->prefix.count;
     writer_open(&s->writer, o, &s->inputs, &s->model.tokenizer, &drawing);
@@ -237,7 +239,8 @@ static void take_best(Session *s, Program *p, const BestProgram *found) {
 static void run_best(Session *s) {
     Best best;
     Error err;
-    BestOptions o = {.candidates = (int)opt.candidates,
+    BestOptions o = {.task = s->task,
+                     .candidates = (int)opt.candidates,
                      .exploration = opt.exploration,
                      .strict = opt.strict,
                      .unsafe = opt.draw.unsafe,

@@ -17,6 +17,7 @@ typedef struct {
     double exploration;
     bool strict, unsafe, quiet;
     bool compiler_only;     // a program is as good as it compiles
+    RenderTask task;        // what the programs are
     Similarity similarity;  // else as its drawing is like the image
     uint64_t seed;
     int max_new_tokens;
@@ -70,7 +71,7 @@ static inline int best_open(Best *b, BestOptions o, Generator *g, const int *pre
     if (judge_open(
             &b->judge,
             &(JudgeOptions){
-                .model = g->m, .unsafe = o.unsafe, .similarity = o.similarity, .compile_only = o.compiler_only},
+                .task = o.task, .model = g->m, .unsafe = o.unsafe, .similarity = o.similarity, .compile_only = o.compiler_only},
             err))
         return -1;
     interrupts_keep();

@@ -11,10 +11,10 @@
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
-        *attention;
+        *attention, *task;
     double temperature, top_p, exploration, length_penalty;
     int64_t top_k, seed, max_tokens, threads, batch, candidates, beam;
-    bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy;
+    bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy, display, inline_math, plain;
     DrawOptions draw;
 } opt = {.device = "auto",
          .reward = "pixels",
@@ -27,6 +27,9 @@ static struct {
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
      "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
+    {"task", 0, OPT_STRING, &opt.task, "tikz|formula|auto",
+     "what the images show and the model writes: figures in TikZ, or formulas in LaTeX; auto: what the model says of itself",
+     0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
      "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
     {"pdf", 0, OPT_STRING, &opt.draw.pdf, "FILE|DIR", "compile the program, and write the drawing as PDF", 0, 0},
@@ -64,6 +67,9 @@ static const Option table[] = {
     {"finish", 0, OPT_FLAG, &opt.finish, NULL, "close what is open in a program that was cut, so that it compiles", 0,
      0},
     {"tidy", 0, OPT_FLAG, &opt.tidy, NULL, "keep only the packages that a program uses, and lay it out", 0, 0},
+    {"display", 0, OPT_FLAG, &opt.display, NULL, "write a formula as \\[...\\]", 0, 0},
+    {"inline", 0, OPT_FLAG, &opt.inline_math, NULL, "write a formula as $...$", 0, 0},
+    {"plain", 0, OPT_FLAG, &opt.plain, NULL, "write a formula without these signs, which is the default", 0, 0},
     {"repeat-guard", 0, OPT_STRING, &opt.repeat_guard, "on|off",
      "stop a program that repeats the same tokens for ever", 0, 0},
     {"unsafe-tex", 0, OPT_FLAG, &opt.draw.unsafe, NULL,
@@ -118,6 +124,8 @@ static void check_values(WeightFormat *format) {
         options_die("--repeat-guard must be on or off, not '%.40s'", opt.repeat_guard);
     if (opt.preprocess && !prepare_knows(opt.preprocess))
         options_die("--preprocess must be auto, plain or detikzify, not '%.40s'", opt.preprocess);
+    if (opt.task && strcmp(opt.task, "auto") && strcmp(opt.task, "tikz") && strcmp(opt.task, "formula"))
+        options_die("--task must be tikz, formula or auto, not '%.40s'", opt.task);
     if (best_reward(&best, opt.reward))
         options_die("--reward must be pixels, places, mean, emd or compiler, not '%.40s'", opt.reward);
     if (opt.search && best_budget(&best, opt.search, &err)) options_die("%s", err.text);
@@ -128,6 +136,7 @@ static void check_combinations(void) {
     const bool best = opt.search || opt.candidates;
     if (!!opt.search + !!opt.candidates + !!opt.beam + !!opt.draft > 1)
         options_die("--search, --candidates, --beam and --draft cannot be used together");
+    if (opt.display + opt.inline_math + opt.plain > 1) options_die("--display, --inline and --plain cannot be used together");
     if (opt.beam && opt.temperature > 0) options_die("--beam does not sample; leave out --temperature");
     if (!opt.beam && options_given(&opt.length_penalty)) options_die("--length-penalty is an option of --beam");
     if (!opt.search && options_given(&opt.exploration)) options_die("--exploration is an option of --search");
@@ -136,9 +145,14 @@ static void check_combinations(void) {
     if (best && opt.temperature == 0) options_die("--search and --candidates sample; --temperature must not be 0");
 }
 
-/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter
- * student. */
+/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student; for
+ * --task formula the shipped reader of formulas. */
 static const char *default_model(void) {
+    static const char formula[] = "dev/formula/student.safetensors";
+    if (opt.task && !strcmp(opt.task, "formula")) {
+        if (file_exists(formula)) return formula;
+        die("there is no model for formulas here: %s is missing; name one with --model", formula);
+    }
     static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
                                          "dev/starter/student.safetensors"};
     for (int i = 0; i < 3; i++)

@@ -9,10 +9,12 @@ typedef enum { COMPILES_UNKNOWN, COMPILES_CLEAN, COMPILES_ERRORS, COMPILES_NO } 
 
 typedef struct {
     const char *image;    // its path as it was given
+    const char *task;     // tikz or formula: what the program is; NULL: not known
     const char *program;  // of any bytes; NULL: there is none
     size_t program_bytes;
     int tokens;                 // of the program, without the end token
     double log_probability;     // of the program, natural logarithm; NAN: not known
+    double confidence;          // geometric mean of the probabilities of its tokens, 0 to 1; NAN: not known
     bool complete;              // the model ended it; false: it was cut
     Compiles compiles;          // COMPILES_UNKNOWN: it was not compiled
     const TexMessage *errors;   // [error_count] of TeX, the first first; lines count from 1, 0: of no line
@@ -26,6 +28,7 @@ typedef struct {
 static inline Result result_begin(const char *image) {
     return (Result){.image = image,
                     .log_probability = NAN,
+                    .confidence = NAN,
                     .similarity = NAN,
                     .prefill_seconds = NAN,
                     .generate_seconds = NAN,
@@ -68,6 +71,8 @@ static inline void result_write(JsonWriter *w, const Result *r) {
     json_begin_object(w);
     json_key(w, "image");
     json_string(w, r->image);
+    json_key(w, "task");
+    json_string(w, r->task);
     json_key(w, "program");
     if (r->program)
         json_string_bytes(w, r->program, r->program_bytes);
@@ -76,6 +81,7 @@ static inline void result_write(JsonWriter *w, const Result *r) {
     json_key(w, "tokens");
     json_integer(w, r->tokens);
     result_write_number(w, "log_probability", r->log_probability);
+    result_write_number(w, "confidence", r->confidence);
     json_key(w, "complete");
     json_bool(w, r->complete);
     json_key(w, "compiles");

@@ -16,6 +16,7 @@ typedef struct {
     Inputs inputs;
     TokenIds prefix;
     PrepareOptions prepare;
+    RenderTask task;
     int max_new_tokens, taken;  // images taken so far
     double start, first_token;  // times, from seconds_now; 0: no token yet
 } Session;
@@ -52,12 +53,24 @@ static void session_plan(Session *s) {
     speculator_open(&s->speculator, &s->generator, &s->drafter);
 }
 
+/* What the model writes: what it says of itself, else what --task says, else TikZ. Ends the program where the two differ. */
+static RenderTask session_task(const Model *m, const char *path) {
+    const char *said = m->tokenizer.task, *wanted = opt.task && strcmp(opt.task, "auto") ? opt.task : "";
+    if (*said && *wanted && strcmp(said, wanted) != 0)
+        die("--task %s: the task of %s is %s; name another model with --model", wanted, path, said);
+    const RenderTask task = strcmp(*said ? said : wanted, "formula") ? RENDER_TIKZ : RENDER_FORMULA;
+    if (task == RENDER_TIKZ && (opt.display || opt.inline_math || opt.plain))
+        die("--display, --inline and --plain are for formulas, and %s writes TikZ programs", path);
+    return task;
+}
+
 /* Opens the models that opt names, for the images in s->inputs. Ends the program where that is not possible. */
 static void session_open(Session *s, const Ops *op, WeightFormat format) {
     Error err;
     Model *m = &s->model;
     const char *path = opt.model ? opt.model : default_model();
     die_if(model_open_as(m, op, path, "", format, &err), &err);
+    s->task = session_task(m, path);
     const char *preprocess = opt.preprocess ? opt.preprocess : prepare_default(m, &err);
     if (!preprocess) die("%s", err.text);
     s->prepare = (PrepareOptions){.preprocess = preprocess,

@@ -11,6 +11,7 @@
 #include "../lib/tokenizer.h"
 #include "../metrics/similarity.h"
 #include "draw.h"
+#include "formula_text.h"
 #include "repeat.h"
 #include "result.h"
 
@@ -20,6 +21,8 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
+    RenderTask task;       // what the programs are
+    FormulaStyle style;    // of formulas
     ImageSize image_size;  // of the input
     int max_tokens;        // of a program, for the warning about one that was cut
 } WriterOptions;
@@ -40,7 +43,7 @@ typedef struct {
     int tokens;    // their number, without the end token
     bool ended, looped, opened, failed, done;
     char *preprocessing;  // what was done to the image; NULL: nothing
-    double log_probability, similarity;
+    double log_probability, confidence, similarity;  // as in Result
     double prefill_seconds, generate_seconds;
 } Program;
 
@@ -62,6 +65,7 @@ static inline void writer_open(Writer *w, WriterOptions o, const Inputs *inputs,
     for (int i = 0; i < inputs->count; i++)
         w->programs[i] = (Program){.input = &inputs->items[i],
                                    .log_probability = NAN,
+                                   .confidence = NAN,
                                    .similarity = NAN,
                                    .prefill_seconds = NAN,
                                    .generate_seconds = NAN};
@@ -108,7 +112,7 @@ static inline void program_begin_text(Program *p, const Writer *w, const int *pr
     p->memory = open_memstream(&p->text, &p->bytes);
     if (!p->memory) die("out of memory");
     if (w->o.output && !w->o.several) program_open_output(p, w);
-    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy)
+    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy && w->o.task == RENDER_TIKZ)
         p->live = p->opened ? p->file.f : w->o.output ? NULL : stdout;
     for (int i = 0; i < prefix_count && !p->failed; i++) {
         const size_t n = token_decoder_next(&p->decoder, prefix[i], &bytes);
@@ -140,8 +144,21 @@ static inline void program_change(Program *p, char *(*change)(const char *, size
     free(before);
 }
 
-static inline char *program_close_tex(const char *text, size_t n, size_t *size) {
+static inline char *program_close_tikz(const char *text, size_t n, size_t *size) {
     return tex_close(RENDER_TIKZ, text, n, size);
+}
+
+static inline char *program_close_formula(const char *text, size_t n, size_t *size) {
+    return tex_close(RENDER_FORMULA, text, n, size);
+}
+
+/* Completes and tidies the text, as the options say; the spaces of a formula are always tidied. */
+static inline void program_improve(Program *p, const Writer *w) {
+    const bool formula = w->o.task == RENDER_FORMULA;
+    if (w->o.finish && !p->ended) program_change(p, formula ? program_close_formula : program_close_tikz);
+    if (formula) program_change(p, formula_tidy);
+    if (w->o.tidy && !formula) program_change(p, tex_tidy_preamble);
+    if (w->o.tidy && !formula) program_change(p, tex_tidy_layout);
 }
 
 /* Leaves out the rounds of a loop but for the first. What has been written stays. */
@@ -162,14 +179,14 @@ static inline void program_end_text(Program *p, const Writer *w, int prefix_coun
     if (p->bytes && p->text[p->bytes - 1] != '\n') program_add_bytes(p, w, "\n", 1);
     fclose(p->memory);
     program_cut_loop(p, w, prefix_count);
-    if (w->o.finish && !p->ended) program_change(p, program_close_tex);
-    if (w->o.tidy) program_change(p, tex_tidy_preamble);
-    if (w->o.tidy) program_change(p, tex_tidy_layout);
+    program_improve(p, w);
 }
 
 static inline void program_warn(Program *p, Writer *w) {
     const char *then =
-        w->o.finish ? "its last statement was dropped and what was open was closed" : "the document is not complete";
+        w->o.finish                      ? "its last statement was dropped and what was open was closed"
+        : w->o.task == RENDER_FORMULA ? "the formula is not complete"
+                                      : "the document is not complete";
     if (p->ended || p->failed) return;
     w->cut++;
     if (p->looped)
@@ -184,14 +201,17 @@ static inline void program_warn(Program *p, Writer *w) {
 static inline void program_output(Program *p, const Writer *w) {
     Error err;
     if (w->o.output && !p->failed && !p->opened) program_open_output(p, w);
-    if (!p->live && !p->failed && w->o.output) program_write(p, w, p->file.f, p->text, p->bytes);
+    size_t n;
+    char *text = formula_wrap(w->o.style, p->text, p->bytes, &n);
+    if (!p->live && !p->failed && w->o.output) program_write(p, w, p->file.f, text, n);
     if (!p->live && !p->failed && !w->o.output && !w->o.json) {
         char *name = printable(xstrdup(p->input->path)), *head = format_string("%% %s\n", name);
         if (w->o.several) program_write(p, w, stdout, head, strlen(head));
-        program_write(p, w, stdout, p->text, p->bytes);
+        program_write(p, w, stdout, text, n);
         free(head);
         free(name);
     }
+    free(text);
     if (p->opened && p->failed)
         atomic_abandon(&p->file);
     else if (p->opened && atomic_commit(&p->file, &err))
@@ -218,13 +238,15 @@ static inline void program_compare(Program *p, const Writer *w, const Compiled *
     image_free(&drawn);
 }
 
-static inline void program_print_json(Program *p, const Compiled *c, double compile_seconds) {
+static inline void program_print_json(Program *p, const Writer *w, const Compiled *c, double compile_seconds) {
     Error err;
     Result r = result_begin(p->input->path);
-    r.program = p->text;
-    r.program_bytes = p->bytes;
+    char *text = p->text ? formula_wrap(w->o.style, p->text, p->bytes, &r.program_bytes) : NULL;
+    r.program = text;
     r.tokens = p->tokens;
+    r.task = w->o.task == RENDER_FORMULA ? "formula" : "tikz";
     r.log_probability = p->log_probability;
+    r.confidence = p->confidence;
     r.complete = p->ended;
     if (c) result_set_compiled(&r, c);
     r.similarity = p->similarity;
@@ -233,6 +255,7 @@ static inline void program_print_json(Program *p, const Compiled *c, double comp
     r.generate_seconds = p->generate_seconds;
     r.compile_seconds = compile_seconds;
     if (result_print_json(&r, stdout, "stdout", &err)) program_fail(p, &err);
+    free(text);
 }
 
 /* Compiles the program where that is wanted, and does what needs its drawing. */
@@ -241,18 +264,20 @@ static inline void program_compile(Program *p, const Writer *w) {
     Compiled c = {0};
     const double start = seconds_now();
     bool compiled = w->drawing->open && !p->failed;
-    if (compiled && render_compile(&w->drawing->renderer, RENDER_TIKZ, p->text, p->bytes, &c, &err)) {
+    if (compiled && render_compile(&w->drawing->renderer, w->o.task, p->text, p->bytes, &c, &err)) {
         program_fail(p, &err);
         compiled = false;
     }
     const double seconds = seconds_now() - start;
     if (compiled) program_compare(p, w, &c);
     if (compiled && draw_files(w->drawing, p->input, &c, &err)) program_fail(p, &err);
-    if (w->o.json) program_print_json(p, compiled ? &c : NULL, compiled ? seconds : NAN);
+    if (w->o.json) program_print_json(p, w, compiled ? &c : NULL, compiled ? seconds : NAN);
     compiled_free(&c);
 }
 
 static inline void program_finish(Program *p, Writer *w, int prefix_count) {
+    const int written = p->ids.count - prefix_count;  // tokens, with the end
+    if (written > 0) p->confidence = exp(p->log_probability / written);
     if (p->memory) {
         program_end_text(p, w, prefix_count);
         program_warn(p, w);

@@ -32,11 +32,12 @@ typedef struct {
     int begin;                                           // id of the token that begins every sequence, -1: none
     int strip;                                           // leading spaces of a text that are dropped
     bool byte_fallback;                                  // whether kind is byte_fallback_bpe
+    bool formulas;                                       // its texts are formulas, not TikZ programs
     uint64_t fingerprint;                                // see tokenizer_hash
     const uint8_t *json;                                 // tokenizer.json, NULL: none
     size_t json_bytes;
-    char kind[32];
-    char end_text[16], begin_text[16], strip_text[16];  // decimal, as in the metadata; empty: absent
+    char kind[32], task[16];                            // as in the metadata; empty: absent
+    char end_text[16], begin_text[16], strip_text[16];  // the same, decimal
     char more_ends_text[12 * TOKENIZER_MORE_ENDS];
 } Tokenizer;
 
@@ -101,6 +102,18 @@ static inline int tokenizer_more_ends_read(Tokenizer *t, const SafeTensors *st, 
     return 0;
 }
 
+/* Reads what the texts are: "formula", or "tikz", which is also what is meant without it. */
+static inline int tokenizer_task_read(Tokenizer *t, const SafeTensors *st, Error *err) {
+    const char *task = safetensors_metadata(st, "tokenizer.task");
+    if (!task) return 0;
+    t->formulas = !strcmp(task, "formula");
+    if (!t->formulas && strcmp(task, "tikz") != 0)
+        return error_set(err, "%s: the metadata tokenizer.task is '%.40s', tikz or formula was expected", st->file.path,
+                         task);
+    snprintf(t->task, sizeof t->task, "%s", task);
+    return 0;
+}
+
 static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, Error *err) {
     const char *path = st->file.path, *kind = safetensors_metadata(st, "tokenizer.kind");
     if (!kind || (strcmp(kind, "byte_level_bpe") != 0 && strcmp(kind, "byte_fallback_bpe") != 0))
@@ -114,7 +127,8 @@ static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, E
     return tokenizer_number(st, "tokenizer.end", t->count, true, &t->end, t->end_text, err) ||
            tokenizer_more_ends_read(t, st, err) ||
            tokenizer_number(st, "tokenizer.begin", t->count, false, &t->begin, t->begin_text, err) ||
-           tokenizer_number(st, "tokenizer.strip", 1000, false, &t->strip, t->strip_text, err);
+           tokenizer_number(st, "tokenizer.strip", 1000, false, &t->strip, t->strip_text, err) ||
+           tokenizer_task_read(t, st, err);
 }
 
 /* Checks the tokens of byte_fallback_bpe: a byte token is one byte, any other token is valid UTF-8. */
@@ -382,11 +396,12 @@ static inline int tokenizer_specs(const Tokenizer *t, SafeTensorSpec specs[4]) {
 }
 
 /* Fills 2 to TOKENIZER_METADATA keys and values, which are valid as long as t, and returns their number. */
-enum { TOKENIZER_METADATA = 5 };
+enum { TOKENIZER_METADATA = 6 };
 static inline int tokenizer_metadata(const Tokenizer *t, const char **keys, const char **values) {
     const char *const names[] = {"tokenizer.kind", "tokenizer.end", "tokenizer.more_ends", "tokenizer.begin",
-                                 "tokenizer.strip"};
-    const char *const texts[] = {t->kind, t->end_text, t->more_ends_text, t->begin_text, t->strip_text};
+                                 "tokenizer.strip", "tokenizer.task"};
+    const char *const texts[] = {t->kind, t->end_text, t->more_ends_text, t->begin_text, t->strip_text,
+                                 t->task};
     int n = 0;
     for (int i = 0; i < TOKENIZER_METADATA; i++) {
         if (!*texts[i]) continue;

@@ -323,6 +323,7 @@ class Tokenizer:
         self.begin = begin                     # id of the token that begins every sequence, or None
         self.strip = strip                     # number of leading spaces of a text that are not printed
         self.more_ends = []                    # ids of other tokens that end a generated text
+        self.task = None                       # "formula" or "tikz": what the texts are; None: tikz
         self._encoder = None
 
     @classmethod
@@ -406,6 +407,9 @@ class Tokenizer:
         tokenizer = cls(tokens, [bool(f & 1) for f in flags], numbers["end"][0], json_text, kind,
                         np.flatnonzero(flags & 2).tolist(), next(iter(numbers["begin"]), None), sum(numbers["strip"]))
         tokenizer.more_ends = numbers["more_ends"]
+        tokenizer.task = metadata.get("tokenizer.task")
+        if tokenizer.task not in (None, "tikz", "formula"):
+            raise FormatError(f"{path}: 'tokenizer.task' is '{tokenizer.task[:40]}'; expected tikz or formula.")
         return tokenizer
 
     def flags(self):
@@ -429,6 +433,8 @@ class Tokenizer:
             metadata["tokenizer.begin"] = str(self.begin)
         if self.strip:
             metadata["tokenizer.strip"] = str(self.strip)
+        if self.task:
+            metadata["tokenizer.task"] = self.task
         return metadata
 
     def save(self, path):

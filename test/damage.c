@@ -296,14 +296,11 @@ static void word(char **a) {
     safetensors_close(&st);
 }
 
-/* halve FILE OUT TENSOR: a matrix loses the second half of each row; all else stays. */
-static void halve(char **a) {
-    SafeTensors st;
+/* Writes the tensors and the metadata again; of `cut` (NULL: none) only the first half of each row. */
+static void write_again(const SafeTensors *in, const char *path, const SafeTensor *cut) {
+    const SafeTensors st = *in;
     SafeTensorsWriter w;
-    open_tensors(&st, a[0]);
     SafeTensorSpec *specs = xcalloc((size_t)st.count, sizeof *specs);
-    const SafeTensor *cut = safetensors_find(&st, a[2]);
-    if (!cut || cut->ndim != 2) die("%s has no matrix %s", a[0], a[2]);
     for (int i = 0; i < st.count; i++) {
         const SafeTensor *t = &st.tensors[i];
         SafeTensorSpec *s = &specs[i];
@@ -313,7 +310,7 @@ static void halve(char **a) {
         memcpy(s->shape, t->shape, sizeof s->shape);
         if (t == cut) s->shape[1] /= 2;
     }
-    bool bad = safetensors_write_begin(&w, a[1], specs, st.count, (const char *const *)st.keys,
+    bool bad = safetensors_write_begin(&w, path, specs, st.count, (const char *const *)st.keys,
                                        (const char *const *)st.values, st.metadata_count, &err);
     for (int i = 0; i < st.count && !bad; i++) {
         const SafeTensor *t = &st.tensors[i];
@@ -323,6 +320,28 @@ static void halve(char **a) {
     }
     if (bad || safetensors_write_end(&w, &err)) die("%s", err.text);
     free(specs);
+}
+
+/* halve FILE OUT TENSOR: a matrix loses the second half of each row; all else stays. */
+static void halve(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const SafeTensor *cut = safetensors_find(&st, a[2]);
+    if (!cut || cut->ndim != 2) die("%s has no matrix %s", a[0], a[2]);
+    write_again(&st, a[1], cut);
+    safetensors_close(&st);
+}
+
+/* say FILE OUT KEY VALUE: the metadata say this, too. */
+static void say(char **a) {
+    SafeTensors st;
+    open_tensors(&st, a[0]);
+    const int n = st.metadata_count++;
+    st.keys = xrealloc(st.keys, (size_t)(n + 1) * sizeof *st.keys);
+    st.values = xrealloc(st.values, (size_t)(n + 1) * sizeof *st.values);
+    st.keys[n] = xstrdup(a[2]);
+    st.values[n] = xstrdup(a[3]);
+    write_again(&st, a[1], NULL);
     safetensors_close(&st);
 }
 
@@ -415,6 +434,7 @@ int main(int argc, char **argv) {
         {"finite", "FILE", 1, finite_tensors},
         {"word", "FILE OUT", 2, word},
         {"halve", "FILE OUT TENSOR", 3, halve},
+        {"say", "FILE OUT KEY VALUE", 4, say},
         {"tensor", "FILE NAME", 2, tensor},
         {"ce", "LOGITS", 1, cross_entropy},
         {"json", "FILE KEY...", 2, print_json},

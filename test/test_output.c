@@ -2,6 +2,7 @@
  * terminal. */
 #include "samples.h"
 
+#include "../generate/formula_text.h"
 #include "../generate/inputs.h"
 #include "../generate/repeat.h"
 #include "../generate/result.h"
@@ -176,8 +177,8 @@ static void test_result(void) {
     CHECK(second && strchr(second + 1, '\n') == text + n - 1);  // two lines
     CHECK(second &&
           !strncmp(text,
-                   "{\"image\":\"a\\n\xef\xbf\xbd.png\",\"program\":null,\"tokens\":0,\"log_probability\":null,"
-                   "\"complete\":false,\"compiles\":null,\"errors\":[],\"similarity\":null,"
+                   "{\"image\":\"a\\n\xef\xbf\xbd.png\",\"task\":null,\"program\":null,\"tokens\":0,\"log_probability\":null,"
+                   "\"confidence\":null,\"complete\":false,\"compiles\":null,\"errors\":[],\"similarity\":null,"
                    "\"preprocessing\":null,\"seconds\":{\"prefill\":null,\"generate\":null,"
                    "\"compile\":null}}\n",
                    (size_t)(second + 1 - text)));
@@ -204,6 +205,48 @@ static void test_result(void) {
         CHECK_ERROR(result_print_json(&r, full, "stdout", &err), err, "to stdout: No space left on device");
         fclose(full);
     }
+}
+
+/* ---- formulas ---- */
+
+static void test_formulas(void) {
+    static const char *const cases[][2] = {
+        {"\\alpha +x", "\\alpha+x\n"},
+        {"\\alpha x", "\\alpha x\n"},
+        {"\\frac{\\alpha }{\\beta }", "\\frac{\\alpha}{\\beta}\n"},
+        {"\\alpha \\beta ", "\\alpha\\beta\n"},
+        {"  x \n", "x\n"},
+        {"a\\ b", "a\\ b\n"},
+        {"x\\ ", "x\\ \n"},
+        {"x\\\\ ", "x\\\\\n"},
+        {"\\text{ if \\alpha } x", "\\text{ if \\alpha } x\n"},
+        {"\\mbox{a {\\it b } }+\\mu +1", "\\mbox{a {\\it b } }+\\mu+1\n"},
+        {"\\text{\\} } +", "\\text{\\} } +\n"},
+        {"\\text{open", "\\text{open\n"},
+        {"\\text{open\\", "\\text{open\\ \n"},
+        {"\\", "\\ \n"},
+        {"", "\n"},
+        {"\\sum  _{i}", "\\sum_{i}\n"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t n, again;
+        const size_t bytes = strlen(cases[i][0]);
+        char *exact = memcpy(xmalloc(bytes + !bytes), cases[i][0], bytes);  // a sanitizer sees reads behind it
+        char *tidy = formula_tidy(exact, bytes, &n), *twice = formula_tidy(tidy, n, &again);
+        CHECK(n == strlen(cases[i][1]) && !memcmp(tidy, cases[i][1], n + 1));
+        CHECK(again == n && !memcmp(twice, tidy, n));
+        free(exact);
+        free(tidy);
+        free(twice);
+    }
+    size_t n;
+    char *zero = formula_tidy("\\a \0 ", 5, &n);
+    CHECK(n == 4 && !memcmp(zero, "\\a\0\n", 4));
+    free(zero);
+    char *display = formula_wrap(FORMULA_DISPLAY, "x\n", 2, &n), *plain = formula_wrap(FORMULA_PLAIN, "", 0, &n);
+    CHECK(!strcmp(display, "\\[x\\]\n") && n == 0 && !*plain);
+    free(display);
+    free(plain);
 }
 
 /* ---- images in the terminal ---- */
@@ -491,6 +534,7 @@ int main(int argc, char **argv) {
     test_repeat_starter();
     test_inputs();
     test_stdin();
+    test_formulas();
     test_result();
     test_sixel();
     test_kitty();

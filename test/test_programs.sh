@@ -391,6 +391,39 @@ drawing() {
     unset XDG_CACHE_HOME
 }
 
+# A model that says of itself what it writes.
+telling() {
+    local starter=$root/dev/starter/student.safetensors image=$root/dev/starter/example.png
+    "$damage" say "$starter" reader.safetensors tokenizer.task formula
+    "$damage" say "$starter" figures.safetensors tokenizer.task tikz
+    "$damage" say "$starter" poems.safetensors tokenizer.task poem
+    refuses 1 "the metadata tokenizer.task is 'poem', tikz or formula was expected" "$infer" -m poems.safetensors "$image"
+    refuses 1 "--task tikz: the task of reader.safetensors is formula" "$infer" -m reader.safetensors --task tikz "$image"
+    refuses 1 "are for formulas, and $starter writes TikZ" "$infer" -m "$starter" --display "$image"
+    refuses 2 "--task must be tikz, formula or auto" "$infer" -m "$starter" --task poem "$image"
+    refuses 2 "cannot be used together" "$infer" -m reader.safetensors --display --inline "$image"
+    succeeds "$infer" -m figures.safetensors --quiet --task tikz "$image"
+    cp out figure.tex
+    succeeds "$infer" -m reader.safetensors --quiet --max-tokens 20 "$image"
+    cp out formula.tex
+    succeeds "$infer" -m "$starter" --quiet --task formula --plain --max-tokens 20 "$image"
+    check "--task formula is for models that do not say" same out formula.tex
+    check "TikZ goes on" eval '[ "$(head -c 20 figure.tex)" = "$(head -c 20 formula.tex)" ]'
+    succeeds "$infer" -m reader.safetensors --quiet --max-tokens 20 --display "$image"
+    check "a display" eval '[ "$(cat out)" = "\\[$(cat formula.tex)\\]" ]'
+    succeeds "$infer" -m reader.safetensors --quiet --max-tokens 20 --inline "$image" -o inline.tex
+    check "in a line of text" eval '[ "$(cat inline.tex)" = "\$$(cat formula.tex)\$" ]'
+    run env PATH=/nowhere "$infer" -m reader.safetensors --quiet --max-tokens 20 --inline --json "$image"
+    check "JSON says what it is" grep -q '"task":"formula","program":"\$.*\$\\n"' out
+    check "JSON says how sure the model was" grep -q '"confidence":0\.[0-9]*' out
+    succeeds "$train" --data "$root/dev/starter/val.bin" --val-data none --teacher none --steps 1 --batch 2 --student \
+        reader.safetensors --out told
+    succeeds "$train" --data "$root/dev/starter/val.bin" --val-data none --teacher none --steps 1 --batch 2 --student tiny \
+        --tokenizer reader.safetensors --out told-too
+    check "students say it, too" eval 'grep -aq "tokenizer.task.:.formula" told/student.safetensors &&
+        grep -aq "tokenizer.task.:.formula" told-too/student.safetensors'
+}
+
 # ---- infer: inputs, JSON, drafts, clean output, cleaned images ----
 
 # field FILE KEY: the value of a key in a file of one JSON object per line, with python3; without it the check is not made.
@@ -465,7 +498,7 @@ sys.exit(abs(a - b) > 0.02 * abs(a) + 1e-3 or abs(a - c) > 0.02 * abs(a) + 1e-3)
     refuses 2 "--reward must be" "$infer" "${starter[@]}" "$image" --search 3 --reward beauty
     run env PATH=/nowhere "$infer" "${starter[@]}" shots/a.png nothing.png --json
     check "JSON: an image that cannot be read has its line" eval '[ $status = 1 ] && [ $(wc -l <out) = 2 ] &&
-        grep -q "\"image\":\"nothing.png\",\"program\":null" out'
+        grep -q "\"image\":\"nothing.png\",\"task\":\"tikz\",\"program\":null" out'
     succeeds "$infer" "${starter[@]}" "$image" --preprocess detikzify
     check "enlarged as DeTikZify does: a program" grep -q "end{document}" out
     run env TIKZ_GRAPHICS=blocks "$infer" "${starter[@]}" "$image" --show
@@ -1089,6 +1122,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options drawing choosing evaluating reporting quantised \
+run_groups training resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options telling drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

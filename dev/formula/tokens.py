@@ -87,7 +87,9 @@ def train(formulas, vocabulary):
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END])
-    return tikzc.Tokenizer.from_json(tokenizer.to_str(), END)
+    made = tikzc.Tokenizer.from_json(tokenizer.to_str(), END)
+    made.task = "formula"
+    return made
 
 
 def run(args):
