@@ -229,24 +229,23 @@ quick-sanitized:
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 
+# Everything: what `make test` runs, and then the rest.
+test-all:
+	+@test/run.sh '$(MAKE) --no-print-directory test' '$(MAKE) --no-print-directory test-rest'
+
 # Both precisions, several sets of instructions, the address and thread sanitizers on what is small enough for them, and
 # the CUDA kernels on an emulated GPU (on a real one too, where there is one: test_kernels takes every device that
-# answers).
-test-all:
+# answers). A test that `make test` runs whole is not repeated.
+test-rest:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
 	@test/run.sh -j 2 dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
-	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/BF16$(PLAIN)/test_lib \
-	    build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader build/FP32$(PLAIN)/test_attention_maps \
-	    build/BF16$(PLAIN)/test_beam build/FP32$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/FP32$(PLAIN)/test_generate build/BF16-sanitize-1/test_generate \
+	    build/BF16$(PLAIN)/test_lib build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
+	    build/BF16$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/BF16-sanitize-1/test_generate \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
-	    build/BF16-sanitize-1/test_lib build/BF16-sanitize-1/test_tokenizer \
-	    build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
-	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_augment \
-	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps \
-	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS) test_cdm) \
+	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps build/BF16-sanitize-1/test_cdm \
 	    build/BF16-noformats-cpu/test_lib \
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
@@ -254,8 +253,7 @@ test-all:
 	    'build/FP32-emulated/test_model test/fixtures cuda' \
 	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' \
 	    'build/FP32-emulated/test_logits_metrics cuda' \
-	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
-	    'test/test_devices.sh build/FP32-emulated' \
+	    -j 1 'test/test_devices.sh build/FP32-emulated' \
 	    'test/test_comm.sh build/BF16$(PLAIN)' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
@@ -305,5 +303,5 @@ demo:
 clean:
 	rm -rf $(filter-out build/venv build/venv-logs build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all all-BF16 \
+.PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
     all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized
