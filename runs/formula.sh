@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Makes the reader of formulas, from lists of real formulas to the models in dev/formula: runs/formula.sh DATA [STAGE].
+# DATA is the folder with arxiv-display.txt.xz and the other lists (dev/formula/sources.py says which).
+#
+# Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
+# after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
+# what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
+# cores. TRUNK is the number of steps at the full learning rate, COOL that of the steps in which it falls to nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ $# -lt 1 ] || [ ! -d "$1" ]; then
+    echo "usage: runs/formula.sh DATA [data|teacher|student|alone|score]" >&2
+    exit 2
+fi
+lists=$1 stage=${2:-}
+out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
+trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=32
+mkdir -p "$out"
+
+# Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 4.0 and 16.5 million parameters.
+frame=vision.image_height=64,vision.image_width=512,vision.patch=16,connector.concat=2
+student=base,$frame,vision.layers=5,vision.width=192,vision.heads=4,vision.mlp=768
+student+=,lm.layers=3,lm.width=192,lm.heads=4,lm.kv_heads=4,lm.head_dim=48,lm.ffn=512
+teacher=base,$frame,vision.layers=8,vision.width=320,vision.heads=5,vision.mlp=1280
+teacher+=,lm.layers=4,lm.width=320,lm.heads=5,lm.kv_heads=5,lm.head_dim=64,lm.ffn=896
+
+# What pictures of formulas go through before people have them. A third of the images stays as it was drawn.
+augment=scale=0.4:0.4..2.5,pad=0.2:0..0.15,blur=0.2:0.3..1.2,noise=0.2:1..12,jpeg=0.3:25..95,contrast=0.2:0.5..1
+augment+=,brightness=0.2:0..40,background=0.2:5..40,rotate=0.1:0.2..1.5,elastic=0.05:0.2..0.6,clean=0.5
+
+finished() { # FOLDER STEPS: the training in FOLDER has reached that step
+    [ -f "$1/log.jsonl" ] && tail -n 3 "$1/log.jsonl" | grep -q "\"step\":$2[,}]"
+}
+
+train() { # FOLDER STEPS OPTION...
+    local folder=$1 steps=$2
+    shift 2
+    finished "$folder" "$steps" && return
+    if [ -f "$folder/state.safetensors" ]; then
+        ./train_distill --resume --out "$folder" --steps "$steps"
+    else
+        ./train_distill --out "$folder" --steps "$steps" --overwrite "$@"
+    fi
+    finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
+}
+
+# A training in two parts: the trunk at a constant rate, which may be made longer at any time, and from its end the steps in which
+# the rate falls to nothing, with fresh moments.
+train_twice() { # NAME SHAPE LR OPTION...
+    local name=$1 shape=$2 lr=$3
+    shift 3
+    set -- --data "$out/train.bin" --val-data "$out/val.bin" --tokenizer "$out/tokenizer.safetensors" --init none \
+        --batch $batch --augment "$augment" --cache 2000 --decay 0.05 "$@"
+    train "$out/$name-trunk" "$trunk" --student "$shape" --lr "$lr" --lr-schedule constant --warmup 500 --eval-every 2000 "$@"
+    train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --lr "$lr" --lr-schedule linear --lr-final 0 \
+        --warmup 100 --eval-every 2000 "$@"
+}
+
+make_data() {
+    [ -f "$out/val.txt" ] || $python dev/formula/sources.py --data "$lists" --generated 60000 --out "$out/train.txt" \
+        --val-out "$out/val.txt"
+    [ -f "$out/tokenizer.safetensors" ] || $python dev/formula/tokens.py --formulas "$out/train.txt" \
+        --out "$out/tokenizer.safetensors"
+    draw val 2 --count 1000
+    draw train 1
+}
+
+draw() { # NAME SEED OPTION...: a list of formulas, as a dataset
+    local name=$1 seed=$2
+    shift 2
+    [ -f "$out/$name.bin" ] && return
+    $python dev/formula/render.py --formulas "$out/$name.txt" --out "$out/$name.parts" --seed "$seed"
+    $python dev/formula/pack.py --parts "$out/$name.parts" --tokenizer "$out/tokenizer.safetensors" --out "$out/$name.bin" "$@"
+}
+
+make_teacher() { train_twice teacher "$teacher" 6e-4 --teacher none; }
+make_student() {
+    train_twice student "$student" 1e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
+        --w-ce 0.3 --w-soft 0.7
+}
+make_alone() { train_twice alone "$student" 1e-3 --teacher none; }
+
+score() { # of every model that there is: numbers, and a report with pictures
+    local models=()
+    for name in teacher student alone; do
+        [ -f "$out/$name/student.safetensors" ] && models+=(--model "$out/$name/student.safetensors")
+    done
+    [ ${#models[@]} -gt 0 ] || { echo "score: no model is trained yet" >&2; exit 1; }
+    ./eval "${models[@]}" --data "$out/val.bin" --texts-are formulas --report "$out/report"
+}
+
+case $stage in
+data | teacher | student | alone | score | '') ;;
+*)
+    echo "runs/formula.sh: '$stage' is no stage" >&2
+    exit 2
+    ;;
+esac
+[ "$stage" = score ] || make_data
+for name in teacher student alone; do # not with &&, which would go on after errors
+    [ "$stage" != $name ] || "make_$name"
+done
+if [ -z "$stage" ]; then
+    make_teacher
+    make_student
+fi
+case $stage in score | '') score ;; esac
