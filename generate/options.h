@@ -11,7 +11,7 @@
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
-        *attention;
+        *attention, *lora;
     double temperature, top_p, exploration, length_penalty;
     int64_t top_k, seed, max_tokens, threads, batch, candidates, beam;
     bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy;
@@ -27,6 +27,7 @@ static struct {
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
      "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
+    {"lora", 0, OPT_STRING, &opt.lora, "FILE", "adapter of the model, from train_distill --lora", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
      "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
     {"pdf", 0, OPT_STRING, &opt.draw.pdf, "FILE|DIR", "compile the program, and write the drawing as PDF", 0, 0},
