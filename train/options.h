@@ -236,6 +236,7 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
     if (!file_exists(state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", state_path);
     options_forget_given();
+    opt.lora = 0, opt.lora_alpha = NAN;  // a run without adapters records neither
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
     options_check_recalled(options_path);
     const char *student = opt.student, *targets = opt.lora_targets;
@@ -312,6 +313,8 @@ static LoraConfig settings_lora(void) {
     if (lora_targets_parse(&c.targets, opt.lora_targets, &err)) options_die("--lora-targets: %s", err.text);
     if (strcmp(opt.train, "vision,connector,lm"))
         options_die("--lora freezes the student and trains adapters alone; leave out --train");
+    if (!file_exists(opt.student) && opt.resume)
+        die("--resume: cannot read %s, the model that the adapters belong to; name it with --student", opt.student);
     if (!file_exists(opt.student))
         options_die("--lora trains adapters of a model that is there: --student must be its file, not '%.60s'",
                     opt.student);
