@@ -1,6 +1,6 @@
 /* Low-rank adapters (linear.h, lora.h).
  *
- *   test_lora [FIXTURES [DEVICE]]                    default: test/fixtures cpu
+ *   test_lora [FIXTURES [DEVICE]]                    default: test/fixtures cpu; on a GPU fewer cases
  *   test_lora --gradients MODEL ADAPTER PIXELS IDS OUT    for test/hub_lora.py: PIXELS u8 [B, S, S, 3] and IDS i32 [B, T] as
  *                     plain files; writes logits [n, V] and the gradients of the mean cross-entropy for every A and B
  *
@@ -266,7 +266,7 @@ static void test_gradients(const char *pair, const char *targets) {
         compare_layer(name, l, &merged.m.params.list[l->weight - with.m.params.list]);
     }
     test_base_is_frozen(name, &with);
-    test_passes(name, model, adapter, &expected, &with);
+    if (device->host_memory) test_passes(name, model, adapter, &expected, &with);
     student_close(&with), student_close(&merged);
     safetensors_close(&expected);
     free(name), free(adapter), free(file), free(model), free(data);
@@ -473,8 +473,10 @@ int main(int argc, char **argv) {
     if (argc > 1) fixtures = argv[1];
     device = ops_open(argc > 2 ? argv[2] : "cpu", &err);
     if (!device || !mkdtemp(folder)) die("%s", device ? "cannot make a folder" : err.text);
-    for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++)
-        for (size_t t = 0; t < (p ? 2 : sizeof targets / sizeof targets[0]); t++) test_gradients(pairs[p], targets[t]);
+    const bool all = device->host_memory;  // an emulated GPU takes a second for a pass
+    for (size_t p = 0; p < (all ? sizeof pairs / sizeof pairs[0] : 1); p++)
+        for (size_t t = 0; t < (!all ? 1 : p ? 2 : sizeof targets / sizeof targets[0]); t++)
+            test_gradients(pairs[p], targets[t]);
     char *model = format_string("%s/gqa.student.safetensors", fixtures);
     char *other = format_string("%s/llama3.student.safetensors", fixtures);
     char *data = format_string("%s/gqa.expected.safetensors", fixtures);
