@@ -7,6 +7,7 @@
 #include "lib/program.h"
 #include "lib/progress.h"
 #include "lib/threads.h"
+#include "lora.h"
 #include "metrics/forced.h"
 #include "metrics/greedy.h"
 #include "metrics/logits_table.h"
@@ -16,7 +17,7 @@
 static struct {
     StringList models;
     const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *report, *training, *kind, *features,
-        *device, *loss, *weights;
+        *device, *loss, *weights, *lora;
     int64_t batch, samples, threads, jobs;
     double temperature, beta;
     bool greedy, resume;
@@ -31,6 +32,7 @@ static struct {
 
 static const Option table[] = {
     {"model", 'm', OPT_LIST, &opt.models, "FILE", "model to measure", 0, 0},
+    {"lora", 0, OPT_STRING, &opt.lora, "FILE", "adapter of the model, from train_distill --lora", 0, 0},
     {"teacher", 0, OPT_STRING, &opt.teacher, "FILE", "measure divergence from and agreement with this model", 0, 0},
     {"baseline", 0, OPT_STRING, &opt.baseline, "FILE", "measure this model too, before the others", 0, 0},
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "dataset", 0, 0},
@@ -185,6 +187,14 @@ static void json_metrics(AtomicFile *file, const Measured *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
+/* Extends a hash by an adapter's file, as open_programs does by a model's. */
+static uint64_t hash_adapter(uint64_t hash, const char *path) {
+    struct stat file;
+    if (stat(path, &file)) die("cannot read %s: %s", path, strerror(errno));
+    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec};
+    return hash_bytes(hash_bytes(hash, path, strlen(path)), parts, sizeof parts);
+}
+
 /* Opens the file of a model's programs in the report's folder. Its name changes with the model's
  * file, the data and the longest program. */
 static void open_programs(Measured *report, const Dataset *d, int max_tokens) {
@@ -196,6 +206,7 @@ static void open_programs(Measured *report, const Dataset *d, int max_tokens) {
                               dataset_content(d), (uint64_t)max_tokens};
     hash = hash_bytes(hash, parts, sizeof parts);
     if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
+    if (opt.lora) hash = hash_adapter(hash, opt.lora);
     char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
     if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
     die_if(programs_open(&report->greedy.programs, path, (int64_t)d->count, &err), &err);
@@ -283,12 +294,13 @@ static int common_max_tokens(const char *const *paths, int count, const Model *t
     return tokens;
 }
 
-static void measure(Measured *report, const char *path, WeightFormat format, Model *teacher, const Dataset *d,
+static void measure(Measured *report, const char *path, const char *lora, WeightFormat format, Model *teacher, const Dataset *d,
                     int max_tokens, const Ops *op) {
     Error err;
     static Model model;
     Model *m = &model;
     die_if(model_open_as(m, op, path, "", format, &err), &err);
+    if (lora) die_if(lora_open(m, lora, &err), &err);
     if (d->fingerprint != m->tokenizer.fingerprint)
         die("%s was made with another tokenizer than %s; convert the data again with the model's tokenizer", opt.data,
             path);
@@ -317,6 +329,7 @@ static void measure(Measured *report, const char *path, WeightFormat format, Mod
 static void check_options(WeightFormat *format) {
     const bool one = opt.models.count == 1 && !opt.baseline;
     if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
+    if (opt.lora && opt.models.count != 1) options_die("--lora is an adapter of one model; give exactly one --model");
     if (opt.logits && !one) options_die("--logits takes exactly one --model");
     if (opt.texts && !one) options_die("--texts takes exactly one --model");
     if (opt.texts && !opt.greedy) options_die("--texts are greedy programs; leave out --no-greedy");
@@ -377,7 +390,8 @@ int main(int argc, char **argv) {
     const int max_tokens = common_max_tokens(paths, count, opt.teacher ? &teacher : NULL, &data);
     Measured *reports = xcalloc((size_t)count, sizeof(Measured));
     for (int i = 0; i < count; i++)
-        measure(&reports[i], paths[i], format, opt.teacher ? &teacher : NULL, &data, max_tokens, op);
+        measure(&reports[i], paths[i], i < first ? NULL : opt.lora, format, opt.teacher ? &teacher : NULL, &data,
+                max_tokens, op);
     print_reports(reports, count, opt.teacher != NULL);
     if (opt.metrics) print_logits(reports, count);
     if (fflush(stdout) || ferror(stdout)) die("cannot write the table: %s", strerror(errno));

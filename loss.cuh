@@ -48,7 +48,6 @@
 
 #include "kernels/device.h"
 #include "model.h"
-#include "params.h"
 
 typedef struct {
     float w_ce, w_soft, w_hard, w_embed;

@@ -60,6 +60,7 @@ typedef struct {
     SafeTensors file;  // kept open while weights or the tokenizer are mapped from it
     Tokenizer tokenizer;
     Params params;
+    Lora *lora;  // low-rank adapters (linear.h, lora.h), or NULL
     Vision vision;
     Param *embed_tokens, *norm, *lm_head;  // lm_head == embed_tokens when tied
     DecoderLayer *layer;                   // [layers]
@@ -164,6 +165,7 @@ static inline void model_close(Model *m) {
     if (m->op) {
         m->op->graph_free(m);
         params_release(&m->params, m->op);
+        lora_free(m->lora, m->op);
         arena_release(&m->arena, m->op);
         if (m->rope) m->op->release(m->rope);
     }
@@ -335,6 +337,8 @@ static inline void model_plan_arena(Model *m) {
     size_t W = c->hidden_size, F = c->intermediate_size;
     size_t A = (size_t)c->heads * c->head_dim, Q = (size_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
     vision_plan(&m->vision, arena, B);
+    size_t rows = B * vision_patches(&m->c.vision);
+    lora_plan(m->lora, arena, rows > N ? rows : N);
     for (int l = 0; l < c->layers; l++) model_plan_acts(m, l, N);
     if (!m->vision.source) m->pixels = arena_take(arena, B * model_pixels(m), 1);
     m->input_ids = arena_int(arena, N);
@@ -390,7 +394,7 @@ static inline bool model_share_encoder(Model *student, const Model *teacher) {
         return false;
     for (int i = 0; i < student->params.count; i++) {  // the encoders' parameters come first, in the same order
         const Param *p = &student->params.list[i], *q = &teacher->params.list[i];
-        if (p->group == GROUP_VISION && !param_same(p, student->op, q, teacher->op)) return false;
+        if (p->group == GROUP_VISION && (p->lora || q->lora || !param_same(p, student->op, q, teacher->op))) return false;
     }
     student->vision.source = &teacher->vision;
     student->vision.source_op = teacher->op == student->op ? NULL : teacher->op;
@@ -614,15 +618,15 @@ static inline void decoder_block_backward(Model *m, int l, int B, int S) {
     size_t N = (size_t)B * S;
     decoder_block_recompute(m, l, B, S);
     const floatX *d_x = m->d_residual;
-    linear_backward(op, m->d_narrow, d_x, a->swiglu, y->down_proj, NULL, N);           // d_s = d_x W_d
+    if (linear_backward(op, m->d_narrow, d_x, a->swiglu, y->down_proj, NULL, N)) return;  // d_s = d_x W_d
     op->swiglu_backward(m->d_wide, m->d_narrow, a->gate_up, N, c->intermediate_size);  // d_gate, d_up
-    linear_backward(op, m->branch, m->d_wide, a->normed2, y->gate_up_proj, NULL, N);   // d_h = d_gu W_gu
+    if (linear_backward(op, m->branch, m->d_wide, a->normed2, y->gate_up_proj, NULL, N)) return;  // d_h = d_gu W_gu
     op->rmsnorm_backward(m->d_residual, y->post_attention_layernorm->gradient, m->branch, a->mid_residual,
                          y->post_attention_layernorm->value, a->rstd2, N, W);  // d_x += rmsnorm'(d_h)
-    linear_backward(op, m->d_narrow, d_x, a->attention, y->o_proj, NULL, N);   // d_attention = d_x W_o
+    if (linear_backward(op, m->d_narrow, d_x, a->attention, y->o_proj, NULL, N)) return;  // d_attention = d_x W_o
     op->attention_backward(m->d_wide, m->d_narrow, a->attention, a->lse, a->qkv,
                            decoder_attention_shape(m, B, S));                     // d_q, d_k, d_v
-    linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, NULL, N);  // d_h = d_qkv W_qkv
+    if (linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, NULL, N)) return;  // d_h = d_qkv W_qkv
     op->rmsnorm_backward(m->d_residual, y->input_layernorm->gradient, m->branch, a->residual,
                          y->input_layernorm->value, a->rstd1, N, W);  // d_x += rmsnorm'(d_h)
 }
@@ -634,7 +638,7 @@ static inline void decoder_backward(Model *m) {
         decoder_block_backward(m, l, m->B, S);
         gradients_ready(&m->hook, m->layer[l].input_layernorm);
     }
-    if (m->trained & GROUP_LM)
+    if (m->embed_tokens->gradient)
         m->op->embedding_backward(m->embed_tokens->gradient, m->d_residual, m->input_ids, (size_t)m->B * S,
                                   m->c.lm.hidden_size, m->c.lm.vocab);
     gradients_ready(&m->hook, m->embed_tokens);

@@ -1,4 +1,4 @@
-/* The named parameters of a model, their groups and their memory, and linear layers over them.
+/* The named parameters of a model, their groups and their memory.
  *
  * A model declares its parameters once (name, shape, group, standard deviation at initialisation). Their values are
  * then taken from a file (weights.h) or drawn at random. Trained parameters move to the
@@ -31,6 +31,7 @@ typedef struct {
     bf16 *scales;     // quantised: device [rows, quant_row_scales]
     float *gradient;  // device [n]; NULL where frozen
     size_t offset;    // of a trained parameter in the optimizer's flat arrays
+    struct LoraLayer *lora;  // the adapter beside this weight (linear.h), or NULL
 } Param;
 
 typedef struct {
@@ -90,45 +91,6 @@ static inline size_t params_bytes(const Params *p, int groups) {
     for (int i = 0; i < p->count; i++)
         if (p->list[i].group & groups) n += param_value_bytes(&p->list[i]) + param_scale_bytes(&p->list[i]);
     return n;
-}
-
-/* ---- linear layers ---- All matmuls with a model's weights go through here: the place for adapters (LoRA). */
-
-static inline Weight param_weight(const Param *w) {
-    return (Weight){.data = w->dtype == DT_FLOATX ? w->value : w->quants,
-                    .dtype = w->dtype,
-                    .rows = w->rows,
-                    .cols = w->cols,
-                    .scales = w->scales};
-}
-
-/* out [rows, O] = in [rows, I] Wᵀ, W [O, I]. */
-static inline void linear_weight(const Ops *op, floatX *out, const floatX *in, Weight w, size_t rows) {
-    op->linear_forward(out, in, w, NULL, ACT_NONE, NULL, rows);
-}
-
-static inline void linear(const Ops *op, floatX *out, const floatX *in, const Param *w, size_t rows) {
-    linear_weight(op, out, in, param_weight(w), rows);
-}
-
-/* out = act(in Wᵀ + bias); bias may be NULL. preact [rows, O], if not NULL, keeps the value before the activation. */
-static inline void linear_act(const Ops *op, floatX *out, const floatX *in, const Param *w, const Param *bias,
-                              Activation act, floatX *preact, size_t rows) {
-    op->linear_forward(out, in, param_weight(w), bias ? bias->value : NULL, act, preact, rows);
-}
-
-/* Logits in fp32: out [rows, O] = in Wᵀ. */
-static inline void linear_logits(const Ops *op, float *out, const floatX *in, const Param *w, size_t rows) {
-    op->linear_logits(out, in, param_weight(w), rows);
-}
-
-/* Backward of linear: adds the gradients of W and of the bias (may be NULL) if W is trained, and writes
- * d_in [rows, I] = d_out [rows, O] W if d_in is not NULL. The backward of an activation is the caller's. */
-static inline void linear_backward(const Ops *op, floatX *d_in, const floatX *d_out, const floatX *in, const Param *w,
-                                   const Param *bias, size_t rows) {
-    if (w->gradient)
-        op->linear_backward_weight(w->gradient, bias ? bias->gradient : NULL, d_out, in, rows, w->rows, w->cols);
-    if (d_in) op->linear_backward_input(d_in, d_out, param_weight(w), rows, false);
 }
 
 /* ---- memory ---- */

@@ -92,6 +92,7 @@ int main(int argc, char **argv) {
         for (int m = 0; m < s.accum; m++) {
             MicroBatch mb = micro_batch(batch, m), next;
             TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
+            trainer_set_dropout(&t, mb.number);
             model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
             objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient -> student.d_hidden
             teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
@@ -133,6 +134,7 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     Recalled recalled = {0};
     if (opt.resume) recalled = options_recall(argc, argv, folder->state, folder->options);
     Settings s = settings_from_options();
+    if (opt.lora) run_folder_hold_adapters(folder);
     s.recalled = recalled;
     s.explicit_accum = explicit_accum;
     return s;
@@ -176,7 +178,7 @@ static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const D
     if (s->has_teacher && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
-    parallel_use_optimizer(p, &t->optimizer, &t->student.params);
+    parallel_use_optimizer(p, &t->optimizer, trainer_params(t));
 }
 
 /* The matmul rate of the devices of all ranks in FLOP/s, measured on all of them at the same time. */
@@ -322,6 +324,7 @@ static ObjectiveSums evaluate(Trainer *t, Teacher *teacher, const Data *d, const
         mb.number = -1;
         mb.scale = (LossScale){0, 0};
         TeacherOutput q = teacher_get(teacher, &mb);
+        trainer_set_dropout(t, mb.number);
         model_forward(&t->student, mb.pixels, mb.ids, mb.B, mb.T);
         objective_run(&t->objective, &t->student, &q, mb.scale);
     }
@@ -346,7 +349,7 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
         if (ce < t->best) {
             t->best = ce;
             run_folder_check(folder);
-            if (is_rank0(p)) die_if(model_save(&t->student, folder->best, &err), &err);
+            if (is_rank0(p)) die_if(trainer_save_student(t, folder->best, &err), &err);
         }
     }
     log_sync(log);
@@ -357,7 +360,7 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
  * began from, the checkpoint, or the learning rate. (fabs: nan, not -nan.) */
 static void check_finite(const Trainer *t, const Settings *s, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
-    const char *begun_from[] = {s->has_teacher ? opt.teacher : NULL, opt.resume ? folder->student : opt.student,
+    const char *begun_from[] = {s->has_teacher ? opt.teacher : NULL, opt.resume && !opt.lora ? folder->student : opt.student,
                                 opt.resume ? NULL : s->init};
     for (int i = 0; i < 3; i++)
         if (begun_from[i]) check_file_finite(begun_from[i]);

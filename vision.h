@@ -16,7 +16,7 @@
 
 #include "config.h"
 #include "kernels/ops.h"
-#include "params.h"
+#include "linear.h"
 
 /* Gradient checkpointing: what a block does not store for its backward pass but computes again there, with the same
  * bits. Nothing; what needs no matmul (outputs of norms and activation functions); everything but the block's input
@@ -272,14 +272,14 @@ static inline void vision_block_backward(Vision *v, const Ops *op, int l, int B)
     int C = c->hidden_size;
     size_t N = (size_t)B * vision_patches(c);
     vision_block_recompute(v, op, l, B);
-    linear_backward(op, v->d_wide, v->d_residual, a->gelu, y->fc2_w, y->fc2_b, N);
+    if (linear_backward(op, v->d_wide, v->d_residual, a->gelu, y->fc2_w, y->fc2_b, N)) return;
     op->gelu_backward(v->d_wide, v->d_wide, a->fc1, N * c->intermediate_size, c->activation);
-    linear_backward(op, v->branch, v->d_wide, a->normed2, y->fc1_w, y->fc1_b, N);
+    if (linear_backward(op, v->branch, v->d_wide, a->normed2, y->fc1_w, y->fc1_b, N)) return;
     op->layernorm_backward(v->d_residual, y->layernorm2_w->gradient, y->layernorm2_b->gradient, v->branch,
                            a->mid_residual, y->layernorm2_w->value, a->mean2, a->rstd2, N, C);
-    linear_backward(op, v->branch, v->d_residual, a->attention, y->out_w, y->out_b, N);
+    if (linear_backward(op, v->branch, v->d_residual, a->attention, y->out_w, y->out_b, N)) return;
     op->attention_backward(v->d_wide, v->branch, a->attention, a->lse, a->qkv, vision_attention(c, B));
-    linear_backward(op, v->branch, v->d_wide, a->normed1, y->qkv_w, y->qkv_b, N);
+    if (linear_backward(op, v->branch, v->d_wide, a->normed1, y->qkv_w, y->qkv_b, N)) return;
     op->layernorm_backward(v->d_residual, y->layernorm1_w->gradient, y->layernorm1_b->gradient, v->branch,
                            a->residual, y->layernorm1_w->value, a->mean1, a->rstd1, N, C);
 }
@@ -301,6 +301,7 @@ static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tok
         vision_block_backward(v, op, l, B);
         gradients_ready(hook, v->layer[l].layernorm1_w);
     }
+    if (!v->patch_w->gradient) return;  // the encoder is frozen but for adapters
     if (v->position)
         op->position_backward(v->position->gradient, v->d_residual, B, P, C);
     else

@@ -11,7 +11,7 @@
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
-        *attention, *task;
+        *attention, *task, *lora;
     double temperature, top_p, exploration, length_penalty;
     int64_t top_k, seed, max_tokens, threads, batch, candidates, beam;
     bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy, display, inline_math, plain;
@@ -30,6 +30,7 @@ static const Option table[] = {
     {"task", 0, OPT_STRING, &opt.task, "tikz|formula|auto",
      "what the images show and the model writes: figures in TikZ, or formulas in LaTeX; auto: what the model says of itself",
      0, 0},
+    {"lora", 0, OPT_STRING, &opt.lora, "FILE", "adapter of the model, from train_distill --lora", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
      "write there; with several images, or when it is a folder, as NAME.tex in it", 0, 0},
     {"pdf", 0, OPT_STRING, &opt.draw.pdf, "FILE|DIR", "compile the program, and write the drawing as PDF", 0, 0},

@@ -2,6 +2,7 @@
 #ifndef GENERATE_SESSION_H
 #define GENERATE_SESSION_H
 
+#include "../lora.h"
 #include "best.h"
 #include "options.h"
 #include "prefix.h"
@@ -71,6 +72,7 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
     const char *path = opt.model ? opt.model : default_model();
     die_if(model_open_as(m, op, path, "", format, &err), &err);
     s->task = session_task(m, path);
+    if (opt.lora) die_if(lora_open(m, opt.lora, &err), &err);
     const char *preprocess = opt.preprocess ? opt.preprocess : prepare_default(m, &err);
     if (!preprocess) die("%s", err.text);
     s->prepare = (PrepareOptions){.preprocess = preprocess,

@@ -170,6 +170,10 @@ typedef struct Ops {
                              const floatX *weight, const float *rstd, size_t rows, int C);
     /* out = a + b; out may alias either */
     void (*residual_forward)(floatX *out, const floatX *a, const floatX *b, size_t n);
+    /* out = inp * scale, or += when accumulate. Where p > 0 and the number at key (on the device) is not 0, an element is 0
+     * with probability p, else divided by 1 - p; which ones (kernels/dropout.h) follows from key and stream. out may be inp */
+    void (*dropout)(floatX *out, const floatX *inp, size_t n, float scale, float p, const uint64_t *key, int stream,
+                    bool accumulate);
 
     /* ---- linear layers ---- I = w.cols, O = w.rows. Quantised weights have no backward operations. The CPU multiplies up
      * to QUANT_ROWS rows with them in whole numbers: it rounds inp to 8 bits as well, each group of 32 to q * scale with q in

@@ -8,7 +8,7 @@
 #                                                          packages and fonts that figures on the net use
 #   scripts/deps.sh tex-fonts  Fira, Libertine, STIX, ...  fonts for dev/formula/render.py, 500 MB; optional, not in "all"
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
-#   scripts/deps.sh fixtures   PyTorch, transformers       the references of the tests, added to build/venv
+#   scripts/deps.sh fixtures   PyTorch, transformers, PEFT the references of the tests, added to build/venv
 #   scripts/deps.sh logs       TensorBoard, MLflow, W&B    what exported logs are tested with: build/venv-logs
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
 #   scripts/deps.sh page       Chromium, tidy              for test/check_page.py, which looks at eval's reports; optional
@@ -30,7 +30,9 @@ for group in "${@:-build}"; do
         optional+=(texlive-xetex texlive-fonts-recommended texlive-science) ;;
     tex-fonts) optional+=(texlive-fonts-extra texlive-plain-generic) ;;
     python) packages+=(python3-numpy python3-pil python3-venv) requirements+=(scripts/requirements.txt) ;;
-    fixtures) packages+=(python3-torch python3-venv) requirements+=(scripts/requirements.txt test/requirements.txt) ;;
+    fixtures)
+        packages+=(python3-torch python3-venv python3-psutil python3-yaml)
+        requirements+=(scripts/requirements.txt test/requirements.txt test/requirements-alone.txt) ;;
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
     page) optional+=(chromium tidy) ;;
@@ -57,14 +59,20 @@ missing() { # PACKAGE...: prints those that are not installed
 mapfile -t needed < <(missing "${packages[@]}")
 mapfile -t wanted < <(missing "${optional[@]}")
 
-virtual_environment() { # FOLDER REQUIREMENTS...: makes it, on top of the system's Python packages, with these files
-    local wanted=() file folder=$1
+# virtual_environment FOLDER REQUIREMENTS...: makes it, on top of the system's Python packages, with these files; what
+# *-alone.txt names is installed without its dependencies. (Not by FOLDER/bin/pip: where the folder is a copy of another,
+# that installs into the other one.)
+virtual_environment() {
+    local wanted=() alone=() file folder=$1
     shift
-    for file in "$@"; do wanted+=(-r "$file"); done
+    for file in "$@"; do
+        if [[ $file == *-alone.txt ]]; then alone+=(-r "$file"); else wanted+=(-r "$file"); fi
+    done
     [ "$(cat "$folder/requirements" 2>/dev/null)" = "$(cat "$@")" ] && return
     echo "deps.sh: putting the packages of $* into $folder" >&2
     mkdir -p build
-    /usr/bin/python3 -m venv --system-site-packages "$folder" && "$folder/bin/pip" install -q "${wanted[@]}" >&2 &&
+    /usr/bin/python3 -m venv --system-site-packages "$folder" && "$folder/bin/python" -m pip install -q "${wanted[@]}" >&2 &&
+        { [ ${#alone[@]} -eq 0 ] || "$folder/bin/python" -m pip install -q --no-deps "${alone[@]}" >&2; } &&
         cat "$@" >"$folder/requirements"
 }
 

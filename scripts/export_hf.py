@@ -2,6 +2,7 @@
 """Exports a tikz.c file as a folder in the layout of the Hugging Face Hub.
 
     export_hf.py MODEL.safetensors OUT_DIR
+    export_hf.py MODEL.safetensors OUT_DIR --lora ADAPTER.safetensors
 
 A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
 and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
@@ -9,6 +10,9 @@ checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZif
 downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
 for bit. A model of rectangular images cannot be exported: SiglipVisionModel has square ones, and no position embeddings of
 rows and of columns.
+
+With --lora, OUT_DIR gets the adapter alone, as PEFT reads it (adapter_config.json, adapter_model.safetensors), for the
+model that the same command writes without --lora.
 """
 import argparse
 import json
@@ -24,6 +28,7 @@ import numpy as np
 
 import files
 import hub.config as hub
+from hub.adapter import Adapter, write_adapter
 from hub.files import parse_object
 from hub.tokenizer import image_token, token_names, token_text, tokenizer_settings
 from hub.weights import FLOATS, Stored, pieces
@@ -212,9 +217,18 @@ def write_folder(x, folder):
     write_tokenizer(x, folder)
 
 
-def export(source, out):
-    """Exports a model. The folder appears under its name when it is complete."""
-    x, out = Export(source), Path(out)
+def write_adapter_folder(x, adapter, folder):
+    """The adapter's folder. In a v1 checkpoint the vision tower is a model of its own, and its adapters have no place."""
+    c = x.config
+    names = hub.V1 if c["connector.bias"] else hub.V2
+    vision = [*hub.vision_entries(c, "hf", hub.V2["vision"])]
+    rest = [*hub.connector_entries(c, names["connector"]), *hub.lm_entries(c, names["lm"], names["head"])]
+    write_adapter(x, adapter, vision + rest, rest if c["connector.bias"] else vision + rest, folder)
+
+
+def export(source, out, lora=None):
+    """Exports a model, or an adapter of it. The folder appears under its name when it is complete."""
+    x, out, adapter = Export(source), Path(out), lora and Adapter(lora)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
     if not out.absolute().parent.is_dir():
@@ -222,10 +236,16 @@ def export(source, out):
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        write_folder(x, temporary)
+        if adapter:
+            write_adapter_folder(x, adapter, temporary)
+        else:
+            write_folder(x, temporary)
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if adapter:
+        print(f"{files.printable(out)}: an adapter for PEFT, rank {adapter.rank}, {len(adapter.layers)} layers")
+        return
     kind = "v1" if x.config["connector.bias"] else "v2"
     print(f"{files.printable(out)}: a DeTikZify {kind} checkpoint, {TORCH[x.kind]}")
     if x.config["connector.bias"]:
@@ -249,9 +269,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="the tikz.c file")
     parser.add_argument("out", metavar="OUT_DIR", help="the folder to make")
+    parser.add_argument("--lora", metavar="ADAPTER", help="write this adapter of the model, as PEFT reads it")
     options = parser.parse_args()
     try:
-        export(options.source, options.out)
+        export(options.source, options.out, options.lora)
     except FormatError as e:
         files.fail("export_hf.py", e)
     except OSError as e:

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Checks scripts/convert_hf.py and scripts/export_hf.py, and the model they make, against transformers.
 
-    test/test_hub.py BUILD        BUILD: a folder with infer, eval, quantize, train_distill and test_beam of a PRECISION=FP32 build
+    test/test_hub.py BUILD        BUILD: a folder with infer, eval, quantize, train_distill, test_beam and
+                                  test_lora of a PRECISION=FP32 build
 
 For every configuration: logits of the C model equal to those of transformers' modules within 1e-4 of the largest, 64
 greedy tokens identical, the exported folder loaded by transformers' classes with equal weights, and converting it
 again gives the same file, bit for bit. Then folders as other tools write them (hub_foreign.py), broken folders
-(hub_broken.py), beam search (hub_beam.py), memory, and a distillation between two converted models.
+(hub_broken.py), beam search (hub_beam.py), adapters against PEFT (hub_lora.py), memory, and a distillation between two converted models.
 Needs the packages of test/requirements.txt.
 """
 import json
@@ -24,6 +25,7 @@ from transformers import AutoTokenizer, logging
 import hub_beam
 import hub_broken
 import hub_foreign
+import hub_lora
 from hub_cases import (CASES, SCRIPTS, TOKENS, as_pair, check, complaint, counts, in_v1, in_v2, make_case, must, oracle,
                        round_to, run, script, text, vision)
 from hub_oracle import Tiny
@@ -232,7 +234,7 @@ def main():
     build = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as name:
         for part in (lambda f: check_cases(build, f), lambda f: hub_foreign.check_all(build, f),
-                     lambda f: hub_beam.check_all(build, f),
+                     lambda f: hub_beam.check_all(build, f), lambda f: hub_lora.check_all(build, f),
                      hub_broken.check_broken, hub_broken.check_hostile_bins, hub_broken.check_hostile_json,
                      hub_broken.check_damage, hub_broken.check_broken_pairs, check_memory,
                      lambda f: check_distillation(build, f), lambda f: check_starter(build, f)):

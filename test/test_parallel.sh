@@ -247,6 +247,26 @@ resuming() {
     check "a step that is too large" eval '[ $status = 1 ] && grep -q "makes a step of .* images; at most 1048576" err'
 }
 
+# ---- adapters (LoRA) ----
+
+adapters() {
+    local lora=(--student wide.safetensors --lora 4 --lora-targets all --lora-dropout 0.2) all
+    local plain=("${alone[@]}" "${lora[@]}" --lora-dropout 0 --steps 8 --eval-every 4)
+    succeeds "$fp32" "${plain[@]}" --batch 4 --eval-batches 1 --out one
+    together 2 "$fp32" "${plain[@]}" --batch 2 --eval-batches 2 --out many
+    check "adapters: the losses of one process to 1e-6" near_log one many 1e-6 10
+    all=("$fp32" "${alone[@]}" "${steady[@]}" "${lora[@]}")
+    together 2 "${all[@]}" --steps 8 --out whole
+    together 2 "${all[@]}" --steps 4 --out four
+    check "adapters: the ranks share the optimizer state" [ -s four/state-4.1-of-2.safetensors -a ! -e four/student.safetensors ]
+    resumed four 2
+    check "adapters: resumed, the same bits" same_files whole resumed adapter state-8.{0,1}-of-2
+    only=("" "--lora 5")
+    ranks_run 2 "${all[@]}" --steps 2 --out unlike
+    check "adapters of another rank: one sentence" said_once "has another --lora than rank 0: 5 instead of 4"
+    only=()
+}
+
 # The options.txt of a version whose processes had options of their own (cd01bc3), as it was written.
 old_options() { # BATCH ACCUM
     cat <<OLD
@@ -631,8 +651,8 @@ quick() {
     refuses 2 "there is no option --ranks any more: several processes are started by mpirun" "$bf16" --ranks 2
 }
 
-if [ "${3:-}" = quick ]; then run_groups quick; else
-    run_groups parallel sharding resuming older stopping folders killing differing disks misusing
+if [ "${3:-}" = quick ]; then run_groups quick adapters; else
+    run_groups parallel sharding resuming adapters older stopping folders killing differing disks misusing
 fi
 check "no rank is left" no_rank_left
 end_test

@@ -102,6 +102,88 @@ resuming() {
         [ "$(number_of again/log.jsonl loss 1)" = "$(number_of two/log.jsonl loss 1)" ]
 }
 
+# ---- adapters (LoRA) ----
+
+# Stopped after 7 of 12 steps and resumed: the same bits as without a stop.
+adapters_resumed() { # NAME OPTIONS...
+    local name=$1
+    shift
+    succeeds "$@" --lr-schedule constant --warmup 0 --eval-every 4 --steps 12 --out "$name-a"
+    succeeds "$@" --lr-schedule constant --warmup 0 --eval-every 4 --steps 7 --out "$name-b"
+    succeeds "$train" --resume --out "$name-b" --steps 12
+    for f in adapter state; do
+        check "$name: resumed, the same $f" same "$name-a/$f.safetensors" "$name-b/$f.safetensors"
+    done
+}
+
+adapters_refused() { # BASE
+    local lora=("${alone[@]}" --student "$1" --lora 4 --steps 1 --out bad) files=$1
+    refuses 2 'there is no layer "head"; the layers are qkv, out, gate_up and down' "${lora[@]}" --lora-targets qkv,head
+    refuses 2 "--lora" "${lora[@]}" --lora 0
+    refuses 1 "rank 1000 is too large: lm.0.qkv.weight is a matrix of" "${lora[@]}" --lora 1000
+    refuses 2 "--lora trains adapters of a model that is there" "${lora[@]}" --student "$shape"
+    refuses 2 "leave out --train" "${lora[@]}" --train lm
+    refuses 2 "are options of --lora RANK" "${alone[@]}" --student "$1" --lora-alpha 3 --steps 1 --out bad
+    refuses 1 "already holds a trained student" "${lora[@]}" --out lora-a
+    refuses 1 "has --lora 4 --lora-alpha 8 --lora-targets all, and its adapters cannot change" \
+        "$train" --resume --out lora-a --lora 8
+    refuses 1 "has --lora 4 --lora-alpha 8 --lora-targets all, and its adapters cannot change" \
+        "$train" --resume --out lora-a --lora-targets qkv
+    refuses 1 "teacher.safetensors is another model than the one whose adapters" \
+        "$train" --resume --out lora-a --student teacher.safetensors --steps 13
+    refuses 1 "trains the whole student and has no adapters" "$train" --resume --out base --lora 4
+    "$quantize" -q "$1" lora-q8.safetensors
+    refuses 1 "lora-q8.safetensors has weights of 8 bits" "${lora[@]}" --student lora-q8.safetensors
+    cp lora-a/adapter.safetensors bad.safetensors && truncate -s -10 bad.safetensors
+    for p in "$infer image0.png --model" "$eval --data val.bin --model" "$quantize -q out.safetensors"; do
+        files="$1 --lora"
+        [[ $p == "$quantize"* ]] && p="$quantize -q" files="$1 out.safetensors --lora"
+        refuses 1 "is an adapter of another model than teacher.safetensors; it was trained on $1" \
+            $p ${files/$1/teacher.safetensors} lora-a/adapter.safetensors
+        refuses 1 "not an adapter of tikz.c" $p $files "$1"
+        refuses 1 "bad.safetensors" $p $files bad.safetensors
+        [[ $p == "$quantize"* ]] || refuses 1 "has weights of 8 bits, and an adapter needs the model that it was made of" \
+            $p ${files/$1/lora-q8.safetensors} lora-a/adapter.safetensors
+        refuses 1 "missing.safetensors" $p $files missing.safetensors
+    done
+    refuses 1 "tikz.c/lora/1, expected tikz.c/1" "$infer" --model lora-a/adapter.safetensors image0.png
+    refuses 2 "--lora and --weights exclude each other" "$quantize" --weights q8 --lora lora-a/adapter.safetensors "$1" x
+    refuses 2 "give exactly one --model" "$eval" --model "$1" --model "$1" --lora lora-a/adapter.safetensors
+    check "nothing is left of what was refused" eval '[ ! -e out.safetensors ] && no_partial'
+}
+
+adapters() {
+    local base=base/student.safetensors lora f
+    succeeds "${alone[@]}" --student "$wide" --steps 20 --lr 0.01 --out base
+    lora=("${alone[@]}" --student $base --lora 4 --lora-targets all --lr 0.02)
+    cp $base before.safetensors
+    adapters_resumed lora "${lora[@]}" --lora-dropout 0.2 --val-data val.bin --accum 2
+    adapters_resumed lora-taught "${lora[@]}" --teacher teacher.safetensors --kd-schedule none --recompute blocks
+    check "the base is as it was" same $base before.safetensors
+    check "the best adapter is printed" [ "$(cat out)" = lora-taught-b/adapter.safetensors ]
+    check "no student is written" [ ! -e lora-a/student.safetensors -a ! -e lora-a/best.safetensors ]
+    check "what is trained is said, beside all weights" eval 'grep -Eq "^lora: rank 4, alpha 8, dropout 0, 9 layers" err &&
+        awk "/^lora: what is trained takes/ { exit !(\$6 > 0 && \$6 * 2 < \$17) }" err'
+    succeeds "${lora[@]}" --lr 0.02 --steps 2 --seed 2 --out lora-seed
+    check "another seed gives another adapter" differ lora-seed/adapter.safetensors lora-b/adapter.safetensors
+    for f in adapter best_adapter; do check "$f is there" [ -s lora-a/$f.safetensors ]; done
+
+    succeeds "$quantize" -q --lora lora-a/adapter.safetensors $base merged.safetensors
+    succeeds "$eval" --data val.bin --model $base --json plain.json
+    succeeds "$eval" --data val.bin --model $base --lora lora-a/adapter.safetensors --json with.json
+    succeeds "$eval" --data val.bin --model merged.safetensors --json merged.json
+    check "the adapter has learned" below "$("$damage" json with.json ce)" "$("$damage" json plain.json ce)"
+    check "merged weights are measured alike" near "$("$damage" json merged.json ce)" "$("$damage" json with.json ce)" 0.02
+    succeeds "$infer" --model $base --lora lora-a/adapter.safetensors --weights q8 --max-tokens 8 image0.png
+    succeeds "$infer" --model $base --lora lora-a/adapter.safetensors --beam 2 --max-tokens 8 image0.png image1.png
+    adapters_refused $base
+    succeeds "${alone[@]}" --student "$shape" --steps 1 --out lora-seed --overwrite
+    check "--overwrite removes the adapters" [ -s lora-seed/student.safetensors -a ! -e lora-seed/adapter.safetensors ]
+    mv $base moved.safetensors
+    refuses 1 "cannot read base/student.safetensors, the model that the adapters belong to" "$train" --resume --out lora-b --steps 13
+    succeeds "$train" --resume --out lora-b --steps 13 --student moved.safetensors
+}
+
 # Images of another shape than the teacher's: everything that sees images.
 rectangular() {
     local flat=${shape/image_size=48/image_height=16},vision.image_width=96 key
@@ -1122,6 +1204,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options telling drawing choosing evaluating reporting quantised \
+run_groups training adapters resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options telling drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

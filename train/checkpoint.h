@@ -175,7 +175,7 @@ static char *resume_advice(const Trainer *t, const RunFolder *folder, bool lr_ma
     if (lr_matters)
         return format_string("the checkpoint in %s is kept; --resume continues from it, with a smaller --lr",
                              folder->path);
-    bool best = isfinite(t->best) && file_exists(folder->best);
+    bool best = isfinite(t->best) && file_exists(folder->best) && !t->student.lora;
     return format_string(
         "the checkpoint in %s has come too far: its next step fails with every --lr; start anew%s%s in "
         "another --out folder, with a smaller --lr",
@@ -203,9 +203,10 @@ static void check_file_finite(const char *path) {
 }
 
 /* The metadata of a state file. Files of older versions end with `shards`. `worse` counts the evaluations since the best,
- * `fitting` the training samples that are not too long; `warmup` and `total` are in images. */
+ * `fitting` the training samples that are not too long; `warmup` and `total` are in images. `base` is the fingerprint of the
+ * frozen model, of adapters; it comes last and is left out without them. */
 static const char *const checkpoint_keys[] = {"format", "step",   "best", "worse",   "shards", "samples",
-                                              "batch",  "images", "data", "fitting", "warmup", "total"};
+                                              "batch",  "images", "data", "fitting", "warmup", "total", "base"};
 enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
 
 typedef struct {
@@ -213,7 +214,8 @@ typedef struct {
     const char *values[CHECKPOINT_KEYS];
 } CheckpointMetadata;
 
-static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
+/* Returns how many there are. */
+static int checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     const Optimizer *o = &t->optimizer;
     const long long numbers[CHECKPOINT_KEYS] = {0,
                                                 t->step,
@@ -226,7 +228,8 @@ static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
                                                 0,
                                                 t->fitting,
                                                 t->lr.warmup,
-                                                t->lr.total};
+                                                t->lr.total,
+                                                0};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
         m->values[i] = m->text[i];
@@ -234,6 +237,9 @@ static void checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     m->values[0] = "tikz.c/state/1";
     snprintf(m->text[2], sizeof m->text[2], "%.17g", t->best);
     snprintf(m->text[8], sizeof m->text[8], "%016llx", (unsigned long long)t->data_fingerprint);
+    if (!t->student.lora) return CHECKPOINT_KEYS - 1;
+    snprintf(m->text[12], sizeof m->text[12], "%016llx", (unsigned long long)t->student.lora->base);
+    return CHECKPOINT_KEYS;
 }
 
 /* The student goes first: if the state cannot follow, the old state still fits, because it carries everything that is
@@ -245,18 +251,18 @@ static void checkpoint_save(Trainer *t, const RunFolder *folder, Parallel *p) {
     check_finite_state(t, folder);
     run_folder_check(folder);
     CheckpointMetadata m;
-    checkpoint_metadata(&m, t);
+    const int n = checkpoint_metadata(&m, t);
     const char *const *keys = checkpoint_keys, *const *values = m.values;
     if (o->sharded) {
         char *path = run_shard_path(folder, t->step, o->rank, o->ranks);
-        die_if(state_save(path, o, keys, values, CHECKPOINT_KEYS, &err), &err);
+        die_if(state_save(path, o, keys, values, n, &err), &err);
         free(path);
         comm_barrier(&p->comm);
     }
     t->saved = t->step;
     if (!is_rank0(p)) return;
-    die_if(model_save(&t->student, folder->student, &err), &err);
-    die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, CHECKPOINT_KEYS, &err), &err);
+    die_if(trainer_save_student(t, folder->student, &err), &err);
+    die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, n, &err), &err);
     run_remove_old_shards(folder, t->step, o->sharded ? o->ranks : 0);
 }
 
@@ -285,6 +291,17 @@ static int64_t checkpoint_number(const SafeTensors *st, const char *key, int64_t
     if (errno || end == text || *end || number < 0 || number > most)
         die("%s is not a training state of this program: its %s is \"%.40s\"", st->file.path, key, text);
     return number;
+}
+
+/* --resume of adapters: ends the program unless the base is the model that they were trained on so far. */
+static void checkpoint_check_base(const Trainer *t, const SafeTensors *st) {
+    const char *base = safetensors_metadata(st, "base");
+    char text[24];
+    if (!t->student.lora) return;
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)t->student.lora->base);
+    if (!base || strcmp(base, text))
+        die("--resume: %s is another model than the one whose adapters %s holds; name that one with --student",
+            opt.student, st->file.path);
 }
 
 /* --resume: where the run is, the best evaluation and the optimizer state of the checkpoint in the folder. */
@@ -319,6 +336,7 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
         die("--resume: %s holds other samples than the run in %s began with; give the same --data, or start anew in "
             "another --out folder with --student %s",
             opt.data, folder->path, folder->student);
+    checkpoint_check_base(t, &st);
     int kind, shards = (int)checkpoint_number(&st, "shards", 0, 4096);
     checkpoint_restore_optimizer(t, folder, &st, shards);
     const Param *p = optimizer_not_finite(&t->optimizer, &kind);

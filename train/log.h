@@ -122,11 +122,27 @@ static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *su
 
 static double megabytes(const Arena *a) { return (double)a->used / 1e6; }
 
+/* Prints what the adapters are, and the memory of what is trained (rounded values, gradients, masters and two moments)
+ * beside that of training every weight. */
+static void print_lora(const Lora *lora, const Params *base, const Optimizer *o) {
+    char targets[256];
+    const double shared = o->sharded ? o->ranks : 1, each = sizeof(floatX) + sizeof(float) * (1 + 3 / shared);
+    lora_targets_write(targets, sizeof targets, lora->targets);
+    fprintf(stderr, "lora: rank %d, alpha %g, dropout %g, %d layers (%s)\n", lora->rank, lora->alpha, lora->dropout,
+            lora->layers, targets);
+    fprintf(stderr,
+            "lora: what is trained takes %.1f MB with its gradients and optimizer state, all weights would take %.1f MB\n",
+            (megabytes(&o->value_arena) + megabytes(&o->gradient_arena) + megabytes(&o->state_arena)),
+            each * (double)params_total(base, GROUP_ALL) / 1e6);
+}
+
 /* Prints what is trained, where and how long, or warns that the run is already complete. */
 static void print_summary(const Trainer *t, const Teacher *teacher, const Settings *s, const RunFolder *folder,
                           const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
+    const Lora *lora = t->student.lora;
+    const double trained = (double)(lora ? params_total(&lora->params, GROUP_ALL) : params_total(params, s->groups));
     fprintf(stderr, "device %s, %d threads, measured peak %.2f TFLOP/s\n", ops_name(t->op).text,
             omp_get_max_threads(), peak / 1e12);
     if (p->comm.ranks > 1)
@@ -136,9 +152,10 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
         fprintf(stderr, "teacher %s: %.2f M parameters, on %s\n", opt.teacher,
                 (double)params_total(&teacher->model.params, GROUP_ALL) / 1e6, teacher->op->name);
     fprintf(stderr, "student %s: %.2f M parameters (vision %.2f, connector %.2f, lm %.2f), %.2f M trained\n",
-            opt.resume ? folder->student : opt.student, (double)params_total(params, GROUP_ALL) / 1e6,
+            opt.resume && !opt.lora ? folder->student : opt.student, (double)params_total(params, GROUP_ALL) / 1e6,
             (double)params_total(params, GROUP_VISION) / 1e6, (double)params_total(params, GROUP_CONNECTOR) / 1e6,
-            (double)params_total(params, GROUP_LM) / 1e6, (double)params_total(params, s->groups) / 1e6);
+            (double)params_total(params, GROUP_LM) / 1e6, trained / 1e6);
+    if (lora) print_lora(lora, params, o);
     fprintf(
         stderr,
         "memory: parameters %.1f MB, gradients %.1f MB, optimizer %.1f MB, activations %.1f MB (teacher %.1f MB), "

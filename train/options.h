@@ -9,6 +9,7 @@
 #include "../dataloader.h"
 #include "../lib/options.h"
 #include "../lib/threads.h"
+#include "../lora.h"
 #include "../loss.cuh"
 #include "../model.h"
 #include "schedule.h"
@@ -23,6 +24,9 @@ static struct {
     double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
     const char *augment;
+    int64_t lora;  // rank; 0: the whole student is trained
+    double lora_alpha, lora_dropout;
+    const char *lora_targets;
     bool resume, overwrite, shard;
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
@@ -39,6 +43,8 @@ static struct {
          .warmup = -1,
          .cache = 512,
          .augment = "none",
+         .lora_alpha = NAN,
+         .lora_targets = "qkv,out,gate_up,down",
          .recompute = "none",
          .lr_schedule = "cosine",
          .soft_loss = "kl",
@@ -81,6 +87,17 @@ static const Option table[] = {
      "none: random weights",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
+    HEADING("adapters (LoRA)"),
+    {"lora", 0, OPT_INT, &opt.lora, "RANK",
+     "train low-rank adapters of this rank, and freeze the student, which must be a file; --out then gets "
+     "adapter.safetensors and best_adapter.safetensors, for infer --lora",
+     1, 65536},
+    {"lora-alpha", 0, OPT_FLOAT, &opt.lora_alpha, "A", "adapters count A / RANK (default: twice the rank)", 1e-6, 1e6},
+    {"lora-dropout", 0, OPT_FLOAT, &opt.lora_dropout, "P", "dropout of what the adapters read", 0, 0.99},
+    {"lora-targets", 0, OPT_STRING, &opt.lora_targets, "NAMES",
+     "layers with adapters: qkv, out, gate_up, down of the decoder (or lm), vision.qkv, vision.proj, vision.fc1, "
+     "vision.fc2 (or vision), connector; all",
+     0, 0},
     HEADING("data"),
     {"data", 0, OPT_STRING, &opt.data, "FILE|GLOB", "training data", 0, 0},
     {"val-data", 0, OPT_STRING, &opt.val_data, "FILE", "validation data, or none", 0, 0},
@@ -201,6 +218,14 @@ typedef struct {
     bool new_warmup;  // the command line says another --warmup
 } Recalled;
 
+/* Ends the program: --resume cannot change what the adapters are. */
+static void options_lora_changed(const char *out, int64_t rank, double alpha, const char *targets) {
+    if (!rank) die("--resume: the run in %s trains the whole student and has no adapters; leave out --lora", out);
+    die("--resume: the run in %s has --lora %lld --lora-alpha %g --lora-targets %s, and its adapters cannot change; leave "
+        "these out",
+        out, (long long)rank, alpha, targets);
+}
+
 /* --resume: reads the options of the first run, then again what the command line says. --epochs there replaces the
  * first run's --steps. */
 static Recalled options_recall(int argc, char **argv, const char *state_path, const char *options_path) {
@@ -211,18 +236,23 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
     if (!file_exists(state_path))
         die("--resume: there is no checkpoint %s; name its folder with --out, or start without --resume", state_path);
     options_forget_given();
+    opt.lora = 0, opt.lora_alpha = NAN;  // a run without adapters records neither
     die_if(options_config(table, OPTIONS, options_path, &err), &err);
     options_check_recalled(options_path);
-    const char *student = opt.student;
+    const char *student = opt.student, *targets = opt.lora_targets;
+    const int64_t rank = opt.lora;
+    const double alpha = opt.lora_alpha;
     int64_t images = opt.batch * opt.accum, seed = opt.seed, warmup = opt.warmup;
     options_parse(table, OPTIONS, argc, argv, train_usage, NULL);
-    if (strcmp(opt.student, student))
+    if (strcmp(opt.student, student) && !rank)  // of a base, which may have moved, the fingerprint is compared
         die("--resume continues with the student in %s, which began as %s; --student %s is another: leave it out, or "
             "start anew in another --out folder",
             out, student, opt.student);
     if (opt.seed != seed)
         die("--resume: the run in %s has --seed %lld, which orders its data; --seed %lld is another: leave it out",
             out, (long long)seed, (long long)opt.seed);
+    if (opt.lora != rank || (rank && (opt.lora_alpha != alpha || strcmp(opt.lora_targets, targets))))
+        options_lora_changed(out, rank, alpha, targets);
     opt.out = out;  // the folder may have been moved
     opt.resume = true;
     if (epochs) opt.steps = 0;
@@ -234,7 +264,8 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
 typedef struct {
     bool has_teacher, has_val;
     bool explicit_accum;  // --resume with an explicit --accum: the batch split stays as given
-    int groups;           // parameter groups to train
+    int groups;           // parameter groups to train; with adapters, those that have some
+    LoraConfig lora;      // rank 0: the whole student is trained
     Recompute recompute;
     const char *init;           // file to start a new student from; NULL: random weights
     ObjectiveConfig objective;  // the schedule moves a copy of it
@@ -267,6 +298,27 @@ static int settings_groups(void) {
         groups |= 1 << option_choice("train", name, names, 3);
     if (!groups) options_die("--train names no group; expected vision, connector, lm or several of them with commas");
     return groups;
+}
+
+/* What --lora and the options after it say. */
+static LoraConfig settings_lora(void) {
+    Error err;
+    LoraConfig c = {.rank = (int)opt.lora, .dropout = opt.lora_dropout};
+    if (!c.rank) {
+        if (!isnan(opt.lora_alpha) || options_given(&opt.lora_dropout) || options_given(&opt.lora_targets))
+            options_die("--lora-alpha, --lora-dropout and --lora-targets are options of --lora RANK");
+        return c;
+    }
+    c.alpha = isnan(opt.lora_alpha) ? 2.0 * c.rank : opt.lora_alpha;
+    if (lora_targets_parse(&c.targets, opt.lora_targets, &err)) options_die("--lora-targets: %s", err.text);
+    if (strcmp(opt.train, "vision,connector,lm"))
+        options_die("--lora freezes the student and trains adapters alone; leave out --train");
+    if (!file_exists(opt.student) && opt.resume)
+        die("--resume: cannot read %s, the model that the adapters belong to; name it with --student", opt.student);
+    if (!file_exists(opt.student))
+        options_die("--lora trains adapters of a model that is there: --student must be its file, not '%.60s'",
+                    opt.student);
+    return c;
 }
 
 static ObjectiveConfig settings_objective(bool has_teacher) {
@@ -321,11 +373,13 @@ static Settings settings_from_options(void) {
     Settings s = {.has_teacher = strcmp(opt.teacher, "none") != 0,
                   .has_val = opt.val_data && strcmp(opt.val_data, "none"),
                   .groups = settings_groups(),
+                  .lora = settings_lora(),
                   .recompute = settings_recompute(),
                   .batch = (int)opt.batch,
                   .accum = (int)opt.accum,
                   .eval_batches = opt.eval_batches};
     if (!opt.resume) check_student(opt.student);
+    if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
     s.objective = settings_objective(s.has_teacher);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
@@ -373,7 +427,8 @@ static void redistribute_batch(Settings *s, int ranks) {
 /* Writes the options for --resume, which is also the --config of a run like this one: as one process that takes the same
  * steps, with what was derived in place of what it was derived from. */
 static void options_record(const Settings *s, int ranks, FILE *f) {
-    char batch[24], accum[24], evals[24], w[4][32];
+    char batch[24], accum[24], evals[24], w[4][32], rank[24], alpha[32], dropout[32];
+    const LoraConfig *lora = &s->lora;
     const float weights[4] = {s->objective.w_ce, s->objective.w_soft, s->objective.w_hard, s->objective.w_embed};
     const double given[4] = {isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, isnan(opt.alpha) ? opt.w_soft : opt.alpha,
                              opt.w_hard, opt.w_embed};
@@ -382,7 +437,15 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     snprintf(batch, sizeof batch, "%d", s->batch);
     snprintf(accum, sizeof accum, "%d", s->accum * ranks);
     snprintf(evals, sizeof evals, "%lld", (long long)s->eval_batches);
-    const OptionOverride overrides[] = {{"resume", "false"},    {"overwrite", "false"},
+    snprintf(rank, sizeof rank, "%d", lora->rank);
+    options_double(lora->alpha, alpha, sizeof alpha);
+    options_double(lora->dropout, dropout, sizeof dropout);
+    const OptionOverride targets = {"lora-targets", lora->rank ? opt.lora_targets : NULL};
+    const OptionOverride overrides[] = {targets,
+                                        {"lora", lora->rank ? rank : NULL},
+                                        {"lora-alpha", lora->rank ? alpha : NULL},
+                                        {"lora-dropout", lora->rank ? dropout : NULL},
+                                        {"resume", "false"},    {"overwrite", "false"},
                                         {"alpha", NULL},        {"w-ce", w[0]},
                                         {"w-soft", w[1]},       {"w-hard", w[2]},
                                         {"w-embed", w[3]},      {"batch", batch},

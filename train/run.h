@@ -4,6 +4,8 @@
  *   best.safetensors      the best on the validation data options.txt   the options, for --resume and --config
  *   state.safetensors     optimizer state and step        .lock         the process that writes here
  *
+ * With --lora, adapter.safetensors and best_adapter.safetensors stand in place of the first two.
+ *
  * With a sharded optimizer, each rank writes state-STEP.RANK-of-RANKS.safetensors (train/checkpoint.h). */
 #ifndef TRAIN_RUN_H
 #define TRAIN_RUN_H
@@ -17,6 +19,7 @@
 typedef struct {
     const char *path;
     char *student, *best, *state, *log, *options, *lock;
+    char *other_student, *other_best;  // as a run of the other kind, with or without adapters, names its weights
     dev_t device;  // of the lock file: tells when the folder was moved or replaced
     ino_t inode;   // 0: this rank writes nothing
 } RunFolder;
@@ -25,15 +28,26 @@ static RunFolder run_folder(const char *path) {
     return (RunFolder){.path = path,
                        .student = format_string("%s/student.safetensors", path),
                        .best = format_string("%s/best.safetensors", path),
+                       .other_student = format_string("%s/adapter.safetensors", path),
+                       .other_best = format_string("%s/best_adapter.safetensors", path),
                        .state = format_string("%s/state.safetensors", path),
                        .log = format_string("%s/log.jsonl", path),
                        .options = format_string("%s/options.txt", path),
                        .lock = format_string("%s/.lock", path)};
 }
 
+/* A run with --lora writes adapters in place of students. */
+static void run_folder_hold_adapters(RunFolder *f) {
+    char *student = f->student, *best = f->best;
+    f->student = f->other_student, f->other_student = student;
+    f->best = f->other_best, f->other_best = best;
+}
+
 static void run_folder_free(RunFolder *f) {
     free(f->student);
     free(f->best);
+    free(f->other_student);
+    free(f->other_best);
     free(f->state);
     free(f->log);
     free(f->options);
@@ -45,7 +59,7 @@ static void run_folder_create(const RunFolder *f) {
     Error err;
     die_if(make_folder(f->path, &err), &err);
     die_if(folder_lock(f->path, &err) < 0, &err);
-    if (!opt.resume && !opt.overwrite && file_exists(f->student))
+    if (!opt.resume && !opt.overwrite && (file_exists(f->student) || file_exists(f->other_student)))
         die("%s already holds a trained student; --resume continues with it, --overwrite starts anew, --out DIR goes "
             "elsewhere",
             f->path);
@@ -120,6 +134,8 @@ static void run_record_options(const RunFolder *f, const Settings *s, int ranks)
     if (!opt.resume) {
         unlink(f->state);
         unlink(f->best);
+        unlink(f->other_student);
+        unlink(f->other_best);
         run_remove_old_shards(f, -1, 0);
     }
     die_if(atomic_open(&file, f->options, &err), &err);

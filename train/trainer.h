@@ -3,6 +3,7 @@
 #define TRAIN_TRAINER_H
 
 #include "../lib/progress.h"
+#include "../lora.h"
 #include "optimizer.h"
 #include "run.h"
 #include "teacher.h"
@@ -72,12 +73,20 @@ static void student_init_from(Model *student, const char *path, bool verbose) {
     if (verbose) progress_note("student: %d of %d tensors start from %s", taken, student->params.count, path);
 }
 
+/* The parameters that are trained: the student's, or its adapters'. */
+static Params *trainer_params(Trainer *t) { return t->student.lora ? &t->student.lora->params : &t->student.params; }
+
+/* Writes what is trained: the student, or with --lora its adapters. */
+static int trainer_save_student(const Trainer *t, const char *path, Error *err) {
+    return t->student.lora ? lora_save(&t->student, path, err) : model_save(&t->student, path, err);
+}
+
 /* Opens the student's file, or makes a new student with random or --init's weights. */
 static void student_open(Trainer *t, const Settings *s, const RunFolder *folder, const Teacher *teacher,
                          bool verbose) {
     Error err;
-    const char *path = opt.resume ? folder->student : opt.student;
-    if (opt.resume || file_exists(path)) {
+    const char *path = opt.resume && !opt.lora ? folder->student : opt.student;
+    if (opt.resume || opt.lora || file_exists(path)) {
         die_if(model_open_to_train(&t->student, t->op, path, "", &err), &err);
     } else {
         const char *tokenizer = opt.tokenizer    ? opt.tokenizer
@@ -88,6 +97,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
     }
     if (s->has_teacher && tokenizer_same(&t->student.tokenizer, &teacher->model.tokenizer, &err))
         die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, path, err.text);
+    if (opt.lora) die_if(lora_create(&t->student, &s->lora, (uint64_t)opt.seed, &err), &err);
     model_train(&t->student, s->groups, s->recompute);
 }
 
@@ -112,8 +122,8 @@ static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, 
             model_image_tokens(&teacher->model));
     objective_open(&t->objective, s->objective, student, teacher->head, (int)opt.chunk, s->batch * max_tokens,
                    s->batch, (uint64_t)opt.seed);
-    Params *lists[2] = {&student->params, &t->objective.map};
-    int groups[2] = {s->groups, GROUP_ALL};
+    Params *lists[2] = {trainer_params(t), &t->objective.map};
+    int groups[2] = {student->lora ? GROUP_ALL : s->groups, GROUP_ALL};
     optimizer_open(&t->optimizer, t->op, adamw, lists, groups, 2, rank, ranks, opt.shard);
     model_plan(student, s->batch, max_tokens);
 }
@@ -125,11 +135,21 @@ static void trainer_close(Trainer *t) {
     model_close(&t->student);
 }
 
-/* FLOPs of training on B images: both forward passes and the student's backward pass. */
+/* Before a pass over the micro-batch of this number: chooses what the adapters' dropout drops; -1, in an evaluation:
+ * nothing. Every rank and every micro-batch of a run drops something else, and a resumed run the same. */
+static void trainer_set_dropout(const Trainer *t, int64_t number) {
+    uint64_t x = (uint64_t)opt.seed;
+    x = random_splitmix(&x) ^ (uint64_t)t->optimizer.rank;
+    x = random_splitmix(&x) ^ (uint64_t)number;
+    lora_set_dropout(&t->student, number < 0 ? 0 : random_splitmix(&x) | 1);
+}
+
+/* FLOPs of training on B images: both forward passes and the student's backward pass, which costs half as much where the
+ * weights are frozen and only adapters, which are not counted, get gradients. */
 static double trainer_flops(const Trainer *t, const Settings *s, const Teacher *teacher, int B, int T) {
     const Model *m = &t->student;
     double forward = model_flops(m, B, T, m->n), encoder = vision_flops(&m->vision, B);
-    double flops = forward + 2 * (s->groups & GROUP_VISION ? forward : forward - encoder);
+    double flops = forward + (m->lora ? 1 : 2) * (s->groups & GROUP_VISION ? forward : forward - encoder);
     return s->has_teacher ? flops + model_flops(&teacher->model, B, T, m->n) : flops;
 }
 

@@ -47,6 +47,7 @@ static const struct {
     {"quantised_embedding", test_quantised_embedding, 20},
     {"gelu", test_gelu, 20},
     {"swiglu", test_swiglu, 20},
+    {"dropout", test_dropout, 20},
     {"residual_and_casts", test_residual_and_casts, 20},
     {"attention", test_attention, 60},
     {"decode", test_decode, 30},

@@ -2,6 +2,7 @@
 #ifndef DEV_TEST_KERNELS_LAYERS_H
 #define DEV_TEST_KERNELS_LAYERS_H
 
+#include "../../kernels/dropout.h"
 #include "test_kernels.h"
 
 /* ---- norms ---- */
@@ -212,6 +213,30 @@ static void test_swiglu(void) {
     }
     check_x("swiglu_forward", dev_out, out, n, FORWARD / 2);
     check_x("swiglu_backward", dev_dx, dx, 2 * n, FORWARD / 2);
+}
+
+/* The same elements as kernels/dropout.h says, about p of them; key 0 and p 0 only scale. */
+static void test_dropout(void) {
+    size_t n = 1 + below(below(2) ? 100 : 60000), dropped = 0;
+    const float p = below(3) ? 0.05f + 0.9f * (float)below(100) / 100 : 0, scale = (float)(1 + below(8)) / 4;
+    const uint64_t key = below(4) ? 1 + below(1000000) : 0;
+    const int stream = (int)below(100);
+    const bool accumulate = below(2), alias = !accumulate && below(2);
+    double *x = draw(n, 1), *y = draw(n, 1);
+    floatX *dev_x = put_x(x, n), *dev_y = put_x(y, n), *out = alias ? dev_x : dev_y;
+    uint64_t *dev_key = (uint64_t *)device(sizeof key);
+    op->upload(dev_key, &key, sizeof key);
+    op->dropout(out, dev_x, n, scale, p, dev_key, stream, accumulate);
+    const uint64_t start = dropout_stream(key, stream);
+    for (size_t i = 0; i < n; i++) {
+        const bool drop = p > 0 && key && dropout_bits(start, i) < dropout_threshold(p);
+        dropped += drop;
+        y[i] = (accumulate ? y[i] : 0) + (drop ? 0 : x[i] * scale / (p > 0 && key ? 1 - (double)p : 1));
+    }
+    check_x("dropout", out, y, n, FORWARD / 2);
+    const double want = p > 0 && key ? n * (double)p : 0;
+    report(fabs((double)dropped - want) <= 6 * sqrt((double)n) * (want > 0), "dropout of %g dropped %zu of %zu", p,
+           dropped, n);
 }
 
 static void test_residual_and_casts(void) {

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "attention_decode.h"
 #include "distill.h"
+#include "dropout.h"
 #include "graph.h"
 #include "input.h"
 #include "linear.h"
@@ -65,6 +66,7 @@ const Ops TABLE(KERNEL_SET) = {
     .swiglu_forward = cpu_swiglu_forward,
     .swiglu_backward = cpu_swiglu_backward,
     .residual_forward = cpu_residual_forward,
+    .dropout = cpu_dropout,
     .cast_to_x = cpu_cast_to_x,
     .cast_from_x = cpu_cast_from_x,
     .attention_forward = cpu_attention_forward,

@@ -7,6 +7,7 @@
  * has to be remembered between the calls. */
 #include "attention.cuh"
 #include "distill.cuh"
+#include "dropout.cuh"
 #include "graph.cuh"
 #include "input.cuh"
 #include "linear.cuh"
@@ -41,7 +42,7 @@ template <int TABLE> static void table_fill(Ops *t) {
     ENTRY(rmsnorm_forward), ENTRY(residual_rmsnorm_forward), ENTRY(rmsnorm_backward);
     ENTRY(linear_forward), ENTRY(linear_logits), ENTRY(linear_backward_input), ENTRY(linear_backward_weight);
     ENTRY(gelu_forward), ENTRY(gelu_backward), ENTRY(swiglu_forward), ENTRY(swiglu_backward);
-    ENTRY(residual_forward), ENTRY(cast_to_x), ENTRY(cast_from_x);
+    ENTRY(residual_forward), ENTRY(dropout), ENTRY(cast_to_x), ENTRY(cast_from_x);
     ENTRY(attention_forward), ENTRY(attention_backward), ENTRY(cache_store), ENTRY(attention_decode);
     ENTRY(sample), ENTRY(distill_rows), ENTRY(entropy_band), ENTRY(cosine), ENTRY(squared_norm), ENTRY(adamw);
 #undef ENTRY
