@@ -342,12 +342,10 @@ static __device__ __forceinline__ void jsd_term(SoftTerm *x, const RowState &r, 
     }
 }
 
+/* The terms of an event with the probabilities p and q, ratio = log (q / p). */
 template <int KIND>
-static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s, float t, float eq) {
-    // Every rounding is given, so that D has the same bits with the gradient and without.
-    float p = __fmul_rn(exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), r.one_over_zp);
-    SoftTerm x = {__fmul_rn(eq, r.one_over_zq), 0, 0, 0};
-    float ratio = fmaf((s - r.q_max) - (t - r.p_max), r.inverse, -r.shift);
+static __device__ __forceinline__ SoftTerm event_term(const RowState &r, float p, float q, float ratio) {
+    SoftTerm x = {q, 0, 0, 0};
     bool near = fabsf(ratio) < NEAR;
     if (KIND == SOFT_KL) {
         float f = phi(ratio);
@@ -360,6 +358,14 @@ static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s,
         jsd_term(&x, r, p, ratio);
     }
     return x;
+}
+
+template <int KIND>
+static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s, float t, float eq) {
+    // Every rounding is given, so that D has the same bits with the gradient and without.
+    float p = __fmul_rn(exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), r.one_over_zp);
+    float ratio = fmaf((s - r.q_max) - (t - r.p_max), r.inverse, -r.shift);
+    return event_term<KIND>(r, p, __fmul_rn(eq, r.one_over_zq), ratio);
 }
 
 /* Adds a group to D and to the mean that its gradient subtracts. */
