@@ -91,7 +91,7 @@ static inline void forced_measure(ForcedResult *result, const ForcedOptions *opt
     progress_begin(&progress, "measuring", 0, pass.total);
     while ((batch = dataset_pass_next(&pass, &B))) {
         if (teacher) model_forward(teacher, batch->pixels[batch->size_count - 1], batch->ids, B, batch->T);
-        TeacherOutput q = {teacher ? teacher->hidden : NULL, NULL};
+        TeacherOutput q = {.hidden = teacher ? teacher->hidden : NULL};
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
         objective_run(&objective, m, &q, (LossScale){0, 0});
         const LogitsBatch texts = {batch->ids, batch->samples, B, batch->T};

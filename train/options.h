@@ -11,10 +11,12 @@
 #include "../lib/threads.h"
 #include "../loss.cuh"
 #include "../model.h"
+#include "cache_format.h"
 #include "schedule.h"
 
 static struct {
     const char *teacher, *student, *tokenizer, *init, *train;
+    const char *teacher_cache, *write_teacher_cache, *teacher_cache_kind;
     const char *data, *val_data, *out, *device, *teacher_device, *student_device;
     int64_t steps, epochs, batch, accum, seed, warmup, max_tokens;
     int64_t eval_every, eval_batches, patience, chunk, cache, threads, load_threads;
@@ -27,6 +29,7 @@ static struct {
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
          .init = "teacher",
+         .teacher_cache_kind = "dense",
          .train = "vision,connector,lm",
          .data = "dev/starter/train.bin",
          .val_data = "dev/starter/val.bin",
@@ -79,6 +82,18 @@ static const Option table[] = {
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
      "start a new student from this model wherever names and shapes agree, with layers taken evenly from its depth; "
      "none: random weights",
+     0, 0},
+    {"write-teacher-cache", 0, OPT_STRING, &opt.write_teacher_cache, "FILE",
+     "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it was "
+     "stopped",
+     0, 0},
+    {"teacher-cache-kind", 0, OPT_STRING, &opt.teacher_cache_kind, "KIND",
+     "what --write-teacher-cache keeps of a distribution: dense (all logits), or, at --temperature, topk=K (the K "
+     "likeliest tokens and the probability of all others) or sample=K (K random draws, for --soft-loss kl)",
+     0, 0},
+    {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
+     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and the "
+     "outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
     HEADING("data"),
@@ -232,7 +247,9 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
 /* ---- what follows from the options ---- */
 
 typedef struct {
-    bool has_teacher, has_val;
+    bool has_teacher;  // a model, in memory
+    bool distils;      // from it, or from a cache of its outputs
+    bool has_val;
     bool explicit_accum;  // --resume with an explicit --accum: the batch split stays as given
     int groups;           // parameter groups to train
     Recompute recompute;
@@ -269,14 +286,14 @@ static int settings_groups(void) {
     return groups;
 }
 
-static ObjectiveConfig settings_objective(bool has_teacher) {
+static ObjectiveConfig settings_objective(bool distils) {
     double w_ce = isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, w_soft = isnan(opt.alpha) ? opt.w_soft : opt.alpha;
-    if (!has_teacher && !options_given(&opt.w_ce)) w_ce = 1;
+    if (!distils && !options_given(&opt.w_ce)) w_ce = 1;
     ObjectiveConfig c = {
         .w_ce = (float)w_ce,
-        .w_soft = has_teacher ? (float)w_soft : 0,
-        .w_hard = has_teacher ? (float)opt.w_hard : 0,
-        .w_embed = has_teacher ? (float)opt.w_embed : 0,
+        .w_soft = distils ? (float)w_soft : 0,
+        .w_hard = distils ? (float)opt.w_hard : 0,
+        .w_embed = distils ? (float)opt.w_embed : 0,
         .temperature = (float)opt.temperature,
         .soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES),
         .jsd_beta = (float)opt.jsd_beta,
@@ -287,7 +304,7 @@ static ObjectiveConfig settings_objective(bool has_teacher) {
     };
     if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0)
         options_die("every term of the objective has weight 0%s; there is nothing to learn",
-                    has_teacher ? "" : " without a teacher");
+                    distils ? "" : " without a teacher");
     return c;
 }
 
@@ -309,6 +326,21 @@ static void check_student(const char *student) {
     if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
 }
 
+/* Refuses options of a teacher cache that do not go together. */
+static void check_cache_options(void) {
+    CacheKind kind;
+    uint32_t K;
+    if (cache_kind_parse(opt.teacher_cache_kind, &kind, &K))
+        options_die("--teacher-cache-kind is '%.40s'; expected dense, topk=K or sample=K with a K of 1 to %d",
+                    opt.teacher_cache_kind, SPARSE_MOST);
+    if (!opt.write_teacher_cache && kind != CACHE_DENSE)
+        options_die("--teacher-cache-kind is an option of --write-teacher-cache; a --teacher-cache says itself what it is");
+    if (!opt.write_teacher_cache) return;
+    if (opt.teacher_cache) options_die("--write-teacher-cache and --teacher-cache exclude each other");
+    if (opt.resume) options_die("--write-teacher-cache trains nothing; leave out --resume: it goes on by itself");
+    if (!strcmp(opt.teacher, "none")) options_die("--write-teacher-cache needs a --teacher");
+}
+
 /* Threads that decode and augment images. Unless the user says how many: where images are augmented, as many as compute
  * in this process, at most 8. */
 static int settings_load_threads(const Settings *s) {
@@ -318,24 +350,29 @@ static int settings_load_threads(const Settings *s) {
 }
 
 static Settings settings_from_options(void) {
-    Settings s = {.has_teacher = strcmp(opt.teacher, "none") != 0,
+    const bool teacher = strcmp(opt.teacher, "none") != 0;
+    Settings s = {.has_teacher = teacher && !opt.teacher_cache,
+                  .distils = teacher || opt.teacher_cache,
                   .has_val = opt.val_data && strcmp(opt.val_data, "none"),
                   .groups = settings_groups(),
                   .recompute = settings_recompute(),
                   .batch = (int)opt.batch,
                   .accum = (int)opt.accum,
                   .eval_batches = opt.eval_batches};
+    check_cache_options();
     if (!opt.resume) check_student(opt.student);
-    s.objective = settings_objective(s.has_teacher);
+    s.objective = settings_objective(s.distils);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
     s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
-    if (!strcmp(opt.init, "teacher") && !s.has_teacher) {
+    if (!strcmp(opt.init, "teacher") && !teacher) {
         if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
         s.init = NULL;
     }
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
         options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
+    if (s.objective.w_embed > 0 && opt.teacher_cache)
+        options_die("--w-embed compares image tokens with the teacher's, which a --teacher-cache does not hold");
     Error err;
     if (augment_parse(&s.augment, opt.augment, &err) != 0) options_die("--augment: %s", err.text);
     if (opt.patience && !s.has_val) options_die("--patience needs --val-data");
@@ -395,9 +432,10 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
 
 /* Options that may differ from rank to rank, or whose files are compared by content instead. */
 static bool option_may_differ(const char *line) {
-    static const char *const names[] = {
-        "device",  "teacher-device", "student-device", "threads", "cache",    "load-threads", "out", "teacher",
-        "student", "tokenizer",      "init",           "data",    "val-data", "overwrite",    "#"};
+    static const char *const names[] = {"device",       "teacher-device", "student-device", "threads",
+                                        "cache",        "load-threads",   "out",            "teacher",
+                                        "student",      "tokenizer",      "init",           "data",
+                                        "val-data",     "overwrite",      "teacher-cache",  "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;
