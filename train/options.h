@@ -336,8 +336,8 @@ static void check_cache_options(void) {
     if (!opt.write_teacher_cache && kind != CACHE_DENSE)
         options_die("--teacher-cache-kind is an option of --write-teacher-cache; a --teacher-cache says itself what it is");
     if (!opt.write_teacher_cache) return;
-    if (opt.teacher_cache) options_die("--write-teacher-cache and --teacher-cache exclude each other");
     if (opt.resume) options_die("--write-teacher-cache trains nothing; leave out --resume: it goes on by itself");
+    if (opt.teacher_cache) options_die("--write-teacher-cache and --teacher-cache exclude each other");
     if (!strcmp(opt.teacher, "none")) options_die("--write-teacher-cache needs a --teacher");
 }
 
