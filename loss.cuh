@@ -7,6 +7,7 @@
  *   soft  = tau^2 D(p, q)                                                      over V
  *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
  *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
+ *           SKL  D = KL(p||m), m = a p + (1-a) q        SRKL  D = KL(q||m), m = (1-a) p + a q
  *   hard  = -log softmax(s)[argmax t]                                          over V_s, argmax over V
  *   embed = 1 - cos(e_s, e_t), per image, of the flattened image tokens; where the widths differ, e_s first goes
  *           through a learned linear map
@@ -18,9 +19,10 @@
  *   reverse:  D_i = log(q_i/p_i) + 1    ->  tau q (log(q/p) - KL(q||p))
  *   JSD:      D_i = (1-beta) log(q_i/m_i) + const
  *                                       ->  tau (1-beta) q (log(q/m) - KL(q||m))
+ *   SKL:      D_i = -(1-a) p_i/m_i      SRKL: D_i = log(q_i/m_i) + (1-a) p_i/m_i + const      (kernels/mixture.h)
  *   CE, hard: softmax(s) - onehot
  *   cos:      d cos/d e_s = e_t/(|e_s||e_t|) - cos e_s/|e_s|^2
- * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta.)
+ * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta; Ko et al. 2024, "DistiLLM", for SKL and SRKL.)
  *
  * Gates, off by default, multiply the soft and the hard term of a position:
  *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than
@@ -55,13 +57,13 @@ typedef struct {
     float w_ce, w_soft, w_hard, w_embed;
     float temperature;
     SoftLoss soft;
-    float jsd_beta;
+    float mix;                           // beta of JSD, a of SKL and SRKL
     float band_low, band_high;           // nats; the entropy band is off when low <= 0 and high is infinite
     float gate_confidence, gate_factor;  // the confidence gate is off when the confidence is > 1
 } ObjectiveConfig;
 
-static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd"};  // by SoftLoss
-enum { SOFT_LOSSES = 3 };
+static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd", "skl", "srkl"};  // by SoftLoss
+enum { SOFT_LOSSES = 5 };
 
 enum {
     OBJECTIVE_BAND_FLOOR = 45,  // per cent of positions the band must leave, or it is not applied
@@ -192,7 +194,7 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
                           .w_hard = teacher ? c->w_hard : 0,
                           .temperature = c->temperature,
                           .soft = c->soft,
-                          .jsd_beta = c->jsd_beta,
+                          .mix = c->mix,
                           .gate_confidence = c->gate_confidence,
                           .gate_factor = c->gate_factor,
                           .scale = (float)scale};

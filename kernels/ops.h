@@ -48,7 +48,7 @@ typedef struct {
 } AttentionShape;
 
 /* Which divergence D the soft term uses; p = softmax(t/tau), q = softmax(s/tau). */
-typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD } SoftLoss;
+typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD, SOFT_SKL, SOFT_SRKL } SoftLoss;
 
 /* Weights of the objective's terms for one call of distill_rows; see loss.cuh for the formulas. The gradient of a
  * row is scaled by `scale` (normally 1 / positions that count in the whole batch). */
@@ -56,7 +56,7 @@ typedef struct {
     float w_ce, w_soft, w_hard;
     float temperature;  // tau > 0
     SoftLoss soft;
-    float jsd_beta;                      // beta in (0, 1)
+    float mix;                           // beta of JSD, a of SKL and SRKL; in (0, 1)
     float gate_confidence, gate_factor;  // the confidence gate: the soft and hard terms are scaled by gate_factor
                                          // where the teacher's argmax is the label and has a probability (tau = 1) of
                                          // at least gate_confidence; > 1: never

@@ -15,7 +15,7 @@ typedef struct {
     int64_t samples;     // only the first; 0: all
     double temperature;  // of the soft term, and of the logits' metrics at T
     SoftLoss soft;
-    double jsd_beta;
+    double mix;  // beta of JSD, a of SKL and SRKL
     const char *logits_file;  // written where not NULL
 } ForcedOptions;
 
@@ -54,7 +54,7 @@ static inline void forced_open_objective(Objective *o, const ForcedOptions *opti
                               .w_soft = teacher_head.rows ? 1 : 0,
                               .temperature = (float)options->temperature,
                               .soft = options->soft,
-                              .jsd_beta = (float)options->jsd_beta,
+                              .mix = (float)options->mix,
                               .band_high = INFINITY,
                               .gate_confidence = 2};
     objective_open(o, config, m, teacher_head, 0, options->batch * max_tokens, options->batch, 0);

@@ -176,7 +176,7 @@ static ObjectiveConfig setting(const Pair *p, int k) {
     c.w_hard = (float)setting_number(p, k, "w_hard");
     c.w_embed = (float)setting_number(p, k, "w_embed");
     c.temperature = (float)setting_number(p, k, "temperature");
-    c.jsd_beta = (float)setting_number(p, k, "jsd_beta");
+    c.mix = (float)setting_number(p, k, "mix");
     c.band_low = (float)setting_number(p, k, "band_low");
     c.band_high = (float)setting_number(p, k, "band_high");
     c.gate_confidence = (float)setting_number(p, k, "sure_confidence");
@@ -185,7 +185,9 @@ static ObjectiveConfig setting(const Pair *p, int k) {
     snprintf(key, sizeof key, "%d.soft", k);
     const char *soft = safetensors_metadata(&p->expected, key);
     if (!soft) die("%s has no metadata %s", p->expected.file.path, key);
-    c.soft = !strcmp(soft, "kl") ? SOFT_KL : !strcmp(soft, "jsd") ? SOFT_JSD : SOFT_REVERSE_KL;
+    const int index = name_index(soft, soft_loss_names, SOFT_LOSSES);
+    if (index < 0) die("%s: the divergence '%s' is unknown", p->expected.file.path, soft);
+    c.soft = (SoftLoss)index;
     return c;
 }
 

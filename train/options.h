@@ -22,7 +22,7 @@ static struct {
     int64_t eval_every, eval_batches, patience, chunk, cache, threads, load_threads;
     const char *recompute, *lr_schedule, *soft_loss, *kd_schedule;
     double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
-    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta;
+    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta, skew;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
     const char *augment;
     bool resume, overwrite, shard;
@@ -58,6 +58,7 @@ static struct {
          .w_ce = 0.2,
          .w_soft = 0.8,
          .jsd_beta = 0.5,
+         .skew = 0.1,
          .entropy_high = 1e9,
          .gate_confidence = 2,
          .gate_factor = 0.3,
@@ -140,8 +141,10 @@ static const Option table[] = {
     HEADING("objective"),
     {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
-    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
+    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X",
+     "of skl and srkl: how much of the one distribution the other is mixed with before they are compared", 0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
@@ -289,14 +292,15 @@ static int settings_groups(void) {
 static ObjectiveConfig settings_objective(bool distils) {
     double w_ce = isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, w_soft = isnan(opt.alpha) ? opt.w_soft : opt.alpha;
     if (!distils && !options_given(&opt.w_ce)) w_ce = 1;
+    const SoftLoss soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES);
     ObjectiveConfig c = {
         .w_ce = (float)w_ce,
         .w_soft = distils ? (float)w_soft : 0,
         .w_hard = distils ? (float)opt.w_hard : 0,
         .w_embed = distils ? (float)opt.w_embed : 0,
         .temperature = (float)opt.temperature,
-        .soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES),
-        .jsd_beta = (float)opt.jsd_beta,
+        .soft = soft,
+        .mix = (float)(soft == SOFT_JSD ? opt.jsd_beta : opt.skew),
         .band_low = (float)opt.entropy_low,
         .band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high,
         .gate_confidence = (float)opt.gate_confidence,

@@ -428,7 +428,7 @@ static void bench_objective(const Shapes *m) {
     ObjectiveConfig config;
     memset(&config, 0, sizeof config);
     memset(&q, 0, sizeof q);
-    config.w_ce = config.w_soft = 0.5f, config.temperature = 2, config.jsd_beta = 0.5f;
+    config.w_ce = config.w_soft = 0.5f, config.temperature = 2, config.mix = 0.5f;
     config.band_high = INFINITY, config.gate_confidence = 2, config.gate_factor = 1;
     floatX *h = random_x((size_t)n * ws), *ht = random_x((size_t)n * wt), *dh = random_x((size_t)n * ws);
     q.hidden = ht;

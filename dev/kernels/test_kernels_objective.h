@@ -39,7 +39,7 @@ static void test_objective(void) {
                       below(4) ? (float)uniform() : 0,
                       below(2) ? (float)uniform() : 0,
                       below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(),
-                      (SoftLoss)below(3),
+                      (SoftLoss)below(5),
                       0.1f + 0.8f * (float)uniform(),
                       below(2) ? 0.3f : 2.0f,
                       0.3f,
@@ -74,7 +74,7 @@ static void test_objective_wide(void) {
     int Vs = 20000 + 8 * below(3000) + (below(3) == 0), Vt = Vs + 8 * (below(3) - 1) * below(1000), label = below(Vs);
     bool teacher = below(4) != 0;
     float tau = below(3) ? 1.0f + (float)below(2) : 1.7f;
-    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(3), 0.4f, 2, 1, 0.25f};
+    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(5), 0.4f, 2, 1, 0.25f};
     double *s = draw(Vs, 4), *t = draw(Vt, 4), *grad = zeros(Vs);
     floatX *dev_s = put_x(s, Vs), *dev_t = put_x(t, Vt);
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
@@ -131,7 +131,7 @@ static void test_objective_sparse(void) {
     int V = below(2) ? Vs : 1 + below(Vs), K = ONE_OF(int, 1, 2, 7, 16, 33, 64, 300);
     size_t rows = wide ? 2 : 1 + below(20);
     bool gated = below(2), gradient = below(4) != 0;
-    SoftLoss soft = (SoftLoss)below(3);
+    SoftLoss soft = (SoftLoss)below(5);
     ObjectiveRow o = {(float)uniform(), below(4) ? (float)uniform() : 0, below(2) ? (float)uniform() : 0,
                       below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(), soft,
                       0.1f + 0.8f * (float)uniform(), below(2) ? 0.3f : 2.0f, 0.3f, 0.25f};
@@ -170,7 +170,7 @@ static void test_objective_sparse(void) {
 static void test_objective_sparse_whole(void) {
     int V = ONE_OF(int, 2, 37, 500, 1024), label = below(V);
     double tau = ONE_OF(double, 0.5, 1, 2, 4, 20), apart = ONE_OF(double, 0.02, 0.3, 3), mean = 0;
-    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(3), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1, 1};
+    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1, 1};
     double *t = draw(V, 2), *s = copy_of(t, V), *p = zeros(V), *g = zeros(V);
     int *ids = (int *)host(V * sizeof(int));
     for (int i = 0; i < V; i++) s[i] += apart * normal(), ids[i] = i;
@@ -197,7 +197,7 @@ static void test_objective_sparse_whole(void) {
 static void test_objective_near(void) {
     int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
     double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);
-    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(3), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1};
+    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1};
     bool gradient = below(2);
     double *t = draw(V, 4), *s = copy_of(t, V), *g = zeros(V), shift = 5 * normal();
     for (int i = 0; i < V; i++) s[i] += shift + apart * (tau < 1 ? tau : 1) * normal();
@@ -218,7 +218,7 @@ static void test_objective_near(void) {
 static void test_objective_extremes(void) {
     enum { V = 33 };
     double s[V], t[V], g[V];
-    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(3), 0.5f, 2, 1, 1};
+    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(5), 0.5f, 2, 1, 1};
     for (int i = 0; i < V; i++) s[i] = below(2) ? 1e4 : -1e4, t[i] = below(2) ? 1e4 : -1e4;
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
     int label = below(V);

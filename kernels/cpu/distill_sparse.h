@@ -56,7 +56,7 @@ static void events_gather(Events *v, RowState *r, const floatX *s, const int *id
     for (size_t k = v->count; k < v->n; k++) v->p[k] = v->q[k] = v->ratio[k] = 0.0f;
 }
 
-/* Returns D, and fills v->x: q - p for KL(p||q), else log (q / m) less its mean under q. */
+/* Returns D, and fills v->x: q - p for KL(p||q), else SoftTerms.back less its mean under q. */
 ALWAYS_INLINE float events_divergence(Events *v, const RowState *r, const SoftLoss kind) {
     vf sum[GROUP] = {{0}}, centre[GROUP] = {{0}};
     for (size_t i = 0; i < v->n; i += GROUP_SIZE) {
@@ -122,9 +122,7 @@ static void distill_row_sparse(floatX *s, const int *ids, const float *p, const 
                                float row_gate, RowStats *stats, const ObjectiveRow *o, size_t Vs, size_t V,
                                bool gradient) {
     RowState r = {.inverse = 1.0f / o->temperature,
-                  .beta = o->jsd_beta,
-                  .log_beta = logf(o->jsd_beta),
-                  .log_rest = logf(1.0f - o->jsd_beta)};
+                  .mix = mixture_of(o->soft, o->mix)};
     RowStats out = {.teacher_top = t->top, .entropy = t->entropy, .confidence = t->confidence};
     Events v;
     sparse_row_memory(&r, &v, Vs, V, K);
@@ -146,7 +144,7 @@ static void distill_row_sparse(floatX *s, const int *ids, const float *p, const 
         out.soft = events_divergence(&v, &r, SOFT_REVERSE_KL);
     else
         out.soft = events_divergence(&v, &r, SOFT_JSD);
-    float soft = o->scale * out.gate * o->w_soft * o->temperature * (o->soft == SOFT_JSD ? 1.0f - o->jsd_beta : 1.0f);
+    float soft = o->scale * out.gate * o->w_soft * o->temperature * r.mix.factor;
     RowGradient w = {o->scale * o->w_ce, o->scale * out.gate * o->w_hard, soft, label, t->top};
     if (gradient) events_gradient(&v, &r, s, Vs, V, &w, o->soft);
     *stats = out;

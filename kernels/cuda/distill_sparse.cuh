@@ -102,7 +102,7 @@ static __global__ void __launch_bounds__(SPARSE_THREADS)
     sparse_peaks<W>(&all, &first, row, student, Vs, t.V, &peaks);
     r.k = {LOG2E / o.temperature, LOG2E};
     r.inverse = 1.0f / o.temperature;
-    r.beta = o.jsd_beta, r.log_beta = logf(o.jsd_beta), r.log_rest = logf(1.0f - o.jsd_beta);
+    r.mix = mixture_of(o.soft, o.mix);
     r.q_max = first.largest;
     r.q_offset = offset(first.largest, r.k.at_tau), r.offset = offset(all.largest, r.k.at_one);
     r.label = labels[at], r.top = known.top;
@@ -142,7 +142,7 @@ static __global__ void __launch_bounds__(SPARSE_THREADS)
     out.gate = (row_gate ? row_gate[at] : 1.0f) * (confident ? o.gate_factor : 1.0f);
     if (first_thread == 0) stats[at] = out;
     r.ce = o.scale * o.w_ce, r.hard = o.scale * out.gate * o.w_hard, r.weight_z = (r.ce + r.hard) / z;
-    r.soft = o.scale * out.gate * o.w_soft * o.temperature * (KIND == SOFT_JSD ? 1.0f - o.jsd_beta : 1.0f);
+    r.soft = o.scale * out.gate * o.w_soft * o.temperature * r.mix.factor;
 
     if (!gradient) {
         for (int k = first_thread; k < K && !kept; k += step)
