@@ -19,7 +19,7 @@ static struct {
     const char *teacher, *baseline, *data, *json, *metrics, *logits, *texts, *report, *training, *kind, *features,
         *device, *loss, *weights, *lora;
     int64_t batch, samples, threads, jobs;
-    double temperature, beta;
+    double temperature, beta, skew;
     bool greedy, resume;
 } opt = {.data = "dev/starter/test.bin",
          .device = "auto",
@@ -28,6 +28,7 @@ static struct {
          .batch = 32,
          .temperature = 2,
          .beta = 0.5,
+         .skew = 0.1,
          .greedy = true};
 
 static const Option table[] = {
@@ -40,8 +41,9 @@ static const Option table[] = {
     {"batch", 'b', OPT_INT, &opt.batch, "N", "images at a time", 1, 1024},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "of the soft loss, and of the metrics that have one", 0.01,
      1000},
-    {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
+    {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl, jsd, skl or srkl", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "the share of skl and srkl", 0.001, 0.999},
     {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "generate each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
     {"metrics", 0, OPT_STRING, &opt.metrics, "FILE",
@@ -85,7 +87,7 @@ typedef struct {
 
 static SoftLoss soft_loss(void) {
     int i = name_index(opt.loss, soft_loss_names, SOFT_LOSSES);
-    if (i < 0) options_die("--soft-loss is '%s'; expected kl, reverse-kl or jsd", opt.loss);
+    if (i < 0) options_die("--soft-loss is '%s'; expected kl, reverse-kl, jsd, skl or srkl", opt.loss);
     return (SoftLoss)i;
 }
 
@@ -312,7 +314,7 @@ static void measure(Measured *report, const char *path, const char *lora, Weight
                                    .samples = opt.samples,
                                    .temperature = opt.temperature,
                                    .soft = soft_loss(),
-                                   .jsd_beta = opt.beta,
+                                   .mix = soft_loss() == SOFT_JSD ? opt.beta : opt.skew,
                                    .logits_file = opt.logits};
     report->path = path;
     report->parameters = (double)params_total(&m->params, GROUP_ALL);

@@ -7,6 +7,7 @@
  *   soft  = tau^2 D(p, q)                                                      over V
  *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
  *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
+ *           SKL  D = KL(p||m), m = a p + (1-a) q        SRKL  D = KL(q||m), m = (1-a) p + a q
  *   hard  = -log softmax(s)[argmax t]                                          over V_s, argmax over V
  *   embed = 1 - cos(e_s, e_t), per image, of the flattened image tokens; where the widths differ, e_s first goes
  *           through a learned linear map
@@ -18,9 +19,10 @@
  *   reverse:  D_i = log(q_i/p_i) + 1    ->  tau q (log(q/p) - KL(q||p))
  *   JSD:      D_i = (1-beta) log(q_i/m_i) + const
  *                                       ->  tau (1-beta) q (log(q/m) - KL(q||m))
+ *   SKL:      D_i = -(1-a) p_i/m_i      SRKL: D_i = log(q_i/m_i) + (1-a) p_i/m_i + const      (kernels/mixture.h)
  *   CE, hard: softmax(s) - onehot
  *   cos:      d cos/d e_s = e_t/(|e_s||e_t|) - cos e_s/|e_s|^2
- * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta.)
+ * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta; Ko et al. 2024, "DistiLLM", for SKL and SRKL.)
  *
  * Gates, off by default, multiply the soft and the hard term of a position:
  *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than
@@ -48,18 +50,19 @@
 
 #include "kernels/device.h"
 #include "model.h"
+#include "teacher_output.h"
 
 typedef struct {
     float w_ce, w_soft, w_hard, w_embed;
     float temperature;
     SoftLoss soft;
-    float jsd_beta;
+    float mix;                           // beta of JSD, a of SKL and SRKL
     float band_low, band_high;           // nats; the entropy band is off when low <= 0 and high is infinite
     float gate_confidence, gate_factor;  // the confidence gate is off when the confidence is > 1
 } ObjectiveConfig;
 
-static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd"};  // by SoftLoss
-enum { SOFT_LOSSES = 3 };
+static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd", "skl", "srkl"};  // by SoftLoss
+enum { SOFT_LOSSES = 5 };
 
 enum {
     OBJECTIVE_BAND_FLOOR = 45,  // per cent of positions the band must leave, or it is not applied
@@ -68,12 +71,6 @@ enum {
     OBJECTIVE_CHUNK = 4096,     // positions in a chunk where the device does not tell how much memory is free
     OBJECTIVE_MEGABYTES = 512   // of logits, at most, where it does
 };
-
-/* What the objective reads of the teacher for one micro-batch, all of it on the student's device. */
-typedef struct {
-    const floatX *hidden;        // [n, Wt]; NULL: there is no teacher
-    const floatX *image_tokens;  // [B, P, Wt]
-} TeacherOutput;
 
 /* Factors of the gradient: 1 / counted positions and 1 / images of the whole batch. Zeros: no gradient is wanted. */
 typedef struct {
@@ -196,7 +193,7 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
                           .w_hard = teacher ? c->w_hard : 0,
                           .temperature = c->temperature,
                           .soft = c->soft,
-                          .jsd_beta = c->jsd_beta,
+                          .mix = c->mix,
                           .gate_confidence = c->gate_confidence,
                           .gate_factor = c->gate_factor,
                           .scale = (float)scale};
@@ -253,9 +250,10 @@ static inline double objective_mean(const Objective *o, const ObjectiveSums *s) 
 
 /* The arguments of one pass over n positions. */
 typedef struct {
-    const floatX *hidden, *teacher_hidden;  // [n, Ws], [n, Wt] or NULL
-    const Param *head;                      // the student's
-    floatX *d_hidden;                       // [n, Ws], or NULL
+    const floatX *hidden;  // [n, Ws]
+    const TeacherOutput *teacher;
+    const Param *head;  // the student's
+    floatX *d_hidden;   // [n, Ws], or NULL
     int n;
 } ObjectivePass;
 
@@ -271,9 +269,24 @@ static inline void objective_logits(Objective *o, const ObjectivePass *p, int at
     size_t rows = objective_rows(o, p, at);
     int slot = objective_slot(o, at);
     linear(o->op, o->student_logits[slot], p->hidden + (size_t)at * p->head->cols, p->head, rows);
-    if (p->teacher_hidden)
-        linear_weight(o->op, o->teacher_logits[slot], p->teacher_hidden + (size_t)at * o->teacher_head.cols,
+    if (p->teacher->hidden)
+        linear_weight(o->op, o->teacher_logits[slot], p->teacher->hidden + (size_t)at * o->teacher_head.cols,
                       o->teacher_head, rows);
+}
+
+/* The row kernel on the chunk at row `at`, in the form of the teacher's outputs. gate (NULL: 1), stats: of all rows. */
+static inline void objective_kernel(const Objective *o, const Ops *op, const ObjectivePass *p, int at,
+                                    const float *gate, RowStats *stats, ObjectiveRow row, bool gradient) {
+    const TeacherOutput *q = p->teacher;
+    const size_t Vt = o->teacher_head.rows, rows = objective_rows(o, p, at);
+    floatX *s = o->student_logits[objective_slot(o, at)];
+    const floatX *t = q->logits ? q->logits + at * Vt : q->hidden ? o->teacher_logits[objective_slot(o, at)] : NULL;
+    if (gate) gate += at;
+    if (q->sparse)
+        op->distill_rows_sparse(s, sparse_from(q->sparse, at), o->labels + at, gate, stats + at, row, rows, o->Vs,
+                                gradient);
+    else
+        op->distill_rows(s, t, o->labels + at, gate, stats + at, row, rows, o->Vs, Vt, gradient);
 }
 
 /* From the chunk's gradients, which lie where the student's logits were, to the hidden states and the head. */
@@ -288,26 +301,23 @@ static inline void objective_backward(Objective *o, const ObjectivePass *p, int 
  * device's gates, or NULL when the band is off. */
 static inline const float *objective_band(Objective *o, const ObjectivePass *p, RowStats *stats) {
     const ObjectiveConfig *c = &o->config;
-    if (!p->teacher_hidden || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
+    if (!teacher_output_given(p->teacher) || (c->band_low <= 0 && isinf(c->band_high))) return NULL;
     ObjectiveRow row = objective_row(c, true, 1);
     for (int at = 0; at < p->n; at += o->chunk) {
-        int slot = objective_slot(o, at);
         objective_logits(o, p, at);
-        o->op->distill_rows(o->student_logits[slot], o->teacher_logits[slot], o->labels + at, NULL, stats + at, row,
-                            objective_rows(o, p, at), o->Vs, o->teacher_head.rows, false);
+        objective_kernel(o, o->op, p, at, NULL, stats, row, false);
     }
     o->op->entropy_band(o->row_gate, stats, p->n, c->band_low, c->band_high, OBJECTIVE_BAND_FLOOR);
     return o->row_gate;
 }
 
-/* CE, soft and hard over n positions: hidden states [n, Ws], the teacher's [n, Wt] on the same device (NULL: without
- * it), host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the
+/* CE, soft and hard over n positions: hidden states [n, Ws], the teacher's outputs for them, host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the
  * whole batch), and the gradient of the head, where it is trained, is added to. objective_collect gives the statistics.
  *
  * With a second stream the matmuls go back from a chunk (`behind` rows ago) while the row kernel works on the next one,
  * and forward for the one after. With one stream, each chunk is finished before the next begins. */
 static inline void objective_positions(Objective *o, floatX *d_hidden, const floatX *hidden, const Param *head,
-                                       const floatX *teacher_hidden, const int *labels, int n, double scale) {
+                                       const TeacherOutput *teacher, const int *labels, int n, double scale) {
     const Ops *op = o->op, *second = o->second;
     const int behind = second == op ? 0 : o->chunk;
     if (n > o->rows_capacity - o->rows) objective_drain(o);
@@ -315,18 +325,15 @@ static inline void objective_positions(Objective *o, floatX *d_hidden, const flo
     memcpy(o->host_labels + o->rows, labels, n * sizeof(int));
     o->rows += n;
     op->upload(o->labels, labels, n * sizeof(int));
-    ObjectivePass pass = {hidden, teacher_hidden, head, d_hidden, n};
+    ObjectivePass pass = {hidden, teacher, head, d_hidden, n};
     const float *gate = objective_band(o, &pass, stats);
-    ObjectiveRow row = objective_row(&o->config, teacher_hidden != NULL, scale);
+    ObjectiveRow row = objective_row(&o->config, teacher_output_given(teacher), scale);
     int at = 0;
     for (; at < n; at += o->chunk) {
-        int slot = objective_slot(o, at);
         objective_logits(o, &pass, at);
         op->wait_for(second);  // the last chunk's rows
         second->wait_for(op);  // this one's logits
-        second->distill_rows(o->student_logits[slot], teacher_hidden ? o->teacher_logits[slot] : NULL, o->labels + at,
-                             gate ? gate + at : NULL, stats + at, row, objective_rows(o, &pass, at), o->Vs,
-                             o->teacher_head.rows, d_hidden != NULL);
+        objective_kernel(o, second, &pass, at, gate, stats, row, d_hidden != NULL);
         if (at >= behind) objective_backward(o, &pass, at - behind);
     }
     op->wait_for(second);
@@ -364,7 +371,7 @@ static inline const floatX *objective_embed(Objective *o, const floatX *student,
  * student->d_hidden and, where the embedding loss is on, student->d_embed_loss. */
 static inline void objective_run(Objective *o, Model *student, const TeacherOutput *teacher, LossScale scale) {
     bool learn = scale.positions > 0;
-    objective_positions(o, learn ? student->d_hidden : NULL, student->hidden, student->lm_head, teacher->hidden,
+    objective_positions(o, learn ? student->d_hidden : NULL, student->hidden, student->lm_head, teacher,
                         student->labels, student->n, scale.positions);
     student->d_embed_loss =
         objective_embed(o, student->vision.tokens, teacher->image_tokens, student->B, scale.images, learn);

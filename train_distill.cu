@@ -12,6 +12,8 @@
 #include "lib/threads.h"
 #include "loss.cuh"
 #include "model.h"
+#include "train/cache_use.h"
+#include "train/cache_write.h"
 #include "train/checkpoint.h"
 #include "train/log.h"
 #include "train/options.h"
@@ -34,7 +36,7 @@ typedef enum { NOT_STOPPED, OUT_OF_PATIENCE, INTERRUPTED } StopReason;
 static Settings read_options(int argc, char **argv, RunFolder *folder);
 static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
                         const Parallel *p);
-static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher);
+static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher);
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p);
 static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
                          const Parallel *p);
@@ -62,6 +64,7 @@ int main(int argc, char **argv) {
     threads_wait_politely(argv);
     interrupts_take();
     Settings s = read_options(argc, argv, &folder);
+    if (opt.write_teacher_cache) return cache_write();
     parallel_open(&parallel);
     redistribute_batch(&s, parallel.comm.ranks);
     check_same_settings(&parallel, &folder, &s);
@@ -159,12 +162,13 @@ static void open_dataset(Dataset *d, const char *pattern, const Trainer *t) {
 
 /* Opens the datasets and sets max_tokens: the longest sample, rounded up to a multiple of 8 and capped by both models'
  * context and --max-tokens. */
-static void open_data(Data *d, const Settings *s, Trainer *t, const Teacher *teacher) {
+static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) {
     open_dataset(&d->train, opt.data, t);
     if (s->has_val) open_dataset(&d->val, opt.val_data, t);
     int longest = (int)(d->val.longest > d->train.longest ? d->val.longest : d->train.longest);
+    teacher_open_cache(teacher, s, &d->train, t->student.c.lm.vocab);
     int most = model_max_text(&t->student);
-    if (s->has_teacher && model_max_text(&teacher->model) < most) most = model_max_text(&teacher->model);
+    if (teacher_max_text(teacher) < most) most = teacher_max_text(teacher);
     if (opt.max_tokens && opt.max_tokens < most) most = (int)opt.max_tokens;
     d->max_tokens = (longest + 7) / 8 * 8;
     if (d->max_tokens > most) d->max_tokens = most;
@@ -198,7 +202,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     const ImageSize second = has_teacher ? vision_size(&teacher->model.c.vision) : (ImageSize){0, 0};
     LoaderConfig c =
         loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count, second,
-                          has_teacher ? teacher->model.c.lm.vocab : 0);
+                          has_teacher ? teacher->model.c.lm.vocab : (int)teacher->cache.h.vocab);
     c.micro_rows = s->batch;
     c.rank = p->comm.rank;
     c.ranks = p->comm.ranks;
@@ -217,26 +221,6 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
 static int64_t evaluation_batches(const Data *d, const Settings *s) {
     int64_t batches = (dataset_fitting(&d->val, d->max_tokens) + s->batch - 1) / s->batch;
     return s->eval_batches && s->eval_batches < batches ? s->eval_batches : batches;
-}
-
-/* Sets the learning-rate schedule over all images of the training, and says so where a resumed run had another. */
-static void plan_learning_rate(Trainer *t, const Settings *s, bool verbose) {
-    int64_t default_warmup = t->steps / 20 < 1000 ? t->steps / 20 : 1000;
-    int64_t warmup = (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images;
-    if (t->restored_warmup >= 0 && !s->recalled.new_warmup) warmup = t->restored_warmup;
-    t->lr = (LearningRate){.kind = s->lr_schedule,
-                           .base = opt.lr,
-                           .final_share = opt.lr_final,
-                           .warmup = warmup,
-                           .total = t->samples + (t->steps - t->step) * t->images,
-                           .gamma = opt.lr_gamma};
-    LearningRate before = t->lr;
-    before.total = t->restored_total;
-    double rate = learning_rate(&t->lr, t->samples, t->images), old = learning_rate(&before, t->samples, t->images);
-    if (verbose && t->restored_total >= 0 && rate != old && t->step < t->steps)
-        progress_note(
-            "the training now ends after %lld images, not %lld: the learning rate goes on at %.3g, not %.3g",
-            (long long)t->lr.total, (long long)t->restored_total, rate, old);
 }
 
 /* Starts the loader thread; sets the number of steps and the learning-rate schedule. */
@@ -272,7 +256,8 @@ static MicroBatch micro_batch(const Batch *batch, int m) {
     const int last = batch->size_count - 1;
     const size_t first = (size_t)m * batch->micro_rows;
     int left = batch->B - (int)first;
-    return (MicroBatch){.pixels = batch->pixels[0] + first * image_size_bytes(batch->sizes[0]),
+    return (MicroBatch){.samples = batch->samples + first,
+                        .pixels = batch->pixels[0] + first * image_size_bytes(batch->sizes[0]),
                         .teacher_pixels = batch->pixels[last] + first * image_size_bytes(batch->sizes[last]),
                         .ids = batch->ids + first * batch->T,
                         .B = left < batch->micro_rows ? left : batch->micro_rows,

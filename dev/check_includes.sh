@@ -12,7 +12,7 @@ function floor(f) {
     if (f ~ /^(kernels|dist)\//) return 2
     if (f ~ /^(config|weights|params)\.h$/) return 3
     if (f ~ /^(vision|vision_init|dataloader)\.h$/) return 4
-    if (f == "model.h") return 5
+    if (f ~ /^(model|teacher_output)\.h$/) return 5
     if (f == "loss.cuh") return 6
     if (f == "generate.h") return 7
     if (f ~ /^(metrics\/|generate\/|search\.h)/) return 8

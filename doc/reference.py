@@ -244,7 +244,7 @@ class Objective:
 
     def __init__(self, **settings):
         self.w_ce, self.w_soft, self.w_hard, self.w_embed = 1.0, 0.0, 0.0, 0.0
-        self.temperature, self.soft, self.jsd_beta = 1.0, "kl", 0.5
+        self.temperature, self.soft, self.mix = 1.0, "kl", 0.5  # mix: beta of jsd, a of skl and srkl
         self.sure_confidence, self.sure_factor = 2.0, 1.0  # confidence gate; above 1: off
         self.band_low, self.band_high = 0.0, math.inf  # entropy of the teacher in nats
         for key, value in settings.items():
@@ -252,16 +252,17 @@ class Objective:
             setattr(self, key, value)
 
 
-def divergence(log_p, log_q, kind, beta):
+def divergence(log_p, log_q, kind, mix):
     """D(p, q) per row; p is the teacher."""
     p, q = log_p.exp(), log_q.exp()
     if kind == "kl":
         return (p * (log_p - log_q)).sum(-1)
-    if kind == "reverse_kl":
+    if kind == "reverse-kl":
         return (q * (log_q - log_p)).sum(-1)
-    assert kind == "jsd"
-    log_m = torch.log(beta * p + (1 - beta) * q)
-    return beta * (p * (log_p - log_m)).sum(-1) + (1 - beta) * (q * (log_q - log_m)).sum(-1)
+    share = 1 - mix if kind == "srkl" else mix  # of p in the mixture
+    log_m = torch.log(share * p + (1 - share) * q)
+    to_p, to_q = (p * (log_p - log_m)).sum(-1), (q * (log_q - log_m)).sum(-1)
+    return {"jsd": mix * to_p + (1 - mix) * to_q, "skl": to_p, "srkl": to_q}[kind]
 
 
 def band_gate(entropy, o):
@@ -285,7 +286,7 @@ def row_terms(student, teacher, labels, o):
     gate = band_gate(entropy, o) * torch.where(confident, o.sure_factor, 1.0).to(entropy.dtype)
     return {
         "ce": -log_s[rows, labels],
-        "soft": divergence(log_p, log_q, o.soft, o.jsd_beta),
+        "soft": divergence(log_p, log_q, o.soft, o.mix),
         "hard": -log_s[rows, top],
         "entropy": entropy,
         "confidence": confidence,

@@ -16,6 +16,7 @@
 #define KERNELS_OPS_H
 
 #include "../lib/dtype.h"
+#include "sparse.h"
 #include <stdbool.h>
 
 #ifdef __cplusplus
@@ -47,7 +48,7 @@ typedef struct {
 } AttentionShape;
 
 /* Which divergence D the soft term uses; p = softmax(t/tau), q = softmax(s/tau). */
-typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD } SoftLoss;
+typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD, SOFT_SKL, SOFT_SRKL } SoftLoss;
 
 /* Weights of the objective's terms for one call of distill_rows; see loss.cuh for the formulas. The gradient of a
  * row is scaled by `scale` (normally 1 / positions that count in the whole batch). */
@@ -55,7 +56,7 @@ typedef struct {
     float w_ce, w_soft, w_hard;
     float temperature;  // tau > 0
     SoftLoss soft;
-    float jsd_beta;                      // beta in (0, 1)
+    float mix;                           // beta of JSD, a of SKL and SRKL; in (0, 1)
     float gate_confidence, gate_factor;  // the confidence gate: the soft and hard terms are scaled by gate_factor
                                          // where the teacher's argmax is the label and has a probability (tau = 1) of
                                          // at least gate_confidence; > 1: never
@@ -230,6 +231,9 @@ typedef struct Ops {
      * (NULL: 1). A row is read from memory once (later passes find it in a cache) and written once. */
     void (*distill_rows)(floatX *student, const floatX *teacher, const int *labels, const float *row_gate,
                          RowStats *stats, ObjectiveRow o, size_t rows, int Vs, int Vt, bool gradient);
+    /* the same with what is known of the teacher's distributions at o.temperature (kernels/sparse.h) */
+    void (*distill_rows_sparse)(floatX *student, SparseTeacher teacher, const int *labels, const float *row_gate,
+                                RowStats *stats, ObjectiveRow o, size_t rows, int Vs, bool gradient);
     /* row_gate[r] (fp32 [rows]) = 1 where low <= stats[r].entropy <= high, else 0; but 1 everywhere when that holds
      * for less than `percent` of the rows */
     void (*entropy_band)(float *row_gate, const RowStats *stats, size_t rows, float low, float high, int percent);

@@ -15,7 +15,7 @@ typedef struct {
     int64_t samples;     // only the first; 0: all
     double temperature;  // of the soft term, and of the logits' metrics at T
     SoftLoss soft;
-    double jsd_beta;
+    double mix;  // beta of JSD, a of SKL and SRKL
     const char *logits_file;  // written where not NULL
 } ForcedOptions;
 
@@ -54,7 +54,7 @@ static inline void forced_open_objective(Objective *o, const ForcedOptions *opti
                               .w_soft = teacher_head.rows ? 1 : 0,
                               .temperature = (float)options->temperature,
                               .soft = options->soft,
-                              .jsd_beta = (float)options->jsd_beta,
+                              .mix = (float)options->mix,
                               .band_high = INFINITY,
                               .gate_confidence = 2};
     objective_open(o, config, m, teacher_head, 0, options->batch * max_tokens, options->batch, 0);
@@ -91,7 +91,7 @@ static inline void forced_measure(ForcedResult *result, const ForcedOptions *opt
     progress_begin(&progress, "measuring", 0, pass.total);
     while ((batch = dataset_pass_next(&pass, &B))) {
         if (teacher) model_forward(teacher, batch->pixels[batch->size_count - 1], batch->ids, B, batch->T);
-        TeacherOutput q = {teacher ? teacher->hidden : NULL, NULL};
+        TeacherOutput q = {.hidden = teacher ? teacher->hidden : NULL};
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
         objective_run(&objective, m, &q, (LossScale){0, 0});
         const LogitsBatch texts = {batch->ids, batch->samples, B, batch->T};

@@ -67,9 +67,9 @@ PAIRS = {
         "lengths": (9, 6, 2),
         "settings": [
             dict(w_ce=0.5, w_soft=0.5, temperature=2.0, soft="kl", gradient=True),
-            dict(w_ce=1.0, w_soft=0.7, w_hard=0.3, temperature=1.5, soft="reverse_kl", sure_confidence=0.6,
+            dict(w_ce=1.0, w_soft=0.7, w_hard=0.3, temperature=1.5, soft="reverse-kl", sure_confidence=0.6,
                  sure_factor=0.3, gradient=True),
-            dict(w_ce=0.2, w_soft=0.8, temperature=3.0, soft="jsd", jsd_beta=0.7, band_low=1.23, band_high=2.3),
+            dict(w_ce=0.2, w_soft=0.8, temperature=3.0, soft="jsd", mix=0.7, band_low=1.23, band_high=2.3),
         ],
     },
     # one key head for all queries, linear scaling, erf GELU, tied head, no connector bias; entropy band
@@ -80,7 +80,7 @@ PAIRS = {
         "lengths": (8, 8, 5),
         "settings": [
             dict(gradient=True),
-            dict(w_ce=0.3, w_soft=0.6, w_hard=0.2, temperature=1.3, soft="jsd", jsd_beta=0.3, band_low=0.7,
+            dict(w_ce=0.3, w_soft=0.6, w_hard=0.2, temperature=1.3, soft="jsd", mix=0.3, band_low=0.7,
                  band_high=2.04, gradient=True),
             dict(w_ce=0.5, w_soft=0.5, temperature=2.0, soft="kl", band_low=2.9, band_high=3.0),
         ],
@@ -93,7 +93,7 @@ PAIRS = {
         "lengths": (10, 3, 7),
         "settings": [
             dict(w_ce=0.3, w_soft=0.5, w_hard=0.2, w_embed=0.4, temperature=4.0, soft="kl", gradient=True),
-            dict(w_ce=0.0, w_soft=1.0, w_embed=1.0, temperature=1.0, soft="reverse_kl", sure_confidence=0.4,
+            dict(w_ce=0.0, w_soft=1.0, w_embed=1.0, temperature=1.0, soft="reverse-kl", sure_confidence=0.4,
                  sure_factor=0.3, band_high=0.5, gradient=True),
         ],
     },
@@ -104,8 +104,10 @@ PAIRS = {
                           "factor": 4.0}, activation="gelu"),
         "lengths": (7, 9, 1, 4),
         "settings": [
-            dict(w_ce=0.6, w_soft=0.4, temperature=2.0, soft="jsd", jsd_beta=0.5, gradient=True),
+            dict(w_ce=0.6, w_soft=0.4, temperature=2.0, soft="jsd", mix=0.5, gradient=True),
             dict(w_ce=0.5, w_soft=0.3, w_hard=0.2, w_embed=0.7, temperature=1.5, soft="kl", gradient=True),
+            dict(w_ce=0.2, w_soft=0.8, temperature=1.2, soft="skl", mix=0.1, gradient=True),
+            dict(w_ce=0.1, w_soft=0.9, temperature=1.7, soft="srkl", mix=0.3, gradient=True),
         ],
     },
     # rectangular images: two rows of five patches, and a teacher that sees the same ones in five rows of two

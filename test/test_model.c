@@ -176,7 +176,7 @@ static ObjectiveConfig setting(const Pair *p, int k) {
     c.w_hard = (float)setting_number(p, k, "w_hard");
     c.w_embed = (float)setting_number(p, k, "w_embed");
     c.temperature = (float)setting_number(p, k, "temperature");
-    c.jsd_beta = (float)setting_number(p, k, "jsd_beta");
+    c.mix = (float)setting_number(p, k, "mix");
     c.band_low = (float)setting_number(p, k, "band_low");
     c.band_high = (float)setting_number(p, k, "band_high");
     c.gate_confidence = (float)setting_number(p, k, "sure_confidence");
@@ -185,7 +185,9 @@ static ObjectiveConfig setting(const Pair *p, int k) {
     snprintf(key, sizeof key, "%d.soft", k);
     const char *soft = safetensors_metadata(&p->expected, key);
     if (!soft) die("%s has no metadata %s", p->expected.file.path, key);
-    c.soft = !strcmp(soft, "kl") ? SOFT_KL : !strcmp(soft, "jsd") ? SOFT_JSD : SOFT_REVERSE_KL;
+    const int index = name_index(soft, soft_loss_names, SOFT_LOSSES);
+    if (index < 0) die("%s: the divergence '%s' is unknown", p->expected.file.path, soft);
+    c.soft = (SoftLoss)index;
     return c;
 }
 
@@ -201,7 +203,7 @@ static void learn(Pair *p, Objective *o, int first, int B) {
     const int *ids = p->ids + first * p->T;
     model_forward(t, p->teacher_pixels + first * model_pixels(t), ids, B, p->T);
     model_forward(s, p->pixels + first * model_pixels(s), ids, B, p->T);
-    TeacherOutput q = {t->hidden, t->vision.tokens};
+    TeacherOutput q = {.hidden = t->hidden, .image_tokens = t->vision.tokens};
     LossScale scale = {1.0 / p->n, 1.0 / p->B};
     objective_run(o, s, &q, s->trained ? scale : (LossScale){0, 0});
     if (s->trained) model_backward(s);
@@ -297,7 +299,7 @@ static void check_gradients(const Pair *p, int k, const Params *params) {
 
 /* After learn(): the same loss without gradients, and without the teacher only the cross-entropy. */
 static void check_evaluation(Pair *p, int k, Objective *o, const ObjectiveSums *sums) {
-    const TeacherOutput q = {p->teacher.hidden, p->teacher.vision.tokens}, none = {NULL, NULL};
+    const TeacherOutput none = {0}, q = {.hidden = p->teacher.hidden, .image_tokens = p->teacher.vision.tokens};
     objective_run(o, &p->student, &q, (LossScale){0, 0});
     ObjectiveSums again = objective_collect(o);
     check(objective_mean(o, &again) == objective_mean(o, sums),
@@ -748,7 +750,7 @@ static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, cons
 static double drawn_learn(Drawn *d) {
     Model *m = &d->m;
     model_forward(m, d->pixels, d->ids, DRAWN_B, DRAWN_T);
-    objective_run(&d->objective, m, &(TeacherOutput){NULL, NULL}, (LossScale){1.0 / m->n, 1.0 / DRAWN_B});
+    objective_run(&d->objective, m, &(TeacherOutput){0}, (LossScale){1.0 / m->n, 1.0 / DRAWN_B});
     model_backward(m);
     ObjectiveSums sums = objective_collect(&d->objective);
     return objective_mean(&d->objective, &sums);

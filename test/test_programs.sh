@@ -238,7 +238,7 @@ objective() {
     log_of objective >objective.log
     local options entropy
     entropy=$("$damage" json objective/log.jsonl entropy | awk 'NR == 1 { print 0.9 * $1 }')
-    for options in "--soft-loss reverse-kl" "--soft-loss jsd" "--soft-loss jsd --jsd-beta 0.1" "--w-hard 1" \
+    for options in "--soft-loss reverse-kl" "--soft-loss jsd" "--soft-loss jsd --jsd-beta 0.1" "--soft-loss skl" "--soft-loss srkl --skew 0.3" "--w-hard 1" \
         "--w-embed 1" "--entropy-low $entropy" "--entropy-low $entropy --entropy-high 99" \
         "--sure 0.75" "--sure 0.01 --sure-factor 0" "--kd-schedule image2tikz" "--kd-schedule none" "--temperature 3" \
         "--alpha 0.1" "--w-ce 0" "--w-soft 0" "--chunk 7" \

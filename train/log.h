@@ -10,7 +10,8 @@
 typedef struct {
     FILE *file;  // NULL on ranks that do not log
     const char *path;
-    bool has_teacher;
+    bool distils;      // steps have a teacher's outputs
+    bool has_teacher;  // evaluations too
     int ranks;
 } Log;
 
@@ -40,7 +41,7 @@ static Log log_open(const RunFolder *folder, int64_t step, const Settings *s, co
     Error err;
     AtomicFile file;
     struct stat old;
-    Log log = {NULL, folder->log, s->has_teacher, p->comm.ranks};
+    Log log = {NULL, folder->log, s->distils, s->has_teacher, p->comm.ranks};
     if (!is_rank0(p)) return log;
     const char *problem = stat(log.path, &old) == 0 ? file_problem(&old) : NULL;
     if (problem) die("cannot write %s: %s", log.path, problem);
@@ -91,7 +92,7 @@ typedef struct {
 static void log_step(const Log *log, int64_t step, const StepResult *r, Progress *progress) {
     JsonWriter w = log_begin(step);
     json_key(&w, "loss"), json_number(&w, r->loss);
-    metrics_json(&w, &r->report.sums, log->has_teacher);
+    metrics_json(&w, &r->report.sums, log->distils);
     json_key(&w, "lr"), json_number(&w, r->lr);
     json_key(&w, "norm"), json_number(&w, r->norm);
     json_key(&w, "tokens_per_second"), json_number(&w, r->tokens / r->seconds);
@@ -148,6 +149,11 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
     if (p->comm.ranks > 1)
         fprintf(stderr, "%d processes, gradients summed through %s%s\n", p->comm.ranks, p->comm.engine,
                 o->sharded ? ", each with a part of the optimizer state" : "");
+    if (teacher->cache.data) {
+        char *what = cache_describe(&teacher->cache.h);
+        fprintf(stderr, "teacher %s: not in memory, %s from %s\n", teacher->cache.h.name, what, opt.teacher_cache);
+        free(what);
+    }
     if (s->has_teacher)
         fprintf(stderr, "teacher %s: %.2f M parameters, on %s\n", opt.teacher,
                 (double)params_total(&teacher->model.params, GROUP_ALL) / 1e6, teacher->op->name);

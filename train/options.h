@@ -12,16 +12,18 @@
 #include "../lora.h"
 #include "../loss.cuh"
 #include "../model.h"
+#include "cache_format.h"
 #include "schedule.h"
 
 static struct {
     const char *teacher, *student, *tokenizer, *init, *train;
+    const char *teacher_cache, *write_teacher_cache, *teacher_cache_kind;
     const char *data, *val_data, *out, *device, *teacher_device, *student_device;
     int64_t steps, epochs, batch, accum, seed, warmup, max_tokens;
     int64_t eval_every, eval_batches, patience, chunk, cache, threads, load_threads;
     const char *recompute, *lr_schedule, *soft_loss, *kd_schedule;
     double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
-    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta;
+    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta, skew;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
     const char *augment;
     int64_t lora;  // rank; 0: the whole student is trained
@@ -31,6 +33,7 @@ static struct {
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
          .init = "teacher",
+         .teacher_cache_kind = "dense",
          .train = "vision,connector,lm",
          .data = "dev/starter/train.bin",
          .val_data = "dev/starter/val.bin",
@@ -61,6 +64,7 @@ static struct {
          .w_ce = 0.2,
          .w_soft = 0.8,
          .jsd_beta = 0.5,
+         .skew = 0.1,
          .entropy_high = 1e9,
          .gate_confidence = 2,
          .gate_factor = 0.3,
@@ -85,6 +89,18 @@ static const Option table[] = {
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
      "start a new student from this model wherever names and shapes agree, with layers taken evenly from its depth; "
      "none: random weights",
+     0, 0},
+    {"write-teacher-cache", 0, OPT_STRING, &opt.write_teacher_cache, "FILE",
+     "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it was "
+     "stopped",
+     0, 0},
+    {"teacher-cache-kind", 0, OPT_STRING, &opt.teacher_cache_kind, "KIND",
+     "what --write-teacher-cache keeps of a distribution: dense (all logits), or, at --temperature, topk=K (the K "
+     "likeliest tokens and the probability of all others) or sample=K (K random draws, for --soft-loss kl)",
+     0, 0},
+    {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
+     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and the "
+     "outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
     HEADING("adapters (LoRA)"),
@@ -142,8 +158,10 @@ static const Option table[] = {
     HEADING("objective"),
     {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
-    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl or jsd", 0, 0},
+    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X",
+     "of skl and srkl: how much of the one distribution the other is mixed with before they are compared", 0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
@@ -262,7 +280,9 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
 /* ---- what follows from the options ---- */
 
 typedef struct {
-    bool has_teacher, has_val;
+    bool has_teacher;  // a model, in memory
+    bool distils;      // from it, or from a cache of its outputs
+    bool has_val;
     bool explicit_accum;  // --resume with an explicit --accum: the batch split stays as given
     int groups;           // parameter groups to train; with adapters, those that have some
     LoraConfig lora;      // rank 0: the whole student is trained
@@ -300,6 +320,7 @@ static int settings_groups(void) {
     return groups;
 }
 
+<<<<<<< HEAD
 /* What --lora and the options after it say. */
 static LoraConfig settings_lora(void) {
     Error err;
@@ -322,16 +343,20 @@ static LoraConfig settings_lora(void) {
 }
 
 static ObjectiveConfig settings_objective(bool has_teacher) {
+=======
+static ObjectiveConfig settings_objective(bool distils) {
+>>>>>>> skew
     double w_ce = isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, w_soft = isnan(opt.alpha) ? opt.w_soft : opt.alpha;
-    if (!has_teacher && !options_given(&opt.w_ce)) w_ce = 1;
+    if (!distils && !options_given(&opt.w_ce)) w_ce = 1;
+    const SoftLoss soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES);
     ObjectiveConfig c = {
         .w_ce = (float)w_ce,
-        .w_soft = has_teacher ? (float)w_soft : 0,
-        .w_hard = has_teacher ? (float)opt.w_hard : 0,
-        .w_embed = has_teacher ? (float)opt.w_embed : 0,
+        .w_soft = distils ? (float)w_soft : 0,
+        .w_hard = distils ? (float)opt.w_hard : 0,
+        .w_embed = distils ? (float)opt.w_embed : 0,
         .temperature = (float)opt.temperature,
-        .soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES),
-        .jsd_beta = (float)opt.jsd_beta,
+        .soft = soft,
+        .mix = (float)(soft == SOFT_JSD ? opt.jsd_beta : opt.skew),
         .band_low = (float)opt.entropy_low,
         .band_high = opt.entropy_high >= 1e9 ? INFINITY : (float)opt.entropy_high,
         .gate_confidence = (float)opt.gate_confidence,
@@ -339,7 +364,7 @@ static ObjectiveConfig settings_objective(bool has_teacher) {
     };
     if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0)
         options_die("every term of the objective has weight 0%s; there is nothing to learn",
-                    has_teacher ? "" : " without a teacher");
+                    distils ? "" : " without a teacher");
     return c;
 }
 
@@ -361,6 +386,21 @@ static void check_student(const char *student) {
     if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
 }
 
+/* Refuses options of a teacher cache that do not go together. */
+static void check_cache_options(void) {
+    CacheKind kind;
+    uint32_t K;
+    if (cache_kind_parse(opt.teacher_cache_kind, &kind, &K))
+        options_die("--teacher-cache-kind is '%.40s'; expected dense, topk=K or sample=K with a K of 1 to %d",
+                    opt.teacher_cache_kind, SPARSE_MOST);
+    if (!opt.write_teacher_cache && kind != CACHE_DENSE)
+        options_die("--teacher-cache-kind is an option of --write-teacher-cache; a --teacher-cache says itself what it is");
+    if (!opt.write_teacher_cache) return;
+    if (opt.resume) options_die("--write-teacher-cache trains nothing; leave out --resume: it goes on by itself");
+    if (opt.teacher_cache) options_die("--write-teacher-cache and --teacher-cache exclude each other");
+    if (!strcmp(opt.teacher, "none")) options_die("--write-teacher-cache needs a --teacher");
+}
+
 /* Threads that decode and augment images. Unless the user says how many: where images are augmented, as many as compute
  * in this process, at most 8. */
 static int settings_load_threads(const Settings *s) {
@@ -370,7 +410,9 @@ static int settings_load_threads(const Settings *s) {
 }
 
 static Settings settings_from_options(void) {
-    Settings s = {.has_teacher = strcmp(opt.teacher, "none") != 0,
+    const bool teacher = strcmp(opt.teacher, "none") != 0;
+    Settings s = {.has_teacher = teacher && !opt.teacher_cache,
+                  .distils = teacher || opt.teacher_cache,
                   .has_val = opt.val_data && strcmp(opt.val_data, "none"),
                   .groups = settings_groups(),
                   .lora = settings_lora(),
@@ -378,18 +420,25 @@ static Settings settings_from_options(void) {
                   .batch = (int)opt.batch,
                   .accum = (int)opt.accum,
                   .eval_batches = opt.eval_batches};
+    check_cache_options();
     if (!opt.resume) check_student(opt.student);
+<<<<<<< HEAD
     if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
     s.objective = settings_objective(s.has_teacher);
+=======
+    s.objective = settings_objective(s.distils);
+>>>>>>> skew
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
     s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
-    if (!strcmp(opt.init, "teacher") && !s.has_teacher) {
+    if (!strcmp(opt.init, "teacher") && !teacher) {
         if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
         s.init = NULL;
     }
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
         options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
+    if (s.objective.w_embed > 0 && opt.teacher_cache)
+        options_die("--w-embed compares image tokens with the teacher's, which a --teacher-cache does not hold");
     Error err;
     if (augment_parse(&s.augment, opt.augment, &err) != 0) options_die("--augment: %s", err.text);
     if (opt.patience && !s.has_val) options_die("--patience needs --val-data");
@@ -458,9 +507,10 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
 
 /* Options that may differ from rank to rank, or whose files are compared by content instead. */
 static bool option_may_differ(const char *line) {
-    static const char *const names[] = {
-        "device",  "teacher-device", "student-device", "threads", "cache",    "load-threads", "out", "teacher",
-        "student", "tokenizer",      "init",           "data",    "val-data", "overwrite",    "#"};
+    static const char *const names[] = {"device",       "teacher-device", "student-device", "threads",
+                                        "cache",        "load-threads",   "out",            "teacher",
+                                        "student",      "tokenizer",      "init",           "data",
+                                        "val-data",     "overwrite",      "teacher-cache",  "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;

@@ -11,6 +11,7 @@
 
 #include "../dist/comm.h"
 #include "../lib/crc32.h"
+#include "../lib/file_checksum.h"
 #include "../loss.cuh"
 #include "optimizer.h"
 #include "run.h"
@@ -128,10 +129,7 @@ static void write_checksum(FILE *text, const char *key, const char *path) {
         MappedFile file;
         const char *name = one ? path : found.gl_pathv[i];
         if (!file_exists(name) || file_map(&file, name, &err)) continue;
-        size_t piece = 1 << 20, stride = file.size / 64 > piece ? file.size / 64 : piece;
-        for (size_t at = 0; at < file.size; at += stride)
-            crc = crc32_bytes(crc, file.data + at, file.size - at < piece ? file.size - at : piece);
-        crc = crc32_bytes(crc, (const uint8_t *)&file.size, sizeof file.size);
+        crc = file_checksum_add(crc, &file);
         file_unmap(&file);
         files++;
     }
@@ -153,6 +151,7 @@ static void check_same_settings(Parallel *p, const RunFolder *folder, const Sett
     f = open_memstream(&text, &size);
     write_checksum(f, "build", "/proc/self/exe");
     write_checksum(f, "teacher", opt.teacher);
+    write_checksum(f, "teacher cache", opt.teacher_cache);
     write_checksum(f, "student", opt.resume ? folder->student : opt.student);
     write_checksum(f, "init", opt.init);
     write_checksum(f, "tokenizer", opt.tokenizer);

@@ -6,15 +6,18 @@
  *
  * On a CPU, teacher and student alternate. On a GPU the teacher has its own stream or its own GPU and runs one
  * micro-batch ahead, during the student's backward pass. Only its hidden states (d wide, not V wide) are copied to the
- * student's device, by a (peer) copy on a stream of their own. */
+ * student's device, by a (peer) copy on a stream of their own. With --teacher-cache there is no model: the outputs are read
+ * from a file. */
 #ifndef TRAIN_TEACHER_H
 #define TRAIN_TEACHER_H
 
 #include "../loss.cuh"
 #include "../model.h"
+#include "teacher_cache.h"
 
 /* One micro-batch in host memory: images, at both models' sizes, and token ids. */
 typedef struct {
+    const uint32_t *samples;                 // [B], of the training data
     const uint8_t *pixels, *teacher_pixels;  // [B, S, S, 3], each at its model's image size
     const int *ids;                          // [B, T], padded with -1
     int B, T;
@@ -23,8 +26,9 @@ typedef struct {
 } MicroBatch;
 
 typedef struct {
-    const Ops *op;  // NULL: there is no teacher
+    const Ops *op;  // NULL: there is no model
     Model model;
+    TeacherCache cache;               // of --teacher-cache
     const Ops *student_op, *copy_op;  // the student's device, and its stream for copies
     bool overlaps;                    // the teacher can compute while the student does
     bool staged;                      // its outputs are copied to the student's device or stream
@@ -56,6 +60,8 @@ static void teacher_plan_staging(Teacher *t, int B, int max_tokens, bool image_t
 /* Allocates the buffers for micro-batches of up to B images with up to max_tokens text tokens each, for a student on
  * student_op. image_tokens: stage the image tokens as well, for the embedding loss. */
 static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_tokens, bool image_tokens) {
+    if (t->cache.data) cache_plan(&t->cache, student_op, (size_t)B * max_tokens);
+    if (t->cache.data && t->cache.h.kind == CACHE_DENSE) t->head.rows = (int)t->cache.h.vocab;  // with chunks as wide
     if (!t->op) return;
     t->student_op = student_op;
     t->copy_op = ops_stream(student_op, STREAM_COPY);
@@ -73,7 +79,14 @@ static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_token
     t->head.data = t->staged_head;
 }
 
+/* The most text tokens of a sample that the teacher can have outputs for. */
+static int teacher_max_text(const Teacher *t) {
+    if (t->cache.data) return (int)t->cache.h.max_tokens;
+    return t->op ? model_max_text(&t->model) : INT_MAX;
+}
+
 static void teacher_close(Teacher *t) {
+    cache_close(&t->cache);
     if (!t->op) return;
     if (t->student_op) arena_release(&t->arena, t->student_op);
     model_close(&t->model);
@@ -104,17 +117,21 @@ static void teacher_prefetch(Teacher *t, const MicroBatch *next) {
     t->prefetched = next->number;
 }
 
-/* Returns the teacher's outputs for a micro-batch, prefetched or computed now. */
+/* Returns the teacher's outputs for a micro-batch, prefetched, computed now, or from the cache, which has none for an
+ * evaluation. */
 static TeacherOutput teacher_get(Teacher *t, const MicroBatch *mb) {
+    Error err;
     const Model *m = &t->model;
-    if (!t->op) return (TeacherOutput){NULL, NULL};
+    TeacherOutput cached = {0};
+    if (t->cache.data && mb->number >= 0) die_if(cache_get(&t->cache, &cached, mb->samples, mb->B, &err), &err);
+    if (!t->op) return cached;
     bool ready = mb->number >= 0 && mb->number == t->prefetched;
     if (!ready) teacher_forward(t, mb);
     t->prefetched = -1;
-    if (!t->staged) return (TeacherOutput){m->hidden, m->vision.tokens};
+    if (!t->staged) return (TeacherOutput){.hidden = m->hidden, .image_tokens = m->vision.tokens};
     if (!ready || t->student_op->host_memory) teacher_stage(t);
     t->student_op->wait_for(t->copy_op);
-    return (TeacherOutput){t->staged_hidden, t->staged_tokens};
+    return (TeacherOutput){.hidden = t->staged_hidden, .image_tokens = t->staged_tokens};
 }
 
 #endif

@@ -31,6 +31,26 @@ typedef struct {
 /* The fraction of the training that is done, in [0, 1]. */
 static double trainer_progress(const Trainer *t) { return (double)t->samples / (double)t->lr.total; }
 
+/* Sets the learning-rate schedule over all images of the training, and says so where a resumed run had another. */
+static void plan_learning_rate(Trainer *t, const Settings *s, bool verbose) {
+    int64_t default_warmup = t->steps / 20 < 1000 ? t->steps / 20 : 1000;
+    int64_t warmup = (opt.warmup >= 0 ? opt.warmup : default_warmup) * t->images;
+    if (t->restored_warmup >= 0 && !s->recalled.new_warmup) warmup = t->restored_warmup;
+    t->lr = (LearningRate){.kind = s->lr_schedule,
+                           .base = opt.lr,
+                           .final_share = opt.lr_final,
+                           .warmup = warmup,
+                           .total = t->samples + (t->steps - t->step) * t->images,
+                           .gamma = opt.lr_gamma};
+    LearningRate before = t->lr;
+    before.total = t->restored_total;
+    double rate = learning_rate(&t->lr, t->samples, t->images), old = learning_rate(&before, t->samples, t->images);
+    if (verbose && t->restored_total >= 0 && rate != old && t->step < t->steps)
+        progress_note(
+            "the training now ends after %lld images, not %lld: the learning rate goes on at %.3g, not %.3g",
+            (long long)t->lr.total, (long long)t->restored_total, rate, old);
+}
+
 /* ---- the student ---- */
 
 /* Maps a parameter name of the student to one of a model of another depth: layers are taken at even spacing, the first for
@@ -89,9 +109,9 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
     if (opt.resume || opt.lora || file_exists(path)) {
         die_if(model_open_to_train(&t->student, t->op, path, "", &err), &err);
     } else {
-        const char *tokenizer = opt.tokenizer    ? opt.tokenizer
-                                : s->has_teacher ? opt.teacher
-                                                 : "dev/starter/tokenizer.safetensors";
+        const char *tokenizer = opt.tokenizer                  ? opt.tokenizer
+                                : strcmp(opt.teacher, "none") ? opt.teacher
+                                                              : "dev/starter/tokenizer.safetensors";
         die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
         if (s->init) student_init_from(&t->student, s->init, verbose);
     }

@@ -424,11 +424,14 @@ static void bench_objective(const Shapes *m) {
     if (!m->n || !wanted("objective", "")) return;
     const int n = m->n, V = m->n_V, ws = m->n_student, wt = m->n_teacher;
     Objective o;
+    TeacherOutput q;
     ObjectiveConfig config;
     memset(&config, 0, sizeof config);
-    config.w_ce = config.w_soft = 0.5f, config.temperature = 2, config.jsd_beta = 0.5f;
+    memset(&q, 0, sizeof q);
+    config.w_ce = config.w_soft = 0.5f, config.temperature = 2, config.mix = 0.5f;
     config.band_high = INFINITY, config.gate_confidence = 2, config.gate_factor = 1;
     floatX *h = random_x((size_t)n * ws), *ht = random_x((size_t)n * wt), *dh = random_x((size_t)n * ws);
+    q.hidden = ht;
     floatX *w = random_x((size_t)V * ws), *w_teacher = random_x((size_t)V * wt);
     float *dw = zeros_f((size_t)V * ws);
     Param student_head = {.rows = V, .cols = ws, .n = (size_t)V * ws, .value = w, .gradient = dw};
@@ -444,11 +447,11 @@ static void bench_objective(const Shapes *m) {
     op->sync();
     size_t free_before = op->memory_free();
     objective_open(&o, config, &student, teacher_head, m->n_chunk, n, 0, 1);
-    objective_positions(&o, dh, h, &student_head, ht, labels, n, 1.0 / n);
+    objective_positions(&o, dh, h, &student_head, &q, labels, n, 1.0 / n);
     objective_collect(&o);
     extra_memory = (double)free_before - (double)op->memory_free();
     SHAPE("n=%d V=%d student=%d teacher=%d", n, V, ws, wt);
-    BENCH(0, "objective", "", flops, 0, objective_positions(&o, dh, h, &student_head, ht, labels, n, 1.0 / n))
+    BENCH(0, "objective", "", flops, 0, objective_positions(&o, dh, h, &student_head, &q, labels, n, 1.0 / n))
     printf("    in chunks of %d positions; %.1f MB beyond inputs and gradients\n", o.chunk, extra_memory / 1e6);
     extra_memory = 0;
     objective_close(&o);

@@ -209,10 +209,13 @@ static double ref_divergence(const double *s, const double *t, int V, double tem
                     p = expl(lp);
         if (kind == SOFT_KL) sum += p * (lp - lq);
         if (kind == SOFT_REVERSE_KL) sum += q * (lq - lp);
-        if (kind != SOFT_JSD) continue;
-        long double a = logl(beta) + lp, b = logl(1 - beta) + lq, high = a > b ? a : b, low = a > b ? b : a;
+        if (kind < SOFT_JSD) continue;
+        const double share = kind == SOFT_SRKL ? 1 - beta : beta;  // of p in the mixture
+        long double a = logl(share) + lp, b = logl(1 - share) + lq, high = a > b ? a : b, low = a > b ? b : a;
         long double lm = high + log1pl(expl(low - high));
-        sum += beta * p * (lp - lm) + (1 - beta) * q * (lq - lm);
+        if (kind == SOFT_JSD) sum += beta * p * (lp - lm) + (1 - beta) * q * (lq - lm);
+        if (kind == SOFT_SKL) sum += p * (lp - lm);
+        if (kind == SOFT_SRKL) sum += q * (lq - lm);
     }
     return (double)sum;
 }
@@ -240,7 +243,7 @@ static double ref_objective(RefStats *out, const double *s, const double *t, int
         ref_softmax(lp, t, V, o->temperature);
         ref_softmax(lq, s, V, o->temperature);
         for (int i = 0; i < V; i++) r.entropy -= exp(lp[i]) * lp[i];
-        r.soft = ref_divergence(s, t, V, o->temperature, o->soft, o->jsd_beta);
+        r.soft = ref_divergence(s, t, V, o->temperature, o->soft, o->mix);
         r.hard = -lq1[r.teacher_top];
         bool confident = r.teacher_top == label && r.confidence >= o->gate_confidence;
         r.gate = row_gate * (confident ? o->gate_factor : 1);
@@ -257,7 +260,7 @@ static void ref_objective_gradient(double *g, const double *s, const double *t, 
     int V = Vs < Vt ? Vs : Vt;
     double *l1 = (double *)malloc(4 * (size_t)(Vs + Vt) * sizeof *l1), *lq = l1 + Vs, *lp = lq + Vs, *qG = lp + Vt;
     double hard = stats->gate * o->w_hard, soft = stats->gate * o->w_soft * o->temperature, mean = 0;
-    double beta = o->jsd_beta;
+    double beta = o->mix;
     ref_softmax(l1, s, Vs, 1);
     for (int i = 0; i < Vs; i++) {
         g[i] = (o->w_ce + hard) * exp(l1[i]);
@@ -268,16 +271,97 @@ static void ref_objective_gradient(double *g, const double *s, const double *t, 
         ref_softmax(lp, t, V, o->temperature);
         ref_softmax(lq, s, V, o->temperature);
         for (int i = 0; i < V; i++) {
-            double a = log(beta) + lp[i], b = log(1 - beta) + lq[i], high = a > b ? a : b, low = a > b ? b : a;
-            double lm = high + log1p(exp(low - high)), q = exp(lq[i]);
+            const double share = o->soft == SOFT_SRKL ? 1 - beta : beta;
+            double a = log(share) + lp[i], b = log(1 - share) + lq[i], high = a > b ? a : b, low = a > b ? b : a;
+            double lm = high + log1p(exp(low - high)), q = exp(lq[i]), p = exp(lp[i]);
             if (o->soft == SOFT_KL) qG[i] = -exp(lp[i]);
             if (o->soft == SOFT_REVERSE_KL) qG[i] = q * (lq[i] - lp[i]);
             if (o->soft == SOFT_JSD) qG[i] = q * (1 - beta) * (lq[i] - lm);
+            if (o->soft == SOFT_SKL) qG[i] = -(1 - beta) * p * exp(lq[i] - lm);
+            if (o->soft == SOFT_SRKL) qG[i] = q * (lq[i] - lm + 1 - beta * exp(lq[i] - lm));
             mean += qG[i];
         }
         for (int i = 0; i < V; i++) g[i] += soft * (qG[i] - exp(lq[i]) * mean);
     }
     for (int i = 0; i < Vs; i++) g[i] *= o->scale;
+    free(l1);
+}
+
+/* ---- the objective with a teacher of few entries (kernels/sparse.h) ---- */
+
+/* D over K listed entries and "any of the others", of p [K] and of the student's softmax at tau over V entries. */
+static double ref_sparse_divergence(const double *s, const int *ids, const double *p, double rest, int K, int V,
+                                    const ObjectiveRow *o) {
+    double *lq = (double *)calloc((size_t)V, sizeof *lq), others = 0, sum = 0, beta = o->mix;
+    const double share = o->soft == SOFT_SRKL ? 1 - beta : beta;  // of p in the mixture
+    ref_softmax(lq, s, V, o->temperature);
+    for (int i = 0; i < V; i++) {
+        bool listed = false;
+        for (int k = 0; k < K; k++) listed = listed || ids[k] == i;
+        if (!listed) others += exp(lq[i]);
+    }
+    for (int k = 0; k <= K; k++) {
+        if (k < K && ids[k] < 0) continue;
+        double a = k < K ? p[k] : rest, b = k < K ? exp(lq[ids[k]]) : others, m = share * a + (1 - share) * b;
+        if (o->soft == SOFT_KL && a > 0) sum += a * log(a / b);
+        if (o->soft == SOFT_REVERSE_KL && b > 0) sum += b * log(b / a);
+        if (o->soft == SOFT_SKL && a > 0) sum += a * log(a / m);
+        if (o->soft == SOFT_SRKL && b > 0) sum += b * log(b / m);
+        if (o->soft == SOFT_JSD) sum += (a > 0 ? beta * a * log(a / m) : 0) + (b > 0 ? (1 - beta) * b * log(b / m) : 0);
+    }
+    free(lq);
+    return sum;
+}
+
+/* The row's loss without `scale`, and its statistics but for those that the teacher's row says. */
+static double ref_sparse_objective(RefStats *out, const double *s, const int *ids, const double *p,
+                                   const SparseRow *t, int label, double row_gate, const ObjectiveRow *o, int K, int Vs,
+                                   int V) {
+    double *l1 = (double *)calloc((size_t)Vs, sizeof *l1);
+    ref_softmax(l1, s, Vs, 1);
+    RefStats r = {0, 0, 0, t->entropy, t->confidence, 0, ref_argmax(s, Vs), t->top};
+    r.ce = -l1[label], r.hard = -l1[t->top];
+    r.soft = ref_sparse_divergence(s, ids, p, t->rest, K, V, o);
+    r.gate = row_gate * (t->top == label && t->confidence >= o->gate_confidence ? o->gate_factor : 1);
+    free(l1);
+    *out = r;
+    return o->w_ce * r.ce + r.gate * (o->w_soft * (double)o->temperature * o->temperature * r.soft + o->w_hard * r.hard);
+}
+
+/* Its gradient times o->scale: dD/dz_j = q_j (D_b(j) - sum over events of q_b D_b). */
+static void ref_sparse_gradient(double *g, const double *s, const int *ids, const double *p, const SparseRow *t,
+                                int label, const RefStats *stats, const ObjectiveRow *o, int K, int Vs, int V) {
+    double *l1 = (double *)malloc(2 * (size_t)Vs * sizeof *l1), *q = l1 + Vs, q_others = 0, mean = 0;
+    double *slope = (double *)calloc((size_t)K + 1, sizeof *slope), beta = o->mix;
+    int *event = (int *)malloc((size_t)V * sizeof *event);
+    ref_softmax(l1, s, Vs, 1);
+    ref_softmax(q, s, V, o->temperature);
+    for (int i = 0; i < V; i++) event[i] = K, q[i] = exp(q[i]);
+    for (int k = 0; k < K; k++)
+        if (ids[k] >= 0) event[ids[k]] = k;
+    for (int i = 0; i < V; i++) q_others += event[i] == K ? q[i] : 0;
+    for (int k = 0; k <= K; k++) {
+        if (k < K && ids[k] < 0) continue;
+        double a = k < K ? p[k] : t->rest, b = k < K ? q[ids[k]] : q_others;
+        if (b == 0) continue;
+        if (o->soft == SOFT_KL) slope[k] = -a / b;
+        if (o->soft == SOFT_REVERSE_KL) slope[k] = log(b / a) + 1;
+        if (o->soft == SOFT_JSD) slope[k] = (1 - beta) * log(b / (beta * a + (1 - beta) * b));
+        if (o->soft == SOFT_SKL) slope[k] = -(1 - beta) * a / (beta * a + (1 - beta) * b);
+        if (o->soft == SOFT_SRKL) {
+            const double m = (1 - beta) * a + beta * b;
+            slope[k] = log(b / m) + 1 - beta * b / m;
+        }
+        mean += b * slope[k];
+    }
+    for (int i = 0; i < Vs; i++) {
+        double hard = stats->gate * o->w_hard, soft = stats->gate * o->w_soft * o->temperature;
+        g[i] = (o->w_ce + hard) * exp(l1[i]) - (i == label ? o->w_ce : 0) - (i == t->top ? hard : 0);
+        if (i < V) g[i] += soft * q[i] * (slope[event[i]] - mean);
+        g[i] *= o->scale;
+    }
+    free(event);
+    free(slope);
     free(l1);
 }
 

@@ -61,6 +61,8 @@ static const struct {
     {"objective_wide", test_objective_wide, 12},
     {"objective_near", test_objective_near, 60},
     {"objective_extremes", test_objective_extremes, 20},
+    {"objective_sparse", test_objective_sparse, 80},
+    {"objective_sparse_whole", test_objective_sparse_whole, 30},
     {"entropy_band", test_entropy_band, 20},
     {"cosine", test_cosine, 30},
     {"squared_norm", test_squared_norm, 10},

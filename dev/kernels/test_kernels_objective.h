@@ -39,7 +39,7 @@ static void test_objective(void) {
                       below(4) ? (float)uniform() : 0,
                       below(2) ? (float)uniform() : 0,
                       below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(),
-                      (SoftLoss)below(3),
+                      (SoftLoss)below(5),
                       0.1f + 0.8f * (float)uniform(),
                       below(2) ? 0.3f : 2.0f,
                       0.3f,
@@ -74,7 +74,7 @@ static void test_objective_wide(void) {
     int Vs = 20000 + 8 * below(3000) + (below(3) == 0), Vt = Vs + 8 * (below(3) - 1) * below(1000), label = below(Vs);
     bool teacher = below(4) != 0;
     float tau = below(3) ? 1.0f + (float)below(2) : 1.7f;
-    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(3), 0.4f, 2, 1, 0.25f};
+    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(5), 0.4f, 2, 1, 0.25f};
     double *s = draw(Vs, 4), *t = draw(Vt, 4), *grad = zeros(Vs);
     floatX *dev_s = put_x(s, Vs), *dev_t = put_x(t, Vt);
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
@@ -88,12 +88,116 @@ static void test_objective_wide(void) {
     check_x("distill_rows wide gradient", dev_s, grad, Vs, BACKWARD);
 }
 
+/* A row of a sparse teacher: K listed entries of V and the rest, in proportions that differ by orders of magnitude. */
+static SparseRow draw_sparse(int *ids, double *p, int K, int V, bool with_rest) {
+    SparseRow row = {0, (float)uniform(), (float)uniform(), below(V)};
+    double sum = 0, rest = with_rest ? exp(-6 * uniform()) : 0;
+    int used = 0;
+    for (int k = 0; k < K; k++) {
+        ids[k] = used < V && below(10) ? below(V) : -1;
+        for (int j = 0; j < k && ids[k] >= 0; j++)
+            if (ids[j] == ids[k]) ids[k] = -1;
+        if (k == 0 && ids[k] < 0) ids[k] = below(V);
+        p[k] = ids[k] >= 0 ? exp(-8 * uniform()) : 0;
+        used += ids[k] >= 0;
+        sum += p[k];
+    }
+    if (used == V) rest = 0;
+    for (int k = 0; k < K; k++) p[k] = (float)(p[k] / (sum + rest));
+    row.rest = (float)(rest / (sum + rest));
+    return row;
+}
+
+typedef struct {
+    ObjectiveRow o;
+    double *s, *p, gate;
+    const int *ids;
+    const SparseRow *t;
+    int label, K, Vs, V;
+    RefStats stats;
+} SparseCase;
+
+static double sparse_loss(void *context) {
+    SparseCase *k = (SparseCase *)context;
+    return k->o.scale *
+           ref_sparse_objective(&k->stats, k->s, k->ids, k->p, k->t, k->label, k->gate, &k->o, k->K, k->Vs, k->V);
+}
+
+/* Rows of any shape, of more than a GPU keeps in shared memory too, with all of the objective's terms. */
+static void test_objective_sparse(void) {
+    const bool wide = below(12) == 0;
+    int Vs = wide ? 37000 + 8 * below(500) + below(2) : below(3) ? 1 + ragged() : 300 + below(900);
+    if (!wide && below(2)) Vs = (Vs + 7) / 8 * 8;
+    int V = below(2) ? Vs : 1 + below(Vs), K = ONE_OF(int, 1, 2, 7, 16, 33, 64, 300);
+    size_t rows = wide ? 2 : 1 + below(20);
+    bool gated = below(2), gradient = below(4) != 0;
+    SoftLoss soft = (SoftLoss)below(5);
+    ObjectiveRow o = {(float)uniform(), below(4) ? (float)uniform() : 0, below(2) ? (float)uniform() : 0,
+                      below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(), soft,
+                      0.1f + 0.8f * (float)uniform(), below(2) ? 0.3f : 2.0f, 0.3f, 0.25f};
+    double *s = draw(rows * Vs, ONE_OF(double, 1, 1, 5)), *p = zeros(rows * K), *gate = draw(rows, 1);
+    double *grad = zeros(rows * Vs);
+    int *ids = (int *)host(rows * K * sizeof(int)), *labels = (int *)host(rows * sizeof(int));
+    SparseRow *known = (SparseRow *)host(rows * sizeof *known);
+    for (size_t r = 0; r < rows; r++) {
+        known[r] = draw_sparse(ids + r * K, p + r * K, K, V, soft == SOFT_REVERSE_KL || below(2));
+        labels[r] = below(2) ? below(Vs) : known[r].top;
+    }
+    floatX *dev_s = put_x(s, rows * Vs);
+    SparseRow *dev_known = (SparseRow *)device(rows * sizeof *known);
+    op->upload(dev_known, known, rows * sizeof *known);
+    SparseTeacher t = {put_i(ids, rows * K), put_f(p, rows * K), dev_known, K, V};
+    RowStats *dev_stats = (RowStats *)device(rows * sizeof(RowStats));
+    RowStats *stats = (RowStats *)host(rows * sizeof(RowStats));
+    float *dev_gate = put_f(gate, rows);
+    op->distill_rows_sparse(dev_s, t, put_i(labels, rows), gated ? dev_gate : NULL, dev_stats, o, rows, Vs, gradient);
+    op->download(stats, dev_stats, rows * sizeof(RowStats));
+    add_hash(stats, rows * sizeof(RowStats));
+    for (size_t r = 0; r < rows; r++) {
+        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0};
+        SparseCase k = {o,     s + r * Vs, p + r * K, gated ? gate[r] : 1, ids + r * K, known + r, labels[r], K, Vs, V,
+                        none};
+        if (wide && !comparing) continue;
+        sparse_loss(&k);
+        if (comparing) check_stats(stats + r, &k.stats, 1);
+        ref_sparse_gradient(grad + r * Vs, k.s, k.ids, k.p, k.t, k.label, &k.stats, &o, K, Vs, V);
+        if (r < 2 && !wide) check_difference("objective_sparse", sparse_loss, &k, k.s, grad + r * Vs, Vs);
+    }
+    check_x("distill_rows_sparse gradient", dev_s, gradient ? grad : s, rows * Vs, BACKWARD);
+}
+
+/* With every entry listed the sparse teacher is the dense one: the same terms, near the teacher and far from it. */
+static void test_objective_sparse_whole(void) {
+    int V = ONE_OF(int, 2, 37, 500, 1024), label = below(V);
+    double tau = ONE_OF(double, 0.5, 1, 2, 4, 20), apart = ONE_OF(double, 0.02, 0.3, 3), mean = 0;
+    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1, 1};
+    double *t = draw(V, 2), *s = copy_of(t, V), *p = zeros(V), *g = zeros(V);
+    int *ids = (int *)host(V * sizeof(int));
+    for (int i = 0; i < V; i++) s[i] += apart * normal(), ids[i] = i;
+    floatX *dev_s = put_x(s, V);
+    ref_softmax(p, t, V, tau);
+    for (int i = 0; i < V; i++) p[i] = exp(p[i]), mean += p[i];
+    RefStats want;
+    ref_objective(&want, s, t, label, 1, &o, V, V);
+    SparseRow known = {0, (float)want.entropy, (float)want.confidence, want.teacher_top};
+    SparseRow *dev_known = (SparseRow *)device(sizeof known);
+    op->upload(dev_known, &known, sizeof known);
+    SparseTeacher sparse = {put_i(ids, V), put_f(p, V), dev_known, V, V};
+    RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
+    op->distill_rows_sparse(dev_s, sparse, put_i(&label, 1), NULL, dev_stats, o, 1, V, true);
+    op->download(&stats, dev_stats, sizeof stats);
+    add_hash(&stats, sizeof stats);
+    if (comparing) check_stats(&stats, &want, 1);
+    ref_objective_gradient(g, s, t, label, &want, &o, V, V);
+    check_x_with("distill_rows_sparse of everything", dev_s, g, V, BACKWARD, 1e-2);  // of two entries Q - 1 cancels
+}
+
 /* A student near its teacher, at temperatures from 0.01 to 1000: D is tiny beside the terms that it is the sum of,
  * and still has to have its digits, and so has the gradient. Below 1e-12 one entry has all the probability. */
 static void test_objective_near(void) {
     int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
     double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);
-    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(3), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1};
+    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1};
     bool gradient = below(2);
     double *t = draw(V, 4), *s = copy_of(t, V), *g = zeros(V), shift = 5 * normal();
     for (int i = 0; i < V; i++) s[i] += shift + apart * (tau < 1 ? tau : 1) * normal();
@@ -114,7 +218,7 @@ static void test_objective_near(void) {
 static void test_objective_extremes(void) {
     enum { V = 33 };
     double s[V], t[V], g[V];
-    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(3), 0.5f, 2, 1, 1};
+    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(5), 0.5f, 2, 1, 1};
     for (int i = 0; i < V; i++) s[i] = below(2) ? 1e4 : -1e4, t[i] = below(2) ? 1e4 : -1e4;
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
     int label = below(V);

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "attention_decode.h"
 #include "distill.h"
+#include "distill_sparse.h"
 #include "dropout.h"
 #include "graph.h"
 #include "input.h"
@@ -75,6 +76,7 @@ const Ops TABLE(KERNEL_SET) = {
     .attention_decode = cpu_attention_decode,
     .sample = cpu_sample,
     .distill_rows = cpu_distill_rows,
+    .distill_rows_sparse = cpu_distill_rows_sparse,
     .entropy_band = cpu_entropy_band,
     .cosine = cpu_cosine,
     .squared_norm = cpu_squared_norm,

@@ -8,7 +8,7 @@
 #define KERNELS_CPU_DISTILL_H
 
 #include "functions.h"
-#include "../ops.h"
+#include "../mixture.h"
 
 typedef struct {
     float largest;
@@ -46,8 +46,8 @@ typedef struct {
     float inverse;  // 1 / tau
     float s_max, q_max, t_max, z, zq, zp;
     float log_z_ratio;               // log (zq / zp): what log (q / p) subtracts
-    float beta, log_beta, log_rest;  // of JSD; log beta, log (1 - beta)
-    float centre;                    // the mean under q that the gradient of KL(q||p) and JSD subtracts
+    Mixture mix;      // of the divergences from a mixture
+    float centre;     // the mean under q of SoftTerms.back, which the gradient subtracts
     float *e1, *eq, *ep;
 } RowState;
 
@@ -104,7 +104,7 @@ static void row_teacher(RowState *r, RowStats *out, const floatX *t, size_t V) {
  * Where the student is near the teacher, D is a sum of terms that cancel: at a high temperature nothing would be left
  * of it in fp32. So it is summed in another form. With r = log (q / p), and because p and q both sum to 1,
  *   KL(p||q) = sum of p (e^r - 1 - r) = sum of p phi(r),        KL(q||p) = sum of q phi(-r),
- *   JSD      = sum of beta p phi(u) + (1 - beta) q phi(u - r),  u = log (m / p) = log (1 + (1 - beta) (e^r - 1)),
+ *   KL(p||m) = sum of p phi(u),   KL(q||m) = sum of q phi(u - r),   u = log (m / p) = log (1 + (1 - beta) (e^r - 1)),
  * in which no term is negative, and an error of r that is the same for all entries counts only as its square. */
 
 static const float NEAR = 0.5f;  // the series serve for |r| below this; above it little cancels
@@ -129,44 +129,61 @@ static inline vf log_1_plus(vf x) {
     return s * 2.0f + s * z * p;
 }
 
-/* Entries of the vocabulary: their share of D; log (q / m), where KL(q||p) has m = p; and q - p. */
+/* Entries of the vocabulary: their share of D; `back` of kernels/mixture.h, which is log (q / p) for KL(q||p); and q - p. */
 typedef struct {
     vf share[GROUP], back[GROUP], difference[GROUP];
 } SoftTerms;
 
-ALWAYS_INLINE void jsd_terms(SoftTerms *x, const RowState *r, const vf *p, const vf *q, const vf *ratio) {
-    const float beta = r->beta, rest = 1.0f - beta;
-    vf high[GROUP], e[GROUP];
+/* What the skew divergences have beside JSD: terms with p / m = e^-u, in x->back and, where they do not cancel, in the
+ * share. */
+ALWAYS_INLINE void skew_terms(SoftTerms *x, const Mixture *m, const vf *p, const vf *q, const vf *ratio, const vf *u) {
+    vf e[GROUP], f[GROUP], minus[GROUP];
+    for (int k = 0; k < GROUP; k++) e[k] = minus[k] = -u[k];
+    vf_exp_each(e, GROUP);
+    phi(f, minus);
+    for (int k = 0; k < GROUP; k++) {
+        vf growth = vf_select(is_near(ratio[k]), minus[k] + f[k], e[k] - 1.0f);
+        x->share[k] += vf_select(is_near(ratio[k]), vf_set(0.0f), m->slope * (p[k] - q[k]));
+        x->back[k] = m->log_weight * x->back[k] + m->slope * growth;
+    }
+}
+
+ALWAYS_INLINE void mixture_terms(SoftTerms *x, const RowState *r, const vf *p, const vf *q, const vf *ratio) {
+    const Mixture *m = &r->mix;
+    vf high[GROUP], e[GROUP], far_u[GROUP];
     /* log (m / p) from the larger of both parts of m, so that neither overflows */
     for (int k = 0; k < GROUP; k++) {
-        vf a = vf_set(r->log_beta), b = ratio[k] + r->log_rest;
+        vf a = vf_set(m->log_beta), b = ratio[k] + m->log_rest;
         high[k] = vf_max(a, b), e[k] = vf_min(a, b) - high[k];
     }
     vf_exp_each(e, GROUP);
     for (int k = 0; k < GROUP; k++) {
         vf u = high[k] + vf_log(1.0f + e[k]), back = ratio[k] - u;
-        x->share[k] = rest * q[k] * back - beta * p[k] * u, x->back[k] = back;
+        x->share[k] = m->q_weight * q[k] * back - m->p_weight * p[k] * u, x->back[k] = back;
+        far_u[k] = u;
     }
     vf growth[GROUP], u[GROUP], back[GROUP], phi_u[GROUP], phi_back[GROUP];
     phi(growth, ratio);
     for (int k = 0; k < GROUP; k++) {
         growth[k] += ratio[k];  // e^r - 1
-        u[k] = log_1_plus(rest * growth[k]);
+        u[k] = log_1_plus(m->rest * growth[k]);
         back[k] = u[k] - ratio[k];
     }
     phi(phi_u, u);
     phi(phi_back, back);
     for (int k = 0; k < GROUP; k++) {
-        vf near = p[k] * (beta * phi_u[k] + rest * (1.0f + growth[k]) * phi_back[k]);
+        vf near = p[k] * (m->p_weight * phi_u[k] + m->q_weight * (1.0f + growth[k]) * phi_back[k]);
         x->share[k] = vf_select(is_near(ratio[k]), near, x->share[k]);
         x->back[k] = vf_select(is_near(ratio[k]), -back[k], x->back[k]);
+        u[k] = vf_select(is_near(ratio[k]), u[k], far_u[k]);
     }
+    if (m->slope != 0.0f) skew_terms(x, m, p, q, ratio, u);
 }
 
 ALWAYS_INLINE void soft_terms(SoftTerms *x, const RowState *r, const vf *p, const vf *q, const vf *ratio,
                               const SoftLoss kind) {
     if (kind == SOFT_JSD) {
-        jsd_terms(x, r, p, q, ratio);
+        mixture_terms(x, r, p, q, ratio);
     } else if (kind == SOFT_REVERSE_KL) {
         vf f[GROUP];
         for (int k = 0; k < GROUP; k++) x->back[k] = -ratio[k];
@@ -185,8 +202,8 @@ ALWAYS_INLINE void soft_terms(SoftTerms *x, const RowState *r, const vf *p, cons
     }
 }
 
-/* Returns D and replaces ep by what the gradient needs of an entry: q - p for KL(p||q); log (q / m) for the others,
- * whose gradient also needs the mean of that under q. */
+/* Returns D and replaces ep by what the gradient needs of an entry: q - p for KL(p||q); `back` for the others, whose gradient
+ * also needs the mean of that under q. `kind` is SOFT_JSD for every mixture. */
 ALWAYS_INLINE float row_divergence(RowState *r, const floatX *s, const floatX *t, size_t V, const SoftLoss kind) {
     vf sum[GROUP] = {{0}}, centre[GROUP] = {{0}}, to_q = vf_set(1.0f / r->zq), to_p = vf_set(1.0f / r->zp);
     FOR_GROUPS (i, m, 0, V) {
@@ -227,7 +244,7 @@ static void subtract_at(vf *x, size_t index, float value) {
 }
 
 /* s = (ce + hard) Q - ce [label] - hard [top] + soft * bracket, the bracket being the gradient in loss.cuh without its
- * constant factors tau and (1 - beta), over the first V entries. */
+ * constant factors tau and Mixture.factor, over the first V entries. */
 ALWAYS_INLINE void row_gradient(const RowState *r, floatX *s, size_t Vs, size_t V, const RowGradient *w,
                                 const SoftLoss kind, const bool soft) {
     vf to_Q = vf_set((w->ce + w->hard) / r->z), to_q = vf_set(w->soft / r->zq);
@@ -262,9 +279,7 @@ static void distill_row(floatX *s, const floatX *t, int label, float row_gate, R
                         size_t Vs, size_t V, bool gradient) {
     size_t all_groups = div_up(Vs, GROUP_SIZE) * GROUP_SIZE, groups = div_up(V, GROUP_SIZE) * GROUP_SIZE;
     RowState r = {.inverse = 1.0f / o->temperature,
-                  .beta = o->jsd_beta,
-                  .log_beta = logf(o->jsd_beta),
-                  .log_rest = logf(1.0f - o->jsd_beta),
+                  .mix = mixture_of(o->soft, o->mix),
                   .e1 = scratch(SCRATCH_A, (all_groups + 2 * groups) * sizeof(float))};
     RowStats out = {.teacher_top = -1};
     r.eq = r.e1 + all_groups;
@@ -290,7 +305,7 @@ static void distill_row(floatX *s, const floatX *t, int label, float row_gate, R
         out.gate = row_gate * (confident ? o->gate_factor : 1.0f);
     }
     out.ce = log_z + (r.s_max - from_x(s[label]));
-    float soft = o->scale * out.gate * o->w_soft * o->temperature * (o->soft == SOFT_JSD ? 1.0f - o->jsd_beta : 1.0f);
+    float soft = o->scale * out.gate * o->w_soft * o->temperature * r.mix.factor;
     RowGradient w = {o->scale * o->w_ce, o->scale * out.gate * o->w_hard, soft, label, out.teacher_top};
     if (o->soft == SOFT_KL)
         out.soft = row_finish(&r, s, t, Vs, V, &w, gradient, SOFT_KL);

@@ -25,11 +25,13 @@
  *     of a multiprocessor are at different points: one has 64 KB in flight while the others compute or write.
  *   - The arithmetic hides behind the bytes. It takes 4 exponentials for each entry at tau 1 and 2, else 7. At 8192 x
  *     32768, 4 take an H100's special function units 0.29 ms and 7 take 0.51 ms, so when tau is neither 1 nor 2 the
- *     exponentials are the floor. KL(q||p) and JSD take 2 more, because their gradient needs a mean that only a pass
- *     of its own gives, and JSD 2 more in each pass where the student is far from the teacher. */
+ *     exponentials are the floor. KL(q||p) and the mixtures take 2 more, because their gradient needs a mean that only a
+ *     pass of its own gives; where the student is far from the teacher JSD takes 2 more in each pass, the skew
+ *     divergences 3. */
 #ifndef KERNELS_CUDA_DISTILL_CUH
 #define KERNELS_CUDA_DISTILL_CUH
 
+#include "../mixture.h"
 #include "common.cuh"
 
 enum {
@@ -276,8 +278,8 @@ struct RowState {
     float q_max, p_max, inverse;                  // inverse: 1 / tau
     float shift;                                  // log (q / p) = ((s - q_max) - (t - p_max)) / tau - shift
     float one_over_zq, one_over_zp;
-    float beta, log_beta, log_rest;  // of JSD: beta, log beta, log (1 - beta)
-    float centre;                    // the mean under q that the gradient of KL(q||p) and JSD subtracts
+    Mixture mix;   // of the divergences from a mixture
+    float centre;  // the mean under q of SoftTerm.back, which the gradient subtracts
     float weight_1, weight_z;        // weight_z: of e_1 relative to `offset`, beyond V
     float ce, hard, soft;  // weights of the label, of the teacher's argmax, of the soft term, with scale and gate
     int label, top;
@@ -323,31 +325,33 @@ static __device__ __forceinline__ float log_1_plus(float x) {
     return fmaf(y * z, p, 2 * y);
 }
 
-/* An entry of the vocabulary: q; its share of D; log (q / m), where KL(q||p) has m = p; and q - p. */
+/* An entry of the vocabulary: q; its share of D; `back` of kernels/mixture.h, which is log (q / p) for KL(q||p); and q - p. */
 struct SoftTerm {
     float q, share, back, difference;
 };
 
-static __device__ __forceinline__ void jsd_term(SoftTerm *x, const RowState &r, float p, float ratio) {
-    const float rest = 1 - r.beta;
+static __device__ __forceinline__ void mixture_term(SoftTerm *x, const Mixture &m, float p, float ratio) {
+    float u, skew;  // u: log (m / p); skew: p / m - 1
     if (fabsf(ratio) < NEAR) {
-        float growth = ratio + phi(ratio), u = log_1_plus(rest * growth);
+        float growth = ratio + phi(ratio);
+        u = log_1_plus(m.rest * growth);
         x->back = ratio - u;
-        x->share = p * (r.beta * phi(u) + rest * (1 + growth) * phi(-x->back));
+        x->share = p * (m.p_weight * phi(u) + m.q_weight * (1 + growth) * phi(-x->back));
+        skew = phi(-u) - u;
     } else {  // log (m / p) from the larger of both parts of m, so that neither overflows
-        float a = r.log_beta, b = ratio + r.log_rest, high = fmaxf(a, b), low = fminf(a, b);
-        float u = high + LN2 * log2_approx(1 + exp2_approx((low - high) * LOG2E));
+        float a = m.log_beta, b = ratio + m.log_rest, high = fmaxf(a, b), low = fminf(a, b);
+        u = high + LN2 * log2_approx(1 + exp2_approx((low - high) * LOG2E));
         x->back = ratio - u;
-        x->share = rest * x->q * x->back - r.beta * p * u;
+        x->share = m.q_weight * x->q * x->back - m.p_weight * p * u + m.slope * (p - x->q);
+        skew = m.slope != 0 ? exp2_approx(-u * LOG2E) - 1 : 0.0f;
     }
+    x->back = m.log_weight * x->back + m.slope * skew;
 }
 
+/* The terms of an event with the probabilities p and q, ratio = log (q / p). */
 template <int KIND>
-static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s, float t, float eq) {
-    // Every rounding is given, so that D has the same bits with the gradient and without.
-    float p = __fmul_rn(exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), r.one_over_zp);
-    SoftTerm x = {__fmul_rn(eq, r.one_over_zq), 0, 0, 0};
-    float ratio = fmaf((s - r.q_max) - (t - r.p_max), r.inverse, -r.shift);
+static __device__ __forceinline__ SoftTerm event_term(const RowState &r, float p, float q, float ratio) {
+    SoftTerm x = {q, 0, 0, 0};
     bool near = fabsf(ratio) < NEAR;
     if (KIND == SOFT_KL) {
         float f = phi(ratio);
@@ -357,9 +361,17 @@ static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s,
         x.back = ratio;
         x.share = near ? __fmul_rn(x.q, phi(-ratio)) : fmaf(x.q, ratio, p - x.q);
     } else {
-        jsd_term(&x, r, p, ratio);
+        mixture_term(&x, r.mix, p, ratio);
     }
     return x;
+}
+
+template <int KIND>
+static __device__ __forceinline__ SoftTerm soft_term(const RowState &r, float s, float t, float eq) {
+    // Every rounding is given, so that D has the same bits with the gradient and without.
+    float p = __fmul_rn(exp2_approx(fmaf(t, r.k.at_tau, -r.p_offset)), r.one_over_zp);
+    float ratio = fmaf((s - r.q_max) - (t - r.p_max), r.inverse, -r.shift);
+    return event_term<KIND>(r, p, __fmul_rn(eq, r.one_over_zq), ratio);
 }
 
 /* Adds a group to D and to the mean that its gradient subtracts. */
@@ -476,9 +488,9 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
         bool confident = r->top == r->label && out.confidence >= o.gate_confidence;
         out.gate = row_gate * (confident ? o.gate_factor : 1.0f);
     }
-    r->beta = o.jsd_beta, r->log_beta = logf(o.jsd_beta), r->log_rest = logf(1.0f - o.jsd_beta);
+    r->mix = mixture_of(o.soft, o.mix);
     r->ce = o.scale * o.w_ce, r->hard = o.scale * out.gate * o.w_hard;
-    r->soft = o.scale * out.gate * o.w_soft * o.temperature * (KIND == SOFT_JSD ? 1.0f - o.jsd_beta : 1.0f);
+    r->soft = o.scale * out.gate * o.w_soft * o.temperature * r->mix.factor;
     r->weight_z = (r->ce + r->hard) / z, r->weight_1 = r->weight_z * share;
     return out;
 }
