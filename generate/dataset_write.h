@@ -25,6 +25,7 @@ enum { TAUGHT_DPI = 100 };
 typedef struct {
     const char *output, *data_path, *model_path;
     KeepKind keep;
+    RenderTask task;    // how programs are drawn
     int samples, jobs;  // programs of each image; that are drawn at a time
     bool resume, quiet;
 } TaughtOptions;
@@ -162,7 +163,12 @@ static inline bool taught_same_drawing(const DrawingOptions *o, const DrawnProgr
 static inline void taught_judge(Taught *t, bool *keep) {
     Error err;
     const uint64_t samples = t->o.keep == KEEP_SAME ? t->data.count : 0;
-    const DrawingOptions o = {.task = RENDER_TIKZ, .dpi = TAUGHT_DPI, .jobs = t->o.jobs, .resume = true, .folder = t->folder};
+    const DrawingOptions o = {.task = t->o.task,
+                              .dpi = TAUGHT_DPI,
+                              .jobs = t->o.jobs,
+                              .resume = true,
+                              .one_engine = true,
+                              .folder = t->folder};
     DrawnProgram *drawn = (DrawnProgram *)xcalloc((size_t)(t->count + samples) + 1, sizeof *drawn);
     uint64_t *at = (uint64_t *)xcalloc((size_t)t->count + 1, sizeof *at), n = 0;
     for (uint64_t i = 0; i < t->count; i++)
@@ -269,7 +275,9 @@ static inline void taught_finish(Taught *t) {
     bool *keep = taught_choose(t);
     if (t->counts.kept) taught_write(t, keep);
     taught_report(t);
-    if (!t->counts.kept) die("no program was kept, so %s is not written", t->o.output);
+    if (!t->counts.kept)
+        die("no program was kept, so %s is not written; the programs are in %s, for --resume with another --keep",
+            t->o.output, t->journal.file.partial);
     journal_remove(&t->journal);
     taught_remove_drawings(t);
     for (uint64_t i = 0; i < t->count; i++) free(t->programs[i].ids);

@@ -12,7 +12,7 @@
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
-        *attention, *dataset, *keep;
+        *attention, *dataset, *keep, *kind;
     double temperature, top_p, exploration, length_penalty;
     int64_t top_k, seed, max_tokens, threads, batch, candidates, beam, samples, jobs;
     bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy, resume;
@@ -21,6 +21,7 @@ static struct {
          .reward = "pixels",
          .repeat_guard = "on",
          .keep = "all",
+         .kind = "programs",
          .samples = 1,
          .top_p = 1,
          .exploration = 0.6,
@@ -69,6 +70,7 @@ static const Option table[] = {
      "of --dataset: keep all programs that have an end, those that compile without errors, or of these those that draw the "
      "same pixels as the data set's own program",
      0, 0},
+    {"kind", 0, OPT_STRING, &opt.kind, "NAME", "of --keep: what is drawn, programs or formulas", 0, 0},
     {"samples", 0, OPT_INT, &opt.samples, "N",
      "of --dataset: programs for each image; several are sampled at --temperature, by default 0.8", 1, 1024},
     {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --dataset: programs that are drawn at a time; 0: one for each processor", 0,
@@ -165,6 +167,7 @@ static void check_dataset(const StringList *images) {
                    {"finish", opt.finish},        {"tidy", opt.tidy},
                    {"attention", opt.attention},  {"strict", opt.strict}},
       only[] = {{"keep", options_given(&opt.keep)},
+                {"kind", options_given(&opt.kind)},
                 {"samples", options_given(&opt.samples)},
                 {"jobs", options_given(&opt.jobs)},
                 {"resume", opt.resume}};
@@ -177,6 +180,8 @@ static void check_dataset(const StringList *images) {
     if (images->count != 1) options_die("--dataset takes one data set, a .bin file or a pattern in quotes, not %d", images->count);
     if (name_index(opt.keep, keep_names, KEEP_KINDS) < 0)
         options_die("--keep must be all, compiling or same, not '%.40s'", opt.keep);
+    if (strcmp(opt.kind, "programs") && strcmp(opt.kind, "formulas"))
+        options_die("--kind must be programs or formulas, not '%.40s'", opt.kind);
     if (opt.samples > 1 && (opt.beam || opt.candidates || opt.search || opt.draft))
         options_die("--samples cannot be used with --beam, --candidates, --search and --draft");
     if (opt.samples > 1 && !options_given(&opt.temperature)) opt.temperature = 0.8;
@@ -208,6 +213,7 @@ static TaughtOptions dataset_options(const char *data) {
                            .data_path = data,
                            .model_path = opt.model ? opt.model : default_model(),
                            .keep = (KeepKind)name_index(opt.keep, keep_names, KEEP_KINDS),
+                           .task = strcmp(opt.kind, "formulas") ? RENDER_TIKZ : RENDER_FORMULA,
                            .samples = (int)opt.samples,
                            .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs(),
                            .resume = opt.resume,
