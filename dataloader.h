@@ -29,6 +29,7 @@
 #include "lib/error.h"
 
 #include "lib/crc32.h"
+#include "lib/dataset_file.h"
 #include "lib/file.h"
 #include "lib/hash.h"
 #include "lib/json.h"
@@ -41,13 +42,7 @@
 #include <glob.h>
 #include <pthread.h>
 
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "dataset files and safetensors are read in place: a little-endian machine is needed"
-#endif
-
 /* ---- the dataset ---- */
-
-enum { DATASET_HEADER = 72, DATASET_HEADER_1 = 64, DATASET_ENTRY = 32, DATASET_MAX_TOKENS = 1 << 20 };
 
 /* One file of a dataset. */
 typedef struct {
@@ -75,21 +70,6 @@ typedef struct {
     const char *path;  // of the file
     uint64_t number;   // index of the record in the file, from 0
 } Sample;
-
-static inline uint64_t dataset_u64(const uint8_t *p) {
-    uint64_t x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-static inline uint32_t dataset_u32(const uint8_t *p) {
-    uint32_t x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
-/* The size of an image in a record, with its padding to a multiple of 4. */
-static inline size_t dataset_padded(uint32_t image_bytes) { return ((size_t)image_bytes + 3) & ~(size_t)3; }
 
 static inline void dataset_close(Dataset *d) {
     for (int i = 0; i < d->shard_count; i++) file_unmap(&d->shards[i].file);

@@ -22,6 +22,7 @@ static void print_timing(const Session *s);
 int main(int argc, char **argv) {
     static Session session;
     Session *s = &session;
+    static Taught taught;  // --dataset
     Drawing drawing;
     StringList images = {NULL, 0};
     WeightFormat format;
@@ -30,19 +31,23 @@ int main(int argc, char **argv) {
     program_begin(argv);
     threads_wait_politely(argv);
     infer_options_parse(argc, argv, &images, &format);
-    if (opt.search || opt.candidates) interrupts_take();
+    if (opt.search || opt.candidates || opt.dataset) interrupts_take();
     threads_use((int)opt.threads);
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
-    die_if(inputs_open(&s->inputs, &images, &err), &err);
+    if (opt.dataset)
+        taught_open(&taught, dataset_options(images.items[0]), &s->inputs);
+    else
+        die_if(inputs_open(&s->inputs, &images, &err), &err);
     WriterOptions o = {.output = opt.output,
-                       .several = s->inputs.count > 1,
+                       .several = s->inputs.count > 1 || opt.dataset,
                        .json = opt.json,
                        .finish = opt.finish,
                        .tidy = opt.tidy,
                        .style = opt.display ? FORMULA_DISPLAY : opt.inline_math ? FORMULA_INLINE : FORMULA_PLAIN,
                        .render = opt.render,
-                       .repeat_guard = !strcmp(opt.repeat_guard, "on")};
+                       .repeat_guard = !strcmp(opt.repeat_guard, "on"),
+                       .taught = opt.dataset ? &taught : NULL};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
         if (inputs_check_names(&s->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
@@ -54,6 +59,7 @@ int main(int argc, char **argv) {
     o.image_size = vision_size(&s->model.c.vision);
     o.max_tokens = s->max_new_tokens + s->prefix.count;
     writer_open(&s->writer, o, &s->inputs, &s->model.tokenizer, &drawing);
+    if (opt.dataset) session_begin_dataset(s, &taught, format);
 
     s->start = seconds_now();
     if (opt.search || opt.candidates)
@@ -64,6 +70,7 @@ int main(int argc, char **argv) {
         run_draft(s);
     else
         run_batches(s);
+    if (opt.dataset) taught_finish(&taught);
     print_timing(s);
     const bool failed = s->writer.failures || (opt.strict && s->writer.cut);
 
@@ -80,9 +87,10 @@ int main(int argc, char **argv) {
  * Returns its number, or -1: there is none. */
 static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
     const size_t bytes = model_pixels(&s->model);
-    while (s->taken < s->inputs.count) {
+    while (s->taken < s->inputs.count && !(opt.dataset && interrupted())) {
         const int number = s->taken++;
         Program *p = &s->writer.programs[number];
+        if (opt.dataset && taught_has(s->writer.o.taught, number)) continue;
         program_prepare(p, &s->prepare, pixels, draft_pixels);
         if (!p->failed) program_begin_text(p, &s->writer, s->prefix.ids, s->prefix.count);
         if (p->failed) {
@@ -260,7 +268,7 @@ static void run_best(Session *s) {
         finish_program(s, p);
         free(found.ids);
     }
-    const int left = s->inputs.count - s->taken;
+    const int left = opt.dataset ? 0 : s->inputs.count - s->taken;  // taught_finish says it
     if (left) report_error("stopped before the last %d image%s", left, left == 1 ? "" : "s");
     s->writer.failures += left;
     best_close(&best);

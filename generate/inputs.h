@@ -13,6 +13,8 @@ enum { INPUT_STDIN_BYTES = 256 << 20 };
 typedef struct {
     char *path;  // of the image file; "stdin" for standard input
     bool is_stdin;
+    const uint8_t *bytes;  // of an image in a data set, which path names; else NULL
+    size_t size;
 } Input;
 
 typedef struct {
@@ -28,7 +30,7 @@ static inline void inputs_close(Inputs *in) {
 
 static inline void inputs_add(Inputs *in, char *path, bool is_stdin) {
     in->items = (Input *)xrealloc(in->items, (size_t)(in->count + 1) * sizeof *in->items);
-    in->items[in->count++] = (Input){path, is_stdin};
+    in->items[in->count++] = (Input){.path = path, .is_stdin = is_stdin};
 }
 
 static inline bool input_has_suffix(const char *name) {
@@ -130,6 +132,12 @@ static inline uint8_t *input_read_stdin(size_t *size, Error *err) {
 static inline int input_load(const Input *input, Image *image, Error *err) {
     size_t size;
     memset(image, 0, sizeof *image);
+    if (input->bytes) {
+        char *name = format_string("of %s", input->path);
+        const int damaged = image_decode(image, input->bytes, input->size, name, err);
+        free(name);
+        return damaged;
+    }
     if (!input->is_stdin) return image_load(image, input->path, err);
     uint8_t *bytes = input_read_stdin(&size, err);
     const int bad = !bytes || image_decode(image, bytes, size, "from stdin", err);

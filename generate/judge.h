@@ -89,16 +89,6 @@ static inline void judged_free(Judged *p) {
 
 /* ---- on the judge's threads ---- */
 
-/* Programs that ask for LuaTeX or XeTeX are tried with all engines. For the others one engine is enough: what pdfTeX cannot
- * compile is wrong, and the search needs to know it soon. */
-static inline int judge_engines(const Judge *j, const Judged *p) {
-    static const char *const words[] = {"fontspec", "unicode-math", "luacode", "luatex", "directlua", "xeCJK"};
-    const int all = (1 << TEX_ENGINES) - 1;
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strstr(p->text, words[i])) return all;
-    return j->renderer.tex.engines[TEX_PDFLATEX] ? 1 << TEX_PDFLATEX : all;
-}
-
 /* Draws the page and prepares its pixels as infer prepares an input image. */
 static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c, int longest) {
     Image image;
@@ -118,7 +108,8 @@ static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c, int 
 
 static inline void judge_work_on(Judge *j, Judged *p, int longest) {
     Compiled c;
-    p->failed = render_compile_with(&j->renderer, judge_engines(j, p), j->o.task, p->text, p->bytes, &c, &p->why);
+    p->failed = render_compile_with(&j->renderer, render_engines(&j->renderer, p->text, p->bytes), j->o.task, p->text,
+                                    p->bytes, &c, &p->why);
     if (p->failed) return;
     p->clean = c.clean;
     p->message = c.problem ? xstrdup(c.problem) : NULL;

@@ -6,19 +6,22 @@
 #include "../lib/options.h"
 #include "../weights.h"
 #include "best.h"
+#include "dataset_write.h"
 #include "draw.h"
 #include "prepare.h"
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
-        *attention, *task, *lora;
+        *attention, *task, *lora, *dataset, *keep;
     double temperature, top_p, exploration, length_penalty;
-    int64_t top_k, seed, max_tokens, threads, batch, candidates, beam;
-    bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy, display, inline_math, plain;
+    int64_t top_k, seed, max_tokens, threads, batch, candidates, beam, samples, jobs;
+    bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy, display, inline_math, plain, resume;
     DrawOptions draw;
 } opt = {.device = "auto",
          .reward = "pixels",
          .repeat_guard = "on",
+         .keep = "all",
+         .samples = 1,
          .top_p = 1,
          .exploration = 0.6,
          .length_penalty = 1,
@@ -62,6 +65,20 @@ static const Option table[] = {
      0, 0},
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
      "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
+    {"dataset", 0, OPT_STRING, &opt.dataset, "OUT.bin",
+     "the IMAGE is a data set (a .bin file, or a pattern in quotes): write the programs for its images as the data set "
+     "OUT.bin, for train_distill --data; images are taken as they are, unless --preprocess is given",
+     0, 0},
+    {"keep", 0, OPT_STRING, &opt.keep, "all|compiling|same",
+     "of --dataset: keep all programs that have an end, those that compile without errors, or of these those that draw the "
+     "same pixels as the data set's own program",
+     0, 0},
+    {"samples", 0, OPT_INT, &opt.samples, "N",
+     "of --dataset: programs for each image; several are sampled at --temperature, by default 0.8", 1, 1024},
+    {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --dataset: programs that are drawn at a time; 0: one for each processor", 0,
+     1024},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --dataset: go on with the programs that a stopped run has written", 0,
+     0},
     {"attention", 0, OPT_STRING, &opt.attention, "DIR",
      "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0,
      0},
@@ -146,6 +163,47 @@ static void check_combinations(void) {
     if (best && opt.temperature == 0) options_die("--search and --candidates sample; --temperature must not be 0");
 }
 
+/* --dataset writes what the model has written, of one data set. */
+static void check_dataset(const StringList *images) {
+    const struct {
+        const char *name;
+        bool given;
+    } without[] = {{"output", opt.output},        {"json", opt.json},
+                   {"render", opt.render},        {"check", opt.draw.check},
+                   {"pdf", opt.draw.pdf},         {"png", opt.draw.png},
+                   {"svg", opt.draw.svg},         {"unsafe-tex", opt.draw.unsafe},
+                   {"finish", opt.finish},        {"tidy", opt.tidy},
+                   {"attention", opt.attention},  {"strict", opt.strict},
+                   {"display", opt.display},      {"inline", opt.inline_math},
+                   {"plain", opt.plain}},
+      only[] = {{"keep", options_given(&opt.keep)},
+                {"samples", options_given(&opt.samples)},
+                {"jobs", options_given(&opt.jobs)},
+                {"resume", opt.resume}};
+    for (size_t i = 0; i < sizeof only / sizeof *only; i++)
+        if (!opt.dataset && only[i].given) options_die("--%s is an option of --dataset", only[i].name);
+    if (!opt.dataset) return;
+    for (size_t i = 0; i < sizeof without / sizeof *without; i++)
+        if (without[i].given)
+            options_die("--dataset writes programs as the model writes them, into one file; leave out --%s", without[i].name);
+    if (images->count != 1) options_die("--dataset takes one data set, a .bin file or a pattern in quotes, not %d", images->count);
+    if (name_index(opt.keep, keep_names, KEEP_KINDS) < 0)
+        options_die("--keep must be all, compiling or same, not '%.40s'", opt.keep);
+    if (opt.samples > 1 && (opt.beam || opt.candidates || opt.search || opt.draft))
+        options_die("--samples cannot be used with --beam, --candidates, --search and --draft");
+    if (opt.samples > 1 && !options_given(&opt.temperature)) opt.temperature = 0.8;
+    if (opt.samples > 1 && opt.temperature == 0) options_die("--samples samples; --temperature must not be 0");
+}
+
+/* What decides the programs of --dataset, beside model and data, as text. */
+static char *dataset_settings(WeightFormat format, const char *preprocess, int max_tokens) {
+    return format_string("%s %d %.17g %.17g %lld %lld %lld %lld %lld %.17g %s %.17g %s %s %s %s %d %d %d",
+                         opt.prefix ? opt.prefix : "", max_tokens, opt.temperature, opt.top_p, (long long)opt.top_k,
+                         (long long)opt.seed, (long long)opt.samples, (long long)opt.candidates, (long long)opt.beam,
+                         opt.length_penalty, opt.search ? opt.search : "", opt.exploration, opt.reward, opt.repeat_guard,
+                         opt.draft ? opt.draft : "", preprocess, opt.trim_near_white, opt.invert, (int)format);
+}
+
 /* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student; for
  * --task formula the shipped reader of formulas. */
 static const char *default_model(void) {
@@ -161,6 +219,18 @@ static const char *default_model(void) {
     die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
 }
 
+/* What --dataset is to do with the data set `data`. */
+static TaughtOptions dataset_options(const char *data) {
+    return (TaughtOptions){.output = opt.dataset,
+                           .data_path = data,
+                           .model_path = opt.model ? opt.model : default_model(),
+                           .keep = (KeepKind)name_index(opt.keep, keep_names, KEEP_KINDS),
+                           .samples = (int)opt.samples,
+                           .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs(),
+                           .resume = opt.resume,
+                           .quiet = opt.quiet};
+}
+
 /* Parses the options into opt, and what is left into `images`. Ends the program where they are wrong. */
 static void infer_options_parse(int argc, char **argv, StringList *images, WeightFormat *format) {
     char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image. An IMAGE is a "
@@ -170,6 +240,7 @@ static void infer_options_parse(int argc, char **argv, StringList *images, Weigh
     free(usage);
     if (!images->count) options_die("no image given");
     check_values(format);
+    check_dataset(images);
     check_combinations();
 }
 

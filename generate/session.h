@@ -2,6 +2,7 @@
 #ifndef GENERATE_SESSION_H
 #define GENERATE_SESSION_H
 
+#include "../lib/file_checksum.h"
 #include "../lora.h"
 #include "best.h"
 #include "options.h"
@@ -73,7 +74,7 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
     die_if(model_open_as(m, op, path, "", format, &err), &err);
     s->task = session_task(m, path);
     if (opt.lora) die_if(lora_open(m, opt.lora, &err), &err);
-    const char *preprocess = opt.preprocess ? opt.preprocess : prepare_default(m, &err);
+    const char *preprocess = opt.preprocess ? opt.preprocess : opt.dataset ? "plain" : prepare_default(m, &err);
     if (!preprocess) die("%s", err.text);
     s->prepare = (PrepareOptions){.preprocess = preprocess,
                                   .trim_near_white = opt.trim_near_white,
@@ -95,6 +96,19 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
             max_tokens);
     s->max_new_tokens = max_tokens - s->prefix.count;
     session_plan(s);
+}
+
+/* Takes over what an earlier run of --dataset has written. */
+static void session_begin_dataset(const Session *s, Taught *taught, WeightFormat format) {
+    Error err;
+    uint64_t model, adapter = 0;
+    char *settings = dataset_settings(format, s->prepare.preprocess, s->max_new_tokens);
+    die_if(file_checksum(taught->o.model_path, &model, &err), &err);
+    if (opt.lora) die_if(file_checksum(opt.lora, &adapter, &err), &err);
+    if (opt.lora) model = hash_bytes(model, &adapter, sizeof adapter);
+    taught->o.task = s->task;
+    taught_begin(taught, &s->model.tokenizer, model, settings);
+    free(settings);
 }
 
 static void session_close(Session *s) {

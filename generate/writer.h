@@ -10,6 +10,7 @@
 #include "../lib/tex_tidy.h"
 #include "../lib/tokenizer.h"
 #include "../metrics/similarity.h"
+#include "dataset_write.h"
 #include "draw.h"
 #include "formula_text.h"
 #include "repeat.h"
@@ -25,6 +26,7 @@ typedef struct {
     FormulaStyle style;    // of formulas
     ImageSize image_size;  // of the input
     int max_tokens;        // of a program, for the warning about one that was cut
+    Taught *taught;        // --dataset: takes the programs; NULL
 } WriterOptions;
 
 /* One program. */
@@ -275,15 +277,23 @@ static inline void program_compile(Program *p, const Writer *w) {
     compiled_free(&c);
 }
 
+/* Gives the program to the data set that is being written. Cut programs are counted there. */
+static inline void program_give(Program *p, const Writer *w) {
+    const TaughtState state = p->failed ? TAUGHT_FAILED : p->ended ? TAUGHT_ENDED : TAUGHT_CUT;
+    taught_take(w->o.taught, (int)(p - w->programs), state, p->ids.ids, p->failed ? 0 : p->tokens);
+}
+
 static inline void program_finish(Program *p, Writer *w, int prefix_count) {
     const int written = p->ids.count - prefix_count;  // tokens, with the end
     if (written > 0) p->confidence = exp(p->log_probability / written);
-    if (p->memory) {
-        program_end_text(p, w, prefix_count);
-        program_warn(p, w);
-        program_output(p, w);
+    if (p->memory) program_end_text(p, w, prefix_count);
+    if (w->o.taught) {
+        program_give(p, w);
+    } else {
+        if (p->memory) program_warn(p, w);
+        if (p->memory) program_output(p, w);
+        program_compile(p, w);
     }
-    program_compile(p, w);
     if (!p->failed) w->tokens += p->tokens - prefix_count;
     w->failures += p->failed;
     free(p->text);
@@ -294,10 +304,13 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
     p->pixels = NULL;
 }
 
-/* A program is complete, or has failed: writes it and those after it that are complete, once all before it are written. */
+/* A program is complete, or has failed: writes it and those after it that are complete, once all before it are written. A
+ * data set takes them in any order. */
 static inline void writer_done(Writer *w, Program *p, int prefix_count) {
     p->done = true;
-    while (w->next < w->count && w->programs[w->next].done) program_finish(&w->programs[w->next++], w, prefix_count);
+    if (w->o.taught) program_finish(p, w, prefix_count);
+    while (!w->o.taught && w->next < w->count && w->programs[w->next].done)
+        program_finish(&w->programs[w->next++], w, prefix_count);
 }
 
 #endif

@@ -93,6 +93,16 @@ static inline int render_compile_with(Renderer *r, int engines, RenderTask task,
     return status;
 }
 
+/* The engines with which a program is worth to be tried where many are compiled: all for one that asks for LuaTeX or XeTeX.
+ * For the others one is enough: what pdfTeX cannot compile is wrong, and the other engines need seconds to find the same. */
+static inline int render_engines(const Renderer *r, const char *program, size_t n) {
+    static const char *const words[] = {"fontspec", "unicode-math", "luacode", "luatex", "directlua", "xeCJK"};
+    const int all = (1 << TEX_ENGINES) - 1;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (memmem(program, n, words[i], strlen(words[i]))) return all;
+    return r->tex.engines[TEX_PDFLATEX] ? 1 << TEX_PDFLATEX : all;
+}
+
 /* The same with all engines. */
 static inline int render_compile(Renderer *r, RenderTask task, const char *program, size_t n, Compiled *c,
                                  Error *err) {

@@ -30,6 +30,7 @@ typedef struct {
     double dpi;
     int jobs;            // programs at a time
     bool resume;         // take what the folder has of an earlier run
+    bool one_engine;     // where a program does not ask for another (render_engines)
     const char *folder;  // exists
 } DrawingOptions;
 
@@ -92,7 +93,9 @@ static inline int drawn_make(Drawings *d, DrawnProgram *p, Error *err) {
     Compiled c;
     Image image = {0};
     Error why;
-    if (render_compile(&d->renderer, d->o->task, p->program, p->bytes, &c, err)) return -1;
+    const int all = (1 << TEX_ENGINES) - 1;
+    const int engines = d->o->one_engine ? render_engines(&d->renderer, p->program, p->bytes) : all;
+    if (render_compile_with(&d->renderer, engines, d->o->task, p->program, p->bytes, &c, err)) return -1;
     p->verdict = c.clean ? DRAWN_CLEAN : c.pdf ? DRAWN_WITH_ERRORS : DRAWN_NOT;
     const char *error = c.clean ? NULL : c.log.count ? c.log.errors[0].message : c.problem;
     const int line = !c.clean && c.log.count ? c.log.errors[0].line : 0;

@@ -164,8 +164,11 @@ static inline void suite_note_references(Suite *s) {
 /* Draws all references and programs. Without TeX the drawings are left out, with a note. */
 static inline int suite_draw(Suite *s, Error *err) {
     char *folder = format_string("%s/drawings", s->o->folder);
-    const DrawingOptions o = {s->o->kind == TEXT_FORMULA ? RENDER_FORMULA : RENDER_TIKZ, SUITE_DPI, s->o->jobs,
-                              s->o->resume, folder};
+    const DrawingOptions o = {.task = s->o->kind == TEXT_FORMULA ? RENDER_FORMULA : RENDER_TIKZ,
+                              .dpi = SUITE_DPI,
+                              .jobs = s->o->jobs,
+                              .resume = s->o->resume,
+                              .folder = folder};
     Renderer found;
     Error why;
     int bad = 0;

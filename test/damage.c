@@ -114,7 +114,6 @@ static void png(char **a) {
 
 /* ---- datasets ---- */
 
-static void put_u64(uint8_t *p, uint64_t x) { memcpy(p, &x, 8); }
 static void put_u32(uint8_t *p, uint32_t x) { memcpy(p, &x, 4); }
 
 static void open_data(Dataset *d, const char *path) {
@@ -124,36 +123,16 @@ static void open_data(Dataset *d, const char *path) {
 /* part DATA OUT FIRST COUNT: a dataset of some samples of another. */
 static void part(char **a) {
     Dataset d;
-    Bytes b = {NULL, 0};
-    uint8_t header[DATASET_HEADER] = {0}, zeros[8] = {0};
+    DatasetWriter w;
+    Error err;
     open_data(&d, a[0]);
-    uint64_t first = (uint64_t)number(a[2]), count = (uint64_t)number(a[3]);
-    uint8_t *index = (uint8_t *)xcalloc(count, DATASET_ENTRY);
-    append(&b, header, sizeof header);
-    for (uint64_t i = 0; i < count; i++) {
-        Sample s = dataset_sample(&d, first + i);
-        uint8_t *e = index + i * DATASET_ENTRY;
-        put_u64(e, b.size);
-        put_u32(e + 8, s.image_bytes);
-        put_u32(e + 12, s.token_count);
-        put_u32(e + 16, s.crc);
-        append(&b, s.record, s.record_bytes);
+    const uint64_t first = (uint64_t)number(a[2]), count = (uint64_t)number(a[3]);
+    die_if(dataset_writer_open(&w, a[1], d.fingerprint, &err), &err);
+    for (uint64_t i = first; i < first + count; i++) {
+        Sample s = dataset_sample(&d, i);
+        die_if(dataset_writer_add(&w, s.image, s.image_bytes, s.tokens, s.token_count, &err), &err);
     }
-    append(&b, zeros, (8 - b.size % 8) % 8);
-    memcpy(header, "TIKZBIN1", 8);
-    put_u32(header + 8, 2);
-    put_u32(header + 12, DATASET_HEADER);
-    put_u64(header + 16, count);
-    put_u64(header + 24, d.fingerprint);
-    put_u64(header + 32, b.size);
-    append(&b, index, count * DATASET_ENTRY);
-    put_u64(header + 40, b.size);
-    put_u64(header + 56, b.size);
-    memcpy(b.data, header, sizeof header);
-    put_u32(b.data + 64, dataset_crc(b.data));
-    write_file(a[1], b.data, b.size);
-    free(index);
-    free(b.data);
+    die_if(dataset_writer_commit(&w, "", &err), &err);
     dataset_close(&d);
 }
 

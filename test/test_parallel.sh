@@ -173,6 +173,20 @@ parallel() {
     check "image2tikz and --augment on two ranks" has_lines many/log.jsonl 10
 }
 
+# Each rank reads its own rows of a teacher's cache: the same bits as with the teacher itself.
+cached_teacher() {
+    local all=("$bf16" "${taught[@]}" --steps 3 --accum 2)
+    succeeds "${all[@]}" --write-teacher-cache taught.cache
+    together 3 "${all[@]}" --out many
+    together 3 "${all[@]}" --teacher-cache taught.cache --out cached
+    check "three ranks learn from a cache as from the teacher" same_files many cached student
+    succeeds "${all[@]}" --write-teacher-cache other.cache --teacher-cache-kind topk=4
+    only=("" "--teacher-cache other.cache")
+    ranks_run 2 "${all[@]}" --teacher-cache taught.cache --out unlike
+    check "another cache: one sentence" said_once "rank 1 of 2 (on $host): " "has another teacher cache than rank 0: checksum "
+    only=()
+}
+
 # shards_case PROGRAM RANKS OPTIONS...: sharded or not, bit for bit
 shards_case() {
     local train=$1 ranks=$2
@@ -648,11 +662,12 @@ quick() {
     between='' && chain 2 3 60 killed "${all[@]}"
     check "killed twice: the same bits" same_files whole killed student best state-60.{0,1,2}-of-3
     differs "learning rate" "--lr 0.002" "has another --lr than rank 0: 0.002 instead of 0.001"
+    cached_teacher
     refuses 2 "there is no option --ranks any more: several processes are started by mpirun" "$bf16" --ranks 2
 }
 
 if [ "${3:-}" = quick ]; then run_groups quick adapters; else
-    run_groups parallel sharding resuming adapters older stopping folders killing differing disks misusing
+    run_groups parallel cached_teacher sharding resuming adapters older stopping folders killing differing disks misusing
 fi
 check "no rank is left" no_rank_left
 end_test

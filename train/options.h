@@ -320,7 +320,6 @@ static int settings_groups(void) {
     return groups;
 }
 
-<<<<<<< HEAD
 /* What --lora and the options after it say. */
 static LoraConfig settings_lora(void) {
     Error err;
@@ -342,10 +341,7 @@ static LoraConfig settings_lora(void) {
     return c;
 }
 
-static ObjectiveConfig settings_objective(bool has_teacher) {
-=======
 static ObjectiveConfig settings_objective(bool distils) {
->>>>>>> skew
     double w_ce = isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, w_soft = isnan(opt.alpha) ? opt.w_soft : opt.alpha;
     if (!distils && !options_given(&opt.w_ce)) w_ce = 1;
     const SoftLoss soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES);
@@ -422,12 +418,8 @@ static Settings settings_from_options(void) {
                   .eval_batches = opt.eval_batches};
     check_cache_options();
     if (!opt.resume) check_student(opt.student);
-<<<<<<< HEAD
     if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
-    s.objective = settings_objective(s.has_teacher);
-=======
     s.objective = settings_objective(s.distils);
->>>>>>> skew
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
     s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
