@@ -296,8 +296,8 @@ static int common_max_tokens(const char *const *paths, int count, const Model *t
     return tokens;
 }
 
-static void measure(Measured *report, const char *path, const char *lora, WeightFormat format, Model *teacher, const Dataset *d,
-                    int max_tokens, const Ops *op) {
+static void measure(Measured *report, const char *path, const char *lora, WeightFormat format, Model *teacher,
+                    const Dataset *d, int max_tokens, const Ops *op) {
     Error err;
     static Model model;
     Model *m = &model;

@@ -22,11 +22,11 @@ typedef struct Lora {
     Params params;          // A and Bᵀ of each layer, in the order of declaration
     struct LoraLayer *layer;
     int layers;
-    SafeTensors file;      // kept open while values are used in place in it
-    Arena arena;           // key; and merged weights
-    uint64_t *key;         // device: of this pass's dropout; 0: drops nothing
-    floatX *low, *d_low;   // [rows, r] s dropout(x) Aᵀ and its gradient; scratch of one layer
-    floatX *dropped;       // [rows, widest I] dropout(x); NULL without dropout
+    SafeTensors file;     // kept open while values are used in place in it
+    Arena arena;          // key; and merged weights
+    uint64_t *key;        // device: of this pass's dropout; 0: drops nothing
+    floatX *low, *d_low;  // [rows, r] s dropout(x) Aᵀ and its gradient; scratch of one layer
+    floatX *dropped;      // [rows, widest I] dropout(x); NULL without dropout
 } Lora;
 
 /* One layer's adapter. */
@@ -34,8 +34,8 @@ typedef struct LoraLayer {
     Lora *shared;
     Param *a, *b;  // A [r, I] and Bᵀ [r, O]
     Param *weight;
-    int number;    // its stream of dropout
-    bool lowest;   // nothing below it is trained
+    int number;   // its stream of dropout
+    bool lowest;  // nothing below it is trained
 } LoraLayer;
 
 static inline Weight param_weight(const Param *w) {
@@ -73,10 +73,10 @@ static inline void lora_backward(const Ops *op, floatX *d_x, const floatX *d_out
     const Lora *s = l->shared;
     const int r = s->rank, I = l->a->cols, O = l->b->cols;
     x = lora_down(op, l, x, rows);
-    op->linear_backward_weight(l->b->gradient, NULL, s->low, d_out, rows, r, O);             // d_Bᵀ += lowᵀ d_out
-    op->linear_forward(s->d_low, d_out, param_weight(l->b), NULL, ACT_NONE, NULL, rows);     // d_low = d_out B
-    op->dropout(s->d_low, s->d_low, rows * r, (float)(s->alpha / r), 0, NULL, 0, false);     // s d_low
-    op->linear_backward_weight(l->a->gradient, NULL, s->d_low, x, rows, r, I);               // d_A += s d_lowᵀ dropout(x)
+    op->linear_backward_weight(l->b->gradient, NULL, s->low, d_out, rows, r, O);          // d_Bᵀ += lowᵀ d_out
+    op->linear_forward(s->d_low, d_out, param_weight(l->b), NULL, ACT_NONE, NULL, rows);  // d_low = d_out B
+    op->dropout(s->d_low, s->d_low, rows * r, (float)(s->alpha / r), 0, NULL, 0, false);  // s d_low
+    op->linear_backward_weight(l->a->gradient, NULL, s->d_low, x, rows, r, I);  // d_A += s d_lowᵀ dropout(x)
     if (!d_x) return;
     op->linear_backward_input(s->dropped ? s->dropped : d_x, s->d_low, param_weight(l->a), rows, !s->dropped);
     if (s->dropped) op->dropout(d_x, s->dropped, rows * I, 1, (float)s->dropout, s->key, l->number, true);

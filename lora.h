@@ -62,11 +62,12 @@ static inline int lora_targets_parse(unsigned *targets, const char *text, Error 
     for (char *name = strtok_r(copy, ",", &rest); name; name = strtok_r(NULL, ",", &rest)) {
         const unsigned bits = lora_target_bits(name);
         if (!bits)
-            return error_set(err,
-                             "there is no layer \"%.40s\"; the layers are qkv, out, gate_up and down of the decoder (or "
-                             "lm), vision.qkv, vision.proj, vision.fc1 and vision.fc2 (or vision), and connector; all "
-                             "names all of them",
-                             name);
+            return error_set(
+                err,
+                "there is no layer \"%.40s\"; the layers are qkv, out, gate_up and down of the decoder (or "
+                "lm), vision.qkv, vision.proj, vision.fc1 and vision.fc2 (or vision), and connector; all "
+                "names all of them",
+                name);
         *targets |= bits;
     }
     return *targets ? 0 : error_set(err, "no layer is named");
@@ -136,10 +137,11 @@ static inline int lora_check_base(const Model *m, Error *err) {
     for (int i = 0; i < m->params.count; i++) {
         const SafeTensor *t = safetensors_find(&m->file, m->params.list[i].name);
         if (t && dtype_is_quantised(t->dtype))
-            return error_set(err,
-                             "%s has weights of %d bits, and an adapter needs the model that it was made of: name that "
-                             "one; infer and eval also take --weights q8 or q4",
-                             m->file.file.path, t->dtype == DT_I8 ? 8 : 4);
+            return error_set(
+                err,
+                "%s has weights of %d bits, and an adapter needs the model that it was made of: name that "
+                "one; infer and eval also take --weights q8 or q4",
+                m->file.file.path, t->dtype == DT_I8 ? 8 : 4);
     }
     return 0;
 }
@@ -151,8 +153,8 @@ static inline int lora_check_rank(const Model *m, const LoraConfig *c, const cha
         const Param *p = &m->params.list[i];
         const int most = p->rows < p->cols ? p->rows : p->cols;
         if (lora_is_target(p, c->targets) && c->rank > most)
-            return error_set(err, "%s: rank %d is too large: %s is a matrix of %d x %d, whose rank is at most %d", where,
-                             c->rank, p->name, p->rows, p->cols, most);
+            return error_set(err, "%s: rank %d is too large: %s is a matrix of %d x %d, whose rank is at most %d",
+                             where, c->rank, p->name, p->rows, p->cols, most);
     }
     return 0;
 }
@@ -233,8 +235,7 @@ static inline int lora_save(const Model *m, const char *path, Error *err) {
     snprintf(base, sizeof base, "%016llx", (unsigned long long)s->base);
     SafeTensorSpec *specs = xcalloc((size_t)s->params.count + 1, sizeof *specs);
     SafeTensorsWriter w;
-    int bad =
-        safetensors_write_begin(&w, path, specs, params_specs(&s->params, specs), keys, values, LORA_KEYS, err);
+    int bad = safetensors_write_begin(&w, path, specs, params_specs(&s->params, specs), keys, values, LORA_KEYS, err);
     if (!bad) bad = params_write(&s->params, m->op, &w, err);
     if (!bad) bad = safetensors_write_end(&w, err);
     free(specs);
@@ -242,7 +243,8 @@ static inline int lora_save(const Model *m, const char *path, Error *err) {
 }
 
 /* Reads a number of the metadata in least .. most. */
-static inline int lora_number(double *x, const SafeTensors *st, const char *key, double least, double most, Error *err) {
+static inline int lora_number(double *x, const SafeTensors *st, const char *key, double least, double most,
+                              Error *err) {
     const char *text = safetensors_metadata(st, key);
     char *end = NULL;
     *x = text ? strtod(text, &end) : NAN;
@@ -259,13 +261,15 @@ static inline int lora_read_config(LoraConfig *c, const SafeTensors *st, Error *
     if (!format || strcmp(format, "tikz.c/lora/1"))
         return error_set(err, "%s: not an adapter of tikz.c (metadata format is %.40s, expected tikz.c/lora/1)", path,
                          format ? format : "missing");
-    if (lora_number(&rank, st, "lora.rank", 1, 65536, err) || lora_number(&c->alpha, st, "lora.alpha", 1e-6, 1e6, err) ||
+    if (lora_number(&rank, st, "lora.rank", 1, 65536, err) ||
+        lora_number(&c->alpha, st, "lora.alpha", 1e-6, 1e6, err) ||
         lora_number(&c->dropout, st, "lora.dropout", 0, 0.99, err))
         return -1;
     c->rank = (int)rank;
     if (c->rank != rank) return error_set(err, "%s: lora.rank is %g; expected a whole number", path, rank);
     if (!targets) return error_set(err, "%s: the metadata lora.targets is missing", path);
-    return lora_targets_parse(&c->targets, targets, &why) ? error_set(err, "%s: lora.targets: %s", path, why.text) : 0;
+    return lora_targets_parse(&c->targets, targets, &why) ? error_set(err, "%s: lora.targets: %s", path, why.text)
+                                                          : 0;
 }
 
 /* -1 with *err filled unless the adapter file was trained on this model. */
@@ -285,8 +289,8 @@ static inline int lora_open(Model *m, const char *path, Error *err) {
     LoraConfig c;
     if (lora_check_base(m, err) || safetensors_open(&st, path, err)) return -1;
     const SafeTensor *damaged = NULL;
-    int bad = lora_read_config(&c, &st, err) || lora_check_fingerprint(m, &st, err) ||
-              lora_check_rank(m, &c, path, err);
+    int bad =
+        lora_read_config(&c, &st, err) || lora_check_fingerprint(m, &st, err) || lora_check_rank(m, &c, path, err);
     if (!bad && (damaged = safetensors_not_finite(&st)))
         bad = error_set(err, "%s is damaged: its tensor %s holds a value that is not finite", path, damaged->name);
     if (bad) {

@@ -394,7 +394,8 @@ static inline bool model_share_encoder(Model *student, const Model *teacher) {
         return false;
     for (int i = 0; i < student->params.count; i++) {  // the encoders' parameters come first, in the same order
         const Param *p = &student->params.list[i], *q = &teacher->params.list[i];
-        if (p->group == GROUP_VISION && (p->lora || q->lora || !param_same(p, student->op, q, teacher->op))) return false;
+        if (p->group == GROUP_VISION && (p->lora || q->lora || !param_same(p, student->op, q, teacher->op)))
+            return false;
     }
     student->vision.source = &teacher->vision;
     student->vision.source_op = teacher->op == student->op ? NULL : teacher->op;

@@ -19,8 +19,8 @@ static const Option table[] = {
      "stay q8)",
      0, 0},
     {"lora", 0, OPT_STRING, &opt.lora, "FILE",
-     "merge this adapter of MODEL into its weights, which keep their 16 bits; the merged model can then be quantised", 0,
-     0},
+     "merge this adapter of MODEL into its weights, which keep their 16 bits; the merged model can then be quantised",
+     0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "nothing on stderr but errors", 0, 0},
 };
@@ -53,8 +53,10 @@ int main(int argc, char **argv) {
     program_begin(argv);
     threads_wait_politely(argv);
     options_parse(table, OPTIONS, argc, argv,
-                  "[options] MODEL OUT\n\nWrites a model with weights of 8 or 4 bits, for infer and eval, or with an adapter merged "
-                  "into it.", &files);
+                  "[options] MODEL OUT\n\nWrites a model with weights of 8 or 4 bits, for infer and eval, or with an "
+                  "adapter merged "
+                  "into it.",
+                  &files);
     if (files.count != 2) options_die("two files are needed: the model, and the one to write; got %d", files.count);
     if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
     if (opt.lora && options_given(&opt.weights))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The floors of the house: includes point down only, and no file includes itself by way of others.
 #
-#   programs, tests > train > metrics, search, generate/ > generate.h > loss > model > vision, dataloader > config, weights > params > dist, kernels > lib
+#   programs, tests > train > metrics, search, generate/ > generate.h > loss, lora > model > vision, dataloader > config, weights, linear > params > dist, kernels > lib
 #
 # Prints "N passed, M failed": one check per include of a project file.
 cd "$(dirname "$0")/.." || exit 1
@@ -10,10 +10,10 @@ function floor(f) {
     if (f ~ /^lib\//) return 0
     if (f ~ /^kernels\/[^\/]*$/) return 1
     if (f ~ /^(kernels|dist)\//) return 2
-    if (f ~ /^(config|weights|params)\.h$/) return 3
+    if (f ~ /^(config|weights|params|linear)\.h$/) return 3
     if (f ~ /^(vision|vision_init|dataloader)\.h$/) return 4
     if (f ~ /^(model|teacher_output)\.h$/) return 5
-    if (f == "loss.cuh") return 6
+    if (f == "loss.cuh" || f == "lora.h") return 6
     if (f == "generate.h") return 7
     if (f ~ /^(metrics\/|generate\/|search\.h)/) return 8
     if (f ~ /^train\//) return 9

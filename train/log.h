@@ -132,7 +132,8 @@ static void print_lora(const Lora *lora, const Params *base, const Optimizer *o)
     fprintf(stderr, "lora: rank %d, alpha %g, dropout %g, %d layers (%s)\n", lora->rank, lora->alpha, lora->dropout,
             lora->layers, targets);
     fprintf(stderr,
-            "lora: what is trained takes %.1f MB with its gradients and optimizer state, all weights would take %.1f MB\n",
+            "lora: what is trained takes %.1f MB with its gradients and optimizer state, all weights would take %.1f "
+            "MB\n",
             (megabytes(&o->value_arena) + megabytes(&o->gradient_arena) + megabytes(&o->state_arena)),
             each * (double)params_total(base, GROUP_ALL) / 1e6);
 }

@@ -108,7 +108,8 @@ static const Option table[] = {
      "train low-rank adapters of this rank, and freeze the student, which must be a file; --out then gets "
      "adapter.safetensors and best_adapter.safetensors, for infer --lora",
      1, 65536},
-    {"lora-alpha", 0, OPT_FLOAT, &opt.lora_alpha, "A", "adapters count A / RANK (default: twice the rank)", 1e-6, 1e6},
+    {"lora-alpha", 0, OPT_FLOAT, &opt.lora_alpha, "A", "adapters count A / RANK (default: twice the rank)", 1e-6,
+     1e6},
     {"lora-dropout", 0, OPT_FLOAT, &opt.lora_dropout, "P", "dropout of what the adapters read", 0, 0.99},
     {"lora-targets", 0, OPT_STRING, &opt.lora_targets, "NAMES",
      "layers with adapters: qkv, out, gate_up, down of the decoder (or lm), vision.qkv, vision.proj, vision.fc1, "
@@ -239,7 +240,8 @@ typedef struct {
 /* Ends the program: --resume cannot change what the adapters are. */
 static void options_lora_changed(const char *out, int64_t rank, double alpha, const char *targets) {
     if (!rank) die("--resume: the run in %s trains the whole student and has no adapters; leave out --lora", out);
-    die("--resume: the run in %s has --lora %lld --lora-alpha %g --lora-targets %s, and its adapters cannot change; leave "
+    die("--resume: the run in %s has --lora %lld --lora-alpha %g --lora-targets %s, and its adapters cannot change; "
+        "leave "
         "these out",
         out, (long long)rank, alpha, targets);
 }
@@ -486,11 +488,16 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
                                         {"lora", lora->rank ? rank : NULL},
                                         {"lora-alpha", lora->rank ? alpha : NULL},
                                         {"lora-dropout", lora->rank ? dropout : NULL},
-                                        {"resume", "false"},    {"overwrite", "false"},
-                                        {"alpha", NULL},        {"w-ce", w[0]},
-                                        {"w-soft", w[1]},       {"w-hard", w[2]},
-                                        {"w-embed", w[3]},      {"batch", batch},
-                                        {"accum", accum},       {"init", s->init ? opt.init : "none"},
+                                        {"resume", "false"},
+                                        {"overwrite", "false"},
+                                        {"alpha", NULL},
+                                        {"w-ce", w[0]},
+                                        {"w-soft", w[1]},
+                                        {"w-hard", w[2]},
+                                        {"w-embed", w[3]},
+                                        {"batch", batch},
+                                        {"accum", accum},
+                                        {"init", s->init ? opt.init : "none"},
                                         {"eval-batches", evals}};
     fputs(options_begin, f);
     options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
