@@ -145,6 +145,8 @@ static void json_reports(AtomicFile *file, const Measured *reports, int count, b
         metrics_json(&w, &r->forced.sums, teacher);
         if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->greedy.exact / (double)r->forced.samples);
         json_key(&w, "tokens_per_second"), json_number(&w, r->forced.sums.positions / r->forced.seconds);
+        json_key(&w, "forward_seconds"), json_number(&w, r->forced.forward_seconds);
+        json_key(&w, "logits_seconds"), json_number(&w, r->forced.figures_seconds);
         if (opt.greedy) json_key(&w, "written_per_second"), json_number(&w, r->greedy.tokens / r->greedy.seconds);
         json_key(&w, "logits"), logits_json(&w, &r->logits, teacher);
         json_end_object(&w);

@@ -12,6 +12,7 @@
  * line per failing check, then `N passed, M failed`; the exit status is 1 if any failed. */
 #include "test_kernels_attention.h"
 #include "test_kernels_device.h"
+#include "test_kernels_figures.h"
 #include "test_kernels_input.h"
 #include "test_kernels_layers.h"
 #include "test_kernels_objective.h"
@@ -60,6 +61,7 @@ static const struct {
     {"objective_wide", test_objective_wide, 12},
     {"objective_near", test_objective_near, 60},
     {"objective_extremes", test_objective_extremes, 20},
+    {"figures", test_figures, 60},
     {"entropy_band", test_entropy_band, 20},
     {"cosine", test_cosine, 30},
     {"squared_norm", test_squared_norm, 10},

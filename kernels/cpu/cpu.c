@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "attention_decode.h"
 #include "distill.h"
+#include "figures.h"
 #include "graph.h"
 #include "input.h"
 #include "linear.h"
@@ -73,6 +74,7 @@ const Ops TABLE(KERNEL_SET) = {
     .attention_decode = cpu_attention_decode,
     .sample = cpu_sample,
     .distill_rows = cpu_distill_rows,
+    .logits_figures = cpu_logits_figures,
     .entropy_band = cpu_entropy_band,
     .cosine = cpu_cosine,
     .squared_norm = cpu_squared_norm,

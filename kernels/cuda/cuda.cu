@@ -7,6 +7,7 @@
  * has to be remembered between the calls. */
 #include "attention.cuh"
 #include "distill.cuh"
+#include "figures.cuh"
 #include "graph.cuh"
 #include "input.cuh"
 #include "linear.cuh"
@@ -43,7 +44,8 @@ template <int TABLE> static void table_fill(Ops *t) {
     ENTRY(gelu_forward), ENTRY(gelu_backward), ENTRY(swiglu_forward), ENTRY(swiglu_backward);
     ENTRY(residual_forward), ENTRY(cast_to_x), ENTRY(cast_from_x);
     ENTRY(attention_forward), ENTRY(attention_backward), ENTRY(cache_store), ENTRY(attention_decode);
-    ENTRY(sample), ENTRY(distill_rows), ENTRY(entropy_band), ENTRY(cosine), ENTRY(squared_norm), ENTRY(adamw);
+    ENTRY(sample), ENTRY(distill_rows), ENTRY(logits_figures), ENTRY(entropy_band), ENTRY(cosine);
+    ENTRY(squared_norm), ENTRY(adamw);
 #undef ENTRY
 }
 
