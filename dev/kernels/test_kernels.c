@@ -61,7 +61,7 @@ static const struct {
     {"objective_wide", test_objective_wide, 12},
     {"objective_near", test_objective_near, 60},
     {"objective_extremes", test_objective_extremes, 20},
-    {"figures", test_figures, 60},
+    {"figures", test_figures, 32},
     {"entropy_band", test_entropy_band, 20},
     {"cosine", test_cosine, 30},
     {"squared_norm", test_squared_norm, 10},

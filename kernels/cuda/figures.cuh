@@ -131,7 +131,6 @@ static __device__ inline void rank_averages(int *twice, const RankEntry *sorted,
 static __device__ inline float row_top(const float *x, int n) {
     float top = -INFINITY;
     for (int i = (int)threadIdx.x; i < n; i += FIGURES_THREADS) top = fmaxf(top, x[i]);
-    __syncthreads();  // all have read the last call's maxima
     return block_max(top);
 }
 

@@ -48,6 +48,7 @@ static __device__ inline float block_max(float v) {
     __shared__ float part[32];
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_max(v);
+    __syncthreads();  // all have read the last call's maxima
     __syncthreads();
     if (lane == 0) part[warp] = v;
     __syncthreads();
