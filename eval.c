@@ -10,7 +10,7 @@
 #include "metrics/forced.h"
 #include "metrics/greedy.h"
 #include "metrics/logits_table.h"
-#include "metrics/report.h"
+#include "metrics/objective_table.h"
 #include "metrics/suite_report.h"
 
 static struct {
