@@ -344,7 +344,7 @@ static void test_chunks(const Heads *h, const Ops *op, const LogitsResult *expec
     LogitsFault fault;
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < 4; k++) {
-            if (!op->host_memory && k != i) continue;  // an emulated GPU is slow
+            if (!op->host_memory && (k != i || i % 2 == 0)) continue;  // an emulated GPU is slow
             omp_set_num_threads(1 + (i + k) % 3);
             CHECK(heads_measure(h, op, batches[i], chunks[k], &r, &fault) == 0);
             CHECK(r.count == SAMPLES && !memcmp(r.samples, expected->samples, SAMPLES * sizeof(LogitsSums)));
