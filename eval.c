@@ -50,7 +50,8 @@ static const Option table[] = {
      "ids "
      "int32 [samples, positions], -1 where a text has ended",
      0, 0},
-    {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
+    {"texts", 0, OPT_STRING, &opt.texts, "DIR",
+     "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex; N: the sample's number in the data, from 0",
      0, 0},
     {"report", 0, OPT_STRING, &opt.report, "DIR",
      "also compare the programs and what they draw, and write a report there: index.html, report.md, metrics.csv", 0,
