@@ -11,7 +11,7 @@
 #include "metrics/forced.h"
 #include "metrics/greedy.h"
 #include "metrics/logits_table.h"
-#include "metrics/report.h"
+#include "metrics/objective_table.h"
 #include "metrics/suite_report.h"
 
 static struct {
@@ -54,7 +54,8 @@ static const Option table[] = {
      "ids "
      "int32 [samples, positions], -1 where a text has ended",
      0, 0},
-    {"texts", 0, OPT_STRING, &opt.texts, "DIR", "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex",
+    {"texts", 0, OPT_STRING, &opt.texts, "DIR",
+     "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex; N: the sample's number in the data, from 0",
      0, 0},
     {"report", 0, OPT_STRING, &opt.report, "DIR",
      "also compare the programs and what they draw, and write a report there: index.html, report.md, metrics.csv", 0,
@@ -149,6 +150,8 @@ static void json_reports(AtomicFile *file, const Measured *reports, int count, b
         metrics_json(&w, &r->forced.sums, teacher);
         if (opt.greedy) json_key(&w, "exact"), json_number(&w, (double)r->greedy.exact / (double)r->forced.samples);
         json_key(&w, "tokens_per_second"), json_number(&w, r->forced.sums.positions / r->forced.seconds);
+        json_key(&w, "forward_seconds"), json_number(&w, r->forced.forward_seconds);
+        json_key(&w, "logits_seconds"), json_number(&w, r->forced.figures_seconds);
         if (opt.greedy) json_key(&w, "written_per_second"), json_number(&w, r->greedy.tokens / r->greedy.seconds);
         json_key(&w, "logits"), logits_json(&w, &r->logits, teacher);
         json_end_object(&w);

@@ -16,6 +16,7 @@
 #define KERNELS_OPS_H
 
 #include "../lib/dtype.h"
+#include "figures.h"
 #include "sparse.h"
 #include <stdbool.h>
 
@@ -234,6 +235,10 @@ typedef struct Ops {
     /* the same with what is known of the teacher's distributions at o.temperature (kernels/sparse.h) */
     void (*distill_rows_sparse)(floatX *student, SparseTeacher teacher, const int *labels, const float *row_gate,
                                 RowStats *stats, ObjectiveRow o, size_t rows, int Vs, bool gradient);
+    /* out[r] (LogitsFigures [rows]) = what kernels/figures.h says of the logits fp32, student [rows, Vs] and teacher
+     * [rows, Vt] (NULL: without one), at this temperature; labels int [rows] below both Vs and Vt */
+    void (*logits_figures)(LogitsFigures *out, const float *student, const float *teacher, const int *labels,
+                           double temperature, size_t rows, int Vs, int Vt);
     /* row_gate[r] (fp32 [rows]) = 1 where low <= stats[r].entropy <= high, else 0; but 1 everywhere when that holds
      * for less than `percent` of the rows */
     void (*entropy_band)(float *row_gate, const RowStats *stats, size_t rows, float low, float high, int percent);

@@ -50,6 +50,39 @@ static inline int file_create(const char *path, int flags, const char **problem)
     return -1;
 }
 
+/* Opens a file under a name that the program makes itself, to go on with what an earlier run has written: creates it, or
+ * reads it into *data [*size], allocated. What is written comes at its end. NULL with *err filled: it cannot be. */
+static inline FILE *file_open_kept(const char *path, uint8_t **data, size_t *size, Error *err) {
+    struct stat s;
+    const char *problem;
+    const int fd = file_create(path, O_RDWR | O_APPEND, &problem);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "a+b");
+    *data = NULL;
+    if (fd >= 0 && (!f || fstat(fd, &s) != 0)) problem = strerror(errno);
+    if (f && !problem) {
+        *size = (size_t)s.st_size;
+        *data = (uint8_t *)xmalloc(*size + 1);
+        rewind(f);
+        if (fread(*data, 1, *size, f) != *size) problem = "it has become shorter";
+    }
+    if (!problem) return f;
+    error_set(err, "cannot go on with %s: %s", path, problem);
+    free(*data);
+    *data = NULL;
+    if (f)
+        fclose(f);
+    else if (fd >= 0)
+        close(fd);
+    return NULL;
+}
+
+/* Drops all but the first `bytes` bytes of an open file. */
+static inline int file_cut(FILE *f, const char *path, size_t bytes, Error *err) {
+    if (fflush(f) || ftruncate(fileno(f), (off_t)bytes))
+        return error_set(err, "cannot write %s: %s", path, strerror(errno));
+    return 0;
+}
+
 /* ---- maps ---- */
 
 /* What is mapped, for the handler of SIGBUS (lib/program.h), which walks this list without a lock: entries are used
@@ -163,26 +196,29 @@ typedef struct {
     char *path, *temporary;  // temporary is NULL for a device or pipe, which is written directly
 } AtomicFile;
 
-/* The partial files that this process is writing, for files_abandon. */
-enum { FILES_OPEN = 16 };
-static char *files_open[FILES_OPEN];
+/* The partial files that this process is writing, for files_abandon. NULL: a free place. */
+static char **files_open;
+static size_t files_count;
 /* Held while a partial file is created, renamed or removed. Recursive: MPI_Abort may run the exit handlers again. */
 static pthread_mutex_t files_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 /* Enters a partial file into files_open, or removes it. The caller holds files_lock. */
 static inline void files_register(char *temporary, bool open) {
-    for (int i = 0; i < FILES_OPEN; i++)
-        if (files_open[i] == (open ? NULL : temporary)) {
-            files_open[i] = open ? temporary : NULL;
-            return;
-        }
+    size_t i = 0;
+    while (i < files_count && files_open[i] != (open ? NULL : temporary)) i++;
+    if (i == files_count && !open) return;
+    if (i == files_count) {
+        files_open = (char **)xrealloc(files_open, (files_count + 1) * sizeof *files_open);
+        files_count++;
+    }
+    files_open[i] = open ? temporary : NULL;
 }
 
 /* Removes all partial files; an exit handler, run by the thread that ends the process. It never releases files_lock,
  * so that other threads, which may still be writing, can neither create nor commit a file any more. */
 static inline void files_abandon(void) {
     pthread_mutex_lock(&files_lock);
-    for (int i = 0; i < FILES_OPEN; i++)
+    for (size_t i = 0; i < files_count; i++)
         if (files_open[i]) unlink(files_open[i]);
 }
 

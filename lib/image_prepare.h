@@ -303,6 +303,23 @@ static inline int image_enlarge(Image *p, const char *name, Error *err) {
     return 0;
 }
 
+/* Makes an image smaller whose longer side has more than `most` pixels, so that it has as many. */
+static inline void image_shrink(Image *p, int most) {
+    const int side = p->width > p->height ? p->width : p->height;
+    if (side <= most) return;
+    const double factor = (double)most / side;
+    Image out = {.width = (int)fmax(1, nearbyint(p->width * factor)),
+                 .height = (int)fmax(1, nearbyint(p->height * factor))};
+    ImageTaps across = image_taps(image_filter_bicubic, p->width, out.width),
+              down = image_taps(image_filter_bicubic, p->height, out.height);
+    out.rgb = (uint8_t *)xmalloc(3 * (size_t)out.width * out.height);
+    image_resample(out.rgb, p, (ImageBox){0, 0, p->width, p->height}, 0, 0, &across, &down, out.width, out.height);
+    image_taps_free(&across);
+    image_taps_free(&down);
+    image_free(p);
+    *p = out;
+}
+
 /* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [height, width, 3].
  */
 static inline void image_prepare(uint8_t *out, const Image *p, ImageSize size) {

@@ -34,6 +34,7 @@ typedef struct {
     CdmColouring colouring;
     char *formula;  // the text that the tokens point into
     char *problem;  // why nothing is drawn; NULL: it is
+    bool stopped;   // a limit has ended TeX
     int width, height, count;
     CdmBox *boxes;  // [count], in the order of the tokens
 } CdmDrawing;
@@ -103,6 +104,7 @@ static inline int cdm_draw(CdmDrawing *d, Renderer *r, const char *formula, size
         cdm_drawing_free(d);
         return -1;
     }
+    d->stopped = c.stopped;
     if (!c.pdf) {
         d->problem = xstrdup(c.problem ? c.problem : "nothing was compiled");
     } else if (render_hard(r, &c, CDM_DPI, &image, &why)) {

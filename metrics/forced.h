@@ -24,6 +24,7 @@ typedef struct {
     LogitsResult logits;
     int64_t samples;
     double seconds;
+    double forward_seconds, figures_seconds;  // of these: for the logits, hidden layers included; for their metrics
 } ForcedResult;
 
 static inline void die_not_finite(const Model *m) {
@@ -90,9 +91,12 @@ static inline void forced_measure(ForcedResult *result, const ForcedOptions *opt
     if (options->logits_file) logits_file_open(&file, options->logits_file, pass.total, max_tokens, m->c.lm.vocab);
     progress_begin(&progress, "measuring", 0, pass.total);
     while ((batch = dataset_pass_next(&pass, &B))) {
+        const double begin = seconds_now();
         if (teacher) model_forward(teacher, batch->pixels[batch->size_count - 1], batch->ids, B, batch->T);
         TeacherOutput q = {.hidden = teacher ? teacher->hidden : NULL};
         model_forward(m, batch->pixels[0], batch->ids, B, batch->T);
+        m->op->sync();
+        result->forward_seconds += seconds_now() - begin;
         objective_run(&objective, m, &q, (LossScale){0, 0});
         const LogitsBatch texts = {batch->ids, batch->samples, B, batch->T};
         if (logits_measure(&meter, &result->logits, &texts, m->hidden, q.hidden, m->labels, m->n, &fault))
@@ -110,6 +114,8 @@ static inline void forced_measure(ForcedResult *result, const ForcedOptions *opt
         warn("%lld of the %lld images are blank in the model's size, or nearly so; the first is that of sample %lld",
              (long long)blank, (long long)result->samples, (long long)first_blank);
     if (options->logits_file) logits_file_close(&file);
+    result->forward_seconds += meter.seconds[0];
+    result->figures_seconds = meter.seconds[1];
     dataset_pass_close(&pass);
     logits_close(&meter);
     objective_close(&objective);

@@ -11,9 +11,11 @@
 #include "programs.h"
 
 typedef struct {
-    int batch;          // images at a time
-    int64_t samples;    // only the first; 0: all
-    const char *texts;  // folder, or NULL: programs are written there as NUMBER.tex, references as NUMBER.ref.tex
+    int batch;        // images at a time
+    int64_t samples;  // only the first; 0: all
+    const char
+        *texts;  // folder, or NULL: programs are written there as NUMBER.tex, references as NUMBER.ref.tex, with
+                 // the samples' numbers in the dataset, as in the report
 } GreedyOptions;
 
 typedef struct {
@@ -47,7 +49,7 @@ static inline void greedy_write(const GreedyOptions *o, int64_t number, const ch
     free(path);
 }
 
-/* Compares a program with the reference [n] of a sample; number: its place in the pass. */
+/* Compares a program with the reference [n] of the sample of this number. */
 static inline void greedy_compare(GreedyResult *result, const GreedyOptions *o, const Tokenizer *t,
                                   const char *program, size_t bytes, const int *ids, int n, int64_t number) {
     char *reference;
@@ -67,9 +69,9 @@ static inline bool greedy_have(const GreedyResult *result, const Batch *batch, i
 }
 
 /* Compares the programs of a batch of B images with the references, and keeps those that are new. mine: what was generated;
- * NULL: the programs of an earlier run are taken. first: samples of the pass before the batch. */
+ * NULL: the programs of an earlier run are taken. */
 static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, const Model *m, const Batch *batch,
-                                 const GreedyBatch *mine, int B, int64_t first) {
+                                 const GreedyBatch *mine, int B) {
     Error err;
     for (int b = 0; b < B; b++) {
         const int *ids = batch->ids + (size_t)b * batch->T;
@@ -82,7 +84,7 @@ static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, c
                              &bytes);
             result->tokens += mine->lengths[b] + 1;
         }
-        greedy_compare(result, o, &m->tokenizer, text, bytes, ids, n, first + b);
+        greedy_compare(result, o, &m->tokenizer, text, bytes, ids, n, batch->samples[b]);
         if (mine && result->programs.texts)
             die_if(programs_add(&result->programs, batch->samples[b], text, bytes, &err), &err);
         else if (mine)
@@ -113,7 +115,7 @@ static inline void greedy_measure(GreedyResult *result, const GreedyOptions *o, 
             generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
             generator_run(&generator, mine.streams, max_tokens, greedy_token, &mine);
         }
-        greedy_finish(result, o, m, batch, have ? NULL : &mine, B, pass.seen - B);
+        greedy_finish(result, o, m, batch, have ? NULL : &mine, B);
         progress_update(&progress, pass.seen, "%.1f %% exact", 100 * (double)result->exact / (double)pass.seen);
     }
     progress_end(&progress);

@@ -1,4 +1,4 @@
-/* Sums of the figures of all positions (metrics/position.h), kept for each sample, so that a paired bootstrap over the
+/* Sums of the figures of all positions (kernels/figures.h), kept for each sample, so that a paired bootstrap over the
  * samples can form every mean again. Logits exist for one chunk of positions at a time.
  *
  * Means are over the positions of the text that have a label, each with the same weight; image and padding positions have
@@ -7,12 +7,10 @@
 #ifndef METRICS_LOGITS_H
 #define METRICS_LOGITS_H
 
+#include "../lib/clock.h"
 #include "../loss.cuh"
 #include "moments.h"
-#include "position.h"
 #include "reliability.h"
-
-#include <omp.h>
 
 /* Sums over positions; the teacher's are 0 without one. */
 enum { ENTROPY_BINS = 20 };
@@ -41,7 +39,7 @@ static inline void logits_result_free(LogitsResult *r) {
     *r = (LogitsResult){0};
 }
 
-static inline void logits_sums_add(LogitsSums *s, const Position *p, bool teacher) {
+static inline void logits_sums_add(LogitsSums *s, const LogitsFigures *p, bool teacher) {
     const double *value = p->value, *side = value + FIGURE_TEACHER;
     s->positions++;
     for (int i = 0; i < FIGURES; i++) s->figure[i] += value[i];
@@ -77,18 +75,17 @@ enum {
     LOGITS_ROWS = 4096      // positions in a chunk, at most
 };
 
-/* Heads, and memory for the logits of a chunk of positions. */
+/* Heads, and memory for the logits of a chunk of positions. The logits stay on the device; the figures come from there. */
 typedef struct {
     const Ops *op;
     const Param *head[2];  // the student's, the teacher's or NULL
     int V[2];              // their rows; 0 without a teacher
     double temperature;
-    int rows;  // of a chunk
-    float *device[2],
-        *host[2];              // [rows, V] of the student, the teacher; where the host can read the device, the same
-    Position *positions;       // [rows]
-    PositionScratch *scratch;  // [threads]
-    int threads;
+    int rows;                        // of a chunk
+    float *logits[2];                // [rows, V] of the student, the teacher; on the device
+    int *labels;                     // [rows], on the device
+    LogitsFigures *there, *figures;  // [rows], on the device and here
+    double seconds[2];               // for the logits; for their figures
 } LogitsMeter;
 
 /* The first position whose logits are not finite. */
@@ -98,62 +95,51 @@ typedef struct {
     int position;  // token of its text, from 0
 } LogitsFault;
 
+static inline void *logits_alloc(const LogitsMeter *l, size_t bytes) {
+    void *p = bytes ? l->op->alloc(bytes) : NULL;
+    if (bytes && !p) die("cannot allocate the logits of %d positions", l->rows);
+    return p;
+}
+
 static inline void logits_open(LogitsMeter *l, const Ops *op, const Param *student, const Param *teacher,
                                double temperature) {
     *l = (LogitsMeter){.op = op,
                        .head = {student, teacher},
                        .V = {student->rows, teacher ? teacher->rows : 0},
-                       .temperature = temperature,
-                       .threads = omp_get_max_threads()};
+                       .temperature = temperature};
     const size_t most = ((size_t)LOGITS_MEGABYTES << 20) / ((size_t)(l->V[0] + l->V[1]) * sizeof(float));
     l->rows = most > LOGITS_ROWS ? LOGITS_ROWS : most < 1 ? 1 : (int)most;
-    for (int i = 0; i < 2; i++) {
-        const size_t bytes = (size_t)l->rows * (size_t)l->V[i] * sizeof(float);
-        if (!bytes) continue;
-        l->device[i] = (float *)op->alloc(bytes);
-        if (!l->device[i]) die("cannot allocate the logits of %d positions", l->rows);
-        l->host[i] = op->host_memory ? l->device[i] : (float *)xmalloc(bytes);
-    }
-    l->positions = (Position *)xmalloc((size_t)l->rows * sizeof *l->positions);
-    l->scratch = (PositionScratch *)xcalloc((size_t)l->threads, sizeof *l->scratch);
-    for (int i = 0; i < l->threads; i++) position_scratch_open(&l->scratch[i], l->V[0], l->V[1]);
+    const size_t rows = (size_t)l->rows;
+    for (int i = 0; i < 2; i++) l->logits[i] = (float *)logits_alloc(l, rows * (size_t)l->V[i] * sizeof(float));
+    l->labels = (int *)logits_alloc(l, rows * sizeof *l->labels);
+    l->there = (LogitsFigures *)logits_alloc(l, rows * sizeof *l->there);
+    l->figures = (LogitsFigures *)xmalloc(rows * sizeof *l->figures);
 }
 
 static inline void logits_close(LogitsMeter *l) {
-    for (int i = 0; i < 2; i++) {
-        if (l->host[i] != l->device[i]) free(l->host[i]);
-        if (l->device[i]) l->op->release(l->device[i]);
-    }
-    for (int i = 0; i < l->threads; i++) position_scratch_close(&l->scratch[i]);
-    free(l->scratch);
-    free(l->positions);
+    void *const device[] = {l->logits[0], l->logits[1], l->labels, l->there};
+    for (int i = 0; i < 4; i++)
+        if (device[i]) l->op->release(device[i]);
+    free(l->figures);
     *l = (LogitsMeter){0};
 }
 
-/* The figures of n positions, of which l->host has the logits; the threads share them. */
-static inline void logits_figures(LogitsMeter *l, const int *labels, int n) {
-    const size_t Vs = (size_t)l->V[0], Vt = (size_t)l->V[1];
-#pragma omp parallel for schedule(dynamic) num_threads(l->threads)
-    for (int i = 0; i < n; i++) {
-        const PositionLogits logits = {.s = l->host[0] + (size_t)i * Vs,
-                                       .t = Vt ? l->host[1] + (size_t)i * Vt : NULL,
-                                       .Vs = (int)Vs,
-                                       .Vt = (int)Vt,
-                                       .label = labels[i],
-                                       .temperature = l->temperature};
-        position_figures(&l->positions[i], &logits, &l->scratch[omp_get_thread_num()]);
-    }
-}
-
-/* The logits of n positions from hidden states [n, W] on the device, the student's and the teacher's. */
-static inline void logits_chunk(LogitsMeter *l, const floatX *student, const floatX *teacher, int n) {
+/* The figures of n positions with these labels, from hidden states [n, W] on the device, the student's and the teacher's. */
+static inline void logits_chunk(LogitsMeter *l, const floatX *student, const floatX *teacher, const int *labels,
+                                int n) {
     const floatX *hidden[2] = {student, teacher};
+    const size_t bytes = (size_t)n * sizeof *l->figures;
+    double start = seconds_now();
     for (int i = 0; i < 2; i++)
-        if (l->V[i]) linear_logits(l->op, l->device[i], hidden[i], l->head[i], n);
+        if (l->V[i]) linear_logits(l->op, l->logits[i], hidden[i], l->head[i], n);
     l->op->sync();
-    for (int i = 0; i < 2; i++)
-        if (l->host[i] != l->device[i])
-            l->op->download(l->host[i], l->device[i], (size_t)n * (size_t)l->V[i] * sizeof(float));
+    l->seconds[0] += seconds_now() - start;
+    start = seconds_now();
+    l->op->upload(l->labels, labels, (size_t)n * sizeof *labels);
+    l->op->logits_figures(l->there, l->logits[0], l->logits[1], l->labels, l->temperature, (size_t)n, l->V[0],
+                          l->V[1]);
+    l->op->download(l->figures, l->there, bytes);
+    l->seconds[1] += seconds_now() - start;
 }
 
 /* Which positions of a batch have a label. */
@@ -177,12 +163,12 @@ static inline int logits_measure(LogitsMeter *l, LogitsResult *result, const Log
                 done += chunk, at = 0;
                 chunk = n - done < l->rows ? n - done : l->rows;
                 logits_chunk(l, student + (size_t)done * (size_t)l->head[0]->cols,
-                             teacher ? teacher + (size_t)done * (size_t)l->head[1]->cols : NULL, chunk);
-                logits_figures(l, labels + done, chunk);
+                             teacher ? teacher + (size_t)done * (size_t)l->head[1]->cols : NULL, labels + done,
+                             chunk);
             }
-            const Position *p = &l->positions[at++];
-            if (p->state != POSITION_GOOD) {
-                *fault = (LogitsFault){p->state == POSITION_BAD_TEACHER, batch->samples[b], t};
+            const LogitsFigures *p = &l->figures[at++];
+            if (p->state != FIGURES_GOOD) {
+                *fault = (LogitsFault){p->state == FIGURES_BAD_TEACHER, batch->samples[b], t};
                 return -1;
             }
             logits_sums_add(sums, p, l->V[1] > 0);

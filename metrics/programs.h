@@ -44,22 +44,18 @@ static inline size_t programs_read(ProgramStore *s, const uint8_t *data, size_t 
 
 /* Opens the store for `count` samples, with the programs that PATH has from an earlier run. path NULL: in memory. */
 static inline int programs_open(ProgramStore *s, const char *path, int64_t count, Error *err) {
-    struct stat file;
+    uint8_t *data;
+    size_t size;
     *s = (ProgramStore){.texts = (char **)xcalloc((size_t)count + 1, sizeof(char *)),
                         .lengths = (size_t *)xcalloc((size_t)count + 1, sizeof(size_t)),
                         .count = count};
     if (!path) return 0;
-    MappedFile f;
-    size_t good = 0;
-    if (stat(path, &file) == 0 && file.st_size > 0) {
-        if (file_map(&f, path, err)) return -1;
-        good = programs_read(s, f.data, f.size);
-        file_unmap(&f);
-        if (truncate(path, (off_t)good)) return error_set(err, "cannot write %s: %s", path, strerror(errno));
-    }
+    s->file = file_open_kept(path, &data, &size, err);
+    if (!s->file) return -1;
     s->path = xstrdup(path);
-    s->file = fopen(path, "a");
-    return s->file ? 0 : error_set(err, "cannot write %s: %s", path, strerror(errno));
+    const size_t good = size ? programs_read(s, data, size) : 0;
+    free(data);
+    return file_cut(s->file, path, good, err);
 }
 
 /* Adds a program; the store takes the text, allocated and ended with NUL, over. */

@@ -15,7 +15,11 @@ typedef struct {
     int which;                // given to `compute`
 } Figure;
 
-enum { REPORT_LEAST_SAMPLES = 20 };  // intervals of fewer are much too narrow
+enum {
+    REPORT_LEAST_SAMPLES = 20,    // intervals of fewer are much too narrow
+    REPORT_PROGRAM_BYTES = 8000,  // shown of a program
+    REPORT_IMAGE_SIDE = 640       // pixels of an image in the page, at most
+};
 
 typedef struct {
     const char *input, *reference;  // what the model sees, as PNG file in the report's folder; the reference program
@@ -51,6 +55,16 @@ typedef struct {
     const char *const *notes;     // sentences about what was left out
     int note_count;
 } Report;
+
+/* What the report shows of a program: the whole, or where it is long its beginning and how much is left out, so that the page
+ * stays readable whatever a model writes. Allocated. */
+static inline char *report_shown(const char *program) {
+    const size_t bytes = strlen(program);
+    size_t shown = REPORT_PROGRAM_BYTES;
+    if (bytes <= shown) return xstrdup(program);
+    while (shown > 0 && ((uint8_t)program[shown] & 0xc0) == 0x80) shown--;  // not inside a character
+    return format_string("%.*s\n... (%zu more bytes)", (int)shown, program, bytes - shown);
+}
 
 /* The figure of a model. */
 static inline double report_value(const Report *r, int model, int figure) {

@@ -2,6 +2,7 @@
 #ifndef METRICS_REPORT_PAGE_H
 #define METRICS_REPORT_PAGE_H
 
+#include "../lib/image_prepare.h"
 #include "report_data.h"
 #include "report_style.h"
 #include "text_diff.h"
@@ -195,12 +196,13 @@ static const char page_examples_note[] = "<p>The worst are those of the last mod
                                          "has and the model lacks is struck out, and what "
                                          "the model adds is marked.</p>\n";
 
-/* Puts a PNG file of the report's folder into the page. */
+/* Puts a PNG file of the report's folder into the page, not larger than a page needs. */
 static inline int page_image(FILE *f, const char *folder, const char *file, const char *alt, Error *err) {
     char *path = format_string("%s/%s", folder, file);
     Image p;
     const int bad = image_load(&p, path, err);
     if (!bad) {
+        image_shrink(&p, REPORT_IMAGE_SIDE);
         html_image(f, &p, alt);
         image_free(&p);
     }
@@ -226,12 +228,15 @@ static inline int page_output(FILE *f, const char *folder, const ReportModel *m,
         html_text(f, out->remark);
         fputs("</p>\n", f);
     }
-    diff_open(&mine, &reference, out->program, s->reference);
+    char *texts[] = {report_shown(out->program), report_shown(s->reference)};
+    diff_open(&mine, &reference, texts[0], texts[1]);
     fputs("<pre>", f);
     diff_write_both(f, &mine, &reference);
     fputs("</pre>\n</div>\n", f);
     diff_close(&mine);
     diff_close(&reference);
+    free(texts[0]);
+    free(texts[1]);
     return bad;
 }
 
@@ -242,8 +247,10 @@ static inline int page_example(FILE *f, const Report *r, const char *folder, int
             "reference</h4>\n",
             (long long)s->sample);
     int bad = page_image(f, folder, s->input, "The input image", err);
+    char *reference = report_shown(s->reference);
     fputs("<pre>", f);
-    html_text(f, s->reference);
+    html_text(f, reference);
+    free(reference);
     fputs("</pre>\n</div>\n", f);
     for (int k = 0; k < r->model_count && !bad; k++)
         if (r->models[k].outputs) bad = page_output(f, folder, &r->models[k], s, &r->models[k].outputs[i], err);

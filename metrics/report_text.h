@@ -62,10 +62,16 @@ static inline void markdown_code(FILE *f, const char *language, const char *text
     fputs("\n\n", f);
 }
 
+static inline void markdown_program(FILE *f, const char *program) {
+    char *shown = report_shown(program);
+    markdown_code(f, "tex", shown);
+    free(shown);
+}
+
 static inline void markdown_example(FILE *f, const Report *r, int64_t i) {
     const ReportSample *s = &r->samples[i];
     fprintf(f, "### Sample %lld\n\n![The input image](%s)\n\n", (long long)s->sample, s->input);
-    markdown_code(f, "tex", s->reference);
+    markdown_program(f, s->reference);
     for (int k = 0; k < r->model_count; k++) {
         if (!r->models[k].outputs) continue;
         const ReportOutput *out = &r->models[k].outputs[i];
@@ -77,7 +83,7 @@ static inline void markdown_example(FILE *f, const Report *r, int64_t i) {
         if (out->drawing) fprintf(f, "![What the program draws](%s)", out->drawing);
         if (out->difference) fprintf(f, " ![Where the drawing differs from the input](%s)", out->difference);
         if (out->drawing) fputs("\n\n", f);
-        markdown_code(f, "tex", out->program);
+        markdown_program(f, out->program);
     }
 }
 

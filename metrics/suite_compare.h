@@ -29,7 +29,7 @@ typedef struct {
     const Tokenizer *tokenizer;
     TextKind kind;
     int jobs;
-    bool resume;              // take the drawings that the folder has
+    bool resume;              // take the drawings, and other results that take long, which the folder has
     FeatureEncoder *encoder;  // for self-similarity and KID, or NULL
 } SuiteOptions;
 
@@ -81,73 +81,59 @@ static inline char *suite_text_of(const Dataset *d, const Tokenizer *t, uint64_t
     return text;
 }
 
-static inline void suite_compare_texts(Suite *s) {
+/* Counts the n-grams of the training texts. -1: the user has interrupted. */
+static inline int suite_train(const Suite *s, TextSuite *texts, Error *err) {
     const SuiteOptions *o = s->o;
-    TextSuite texts;
-    TextPair *pairs = (TextPair *)xcalloc((size_t)s->n + 1, sizeof *pairs);
-    text_suite_begin(&texts, o->kind, 500);
-    for (uint64_t i = 0; o->training && i < o->training->count; i++) {
-        Error err;
+    Progress progress;
+    if (!o->training) return 0;
+    progress_begin(&progress, "reading training texts", 0, (int64_t)o->training->count);
+    uint64_t i = 0;
+    for (; i < o->training->count && !interrupted(); i++) {
         const Sample sample = dataset_sample(o->training, i);
-        die_if(dataset_check_sample(&sample, o->tokenizer->count, &err), &err);
+        die_if(dataset_check_sample(&sample, o->tokenizer->count, err), err);
         char *text = suite_text_of(o->training, o->tokenizer, i);
-        text_suite_train(&texts, text, strlen(text));
+        text_suite_train(texts, text, strlen(text));
         free(text);
+        progress_update(&progress, (int64_t)i + 1, NULL);
     }
-    for (int k = 0; k < s->model_count; k++) {
-        for (int i = 0; i < s->n; i++) {
-            const char *program = suite_program(s, k, i);
-            pairs[i] = (TextPair){s->references[i], program, strlen(s->references[i]), suite_length(s, k, i)};
-        }
-        text_suite_measure(&texts, pairs, (size_t)s->n, s->computed[k].texts);
-    }
-    text_suite_end(&texts);
-    free(pairs);
+    progress_end(&progress);
+    return i < o->training->count ? error_set(err, "interrupted") : 0;
 }
 
-/* ---- drawings ---- */
-
-/* Matches the symbols of formula i with those of its reference, for all models. */
-static inline int suite_match(Suite *s, Renderer *r, int i, Error *err) {
-    CdmDrawing reference, mine;
-    int bad = cdm_draw(&reference, r, s->references[i], strlen(s->references[i]), err);
-    for (int k = 0; k < s->model_count && !bad; k++) {
-        const char *program = suite_program(s, k, i);
-        bad = cdm_draw(&mine, r, program, suite_length(s, k, i), err);
-        if (!bad) s->computed[k].cdm[i] = cdm_score(&reference, &mine);
-        if (!bad) cdm_drawing_free(&mine);
+/* Compares a model's programs with the references, some at a time. `progress` counts the programs of all models. */
+static inline int suite_compare_model(const Suite *s, TextSuite *texts, int model, Progress *progress, Error *err) {
+    enum { AT_ONCE = 512 };
+    TextPair pairs[AT_ONCE];
+    for (int begin = 0; begin < s->n; begin += AT_ONCE) {
+        const int count = s->n - begin < AT_ONCE ? s->n - begin : AT_ONCE;
+        if (interrupted()) return error_set(err, "interrupted");
+        for (int k = 0; k < count; k++) {
+            const int i = begin + k;
+            pairs[k] = (TextPair){s->references[i], suite_program(s, model, i), strlen(s->references[i]),
+                                  suite_length(s, model, i)};
+        }
+        text_suite_measure(texts, pairs, (size_t)count, s->computed[model].texts + begin);
+        progress_update(progress, (int64_t)model * s->n + begin + count, NULL);
     }
-    if (!bad) cdm_drawing_free(&reference);
+    return 0;
+}
+
+/* Compares all programs as texts. -1 with *err filled: the user has interrupted. */
+static inline int suite_compare_texts(Suite *s, Error *err) {
+    TextSuite texts;
+    Progress progress;
+    text_suite_begin(&texts, s->o->kind, 500);
+    int bad = suite_train(s, &texts, err);
+    if (!bad) {
+        progress_begin(&progress, "comparing texts", 0, (int64_t)s->model_count * s->n);
+        for (int k = 0; k < s->model_count && !bad; k++) bad = suite_compare_model(s, &texts, k, &progress, err);
+        progress_end(&progress);
+    }
+    text_suite_end(&texts);
     return bad;
 }
 
-static inline int suite_match_symbols(Suite *s, Error *err) {
-    Renderer r;
-    Progress progress;
-    int failed = 0, done = 0;
-    if (renderer_open(&r, &(RenderOptions){.cancelled = interrupted}, err)) return -1;
-    progress_begin(&progress, "matching symbols", 0, s->n);
-#pragma omp parallel for schedule(dynamic) num_threads(s->o->jobs)
-    for (int i = 0; i < s->n; i++) {
-        Error why;
-        int skip;
-#pragma omp atomic read
-        skip = failed;
-        const int bad = skip ? 0 : suite_match(s, &r, i, &why);
-#pragma omp critical(suite_symbols)
-        {
-            if (bad && !failed) *err = why;
-            if (bad) {
-#pragma omp atomic write
-                failed = 1;
-            }
-            progress_update(&progress, ++done, NULL);
-        }
-    }
-    progress_end(&progress);
-    renderer_close(&r);
-    return failed ? -1 : 0;
-}
+/* ---- drawings ---- */
 
 /* Notes how many samples have no scores of drawings. */
 static inline void suite_note_references(Suite *s) {
@@ -191,7 +177,6 @@ static inline int suite_draw(Suite *s, Error *err) {
         renderer_close(&found);
         bad = make_folder(folder, err);
         if (!bad) bad = drawings_make(s->drawings, (s->model_count + 1) * s->n, &o, err);
-        if (!bad && s->symbols) bad = suite_match_symbols(s, err);
         suite_note_references(s);
     } else {
         warn("the drawings are left out: %s", why.text);
@@ -212,97 +197,6 @@ static inline int suite_load(const Suite *s, const DrawnProgram *p, Image *image
     const int bad = image_load(image, path, err);
     free(path);
     return bad;
-}
-
-/* The scores of a model's drawing of sample i; false: the reference has none. */
-static inline bool suite_score(const Suite *s, int model, int i, ImageScores *scores) {
-    const DrawnProgram *mine = &s->computed[model].drawn[i], *reference = &s->drawings[i];
-    Image a, b;
-    Error err;
-    if (reference->verdict >= DRAWN_NOT) return false;
-    if (suite_load(s, reference, &a, &err)) die("%s", err.text);
-    if (suite_load(s, mine, &b, &err)) die("%s", err.text);
-    if (image_scores(scores, &a, &b, SUITE_SIZE, &err)) die("%s", err.text);
-    image_free(&a);
-    image_free(&b);
-    return true;
-}
-
-/* ---- features ---- */
-
-/* The features of what a program draws, and their mean over the patches. */
-static inline void suite_encode(const Suite *s, const DrawnProgram *p, double *features, double *mean) {
-    FeatureEncoder *e = s->o->encoder;
-    Image image;
-    Error err;
-    if (suite_load(s, p, &image, &err)) die("%s", err.text);
-    feature_encode(e, &image, features);
-    similarity_pool(mean, features, e->P, e->C);
-    image_free(&image);
-}
-
-/* Encodes all drawings: self-similarity of each to its reference, and each model's distance from the references. */
-static inline void suite_encode_all(Suite *s) {
-    FeatureEncoder *e = s->o->encoder;
-    const size_t C = (size_t)e->C, PC = (size_t)e->P * C;
-    const int sets = s->model_count + 1;  // the references' means, then each model's
-    double *features = (double *)xmalloc(2 * PC * sizeof(double)), *mine = features + PC;
-    double *means = (double *)xmalloc((size_t)sets * (size_t)s->n * C * sizeof(double));
-    Progress progress;
-    Error err;
-    int count = 0;  // samples whose reference is drawn
-    progress_begin(&progress, "encoding", 0, s->n);
-    for (int i = 0; i < s->n; i++) {
-        if (s->drawings[i].verdict >= DRAWN_NOT) continue;
-        suite_encode(s, &s->drawings[i], features, means + (size_t)count * C);
-        for (int k = 0; k < s->model_count; k++) {
-            double *set = means + (size_t)(k + 1) * (size_t)s->n * C, *similar = s->computed[k].similar[i];
-            suite_encode(s, &s->computed[k].drawn[i], mine, set + (size_t)count * C);
-            similar[0] = similarity_features(SIMILARITY_MEAN, features, mine, e->P, e->C);
-            similar[1] = similarity_features(SIMILARITY_EMD, features, mine, e->P, e->C);
-        }
-        count++;
-        progress_update(&progress, i + 1, NULL);
-    }
-    progress_end(&progress);
-    if (count < KID_SUBSET_SIZE)
-        s->notes[s->note_count++] = "KID is of all drawings, since there are fewer than 50; it is then too low.";
-    for (int k = 0; k < s->model_count; k++) {
-        const double *set = means + (size_t)(k + 1) * (size_t)s->n * C;
-        Kid distance = {0};
-        s->computed[k].kid = (Interval){NAN, NAN, NAN};
-        if (kid(&distance, means, count, set, count, e->C, SUITE_SEED, &err)) continue;
-        s->computed[k].kid = (Interval){1000 * distance.mean, 1000 * (distance.mean - distance.deviation),
-                                        1000 * (distance.mean + distance.deviation)};
-    }
-    free(features);
-    free(means);
-}
-
-/* ---- sums ---- */
-
-/* Fills in the sums and the outputs of a model. */
-static inline void suite_sum(Suite *s, int model) {
-    SuiteComputed *c = &s->computed[model];
-    const LogitsResult *logits = s->models[model].logits;
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < s->n; i++) {
-        ImageScores scores;
-        const TextSample *text = &c->texts[i];
-        c->sums[i].logits = logits->samples[i];
-        c->sums[i].text = text_sums_of(text);
-        c->outputs[i] =
-            (ReportOutput){.program = suite_program(s, model, i), .score = -text_mean_part(TEXT_CER, text)};
-        if (!s->drawn) continue;
-        image_scores_none(&scores);
-        const bool scored = suite_score(s, model, i, &scores);
-        if (scored && s->o->encoder) scores.self_mean = c->similar[i][0], scores.self_emd = c->similar[i][1];
-        if (scored && s->symbols) scores.cdm_f1 = c->cdm[i].f1, scores.cdm_perfect = c->cdm[i].perfect;
-        c->sums[i].image = suite_image(c->drawn[i].verdict, &scores);
-        c->outputs[i].remark = c->drawn[i].error;
-        c->outputs[i].compiled = true;
-        c->outputs[i].score = scored ? scores.ink : INFINITY;
-    }
 }
 
 #endif

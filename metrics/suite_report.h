@@ -12,7 +12,10 @@
 #include "report_page.h"
 #include "report_text.h"
 #include "suite_compare.h"
+#include "suite_features.h"
 #include "suite_figures.h"
+#include "suite_sums.h"
+#include "suite_symbols.h"
 
 enum { SUITE_EXAMPLES = 20 };
 
@@ -236,10 +239,11 @@ static inline int suite_report(const SuiteOptions *o, const SuiteModel *models, 
                 "were measured on other samples",
                 models[0].path, models[k].path);
     suite_open(&s, o, models, count);
-    suite_compare_texts(&s);
-    int bad = suite_draw(&s, err);
-    if (!bad && s.drawn && o->encoder) suite_encode_all(&s);
-    for (int k = 0; k < count && !bad; k++) suite_sum(&s, k);
+    int bad = suite_compare_texts(&s, err);
+    if (!bad) bad = suite_draw(&s, err);
+    if (!bad && s.symbols) bad = suite_match_symbols(&s, err);
+    if (!bad && s.drawn && o->encoder) bad = suite_encode_all(&s, err);
+    if (!bad) bad = suite_sum(&s, err);
     if (!bad && interrupted()) bad = -1;
     if (!bad) bad = suite_finish(&s, err);
     if (bad && interrupted()) error_set(err, "interrupted; the same command with --resume goes on");

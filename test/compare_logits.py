@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares the metrics of the logits (metrics/position.h, metrics/logits.h) with SciPy, NumPy and torchmetrics.
+"""Compares the metrics of the logits (kernels/figures.h, metrics/logits.h) with SciPy, NumPy and torchmetrics.
 
     test/compare_logits.py BUILD        BUILD: a folder with test_logits_metrics and eval
 

@@ -103,6 +103,25 @@ static void test_own_names(void) {
     free(target);
 }
 
+/* A process that ends leaves none of its partial files, however many it was writing. */
+static void test_many_partial(void) {
+    enum { MANY = 40 };
+    int status = 0;
+    fflush(stdout);
+    const pid_t child = fork();
+    for (int i = 0; i < MANY && child >= 0; i++) {
+        char *path = format_string("%s-%d", sample_path("many"), i), *partial = format_string("%s.partial", path);
+        static AtomicFile files[MANY];
+        Error err;
+        if (child == 0 && (atomic_open(&files[i], path, &err) || !file_exists(partial))) _exit(9);
+        if (child == 0 && i == MANY - 1) files_abandon(), _exit(0);
+        if (child > 0 && i == 0) CHECK(waitpid(child, &status, 0) == child && status == 0);
+        if (child > 0) CHECK(!file_exists(partial) && !file_exists(path));
+        free(path);
+        free(partial);
+    }
+}
+
 static void test_atomic(void) {
     Error err;
     AtomicFile a, b;
@@ -1034,6 +1053,7 @@ int main(int argc, char **argv) {
     test_map();
     test_cut_map();
     test_own_names();
+    test_many_partial();
     test_atomic();
     test_atomic_full();
     test_folders();

@@ -699,6 +699,10 @@ evaluating() {
     succeeds "$eval" --model short/student.safetensors --model teacher.safetensors --teacher teacher.safetensors \
         --data val.bin --no-greedy
     check "two models with different room for text" [ "$(wc -l <out)" = 3 ]
+    succeeds "$eval" --model short/student.safetensors --data val.bin --texts few
+    check "--texts: a short model leaves samples out" [ "$(ls few | wc -l)" -lt "$(ls texts | wc -l)" ]
+    check "... and the others have their numbers in the data" eval \
+        '[ -z "$(for i in few/*.ref.tex; do same "$i" "texts/${i#few/}" || echo "$i"; done)" ]'
     refuses 2 "--texts" "$eval" --model teacher.safetensors --model teacher.safetensors --data val.bin --texts none
     refuses 2 "--texts" "$eval" --model teacher.safetensors --data val.bin --texts none --no-greedy
     check "refused options leave no folder" [ ! -e none ]

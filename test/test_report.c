@@ -10,6 +10,7 @@
 #include "../metrics/programs.h"
 #include "../metrics/report_page.h"
 #include "../metrics/report_text.h"
+#include "../metrics/results.h"
 
 /* ---- resampling ---- */
 
@@ -132,7 +133,18 @@ static void test_narrow(void) {
     free(text);
 }
 
-/* ---- programs of an earlier run ---- */
+/* ---- programs and results of an earlier run ---- */
+
+static bool contains(const char *folder, const char *file, const char *part) {
+    char *path = format_string("%s/%s", folder, file);
+    Error err;
+    MappedFile f;
+    CHECK_OK(file_map(&f, path, &err), err);
+    const bool found = memmem(f.data, f.size, part, strlen(part)) != NULL;
+    file_unmap(&f);
+    free(path);
+    return found;
+}
 
 /* Programs with line ends and zero bytes come back; a file that is empty or cut gives what is whole in it. */
 static void test_programs(void) {
@@ -155,6 +167,55 @@ static void test_programs(void) {
         CHECK_OK(programs_open(&s, path, 3, &err), err);
         CHECK(s.texts[1] && !strcmp(s.texts[1], "new") && (cut || s.lengths[0] == 4));
         programs_close(&s);
+    }
+    free(path);
+}
+
+/* What is not the program's own file is not written to. */
+static void test_links(void) {
+    char *path = format_string("%s/linked", samples_folder), *target = format_string("%s/precious", samples_folder);
+    Error err;
+    ProgramStore programs;
+    ResultStore results;
+    CHECK_OK(file_write(target, "9 9\nprecious", 12, &err), err);
+    CHECK(symlink("precious", path) == 0);
+    CHECK(programs_open(&programs, path, 3, &err) == -1 && strstr(err.text, "symbolic link"));
+    CHECK(results_open(&results, path, 2, true, &err) == -1 && strstr(err.text, "symbolic link"));
+    CHECK(contains(samples_folder, "precious", "9 9\nprecious"));
+    programs_close(&programs);
+    results_close(&results);
+    CHECK(remove(path) == 0 && mkfifo(path, 0600) == 0);
+    CHECK(programs_open(&programs, path, 3, &err) == -1);
+    programs_close(&programs);
+    remove(path);
+    free(path), free(target);
+}
+
+/* Results come back, in whatever number; a file that is cut or damaged gives those before. */
+static void test_results(void) {
+    enum { MANY = 1000 };
+    char *path = format_string("%s/results", samples_folder);
+    Error err;
+    ResultStore s;
+    double x[2];
+    for (int damage = 0; damage < 4; damage++) {
+        remove(path);
+        CHECK_OK(results_open(&s, path, 2, false, &err), err);
+        for (int i = 0; i < MANY; i++) CHECK_OK(results_add(&s, (uint64_t)i * 64, (double[]){i, NAN}, &err), err);
+        CHECK_OK(results_add(&s, 64, (double[]){-1, -1}, &err), err);  // the first stays
+        CHECK(results_find(&s, 64, x) && x[0] == 1 && isnan(x[1]) && !results_find(&s, 65, x));
+        results_close(&s);
+        const off_t size = MANY * 4 * 8, cut[] = {size, size - 1, 7, 500 * 4 * 8 + 9};
+        FILE *f = damage == 3 ? fopen(path, "r+") : NULL;
+        if (f) CHECK(!fseek(f, (long)cut[3], SEEK_SET) && fputc('x', f) == 'x' && !fclose(f));
+        if (damage < 3) CHECK(truncate(path, cut[damage]) == 0);
+        const int whole[] = {MANY, MANY - 1, 0, 500};
+        for (int resume = 1; resume >= 0; resume--) {
+            CHECK_OK(results_open(&s, path, 2, resume, &err), err);
+            CHECK((int)s.count == (resume ? whole[damage] : 0));
+            for (int i = 0; i < MANY; i++) CHECK(results_find(&s, (uint64_t)i * 64, x) == (i < (int)s.count));
+            results_close(&s);
+        }
     }
     free(path);
 }
@@ -191,17 +252,6 @@ static void test_curve(void) {
 }
 
 /* ---- drawings ---- */
-
-static bool contains(const char *folder, const char *file, const char *part) {
-    char *path = format_string("%s/%s", folder, file);
-    Error err;
-    MappedFile f;
-    CHECK_OK(file_map(&f, path, &err), err);
-    const bool found = memmem(f.data, f.size, part, strlen(part)) != NULL;
-    file_unmap(&f);
-    free(path);
-    return found;
-}
 
 #define FIGURE(body)                                                                    \
     "\\documentclass[tikz]{standalone}\n\\begin{document}\n\\begin{tikzpicture}\n" body \
@@ -268,11 +318,12 @@ static void fill_curve(ChartSeries *s, int count, double from, double scale) {
     *s = (ChartSeries){.x = x, .y = y, .count = count};
 }
 
-static void invent_png(const char *folder, const char *name, int shade) {
+static void invent_png(const char *folder, const char *name, int shade, int width, int height) {
     Error err;
     char *path = format_string("%s/%s", folder, name);
-    Image p = {.width = 40, .height = 30, .rgb = xmalloc(40 * 30 * 3)};
-    memset(p.rgb, shade, 40 * 30 * 3);
+    const size_t bytes = 3 * (size_t)width * (size_t)height;
+    Image p = {.width = width, .height = height, .rgb = xmalloc(bytes)};
+    memset(p.rgb, shade, bytes);
     CHECK_OK(image_save_png(&p, path, &err), err);
     image_free(&p);
     free(path);
@@ -284,9 +335,11 @@ static int write_invented(const char *folder, const char *drawing, Error *err) {
     static ReportModel models[3];
     static const char *const names[] = {"teacher", "student with a <long> name", "baseline"};
     static const char *const notes[] = {"CDM is left out, because no sample is a formula."};
+    static char rambling[20001];
     ReportSample samples[SAMPLES];
     ReportOutput outputs[SAMPLES];
-    invent_png(folder, "input.png", 200), invent_png(folder, "drawing.png", 90);
+    invent_png(folder, "input.png", 200, 1300, 500), invent_png(folder, "drawing.png", 90, 40, 30);
+    memset(rambling, 'y', sizeof rambling - 1);
     for (int i = 0; i < SAMPLES; i++) {
         samples[i] = (ReportSample){"input.png", "\\draw (0,0) -- (1,2);\n\\node {A < B};", i};
         outputs[i] = (ReportOutput){.program = "\\draw (0,0) -- (1,3);\n\\node {A < B};",
@@ -294,6 +347,7 @@ static int write_invented(const char *folder, const char *drawing, Error *err) {
                                     .compiled = true,
                                     .remark = i % 3 ? NULL : "line 3: Undefined control sequence",
                                     .score = i};
+        if (i == 17) outputs[i].program = rambling;
     }
     for (int i = 0; i < 3; i++) {
         Counts *x = samples_of(SAMPLES, 0.5 + 0.15 * i, (uint64_t)i);
@@ -328,6 +382,14 @@ static int write_invented(const char *folder, const char *drawing, Error *err) {
     return bad;
 }
 
+/* A text of n bytes and these. */
+static const char *rambling_at(size_t n, const char *end) {
+    static char text[REPORT_PROGRAM_BYTES + 8];
+    memset(text, 'x', n);
+    strcpy(text + n, end);
+    return text;
+}
+
 static void test_page(void) {
     Error err;
     CHECK_ERROR(write_invented(samples_folder, "missing.png", &err), err, "missing.png");
@@ -340,6 +402,14 @@ static void test_page(void) {
     CHECK(!contains(samples_folder, "index.html", "Never defined") &&
           contains(samples_folder, "report.md", "| Accuracy |"));
     CHECK(contains(samples_folder, "metrics.csv", "accuracy,"));
+    CHECK(contains(samples_folder, "index.html", "<img width=\"640\" height=\"246\"") &&
+          contains(samples_folder, "index.html", "<img width=\"40\" height=\"30\""));
+    CHECK(contains(samples_folder, "index.html", "12000") &&
+          contains(samples_folder, "report.md", "... (12000 more bytes)"));
+    char *shown = report_shown(rambling_at(REPORT_PROGRAM_BYTES - 1, "\xc3\xa4")), *whole = report_shown("\xc3\xa4");
+    CHECK(shown[REPORT_PROGRAM_BYTES - 2] == 'x' && shown[REPORT_PROGRAM_BYTES - 1] == '\n' &&
+          !strcmp(whole, "\xc3\xa4"));
+    free(shown), free(whole);
 }
 
 int main(int argc, char **argv) {
@@ -356,6 +426,8 @@ int main(int argc, char **argv) {
     test_steps();
     test_narrow();
     test_programs();
+    test_links();
+    test_results();
     test_difference();
     test_curve();
     test_drawings();

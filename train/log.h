@@ -3,7 +3,7 @@
 #define TRAIN_LOG_H
 
 #include "../lib/json.h"
-#include "../metrics/report.h"
+#include "../metrics/objective_table.h"
 #include "parallel.h"
 #include "trainer.h"
 

@@ -12,6 +12,7 @@
  * line per failing check, then `N passed, M failed`; the exit status is 1 if any failed. */
 #include "test_kernels_attention.h"
 #include "test_kernels_device.h"
+#include "test_kernels_figures.h"
 #include "test_kernels_input.h"
 #include "test_kernels_layers.h"
 #include "test_kernels_objective.h"
@@ -63,6 +64,7 @@ static const struct {
     {"objective_extremes", test_objective_extremes, 20},
     {"objective_sparse", test_objective_sparse, 80},
     {"objective_sparse_whole", test_objective_sparse_whole, 30},
+    {"figures", test_figures, 32},
     {"entropy_band", test_entropy_band, 20},
     {"cosine", test_cosine, 30},
     {"squared_norm", test_squared_norm, 10},

@@ -6,6 +6,7 @@
 #include "distill.h"
 #include "distill_sparse.h"
 #include "dropout.h"
+#include "figures.h"
 #include "graph.h"
 #include "input.h"
 #include "linear.h"
@@ -77,6 +78,7 @@ const Ops TABLE(KERNEL_SET) = {
     .sample = cpu_sample,
     .distill_rows = cpu_distill_rows,
     .distill_rows_sparse = cpu_distill_rows_sparse,
+    .logits_figures = cpu_logits_figures,
     .entropy_band = cpu_entropy_band,
     .cosine = cpu_cosine,
     .squared_norm = cpu_squared_norm,

@@ -33,8 +33,6 @@ static inline vf matrix_load(const Matrix *x, size_t index, size_t n) {
                               : bf16_load_n((const bf16 *)x->data + index, n);
 }
 
-static inline size_t round_up(size_t n, size_t step) { return div_up(n, step) * step; }
-
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(VECTOR_512) && \
     !defined(PRECISION_FP32)
 #define MICROKERNEL_AMX

@@ -375,6 +375,7 @@ static void *scratch(int slot, size_t bytes) {
 }
 
 static inline size_t div_up(size_t a, size_t b) { return (a + b - 1) / b; }
+static inline size_t round_up(size_t n, size_t step) { return div_up(n, step) * step; }
 static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 

@@ -9,6 +9,7 @@
 #include "distill.cuh"
 #include "distill_sparse.cuh"
 #include "dropout.cuh"
+#include "figures.cuh"
 #include "graph.cuh"
 #include "input.cuh"
 #include "linear.cuh"
@@ -45,8 +46,8 @@ template <int TABLE> static void table_fill(Ops *t) {
     ENTRY(gelu_forward), ENTRY(gelu_backward), ENTRY(swiglu_forward), ENTRY(swiglu_backward);
     ENTRY(residual_forward), ENTRY(dropout), ENTRY(cast_to_x), ENTRY(cast_from_x);
     ENTRY(attention_forward), ENTRY(attention_backward), ENTRY(cache_store), ENTRY(attention_decode);
-    ENTRY(sample), ENTRY(distill_rows), ENTRY(distill_rows_sparse), ENTRY(entropy_band), ENTRY(cosine);
-    ENTRY(squared_norm), ENTRY(adamw);
+    ENTRY(sample), ENTRY(distill_rows), ENTRY(distill_rows_sparse), ENTRY(logits_figures), ENTRY(entropy_band);
+    ENTRY(cosine), ENTRY(squared_norm), ENTRY(adamw);
 #undef ENTRY
 }
 

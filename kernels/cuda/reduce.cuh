@@ -1,5 +1,5 @@
-/* Sums and maxima over a warp and over a block. All lanes or threads get the result, and the order of the additions
- * is fixed by the size of the block, so the same input gives the same bits. */
+/* Sums, running sums and maxima over a warp and over a block. All lanes or threads get the result, and the order of the
+ * additions is fixed by the size of the block, so the same input gives the same bits. */
 #ifndef KERNELS_CUDA_REDUCE_CUH
 #define KERNELS_CUDA_REDUCE_CUH
 
@@ -48,10 +48,29 @@ static __device__ inline float block_max(float v) {
     __shared__ float part[32];
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_max(v);
+    __syncthreads();  // all have read the last call's maxima
     __syncthreads();
     if (lane == 0) part[warp] = v;
     __syncthreads();
     return warp_max(lane < warps ? part[lane] : -INFINITY);
+}
+
+/* The sum of v over the block's threads up to this one, which is included. The loops stay rolled: unrolled, a block
+ * of 1024 threads, which has 64 registers a thread, spills some. */
+static __device__ inline unsigned long long block_running_sum(unsigned long long v) {
+    __shared__ unsigned long long part[32];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+#pragma unroll 1
+    for (int n = 1; n < 32; n *= 2) {
+        const unsigned long long from = __shfl_up_sync(ALL_LANES, v, n);
+        if (lane >= n) v += from;
+    }
+    __syncthreads();  // all have read the last call's sums
+    if (lane == 31) part[warp] = v;
+    __syncthreads();
+#pragma unroll 1
+    for (int w = 0; w < warp; w++) v += part[w];
+    return v;
 }
 
 #endif

@@ -57,24 +57,6 @@ static __device__ __forceinline__ int row_best(const SampleRow &r) {
     return best && ~best ? (int)~(unsigned)best : -1;
 }
 
-/* The sum of v over the block's threads up to this one, which is included. The loops stay rolled: unrolled, a block
- * of 1024 threads, which has 64 registers a thread, spills some. */
-static __device__ inline unsigned long long block_running_sum(unsigned long long v) {
-    __shared__ unsigned long long part[SAMPLE_WARPS];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-#pragma unroll 1
-    for (int n = 1; n < 32; n *= 2) {
-        const unsigned long long from = __shfl_up_sync(ALL_LANES, v, n);
-        if (lane >= n) v += from;
-    }
-    __syncthreads();  // all have read the last call's sums
-    if (lane == 31) part[warp] = v;
-    __syncthreads();
-#pragma unroll 1
-    for (int w = 0; w < warp; w++) v += part[w];
-    return v;
-}
-
 /* One step of a radix select: counts the keys with the higher digits `prefix` (all keys if first) by their digit
  * above `shift`, and finds the last of these bins from which top-k and top-p keep a token. */
 static __device__ inline void tally(SampleFound *found, const SampleRow &r, const Sampling &s, uint64_t prefix,

@@ -1,6 +1,7 @@
-/* One table of metrics, for everything that prints them: the log, the progress notes, eval's table and its JSON. */
-#ifndef METRICS_REPORT_H
-#define METRICS_REPORT_H
+/* The terms of the objective as a table of metrics, for all that prints them: the log, the progress notes, eval's table and its
+ * JSON. The page that eval --report writes is made in report_*.h. */
+#ifndef METRICS_OBJECTIVE_TABLE_H
+#define METRICS_OBJECTIVE_TABLE_H
 
 #include "../lib/json.h"
 #include "../loss.cuh"
