@@ -12,7 +12,7 @@
 
 #include <math.h>
 
-enum { BOOTSTRAP_RESAMPLES = 1000 };
+enum { BOOTSTRAP_RESAMPLES = 1000, BOOTSTRAP_GROUP = 20 };  // the groups have all resamples
 
 /* What is counted of a sample, and how two counts are added. All zeros are the sum of no samples. */
 typedef struct {
@@ -34,6 +34,23 @@ typedef struct {
 /* A figure from the sum of samples, and a number that says which; not a number where it is not defined. */
 typedef double (*BootstrapFigure)(const void *sums, int which);
 
+/* Adds the samples to the sums of BOOTSTRAP_GROUP resamples from number `first` on. It is counted first how often each resample
+ * takes each sample; so the samples are read once, in their order, for all of the group, though they may not fit into a cache. */
+static inline void bootstrap_group(Bootstrap *b, const char *samples, SampleKind kind, uint64_t seed, int first) {
+    uint32_t *times = (uint32_t *)xcalloc((size_t)b->count * BOOTSTRAP_GROUP, sizeof *times);
+    for (int r = 0; r < BOOTSTRAP_GROUP; r++) {
+        Random random;
+        random_seed3(&random, seed, (uint64_t)(first + r), (uint64_t)b->count);
+        for (int i = 0; i < b->count; i++)
+            times[random_below(&random, (uint64_t)b->count) * BOOTSTRAP_GROUP + (size_t)r]++;
+    }
+    for (int i = 0; i < b->count; i++)
+        for (int r = 0; r < BOOTSTRAP_GROUP; r++)
+            for (uint32_t k = times[(size_t)i * BOOTSTRAP_GROUP + (size_t)r]; k > 0; k--)
+                kind.add(b->sums + (size_t)(first + r) * kind.bytes, samples + (size_t)i * kind.bytes);
+    free(times);
+}
+
 /* Resamples an array of `count` samples. The same seed and count pick the same samples, so that two models are paired. */
 static inline void bootstrap_open(Bootstrap *b, const void *samples, int count, SampleKind kind, uint64_t seed) {
     const char *all = (const char *)samples;
@@ -42,13 +59,8 @@ static inline void bootstrap_open(Bootstrap *b, const void *samples, int count, 
     b->total = (char *)xcalloc(1, kind.bytes);
     b->sums = (char *)xcalloc(BOOTSTRAP_RESAMPLES, kind.bytes);
     for (int i = 0; i < count; i++) kind.add(b->total, all + (size_t)i * kind.bytes);
-#pragma omp parallel for
-    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r++) {
-        Random random;
-        random_seed3(&random, seed, (uint64_t)r, (uint64_t)count);
-        for (int i = 0; i < count; i++)
-            kind.add(b->sums + (size_t)r * kind.bytes, all + random_below(&random, (uint64_t)count) * kind.bytes);
-    }
+#pragma omp parallel for schedule(dynamic)
+    for (int r = 0; r < BOOTSTRAP_RESAMPLES; r += BOOTSTRAP_GROUP) bootstrap_group(b, all, kind, seed, r);
 }
 
 static inline void bootstrap_close(Bootstrap *b) {

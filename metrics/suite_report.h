@@ -156,6 +156,8 @@ static inline int suite_finish(Suite *s, Error *err) {
                 s->samples,
                 s->notes,
                 s->note_count};
+    Progress progress;
+    progress_begin(&progress, "resampling", 0, s->model_count);
     for (int k = 0; k < s->model_count; k++) {
         SuiteComputed *c = &s->computed[k];
         models[k] = (ReportModel){.name = c->name,
@@ -167,7 +169,9 @@ static inline int suite_finish(Suite *s, Error *err) {
         bootstrap_open(&models[k].sums, c->sums, s->n, suite_kind, SUITE_SEED);
         suite_histograms(c, &models[k], &((const SuiteSums *)(const void *)models[k].sums.total)->logits);
         models[k].curve = c->curve = curve_read(s->models[k].path);
+        progress_update(&progress, k + 1, NULL);
     }
+    progress_end(&progress);
     const int bad = suite_write(s, &r, err);
     for (int k = 0; k < s->model_count; k++) bootstrap_close(&models[k].sums);
     free(models);
