@@ -64,7 +64,7 @@ int main(int argc, char **argv) {
     threads_wait_politely(argv);
     interrupts_take();
     Settings s = read_options(argc, argv, &folder);
-    if (opt.write_teacher_cache) return cache_write();
+    if (opt.write_teacher_cache) return run_folder_free(&folder), cache_write();
     parallel_open(&parallel);
     redistribute_batch(&s, parallel.comm.ranks);
     check_same_settings(&parallel, &folder, &s);

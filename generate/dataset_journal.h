@@ -72,15 +72,17 @@ static inline int64_t journal_open(Journal *j, const char *path, uint64_t identi
     if (j->file.size <= JOURNAL_HEADER) return journal_begin(j, identity, count, err);
     if (kept_read(&j->file, header, sizeof header, 0, err)) return -1;
     if (!resume)
-        return error_set(err, "%s holds programs of an earlier run: --resume goes on with them; remove it to begin anew",
+        return error_set(err,
+                         "%s holds programs of an earlier run: --resume goes on with them; remove it to begin anew",
                          j->file.partial);
     if (memcmp(header, "TIKZSEQ1", 8) != 0)
         return error_set(err, "--resume: %s is not what infer --dataset writes; remove it", j->file.partial);
     if (dataset_u64(header + 8) != identity || dataset_u64(header + 16) != count)
-        return error_set(err,
-                         "--resume: the programs in %s are of another model or other data, or were written with other "
-                         "options; give the same as then, or remove it to begin anew",
-                         j->file.partial);
+        return error_set(
+            err,
+            "--resume: the programs in %s are of another model or other data, or were written with other "
+            "options; give the same as then, or remove it to begin anew",
+            j->file.partial);
     j->end = sizeof header;
     while ((status = journal_next(j, programs, count, err)) == 0) found++;
     if (status < 0 || kept_resize(&j->file, j->end, err)) return -1;

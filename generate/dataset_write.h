@@ -83,7 +83,8 @@ static inline void taught_begin(Taught *t, const Tokenizer *tokenizer, uint64_t 
     identity = hash_bytes(identity, settings, strlen(settings));
     t->tokenizer = tokenizer;
     if (t->o.keep == KEEP_SAME && t->data.fingerprint != tokenizer->fingerprint)
-        die("--keep same compares with the programs of %s, which were made with another tokenizer (fingerprint %016llx) than "
+        die("--keep same compares with the programs of %s, which were made with another tokenizer (fingerprint "
+            "%016llx) than "
             "the model's (%016llx); use --keep compiling",
             t->o.data_path, (unsigned long long)t->data.fingerprint, (unsigned long long)tokenizer->fingerprint);
     t->done = journal_open(&t->journal, t->journal_path, identity, t->programs, t->count, t->o.resume, &err);
@@ -117,8 +118,7 @@ static inline bool taught_repeats(const Taught *t, uint64_t number) {
     const TaughtProgram *p = &t->programs[number];
     for (uint64_t i = number - number % (uint64_t)t->o.samples; i < number; i++) {
         const TaughtProgram *q = &t->programs[i];
-        if (q->state == TAUGHT_ENDED && q->count == p->count &&
-            !memcmp(q->ids, p->ids, p->count * sizeof *p->ids))
+        if (q->state == TAUGHT_ENDED && q->count == p->count && !memcmp(q->ids, p->ids, p->count * sizeof *p->ids))
             return true;
     }
     return false;
@@ -179,7 +179,8 @@ static inline void taught_judge(Taught *t, bool *keep) {
     die_if(drawings_make(drawn, (int)n, &o, &err), &err);
     for (uint64_t i = 0; i < t->count; i++) {
         if (!keep[i]) continue;
-        const DrawnProgram *p = &drawn[at[i]], *own = samples ? &drawn[references + i / (uint64_t)t->o.samples] : NULL;
+        const DrawnProgram *p = &drawn[at[i]],
+                           *own = samples ? &drawn[references + i / (uint64_t)t->o.samples] : NULL;
         const bool clean = p->verdict == DRAWN_CLEAN, compared = clean && own;
         t->counts.broken += !clean;
         t->counts.no_reference += compared && own->verdict > DRAWN_WITH_ERRORS;
@@ -270,8 +271,8 @@ static inline void taught_remove_drawings(const Taught *t) {
 static inline void taught_finish(Taught *t) {
     progress_end(&t->progress);
     if (t->done < (int64_t)t->count)
-        die("interrupted: %lld of %llu programs are in %s; the same command with --resume goes on", (long long)t->done,
-            (unsigned long long)t->count, t->journal.file.partial);
+        die("interrupted: %lld of %llu programs are in %s; the same command with --resume goes on",
+            (long long)t->done, (unsigned long long)t->count, t->journal.file.partial);
     bool *keep = taught_choose(t);
     if (t->counts.kept) taught_write(t, keep);
     taught_report(t);

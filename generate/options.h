@@ -66,19 +66,21 @@ static const Option table[] = {
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
      "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
     {"dataset", 0, OPT_STRING, &opt.dataset, "OUT.bin",
-     "the IMAGE is a data set (a .bin file, or a pattern in quotes): write the programs for its images as the data set "
+     "the IMAGE is a data set (a .bin file, or a pattern in quotes): write the programs for its images as the data "
+     "set "
      "OUT.bin, for train_distill --data; images are taken as they are, unless --preprocess is given",
      0, 0},
     {"keep", 0, OPT_STRING, &opt.keep, "all|compiling|same",
-     "of --dataset: keep all programs that have an end, those that compile without errors, or of these those that draw the "
+     "of --dataset: keep all programs that have an end, those that compile without errors, or of these those that "
+     "draw the "
      "same pixels as the data set's own program",
      0, 0},
     {"samples", 0, OPT_INT, &opt.samples, "N",
      "of --dataset: programs for each image; several are sampled at --temperature, by default 0.8", 1, 1024},
-    {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --dataset: programs that are drawn at a time; 0: one for each processor", 0,
-     1024},
-    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --dataset: go on with the programs that a stopped run has written", 0,
-     0},
+    {"jobs", 0, OPT_INT, &opt.jobs, "N", "of --dataset: programs that are drawn at a time; 0: one for each processor",
+     0, 1024},
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --dataset: go on with the programs that a stopped run has written",
+     0, 0},
     {"attention", 0, OPT_STRING, &opt.attention, "DIR",
      "write there, for each token, a picture of where in the image the model looked, and a page with all of them", 0,
      0},
@@ -185,8 +187,10 @@ static void check_dataset(const StringList *images) {
     if (!opt.dataset) return;
     for (size_t i = 0; i < sizeof without / sizeof *without; i++)
         if (without[i].given)
-            options_die("--dataset writes programs as the model writes them, into one file; leave out --%s", without[i].name);
-    if (images->count != 1) options_die("--dataset takes one data set, a .bin file or a pattern in quotes, not %d", images->count);
+            options_die("--dataset writes programs as the model writes them, into one file; leave out --%s",
+                        without[i].name);
+    if (images->count != 1)
+        options_die("--dataset takes one data set, a .bin file or a pattern in quotes, not %d", images->count);
     if (name_index(opt.keep, keep_names, KEEP_KINDS) < 0)
         options_die("--keep must be all, compiling or same, not '%.40s'", opt.keep);
     if (opt.samples > 1 && (opt.beam || opt.candidates || opt.search || opt.draft))
@@ -200,8 +204,9 @@ static char *dataset_settings(WeightFormat format, const char *preprocess, int m
     return format_string("%s %d %.17g %.17g %lld %lld %lld %lld %lld %.17g %s %.17g %s %s %s %s %d %d %d",
                          opt.prefix ? opt.prefix : "", max_tokens, opt.temperature, opt.top_p, (long long)opt.top_k,
                          (long long)opt.seed, (long long)opt.samples, (long long)opt.candidates, (long long)opt.beam,
-                         opt.length_penalty, opt.search ? opt.search : "", opt.exploration, opt.reward, opt.repeat_guard,
-                         opt.draft ? opt.draft : "", preprocess, opt.trim_near_white, opt.invert, (int)format);
+                         opt.length_penalty, opt.search ? opt.search : "", opt.exploration, opt.reward,
+                         opt.repeat_guard, opt.draft ? opt.draft : "", preprocess, opt.trim_near_white, opt.invert,
+                         (int)format);
 }
 
 /* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student; for

@@ -57,13 +57,15 @@ static inline int dataset_writer_open(DatasetWriter *w, const char *path, uint64
 }
 
 /* Appends a record: the bytes of a PNG or JPEG file, and ids with the end token. */
-static inline int dataset_writer_add(DatasetWriter *w, const uint8_t *image, uint32_t image_bytes, const uint32_t *ids,
-                                     uint32_t count, Error *err) {
+static inline int dataset_writer_add(DatasetWriter *w, const uint8_t *image, uint32_t image_bytes,
+                                     const uint32_t *ids, uint32_t count, Error *err) {
     const uint8_t zeros[4] = {0};
     const size_t padding = dataset_padded(image_bytes) - image_bytes, id_bytes = (size_t)count * sizeof *ids;
     if (!image_bytes || !count || count > DATASET_MAX_TOKENS)
-        return error_set(err, "cannot write a sample of %u bytes of image and %u tokens; an image and 1 to %d tokens were expected",
-                         image_bytes, count, DATASET_MAX_TOKENS);
+        return error_set(
+            err,
+            "cannot write a sample of %u bytes of image and %u tokens; an image and 1 to %d tokens were expected",
+            image_bytes, count, DATASET_MAX_TOKENS);
     if (w->count == w->capacity) {
         w->capacity = w->capacity ? 2 * w->capacity : 256;
         w->index = (uint8_t *)xrealloc(w->index, w->capacity * DATASET_ENTRY);

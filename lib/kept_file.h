@@ -37,7 +37,8 @@ static inline int kept_open(KeptFile *f, const char *path, Error *err) {
     const char *problem;
     memset(f, 0, sizeof *f);
     if (stat(path, &s) == 0 && !S_ISREG(s.st_mode))
-        return error_set(err, "cannot write %s: it is %s", path, S_ISDIR(s.st_mode) ? "a folder" : "not a regular file");
+        return error_set(err, "cannot write %s: it is %s", path,
+                         S_ISDIR(s.st_mode) ? "a folder" : "not a regular file");
     char *partial = partial_name(path);
     int fd = file_create(partial, O_RDWR, &problem);
     if (fd < 0) {
@@ -55,8 +56,7 @@ static inline int kept_open(KeptFile *f, const char *path, Error *err) {
 
 /* Sets the size of PATH.partial: 0 to begin anew. */
 static inline int kept_resize(KeptFile *f, uint64_t size, Error *err) {
-    if (ftruncate(f->fd, (off_t)size) != 0)
-        return error_set(err, "cannot write %s: %s", f->partial, strerror(errno));
+    if (ftruncate(f->fd, (off_t)size) != 0) return error_set(err, "cannot write %s: %s", f->partial, strerror(errno));
     f->size = size;
     return 0;
 }
@@ -78,7 +78,8 @@ static inline int kept_write(KeptFile *f, const void *data, size_t n, uint64_t a
         const ssize_t written = pwrite(f->fd, (const char *)data + done, n - done, (off_t)(at + done));
         if (written < 0 && errno == EINTR) continue;
         if (written <= 0)
-            return error_set(err, "cannot write %s: %s; what is written stays in %s, and the same command continues it",
+            return error_set(err,
+                             "cannot write %s: %s; what is written stays in %s, and the same command continues it",
                              f->path, strerror(written < 0 ? errno : EIO), f->partial);
         done += (size_t)written;
     }

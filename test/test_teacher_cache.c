@@ -151,7 +151,8 @@ static void check_row(const TeacherCache *c, const CacheRows *r, size_t at, uint
         if (ids[k] < 0) continue;
         sum += q[k];
         if (c->h.kind == CACHE_TOPK)
-            good = good && is_likeliest(x, V, K, ids[k]) && fabs(q[k] - p[ids[k]]) < 5e-4 * p[ids[k]] + 2e-14;  // e^-32
+            good =
+                good && is_likeliest(x, V, K, ids[k]) && fabs(q[k] - p[ids[k]]) < 5e-4 * p[ids[k]] + 2e-14;  // e^-32
         else  // stratified: within one draw of its expectation
             good = good && fabs(q[k] - p[ids[k]]) < 1.0 / K + 1e-6;
     }
@@ -239,15 +240,15 @@ static void refuse(const Bytes *b, int line, const char *part) {
 }
 
 /* A header with one number changed, and its CRC made right again. */
-#define REFUSE_FIELD(kind_name, field, value, part)                  \
-    do {                                                             \
-        CacheHeader good = header_of(kind_name, 40, 2), bad = good;  \
-        Bytes file = make_cache(&good);                              \
-        bad.field = (value);                                         \
-        bad.crc = cache_header_crc(&bad);                            \
-        memcpy(file.data, &bad, sizeof bad);                         \
-        refuse(&file, __LINE__, part);                                        \
-        free(file.data);                                             \
+#define REFUSE_FIELD(kind_name, field, value, part)                 \
+    do {                                                            \
+        CacheHeader good = header_of(kind_name, 40, 2), bad = good; \
+        Bytes file = make_cache(&good);                             \
+        bad.field = (value);                                        \
+        bad.crc = cache_header_crc(&bad);                           \
+        memcpy(file.data, &bad, sizeof bad);                        \
+        refuse(&file, __LINE__, part);                              \
+        free(file.data);                                            \
     } while (0)
 
 static void test_refused_headers(void) {
@@ -327,32 +328,33 @@ static void refuse_row(const char *kind, size_t at, const void *bytes, size_t n,
 }
 
 static void test_refused_rows(void) {
-    static const char not[] = "the outputs for token 0 of sample 0 are not a distribution";
+    static const char not [] = "the outputs for token 0 of sample 0 are not a distribution";
     const uint16_t nan = 0x7fc0, infinite = 0x7f80, large = 40, twice[2] = {3, 3}, back[2] = {5, 3};
     const float values[] = {NAN, -1, 2};
     const int tops[] = {40, -1};
     const uint8_t bit = 0xa5;
     refuse_row("dense", 17, &bit, 1, false, "the outputs for sample 0 are damaged");
     refuse_row("topk=4", 17, &bit, 1, false, "the outputs for sample 0 are damaged");
-    refuse_row("dense", 6, &nan, 2, true, not);
-    refuse_row("dense", 6, &infinite, 2, true, not);
+    refuse_row("dense", 6, &nan, 2, true, not );
+    refuse_row("dense", 6, &infinite, 2, true, not );
     for (int i = 0; i < 3; i++) {
-        refuse_row("topk=4", 0, &values[i], 4, true, not);  // rest
-        refuse_row("topk=4", 8, &values[i], 4, true, not);  // confidence
-        if (i < 2) refuse_row("sample=4", 4, &values[i], 4, true, not);  // entropy
-        if (i < 2) refuse_row("sample=4", 12, &tops[i], 4, true, not);
+        refuse_row("topk=4", 0, &values[i], 4, true, not );               // rest
+        refuse_row("topk=4", 8, &values[i], 4, true, not );               // confidence
+        if (i < 2) refuse_row("sample=4", 4, &values[i], 4, true, not );  // entropy
+        if (i < 2) refuse_row("sample=4", 12, &tops[i], 4, true, not );
     }
-    refuse_row("topk=4", 16 + 6, &large, 2, true, not);
-    refuse_row("sample=4", 16 + 6, &large, 2, true, not);
-    refuse_row("topk=4", 16, twice, 4, true, not);
-    refuse_row("sample=4", 16, back, 4, true, not);
+    refuse_row("topk=4", 16 + 6, &large, 2, true, not );
+    refuse_row("sample=4", 16 + 6, &large, 2, true, not );
+    refuse_row("topk=4", 16, twice, 4, true, not );
+    refuse_row("sample=4", 16, back, 4, true, not );
 }
 
 static void test_kinds(void) {
     CacheKind kind;
     uint32_t K;
-    static const char *const bad[] = {"",        "dense ",  "topk",     "topk=",       "topk=0",  "topk=1025", "topk=4x",
-                                      "sample=", "sample=-1", "top=4", "sample=99999999", "dense=4", "topk=4,5"};
+    static const char *const bad[] = {"",        "dense ",  "topk",      "topk=", "topk=0",          "topk=1025",
+                                      "topk=4x", "sample=", "sample=-1", "top=4", "sample=99999999", "dense=4",
+                                      "topk=4,5"};
     CHECK(!cache_kind_parse("dense", &kind, &K) && kind == CACHE_DENSE && K == 0);
     CHECK(!cache_kind_parse("topk=1024", &kind, &K) && kind == CACHE_TOPK && K == 1024);
     CHECK(!cache_kind_parse("sample=1", &kind, &K) && kind == CACHE_SAMPLE && K == 1);

@@ -44,7 +44,9 @@ typedef struct {
 } CacheHeader;
 _Static_assert(sizeof(CacheHeader) == 240, "the header has no padding");
 
-static inline uint32_t cache_header_crc(const CacheHeader *h) { return crc32_bytes(0, h, offsetof(CacheHeader, crc)); }
+static inline uint32_t cache_header_crc(const CacheHeader *h) {
+    return crc32_bytes(0, h, offsetof(CacheHeader, crc));
+}
 
 static inline size_t cache_id_bytes(uint32_t vocab) { return vocab <= 65536 ? 2 : 4; }
 

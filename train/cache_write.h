@@ -19,11 +19,11 @@ typedef struct {
     KeptFile file;
     Dataset data;
     uint64_t *offsets;
-    uint8_t *done;  // [samples]
+    uint8_t *done;              // [samples]
     int64_t samples, finished;  // with blocks; with blocks that are written
     Model teacher;
-    floatX *logits, *host;  // [CACHE_CHUNK, vocab] on the device and here
-    uint8_t *packed;        // [positions of a batch, row_bytes]
+    floatX *logits, *host;             // [CACHE_CHUNK, vocab] on the device and here
+    uint8_t *packed;                   // [positions of a batch, row_bytes]
     uint32_t *row_sample, *row_token;  // of each position of a batch
 } CacheWriter;
 
@@ -42,7 +42,8 @@ static void cache_write_open_data(CacheWriter *w) {
         fingerprint = student.fingerprint;
     }
     if (w->data.fingerprint != fingerprint)
-        die("%s was made with another tokenizer (fingerprint %016llx) than the teacher's (%016llx); convert the data again "
+        die("%s was made with another tokenizer (fingerprint %016llx) than the teacher's (%016llx); convert the data "
+            "again "
             "with it, or name the student's with --tokenizer",
             opt.data, (unsigned long long)w->data.fingerprint, (unsigned long long)fingerprint);
 }
@@ -50,7 +51,8 @@ static void cache_write_open_data(CacheWriter *w) {
 static void cache_write_header(CacheWriter *w) {
     Error err;
     CacheKind kind;
-    CacheHeader h = {.magic = "TIKZTCH", .version = CACHE_VERSION, .header_bytes = sizeof h, .samples = w->data.count};
+    CacheHeader h = {
+        .magic = "TIKZTCH", .version = CACHE_VERSION, .header_bytes = sizeof h, .samples = w->data.count};
     const ImageSize size = vision_size(&w->teacher.c.vision);
     const int most = model_max_text(&w->teacher);
     h.magic[7] = '1';
@@ -61,8 +63,8 @@ static void cache_write_header(CacheWriter *w) {
     die_if(file_checksum(opt.teacher, &h.teacher, &err), &err);
     h.vocab = (uint32_t)w->teacher.c.lm.vocab;
     if (h.K > h.vocab)
-        die("--teacher-cache-kind %s asks for more tokens than the teacher's vocabulary of %u has", opt.teacher_cache_kind,
-            h.vocab);
+        die("--teacher-cache-kind %s asks for more tokens than the teacher's vocabulary of %u has",
+            opt.teacher_cache_kind, h.vocab);
     h.max_tokens = (uint32_t)(opt.max_tokens && opt.max_tokens < most ? opt.max_tokens : most);
     h.row_bytes = (uint32_t)cache_row_bytes(kind, h.K, h.vocab);
     h.height = (uint32_t)size.height, h.width = (uint32_t)size.width;

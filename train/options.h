@@ -91,7 +91,8 @@ static const Option table[] = {
      "none: random weights",
      0, 0},
     {"write-teacher-cache", 0, OPT_STRING, &opt.write_teacher_cache, "FILE",
-     "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it was "
+     "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it "
+     "was "
      "stopped",
      0, 0},
     {"teacher-cache-kind", 0, OPT_STRING, &opt.teacher_cache_kind, "KIND",
@@ -99,7 +100,8 @@ static const Option table[] = {
      "likeliest tokens and the probability of all others) or sample=K (K random draws, for --soft-loss kl)",
      0, 0},
     {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
-     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and the "
+     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and "
+     "the "
      "outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
@@ -392,7 +394,8 @@ static void check_cache_options(void) {
         options_die("--teacher-cache-kind is '%.40s'; expected dense, topk=K or sample=K with a K of 1 to %d",
                     opt.teacher_cache_kind, SPARSE_MOST);
     if (!opt.write_teacher_cache && kind != CACHE_DENSE)
-        options_die("--teacher-cache-kind is an option of --write-teacher-cache; a --teacher-cache says itself what it is");
+        options_die(
+            "--teacher-cache-kind is an option of --write-teacher-cache; a --teacher-cache says itself what it is");
     if (!opt.write_teacher_cache) return;
     if (opt.resume) options_die("--write-teacher-cache trains nothing; leave out --resume: it goes on by itself");
     if (opt.teacher_cache) options_die("--write-teacher-cache and --teacher-cache exclude each other");
@@ -506,10 +509,10 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
 
 /* Options that may differ from rank to rank, or whose files are compared by content instead. */
 static bool option_may_differ(const char *line) {
-    static const char *const names[] = {"device",       "teacher-device", "student-device", "threads",
-                                        "cache",        "load-threads",   "out",            "teacher",
-                                        "student",      "tokenizer",      "init",           "data",
-                                        "val-data",     "overwrite",      "teacher-cache",  "#"};
+    static const char *const names[] = {
+        "device",   "teacher-device", "student-device", "threads",   "cache", "load-threads",
+        "out",      "teacher",        "student",        "tokenizer", "init",  "data",
+        "val-data", "overwrite",      "teacher-cache",  "#"};
     size_t length = strcspn(line, " ");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strlen(names[i]) == length && !strncmp(line, names[i], length)) return true;

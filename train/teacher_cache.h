@@ -51,7 +51,8 @@ static int cache_check_numbers(const CacheHeader *h, const char *path, Error *er
     const bool fits = h->kind < CACHE_KINDS && h->vocab >= 1 && h->vocab <= 1 << 24 && h->max_tokens >= 1 &&
                       h->max_tokens <= DATASET_MAX_TOKENS && h->height >= 1 && h->width >= 1 && h->height <= 4096 &&
                       h->width <= 4096 && (dense ? h->K == 0 : h->K >= 1 && h->K <= SPARSE_MOST && h->K <= h->vocab);
-    if (!fits || h->name[CACHE_NAME - 1] || (dense ? h->temperature != 0 : !(h->temperature >= 0.01f && h->temperature <= 1000)))
+    if (!fits || h->name[CACHE_NAME - 1] ||
+        (dense ? h->temperature != 0 : !(h->temperature >= 0.01f && h->temperature <= 1000)))
         return error_set(err, "cannot read %s: the numbers in its header are not those of a teacher cache", path);
     if (h->row_bytes != cache_row_bytes((CacheKind)h->kind, h->K, h->vocab))
         return error_set(err, "cannot read %s: its header says %u bytes for a row of %s, %zu were expected", path,
@@ -65,15 +66,17 @@ static int cache_check_data(TeacherCache *c, const char *data_path, Error *err) 
     const CacheHeader *h = &c->h;
     const char *path = c->file.path;
     if (h->tokenizer != c->data->fingerprint)
-        return error_set(err,
-                         "%s was made with another tokenizer (fingerprint %016llx) than %s (%016llx); write the cache "
-                         "again with --write-teacher-cache",
-                         path, (unsigned long long)h->tokenizer, data_path, (unsigned long long)c->data->fingerprint);
+        return error_set(
+            err,
+            "%s was made with another tokenizer (fingerprint %016llx) than %s (%016llx); write the cache "
+            "again with --write-teacher-cache",
+            path, (unsigned long long)h->tokenizer, data_path, (unsigned long long)c->data->fingerprint);
     if (h->samples != c->data->count || h->data != dataset_content(c->data))
-        return error_set(err,
-                         "%s holds the teacher's outputs for other data (%llu samples) than %s (%llu samples), or for the "
-                         "same in another order; write the cache again with --write-teacher-cache",
-                         path, (unsigned long long)h->samples, data_path, (unsigned long long)c->data->count);
+        return error_set(
+            err,
+            "%s holds the teacher's outputs for other data (%llu samples) than %s (%llu samples), or for the "
+            "same in another order; write the cache again with --write-teacher-cache",
+            path, (unsigned long long)h->samples, data_path, (unsigned long long)c->data->count);
     c->offsets = cache_offsets(h, c->data);
     if (c->offsets[h->samples] != h->file_bytes)
         return error_set(err, "cannot read %s: its header says %llu bytes, these data make %llu", path,
@@ -107,7 +110,8 @@ static int cache_open(TeacherCache *c, const char *path, const Dataset *d, const
     if (!bad) memcpy(&c->h, c->file.data, sizeof c->h);
     if (!bad) bad = cache_check_numbers(&c->h, path, err);
     if (!bad && c->h.file_bytes != c->file.size)
-        bad = error_set(err, "cannot read %s: its header says %llu bytes, the file has %zu; it is cut off or was added to",
+        bad = error_set(err,
+                        "cannot read %s: its header says %llu bytes, the file has %zu; it is cut off or was added to",
                         path, (unsigned long long)c->h.file_bytes, c->file.size);
     if (!bad) bad = cache_check_data(c, data_path, err);
     if (bad) cache_close(c);
@@ -186,10 +190,11 @@ static int cache_check_block(const TeacherCache *c, uint32_t sample, uint32_t to
     const uint32_t crc = cache_block_crc(sample, rows, bytes);
     const uint32_t noted = dataset_u32(c->file.data + c->offsets[sample + 1] - 4);
     if (crc != noted)
-        return error_set(err,
-                         "cannot read %s: the outputs for sample %u are damaged (CRC-32 %08x, the file says %08x); write "
-                         "the cache again",
-                         c->file.path, sample, crc, noted);
+        return error_set(
+            err,
+            "cannot read %s: the outputs for sample %u are damaged (CRC-32 %08x, the file says %08x); write "
+            "the cache again",
+            c->file.path, sample, crc, noted);
     for (uint32_t t = 0; t < tokens; t++)
         if (!cache_row_valid(h, rows + (size_t)t * h->row_bytes))
             return error_set(err, "cannot read %s: the outputs for token %u of sample %u are not a distribution",

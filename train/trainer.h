@@ -109,7 +109,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
     if (opt.resume || opt.lora || file_exists(path)) {
         die_if(model_open_to_train(&t->student, t->op, path, "", &err), &err);
     } else {
-        const char *tokenizer = opt.tokenizer                  ? opt.tokenizer
+        const char *tokenizer = opt.tokenizer                 ? opt.tokenizer
                                 : strcmp(opt.teacher, "none") ? opt.teacher
                                                               : "dev/starter/tokenizer.safetensors";
         die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);

@@ -26,6 +26,7 @@ tests_of() { # FILE: which tests run its kernels
     attention_decode.cuh) echo decode ;;
     attention_*.cuh) echo attention ;;
     sample.cuh) echo sample ;;
+    distill_sparse.cuh) echo objective_sparse objective_sparse_whole ;;
     distill.cuh | objective.cuh) echo objective objective_wide objective_extremes entropy_band cosine ;;
     esac
 }

@@ -307,7 +307,8 @@ static double ref_sparse_divergence(const double *s, const int *ids, const doubl
         if (o->soft == SOFT_REVERSE_KL && b > 0) sum += b * log(b / a);
         if (o->soft == SOFT_SKL && a > 0) sum += a * log(a / m);
         if (o->soft == SOFT_SRKL && b > 0) sum += b * log(b / m);
-        if (o->soft == SOFT_JSD) sum += (a > 0 ? beta * a * log(a / m) : 0) + (b > 0 ? (1 - beta) * b * log(b / m) : 0);
+        if (o->soft == SOFT_JSD)
+            sum += (a > 0 ? beta * a * log(a / m) : 0) + (b > 0 ? (1 - beta) * b * log(b / m) : 0);
     }
     free(lq);
     return sum;
@@ -315,8 +316,8 @@ static double ref_sparse_divergence(const double *s, const int *ids, const doubl
 
 /* The row's loss without `scale`, and its statistics but for those that the teacher's row says. */
 static double ref_sparse_objective(RefStats *out, const double *s, const int *ids, const double *p,
-                                   const SparseRow *t, int label, double row_gate, const ObjectiveRow *o, int K, int Vs,
-                                   int V) {
+                                   const SparseRow *t, int label, double row_gate, const ObjectiveRow *o, int K,
+                                   int Vs, int V) {
     double *l1 = (double *)calloc((size_t)Vs, sizeof *l1);
     ref_softmax(l1, s, Vs, 1);
     RefStats r = {0, 0, 0, t->entropy, t->confidence, 0, ref_argmax(s, Vs), t->top};
@@ -325,7 +326,8 @@ static double ref_sparse_objective(RefStats *out, const double *s, const int *id
     r.gate = row_gate * (t->top == label && t->confidence >= o->gate_confidence ? o->gate_factor : 1);
     free(l1);
     *out = r;
-    return o->w_ce * r.ce + r.gate * (o->w_soft * (double)o->temperature * o->temperature * r.soft + o->w_hard * r.hard);
+    return o->w_ce * r.ce +
+           r.gate * (o->w_soft * (double)o->temperature * o->temperature * r.soft + o->w_hard * r.hard);
 }
 
 /* Its gradient times o->scale: dD/dz_j = q_j (D_b(j) - sum over events of q_b D_b). */

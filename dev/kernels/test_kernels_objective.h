@@ -132,9 +132,15 @@ static void test_objective_sparse(void) {
     size_t rows = wide ? 2 : 1 + below(20);
     bool gated = below(2), gradient = below(4) != 0;
     SoftLoss soft = (SoftLoss)below(5);
-    ObjectiveRow o = {(float)uniform(), below(4) ? (float)uniform() : 0, below(2) ? (float)uniform() : 0,
-                      below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(), soft,
-                      0.1f + 0.8f * (float)uniform(), below(2) ? 0.3f : 2.0f, 0.3f, 0.25f};
+    ObjectiveRow o = {(float)uniform(),
+                      below(4) ? (float)uniform() : 0,
+                      below(2) ? (float)uniform() : 0,
+                      below(3) ? 1.0f + (float)below(2) : 0.5f + 3 * (float)uniform(),
+                      soft,
+                      0.1f + 0.8f * (float)uniform(),
+                      below(2) ? 0.3f : 2.0f,
+                      0.3f,
+                      0.25f};
     double *s = draw(rows * Vs, ONE_OF(double, 1, 1, 5)), *p = zeros(rows * K), *gate = draw(rows, 1);
     double *grad = zeros(rows * Vs);
     int *ids = (int *)host(rows * K * sizeof(int)), *labels = (int *)host(rows * sizeof(int));
@@ -155,8 +161,8 @@ static void test_objective_sparse(void) {
     add_hash(stats, rows * sizeof(RowStats));
     for (size_t r = 0; r < rows; r++) {
         RefStats none = {0, 0, 0, 0, 0, 0, 0, 0};
-        SparseCase k = {o,     s + r * Vs, p + r * K, gated ? gate[r] : 1, ids + r * K, known + r, labels[r], K, Vs, V,
-                        none};
+        SparseCase k = {o,  s + r * Vs, p + r * K, gated ? gate[r] : 1, ids + r * K, known + r, labels[r], K,
+                        Vs, V,          none};
         if (wide && !comparing) continue;
         sparse_loss(&k);
         if (comparing) check_stats(stats + r, &k.stats, 1);

@@ -11,7 +11,7 @@
 typedef struct {
     size_t count, n;  // the last event is the others; those after it are empty: p = q = 0
     int *ids;
-    size_t *places;  // of the entries in the arrays of exponentials (group_place)
+    size_t *places;        // of the entries in the arrays of exponentials (group_place)
     float *p, *q, *ratio;  // ratio: log (q / p)
     float *x;              // what the gradient needs of an event, as row_divergence leaves it
 } Events;
