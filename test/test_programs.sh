@@ -134,14 +134,14 @@ adapters_refused() { # BASE
     refuses 1 "trains the whole student and has no adapters" "$train" --resume --out base --lora 4
     "$quantize" -q "$1" lora-q8.safetensors
     refuses 1 "lora-q8.safetensors has weights of 8 bits" "${lora[@]}" --student lora-q8.safetensors
-    cp lora-a/adapter.safetensors bad.safetensors && truncate -s -10 bad.safetensors
+    cp lora-a/adapter.safetensors cut-adapter.safetensors && truncate -s -10 cut-adapter.safetensors
     for p in "$infer image0.png --model" "$eval --data val.bin --model" "$quantize -q out.safetensors"; do
         files="$1 --lora"
         [[ $p == "$quantize"* ]] && p="$quantize -q" files="$1 out.safetensors --lora"
         refuses 1 "is an adapter of another model than teacher.safetensors; it was trained on $1" \
             $p ${files/$1/teacher.safetensors} lora-a/adapter.safetensors
         refuses 1 "not an adapter of tikz.c" $p $files "$1"
-        refuses 1 "bad.safetensors" $p $files bad.safetensors
+        refuses 1 "cut-adapter.safetensors" $p $files cut-adapter.safetensors
         [[ $p == "$quantize"* ]] || refuses 1 "has weights of 8 bits, and an adapter needs the model that it was made of" \
             $p ${files/$1/lora-q8.safetensors} lora-a/adapter.safetensors
         refuses 1 "missing.safetensors" $p $files missing.safetensors
