@@ -172,6 +172,8 @@ adapters() {
     succeeds "$eval" --data val.bin --model $base --json plain.json
     succeeds "$eval" --data val.bin --model $base --lora lora-a/adapter.safetensors --json with.json
     succeeds "$eval" --data val.bin --model merged.safetensors --json merged.json
+    check "a validation drops nothing" near "$(sed -n 's/^{"step":12,"val":{"ce":\([0-9.e+-]*\).*/\1/p' lora-a/log.jsonl)" \
+        "$("$damage" json with.json ce)" 1e-4
     check "the adapter has learned" below "$("$damage" json with.json ce)" "$("$damage" json plain.json ce)"
     check "merged weights are measured alike" near "$("$damage" json merged.json ce)" "$("$damage" json with.json ce)" 0.02
     succeeds "$infer" --model $base --lora lora-a/adapter.safetensors --weights q8 --max-tokens 8 image0.png
