@@ -87,6 +87,9 @@ sparse() {
     check "all tokens listed: the soft loss is the whole one" near "$(first_soft all)" "$(first_soft live2)" 0.001
     check "some tokens listed: a little less of it" \
         eval 'below "$(first_soft topk)" "$(first_soft live2)" && at_least "$(first_soft topk)" 0.1'
+    succeeds "${plain[@]}" "${at[@]}" --out alone --teacher-cache topk.cache --teacher none
+    check "without the teacher's file the student begins at random" \
+        eval 'grep -q "teacher teacher.safetensors: not in memory" err && ! grep -q "tensors start from" err'
     succeeds "${plain[@]}" "${at[@]}" --out jsd --teacher-cache topk.cache --soft-loss jsd --entropy-low 0.1 --sure 0.2
 }
 
