@@ -538,9 +538,19 @@ reporting() {
     local programs
     programs=$(ls full/programs-*)
     head -c 700 "$programs" >cut && cp cut "$programs" # as an interruption leaves it
+    cat full/features-* full/similarities >kept && cp full/scores scores
+    head -c 100 scores >full/scores
     succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin" --resume
     check "resumed: the same figures" same before.csv full/metrics.csv
     check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
+    cat full/features-* full/similarities >again
+    check "features and similarities are taken, not computed again" eval '[ -s kept ] && same kept again'
+    check "the scores are whole again" [ -s scores -a "$(wc -c <scores)" = "$(wc -c <full/scores)" ]
+    measure=("$eval" --model "$student" --data "$data" --samples 2 --texts-are formulas --report formulas)
+    succeeds "${measure[@]}"
+    cp formulas/symbols symbols
+    succeeds "${measure[@]}" --resume
+    check "symbols are matched once" eval '[ -s symbols ] && same symbols formulas/symbols'
 }
 
 evaluating() {
