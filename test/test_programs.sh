@@ -544,13 +544,15 @@ reporting() {
     check "resumed: the same figures" same before.csv full/metrics.csv
     check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
     cat full/features-* full/similarities >again
-    check "features and similarities are taken, not computed again" eval '[ -s kept ] && same kept again'
+    check "features and similarities are taken, not computed again" \
+        eval '[ -s kept ] && same kept again && grep -q "^encoding 6/6 .* 12 pairs kept" err'
     check "the scores are whole again" [ -s scores -a "$(wc -c <scores)" = "$(wc -c <full/scores)" ]
     measure=("$eval" --model "$student" --data "$data" --samples 2 --texts-are formulas --report formulas)
     succeeds "${measure[@]}"
     cp formulas/symbols symbols
     succeeds "${measure[@]}" --resume
-    check "symbols are matched once" eval '[ -s symbols ] && same symbols formulas/symbols'
+    check "symbols are matched once" \
+        eval '[ -s symbols ] && same symbols formulas/symbols && grep -q "^matching symbols 2/2 .* 2 kept" err'
 }
 
 evaluating() {
