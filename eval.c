@@ -60,7 +60,7 @@ static const Option table[] = {
     {"report", 0, OPT_STRING, &opt.report, "DIR",
      "also compare the programs and what they draw, and write a report there: index.html, report.md, metrics.csv", 0,
      0},
-    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --report: keep the programs and drawings of an interrupted run", 0,
+    {"resume", 0, OPT_FLAG, &opt.resume, NULL, "of --report: keep what an interrupted run has done", 0,
      0},
     {"training-data", 0, OPT_STRING, &opt.training, "FILE|GLOB",
      "of --report: the texts whose commonest n-grams CrystalBLEU leaves out", 0, 0},

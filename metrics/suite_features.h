@@ -12,6 +12,7 @@ typedef struct {
     ResultStore means, pairs;
     double *features[2];  // [P, C] each: of a reference, of a program
     bool encoded;         // the first has those of the sample's reference
+    int64_t found;        // pairs that were kept
 } SuiteEncoding;
 
 /* Stands for what a program draws, as this encoder sees it. */
@@ -47,7 +48,7 @@ static inline int encoding_compare(SuiteEncoding *e, int model, int i, double *r
     const uint64_t pair = hash_bytes(of_reference, &key, sizeof key);
     const int P = s->o->encoder->P, C = s->o->encoder->C;
     double *similar = s->computed[model].similar[i];
-    if (results_find(&e->means, key, mine) && results_find(&e->pairs, pair, similar)) return 0;
+    if (results_find(&e->means, key, mine) && results_find(&e->pairs, pair, similar)) return e->found++, 0;
     if (encoding_reference(e, i, reference, err) || encoding_make(e, p, 1, mine, err)) return -1;
     similar[0] = similarity_features(SIMILARITY_MEAN, e->features[0], e->features[1], P, C);
     similar[1] = similarity_features(SIMILARITY_EMD, e->features[0], e->features[1], P, C);
@@ -71,7 +72,7 @@ static inline int encoding_all(SuiteEncoding *e, double *means, int *count, Erro
         for (int k = 0; k < s->model_count && !bad; k++)
             bad = encoding_compare(e, k, i, reference, reference + (size_t)(k + 1) * (size_t)s->n * C, err);
         ++*count;
-        progress_update(&progress, i + 1, NULL);
+        progress_update(&progress, i + 1, "%lld pairs kept", (long long)e->found);
     }
     progress_end(&progress);
     return bad;

@@ -3,6 +3,8 @@
  *
  *   index.html, report.md, metrics.csv     the report
  *   drawings/                              what the programs draw (drawings.h)
+ *   programs-*, symbols, features-*, similarities, scores
+ *                                          what --resume goes on with (programs.h, results.h)
  *   images/                                inputs and difference maps of the examples */
 #ifndef METRICS_SUITE_REPORT_H
 #define METRICS_SUITE_REPORT_H

@@ -75,6 +75,7 @@ static inline int suite_sum(Suite *s, Error *err) {
     int64_t done = 0;
     int failed = s->drawn ? results_open(&kept, path, SCORES_NUMBERS, s->o->resume, err) : 0;
     free(path);
+    const size_t begun = kept.count;  // pairs of an earlier run
     progress_begin(&progress, "comparing drawings", 0, all);
     progress.quiet = !s->drawn;
 #pragma omp parallel for schedule(dynamic)
@@ -93,7 +94,7 @@ static inline int suite_sum(Suite *s, Error *err) {
 #pragma omp atomic write
                 failed = 1;
             }
-            progress_update(&progress, ++done, NULL);
+            progress_update(&progress, ++done, "%zu pairs kept", begun);
         }
     }
     progress_end(&progress);

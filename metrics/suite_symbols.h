@@ -13,6 +13,7 @@ typedef struct {
     Suite *s;
     Renderer renderer;
     ResultStore kept;  // f1, perfect
+    int64_t found;     // formulas whose scores were all kept
 } SymbolMatch;
 
 static inline uint64_t symbols_key(const Suite *s, int model, int i) {
@@ -31,6 +32,7 @@ static inline bool symbols_find(SymbolMatch *m, int i) {
         if (known) m->s->computed[k].cdm[i] = (CdmScore){.f1 = kept[0], .perfect = kept[1] > 0};
         all = all && known;
     }
+    m->found += all;
     return all;
 }
 
@@ -81,7 +83,7 @@ static inline int symbols_match_all(SymbolMatch *m, Error *err) {
             if (!skip && !bad) bad = symbols_keep(m, i, final, &why);
             if (bad && !failed) *err = why;
             failed = failed || bad;
-            progress_update(&progress, ++done, NULL);
+            progress_update(&progress, ++done, "%lld kept", (long long)m->found);
         }
         free(final);
     }

@@ -655,9 +655,23 @@ reporting() {
     local programs
     programs=$(ls full/programs-*)
     head -c 700 "$programs" >cut && cp cut "$programs" # as an interruption leaves it
+    cat full/features-* full/similarities >kept && cp full/scores scores
+    head -c 250 scores >full/scores # two whole entries
     succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin" --resume
     check "resumed: the same figures" same before.csv full/metrics.csv
     check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
+    cat full/features-* full/similarities >again
+    check "features and similarities are taken, not computed again" \
+        eval '[ -s kept ] && same kept again && grep -q "^encoding 6/6 .* 12 pairs kept" err'
+    check "the scores are whole again" \
+        eval '[ "$(wc -c <scores)" -gt 250 -a "$(wc -c <scores)" = "$(wc -c <full/scores)" ] &&
+        grep -q "^comparing drawings 12/12 .* 2 pairs kept" err'
+    measure=("$eval" --model "$student" --data "$data" --samples 2 --texts-are formulas --report formulas)
+    succeeds "${measure[@]}"
+    cp formulas/symbols symbols
+    succeeds "${measure[@]}" --resume
+    check "symbols are matched once" \
+        eval '[ -s symbols ] && same symbols formulas/symbols && grep -q "^matching symbols 2/2 .* 2 kept" err'
 }
 
 evaluating() {
