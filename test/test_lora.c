@@ -89,7 +89,7 @@ static void student_train(Student *s, int groups, Recompute recompute) {
     Params *trained = m->lora ? &m->lora->params : &m->params;
     const int in_list = m->lora ? GROUP_ALL : groups;
     const ObjectiveConfig c = {
-        .w_ce = 1, .temperature = 1, .jsd_beta = 0.5f, .band_high = INFINITY, .gate_confidence = 2};
+        .w_ce = 1, .temperature = 1, .mix = 0.5f, .band_high = INFINITY, .gate_confidence = 2};
     model_train(m, m->lora ? lora_groups(m->lora->targets) : groups, recompute);
     objective_open(&s->objective, c, m, (Weight){0}, CHUNK, s->B * s->T, s->B, 1);
     optimizer_open(&s->optimizer, device, adamw, &trained, &in_list, 1, 0, 1, false);
