@@ -98,7 +98,7 @@ static void student_train(Student *s, int groups, Recompute recompute) {
 
 /* Adds the gradients of rows first .. first+B-1; returns the mean loss of these rows' positions, times their share. */
 static double student_learn(Student *s, int first, int B) {
-    const TeacherOutput none = {NULL, NULL};
+    const TeacherOutput none = {0};
     const size_t bytes = image_size_bytes(vision_size(&s->m.c.vision));
     model_forward(&s->m, s->pixels + first * bytes, s->ids + first * s->T, B, s->T);
     objective_run(&s->objective, &s->m, &none, (LossScale){1.0 / s->n, 1.0 / s->B});
