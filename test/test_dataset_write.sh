@@ -126,7 +126,6 @@ refused() {
     refuses 2 "leave out --json" "${writes[@]}" --dataset bad.bin data.bin --json
     refuses 2 "leave out --output" "${writes[@]}" --dataset bad.bin data.bin -o x
     refuses 2 "--keep must be all, compiling or same, not 'some'" "${writes[@]}" --dataset bad.bin data.bin --keep some
-    refuses 2 "--kind must be programs or formulas, not 'poems'" "${writes[@]}" --dataset bad.bin data.bin --kind poems
     refuses 2 "--keep is an option of --dataset" "${writes[@]}" image0.png --keep all
     refuses 2 "--resume is an option of --dataset" "${writes[@]}" image0.png --resume
     refuses 2 "--samples cannot be used with --beam" "${writes[@]}" --dataset bad.bin data.bin --beam 2 --samples 2

@@ -465,7 +465,6 @@ static void test_slow_page(void) {
 /* Lua inside LuaTeX; it refuses much itself. */
 static void test_hostile_lualatex(const char *canary) {
     SandboxLimits limits = test_limits;
-    limits.cpu_seconds = 3;
     Renderer r = open_renderer(1 << TEX_LUALATEX, -1, &limits);
     char *program = with_canary(
         ARTICLE("x\\directlua{"
@@ -484,6 +483,9 @@ static void test_hostile_lualatex(const char *canary) {
     CHECK(is_unchanged(canary));
     compiled_free(&c);
     free(program);
+    renderer_close(&r);
+    limits.cpu_seconds = 3;
+    r = open_renderer(1 << TEX_LUALATEX, -1, &limits);
     c = compile(&r, RENDER_TIKZ, ARTICLE("\\directlua{while true do end}"));
     check(c.problem && !strcmp(c.problem, "lualatex took more than 3 s of processor time"), __FILE__, __LINE__,
           "a loop", c.problem ? c.problem : "");
