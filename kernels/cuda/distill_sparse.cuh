@@ -11,7 +11,7 @@
 #include "../sparse.h"
 #include "distill.cuh"
 
-enum { SPARSE_THREADS = 256, SPARSE_KEPT = 72 << 10 };
+enum { SPARSE_THREADS = 256, SPARSE_BLOCKS = 5, SPARSE_KEPT = 72 << 10 };
 
 /* What is known of a row before its gradient. */
 struct SparseState {
@@ -84,7 +84,7 @@ static __device__ __forceinline__ void sparse_gradient(floatX *student, const fl
 }
 
 template <int KIND, int W>
-static __global__ void __launch_bounds__(SPARSE_THREADS)
+static __global__ void __launch_bounds__(SPARSE_THREADS, SPARSE_BLOCKS)
     distill_rows_sparse_kernel(floatX *logits, SparseTeacher t, const int *labels, const float *row_gate, RowStats *stats,
                                ObjectiveRow o, int Vs, bool kept, bool gradient) {
     DYNAMIC_SHARED(floatX, kept_row);
