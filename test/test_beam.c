@@ -7,6 +7,8 @@
  * The plain one is written here after the rules of transformers 4.44, keeps no cache, and reads every hypothesis whole with
  * model_forward. Where rounding decides, the two may differ: so the plain one also runs with noise on its logits, and only
  * what the noise does not change is compared. Prints what fails, then the line "N passed, M failed". */
+#include "checks.h"
+
 #include "../lib/program.h"
 
 #include "../generate/beam.h"
@@ -19,25 +21,9 @@ static const double NOISE = 2e-5, SAME = 2e-5, COMPARED = 0.95;
 static const double NOISE = 4e-2, SAME = 3e-2, COMPARED = 0.4;
 #endif
 
-enum { TOKENS = 12, BEAMS = 5, PREFIX = 2, KNOWN = 8192, NOISES = 8, IMAGES = 4, SHOWN = 20 };
+enum { TOKENS = 12, BEAMS = 5, PREFIX = 2, KNOWN = 8192, NOISES = 8, IMAGES = 4 };
 static const double penalties[] = {-1, 0, 1, 2};
 enum { PENALTIES = sizeof penalties / sizeof penalties[0] };
-
-static int passed, failed;
-
-__attribute__((format(printf, 2, 3))) static void check(bool ok, const char *format, ...) {
-    if (ok) {
-        passed++;
-        return;
-    }
-    if (failed++ >= SHOWN) return;
-    va_list args;
-    va_start(args, format);
-    printf("FAILED ");
-    vprintf(format, args);
-    printf("\n");
-    va_end(args);
-}
 
 /* ---- the plain beam search ---- */
 
@@ -429,6 +415,5 @@ int main(int argc, char **argv) {
     const Ops *op = ops_open(argc > 2 ? argv[2] : "cpu", &err);
     if (!op) die("%s", err.text);
     for (int i = 0; i < 4; i++) check_case(op, argc > 1 ? argv[1] : "test/fixtures", names[i]);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed ? 1 : 0;
+    return checks_end();
 }

@@ -5,6 +5,8 @@
  * The rule's tokens have the target's distribution (chi-square, against the exact numbers; and a wrong rule is seen). A text
  * with a draft is the target's alone, token for token, where tokens are not drawn, and has the same distribution where they
  * are. Limits, masks and damaged drafts change nothing. Ends with "N passed, M failed". */
+#include "checks.h"
+
 #include "../lib/program.h"
 
 #include "../dataloader.h"
@@ -16,22 +18,6 @@ enum { SLOW = 1 };
 #else
 enum { SLOW = 0 };
 #endif
-
-static int passed, failed;
-
-__attribute__((format(printf, 2, 3))) static void check(bool ok, const char *format, ...) {
-    if (ok) {
-        passed++;
-        return;
-    }
-    failed++;
-    va_list args;
-    va_start(args, format);
-    printf("FAILED ");
-    vprintf(format, args);
-    printf("\n");
-    va_end(args);
-}
 
 /* Four standard deviations above the mean of chi-square with this many degrees of freedom, and a bit; the seeds are fixed. */
 static double chi_square_bound(int freedom) { return freedom + 4 * sqrt(2.0 * freedom) + 4; }
@@ -529,6 +515,5 @@ int main(int argc, char **argv) {
         test_distribution(op, 1, 0.9f, 0);
     }
     test_starter(op);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed ? 1 : 0;
+    return checks_end();
 }

@@ -9,6 +9,8 @@
  * changes nothing, nothing of the base is trained or gets memory, recomputation and micro-batches change no more than they
  * may, dropout has the derivative of what it computes, and files that do not fit are refused. Prints what fails, then the
  * line "N passed, M failed". */
+#include "checks.h"
+
 #include "../lib/program.h"
 
 #include "../kernels/device.h"
@@ -22,36 +24,12 @@ static const double FORWARD = 1e-5, GRADIENT = 1e-4, SLOPE = 1e-2;
 static const double FORWARD = 2e-2, GRADIENT = 1.5e-1, SLOPE = 1;  // rounding hides a small step's change of the loss
 #endif
 
-enum { RANK = 3, CHUNK = 7, SHOWN = 20 };
+enum { RANK = 3, CHUNK = 7 };
 static const double ALPHA = 5;
 
-static int passed, failed;
 static const char *fixtures = "test/fixtures";
 static const Ops *device;
 static char folder[] = "/tmp/tikz-lora-XXXXXX";
-
-__attribute__((format(printf, 2, 3))) static void check(bool ok, const char *format, ...) {
-    if (ok) {
-        passed++;
-        return;
-    }
-    if (failed++ >= SHOWN) return;
-    va_list args;
-    va_start(args, format);
-    printf("FAILED ");
-    vprintf(format, args);
-    printf("\n");
-    va_end(args);
-}
-
-static double relative_error(const float *a, const float *b, size_t n) {
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
-        norm += (double)b[i] * (double)b[i];
-    }
-    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
-}
 
 static float *host_f32(const float *x, size_t n) {
     float *host = xmalloc(n * sizeof *host);
@@ -502,6 +480,5 @@ int main(int argc, char **argv) {
     }
     rmdir(folder);
     free(model), free(other), free(data);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed > 0;
+    return checks_end();
 }

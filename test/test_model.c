@@ -8,6 +8,8 @@
  * number of threads, frozen groups and a shared encoder change no bit, gradients are final when they are said to be, a
  * saved model is the model, a quantised one computes what its weights say. Prints what fails, then the line
  * "N passed, M failed". */
+#include "checks.h"
+
 #include "../lib/program.h"
 
 #include "../generate.h"
@@ -30,36 +32,9 @@ static const double FORWARD = 2e-2, LOSS = 2e-2, GRADIENT = 1e-1, WEIGHTS = 1.5e
 #endif
 
 static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
-enum { PAIRS = sizeof pair_names / sizeof pair_names[0], CHUNK = 7, SHOWN = 40 };
-
-static int passed, failed;
-
-__attribute__((format(printf, 2, 3))) static void check(bool ok, const char *format, ...) {
-    if (ok) {
-        passed++;
-        return;
-    }
-    if (failed++ == SHOWN) printf("... and more\n");
-    if (failed > SHOWN) return;
-    va_list args;
-    va_start(args, format);
-    printf("FAILED ");
-    vprintf(format, args);
-    printf("\n");
-    va_end(args);
-}
+enum { PAIRS = sizeof pair_names / sizeof pair_names[0], CHUNK = 7 };
 
 /* ---- comparing ---- */
-
-static double relative_error(const float *a, const float *b, size_t n) {
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        double d = (double)a[i] - (double)b[i];
-        difference += d * d;
-        norm += (double)b[i] * (double)b[i];
-    }
-    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
-}
 
 static float *host_f32(const Ops *op, const float *x, size_t n) {
     float *host = xmalloc(n * sizeof(float));
@@ -1108,6 +1083,5 @@ int main(int argc, char **argv) {
     check_schedule();
     check_drawn(op, folder);
     for (int i = 0; i < PAIRS; i++) test_pair(op, folder, pair_names[i]);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed ? 1 : 0;
+    return checks_end();
 }
