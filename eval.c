@@ -43,15 +43,14 @@ static const Option table[] = {
      1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl, jsd, skl or srkl", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "the share of skl and srkl", 0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "how much of the one distribution skl and srkl mix into the other", 0.001, 0.999},
     {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "generate each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
     {"metrics", 0, OPT_STRING, &opt.metrics, "FILE",
      "write the metrics of the logits there, of baseline, model and teacher, under Image2TikZ's names and ours", 0,
      0},
     {"logits", 0, OPT_STRING, &opt.logits, "FILE",
-     "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and "
-     "ids "
+     "write the teacher-forced logits of one model: safetensors, logits fp32 [samples, positions, vocabulary] and ids "
      "int32 [samples, positions], -1 where a text has ended",
      0, 0},
     {"texts", 0, OPT_STRING, &opt.texts, "DIR",

@@ -173,7 +173,7 @@ static inline void generator_set_all(const Generator *g, int *to, int value) {
     g->m->op->upload(to, g->host, g->B * sizeof(int));
 }
 
-/* Encodes B images (host u8 [B, S, S, 3]) and reads the prefix. Afterwards g->logits holds
+/* Encodes B images (host u8 [B, height, width, 3]) and reads the prefix. Afterwards g->logits holds
  * the logits of the next token. */
 static inline void generator_prefill(Generator *g, const uint8_t *pixels, int B, const int *prefix,
                                      int prefix_count) {
@@ -229,7 +229,7 @@ static inline void generator_compact(Generator *g, const int *kept, int n) {
  * (model_not_finite says why). */
 typedef bool (*TokenReader)(void *context, int sequence, int id);
 
-/* Writes the pixels u8 [S, S, 3] of another image. Returns the number of its sequence, which is its random stream too, or
+/* Writes the pixels u8 [height, width, 3] of another image. Returns the number of its sequence, which is its random stream too, or
  * -1: there is none. */
 typedef int (*ImageSource)(void *context, uint8_t *pixels);
 
@@ -241,7 +241,7 @@ typedef struct {
     void *context;       // of reader and source
     const int *prefix;   // of each image's program
     int prefix_count;
-    uint8_t *pixels;  // [S, S, 3] scratch for the source
+    uint8_t *pixels;  // [height, width, 3] scratch for the source
 } Generation;
 
 /* The slots of a batch: what each of its sequences works on. Host arrays [max_B]. */

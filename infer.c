@@ -83,8 +83,8 @@ int main(int argc, char **argv) {
 
 /* ---- one image ---- */
 
-/* Prepares the next image that can be read, [height, width, 3] for the model and for the draft (NULL: none), and begins its program.
- * Returns its number, or -1: there is none. */
+/* Prepares the next image that can be read, [height, width, 3] for the model and for the draft (NULL: none), and begins its
+ * program. Returns its number, or -1: there is none. */
 static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
     const size_t bytes = model_pixels(&s->model);
     while (s->taken < s->inputs.count && !(opt.dataset && interrupted())) {

@@ -22,7 +22,8 @@
  *   SKL:      D_i = -(1-a) p_i/m_i      SRKL: D_i = log(q_i/m_i) + (1-a) p_i/m_i + const      (kernels/mixture.h)
  *   CE, hard: softmax(s) - onehot
  *   cos:      d cos/d e_s = e_t/(|e_s||e_t|) - cos e_s/|e_s|^2
- * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta; Ko et al. 2024, "DistiLLM", for SKL and SRKL.)
+ * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta; Ko et al. 2024,
+ * "DistiLLM", for SKL and SRKL.)
  *
  * Gates, off by default, multiply the soft and the hard term of a position:
  *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than
@@ -311,8 +312,9 @@ static inline const float *objective_band(Objective *o, const ObjectivePass *p, 
     return o->row_gate;
 }
 
-/* CE, soft and hard over n positions: hidden states [n, Ws], the teacher's outputs for them, host labels [n]. d_hidden [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the
- * whole batch), and the gradient of the head, where it is trained, is added to. objective_collect gives the statistics.
+/* CE, soft and hard over n positions: hidden states [n, Ws], the teacher's outputs for them, host labels [n]. d_hidden
+ * [n, Ws], if not NULL, gets the gradient times `scale` (1 / counted positions of the whole batch), and the gradient of the
+ * head, where it is trained, is added to. objective_collect gives the statistics.
  *
  * With a second stream the matmuls go back from a chunk (`behind` rows ago) while the row kernel works on the next one,
  * and forward for the one after. With one stream, each chunk is finished before the next begins. */

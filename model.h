@@ -71,7 +71,7 @@ typedef struct {
     Arena arena;        // the activations
     int max_B, max_T;   // capacity: images, text tokens
     DecoderActs *acts;  // [layers]
-    uint8_t *pixels;    // device [max_B, S, S, 3]
+    uint8_t *pixels;    // device [max_B, height, width, 3]
     int *input_ids;     // device [B, S]: token ids, -1 at image positions
     int *target_rows;   // device [n]: the rows of [B, S] that predict a text token
     int *host_input_ids, *host_target_rows;
@@ -513,7 +513,7 @@ static inline uint64_t model_graph(int kind, int B, int T) {
     return ((uint64_t)B << 32 | (uint64_t)T) * GRAPH_KINDS + (uint64_t)kind;
 }
 
-/* One pass over host pixels [B, S, S, 3] and host ids [B, T] (padding is -1, at the end of a row). Leaves the hidden
+/* One pass over host pixels [B, height, width, 3] and host ids [B, T] (padding is -1, at the end of a row). Leaves the hidden
  * states of the m->n positions that predict a token in m->hidden [n, W], in the order of the ids. */
 static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids, int B, int T) {
     const LmConfig *c = &m->c.lm;
@@ -551,7 +551,7 @@ static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache,
     model_logits(m, B, logits);
 }
 
-/* Encodes B images (host u8 [B, S, S, 3]), reads a prefix of text tokens, the same for all, and fills the cache.
+/* Encodes B images (host u8 [B, height, width, 3]), reads a prefix of text tokens, the same for all, and fills the cache.
  * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {

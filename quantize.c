@@ -54,8 +54,7 @@ int main(int argc, char **argv) {
     threads_wait_politely(argv);
     options_parse(table, OPTIONS, argc, argv,
                   "[options] MODEL OUT\n\nWrites a model with weights of 8 or 4 bits, for infer and eval, or with an "
-                  "adapter merged "
-                  "into it.",
+                  "adapter merged into it.",
                   &files);
     if (files.count != 2) options_die("two files are needed: the model, and the one to write; got %d", files.count);
     if (weight_format(opt.weights, &format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);

@@ -208,7 +208,7 @@ static inline void search_prepare(Search *s, Generator *g, const TokenLines *lin
     s->rollouts.context = s;
 }
 
-/* Searches programs for one image: pixels u8 [S, S, 3] as infer prepares them; longest as for judge_begin; prefix
+/* Searches programs for one image: pixels u8 [height, width, 3] as infer prepares them; longest as for judge_begin; prefix
  * [prefix_count]: the tokens that all programs begin with. g is open, with sequences for all rollouts in flight, and its
  * sampling is set; its image and prefix are read here. Stops early when the user interrupts, and at an exact drawing. Returns
  * 0 with a result (free it with search_result_free), which may have no programs if there was no time; or -1 with *err

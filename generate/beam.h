@@ -323,8 +323,8 @@ static inline BeamResult beam_result(BeamSearch *s, int i) {
     return r;
 }
 
-/* Encodes images (host u8 [images, S, S, 3]), reads the prefix, which is the same for all, and searches the program of each,
- * of up to max_new_tokens >= 1 tokens. The generator must have been opened for images x beams sequences and prefix_count +
+/* Encodes images (host u8 [images, height, width, 3]), reads the prefix, which is the same for all, and searches the program
+ * of each, of up to max_new_tokens >= 1 tokens. The generator must have been opened for images x beams sequences and prefix_count +
  * max_new_tokens tokens, and model_plan called for as many. The end tokens are masked where generator_set_sampling says; nothing
  * else of the sampling matters. Returns how many results [images] have failed. */
 static inline int beam_search(Generator *g, const uint8_t *pixels, int images, const int *prefix, int prefix_count,

@@ -71,7 +71,11 @@ static inline int best_open(Best *b, BestOptions o, Generator *g, const int *pre
     if (judge_open(
             &b->judge,
             &(JudgeOptions){
-                .task = o.task, .model = g->m, .unsafe = o.unsafe, .similarity = o.similarity, .compile_only = o.compiler_only},
+                .task = o.task,
+                .model = g->m,
+                .unsafe = o.unsafe,
+                .similarity = o.similarity,
+                .compile_only = o.compiler_only},
             err))
         return -1;
     interrupts_keep();
@@ -226,8 +230,8 @@ static inline int best_of_search(Best *b, int number, const char *name, const ui
     return 0;
 }
 
-/* Finds the best program for an image: its number, for its random stream, and its name, for messages; pixels u8 [S, S, 3];
- * longest: as for judge_begin. The caller frees found->ids. -1 with *err filled: TeX or the model failed. */
+/* Finds the best program for an image: its number, for its random stream, and its name, for messages; pixels u8 [height,
+ * width, 3]; longest: as for judge_begin. The caller frees found->ids. -1 with *err filled: TeX or the model failed. */
 static inline int best_find(Best *b, int number, const char *name, const uint8_t *pixels, int longest,
                             BestProgram *found, Error *err) {
     *found = (BestProgram){.similarity = NAN};

@@ -84,8 +84,7 @@ static inline void taught_begin(Taught *t, const Tokenizer *tokenizer, uint64_t 
     t->tokenizer = tokenizer;
     if (t->o.keep == KEEP_SAME && t->data.fingerprint != tokenizer->fingerprint)
         die("--keep same compares with the programs of %s, which were made with another tokenizer (fingerprint "
-            "%016llx) than "
-            "the model's (%016llx); use --keep compiling",
+            "%016llx) than the model's (%016llx); use --keep compiling",
             t->o.data_path, (unsigned long long)t->data.fingerprint, (unsigned long long)tokenizer->fingerprint);
     t->done = journal_open(&t->journal, t->journal_path, identity, t->programs, t->count, t->o.resume, &err);
     die_if(t->done < 0, &err);

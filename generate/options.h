@@ -51,29 +51,24 @@ static const Option table[] = {
     {"candidates", 'c', OPT_INT, &opt.candidates, "N",
      "sample N programs, and keep the one that compiles and is most like the image", 1, 1e6},
     {"search", 's', OPT_STRING, &opt.search, "SECONDS|N",
-     "search the best program of an image by writing, compiling and comparing: for so many seconds (10s, 2.5s), or "
-     "so many "
-     "programs (200)",
+     "search the best program of an image by writing, compiling and comparing: for so many seconds (10s, 2.5s), or so "
+     "many programs (200)",
      0, 0},
     {"exploration", 0, OPT_FLOAT, &opt.exploration, "C", "of --search: how much it tries other beginnings", 0, 100},
     {"reward", 0, OPT_STRING, &opt.reward, "NAME",
      "what --search and --candidates look for: drawings that are like the image in their pixels, or, in the model's "
-     "own "
-     "features, in the same places (places), on the mean (mean) or by the earth mover's distance (emd); or only "
-     "programs "
-     "that compile (compiler)",
+     "own features, in the same places (places), on the mean (mean) or by the earth mover's distance (emd); or only "
+     "programs that compile (compiler)",
      0, 0},
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
      "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
     {"dataset", 0, OPT_STRING, &opt.dataset, "OUT.bin",
-     "the IMAGE is a data set (a .bin file, or a pattern in quotes): write the programs for its images as the data "
-     "set "
+     "the IMAGE is a data set (a .bin file, or a pattern in quotes): write the programs for its images as the data set "
      "OUT.bin, for train_distill --data; images are taken as they are, unless --preprocess is given",
      0, 0},
     {"keep", 0, OPT_STRING, &opt.keep, "all|compiling|same",
-     "of --dataset: keep all programs that have an end, those that compile without errors, or of these those that "
-     "draw the "
-     "same pixels as the data set's own program",
+     "of --dataset: keep all programs that have an end, those that compile without errors, or of these those that draw "
+     "the same pixels as the data set's own program",
      0, 0},
     {"samples", 0, OPT_INT, &opt.samples, "N",
      "of --dataset: programs for each image; several are sampled at --temperature, by default 0.8", 1, 1024},
@@ -106,18 +101,15 @@ static const Option table[] = {
     {"batch", 'b', OPT_INT, &opt.batch, "N",
      "images whose programs are generated together; 0: 16, on a GPU 64, or as many as there is memory for", 0, 1024},
     {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
-     "use weights of 8 or 4 bits, rounded while the model is loaded: less memory, and faster where memory is the "
-     "limit",
+     "use weights of 8 or 4 bits, rounded while the model is loaded: less memory, and faster where memory is the limit",
      0, 0},
     {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
      0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads; 0: all", 0, 4096},
     {"preprocess", 0, OPT_STRING, &opt.preprocess, "auto|plain|detikzify",
      "auto: first make paper white, undo dark mode, uneven light and small rotations, remove noise; a clean image "
-     "stays as "
-     "it is. detikzify: enlarge it first, as DeTikZify's own program does (default: auto; for models converted from "
-     "other "
-     "projects plain)",
+     "stays as it is. detikzify: enlarge it first, as DeTikZify's own program does (default: auto; for models "
+     "converted from other projects plain)",
      0, 0},
     {"trim-near-white", 0, OPT_FLAG, &opt.trim_near_white, NULL,
      "also cut off a margin that is only nearly white, as JPEG leaves it", 0, 0},
@@ -238,7 +230,7 @@ static TaughtOptions dataset_options(const char *data) {
 
 /* Parses the options into opt, and what is left into `images`. Ends the program where they are wrong. */
 static void infer_options_parse(int argc, char **argv, StringList *images, WeightFormat *format) {
-    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image. An IMAGE is a "
+    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image, or, with a model of formulas, its LaTeX. An IMAGE is a "
                             "file, a folder of images, or "
                             "- for standard input.");
     options_parse(table, OPTIONS, argc, argv, usage, images);

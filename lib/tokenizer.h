@@ -32,12 +32,12 @@ typedef struct {
     int begin;                                           // id of the token that begins every sequence, -1: none
     int strip;                                           // leading spaces of a text that are dropped
     bool byte_fallback;                                  // whether kind is byte_fallback_bpe
-    bool formulas;                                       // its texts are formulas, not TikZ programs
     uint64_t fingerprint;                                // see tokenizer_hash
     const uint8_t *json;                                 // tokenizer.json, NULL: none
     size_t json_bytes;
-    char kind[32], task[16];                            // as in the metadata; empty: absent
-    char end_text[16], begin_text[16], strip_text[16];  // the same, decimal
+    char kind[32];
+    char task[16];  // what its texts are, tikz or formula; empty: the file does not say
+    char end_text[16], begin_text[16], strip_text[16];  // decimal, as in the metadata; empty: absent
     char more_ends_text[12 * TOKENIZER_MORE_ENDS];
 } Tokenizer;
 
@@ -102,12 +102,11 @@ static inline int tokenizer_more_ends_read(Tokenizer *t, const SafeTensors *st, 
     return 0;
 }
 
-/* Reads what the texts are: "formula", or "tikz", which is also what is meant without it. */
+/* Reads what the texts are. */
 static inline int tokenizer_task_read(Tokenizer *t, const SafeTensors *st, Error *err) {
     const char *task = safetensors_metadata(st, "tokenizer.task");
     if (!task) return 0;
-    t->formulas = !strcmp(task, "formula");
-    if (!t->formulas && strcmp(task, "tikz") != 0)
+    if (strcmp(task, "formula") != 0 && strcmp(task, "tikz") != 0)
         return error_set(err, "%s: the metadata tokenizer.task is '%.40s', tikz or formula was expected", st->file.path,
                          task);
     snprintf(t->task, sizeof t->task, "%s", task);
@@ -118,8 +117,7 @@ static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, E
     const char *path = st->file.path, *kind = safetensors_metadata(st, "tokenizer.kind");
     if (!kind || (strcmp(kind, "byte_level_bpe") != 0 && strcmp(kind, "byte_fallback_bpe") != 0))
         return error_set(err,
-                         "%s: the metadata tokenizer.kind is '%.40s', byte_level_bpe or byte_fallback_bpe was "
-                         "expected",
+                         "%s: the metadata tokenizer.kind is '%.40s', byte_level_bpe or byte_fallback_bpe was expected",
                          path, kind ? kind : "(missing)");
     snprintf(t->kind, sizeof t->kind, "%s", kind);
     t->byte_fallback = !strcmp(kind, "byte_fallback_bpe");

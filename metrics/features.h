@@ -12,8 +12,8 @@ typedef struct {
     uint64_t hash;    // of the model's file: its path, size and time
 } FeatureEncoder;
 
-/* The features of one image, u8 [S, S, 3] as the model sees it, in double [P, C]. host: memory for [P, C]. The model must be
- * planned. */
+/* The features of one image, u8 [height, width, 3] as the model sees it, in double [P, C]. host: memory for [P, C]. The
+ * model must be planned. */
 static inline void features_of_pixels(Model *m, const uint8_t *pixels, floatX *host, double *features) {
     const size_t n = (size_t)vision_patches(&m->c.vision) * (size_t)m->c.vision.hidden_size;
     model_upload_pixels(m, pixels, 1);

@@ -37,8 +37,7 @@ static inline void page_table(FILE *f, const Report *r) {
     const char *group = "";
     fprintf(f,
             "<h2 id=\"metrics\">Metrics</h2>\n<p>Under each value is its 95 %% interval, from %d resamples of the "
-            "samples. The "
-            "best value of a row is bold.</p>\n<div class=\"scroll\"><table>\n",
+            "samples. The best value of a row is bold.</p>\n<div class=\"scroll\"><table>\n",
             BOOTSTRAP_RESAMPLES);
     for (int k = 0; k < r->figure_count; k++) {
         const Figure *figure = &r->figures[k];
@@ -79,8 +78,7 @@ static inline void page_differences(FILE *f, const Report *r) {
         return;
     }
     fputs("<p>Metrics whose 95 % interval of the difference leaves out 0. The same samples are resampled for both "
-          "models. "
-          "Of twenty metrics in which the models do not differ, one is expected here by chance.</p>\n",
+          "models. Of twenty metrics in which the models do not differ, one is expected here by chance.</p>\n",
           f);
     for (int i = 1; i < r->model_count; i++) {
         int shown = 0;

@@ -284,8 +284,7 @@ static void check_evaluation(Pair *p, int k, Objective *o, const ObjectiveSums *
     ObjectiveSums alone = objective_collect(o);
     double ce = (double)o->config.w_ce * sums->ce / sums->positions;
     check(fabs(objective_mean(o, &alone) - ce) <= 1e-7 * fabs(ce),  // a row's CE is fp32, and summed in another order
-          "%s: setting %d: the loss without a teacher is %.9g, "
-          "w_ce CE is %.9g",
+          "%s: setting %d: the loss without a teacher is %.9g, w_ce CE is %.9g",
           p->name, k, objective_mean(o, &alone), ce);
 }
 

@@ -26,8 +26,7 @@ static void cache_check_objective(const CacheHeader *h, const Settings *s) {
             opt.teacher_cache, (double)h->temperature);
     if (h->kind == CACHE_SAMPLE && s->objective.soft != SOFT_KL)
         die("%s holds random draws, which stand for the teacher in KL alone; leave out --soft-loss %s, or write a "
-            "topk or "
-            "dense cache",
+            "topk or dense cache",
             opt.teacher_cache, soft_loss_names[s->objective.soft]);
 }
 

@@ -43,8 +43,7 @@ static void cache_write_open_data(CacheWriter *w) {
     }
     if (w->data.fingerprint != fingerprint)
         die("%s was made with another tokenizer (fingerprint %016llx) than the teacher's (%016llx); convert the data "
-            "again "
-            "with it, or name the student's with --tokenizer",
+            "again with it, or name the student's with --tokenizer",
             opt.data, (unsigned long long)w->data.fingerprint, (unsigned long long)fingerprint);
 }
 

@@ -92,16 +92,14 @@ static const Option table[] = {
      0, 0},
     {"write-teacher-cache", 0, OPT_STRING, &opt.write_teacher_cache, "FILE",
      "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it "
-     "was "
-     "stopped",
+     "was stopped",
      0, 0},
     {"teacher-cache-kind", 0, OPT_STRING, &opt.teacher_cache_kind, "KIND",
      "what --write-teacher-cache keeps of a distribution: dense (all logits), or, at --temperature, topk=K (the K "
      "likeliest tokens and the probability of all others) or sample=K (K random draws, for --soft-loss kl)",
      0, 0},
     {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
-     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and "
-     "the "
+     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and the "
      "outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
@@ -124,14 +122,11 @@ static const Option table[] = {
      "leave out samples with more text tokens than this; 0: as many as the models take", 0, 1e9},
     {"augment", 0, OPT_STRING, &opt.augment, "NAME=P,...",
      "change training images at random: elastic (% of the longer side), rotate (degrees), scale (factor), pad (share "
-     "of "
-     "the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur (sigma "
-     "in "
-     "pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
-     "NAME=P:A..B "
-     "draws the strength between A and B; all=P: each of these; clean: then clean the image as infer does; light: "
-     "small "
-     "changes of tone, noise and sharpness, cheaper than the others; for example all=0.2,jpeg=0.5:25..95,invert=0",
+     "of the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur "
+     "(sigma in pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
+     "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer does; "
+     "light: small changes of tone, noise and sharpness, cheaper than the others; for example "
+     "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
     {"load-threads", 0, OPT_INT, &opt.load_threads, "N",
@@ -164,7 +159,7 @@ static const Option table[] = {
     {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
     {"skew", 0, OPT_FLOAT, &opt.skew, "X",
-     "of skl and srkl: how much of the one distribution the other is mixed with before they are compared", 0.001, 0.999},
+     "how much of the one distribution skl and srkl mix into the other", 0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
@@ -175,8 +170,7 @@ static const Option table[] = {
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
     {"sure", 0, OPT_FLOAT, &opt.gate_confidence, "P",
-     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: "
-     "off",
+     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: off",
      0, 2},
     {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor of the confidence gate", 0, 1},
     {"chunk", 0, OPT_INT, &opt.chunk, "N",
@@ -243,8 +237,7 @@ typedef struct {
 static void options_lora_changed(const char *out, int64_t rank, double alpha, const char *targets) {
     if (!rank) die("--resume: the run in %s trains the whole student and has no adapters; leave out --lora", out);
     die("--resume: the run in %s has --lora %lld --lora-alpha %g --lora-targets %s, and its adapters cannot change; "
-        "leave "
-        "these out",
+        "leave these out",
         out, (long long)rank, alpha, targets);
 }
 
@@ -451,8 +444,7 @@ static void redistribute_batch(Settings *s, int ranks) {
         int64_t batch = s->batch;
         if (images % ranks)
             die("--resume: the %lld images of a step cannot be divided among %d processes; start a number that "
-                "divides "
-                "%lld",
+                "divides %lld",
                 (long long)images, ranks, (long long)images);
         while (images / ranks % batch) batch--;
         s->eval_batches = (s->eval_batches * s->batch + batch - 1) / batch;  // as many images, or a few more

@@ -18,7 +18,7 @@
 /* One micro-batch in host memory: images, at both models' sizes, and token ids. */
 typedef struct {
     const uint32_t *samples;                 // [B], of the training data
-    const uint8_t *pixels, *teacher_pixels;  // [B, S, S, 3], each at its model's image size
+    const uint8_t *pixels, *teacher_pixels;  // [B, height, width, 3], each at its model's image size
     const int *ids;                          // [B, T], padded with -1
     int B, T;
     int64_t number;   // unique in the run; -1 in an evaluation: never prefetched

@@ -192,8 +192,8 @@ static int cache_check_block(const TeacherCache *c, uint32_t sample, uint32_t to
     if (crc != noted)
         return error_set(
             err,
-            "cannot read %s: the outputs for sample %u are damaged (CRC-32 %08x, the file says %08x); write "
-            "the cache again",
+            "cannot read %s: the outputs for sample %u are damaged (CRC-32 %08x, the file says %08x); write the cache "
+            "again",
             c->file.path, sample, crc, noted);
     for (uint32_t t = 0; t < tokens; t++)
         if (!cache_row_valid(h, rows + (size_t)t * h->row_bytes))
