@@ -245,7 +245,7 @@ test-rest:
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_lib build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
 	    build/BF16$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/BF16-sanitize-1/test_generate build/BF16-sanitize-1/test_teacher_cache \
-	    $(addsuffix /test_lora,build/BF16$(PLAIN) build/FP32$(PLAIN) build/BF16-sanitize-1) \
+	    build/BF16$(PLAIN)/test_lora build/BF16-sanitize-1/test_lora \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps build/BF16-sanitize-1/test_cdm \
 	    build/BF16-noformats-cpu/test_lib \
@@ -262,7 +262,7 @@ test-rest:
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
 	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
-	    'test/test_runs.sh build/BF16$(PLAIN)' 'test/test_teacher_cache.sh build/BF16$(PLAIN)' 'test/test_dataset_write.sh build/BF16$(PLAIN)' \
+	    'test/test_runs.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:

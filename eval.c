@@ -43,7 +43,7 @@ static const Option table[] = {
      1000},
     {"soft-loss", 0, OPT_STRING, &opt.loss, "NAME", "kl, reverse-kl, jsd, skl or srkl", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "how much of the one distribution skl and srkl mix into the other", 0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "share of the one distribution that skl and srkl mix into the other", 0.001, 0.999},
     {"greedy", 0, OPT_FLAG, &opt.greedy, NULL, "generate each image's program and compare it with the text", 0, 0},
     {"json", 0, OPT_STRING, &opt.json, "FILE", "write the figures there", 0, 0},
     {"metrics", 0, OPT_STRING, &opt.metrics, "FILE",
@@ -191,26 +191,15 @@ static void json_metrics(AtomicFile *file, const Measured *reports) {
     json_commit(&w, file, opt.metrics);
 }
 
-/* Extends a hash by an adapter's file, as open_programs does by a model's. */
-static uint64_t hash_adapter(uint64_t hash, const char *path) {
-    struct stat file;
-    if (stat(path, &file)) die("cannot read %s: %s", path, strerror(errno));
-    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec};
-    return hash_bytes(hash_bytes(hash, path, strlen(path)), parts, sizeof parts);
-}
-
 /* Opens the file of a model's programs in the report's folder. Its name changes with the model's
  * file, the data and the longest program. */
 static void open_programs(Measured *report, const Dataset *d, int max_tokens) {
     Error err;
-    struct stat file;
-    if (stat(report->path, &file)) die("cannot read %s: %s", report->path, strerror(errno));
-    uint64_t hash = hash_bytes(HASH_BEGIN, report->path, strlen(report->path));
-    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec,
-                              dataset_content(d), (uint64_t)max_tokens};
-    hash = hash_bytes(hash, parts, sizeof parts);
+    const uint64_t parts[] = {dataset_content(d), (uint64_t)max_tokens};
+    uint64_t hash = hash_bytes(HASH_BEGIN, parts, sizeof parts);
+    die_if(file_identity(&hash, report->path, &err), &err);
     if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
-    if (opt.lora) hash = hash_adapter(hash, opt.lora);
+    if (opt.lora) die_if(file_identity(&hash, opt.lora, &err), &err);
     char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
     if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
     die_if(programs_open(&report->greedy.programs, path, (int64_t)d->count, &err), &err);

@@ -22,7 +22,7 @@ static void print_timing(const Session *s);
 int main(int argc, char **argv) {
     static Session session;
     Session *s = &session;
-    static Taught taught;  // --dataset
+    static GeneratedData generated;  // --dataset
     Drawing drawing;
     StringList images = {NULL, 0};
     WeightFormat format;
@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
     if (opt.dataset)
-        taught_open(&taught, dataset_options(images.items[0]), &s->inputs);
+        generated_open(&generated, dataset_options(images.items[0]), &s->inputs);
     else
         die_if(inputs_open(&s->inputs, &images, &err), &err);
     WriterOptions o = {.output = opt.output,
@@ -47,7 +47,7 @@ int main(int argc, char **argv) {
                        .style = opt.display ? FORMULA_DISPLAY : opt.inline_math ? FORMULA_INLINE : FORMULA_PLAIN,
                        .render = opt.render,
                        .repeat_guard = !strcmp(opt.repeat_guard, "on"),
-                       .taught = opt.dataset ? &taught : NULL};
+                       .generated = opt.dataset ? &generated : NULL};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
         if (inputs_check_names(&s->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
     o.image_size = vision_size(&s->model.c.vision);
     o.max_tokens = s->max_new_tokens + s->prefix.count;
     writer_open(&s->writer, o, &s->inputs, &s->model.tokenizer, &drawing);
-    if (opt.dataset) session_begin_dataset(s, &taught, format);
+    if (opt.dataset) session_begin_dataset(s, &generated, format);
 
     s->start = seconds_now();
     if (opt.search || opt.candidates)
@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
         run_draft(s);
     else
         run_batches(s);
-    if (opt.dataset) taught_finish(&taught);
+    if (opt.dataset) generated_finish(&generated);
     print_timing(s);
     const bool failed = s->writer.failures || (opt.strict && s->writer.cut);
 
@@ -90,7 +90,7 @@ static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
     while (s->taken < s->inputs.count && !(opt.dataset && interrupted())) {
         const int number = s->taken++;
         Program *p = &s->writer.programs[number];
-        if (opt.dataset && taught_has(s->writer.o.taught, number)) continue;
+        if (opt.dataset && generated_has(s->writer.o.generated, number)) continue;
         program_prepare(p, &s->prepare, pixels, draft_pixels);
         if (!p->failed) program_begin_text(p, &s->writer, s->prefix.ids, s->prefix.count);
         if (p->failed) {
@@ -264,11 +264,15 @@ static void run_best(Session *s) {
         Program *p = &s->writer.programs[number];
         BestProgram found;
         die_if(best_find(&best, number, p->input->path, pixels, p->longest, &found, &err), &err);
+        if (opt.dataset && interrupted()) {  // what a search has found so far is not what it would have found
+            free(found.ids);
+            break;
+        }
         take_best(s, p, &found);
         finish_program(s, p);
         free(found.ids);
     }
-    const int left = opt.dataset ? 0 : s->inputs.count - s->taken;  // taught_finish says it
+    const int left = opt.dataset ? 0 : s->inputs.count - s->taken;  // generated_finish says it
     if (left) report_error("stopped before the last %d image%s", left, left == 1 ? "" : "s");
     s->writer.failures += left;
     best_close(&best);

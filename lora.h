@@ -272,11 +272,11 @@ static inline int lora_read_config(LoraConfig *c, const SafeTensors *st, Error *
                                                           : 0;
 }
 
-/* -1 with *err filled unless the adapter file was trained on this model. */
-static inline int lora_check_fingerprint(const Model *m, const SafeTensors *st, Error *err) {
+/* -1 with *err filled unless the adapter file was trained on this model, whose fingerprint this is. */
+static inline int lora_check_fingerprint(const Model *m, uint64_t fingerprint, const SafeTensors *st, Error *err) {
     const char *text = safetensors_metadata(st, "lora.base"), *name = safetensors_metadata(st, "lora.base_name");
     char base[24];
-    snprintf(base, sizeof base, "%016llx", (unsigned long long)lora_fingerprint(m));
+    snprintf(base, sizeof base, "%016llx", (unsigned long long)fingerprint);
     if (text && !strcmp(text, base)) return 0;
     return error_set(err, "%s is an adapter of another model than %s; it was trained on %.200s", st->file.path,
                      m->file.file.path, name ? name : "one that it does not name");
@@ -289,8 +289,9 @@ static inline int lora_open(Model *m, const char *path, Error *err) {
     LoraConfig c;
     if (lora_check_base(m, err) || safetensors_open(&st, path, err)) return -1;
     const SafeTensor *damaged = NULL;
-    int bad =
-        lora_read_config(&c, &st, err) || lora_check_fingerprint(m, &st, err) || lora_check_rank(m, &c, path, err);
+    const uint64_t base = lora_fingerprint(m);
+    int bad = lora_read_config(&c, &st, err) || lora_check_fingerprint(m, base, &st, err) ||
+              lora_check_rank(m, &c, path, err);
     if (!bad && (damaged = safetensors_not_finite(&st)))
         bad = error_set(err, "%s is damaged: its tensor %s holds a value that is not finite", path, damaged->name);
     if (bad) {
@@ -300,7 +301,7 @@ static inline int lora_open(Model *m, const char *path, Error *err) {
     c.dropout = 0;  // of training alone
     lora_declare(m, &c);
     m->lora->file = st;
-    m->lora->base = lora_fingerprint(m);
+    m->lora->base = base;
     if (!params_load(&m->lora->params, &m->lora->file, m->op, WEIGHTS_AS_STORED, err)) return 0;
     for (int i = 0; i < m->lora->layers; i++) m->lora->layer[i].weight->lora = NULL;
     lora_free(m->lora, m->op);

@@ -119,7 +119,7 @@ static inline void objective_plan(Objective *o) {
     size_t tokens = (size_t)o->max_images * o->image_tokens;
     for (int i = 0; i < objective_slots(o); i++) {
         o->student_logits[i] = arena_x(&o->arena, (size_t)o->chunk * o->Vs);
-        o->teacher_logits[i] = arena_x(&o->arena, o->chunk * Vt);
+        if (o->teacher_head.data) o->teacher_logits[i] = arena_x(&o->arena, o->chunk * Vt);
     }
     o->labels = arena_int(&o->arena, n);
     o->stats = arena_take(&o->arena, o->rows_capacity, sizeof(RowStats));

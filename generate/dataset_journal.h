@@ -10,13 +10,13 @@
 #include "../lib/dataset_file.h"
 #include "../lib/kept_file.h"
 
-typedef enum { TAUGHT_MISSING, TAUGHT_ENDED, TAUGHT_CUT, TAUGHT_FAILED, TAUGHT_STATES } TaughtState;
+typedef enum { GENERATED_MISSING, GENERATED_ENDED, GENERATED_CUT, GENERATED_FAILED, GENERATED_STATES } GeneratedState;
 
 /* A program of a model for an image of the data. */
 typedef struct {
-    TaughtState state;
+    GeneratedState state;
     uint32_t *ids, count;
-} TaughtProgram;
+} GeneratedProgram;
 
 enum { JOURNAL_HEADER = 32, JOURNAL_ENTRY = 16 };
 
@@ -41,14 +41,14 @@ static inline int journal_begin(Journal *j, uint64_t identity, uint64_t count, E
 }
 
 /* Takes the next entry at j->end. 1: there is no whole one. */
-static inline int journal_next(Journal *j, TaughtProgram *programs, uint64_t count, Error *err) {
+static inline int journal_next(Journal *j, GeneratedProgram *programs, uint64_t count, Error *err) {
     uint32_t head[4];
     const uint64_t left = j->file.size - j->end;
     if (left < JOURNAL_ENTRY) return 1;
     if (kept_read(&j->file, head, sizeof head, j->end, err)) return -1;
     const size_t bytes = (size_t)head[2] * sizeof(uint32_t);
-    if (head[0] >= count || head[1] == TAUGHT_MISSING || head[1] >= TAUGHT_STATES || head[2] > DATASET_MAX_TOKENS ||
-        bytes > left - JOURNAL_ENTRY || programs[head[0]].state != TAUGHT_MISSING)
+    if (head[0] >= count || head[1] == GENERATED_MISSING || head[1] >= GENERATED_STATES || head[2] > DATASET_MAX_TOKENS ||
+        bytes > left - JOURNAL_ENTRY || programs[head[0]].state != GENERATED_MISSING)
         return 1;
     uint32_t *ids = (uint32_t *)xmalloc(bytes);
     if (kept_read(&j->file, ids, bytes, j->end + JOURNAL_ENTRY, err)) return -1;
@@ -56,14 +56,14 @@ static inline int journal_next(Journal *j, TaughtProgram *programs, uint64_t cou
         free(ids);
         return 1;
     }
-    programs[head[0]] = (TaughtProgram){(TaughtState)head[1], ids, head[2]};
+    programs[head[0]] = (GeneratedProgram){(GeneratedState)head[1], ids, head[2]};
     j->end += JOURNAL_ENTRY + bytes;
     return 0;
 }
 
 /* Opens the journal at `path`. With `resume` its programs are taken over, where they belong to this identity; without, there
  * must be none. Returns how many there are, or -1. */
-static inline int64_t journal_open(Journal *j, const char *path, uint64_t identity, TaughtProgram *programs,
+static inline int64_t journal_open(Journal *j, const char *path, uint64_t identity, GeneratedProgram *programs,
                                    uint64_t count, bool resume, Error *err) {
     uint8_t header[JOURNAL_HEADER] = {0};
     int64_t found = 0;
@@ -89,7 +89,7 @@ static inline int64_t journal_open(Journal *j, const char *path, uint64_t identi
     return found;
 }
 
-static inline int journal_add(Journal *j, uint32_t number, const TaughtProgram *p, Error *err) {
+static inline int journal_add(Journal *j, uint32_t number, const GeneratedProgram *p, Error *err) {
     uint32_t *entry = (uint32_t *)xmalloc(JOURNAL_ENTRY + (size_t)p->count * sizeof *entry);
     entry[0] = number, entry[1] = p->state, entry[2] = p->count;
     memcpy(entry + 4, p->ids, (size_t)p->count * sizeof *entry);

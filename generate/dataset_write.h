@@ -1,10 +1,10 @@
 /* infer --dataset: the programs that a model writes for the images of a data set, as another data set, for sequence-level
  * distillation (Kim and Rush 2016): the student learns from the teacher's programs as if they were the data's.
  *
- *     taught_open(&t, o, &inputs);     the images of the data set, --samples times
- *     taught_begin(&t, ...);           takes over what an earlier run has written
- *     ... each program that is done: taught_take ...
- *     taught_finish(&t);               draws programs where --keep asks for it, writes the data set
+ *     generated_open(&t, o, &inputs);     the images of the data set, --samples times
+ *     generated_begin(&t, ...);           takes over what an earlier run has written
+ *     ... each program that is done: generated_take ...
+ *     generated_finish(&t);               draws programs where --keep asks for it, writes the data set
  *
  * The data set has the images of the old one and the programs that are kept, in the order of the old one. Programs without an
  * end are never kept. With --keep same a program is drawn, and so is the old one's, both at the same resolution. */
@@ -20,7 +20,7 @@
 typedef enum { KEEP_ALL, KEEP_COMPILING, KEEP_SAME, KEEP_KINDS } KeepKind;
 static const char *const keep_names[] = {"all", "compiling", "same"};
 
-enum { TAUGHT_DPI = 100 };
+enum { GENERATED_DPI = 100 };
 
 typedef struct {
     const char *output, *data_path, *model_path;
@@ -28,33 +28,33 @@ typedef struct {
     RenderTask task;    // how programs are drawn
     int samples, jobs;  // programs of each image; that are drawn at a time
     bool resume, quiet;
-} TaughtOptions;
+} GeneratedOptions;
 
 /* What became of the programs. */
 typedef struct {
     int64_t kept, cut, failed, repeated, broken, other, no_reference;
-} TaughtCounts;
+} GeneratedCounts;
 
 typedef struct {
-    TaughtOptions o;
+    GeneratedOptions o;
     Dataset data;
     const Tokenizer *tokenizer;
-    TaughtProgram *programs;  // [count]: those of sample i have the numbers i * samples ...
+    GeneratedProgram *programs;  // [count]: those of sample i have the numbers i * samples ...
     uint64_t count;
     int64_t done;
     Journal journal;
     char *journal_path, *folder;
     Progress progress;
-    TaughtCounts counts;
-} Taught;
+    GeneratedCounts counts;
+} GeneratedData;
 
 /* ---- before ---- */
 
 /* Opens the data set and lists its images. Ends the program where a record is damaged or TeX is missing. */
-static inline void taught_open(Taught *t, TaughtOptions o, Inputs *in) {
+static inline void generated_open(GeneratedData *t, GeneratedOptions o, Inputs *in) {
     Error err;
     Renderer renderer;
-    *t = (Taught){.o = o};
+    *t = (GeneratedData){.o = o};
     die_if(dataset_open(&t->data, o.data_path, &err) || dataset_check_tokens(&t->data, 0, &err), &err);
     for (int i = 0; i < t->data.shard_count; i++)
         if (same_file(t->data.shards[i].file.path, o.output))
@@ -65,7 +65,7 @@ static inline void taught_open(Taught *t, TaughtOptions o, Inputs *in) {
     }
     t->count = t->data.count * (uint64_t)o.samples;
     if (t->count > INT_MAX) die("%s has too many samples for --samples %d", o.data_path, o.samples);
-    t->programs = (TaughtProgram *)xcalloc((size_t)t->count, sizeof *t->programs);
+    t->programs = (GeneratedProgram *)xcalloc((size_t)t->count, sizeof *t->programs);
     for (uint64_t i = 0; i < t->count; i++) {
         const Sample s = dataset_sample(&t->data, i / (uint64_t)o.samples);
         inputs_add(in, format_string("record %llu of %s", (unsigned long long)s.number, s.path), false);
@@ -77,7 +77,7 @@ static inline void taught_open(Taught *t, TaughtOptions o, Inputs *in) {
 }
 
 /* Opens the journal. settings: what decides the programs, beside model and data. */
-static inline void taught_begin(Taught *t, const Tokenizer *tokenizer, uint64_t model, const char *settings) {
+static inline void generated_begin(GeneratedData *t, const Tokenizer *tokenizer, uint64_t model, const char *settings) {
     Error err;
     uint64_t identity = hash_bytes(dataset_content(&t->data), &model, sizeof model);
     identity = hash_bytes(identity, settings, strlen(settings));
@@ -96,12 +96,12 @@ static inline void taught_begin(Taught *t, const Tokenizer *tokenizer, uint64_t 
     t->progress.quiet = t->o.quiet;
 }
 
-static inline bool taught_has(const Taught *t, int number) { return t->programs[number].state != TAUGHT_MISSING; }
+static inline bool generated_has(const GeneratedData *t, int number) { return t->programs[number].state != GENERATED_MISSING; }
 
 /* A program is done: its ids without the end token. */
-static inline void taught_take(Taught *t, int number, TaughtState state, const int *ids, int count) {
+static inline void generated_take(GeneratedData *t, int number, GeneratedState state, const int *ids, int count) {
     Error err;
-    TaughtProgram *p = &t->programs[number];
+    GeneratedProgram *p = &t->programs[number];
     p->state = state;
     p->count = (uint32_t)count;
     p->ids = (uint32_t *)xmalloc((size_t)count * sizeof *p->ids);
@@ -113,18 +113,18 @@ static inline void taught_take(Taught *t, int number, TaughtState state, const i
 /* ---- which are kept ---- */
 
 /* Whether an earlier sample of the same image is the same program. */
-static inline bool taught_repeats(const Taught *t, uint64_t number) {
-    const TaughtProgram *p = &t->programs[number];
+static inline bool generated_repeats(const GeneratedData *t, uint64_t number) {
+    const GeneratedProgram *p = &t->programs[number];
     for (uint64_t i = number - number % (uint64_t)t->o.samples; i < number; i++) {
-        const TaughtProgram *q = &t->programs[i];
-        if (q->state == TAUGHT_ENDED && q->count == p->count && !memcmp(q->ids, p->ids, p->count * sizeof *p->ids))
+        const GeneratedProgram *q = &t->programs[i];
+        if (q->state == GENERATED_ENDED && q->count == p->count && !memcmp(q->ids, p->ids, p->count * sizeof *p->ids))
             return true;
     }
     return false;
 }
 
 /* The text of a program, allocated. */
-static inline void taught_text(const Taught *t, DrawnProgram *d, const uint32_t *ids, uint32_t count) {
+static inline void generated_text(const GeneratedData *t, DrawnProgram *d, const uint32_t *ids, uint32_t count) {
     char *text;
     int *copy = (int *)xmalloc(count * sizeof *copy);
     for (uint32_t i = 0; i < count; i++) copy[i] = (int)ids[i];
@@ -134,16 +134,16 @@ static inline void taught_text(const Taught *t, DrawnProgram *d, const uint32_t 
 }
 
 /* The text of a sample's own program, without its end token. */
-static inline void taught_reference(const Taught *t, DrawnProgram *d, uint64_t sample) {
+static inline void generated_reference(const GeneratedData *t, DrawnProgram *d, uint64_t sample) {
     Error err;
     const Sample s = dataset_sample(&t->data, sample);
     die_if(dataset_check_sample(&s, t->tokenizer->count, &err), &err);
     const bool ended = tokenizer_ends(t->tokenizer, (int)s.tokens[s.token_count - 1]);
-    taught_text(t, d, s.tokens, s.token_count - ended);
+    generated_text(t, d, s.tokens, s.token_count - ended);
 }
 
 /* Whether two drawings have the same pixels: they were written by the same encoder. */
-static inline bool taught_same_drawing(const DrawingOptions *o, const DrawnProgram *a, const DrawnProgram *b) {
+static inline bool generated_same_drawing(const DrawingOptions *o, const DrawnProgram *a, const DrawnProgram *b) {
     Error err;
     MappedFile x, y;
     if (!strcmp(a->name, b->name)) return true;
@@ -159,11 +159,11 @@ static inline bool taught_same_drawing(const DrawingOptions *o, const DrawnProgr
 
 /* Draws what has to be drawn: programs [count], and after them, with --keep same, the samples' own. keep [count] says
  * which programs come into question, and then which are kept. */
-static inline void taught_judge(Taught *t, bool *keep) {
+static inline void generated_judge(GeneratedData *t, bool *keep) {
     Error err;
     const uint64_t samples = t->o.keep == KEEP_SAME ? t->data.count : 0;
     const DrawingOptions o = {.task = t->o.task,
-                              .dpi = TAUGHT_DPI,
+                              .dpi = GENERATED_DPI,
                               .jobs = t->o.jobs,
                               .resume = true,
                               .one_engine = true,
@@ -171,9 +171,9 @@ static inline void taught_judge(Taught *t, bool *keep) {
     DrawnProgram *drawn = (DrawnProgram *)xcalloc((size_t)(t->count + samples) + 1, sizeof *drawn);
     uint64_t *at = (uint64_t *)xcalloc((size_t)t->count + 1, sizeof *at), n = 0;
     for (uint64_t i = 0; i < t->count; i++)
-        if (keep[i]) taught_text(t, &drawn[at[i] = n++], t->programs[i].ids, t->programs[i].count);
+        if (keep[i]) generated_text(t, &drawn[at[i] = n++], t->programs[i].ids, t->programs[i].count);
     const uint64_t references = n;
-    for (uint64_t i = 0; i < samples; i++) taught_reference(t, &drawn[n++], i);
+    for (uint64_t i = 0; i < samples; i++) generated_reference(t, &drawn[n++], i);
     die_if(make_folder(t->folder, &err), &err);
     die_if(drawings_make(drawn, (int)n, &o, &err), &err);
     for (uint64_t i = 0; i < t->count; i++) {
@@ -185,7 +185,7 @@ static inline void taught_judge(Taught *t, bool *keep) {
         t->counts.no_reference += compared && own->verdict > DRAWN_WITH_ERRORS;
         keep[i] = clean;
         if (!compared) continue;
-        keep[i] = own->verdict <= DRAWN_WITH_ERRORS && taught_same_drawing(&o, p, own);
+        keep[i] = own->verdict <= DRAWN_WITH_ERRORS && generated_same_drawing(&o, p, own);
         t->counts.other += own->verdict <= DRAWN_WITH_ERRORS && !keep[i];
     }
     for (uint64_t i = 0; i < n; i++) free((void *)drawn[i].program);
@@ -194,28 +194,28 @@ static inline void taught_judge(Taught *t, bool *keep) {
     free(at);
 }
 
-static inline bool *taught_choose(Taught *t) {
+static inline bool *generated_choose(GeneratedData *t) {
     bool *keep = (bool *)xcalloc((size_t)t->count + 1, sizeof *keep);
     for (uint64_t i = 0; i < t->count; i++) {
-        const TaughtState state = t->programs[i].state;
-        t->counts.cut += state == TAUGHT_CUT;
-        t->counts.failed += state == TAUGHT_FAILED;
-        keep[i] = state == TAUGHT_ENDED && !taught_repeats(t, i);
-        t->counts.repeated += state == TAUGHT_ENDED && !keep[i];
+        const GeneratedState state = t->programs[i].state;
+        t->counts.cut += state == GENERATED_CUT;
+        t->counts.failed += state == GENERATED_FAILED;
+        keep[i] = state == GENERATED_ENDED && !generated_repeats(t, i);
+        t->counts.repeated += state == GENERATED_ENDED && !keep[i];
     }
-    if (t->o.keep != KEEP_ALL) taught_judge(t, keep);
+    if (t->o.keep != KEEP_ALL) generated_judge(t, keep);
     for (uint64_t i = 0; i < t->count; i++) t->counts.kept += keep[i];
     return keep;
 }
 
 /* ---- after ---- */
 
-static inline void taught_write(Taught *t, const bool *keep) {
+static inline void generated_write(GeneratedData *t, const bool *keep) {
     Error err;
     DatasetWriter w;
     die_if(dataset_writer_open(&w, t->o.output, t->tokenizer->fingerprint, &err), &err);
     for (uint64_t i = 0; i < t->count; i++) {
-        TaughtProgram *p = &t->programs[i];
+        GeneratedProgram *p = &t->programs[i];
         if (!keep[i]) continue;
         const Sample s = dataset_sample(&t->data, i / (uint64_t)t->o.samples);
         p->ids = (uint32_t *)xrealloc(p->ids, (p->count + 1) * sizeof *p->ids);
@@ -231,8 +231,8 @@ static inline void taught_write(Taught *t, const bool *keep) {
     free(source);
 }
 
-static inline void taught_report(const Taught *t) {
-    const TaughtCounts *c = &t->counts;
+static inline void generated_report(const GeneratedData *t) {
+    const GeneratedCounts *c = &t->counts;
     const struct {
         int64_t count;
         const char *what;
@@ -253,7 +253,7 @@ static inline void taught_report(const Taught *t) {
 }
 
 /* Removes the drawings of this run. */
-static inline void taught_remove_drawings(const Taught *t) {
+static inline void generated_remove_drawings(const GeneratedData *t) {
     DIR *folder = opendir(t->folder);
     for (struct dirent *entry; folder && (entry = readdir(folder));) {
         const char *dot = strrchr(entry->d_name, '.');
@@ -267,19 +267,19 @@ static inline void taught_remove_drawings(const Taught *t) {
 }
 
 /* Chooses, writes and says what was kept. Ends the program where it was interrupted, or nothing is kept. */
-static inline void taught_finish(Taught *t) {
+static inline void generated_finish(GeneratedData *t) {
     progress_end(&t->progress);
     if (t->done < (int64_t)t->count)
         die("interrupted: %lld of %llu programs are in %s; the same command with --resume goes on",
             (long long)t->done, (unsigned long long)t->count, t->journal.file.partial);
-    bool *keep = taught_choose(t);
-    if (t->counts.kept) taught_write(t, keep);
-    taught_report(t);
+    bool *keep = generated_choose(t);
+    if (t->counts.kept) generated_write(t, keep);
+    generated_report(t);
     if (!t->counts.kept)
         die("no program was kept, so %s is not written; the programs are in %s, for --resume with another --keep",
             t->o.output, t->journal.file.partial);
     journal_remove(&t->journal);
-    taught_remove_drawings(t);
+    generated_remove_drawings(t);
     for (uint64_t i = 0; i < t->count; i++) free(t->programs[i].ids);
     free(t->programs);
     free(keep);

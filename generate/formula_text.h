@@ -1,4 +1,4 @@
-/* How infer prints a formula: without the spaces that TeX does not need, and between the signs of math mode that are wanted. */
+/* How infer prints a formula: without the spaces that TeX does not need, and between the delimiters of math mode that are wanted. */
 #ifndef GENERATE_FORMULA_TEXT_H
 #define GENERATE_FORMULA_TEXT_H
 
@@ -7,7 +7,7 @@
 typedef enum { FORMULA_PLAIN, FORMULA_INLINE, FORMULA_DISPLAY } FormulaStyle;
 
 /* What stands before and behind a formula of each style. */
-static const char *const formula_signs[][2] = {
+static const char *const formula_delimiters[][2] = {
     [FORMULA_PLAIN] = {"", ""}, [FORMULA_INLINE] = {"$", "$"}, [FORMULA_DISPLAY] = {"\\[", "\\]"}};
 
 static inline bool formula_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
@@ -55,15 +55,15 @@ static inline char *formula_tidy(const char *text, size_t n, size_t *size) {
     return out;
 }
 
-/* The formula, and the line end behind it, with the signs of a style around it; allocated, of *size bytes. FORMULA_PLAIN: a copy
+/* The formula, and the line end behind it, with the delimiters of a style around it; allocated, of *size bytes. FORMULA_PLAIN: a copy
  * of any text. */
 static inline char *formula_wrap(FormulaStyle style, const char *text, size_t n, size_t *size) {
-    const char *const *signs = formula_signs[style];
-    const size_t before = strlen(signs[0]), behind = strlen(signs[1]), end = n > 0 && text[n - 1] == '\n';
+    const char *const *delimiters = formula_delimiters[style];
+    const size_t before = strlen(delimiters[0]), behind = strlen(delimiters[1]), end = n > 0 && text[n - 1] == '\n';
     char *out = xmalloc(before + n + behind + 1);
-    memcpy(out, signs[0], before);
+    memcpy(out, delimiters[0], before);
     memcpy(out + before, text, n - end);
-    memcpy(out + before + n - end, signs[1], behind);
+    memcpy(out + before + n - end, delimiters[1], behind);
     memcpy(out + before + n - end + behind, "\n", end);
     *size = before + n + behind;
     out[*size] = 0;

@@ -84,7 +84,7 @@ static const Option table[] = {
     {"tidy", 0, OPT_FLAG, &opt.tidy, NULL, "keep only the packages that a program uses, and lay it out", 0, 0},
     {"display", 0, OPT_FLAG, &opt.display, NULL, "write a formula as \\[...\\]", 0, 0},
     {"inline", 0, OPT_FLAG, &opt.inline_math, NULL, "write a formula as $...$", 0, 0},
-    {"plain", 0, OPT_FLAG, &opt.plain, NULL, "write a formula without these signs, which is the default", 0, 0},
+    {"plain", 0, OPT_FLAG, &opt.plain, NULL, "write a formula without delimiters (the default)", 0, 0},
     {"repeat-guard", 0, OPT_STRING, &opt.repeat_guard, "on|off",
      "stop a program that repeats the same tokens for ever", 0, 0},
     {"unsafe-tex", 0, OPT_FLAG, &opt.draw.unsafe, NULL,
@@ -201,14 +201,8 @@ static char *dataset_settings(WeightFormat format, const char *preprocess, int m
                          (int)format);
 }
 
-/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student; for
- * --task formula the shipped reader of formulas. */
+/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student. */
 static const char *default_model(void) {
-    static const char formula[] = "dev/formula/student.safetensors";
-    if (opt.task && !strcmp(opt.task, "formula")) {
-        if (file_exists(formula)) return formula;
-        die("there is no model for formulas here: %s is missing; name one with --model", formula);
-    }
     static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
                                          "dev/starter/student.safetensors"};
     for (int i = 0; i < 3; i++)
@@ -217,10 +211,10 @@ static const char *default_model(void) {
 }
 
 /* What --dataset is to do with the data set `data`. */
-static TaughtOptions dataset_options(const char *data) {
-    return (TaughtOptions){.output = opt.dataset,
+static GeneratedOptions dataset_options(const char *data) {
+    return (GeneratedOptions){.output = opt.dataset,
                            .data_path = data,
-                           .model_path = opt.model ? opt.model : default_model(),
+                           .model_path = opt.model,
                            .keep = (KeepKind)name_index(opt.keep, keep_names, KEEP_KINDS),
                            .samples = (int)opt.samples,
                            .jobs = opt.jobs ? (int)opt.jobs : omp_get_num_procs(),
@@ -230,15 +224,15 @@ static TaughtOptions dataset_options(const char *data) {
 
 /* Parses the options into opt, and what is left into `images`. Ends the program where they are wrong. */
 static void infer_options_parse(int argc, char **argv, StringList *images, WeightFormat *format) {
-    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image, or, with a model of formulas, its LaTeX. An IMAGE is a "
-                            "file, a folder of images, or "
-                            "- for standard input.");
+    char *usage = ops_usage("[options] IMAGE...\n\nWrites the TikZ program that draws each image, or, with a model of "
+                            "formulas, its LaTeX. An IMAGE is a file, a folder of images, or - for standard input.");
     options_parse(table, OPTIONS, argc, argv, usage, images);
     free(usage);
     if (!images->count) options_die("no image given");
     check_values(format);
     check_dataset(images);
     check_combinations();
+    if (!opt.model) opt.model = default_model();
 }
 
 #endif

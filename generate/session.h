@@ -60,7 +60,11 @@ static RenderTask session_task(const Model *m, const char *path) {
     const char *said = m->tokenizer.task, *wanted = opt.task && strcmp(opt.task, "auto") ? opt.task : "";
     if (*said && *wanted && strcmp(said, wanted) != 0)
         die("--task %s: the task of %s is %s; name another model with --model", wanted, path, said);
+    if (!*said && !strcmp(wanted, "formula") && !options_given(&opt.model))
+        die("--task formula: %s does not say that it reads formulas; name a model that does with --model", path);
     const RenderTask task = strcmp(*said ? said : wanted, "formula") ? RENDER_TIKZ : RENDER_FORMULA;
+    if (task == RENDER_FORMULA && opt.tidy)
+        die("--tidy is for TikZ programs, and %s writes formulas, whose spaces are always tidied", path);
     if (task == RENDER_TIKZ && (opt.display || opt.inline_math || opt.plain))
         die("--display, --inline and --plain are for formulas, and %s writes TikZ programs", path);
     return task;
@@ -70,7 +74,7 @@ static RenderTask session_task(const Model *m, const char *path) {
 static void session_open(Session *s, const Ops *op, WeightFormat format) {
     Error err;
     Model *m = &s->model;
-    const char *path = opt.model ? opt.model : default_model();
+    const char *path = opt.model;
     die_if(model_open_as(m, op, path, "", format, &err), &err);
     s->task = session_task(m, path);
     if (opt.lora) die_if(lora_open(m, opt.lora, &err), &err);
@@ -99,15 +103,15 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
 }
 
 /* Takes over what an earlier run of --dataset has written. */
-static void session_begin_dataset(const Session *s, Taught *taught, WeightFormat format) {
+static void session_begin_dataset(const Session *s, GeneratedData *generated, WeightFormat format) {
     Error err;
     uint64_t model, adapter = 0;
     char *settings = dataset_settings(format, s->prepare.preprocess, s->max_new_tokens);
-    die_if(file_checksum(taught->o.model_path, &model, &err), &err);
+    die_if(file_checksum(generated->o.model_path, &model, &err), &err);
     if (opt.lora) die_if(file_checksum(opt.lora, &adapter, &err), &err);
     if (opt.lora) model = hash_bytes(model, &adapter, sizeof adapter);
-    taught->o.task = s->task;
-    taught_begin(taught, &s->model.tokenizer, model, settings);
+    generated->o.task = s->task;
+    generated_begin(generated, &s->model.tokenizer, model, settings);
     free(settings);
 }
 

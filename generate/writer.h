@@ -26,7 +26,7 @@ typedef struct {
     FormulaStyle style;    // of formulas
     ImageSize image_size;  // of the input
     int max_tokens;        // of a program, for the warning about one that was cut
-    Taught *taught;        // --dataset: takes the programs; NULL
+    GeneratedData *generated;        // --dataset: takes the programs; NULL
 } WriterOptions;
 
 /* One program. */
@@ -279,15 +279,15 @@ static inline void program_compile(Program *p, const Writer *w) {
 
 /* Gives the program to the data set that is being written. Cut programs are counted there. */
 static inline void program_give(Program *p, const Writer *w) {
-    const TaughtState state = p->failed ? TAUGHT_FAILED : p->ended ? TAUGHT_ENDED : TAUGHT_CUT;
-    taught_take(w->o.taught, (int)(p - w->programs), state, p->ids.ids, p->failed ? 0 : p->tokens);
+    const GeneratedState state = p->failed ? GENERATED_FAILED : p->ended ? GENERATED_ENDED : GENERATED_CUT;
+    generated_take(w->o.generated, (int)(p - w->programs), state, p->ids.ids, p->failed ? 0 : p->tokens);
 }
 
 static inline void program_finish(Program *p, Writer *w, int prefix_count) {
     const int written = p->ids.count - prefix_count;  // tokens, with the end
     if (written > 0) p->confidence = exp(p->log_probability / written);
     if (p->memory) program_end_text(p, w, prefix_count);
-    if (w->o.taught) {
+    if (w->o.generated) {
         program_give(p, w);
     } else {
         if (p->memory) program_warn(p, w);
@@ -308,8 +308,8 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
  * data set takes them in any order. */
 static inline void writer_done(Writer *w, Program *p, int prefix_count) {
     p->done = true;
-    if (w->o.taught) program_finish(p, w, prefix_count);
-    while (!w->o.taught && w->next < w->count && w->programs[w->next].done)
+    if (w->o.generated) program_finish(p, w, prefix_count);
+    while (!w->o.generated && w->next < w->count && w->programs[w->next].done)
         program_finish(&w->programs[w->next++], w, prefix_count);
 }
 

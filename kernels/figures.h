@@ -73,9 +73,9 @@ typedef struct {
 /* What a device sums over a row x of one model. */
 typedef struct {
     double top, z, w;  // all its entries: the largest; with e = exp(x - top), the sums of e and of e (x - top)
-    double soft_top, zT, wT,
-        qT;           // the first V: the largest; with y = (x - soft_top) / T, e = exp(y), of e, e y and e^2
-    double weighted;  // and of e r, where r is twice the rank of the entry, from 1 for the smallest
+    /* the first V: the largest; with y = (x - soft_top) / T, e = exp(y), the sums of e, e y and e^2, ... */
+    double soft_top, zT, wT, qT;
+    double weighted;  // ... and of e r, where r is twice the rank of the entry, from 1 for the smallest
 } FigureSums;
 
 /* What it sums over two rows, with r_i = y_i of the teacher minus that of the student. */

@@ -219,15 +219,18 @@ static inline void augment_apply(Image *p, AugmentOperation operation, const Aug
     }
 }
 
-/* Augments a decoded image in place, all but `light`. Returns the part of it that image_prepare_box should take:
- * without the exactly white margin, as for any other image, but with it where `pad` has made one and `clean` has not
- * looked at it since. */
+enum { AUGMENT_LARGEST_SIDE = 4096 };  // pixels of what an operation gets: even with margins within JPEG's limits
+
+/* Augments a decoded image in place, all but `light`. Returns the part of it that image_prepare_box should take: without the
+ * exactly white margin, as for any other image, but with it where `pad` has made one and `clean` has not looked at it
+ * since. */
 static inline ImageBox augment_image(const Augment *a, Image *p, uint64_t seed, uint64_t epoch, uint32_t sample) {
     Random random;
     bool padded = false;
     for (int i = 0; i < AUGMENT_OPERATIONS; i++) {
         const AugmentOperation operation = augment_kinds[i].operation;
         if (!augment_draw(a, i, seed, epoch, sample, &random)) continue;
+        image_shrink(p, AUGMENT_LARGEST_SIDE);
         augment_apply(p, operation, &a->set[i], &random);
         if (operation == AUGMENT_PAD || operation == AUGMENT_CLEAN) padded = operation == AUGMENT_PAD;
     }

@@ -262,16 +262,7 @@ enum { AUGMENT_FILTERS = sizeof augment_filters / sizeof *augment_filters };
 static inline void augment_scale(Image *p, double factor, ImageFilter filter) {
     const int side = p->width > p->height ? p->width : p->height;
     if (factor > 1) factor = fmin(factor, fmax(1, (double)AUGMENT_MOST_SIDE / side));
-    const int width = (int)fmax(1, nearbyint(p->width * factor)),
-              height = (int)fmax(1, nearbyint(p->height * factor));
-    if (width == p->width && height == p->height) return;
-    ImageTaps across = image_taps(filter, p->width, width), down = image_taps(filter, p->height, height);
-    Image out = {width, height, xmalloc(3 * (size_t)width * height)};
-    image_resample(out.rgb, p, (ImageBox){0, 0, p->width, p->height}, 0, 0, &across, &down, width, height);
-    image_taps_free(&across);
-    image_taps_free(&down);
-    image_free(p);
-    *p = out;
+    image_scale(p, factor, filter);
 }
 
 /* ---- margins ---- */

@@ -303,15 +303,12 @@ static inline int image_enlarge(Image *p, const char *name, Error *err) {
     return 0;
 }
 
-/* Makes an image smaller whose longer side has more than `most` pixels, so that it has as many. */
-static inline void image_shrink(Image *p, int most) {
-    const int side = p->width > p->height ? p->width : p->height;
-    if (side <= most) return;
-    const double factor = (double)most / side;
+/* Resizes an image by `factor`, to one pixel a side at least. */
+static inline void image_scale(Image *p, double factor, ImageFilter filter) {
     Image out = {.width = (int)fmax(1, nearbyint(p->width * factor)),
                  .height = (int)fmax(1, nearbyint(p->height * factor))};
-    ImageTaps across = image_taps(image_filter_bicubic, p->width, out.width),
-              down = image_taps(image_filter_bicubic, p->height, out.height);
+    if (out.width == p->width && out.height == p->height) return;
+    ImageTaps across = image_taps(filter, p->width, out.width), down = image_taps(filter, p->height, out.height);
     out.rgb = (uint8_t *)xmalloc(3 * (size_t)out.width * out.height);
     image_resample(out.rgb, p, (ImageBox){0, 0, p->width, p->height}, 0, 0, &across, &down, out.width, out.height);
     image_taps_free(&across);
@@ -320,8 +317,14 @@ static inline void image_shrink(Image *p, int most) {
     *p = out;
 }
 
-/* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [height, width, 3].
- */
+/* Makes an image smaller whose longer side has more than `most` pixels, so that it has as many. */
+static inline void image_shrink(Image *p, int most) {
+    const int side = p->width > p->height ? p->width : p->height;
+    if (side > most) image_scale(p, (double)most / side, image_filter_bicubic);
+}
+
+/* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [height, width,
+ * 3]. */
 static inline void image_prepare(uint8_t *out, const Image *p, ImageSize size) {
     image_prepare_box(out, p, image_trim(p, IMAGE_WHITE), size);
 }
@@ -350,8 +353,7 @@ static inline double image_dark_share(const Image *p, ImageBox box) {
     return (double)dark / ((double)box.width * box.height);
 }
 
-/* A strip whose short side becomes less than this many pixels of a rectangular input: a line of text with sub- and superscripts
- * cannot be read below it. */
+/* A strip whose short side becomes less than this many pixels of a rectangular input may not be legible. A rule of thumb. */
 enum { IMAGE_LEGIBLE = 12 };
 
 /* Whether a part of an image is made so small to fit into a rectangular input that text in it cannot be read. drawn: its size

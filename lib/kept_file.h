@@ -79,7 +79,7 @@ static inline int kept_write(KeptFile *f, const void *data, size_t n, uint64_t a
         if (written < 0 && errno == EINTR) continue;
         if (written <= 0)
             return error_set(err,
-                             "cannot write %s: %s; what is written stays in %s, and the same command continues it",
+                             "cannot write %s: %s; what is written stays in %s",
                              f->path, strerror(written < 0 ? errno : EIO), f->partial);
         done += (size_t)written;
     }

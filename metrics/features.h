@@ -24,11 +24,9 @@ static inline void features_of_pixels(Model *m, const uint8_t *pixels, floatX *h
 
 /* Opens the model in a file for encoding one image at a time. */
 static inline int feature_encoder_open(FeatureEncoder *e, const Ops *op, const char *path, Error *err) {
-    struct stat file;
     memset(e, 0, sizeof *e);
-    if (stat(path, &file)) return error_set(err, "cannot read %s: %s", path, strerror(errno));
-    const uint64_t parts[] = {(uint64_t)file.st_size, (uint64_t)file.st_mtim.tv_sec, (uint64_t)file.st_mtim.tv_nsec};
-    e->hash = hash_bytes(hash_bytes(HASH_BEGIN, path, strlen(path)), parts, sizeof parts);
+    e->hash = HASH_BEGIN;
+    if (file_identity(&e->hash, path, err)) return -1;
     if (model_open(&e->model, op, path, "the encoder's ", err)) return -1;
     model_plan(&e->model, 1, 1);
     const VisionConfig *c = &e->model.c.vision;

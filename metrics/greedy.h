@@ -13,9 +13,9 @@
 typedef struct {
     int batch;        // images at a time
     int64_t samples;  // only the first; 0: all
-    const char
-        *texts;  // folder, or NULL: programs are written there as NUMBER.tex, references as NUMBER.ref.tex, with
-                 // the samples' numbers in the dataset, as in the report
+    /* folder, or NULL: programs are written there as NUMBER.tex, references as NUMBER.ref.tex, with the samples' numbers in
+     * the dataset, as in the report */
+    const char *texts;
 } GreedyOptions;
 
 typedef struct {

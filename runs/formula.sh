@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the reader of formulas, from lists of real formulas to the models in dev/formula: runs/formula.sh DATA [STAGE].
+# Makes the reader of formulas, from lists of real formulas to trained models: runs/formula.sh DATA [STAGE].
 # DATA is the folder with arxiv-display.txt.xz and the other lists (dev/formula/sources.py says which).
 #
 # Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
@@ -24,7 +24,7 @@ student+=,lm.layers=3,lm.width=192,lm.heads=4,lm.kv_heads=4,lm.head_dim=48,lm.ff
 teacher=base,$frame,vision.layers=8,vision.width=320,vision.heads=5,vision.mlp=1280
 teacher+=,lm.layers=4,lm.width=320,lm.heads=5,lm.kv_heads=5,lm.head_dim=64,lm.ffn=896
 
-# What pictures of formulas go through before people have them. A third of the images stays as it was drawn.
+# What images of formulas go through before people have them. A third of the images stays as it was drawn.
 augment=scale=0.4:0.4..2.5,pad=0.2:0..0.15,blur=0.2:0.3..1.2,noise=0.2:1..12,jpeg=0.3:25..95,contrast=0.2:0.5..1
 augment+=,brightness=0.2:0..40,background=0.2:5..40,rotate=0.1:0.2..1.5,elastic=0.05:0.2..0.6,clean=0.5
 
@@ -80,7 +80,7 @@ make_student() {
 }
 make_alone() { train_twice alone "$student" 1e-3 --teacher none; }
 
-score() { # of every model that there is: numbers, and a report with pictures
+score() { # of every model that there is: numbers, and a report with images
     local models=()
     for name in teacher student alone; do
         [ -f "$out/$name/student.safetensors" ] && models+=(--model "$out/$name/student.safetensors")

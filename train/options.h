@@ -159,7 +159,7 @@ static const Option table[] = {
     {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
     {"skew", 0, OPT_FLOAT, &opt.skew, "X",
-     "how much of the one distribution skl and srkl mix into the other", 0.001, 0.999},
+     "share of the one distribution that skl and srkl mix into the other", 0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
@@ -426,7 +426,8 @@ static Settings settings_from_options(void) {
         s.init = NULL;
     }
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
-        options_die("--w-embed has nothing to train: --train leaves out the vision encoder and the connector");
+        options_die("--w-embed has nothing to train: %s the vision encoder and the connector",
+                    s.lora.rank ? "--lora-targets names no layer of" : "--train leaves out");
     if (s.objective.w_embed > 0 && opt.teacher_cache)
         options_die("--w-embed compares image tokens with the teacher's, which a --teacher-cache does not hold");
     Error err;

@@ -53,10 +53,10 @@ static void parallel_gradients_ready(void *context, const Param *q) {
 }
 
 /* Before a backward pass: installs the gradient hook for the last micro-batch of a step, so that buckets are reduced as
- * they become final. */
+ * they become final. Adapters are few and come last: they are reduced after it. */
 static void parallel_overlap_backward(Parallel *p, Model *student, bool last) {
     p->next_bucket = optimizer_buckets(p->optimizer) - 1;
-    student->hook = (GradientHook){last && p->comm.ranks > 1 ? parallel_gradients_ready : NULL, p};
+    student->hook = (GradientHook){last && p->comm.ranks > 1 && !student->lora ? parallel_gradients_ready : NULL, p};
 }
 
 /* Reduces the remaining buckets, then computes the global gradient norm. With NCCL only the device waits. */

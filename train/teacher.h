@@ -61,7 +61,7 @@ static void teacher_plan_staging(Teacher *t, int B, int max_tokens, bool image_t
  * student_op. image_tokens: stage the image tokens as well, for the embedding loss. */
 static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_tokens, bool image_tokens) {
     if (t->cache.data) cache_plan(&t->cache, student_op, (size_t)B * max_tokens);
-    if (t->cache.data && t->cache.h.kind == CACHE_DENSE) t->head.rows = (int)t->cache.h.vocab;  // with chunks as wide
+    if (t->cache.data && t->cache.h.kind == CACHE_DENSE) t->head.rows = (int)t->cache.h.vocab;  // chunks as long as with a teacher
     if (!t->op) return;
     t->student_op = student_op;
     t->copy_op = ops_stream(student_op, STREAM_COPY);

@@ -2,7 +2,7 @@
  *
  *     cache_open(&cache, path, dataset, &err);   checks that the file is whole and was made for these data
  *     cache_plan(&cache, op, rows);
- *     TeacherOutput q = cache_get(&cache, samples, B);
+ *     cache_get(&cache, &q, samples, B, &err);   the TeacherOutput of a micro-batch
  *
  * The file is mapped, so that every process of a data-parallel run reads the rows of its own samples. A block is checked when
  * its sample is first used. */

@@ -15,8 +15,8 @@ enum { SPARSE_THREADS = 256, SPARSE_BLOCKS = 5, SPARSE_KEPT = 72 << 10 };
 
 /* What is known of a row before its gradient. */
 struct SparseState {
-    RowState r;  // k, beta, log_beta, log_rest, inverse, q_max, shift, q_offset, offset
-    float one_over_zq, q_others, p_others, centre;
+    RowState r;  // what is about p is not used
+    float q_others, p_others;
 };
 
 /* The terms of listed entry k of a row, or, for k = K, of all others together. */
@@ -27,13 +27,13 @@ static __device__ __forceinline__ SoftTerm sparse_term(const SparseState &s, con
         float ratio = logf(fmaxf(s.q_others, 1e-38f)) - logf(fmaxf(s.p_others, 1e-38f));
         return event_term<KIND>(s.r, s.p_others, s.q_others, ratio);
     }
-    float q = __fmul_rn(exp2_approx(fmaf(chosen[k], s.r.k.at_tau, -s.r.q_offset)), s.one_over_zq);
+    float q = __fmul_rn(exp2_approx(fmaf(chosen[k], s.r.k.at_tau, -s.r.q_offset)), s.r.one_over_zq);
     return event_term<KIND>(s.r, p[k], q, fmaf(chosen[k] - s.r.q_max, s.r.inverse, -s.r.shift) - logf(p[k]));
 }
 
 /* What multiplies q of an entry in the gradient of D, or for KL of a listed entry q times that. */
 template <int KIND> static __device__ __forceinline__ float sparse_factor(const SparseState &s, const SoftTerm &x) {
-    return KIND == SOFT_KL ? x.difference : x.back - s.centre;
+    return KIND == SOFT_KL ? x.difference : x.back - s.r.centre;
 }
 
 /* The largest logits of the row and of its first V entries; copies the row to shared memory where it is kept there. */
@@ -121,8 +121,8 @@ static __global__ void __launch_bounds__(SPARSE_THREADS, SPARSE_BLOCKS)
         listed += exp2_approx(fmaf(chosen[k], r.k.at_tau, -r.q_offset));
     }
     z = block_sum(z), others = block_sum(others), listed = block_sum(listed);
-    s.one_over_zq = 1.0f / (others + listed);
-    s.q_others = others * s.one_over_zq, s.p_others = known.rest;
+    r.one_over_zq = 1.0f / (others + listed);
+    s.q_others = others * r.one_over_zq, s.p_others = known.rest;
     r.shift = LN2 * (log2f(others + listed) - fmaf(r.q_max, r.k.at_tau, -r.q_offset));
 
     float sums[2] = {0, 0};
@@ -132,7 +132,7 @@ static __global__ void __launch_bounds__(SPARSE_THREADS, SPARSE_BLOCKS)
         sums[0] += x.share, sums[1] += x.q * x.back;
     }
     const float divergence = block_sum(sums[0]);
-    s.centre = block_sum(sums[1]);
+    r.centre = block_sum(sums[1]);
 
     const float log_z = log2f(z);
     RowStats out = {0, divergence, 0, known.entropy, known.confidence, 0, all.at, known.top};
@@ -151,7 +151,7 @@ static __global__ void __launch_bounds__(SPARSE_THREADS, SPARSE_BLOCKS)
     }
     float factor = sparse_factor<KIND>(s, sparse_term<KIND>(s, chosen, p, K, K));
     if (KIND == SOFT_KL) factor = s.q_others > 1e-38f ? factor / s.q_others : 0.0f;
-    sparse_gradient<W>(student, row, r, r.soft * factor * s.one_over_zq, Vs, t.V);
+    sparse_gradient<W>(student, row, r, r.soft * factor * r.one_over_zq, Vs, t.V);
     __syncthreads();  // what follows replaces some of it
     for (int k = first_thread; k < K; k += step) {
         if (ids[k] < 0) continue;

@@ -49,7 +49,6 @@ static __device__ inline float block_max(float v) {
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, warps = (int)blockDim.x / 32;
     v = warp_max(v);
     __syncthreads();  // all have read the last call's maxima
-    __syncthreads();
     if (lane == 0) part[warp] = v;
     __syncthreads();
     return warp_max(lane < warps ? part[lane] : -INFINITY);
