@@ -262,7 +262,7 @@ enum { AUGMENT_FILTERS = sizeof augment_filters / sizeof *augment_filters };
 static inline void augment_scale(Image *p, double factor, ImageFilter filter) {
     const int side = p->width > p->height ? p->width : p->height;
     if (factor > 1) factor = fmin(factor, fmax(1, (double)AUGMENT_MOST_SIDE / side));
-    image_scale(p, factor, filter);
+    image_resize_by(p, factor, filter);
 }
 
 /* ---- margins ---- */

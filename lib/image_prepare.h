@@ -304,7 +304,7 @@ static inline int image_enlarge(Image *p, const char *name, Error *err) {
 }
 
 /* Resizes an image by `factor`, to one pixel a side at least. */
-static inline void image_scale(Image *p, double factor, ImageFilter filter) {
+static inline void image_resize_by(Image *p, double factor, ImageFilter filter) {
     Image out = {.width = (int)fmax(1, nearbyint(p->width * factor)),
                  .height = (int)fmax(1, nearbyint(p->height * factor))};
     if (out.width == p->width && out.height == p->height) return;
@@ -320,7 +320,7 @@ static inline void image_scale(Image *p, double factor, ImageFilter filter) {
 /* Makes an image smaller whose longer side has more than `most` pixels, so that it has as many. */
 static inline void image_shrink(Image *p, int most) {
     const int side = p->width > p->height ? p->width : p->height;
-    if (side > most) image_scale(p, (double)most / side, image_filter_bicubic);
+    if (side > most) image_resize_by(p, (double)most / side, image_filter_bicubic);
 }
 
 /* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [height, width,
