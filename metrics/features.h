@@ -2,6 +2,7 @@
 #ifndef METRICS_FEATURES_H
 #define METRICS_FEATURES_H
 
+#include "../lib/file_checksum.h"
 #include "../model.h"
 
 typedef struct {
