@@ -117,6 +117,17 @@ kept() {
     "$damage" part two.bin one.bin 1 1
     succeeds "${writes[@]}" --dataset best.bin one.bin --candidates 2
     check "the best of candidates" [ "$(kept_of)" = 1 ]
+    local search=("${writes[@]}" --search 40 --dataset searched.bin one.bin) process
+    env --default-signal=INT "${search[@]}" >out 2>err &
+    process=$!
+    wait_for $process [ -s searched.bin.programs.partial ]
+    kill -INT $process
+    wait $process
+    status=$?
+    check "a search that Ctrl-C ends is not kept, or it was over" \
+        eval '[ $status = 0 ] || [ "$(stat -c %s searched.bin.programs.partial)" = 32 ]'
+    succeeds "${search[@]}" --resume
+    check "resumed: it is searched anew" [ "$(kept_of)" = 1 ]
 }
 
 refused() {
