@@ -660,9 +660,9 @@ reporting() {
     succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin" --resume
     check "resumed: the same figures" same before.csv full/metrics.csv
     check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
-    cat full/features-* full/similarities >again
+    cat full/features-* full/similarities >features-after
     check "features and similarities are taken, not computed again" \
-        eval '[ -s features-before ] && same features-before again && grep -q "^encoding 6/6 .* 12 pairs kept" err'
+        eval '[ -s features-before ] && same features-before features-after && grep -q "^encoding 6/6 .* 12 pairs kept" err'
     check "the scores are whole again" \
         eval '[ "$(wc -c <scores)" -gt 250 -a "$(wc -c <scores)" = "$(wc -c <full/scores)" ] &&
         grep -q "^comparing drawings 12/12 .* 2 pairs kept" err'
