@@ -55,6 +55,15 @@ EMULATION_DEVICES=2 train apart --student-device cuda:1 --teacher-device cuda:0 
 check "the same bits with the teacher on another GPU" same_run gpu apart
 train mixed --student-device cpu --teacher-device cuda --steps 5
 check "the CPU's numbers with the teacher on the GPU" agree cpu mixed
+own=(--on-policy 0.7 --on-policy-tokens 8 --replay 2 --method distillm2 --entropy-low 0 --entropy-high 1e9)
+train own_cpu --device cpu --steps 5 "${own[@]}"
+train own --device cuda --steps 5 "${own[@]}"
+check "learns from the student's own samples as on the CPU" agree own_cpu own
+check "some of them new, some not" eval 'grep -q "\"replayed\":1" "$tmp/own/log.jsonl" && grep -q "\"cut\":4" "$tmp/own/log.jsonl"'
+EMULATION_DEVICES=2 train own_apart --student-device cuda:1 --teacher-device cuda:0 --steps 5 "${own[@]}"
+check "own samples with the teacher on another GPU: the same bits" same_run own own_apart
+train own_mixed --student-device cpu --teacher-device cuda --steps 5 "${own[@]}"
+check "own samples, the teacher on the GPU: the CPU's numbers" agree own_cpu own_mixed
 train resumed --device cuda --steps 2 && train resumed --resume --steps 5
 check "resumed on the GPU, the same bits" same_run gpu resumed
 

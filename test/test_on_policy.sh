@@ -83,8 +83,8 @@ resumes() {
     cp -r half fewer
     succeeds "$train" --resume --out fewer --steps 9 --replay 2
     cp -r half damaged
-    "$damage" flip half/state.safetensors damaged/state.safetensors $(($(stat -c %s half/state.safetensors) - 1))
-    refuses 1 "damaged/state.safetensors is damaged: its kept samples of batch 7 are not programs" "$train" --resume --out damaged --steps 9
+    "$damage" flip half/state.safetensors damaged/state.safetensors $((8 * $(stat -c %s half/state.safetensors) - 2))
+    refuses 1 "damaged/state.safetensors is damaged: its kept samples of batch" "$train" --resume --out damaged --steps 9
     goes_on "DistiLLM-2" --method distillm2 --replay 3 --own-weight 1.3
     goes_on "images that change, replay" --on-policy 1 --replay 2 --augment noise=0.5:5..30
     cp t/student.safetensors base.safetensors
