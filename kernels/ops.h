@@ -62,6 +62,7 @@ typedef struct {
                                          // where the teacher's argmax is the label and has a probability (tau = 1) of
                                          // at least gate_confidence; > 1: never
     float scale;
+    const float *row_mix;  // device [rows]: in place of mix, for distill_rows; NULL: the same for all rows
 } ObjectiveRow;
 
 /* Per-row results of distill_rows, unweighted. */

@@ -463,7 +463,8 @@ static __device__ void write_gradient(const Rows<W> &rows, const RowState &r, fl
 /* Computes the statistics, except the divergence, and what it and the gradient need, from the sums over the row,
  * which are all relative to its maxima. */
 template <int KIND>
-static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate) {
+static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate,
+                                       float mix) {
     const bool teacher = KIND != NO_TEACHER;
     const RowSums &b = row.sums;
     r->top = teacher ? row.teacher.at : -1;
@@ -488,7 +489,7 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
         bool confident = r->top == r->label && out.confidence >= o.gate_confidence;
         out.gate = row_gate * (confident ? o.gate_factor : 1.0f);
     }
-    r->mix = mixture_of(o.soft, o.mix);
+    r->mix = mixture_of(o.soft, mix);
     r->ce = o.scale * o.w_ce, r->hard = o.scale * out.gate * o.w_hard;
     r->soft = o.scale * out.gate * o.w_soft * o.temperature * r->mix.factor;
     r->weight_z = (r->ce + r->hard) / z, r->weight_1 = r->weight_z * share;
@@ -613,7 +614,8 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
 
     if (threadIdx.x == 0) {
         RowPart whole = combine_parts<KIND, POWER>(space->part, blocks, r.k);
-        space->stats = finish_sums<KIND>(&r, whole, o, row_gate ? row_gate[row] : 1.0f);
+        space->stats = finish_sums<KIND>(&r, whole, o, row_gate ? row_gate[row] : 1.0f,
+                                          o.row_mix ? o.row_mix[row] : o.mix);
         space->state = r;
     }
     __syncthreads();
