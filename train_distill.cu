@@ -98,6 +98,7 @@ int main(int argc, char **argv) {
             trainer_set_dropout(&t, mb.number);
             model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
             objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient -> student.d_hidden
+            layer_loss_run(&t.layers, &t.student, &q, mb.scale);       // --w-layer, into the blocks' d_output
             teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
             parallel_overlap_backward(&parallel, &t.student, m == s.accum - 1);
             model_backward(&t.student);  // adds the gradients of the trained parameters
@@ -178,7 +179,7 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p) {
-    teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
+    teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0, &t->pairs);
     if (s->has_teacher && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
@@ -284,7 +285,7 @@ static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, c
 /* Collects the step's statistics, summed over the ranks. */
 static StepResult collect_step(Trainer *t, Parallel *p, Report report, const Batch *batch, double lr) {
     float norm_squared;
-    report.sums = objective_collect(&t->objective);
+    report.sums = trainer_collect(t);
     report.interrupted = interrupted();
     StepResult r = {.report = all_reduce_report(p, report), .lr = lr, .tokens = batch->tokens};
     t->op->download(&norm_squared, t->optimizer.norm_squared, sizeof norm_squared);
@@ -312,10 +313,11 @@ static ObjectiveSums evaluate(Trainer *t, Teacher *teacher, const Data *d, const
         trainer_set_dropout(t, mb.number);
         model_forward(&t->student, mb.pixels, mb.ids, mb.B, mb.T);
         objective_run(&t->objective, &t->student, &q, mb.scale);
+        layer_loss_run(&t->layers, &t->student, &q, mb.scale);
     }
     if (err.text[0]) die("%s", err.text);
     loader_stop(&loader);
-    return all_reduce_report(p, (Report){.sums = objective_collect(&t->objective)}).sums;
+    return all_reduce_report(p, (Report){.sums = trainer_collect(t)}).sums;
 }
 
 /* Evaluates, saves the student if it is the best so far, and writes a checkpoint. */

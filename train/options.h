@@ -13,6 +13,7 @@
 #include "../loss.cuh"
 #include "../model.h"
 #include "cache_format.h"
+#include "layer_loss.h"
 #include "schedule.h"
 
 static struct {
@@ -23,7 +24,8 @@ static struct {
     int64_t eval_every, eval_batches, patience, chunk, cache, threads, load_threads;
     const char *recompute, *lr_schedule, *soft_loss, *kd_schedule;
     double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
-    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta, skew;
+    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, w_layer, jsd_beta, skew;
+    const char *layer_loss, *layer_pairs;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
     const char *augment;
     int64_t lora;  // rank; 0: the whole student is trained
@@ -65,6 +67,8 @@ static struct {
          .w_soft = 0.8,
          .jsd_beta = 0.5,
          .skew = 0.1,
+         .layer_loss = "cosine",
+         .layer_pairs = "even",
          .entropy_high = 1e9,
          .gate_confidence = 2,
          .gate_factor = 0.3,
@@ -164,6 +168,15 @@ static const Option table[] = {
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
+    {"w-layer", 0, OPT_FLOAT, &opt.w_layer, "X",
+     "weight of the layer loss, which compares hidden states (the residual stream) after blocks of student and teacher, "
+     "through a learned linear map where the widths differ",
+     0, 1e6},
+    {"layer-loss", 0, OPT_STRING, &opt.layer_loss, "NAME", "cosine (1 - cosine) or mse (mean squared error)", 0, 0},
+    {"layer-pairs", 0, OPT_STRING, &opt.layer_pairs, "S:T,...",
+     "layers of student and teacher that it compares, counted from 1, such as 2:5,4:11; even: each of the student's, at "
+     "even spacing in the teacher",
+     0, 0},
     {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
      "none; anneal: the temperature falls to 1 in 80 % of the steps; image2tikz: temperature, weights and band move",
      0, 0},
@@ -286,6 +299,8 @@ typedef struct {
     Recompute recompute;
     const char *init;           // file to start a new student from; NULL: random weights
     ObjectiveConfig objective;  // the schedule moves a copy of it
+    LayerLossKind layer_loss;
+    LayerPairs layer_pairs;  // as --layer-pairs names them
     Augment augment;
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
@@ -347,6 +362,7 @@ static ObjectiveConfig settings_objective(bool distils) {
         .w_soft = distils ? (float)w_soft : 0,
         .w_hard = distils ? (float)opt.w_hard : 0,
         .w_embed = distils ? (float)opt.w_embed : 0,
+        .w_layer = (float)opt.w_layer,
         .temperature = (float)opt.temperature,
         .soft = soft,
         .mix = (float)(soft == SOFT_JSD ? opt.jsd_beta : opt.skew),
@@ -355,10 +371,22 @@ static ObjectiveConfig settings_objective(bool distils) {
         .gate_confidence = (float)opt.gate_confidence,
         .gate_factor = (float)opt.gate_factor,
     };
-    if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0)
+    if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0 && c.w_layer <= 0)
         options_die("every term of the objective has weight 0%s; there is nothing to learn",
                     distils ? "" : " without a teacher");
     return c;
+}
+
+/* What --w-layer and the options after it say. */
+static void settings_layers(Settings *s) {
+    Error err;
+    s->layer_loss = (LayerLossKind)option_choice("layer-loss", opt.layer_loss, layer_loss_names, 2);
+    if (layer_pairs_parse(&s->layer_pairs, opt.layer_pairs, &err)) options_die("--layer-pairs: %s", err.text);
+    if (opt.w_layer <= 0 && (options_given(&opt.layer_loss) || options_given(&opt.layer_pairs)))
+        options_die("--layer-loss and --layer-pairs are options of --w-layer");
+    if (opt.w_layer > 0 && opt.teacher_cache)
+        options_die("--w-layer compares hidden states with the teacher's, which a --teacher-cache does not hold");
+    if (opt.w_layer > 0 && !s->has_teacher) options_die("--w-layer needs a --teacher");
 }
 
 static Recompute settings_recompute(void) {
@@ -418,6 +446,7 @@ static Settings settings_from_options(void) {
     if (!opt.resume) check_student(opt.student);
     if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
     s.objective = settings_objective(s.distils);
+    settings_layers(&s);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
     s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
@@ -481,6 +510,8 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     options_double(lora->dropout, dropout, sizeof dropout);
     const OptionOverride targets = {"lora-targets", lora->rank ? opt.lora_targets : NULL};
     const OptionOverride overrides[] = {targets,
+                                        {"layer-loss", opt.w_layer > 0 ? opt.layer_loss : NULL},
+                                        {"layer-pairs", opt.w_layer > 0 ? opt.layer_pairs : NULL},
                                         {"lora", lora->rank ? rank : NULL},
                                         {"lora-alpha", lora->rank ? alpha : NULL},
                                         {"lora-dropout", lora->rank ? dropout : NULL},

@@ -12,6 +12,8 @@ typedef struct {
     const Ops *op;  // the student's device
     Model student;
     Objective objective;
+    LayerLoss layers;     // beside the objective
+    LayerPairs pairs;     // of the layer loss; none: it is off
     Optimizer optimizer;
     LearningRate lr;
     int64_t step, steps;        // optimizer steps done; their total
@@ -124,15 +126,20 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
+    Error err;
     *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
     t->images = (int64_t)s->batch * s->accum * ranks;
     student_open(t, s, folder, teacher, verbose);
+    if (s->objective.w_layer <= 0) return;
+    t->pairs = s->layer_pairs;
+    if (layer_pairs_resolve(&t->pairs, t->student.c.lm.layers, teacher->model.c.lm.layers, &err))
+        die("--layer-pairs: %s", err.text);
 }
 
 /* ---- memory ---- */
 
-/* Plans the objective, then the optimizer of everything that is trained (the student and the embedding loss's
- * projection), then the student's activations. rank is 0 .. ranks-1. */
+/* Plans the objective, then the optimizer of everything that is trained (the student and the projections of the embedding
+ * loss and of the layer loss), then the student's activations. rank is 0 .. ranks-1. */
 static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, int max_tokens, int rank, int ranks) {
     Model *student = &t->student;
     const AdamW adamw = {(float)opt.beta1, (float)opt.beta2, 1e-8f, (float)opt.decay, (float)opt.clip};
@@ -142,17 +149,27 @@ static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, 
             model_image_tokens(&teacher->model));
     objective_open(&t->objective, s->objective, student, teacher->head, (int)opt.chunk, s->batch * max_tokens,
                    s->batch, (uint64_t)opt.seed);
-    Params *lists[2] = {trainer_params(t), &t->objective.map};
-    int groups[2] = {student->lora ? GROUP_ALL : s->groups, GROUP_ALL};
-    optimizer_open(&t->optimizer, t->op, adamw, lists, groups, 2, rank, ranks, opt.shard);
+    layer_loss_open(&t->layers, s->layer_loss, s->objective.w_layer, &t->pairs, student, teacher->head.cols, s->batch,
+                    max_tokens, (uint64_t)opt.seed);
+    Params *lists[3] = {trainer_params(t), &t->objective.map, &t->layers.maps};
+    int groups[3] = {student->lora ? GROUP_ALL : s->groups, GROUP_ALL, GROUP_ALL};
+    optimizer_open(&t->optimizer, t->op, adamw, lists, groups, 3, rank, ranks, opt.shard);
     model_plan(student, s->batch, max_tokens);
 }
 
 static void trainer_close(Trainer *t) {
     t->op->graph_free(&t->student);  // its graphs point into the optimizer's arrays
     objective_close(&t->objective);
+    layer_loss_close(&t->layers);
     optimizer_close(&t->optimizer);
     model_close(&t->student);
+}
+
+/* The sums over all passes since the last call. Waits for the device. */
+static ObjectiveSums trainer_collect(Trainer *t) {
+    ObjectiveSums sums = objective_collect(&t->objective);
+    layer_loss_collect(&t->layers, &sums);
+    return sums;
 }
 
 /* Before a pass over the micro-batch of this number: chooses what the adapters' dropout drops; -1, in an evaluation:
