@@ -189,7 +189,8 @@ static void open_layers(LayerLoss *o, Pair *p, int k) {
     if (weight && layer_pairs_parse(&pairs, setting_text(p, k, "layer_pairs"), &err)) die("%s", err.text);
     layer_loss_open(o, kind && !strcmp(kind, "mse") ? LAYER_MSE : LAYER_COSINE, weight ? strtof(weight, NULL) : 0,
                     &pairs, &p->student, p->teacher.c.lm.hidden_size, p->B, p->T, 1);
-    for (int i = 0; i < o->maps.count; i++) param_copy_from(&o->maps.list[i], expected(p, o->maps.list[i].name), p->op);
+    for (int i = 0; i < o->maps.count; i++)
+        param_copy_from(&o->maps.list[i], expected(p, o->maps.list[i].name), p->op);
 }
 
 /* The blocks add nothing of a layer loss any more. */
@@ -205,8 +206,8 @@ static void run_layers(Pair *p, LayerLoss *o, LossScale scale) {
     const size_t W = (size_t)t->c.lm.hidden_size, n = (size_t)t->n;
     floatX *rows = p->op->alloc((size_t)(o->pairs.count + 1) * n * W * sizeof(floatX));
     for (int i = 0; i < o->pairs.count; i++)
-        p->op->gather_rows(rows + (size_t)i * n * W, model_block_output(t, o->pairs.teacher[i] - 1), t->target_rows, n,
-                           (int)W);
+        p->op->gather_rows(rows + (size_t)i * n * W, model_block_output(t, o->pairs.teacher[i] - 1), t->target_rows,
+                           n, (int)W);
     layer_loss_run(o, &p->student, &(TeacherOutput){.layers = rows}, scale);
     p->op->release(rows);
 }

@@ -63,12 +63,16 @@ static inline int layer_pairs_parse(LayerPairs *p, const char *text, Error *err)
         int length = 0, *student = &p->student[p->count], *teacher = &p->teacher[p->count];
         if (sscanf(at, "%4d:%4d%n", student, teacher, &length) != 2 || !strchr(",", at[length]) || *student < 1 ||
             *teacher < 1)
-            return error_set(err, "'%.40s' is not even, nor pairs of layers of student and teacher, counted from 1, such "
-                             "as 2:5,4:11", text);
+            return error_set(err,
+                             "'%.40s' is not even, nor pairs of layers of student and teacher, counted from 1, such "
+                             "as 2:5,4:11",
+                             text);
         for (int i = 0; i < p->count; i++)
             if (p->student[i] == *student)
-                return error_set(err, "layer %d of the student is named twice; it can be compared with one layer of the "
-                                 "teacher", *student);
+                return error_set(err,
+                                 "layer %d of the student is named twice; it can be compared with one layer of the "
+                                 "teacher",
+                                 *student);
         p->count++;
         at += length;
         if (!*at) return 0;
@@ -159,7 +163,8 @@ static inline void layer_loss_drain(LayerLoss *o) {
     if (!o->pending) return;
     o->op->download(o->host_values, o->values, o->pending * sizeof(float));
     for (int i = 0; i < o->pending; i++)
-        o->sum += o->kind == LAYER_COSINE ? 1 - (double)o->host_values[i] : (double)o->host_values[i] / o->teacher_width;
+        o->sum +=
+            o->kind == LAYER_COSINE ? 1 - (double)o->host_values[i] : (double)o->host_values[i] / o->teacher_width;
     o->pending = 0;
 }
 

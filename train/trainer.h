@@ -12,8 +12,8 @@ typedef struct {
     const Ops *op;  // the student's device
     Model student;
     Objective objective;
-    LayerLoss layers;     // beside the objective
-    LayerPairs pairs;     // of the layer loss; none: it is off
+    LayerLoss layers;  // beside the objective
+    LayerPairs pairs;  // of the layer loss; none: it is off
     Optimizer optimizer;
     LearningRate lr;
     int64_t step, steps;        // optimizer steps done; their total
