@@ -84,8 +84,7 @@ typedef struct {
     double entropy, gate;
     double correct, agreement;  // the student's argmax equals the label; the teacher's argmax
     double positions, images;
-    double layer,
-        layer_rows;  // of train/layer_loss.h: the sum over positions and pairs of layers; how many these are
+    double layer, layer_rows;  // the layer loss: its sum over positions and pairs of layers; how many these are
     double loss;  // the weighted, gated sum that is differentiated, times positions
 } ObjectiveSums;
 

@@ -103,8 +103,7 @@ static const Option table[] = {
      "likeliest tokens and the probability of all others) or sample=K (K random draws, for --soft-loss kl)",
      0, 0},
     {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
-     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and "
-     "the "
+     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and the "
      "outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
@@ -129,8 +128,7 @@ static const Option table[] = {
      "change training images at random: elastic (% of the longer side), rotate (degrees), scale (factor), pad (share "
      "of the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur "
      "(sigma in pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
-     "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer "
-     "does; "
+     "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer does; "
      "light: small changes of tone, noise and sharpness, cheaper than the others; for example "
      "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
@@ -162,25 +160,22 @@ static const Option table[] = {
     HEADING("objective"),
     {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
-    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME",
-     "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
+    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "share of the one distribution that skl and srkl mix into the other",
-     0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X",
+     "share of the one distribution that skl and srkl mix into the other", 0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
     {"w-layer", 0, OPT_FLOAT, &opt.w_layer, "X",
-     "weight of the layer loss, which compares hidden states (the residual stream) after blocks of student and "
-     "teacher, "
+     "weight of the layer loss: hidden states (the residual stream) after layers of student and teacher are compared, "
      "through a learned linear map where the widths differ",
      0, 1e6},
     {"layer-loss", 0, OPT_STRING, &opt.layer_loss, "NAME", "cosine (1 - cosine) or mse (mean squared error)", 0, 0},
     {"layer-pairs", 0, OPT_STRING, &opt.layer_pairs, "S:T,...",
-     "layers of student and teacher that it compares, counted from 1, such as 2:5,4:11; even: each of the student's, "
-     "at "
-     "even spacing in the teacher",
+     "layers of student and teacher that it compares, counted from 1, such as 2:5,4:11; even: all of the student's "
+     "with as many of the teacher's at even spacing, the last with the last",
      0, 0},
     {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
      "none; anneal: the temperature falls to 1 in 80 % of the steps; image2tikz: temperature, weights and band move",
@@ -188,8 +183,7 @@ static const Option table[] = {
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
     {"sure", 0, OPT_FLOAT, &opt.gate_confidence, "P",
-     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: "
-     "off",
+     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: off",
      0, 2},
     {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor of the confidence gate", 0, 1},
     {"chunk", 0, OPT_INT, &opt.chunk, "N",
