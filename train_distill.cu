@@ -348,7 +348,7 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
 static void check_finite(const Trainer *t, const Settings *s, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
     const char *begun_from[] = {s->has_teacher ? opt.teacher : NULL,
-                                opt.resume && !opt.lora ? folder->student : opt.student, opt.resume ? NULL : s->init};
+                                opt.resume && !opt.lora ? folder->student : opt.student, opt.resume ? NULL : s->init.path};
     for (int i = 0; i < 3; i++)
         if (begun_from[i]) check_file_finite(begun_from[i]);
     bool from_checkpoint = t->step == t->saved + 1;  // the weights of this step are the checkpoint's

@@ -13,11 +13,12 @@
 #include "../loss.cuh"
 #include "../model.h"
 #include "cache_format.h"
+#include "init.h"
 #include "layer_loss.h"
 #include "schedule.h"
 
 static struct {
-    const char *teacher, *student, *tokenizer, *init, *train;
+    const char *teacher, *student, *tokenizer, *init, *init_layers, *init_width, *train;
     const char *teacher_cache, *write_teacher_cache, *teacher_cache_kind;
     const char *data, *val_data, *out, *device, *teacher_device, *student_device;
     int64_t steps, epochs, batch, accum, seed, warmup, max_tokens;
@@ -35,6 +36,8 @@ static struct {
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
          .init = "teacher",
+         .init_layers = "even",
+         .init_width = "none",
          .teacher_cache_kind = "dense",
          .train = "vision,connector,lm",
          .data = "dev/starter/train.bin",
@@ -91,8 +94,16 @@ static const Option table[] = {
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree, with layers taken evenly from its depth; "
-     "none: random weights",
+     "start a new student from this model wherever names and shapes agree; none: random weights",
+     0, 0},
+    {"init-layers", 0, OPT_STRING, &opt.init_layers, "WHICH",
+     "layers of that model that the student's start from: even: at even spacing; importance: those that change the hidden "
+     "states most, on training data; or one for each of the student's language model, counted from 1, such as 1,2,4 (the "
+     "encoder's are then taken evenly)",
+     0, 0},
+    {"init-width", 0, OPT_STRING, &opt.init_width, "WHICH",
+     "importance: where the student is narrower than that model, keep its most active heads, neurons and channels, "
+     "measured on training data; what is wider is refused. none: what has another shape starts at random",
      0, 0},
     {"write-teacher-cache", 0, OPT_STRING, &opt.write_teacher_cache, "FILE",
      "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it "
@@ -297,7 +308,7 @@ typedef struct {
     int groups;           // parameter groups to train; with adapters, those that have some
     LoraConfig lora;      // rank 0: the whole student is trained
     Recompute recompute;
-    const char *init;           // file to start a new student from; NULL: random weights
+    InitConfig init;            // what a new student starts from; its path NULL: random weights
     ObjectiveConfig objective;  // the schedule moves a copy of it
     LayerLossKind layer_loss;
     LayerPairs layer_pairs;  // as --layer-pairs names them
@@ -407,6 +418,29 @@ static void check_student(const char *student) {
     if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
 }
 
+/* What --init and the options after it say. */
+static void settings_init(Settings *s, bool teacher) {
+    Error err;
+    static const char *const widths[] = {"none", "importance"};
+    const bool as_teacher = !strcmp(opt.init, "teacher"), none = !strcmp(opt.init, "none");
+    InitConfig *c = &s->init;
+    *c = (InitConfig){.path = none ? NULL : as_teacher ? opt.teacher : opt.init,
+                      .must_match = options_given(&opt.init),
+                      .width = option_choice("init-width", opt.init_width, widths, 2) == 1,
+                      .data = opt.data,
+                      .max_tokens = (int)opt.max_tokens,
+                      .seed = (uint64_t)opt.seed};
+    if (init_layers_parse(c, opt.init_layers, &err)) options_die("--init-layers: %s", err.text);
+    if (as_teacher && !teacher) {
+        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
+        c->path = NULL;
+    }
+    if (c->layers == INIT_EVEN && !c->width) return;
+    if (!c->path) options_die("--init-layers and --init-width are options of --init, which names no model");
+    if (file_exists(opt.student))
+        options_die("--init-layers and --init-width are for a new student, but --student %s is a file", opt.student);
+}
+
 /* Refuses options of a teacher cache that do not go together. */
 static void check_cache_options(void) {
     CacheKind kind;
@@ -449,11 +483,7 @@ static Settings settings_from_options(void) {
     settings_layers(&s);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
-    s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
-    if (!strcmp(opt.init, "teacher") && !teacher) {
-        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
-        s.init = NULL;
-    }
+    settings_init(&s, teacher);
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
         options_die("--w-embed has nothing to train: %s the vision encoder and the connector",
                     s.lora.rank ? "--lora-targets names no layer of" : "--train leaves out");
@@ -524,7 +554,7 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
                                         {"w-embed", w[3]},
                                         {"batch", batch},
                                         {"accum", accum},
-                                        {"init", s->init ? opt.init : "none"},
+                                        {"init", s->init.path ? opt.init : "none"},
                                         {"eval-batches", evals}};
     fputs(options_begin, f);
     options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);

@@ -4,6 +4,7 @@
 
 #include "../lib/progress.h"
 #include "../lora.h"
+#include "init.h"
 #include "optimizer.h"
 #include "run.h"
 #include "teacher.h"
@@ -55,46 +56,6 @@ static void plan_learning_rate(Trainer *t, const Settings *s, bool verbose) {
 
 /* ---- the student ---- */
 
-/* Maps a parameter name of the student to one of a model of another depth: layers are taken at even spacing, the first for
- * the first and the last for the last (Sanh et al. 2019, "DistilBERT", take every other layer). */
-static void name_in_source(char *out, size_t size, const char *name, const ModelConfig *c, const ModelConfig *from) {
-    int l, at = 0, vision = !strncmp(name, "vision.", 7);
-    int n = vision ? c->vision.layers : c->lm.layers, m = vision ? from->vision.layers : from->lm.layers;
-    if (sscanf(name, vision ? "vision.%d.%n" : "lm.%d.%n", &l, &at) != 1 || !at) {
-        snprintf(out, size, "%s", name);
-        return;
-    }
-    int source = n > 1 ? (l * (m - 1) + (n - 1) / 2) / (n - 1) : 0;
-    snprintf(out, size, "%s.%d.%s", vision ? "vision" : "lm", source, name + at);
-}
-
-/* --init: copies every tensor of another model whose mapped name and shape match one of the student's. */
-static void student_init_from(Model *student, const char *path, bool verbose) {
-    Error err;
-    SafeTensors st;
-    ModelConfig from;
-    Tokenizer tokenizer;
-    int taken = 0;
-    die_if(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) ||
-               tokenizer_load(&tokenizer, &st, &err),
-           &err);
-    bool same_tokens = !tokenizer_same(&student->tokenizer, &tokenizer, &err);
-    for (int i = 0; i < student->params.count; i++) {
-        Param *p = &student->params.list[i], source = *p;
-        if (!same_tokens && (p == student->embed_tokens || p == student->lm_head)) continue;
-        name_in_source(source.name, sizeof source.name, p->name, &student->c, &from);
-        StoredParam stored;
-        if (param_find(&stored, &source, &st, &err)) continue;
-        if (stored.scales) die("--init: %s has quantised weights; name the model that it was made of", path);
-        param_copy_from(p, stored.values, student->op);
-        taken++;
-    }
-    safetensors_close(&st);
-    if (!taken && options_given(&opt.init))
-        die("--init: no tensor of %s has the name and shape of one of the student's", path);
-    if (verbose) progress_note("student: %d of %d tensors start from %s", taken, student->params.count, path);
-}
-
 /* The parameters that are trained: the student's, or its adapters'. */
 static Params *trainer_params(Trainer *t) { return t->student.lora ? &t->student.lora->params : &t->student.params; }
 
@@ -115,7 +76,11 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
                                 : strcmp(opt.teacher, "none") ? opt.teacher
                                                               : "dev/starter/tokenizer.safetensors";
         die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
-        if (s->init) student_init_from(&t->student, s->init, verbose);
+        if (s->init.path) {
+            InitConfig init = s->init;
+            init.verbose = verbose;
+            init_student(&t->student, &init);
+        }
     }
     if (s->has_teacher && tokenizer_same(&t->student.tokenizer, &teacher->model.tokenizer, &err))
         die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, path, err.text);
