@@ -121,8 +121,7 @@ static const Option table[] = {
      0, 0},
     {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
      "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and "
-     "the "
-     "outputs are still those for the images as they are",
+     "the outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
     HEADING("adapters (LoRA)"),
@@ -147,8 +146,7 @@ static const Option table[] = {
      "of the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur "
      "(sigma in pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
      "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer "
-     "does; "
-     "light: small changes of tone, noise and sharpness, cheaper than the others; for example "
+     "does; light: small changes of tone, noise and sharpness, cheaper than the others; for example "
      "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
@@ -212,8 +210,7 @@ static const Option table[] = {
     HEADING("the student's own samples"),
     {"on-policy", 0, OPT_FLOAT, &opt.on_policy, "P",
      "share of the batches whose programs the student writes itself; the teacher says what it thinks of them, and "
-     "the text "
-     "itself is not learned (no cross entropy)",
+     "the text itself is not learned (no cross entropy)",
      0, 1},
     {"on-policy-temperature", 0, OPT_FLOAT, &opt.on_policy_temperature, "T",
      "of sampling; 0: always the likeliest token", 0, 100},
@@ -221,13 +218,11 @@ static const Option table[] = {
      "cut samples after N tokens; 0: after as many as the longest program of the data has", 0, 1e9},
     {"replay", 0, OPT_INT, &opt.replay, "N",
      "keep the last N batches of own samples; half of the batches of own samples are then one of these again, which "
-     "costs no "
-     "sampling",
+     "costs no sampling",
      0, 1e6},
     {"method", 0, OPT_STRING, &opt.method, "NAME",
      "none; distillm2: skew KL on the data's programs and skew reverse KL on the student's own, with a skew of at "
-     "most "
-     "--skew for each program; unless said otherwise with --on-policy 0.5 --w-ce 0 --w-soft 1 --temperature 1 "
+     "most --skew for each program; unless said otherwise with --on-policy 0.5 --w-ce 0 --w-soft 1 --temperature 1 "
      "--kd-schedule none",
      0, 0},
     {"own-weight", 0, OPT_FLOAT, &opt.own_weight, "B",
