@@ -262,7 +262,7 @@ test-rest:
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
 	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
-	    'test/test_runs.sh build/BF16$(PLAIN)' \
+	    'test/test_runs.sh build/BF16$(PLAIN)' 'test/test_experiments.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN)'
 
 all-BF16:
