@@ -22,7 +22,7 @@ train() {
     [ $ranks = 1 ] || launcher=("${mpirun[@]}" -n $ranks)
     run "${launcher[@]}" "$programs/train_distill" --teacher "$tmp/teacher/student.safetensors" --init none --batch 2 \
         --accum 2 --student tiny,vision.image_size=48,lm.kv_heads=1 --max-tokens 32 --val-data none --w-embed 0.1 \
-        --w-hard 0.1 --alpha 0.5 --entropy-low 2.5 --entropy-high 6.16 --warmup 0 --lr-schedule constant \
+        --w-layer 0.05 --layer-loss mse --w-hard 0.1 --alpha 0.5 --entropy-low 2.5 --entropy-high 6.16 --warmup 0 --lr-schedule constant \
         --kd-schedule none --out "$tmp/$name" "$@"
     return $status
 }
