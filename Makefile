@@ -128,9 +128,9 @@ $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJ
 
 # test_cdm draws formulas with TeX, and is left to test-all.
 METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_teacher_cache $(METRICS_TESTS) test_cdm
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_init test_teacher_cache $(METRICS_TESTS) test_cdm
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_teacher_cache $(METRICS_TESTS) test_cdm): private OPTIMISE := \
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_init test_teacher_cache $(METRICS_TESTS) test_cdm): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
