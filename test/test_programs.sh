@@ -291,6 +291,33 @@ objective() {
     check "a student from a file, learning rate 0: unchanged" same teacher.safetensors objective/student.safetensors
     succeeds "${taught[@]}" --student "$wide" --init teacher --steps 1 --lr 0 --out objective --overwrite
     check "--init teacher with the same shape: the teacher" same teacher.safetensors objective/student.safetensors
+    cutting
+}
+
+# Students whose layers and widths are chosen by importance.
+cutting() {
+    local cut=("${taught[@]}" --init-layers importance --init-width importance --steps 1 --lr 0)
+    local mid=${wide/lm.layers=1/lm.layers=2} bad=("${cut[@]}" --out bad)
+    succeeds "${cut[@]}" --student "$wide" --out objective --overwrite
+    check "cut to the same shape: the teacher" same teacher.safetensors objective/student.safetensors
+    succeeds "${cut[@]}" --threads 1 --out cut1
+    check "every tensor is taken" grep -q '^student: 27 of 27 tensors start from teacher.safetensors' err
+    check "the layers are said" grep -q '^student: the layers of its language model are 1 of teacher.safetensors' err
+    succeeds "${cut[@]}" --threads 2 --out cut2
+    check "1 and 2 threads cut the same student" same cut1/student.safetensors cut2/student.safetensors
+    succeeds "$train" --resume --out cut2 --steps 2
+    succeeds "${taught[@]}" --student "$mid" --init-layers 1,1 --steps 1 --out cut3
+    refuses 1 "--init-layers importance: the student has 2 lm.layers, teacher.safetensors only 1" "${bad[@]}" --student "$mid"
+    refuses 1 "--init-layers names layer 2 of teacher.safetensors, whose language model has 1" "${bad[@]}" --init-layers 2
+    refuses 1 "--init-layers names 2 layers, the student's language model has 1" "${bad[@]}" --init-layers 1,1
+    refuses 2 "--init-layers: '1,' is not even, importance, nor layers" "${bad[@]}" --init-layers 1,
+    refuses 2 "--init-width is 'some'; expected one of none, importance" "${bad[@]}" --init-width some
+    refuses 2 "--init-layers and --init-width are options of --init" "${bad[@]}" --init none
+    refuses 2 "--student teacher.safetensors is a file" "${bad[@]}" --student teacher.safetensors
+    refuses 1 "the student has lm.width 64, more than the 48 of" "${bad[@]}" --student "$shape,lm.width=64"
+    refuses 1 "the student has lm.ffn 65, more than the 64 of" "${bad[@]}" --student "$shape,lm.ffn=65"
+    refuses 1 "the student's heads have 8 channels (lm.head_dim), those of" "${bad[@]}" --student "$shape,lm.head_dim=8"
+    refuses 1 "cannot read none.bin" "${bad[@]}" --data none.bin
 }
 
 # ---- infer ----
@@ -1082,6 +1109,7 @@ bad_files() {
     "$damage" word teacher.safetensors word.safetensors
     refuses 1 "do not share a tokenizer" "${taught[@]}" --tokenizer word.safetensors --out bad
     refuses 1 "do not share a tokenizer" "$eval" --model teacher.safetensors --teacher word.safetensors --data val.bin
+    refuses 1 "which is to be measured on it" "${alone[@]}" --student "$shape" --init word.safetensors --init-width importance --out bad
     refuses 1 "another tokenizer" "${alone[@]}" --student "$shape" --tokenizer word.safetensors --out bad
     refuses 1 "another tokenizer" "$eval" --model word.safetensors --data val.bin
     refuses 1 "lm.vocab 10 is too small" "${alone[@]}" --student "$shape,lm.vocab=10" --out bad

@@ -14,8 +14,6 @@
 #include "../dataloader.h"
 #include "../model.h"
 
-enum { IMPORTANCE_IMAGES = 256 };  // that are looked at, or all of the data where it has fewer
-
 /* The sizes of the encoder or of the decoder. */
 typedef struct {
     int layers, width, heads, kv_heads, head_dim, neurons;
@@ -188,9 +186,9 @@ static inline bool importance_finite(const Importance *t) {
     return isfinite(sum);
 }
 
-/* Runs the model over the loader's batches of one image each. */
-static inline int importance_run(Importance t[TOWERS], Model *m, Loader *data, Error *err) {
-    for (uint64_t i = 0; i < IMPORTANCE_IMAGES && i < data->batches_per_epoch; i++) {
+/* Runs the model over `images` of the loader's batches, of one image each, or over all. */
+static inline int importance_run(Importance t[TOWERS], Model *m, Loader *data, int images, Error *err) {
+    for (int i = 0; i < images && (uint64_t)i < data->batches_per_epoch; i++) {
         const Batch *b = loader_next(data, err);
         if (!b) return -1;
         model_forward(m, b->pixels[0], b->ids, 1, b->tokens);
@@ -201,11 +199,11 @@ static inline int importance_run(Importance t[TOWERS], Model *m, Loader *data, E
     return -1;
 }
 
-/* Measures a model file over images of a data set, in an order that follows from the seed: t, to be closed, gets sums over
+/* Measures a model file over so many images of a data set, in an order that follows from the seed: t, to be closed, gets sums over
  * the images. max_tokens: longer texts are left out; 0: those that the model cannot read. -1 with *err filled: the model or the data cannot be read, or do not
  * share a tokenizer, or the model computes what is not finite. */
 static inline int importance_measure(Importance t[TOWERS], const Ops *op, const char *path, const char *data,
-                                     int max_tokens, uint64_t seed, Error *err) {
+                                     int max_tokens, int images, uint64_t seed, Error *err) {
     Model m;
     Dataset d;
     Loader loader;
@@ -226,7 +224,7 @@ static inline int importance_measure(Importance t[TOWERS], const Ops *op, const 
     if (loader_start(&loader, &d, c, err)) return -1;
     tower_shapes(s, &m.c);
     for (int i = 0; i < TOWERS; i++) importance_open(&t[i], s[i]);
-    const int bad = importance_run(t, &m, &loader, err);
+    const int bad = importance_run(t, &m, &loader, images, err);
     loader_stop(&loader);
     dataset_close(&d);
     model_close(&m);

@@ -20,7 +20,10 @@
 #include "../lib/progress.h"
 #include "importance.h"
 
-enum { INIT_LAYERS = 256 };  // at most: a model has no more layers (config.h)
+enum {
+    INIT_LAYERS = 256,  // at most: a model has no more layers (config.h)
+    INIT_IMAGES = 256   // of the training data, to measure on
+};
 
 typedef enum { INIT_EVEN, INIT_IMPORTANCE, INIT_LIST } InitLayers;
 
@@ -32,6 +35,7 @@ typedef struct {
     bool width;                         // cut what is wider
     const char *data;                   // to measure on
     int max_tokens;                     // of its texts; 0: as many as the model takes
+    int images;                         // how many of it
     uint64_t seed;
     bool verbose;
 } InitConfig;
@@ -357,7 +361,8 @@ static inline void init_choose(InitSource *s, const InitConfig *c, const Ops *op
     init_check_layers(c, s->cut);
     for (int i = 0; i < TOWERS && c->width; i++) init_check_width(c, &s->cut[i], i == TOWER_LM);
     if (measure && c->verbose) progress_note("student: measuring %s on %s", c->path, c->data);
-    if (measure && importance_measure(t, op, c->path, c->data, c->max_tokens, c->seed, &err)) die("%s", err.text);
+    if (measure && importance_measure(t, op, c->path, c->data, c->max_tokens, c->images, c->seed, &err))
+        die("%s", err.text);
     for (int i = 0; i < TOWERS; i++) {
         cut_choose_layers(&s->cut[i], c, i == TOWER_LM, measure ? &t[i] : NULL);
         if (c->width) cut_choose_width(&s->cut[i], &t[i]);

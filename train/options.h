@@ -462,6 +462,7 @@ static void settings_init(Settings *s, bool teacher) {
                       .width = option_choice("init-width", opt.init_width, widths, 2) == 1,
                       .data = opt.data,
                       .max_tokens = (int)opt.max_tokens,
+                      .images = INIT_IMAGES,
                       .seed = (uint64_t)opt.seed};
     if (init_layers_parse(c, opt.init_layers, &err)) options_die("--init-layers: %s", err.text);
     if (as_teacher && !teacher) {
