@@ -265,10 +265,10 @@ test-rest:
 	    'test/test_comm.sh build/BF16$(PLAIN)' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
-	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
-	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
-	    'test/test_runs.sh build/BF16$(PLAIN)' 'test/test_experiments.sh build/BF16$(PLAIN)' \
-	    'test/test_starter.sh build/BF16$(PLAIN)'
+	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' \
+	    -j 2 'test/test_programs.sh build/BF16$(PLAIN)' 'test/test_runs.sh build/BF16$(PLAIN)' \
+	    'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
+	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)'
 
 all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lora test_lib test_tokenizer test_dataloader test_teacher_cache \
