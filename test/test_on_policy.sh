@@ -116,7 +116,9 @@ refused() {
     refuses 2 "are options of --on-policy" "${plain[@]}" --replay 3 --out bad
     refuses 2 "are options of --on-policy" "${plain[@]}" --on-policy-tokens 24 --out bad
     refuses 2 "--own-weight is an option of --method distillm2" "${own[@]}" --own-weight 0.5 --out bad
-    refuses 2 "leave out --soft-loss" "${own[@]}" --method distillm2 --soft-loss jsd --out bad
+    refuses 2 "--method distillm2 has skew KL and skew reverse KL, not --soft-loss jsd; leave that out" "${own[@]}" --method distillm2 --soft-loss jsd --out bad
+    succeeds "${plain[@]}" --steps 1 --out before
+    refuses 2 "not --soft-loss kl; resume with --soft-loss skl" "$train" --resume --out before --steps 2 --method distillm2
     refuses 2 "leave out --on-policy 0" "${taught[@]}" --method distillm2 --on-policy 0 --out bad
     refuses 2 "--method is 'gkd'; expected one of none, distillm2" "${own[@]}" --method gkd --out bad
     refuses 2 "--on-policy" "${plain[@]}" --on-policy 1.5 --out bad

@@ -496,7 +496,8 @@ static Method settings_method(void) {
     const Method method = (Method)option_choice("method", opt.method, method_names, METHODS);
     if (method == METHOD_NONE) return method;
     if (options_given(&opt.soft_loss) && strcmp(opt.soft_loss, "skl"))
-        options_die("--method distillm2 has skew KL and skew reverse KL; leave out --soft-loss");
+        options_die("--method distillm2 has skew KL and skew reverse KL, not --soft-loss %.20s; %s", opt.soft_loss,
+                    opt.resume ? "resume with --soft-loss skl" : "leave that out");
     opt.soft_loss = "skl";
     if (!options_given(&opt.on_policy)) opt.on_policy = 0.5;
     if (!options_given(&opt.temperature)) opt.temperature = 1;
