@@ -51,6 +51,12 @@ typedef struct {
 /* Which divergence D the soft term uses; p = softmax(t/tau), q = softmax(s/tau). */
 typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD, SOFT_SKL, SOFT_SRKL } SoftLoss;
 
+/* A position of a program that the student has written, in a policy gradient. */
+typedef struct {
+    float advantage;  // how much better than expected the program was, or what follows of it
+    float old_ce;     // -log of the probability that the student gave the label when it wrote it; NAN: the same as now
+} PolicyRow;
+
 /* Weights of the objective's terms for one call of distill_rows; see loss.cuh for the formulas. The gradient of a
  * row is scaled by `scale` (normally 1 / positions that count in the whole batch). */
 typedef struct {
@@ -62,6 +68,10 @@ typedef struct {
                                          // where the teacher's argmax is the label and has a probability (tau = 1) of
                                          // at least gate_confidence; > 1: never
     float scale;
+    /* A policy gradient in place of the cross entropy (kernels/policy.h): [rows], or NULL. Then everything is at tau, the
+     * cross entropy and its gradient too, because tau is the temperature at which the labels were drawn. */
+    const PolicyRow *policy;
+    float clip_ratio;
 } ObjectiveRow;
 
 /* Per-row results of distill_rows, unweighted. */
@@ -72,6 +82,8 @@ typedef struct {
     float entropy;     // of p (teacher at tau), nats
     float confidence;  // max softmax(t), tau = 1
     float gate;        // the factor of this row's soft and hard terms: row_gate, times gate_factor where that applies
+    float policy;      // the term with the weight w_ce: ce, or the policy's (kernels/policy.h)
+    float clipped;     // 1 where the policy's term has no gradient because the ratio is clipped, else 0
     int student_top, teacher_top;  // argmax over the row, the smaller id where equal; -1 without a teacher
 } RowStats;
 
