@@ -25,6 +25,8 @@
  * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta; Ko et al. 2024,
  * "DistiLLM", for SKL and SRKL.)
  *
+ * With TeacherOutput.policy the CE of a position is replaced by its clipped policy gradient (kernels/policy.h).
+ *
  * Gates, off by default, multiply the soft and the hard term of a position:
  *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than
  *                    45 % of the positions of a micro-batch would remain. Gradient accumulation equals one large batch
@@ -60,6 +62,7 @@ typedef struct {
     float mix;                           // beta of JSD, a of SKL and SRKL
     float band_low, band_high;           // nats; the entropy band is off when low <= 0 and high is infinite
     float gate_confidence, gate_factor;  // the confidence gate is off when the confidence is > 1
+    float clip_ratio;                    // of a policy gradient
 } ObjectiveConfig;
 
 static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd", "skl", "srkl"};  // by SoftLoss
@@ -83,6 +86,7 @@ typedef struct {
     double ce, soft, hard, embed;  // soft includes tau²; soft and hard are not gated here
     double entropy, gate;
     double correct, agreement;  // the student's argmax equals the label; the teacher's argmax
+    double clipped;             // positions whose policy gradient is clipped
     double positions, images;
     double loss;  // the weighted, gated sum that is differentiated, times positions
 } ObjectiveSums;
@@ -197,7 +201,8 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
                           .mix = c->mix,
                           .gate_confidence = c->gate_confidence,
                           .gate_factor = c->gate_factor,
-                          .scale = (float)scale};
+                          .scale = (float)scale,
+                          .clip_ratio = c->clip_ratio};
 }
 
 /* ---- statistics ---- */
@@ -214,7 +219,8 @@ static inline void objective_add(Objective *o) {
         sums->hard += r->hard;
         sums->entropy += r->entropy;
         sums->gate += r->gate;
-        sums->loss += (double)c->w_ce * r->ce;
+        sums->loss += (double)c->w_ce * r->policy;
+        sums->clipped += r->clipped;
         if (r->teacher_top >= 0) sums->loss += r->gate * (c->w_soft * soft + (double)c->w_hard * r->hard);
         sums->agreement += r->student_top == r->teacher_top;
         sums->correct += r->student_top == o->host_labels[i];
@@ -283,6 +289,7 @@ static inline void objective_kernel(const Objective *o, const Ops *op, const Obj
     floatX *s = o->student_logits[objective_slot(o, at)];
     const floatX *t = q->logits ? q->logits + at * Vt : q->hidden ? o->teacher_logits[objective_slot(o, at)] : NULL;
     if (gate) gate += at;
+    if (q->policy) row.policy = q->policy + at;
     if (q->sparse)
         op->distill_rows_sparse(s, sparse_from(q->sparse, at), o->labels + at, gate, stats + at, row, rows, o->Vs,
                                 gradient);

@@ -9,6 +9,7 @@ typedef struct {
     const floatX *image_tokens;   // [B, P, Wt] of a model that runs
     const floatX *logits;         // [n, Vt] of a dense cache (train/teacher_cache.h); else NULL
     const SparseTeacher *sparse;  // [n] rows of a sparse cache; else NULL
+    const PolicyRow *policy;      // [n] of the student's own programs in --reinforce; else NULL
 } TeacherOutput;
 
 /* Whether there is a teacher. */

@@ -1,7 +1,7 @@
 /* train_distill: trains a small image-to-code model by distillation from a large one, or without a teacher.
  *
  * main is the algorithm. What it calls is below it and in train/: options.h (command line), run.h (output folder),
- * teacher.h (where the teacher's outputs come from), trainer.h (student, objective, optimizer), parallel.h (several
+ * teacher.h (where the teacher's outputs come from), reinforce.h (rewards for the student's own programs), trainer.h (student, objective, optimizer), parallel.h (several
  * processes), checkpoint.h, log.h. The formulas are in loss.cuh, the models in model.h and vision.h, the data in
  * dataloader.h. doc/walkthrough.md follows one batch through all of it. */
 #include "dataloader.h"
@@ -18,6 +18,7 @@
 #include "train/log.h"
 #include "train/options.h"
 #include "train/parallel.h"
+#include "train/reinforce.h"
 #include "train/run.h"
 #include "train/teacher.h"
 #include "train/trainer.h"
@@ -55,6 +56,7 @@ int main(int argc, char **argv) {
     static Teacher teacher;    // teacher.op is NULL without one
     static Parallel parallel;  // the data-parallel ranks
     static Data data;
+    static Reinforce reinforce;  // --reinforce: the student's own programs and their rewards
     RunFolder folder;
     Progress progress;
     StopReason stop = NOT_STOPPED;
@@ -76,6 +78,7 @@ int main(int argc, char **argv) {
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
+    if (s.group > 1) reinforce_open(&reinforce, &t, &teacher, &s, &data.train, data.max_tokens);
     double peak = measure_peak(&t, &teacher, &parallel);  // before the loader thread competes for a core
     start_loader(&data, &t, &s, &teacher, &folder, &parallel);
     interrupts_keep();
@@ -91,25 +94,30 @@ int main(int argc, char **argv) {
         const Batch *batch = batch_next(&data);
         Report report = {0};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
-        optimizer_zero_gradients(&t.optimizer);
-        for (int m = 0; m < s.accum; m++) {
-            MicroBatch mb = micro_batch(batch, m), next;
-            TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
-            trainer_set_dropout(&t, mb.number);
-            model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
-            objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient -> student.d_hidden
-            teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
-            parallel_overlap_backward(&parallel, &t.student, m == s.accum - 1);
-            model_backward(&t.student);  // adds the gradients of the trained parameters
-            report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
+        int micro_batches = s.group > 1 ? reinforce_sample(&reinforce, &t, batch) : s.accum;
+        for (int u = 0; u < s.updates && micro_batches; u++) {  // one, but for --reinforce
+            optimizer_zero_gradients(&t.optimizer);
+            for (int m = 0; m < micro_batches; m++) {
+                MicroBatch mb = s.group > 1 ? reinforce_micro_batch(&reinforce, m) : micro_batch(batch, m), next;
+                TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
+                trainer_set_dropout(&t, mb.number);
+                model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
+                objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, its gradient -> student.d_hidden
+                if (s.updates > 1 && u == 0) reinforce_keep(&reinforce, &t.objective, &mb, t.student.n);
+                teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
+                parallel_overlap_backward(&parallel, &t.student, m == micro_batches - 1);
+                model_backward(&t.student);  // adds the gradients of the trained parameters
+                report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
+            }
+            all_reduce_gradients(&parallel, &t.optimizer);  // most of it begun inside the last backward pass
+            adamw_step(&t.optimizer, &parallel, lr, t.step * s.updates + u + 1);  // clipped by the global norm
         }
-        all_reduce_gradients(&parallel, &t.optimizer);        // most of it begun inside the last backward pass
-        adamw_step(&t.optimizer, &parallel, lr, t.step + 1);  // clipped by the global norm
         t.step++, t.batch++, t.samples += t.images;
 
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
+        if (s.group > 1) r.rewards = &reinforce.stats, r.tokens = (int)reinforce.stats.length;
         check_finite(&t, &s, &r, &folder);
         log_step(&log, t.step, &r, &progress);
         stop = after_step(&t, &teacher, &data, &s, &folder, &parallel, &log, &r);
@@ -120,6 +128,7 @@ int main(int argc, char **argv) {
     if (is_rank0(&parallel)) print_result(&t, &folder, stop);
     parallel_close(&parallel);
     loader_stop(&data.loader);
+    reinforce_close(&reinforce);
     trainer_close(&t);
     teacher_close(&teacher);
     run_folder_free(&folder);
@@ -179,7 +188,7 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p) {
     teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
-    if (s->has_teacher && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
+    if (s->has_teacher && s->group == 1 && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
     parallel_use_optimizer(p, &t->optimizer, trainer_params(t));
@@ -213,7 +222,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     c.augment = s->augment;
     c.threads = settings_load_threads(s);
     c.first_batch = (uint64_t)t->batch;
-    c.hold = teacher->overlaps ? 2 : 1;
+    c.hold = teacher->overlaps && s->group == 1 ? 2 : 1;
     return c;
 }
 

@@ -10,10 +10,13 @@
 #include "../lib/options.h"
 #include "../lib/threads.h"
 #include "../lora.h"
+#include "../metrics/similarity.h"
 #include "../loss.cuh"
 #include "../model.h"
 #include "cache_format.h"
 #include "schedule.h"
+
+enum { REINFORCE_MOST = 4096 };  // programs of an image
 
 static struct {
     const char *teacher, *student, *tokenizer, *init, *train;
@@ -29,6 +32,9 @@ static struct {
     int64_t lora;  // rank; 0: the whole student is trained
     double lora_alpha, lora_dropout;
     const char *lora_targets;
+    int64_t reinforce, updates;  // programs of an image, 0: off; optimizer steps on the same programs
+    double kl, clip_ratio, sample_temperature, command_reward, command_decay;
+    const char *reward;
     bool resume, overwrite, shard;
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
@@ -68,6 +74,12 @@ static struct {
          .entropy_high = 1e9,
          .gate_confidence = 2,
          .gate_factor = 0.3,
+         .updates = 1,
+         .kl = 0.02,
+         .clip_ratio = 0.2,
+         .sample_temperature = 1,
+         .command_decay = 0.9,
+         .reward = "pixels",
          .shard = true};
 
 #define HEADING(text) \
@@ -175,6 +187,26 @@ static const Option table[] = {
     {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor of the confidence gate", 0, 1},
     {"chunk", 0, OPT_INT, &opt.chunk, "N",
      "positions whose logits are in memory at a time; 0: 4096, on a GPU by its memory", 0, 1e9},
+    HEADING("rewards (reinforcement learning)"),
+    {"reinforce", 0, OPT_INT, &opt.reinforce, "G",
+     "learn from rewards for programs of one's own, G for each image, which TeX draws (GRPO): -1 for a program that does not "
+     "end or does not compile, else the similarity of its drawing to the image. --student must be a file; a micro-batch "
+     "has --batch programs. Other defaults: --lr 1e-5 --train connector,lm",
+     0, REINFORCE_MOST},
+    {"reward", 0, OPT_STRING, &opt.reward, "NAME",
+     "similarity: pixels, or of the vision encoder's features places, mean or emd (DeTikZify's)", 0, 0},
+    {"kl", 0, OPT_FLOAT, &opt.kl, "X",
+     "weight of KL (student || reference); the reference is --teacher, or else --student as it is at the start", 0, 1e6},
+    {"clip-ratio", 0, OPT_FLOAT, &opt.clip_ratio, "X",
+     "a token's probability gains nothing more once it has changed by this share since the program was drawn", 0.001, 0.999},
+    {"updates", 0, OPT_INT, &opt.updates, "N", "optimizer steps on the same programs", 1, 1000},
+    {"sample-temperature", 0, OPT_FLOAT, &opt.sample_temperature, "T", "temperature at which programs are drawn", 0.1, 10},
+    {"command-reward", 0, OPT_FLOAT, &opt.command_reward, "X",
+     "also reward each command for what it adds: the program up to each ; is drawn, and tokens up to there gain X times the "
+     "change of similarity (IR4RL: 10); 0: off",
+     0, 1e6},
+    {"command-decay", 0, OPT_FLOAT, &opt.command_decay, "X", "share of a command's reward that reaches one token further back",
+     0, 1},
     HEADING("machine"),
     {"device", 0, OPT_STRING, &opt.device, "NAME",
      "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers; of two GPUs, the teacher takes one and the "
@@ -289,6 +321,8 @@ typedef struct {
     Augment augment;
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
+    int group, updates;    // --reinforce: programs of an image; 1: off
+    Similarity reward;
     Recalled recalled;     // --resume: the run so far
     int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
     int64_t eval_batches;  // validation batches; 0: all
@@ -336,6 +370,76 @@ static LoraConfig settings_lora(void) {
         options_die("--lora trains adapters of a model that is there: --student must be its file, not '%.60s'",
                     opt.student);
     return c;
+}
+
+/* --reinforce: the defaults that differ. The reference is the student as it is at the start. */
+static void options_for_reinforce(void) {
+    if (!options_given(&opt.lr)) opt.lr = 1e-5;
+    if (!options_given(&opt.train) && !opt.lora) opt.train = "connector,lm";
+    if (!options_given(&opt.teacher)) opt.teacher = opt.kl > 0 ? opt.student : "none";
+}
+
+/* Ends the program where an option has been given that --reinforce has no use for. A resumed run has recorded them all. */
+static void check_reinforce_unused(void) {
+    static const struct {
+        const char *name;
+        const void *value;
+    } unused[] = {{"alpha", &opt.alpha},
+                  {"temperature", &opt.temperature},
+                  {"soft-loss", &opt.soft_loss},
+                  {"w-ce", &opt.w_ce},
+                  {"w-soft", &opt.w_soft},
+                  {"w-hard", &opt.w_hard},
+                  {"w-embed", &opt.w_embed},
+                  {"kd-schedule", &opt.kd_schedule},
+                  {"entropy-low", &opt.entropy_low},
+                  {"entropy-high", &opt.entropy_high},
+                  {"sure", &opt.gate_confidence},
+                  {"sure-factor", &opt.gate_factor}};
+    for (size_t i = 0; i < sizeof unused / sizeof *unused && !opt.resume; i++)
+        if (options_given(unused[i].value))
+            options_die("--reinforce learns from rewards and --kl alone; leave out --%s", unused[i].name);
+    if (options_given(&opt.val_data) && strcmp(opt.val_data, "none") && !opt.resume)
+        options_die("--reinforce makes no evaluations; leave out --val-data, and measure the student with eval");
+}
+
+/* Refuses options of --reinforce that do not go together. */
+static void check_reinforce_options(const Settings *s) {
+    const bool any = options_given(&opt.kl) || options_given(&opt.clip_ratio) || options_given(&opt.updates) ||
+                     options_given(&opt.sample_temperature) || options_given(&opt.command_reward) ||
+                     options_given(&opt.command_decay) || options_given(&opt.reward);
+    if (!opt.reinforce && any && !opt.resume)
+        options_die("--kl, --clip-ratio, --updates, --sample-temperature, --command-reward, --command-decay and --reward are "
+                    "options of --reinforce G");
+    if (!opt.reinforce) return;
+    if (opt.reinforce == 1)
+        options_die("--reinforce 1: a program is rewarded for being better than the others of its image; a group needs at "
+                    "least 2");
+    if (opt.batch % opt.reinforce)
+        options_die("--batch %lld programs cannot be divided into groups of --reinforce %lld", (long long)opt.batch,
+                    (long long)opt.reinforce);
+    if (opt.teacher_cache || opt.write_teacher_cache)
+        options_die("--reinforce draws programs of its own, of which no teacher cache has outputs; leave out --%s",
+                    opt.teacher_cache ? "teacher-cache" : "write-teacher-cache");
+    if (!file_exists(opt.student) && !opt.resume)
+        options_die("--reinforce improves a model that is there: --student must be its file, not '%.60s'", opt.student);
+    if (s->reward != SIMILARITY_PIXELS && s->groups & GROUP_VISION && !s->has_teacher)
+        options_die("--reward %s compares with the vision encoder, which must not learn to please itself: give a --teacher, or "
+                    "leave vision out of --train",
+                    opt.reward);
+    check_reinforce_unused();
+}
+
+/* The policy gradient takes the place of the cross entropy; at the temperature of the samples, tau² D is KL. */
+static ObjectiveConfig settings_policy(bool has_reference) {
+    const float tau = (float)opt.sample_temperature;
+    return (ObjectiveConfig){.w_ce = 1,
+                             .w_soft = has_reference ? (float)opt.kl / (tau * tau) : 0,
+                             .temperature = tau,
+                             .soft = SOFT_REVERSE_KL,
+                             .band_high = INFINITY,
+                             .gate_confidence = 2,
+                             .clip_ratio = (float)opt.clip_ratio};
 }
 
 static ObjectiveConfig settings_objective(bool distils) {
@@ -404,21 +508,27 @@ static int settings_load_threads(const Settings *s) {
 }
 
 static Settings settings_from_options(void) {
+    if (opt.reinforce) options_for_reinforce();
     const bool teacher = strcmp(opt.teacher, "none") != 0;
     Settings s = {.has_teacher = teacher && !opt.teacher_cache,
                   .distils = teacher || opt.teacher_cache,
-                  .has_val = opt.val_data && strcmp(opt.val_data, "none"),
+                  .has_val = opt.val_data && strcmp(opt.val_data, "none") && !opt.reinforce,
                   .groups = settings_groups(),
                   .lora = settings_lora(),
                   .recompute = settings_recompute(),
                   .batch = (int)opt.batch,
                   .accum = (int)opt.accum,
+                  .group = opt.reinforce ? (int)opt.reinforce : 1,
+                  .updates = (int)opt.updates,
+                  .reward = (Similarity)option_choice("reward", opt.reward, similarity_names, SIMILARITIES),
                   .eval_batches = opt.eval_batches};
     check_cache_options();
+    check_reinforce_options(&s);
     if (!opt.resume) check_student(opt.student);
     if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
-    s.objective = settings_objective(s.distils);
+    s.objective = opt.reinforce ? settings_policy(s.has_teacher) : settings_objective(s.distils);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
+    if (opt.reinforce) s.kd_schedule = KD_CONSTANT;
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
     s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
     if (!strcmp(opt.init, "teacher") && !teacher) {
@@ -441,6 +551,8 @@ static Settings settings_from_options(void) {
  * them. */
 static void redistribute_batch(Settings *s, int ranks) {
     int64_t images = (int64_t)s->batch * s->accum;
+    if (s->group > 1 && ranks > 1)
+        die("--reinforce runs as one process, whose threads share the machine with TeX; start it without mpirun");
     if (opt.resume && ranks > 1 && !s->explicit_accum) {
         int64_t batch = s->batch;
         if (images % ranks)

@@ -125,7 +125,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
     *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
-    t->images = (int64_t)s->batch * s->accum * ranks;
+    t->images = (int64_t)s->batch * s->accum * ranks / s->group;
     student_open(t, s, folder, teacher, verbose);
 }
 
