@@ -128,9 +128,9 @@ $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJ
 
 # test_cdm draws formulas with TeX, and is left to test-all.
 METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_rollout test_teacher_cache $(METRICS_TESTS) test_cdm
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_reward test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_rollout test_teacher_cache $(METRICS_TESTS) test_cdm
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_rollout test_teacher_cache $(METRICS_TESTS) test_cdm): private OPTIMISE := \
+$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_reward test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_rollout test_teacher_cache $(METRICS_TESTS) test_cdm): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -213,7 +213,7 @@ test:
 	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_augment build/BF16-sanitize-1/test_tidy \
 	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS)) \
 	    'build/FP32-emulated/test_kernels --smoke cuda' \
-	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
+	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search build/BF16-sanitize-1/test_reward \
 	    'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
 	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
@@ -226,7 +226,7 @@ quick-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate test_lora test_rollout $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
-	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_augment test_tidy test_search $(METRICS_TESTS))
+	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_augment test_tidy test_search test_reward $(METRICS_TESTS))
 quick-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 build/FP32-emulated/test_kernels
 

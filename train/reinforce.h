@@ -86,7 +86,7 @@ static void reinforce_close(Reinforce *r) {
     if (!r->s) return;
     rollout_close(&r->rollout);
     rewards_close(&r->rewards);
-    for (int i = 0; i < r->images; i++) free(r->targets[i].pixels);
+    for (int i = 0; i < r->images; i++) free(r->targets[i].pixels), free(r->targets[i].text);
     for (int i = 0; i < r->rows; i++) rewarded_program_free(&r->programs[i]);
     void *const arrays[] = {r->targets, r->programs,    r->advantages, r->returns,        r->taught,
                             r->first,   r->host_policy, r->ids,        r->pixels, r->teacher_pixels, r->samples};
@@ -100,7 +100,7 @@ static const int *reinforce_ids(const Reinforce *r, int row) {
     return r->rollout.ids + (size_t)row * r->rollout.max_new_tokens;
 }
 
-/* The image of a sample as the data has it, not as --augment changes it for the student. */
+/* The image of a sample as the data has it, not as --augment changes it for the student, and its program. */
 static void reinforce_target(const Reinforce *r, RewardTarget *target, uint32_t sample) {
     Error err;
     Image image;
@@ -112,6 +112,11 @@ static void reinforce_target(const Reinforce *r, RewardTarget *target, uint32_t 
     target->longest = box.width > box.height ? box.width : box.height;
     image_free(&image);
     free(name);
+    free(target->text);
+    int *ids = xcalloc(s.token_count, sizeof(int));
+    for (uint32_t i = 0; i < s.token_count; i++) ids[i] = (int)s.tokens[i];
+    tokenizer_decode(&r->rollout.g.m->tokenizer, ids, (int)s.token_count, &target->text, &target->bytes);
+    free(ids);
 }
 
 /* Decodes the programs, has them drawn and compared. */
@@ -169,7 +174,7 @@ static bool reinforce_command_returns(Reinforce *r, int first_row) {
 /* The advantages of a group; its rows join those that teach something if they do. */
 static void reinforce_group(Reinforce *r, int first_row) {
     const int G = r->s->group;
-    double rewards[REINFORCE_MOST];
+    double rewards[REINFORCE_MOST] = {0};
     for (int i = 0; i < G; i++) rewards[i] = r->programs[first_row + i].reward;
     advantage_of_group(r->advantages + first_row, rewards, G);
     bool equal = advantage_equal(rewards, G);

@@ -25,6 +25,9 @@ static const SandboxLimits reward_limits = {10, 600, (size_t)1 << 30, 64 << 20, 
 typedef struct {
     uint8_t *pixels;  // [height, width, 3] as the model sees it
     int longest;      // pixels of the longest side of what was cut out of the image, as for judge_set_size
+    char *text;       // the program that the data has for it; NULL: none is known
+    size_t bytes;
+    Judged *judged;
 } RewardTarget;
 
 /* One command of a program. */
@@ -40,7 +43,7 @@ typedef struct {
     bool ended;   // the program has its end token
     int target;   // its image; programs of one image follow each other
     double reward;
-    bool compiles, exact;  // exact: the drawing is the image, pixel by pixel
+    bool compiles, exact;  // exact: it draws what the data's program draws, pixel by pixel
     RewardedCommand *commands;
     int count;  // of the commands; 0 where their gains are not wanted
     Judged *judged;
@@ -50,7 +53,6 @@ typedef struct {
 typedef struct {
     uint64_t pixels_hash;
     double similarity;
-    bool exact;
 } RewardSeen;
 
 typedef struct {
@@ -133,20 +135,18 @@ static inline const RewardSeen *reward_of(Rewards *w, const Judged *p) {
         w->seen = xrealloc(w->seen, (size_t)w->seen_capacity * sizeof *w->seen);
     }
     const double similarity = judge_compare(j, p);
-    w->seen[w->seen_count] =
-        (RewardSeen){.pixels_hash = p->pixels_hash,
-                     .similarity = isfinite(similarity) ? similarity : -1,
-                     .exact = !memcmp(p->pixels, j->input, image_size_bytes(j->o.image_size))};
+    w->seen[w->seen_count] = (RewardSeen){p->pixels_hash, isfinite(similarity) ? similarity : -1};
     return &w->seen[w->seen_count++];
 }
 
-static inline int reward_score(Rewards *w, RewardedProgram *p, Error *err) {
+static inline int reward_score(Rewards *w, const RewardTarget *target, RewardedProgram *p, Error *err) {
     double before = 0;
     p->reward = -1;
     if (!p->judged) return 0;
-    if (reward_wait(w, p->judged, err)) return -1;
+    if (reward_wait(w, p->judged, err) || (target->text && reward_wait(w, target->judged, err))) return -1;
     const RewardSeen *seen = reward_of(w, p->judged);
-    if (seen) p->reward = seen->similarity, p->compiles = true, p->exact = seen->exact;
+    if (seen) p->reward = seen->similarity, p->compiles = true;
+    p->exact = seen && target->text && target->judged->drawn && target->judged->pixels_hash == p->judged->pixels_hash;
     for (int k = 0; k < p->count; k++) {
         if (reward_wait(w, p->commands[k].judged, err)) return -1;
         seen = reward_of(w, p->commands[k].judged);
@@ -159,12 +159,14 @@ static inline int reward_score(Rewards *w, RewardedProgram *p, Error *err) {
 
 /* Rewards n programs. Waits for TeX, and uses the model on the calling thread. -1 with *err filled: no verdict was possible, for
  * example because the disk is full. */
-static inline int rewards_compute(Rewards *w, const RewardTarget *targets, RewardedProgram *programs, int n, Error *err) {
+static inline int rewards_compute(Rewards *w, RewardTarget *targets, RewardedProgram *programs, int n, Error *err) {
     if (n) judge_begin(&w->judge, targets[programs[0].target].pixels, targets[programs[0].target].longest);
     for (int i = 0; i < n; i++) {
         RewardedProgram *p = &programs[i];
+        RewardTarget *target = &targets[p->target];
+        judge_set_size(&w->judge, target->longest);
+        if (target->text) target->judged = judge_submit(&w->judge, target->text, target->bytes);
         if (!p->ended) continue;
-        judge_set_size(&w->judge, targets[p->target].longest);
         p->judged = judge_submit(&w->judge, p->text, p->bytes);
         if (w->gains) reward_submit_commands(w, p);
     }
@@ -174,7 +176,7 @@ static inline int rewards_compute(Rewards *w, const RewardTarget *targets, Rewar
             judge_set_input(&w->judge, targets[p->target].pixels);
             w->seen_count = 0;
         }
-        if (reward_score(w, p, err)) return -1;
+        if (reward_score(w, &targets[p->target], p, err)) return -1;
     }
     return 0;
 }
