@@ -290,6 +290,7 @@ static inline void objective_kernel(const Objective *o, const Ops *op, const Obj
     const floatX *t = q->logits ? q->logits + at * Vt : q->hidden ? o->teacher_logits[objective_slot(o, at)] : NULL;
     if (gate) gate += at;
     if (q->policy) row.policy = q->policy + at;
+    if (q->row_mix) row.row_mix = q->row_mix + at;
     if (q->sparse)
         op->distill_rows_sparse(s, sparse_from(q->sparse, at), o->labels + at, gate, stats + at, row, rows, o->Vs,
                                 gradient);

@@ -16,6 +16,7 @@
 #include "train/cache_write.h"
 #include "train/checkpoint.h"
 #include "train/log.h"
+#include "train/on_policy.h"
 #include "train/options.h"
 #include "train/parallel.h"
 #include "train/reinforce.h"
@@ -38,13 +39,14 @@ static Settings read_options(int argc, char **argv, RunFolder *folder);
 static void open_models(Trainer *t, Teacher *teacher, Devices devices, const Settings *s, const RunFolder *folder,
                         const Parallel *p);
 static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher);
-static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p);
-static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
-                         const Parallel *p);
+static void plan_memory(Trainer *t, Teacher *teacher, OnPolicy *own, const Settings *s, const Data *d, Parallel *p);
+static void start_loader(Data *d, Trainer *t, OnPolicy *own, const Settings *s, const Teacher *teacher,
+                         const RunFolder *folder, const Parallel *p);
 static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p);
 static const Batch *batch_next(Data *d);
 static MicroBatch micro_batch(const Batch *batch, int m);
-static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next);
+static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, const Settings *s,
+                                           MicroBatch *next);
 static StepResult collect_step(Trainer *t, Parallel *p, Report report, const Batch *batch, double lr);
 static void check_finite(const Trainer *t, const Settings *s, const StepResult *r, const RunFolder *folder);
 static StopReason after_step(Trainer *t, Teacher *teacher, const Data *d, const Settings *s, const RunFolder *folder,
@@ -54,6 +56,7 @@ static void print_result(const Trainer *t, const RunFolder *folder, StopReason s
 int main(int argc, char **argv) {
     static Trainer t;          // student, objective, optimizer, step
     static Teacher teacher;    // teacher.op is NULL without one
+    static OnPolicy own;       // samples of the student, to learn from
     static Parallel parallel;  // the data-parallel ranks
     static Data data;
     static Reinforce reinforce;  // --reinforce: the student's own programs and their rewards
@@ -76,24 +79,25 @@ int main(int argc, char **argv) {
     /* models, data, memory */
     open_models(&t, &teacher, devices, &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
-    plan_memory(&t, &teacher, &s, &data, &parallel);
+    plan_memory(&t, &teacher, &own, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
     if (s.group > 1) reinforce_open(&reinforce, &t, &teacher, &s, &data.train, data.max_tokens);
     double peak = measure_peak(&t, &teacher, &parallel);  // before the loader thread competes for a core
-    start_loader(&data, &t, &s, &teacher, &folder, &parallel);
+    start_loader(&data, &t, &own, &s, &teacher, &folder, &parallel);
     interrupts_keep();
     check_same_weights(&parallel);
     if (is_rank0(&parallel)) run_record_options(&folder, &s, parallel.comm.ranks);
     Log log = log_open(&folder, t.step, &s, &parallel);
-    if (is_rank0(&parallel)) print_summary(&t, &teacher, &s, &folder, &parallel, &data.train, peak);
+    if (is_rank0(&parallel)) print_summary(&t, &teacher, &own, &s, &folder, &parallel, &data.train, peak);
     progress_begin(&progress, "train", t.step, t.steps);
     progress.quiet = !is_rank0(&parallel) || t.step >= t.steps;
 
     while (t.step < t.steps && stop == NOT_STOPPED) {
         double begin = seconds_now(), lr = learning_rate(&t.lr, t.samples, t.images);
-        const Batch *batch = batch_next(&data);
-        Report report = {0};
+        const Batch *batch = on_policy_batch(&own, &t, &parallel, batch_next(&data));  // the data's programs, or its own
+        Report report = {.sampled = own.sampled, .cut = own.cut, .sampling = own.seconds};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
+        t.objective.config = on_policy_objective(&own, t.objective.config);
         int micro_batches = s.group > 1 ? reinforce_sample(&reinforce, &t, batch) : s.accum;
         for (int u = 0; u < s.updates && micro_batches; u++) {  // one, but for --reinforce
             optimizer_zero_gradients(&t.optimizer);
@@ -102,9 +106,10 @@ int main(int argc, char **argv) {
                 TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
                 trainer_set_dropout(&t, mb.number);
                 model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
+                on_policy_skew(&own, &t, &q, &mb);                         // of distillm2
                 objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, its gradient -> student.d_hidden
                 if (s.updates > 1 && u == 0) reinforce_keep(&reinforce, &t.objective, &mb, t.student.n);
-                teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &next));
+                teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
                 parallel_overlap_backward(&parallel, &t.student, m == micro_batches - 1);
                 model_backward(&t.student);  // adds the gradients of the trained parameters
                 report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
@@ -117,6 +122,7 @@ int main(int argc, char **argv) {
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
+        r.programs = own.programs;
         if (s.group > 1) r.rewards = &reinforce.stats, r.tokens = (int)reinforce.stats.length;
         check_finite(&t, &s, &r, &folder);
         log_step(&log, t.step, &r, &progress);
@@ -128,6 +134,7 @@ int main(int argc, char **argv) {
     if (is_rank0(&parallel)) print_result(&t, &folder, stop);
     parallel_close(&parallel);
     loader_stop(&data.loader);
+    on_policy_close(&own, t.op);
     reinforce_close(&reinforce);
     trainer_close(&t);
     teacher_close(&teacher);
@@ -186,11 +193,13 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
 }
 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
-static void plan_memory(Trainer *t, Teacher *teacher, const Settings *s, const Data *d, Parallel *p) {
+static void plan_memory(Trainer *t, Teacher *teacher, OnPolicy *own, const Settings *s, const Data *d, Parallel *p) {
     teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
-    if (s->has_teacher && s->group == 1 && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
+    if (s->has_teacher && s->on_policy <= 0 && s->group == 1 && model_share_encoder(&t->student, &teacher->model) &&
+        is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
+    on_policy_plan(own, t, s, teacher, d->max_tokens, p->comm.ranks);
     parallel_use_optimizer(p, &t->optimizer, trainer_params(t));
 }
 
@@ -222,7 +231,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     c.augment = s->augment;
     c.threads = settings_load_threads(s);
     c.first_batch = (uint64_t)t->batch;
-    c.hold = teacher->overlaps && s->group == 1 ? 2 : 1;
+    c.hold = teacher->overlaps ? 2 : 1;
     return c;
 }
 
@@ -233,11 +242,13 @@ static int64_t evaluation_batches(const Data *d, const Settings *s) {
 }
 
 /* Starts the loader thread; sets the number of steps and the learning-rate schedule. */
-static void start_loader(Data *d, Trainer *t, const Settings *s, const Teacher *teacher, const RunFolder *folder,
-                         const Parallel *p) {
+static void start_loader(Data *d, Trainer *t, OnPolicy *own, const Settings *s, const Teacher *teacher,
+                         const RunFolder *folder, const Parallel *p) {
     Error err;
     checkpoint_renumber_batches(t, folder);
-    die_if(loader_start(&d->loader, &d->train, loader_config(d, s, t, teacher, p, (int)t->images, true), &err), &err);
+    const LoaderConfig config = loader_config(d, s, t, teacher, p, (int)t->images, true);
+    die_if(loader_start(&d->loader, &d->train, config, &err), &err);
+    on_policy_open_loader(own, &d->train, config);
     if (d->loader.skipped && is_rank0(p))
         warn("%llu of %llu samples have more than %d text tokens and are left out",
              (unsigned long long)d->loader.skipped, (unsigned long long)d->train.count, d->max_tokens);
@@ -276,13 +287,15 @@ static MicroBatch micro_batch(const Batch *batch, int m) {
 }
 
 /* The micro-batch after m, for teacher_prefetch. NULL at the end of the run, and across a batch boundary where nothing is
- * prefetched. */
-static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, MicroBatch *next) {
+ * prefetched, or where the student has yet to write the next programs. */
+static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, const Settings *s,
+                                           MicroBatch *next) {
+    if (s->group > 1) return NULL;  // --reinforce makes micro-batches of its own
     if ((m + 1) * batch->micro_rows < batch->B) {
         *next = micro_batch(batch, m + 1);
         return next;
     }
-    if (t->step + 1 >= t->steps || d->loader.config.hold < 2) return NULL;
+    if (t->step + 1 >= t->steps || d->loader.config.hold < 2 || on_policy_takes(s, batch->number + 1)) return NULL;
     d->next = batch_next(d);
     *next = micro_batch(d->next, 0);
     return next;

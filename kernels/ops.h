@@ -72,6 +72,7 @@ typedef struct {
      * cross entropy and its gradient too, because tau is the temperature at which the labels were drawn. */
     const PolicyRow *policy;
     float clip_ratio;
+    const float *row_mix;  // device [rows]: in place of mix, for distill_rows; NULL: the same for all rows
 } ObjectiveRow;
 
 /* Per-row results of distill_rows, unweighted. */

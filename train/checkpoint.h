@@ -4,6 +4,7 @@
  *
  *   NAME.master, NAME.m, NAME.v          of parameter NAME, whole
  *   NAME.master[BEGIN:END], ...          its elements BEGIN .. END-1
+ *   replay.batches, replay.ids           own samples that are kept (train/replay.h)
  *
  * One process writes one file. Ranks that share the optimizer state write one shard each, with what they hold; together
  * the shards are a checkpoint, whatever the number of ranks that reads them. */
@@ -54,17 +55,18 @@ static inline void state_specify(SafeTensorSpec *spec, const Slice *s) {
     spec->shape[0] = (int64_t)(s->end - s->begin);
 }
 
-/* Writes the state on this rank, with the given metadata; whole or not at all. */
-static inline int state_save(const char *path, const Optimizer *o, const char *const *keys, const char *const *values,
-                             int metadata_count, Error *err) {
+/* Writes the state on this rank, the kept samples, and the given metadata; whole or not at all. */
+static inline int state_save(const char *path, const Optimizer *o, const Replay *replay, const char *const *keys,
+                             const char *const *values, int metadata_count, Error *err) {
     int n = 0, most = 3 * (o->count + (o->sharded ? 2 * optimizer_buckets(o) : 0));
     Slice *slices = xcalloc((size_t)most + (size_t)optimizer_buckets(o), sizeof *slices);
     for (int i = 0; i < o->count; i++)
         for (int kind = 0; kind < 3; kind++) n += state_slices(o, o->list[i], kind, slices + n);
-    SafeTensorSpec *specs = xcalloc((size_t)n + 1, sizeof *specs);
+    SafeTensorSpec *specs = xcalloc((size_t)n + REPLAY_TENSORS, sizeof *specs);
     for (int i = 0; i < n; i++) state_specify(&specs[i], &slices[i]);
     SafeTensorsWriter w;
-    int bad = safetensors_write_begin(&w, path, specs, n, keys, values, metadata_count, err);
+    const int all = n + replay_specs(replay, specs + n);
+    int bad = safetensors_write_begin(&w, path, specs, all, keys, values, metadata_count, err);
     for (int i = 0; !bad && i < n; i++) {
         size_t bytes = (slices[i].end - slices[i].begin) * sizeof(float);
         void *host = xmalloc(bytes);
@@ -72,6 +74,7 @@ static inline int state_save(const char *path, const Optimizer *o, const char *c
         bad = safetensors_write_data(&w, host, bytes, err);
         free(host);
     }
+    if (!bad) bad = replay_write(replay, &w, err);
     if (!bad) bad = safetensors_write_end(&w, err);
     free(specs);
     free(slices);
@@ -248,6 +251,7 @@ static int checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
 static void checkpoint_save(Trainer *t, const RunFolder *folder, Parallel *p) {
     Error err;
     const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
+    const Replay no_samples = {0};
     check_finite_state(t, folder);
     run_folder_check(folder);
     CheckpointMetadata m;
@@ -255,14 +259,14 @@ static void checkpoint_save(Trainer *t, const RunFolder *folder, Parallel *p) {
     const char *const *keys = checkpoint_keys, *const *values = m.values;
     if (o->sharded) {
         char *path = run_shard_path(folder, t->step, o->rank, o->ranks);
-        die_if(state_save(path, o, keys, values, n, &err), &err);
+        die_if(state_save(path, o, &no_samples, keys, values, n, &err), &err);
         free(path);
         comm_barrier(&p->comm);
     }
     t->saved = t->step;
     if (!is_rank0(p)) return;
     die_if(trainer_save_student(t, folder->student, &err), &err);
-    die_if(state_save(folder->state, o->sharded ? &none : o, keys, values, n, &err), &err);
+    die_if(state_save(folder->state, o->sharded ? &none : o, &t->replay, keys, values, n, &err), &err);
     run_remove_old_shards(folder, t->step, o->sharded ? o->ranks : 0);
 }
 
@@ -337,6 +341,11 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
             "another --out folder with --student %s",
             opt.data, folder->path, folder->student);
     checkpoint_check_base(t, &st);
+    const int other = replay_load(&t->replay, &st, t->batch, t->student.c.lm.vocab, &err);
+    die_if(other < 0, &err);
+    if (other && t->optimizer.rank == 0)
+        warn("--resume: the kept samples of %s are of other batches than the next ones; none is learned from again",
+             folder->state);
     int kind, shards = (int)checkpoint_number(&st, "shards", 0, 4096);
     checkpoint_restore_optimizer(t, folder, &st, shards);
     const Param *p = optimizer_not_finite(&t->optimizer, &kind);

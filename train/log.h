@@ -4,6 +4,7 @@
 
 #include "../lib/json.h"
 #include "../metrics/objective_table.h"
+#include "on_policy.h"
 #include "parallel.h"
 #include "reinforce.h"
 #include "trainer.h"
@@ -14,6 +15,9 @@ typedef struct {
     bool distils;      // steps have a teacher's outputs
     bool has_teacher;  // evaluations too
     int ranks;
+    bool on_policy;            // some steps learn from own samples
+    double sampling, seconds;  // of the steps so far: that sampling took; all
+    double sampled, cut;       // own samples so far; those that have no end
 } Log;
 
 /* Copies the lines of the old log, if there is one, up to a step. A crash can leave a part of a line at the end. */
@@ -42,7 +46,11 @@ static Log log_open(const RunFolder *folder, int64_t step, const Settings *s, co
     Error err;
     AtomicFile file;
     struct stat old;
-    Log log = {NULL, folder->log, s->distils, s->has_teacher, p->comm.ranks};
+    Log log = {.path = folder->log,
+               .distils = s->distils,
+               .has_teacher = s->has_teacher,
+               .ranks = p->comm.ranks,
+               .on_policy = s->on_policy > 0};
     if (!is_rank0(p)) return log;
     const char *problem = stat(log.path, &old) == 0 ? file_problem(&old) : NULL;
     if (problem) die("cannot write %s: %s", log.path, problem);
@@ -60,7 +68,14 @@ static void log_sync(const Log *log) {
         die("cannot write %s: %s", log->path, strerror(errno));
 }
 
+static double log_sampling_percent(const Log *log) {
+    return log->seconds > 0 ? 100 * log->sampling / log->seconds : 0;
+}
+
 static void log_close(Log *log) {
+    if (log->file && log->on_policy && log->seconds > 0)
+        fprintf(stderr, "own samples: %.0f, of which %.0f have no end; sampling took %.0f %% of the time\n",
+                log->sampled, log->cut, log_sampling_percent(log));
     if (log->file && fclose(log->file)) die("cannot write %s: %s", log->path, strerror(errno));
     log->file = NULL;
 }
@@ -84,6 +99,7 @@ static void log_end(const Log *log, JsonWriter *w) {
 typedef struct {
     Report report;
     double loss, norm, lr;
+    Programs programs;
     int tokens;      // counted text tokens of all ranks
     double seconds;  // the step's duration
     double peak;     // measured peak rate of all devices, FLOP/s
@@ -107,8 +123,30 @@ static void log_rewards(JsonWriter *w, const StepResult *r) {
     json_key(w, "rewarding"), json_number(w, s->rewarding / r->seconds);
 }
 
+/* Writes what a step had of own samples: whether it learned from them, whether from earlier ones, how many of the new ones
+ * have no end, and the share of the step that sampling took. Says once that there are some without. */
+static void log_own_samples(Log *log, JsonWriter *w, int64_t step, const StepResult *r) {
+    const Report *report = &r->report;
+    const double sampling = report->sampling / log->ranks;
+    if (!log->on_policy) return;
+    json_key(w, "on_policy"), json_integer(w, r->programs != PROGRAMS_DATA);
+    json_key(w, "replayed"), json_integer(w, r->programs == PROGRAMS_REPLAYED);
+    json_key(w, "cut"), json_integer(w, (int64_t)report->cut);
+    json_key(w, "sampling"), json_number(w, sampling / r->seconds);
+    if (log->file && report->cut > 0 && log->cut <= 0)
+        progress_note(
+            "step %lld: %.0f of %.0f own samples were cut before an end; they are learned from as far as they "
+            "go, and log.jsonl counts them (\"cut\")",
+            (long long)step, report->cut, report->sampled);
+    log->sampling += sampling;
+    log->seconds += r->seconds;
+    log->sampled += report->sampled;
+    log->cut += report->cut;
+}
+
 /* Writes the step's line, and shows it in the progress bar. */
-static void log_step(const Log *log, int64_t step, const StepResult *r, Progress *progress) {
+static void log_step(Log *log, int64_t step, const StepResult *r, Progress *progress) {
+    char sampling[40] = "";
     JsonWriter w = log_begin(step);
     json_key(&w, "loss"), json_number(&w, r->loss);
     if (r->rewards)
@@ -120,13 +158,15 @@ static void log_step(const Log *log, int64_t step, const StepResult *r, Progress
     json_key(&w, "tokens_per_second"), json_number(&w, r->tokens / r->seconds);
     json_key(&w, "peak_share"), json_number(&w, r->report.flops / r->seconds / r->peak);
     if (log->ranks > 1) json_key(&w, "comm"), json_number(&w, r->report.waited);
+    log_own_samples(log, &w, step, r);
     log_end(log, &w);
+    if (log->on_policy) snprintf(sampling, sizeof sampling, ", sampling %.0f %%", log_sampling_percent(log));
     if (r->rewards)
         progress_update(progress, step, "reward %.4f, %.1f %% exact", r->rewards->reward / r->rewards->programs,
                         100.0 * r->rewards->exact / r->rewards->programs);
     else
-        progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak", r->loss, r->tokens / r->seconds,
-                    100 * r->report.flops / r->seconds / r->peak);
+        progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak%s", r->loss, r->tokens / r->seconds,
+                        100 * r->report.flops / r->seconds / r->peak, sampling);
 }
 
 static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *sums) {
@@ -165,8 +205,8 @@ static void print_lora(const Lora *lora, const Params *base, const Optimizer *o)
 }
 
 /* Prints what is trained, where and how long, or warns that the run is already complete. */
-static void print_summary(const Trainer *t, const Teacher *teacher, const Settings *s, const RunFolder *folder,
-                          const Parallel *p, const Dataset *data, double peak) {
+static void print_summary(const Trainer *t, const Teacher *teacher, const OnPolicy *own, const Settings *s,
+                          const RunFolder *folder, const Parallel *p, const Dataset *data, double peak) {
     const Params *params = &t->student.params;
     const Optimizer *o = &t->optimizer;
     const Lora *lora = t->student.lora;
@@ -198,6 +238,12 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const Settin
         megabytes(&t->objective.arena));
     if (s->group > 1)
         fprintf(stderr, "rewards: %d programs for each image, drawn by %d threads of TeX\n", s->group, omp_get_max_threads());
+    if (s->on_policy > 0)
+        fprintf(
+            stderr,
+            "own samples: %g %% of the batches, up to %d tokens each, at temperature %g; key-value cache %.1f MB\n",
+            100 * s->on_policy, own->rollout.max_new_tokens, opt.on_policy_temperature,
+            megabytes(&own->rollout.g.arena));
     fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
             (unsigned long long)data->count, (long long)t->steps, (long long)t->images,
             (long long)(t->fitting / t->images));

@@ -32,6 +32,9 @@ static struct {
     int64_t lora;  // rank; 0: the whole student is trained
     double lora_alpha, lora_dropout;
     const char *lora_targets;
+    const char *method;
+    double on_policy, on_policy_temperature, own_weight;
+    int64_t on_policy_tokens, replay;
     int64_t reinforce, updates;  // programs of an image, 0: off; optimizer steps on the same programs
     double kl, clip_ratio, sample_temperature, command_reward, command_decay;
     const char *reward;
@@ -54,6 +57,9 @@ static struct {
          .augment = "none",
          .lora_alpha = NAN,
          .lora_targets = "qkv,out,gate_up,down",
+         .method = "none",
+         .on_policy_temperature = 1,
+         .own_weight = 1,
          .recompute = "none",
          .lr_schedule = "cosine",
          .soft_loss = "kl",
@@ -111,7 +117,8 @@ static const Option table[] = {
      "likeliest tokens and the probability of all others) or sample=K (K random draws, for --soft-loss kl)",
      0, 0},
     {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
-     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and the "
+     "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and "
+     "the "
      "outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
@@ -136,7 +143,8 @@ static const Option table[] = {
      "change training images at random: elastic (% of the longer side), rotate (degrees), scale (factor), pad (share "
      "of the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur "
      "(sigma in pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
-     "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer does; "
+     "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer "
+     "does; "
      "light: small changes of tone, noise and sharpness, cheaper than the others; for example "
      "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
@@ -168,10 +176,11 @@ static const Option table[] = {
     HEADING("objective"),
     {"alpha", 'a', OPT_FLOAT, &opt.alpha, "A", "short for --w-soft A --w-ce 1-A", 0, 1},
     {"temperature", 't', OPT_FLOAT, &opt.temperature, "T", "softens both distributions in the soft term", 0.01, 1000},
-    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME", "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
+    {"soft-loss", 0, OPT_STRING, &opt.soft_loss, "NAME",
+     "kl, reverse-kl, jsd, skl (skew KL) or srkl (skew reverse KL)", 0, 0},
     {"jsd-beta", 0, OPT_FLOAT, &opt.jsd_beta, "X", "the teacher's share in JSD's mixture", 0.001, 0.999},
-    {"skew", 0, OPT_FLOAT, &opt.skew, "X",
-     "share of the one distribution that skl and srkl mix into the other", 0.001, 0.999},
+    {"skew", 0, OPT_FLOAT, &opt.skew, "X", "share of the one distribution that skl and srkl mix into the other",
+     0.001, 0.999},
     {"w-ce", 0, OPT_FLOAT, &opt.w_ce, "X", "weight of the cross entropy with the text", 0, 1e6},
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
@@ -182,11 +191,35 @@ static const Option table[] = {
     {"entropy-low", 0, OPT_FLOAT, &opt.entropy_low, "X", "distil only above this teacher entropy, nats", 0, 1e9},
     {"entropy-high", 0, OPT_FLOAT, &opt.entropy_high, "X", "distil only below this teacher entropy, nats", 0, 1e9},
     {"sure", 0, OPT_FLOAT, &opt.gate_confidence, "P",
-     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: off",
+     "confidence gate: scale the distillation where the teacher is correct with at least this probability; above 1: "
+     "off",
      0, 2},
     {"sure-factor", 0, OPT_FLOAT, &opt.gate_factor, "X", "the factor of the confidence gate", 0, 1},
     {"chunk", 0, OPT_INT, &opt.chunk, "N",
      "positions whose logits are in memory at a time; 0: 4096, on a GPU by its memory", 0, 1e9},
+    HEADING("the student's own samples"),
+    {"on-policy", 0, OPT_FLOAT, &opt.on_policy, "P",
+     "share of the batches whose programs the student writes itself; the teacher says what it thinks of them, and "
+     "the text "
+     "itself is not learned (no cross entropy)",
+     0, 1},
+    {"on-policy-temperature", 0, OPT_FLOAT, &opt.on_policy_temperature, "T",
+     "of sampling; 0: always the likeliest token", 0, 100},
+    {"on-policy-tokens", 0, OPT_INT, &opt.on_policy_tokens, "N",
+     "cut samples after N tokens; 0: after as many as the longest program of the data has", 0, 1e9},
+    {"replay", 0, OPT_INT, &opt.replay, "N",
+     "keep the last N batches of own samples; half of the batches of own samples are then one of these again, which "
+     "costs no "
+     "sampling",
+     0, 1e6},
+    {"method", 0, OPT_STRING, &opt.method, "NAME",
+     "none; distillm2: skew KL on the data's programs and skew reverse KL on the student's own, with a skew of at "
+     "most "
+     "--skew for each program; unless said otherwise with --on-policy 0.5 --w-ce 0 --w-soft 1 --temperature 1 "
+     "--kd-schedule none",
+     0, 0},
+    {"own-weight", 0, OPT_FLOAT, &opt.own_weight, "B",
+     "distillm2: weight of the divergence on own samples; that on the data's programs has 2 - B", 0, 2},
     HEADING("rewards (reinforcement learning)"),
     {"reinforce", 0, OPT_INT, &opt.reinforce, "G",
      "learn from rewards for programs of one's own, G for each image, which TeX draws (GRPO): -1 for a program that does not "
@@ -308,6 +341,9 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
 
 /* ---- what follows from the options ---- */
 
+typedef enum { METHOD_NONE, METHOD_DISTILLM2, METHODS } Method;
+static const char *const method_names[] = {"none", "distillm2"};
+
 typedef struct {
     bool has_teacher;  // a model, in memory
     bool distils;      // from it, or from a cache of its outputs
@@ -321,6 +357,8 @@ typedef struct {
     Augment augment;
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
+    Method method;
+    double on_policy;      // share of the batches
     int group, updates;    // --reinforce: programs of an image; 1: off
     Similarity reward;
     Recalled recalled;     // --resume: the run so far
@@ -427,6 +465,9 @@ static void check_reinforce_options(const Settings *s) {
         options_die("--reward %s compares with the vision encoder, which must not learn to please itself: give a --teacher, or "
                     "leave vision out of --train",
                     opt.reward);
+    if (opt.on_policy > 0 || strcmp(opt.method, "none"))
+        options_die("--reinforce and --%s exclude each other; what a teacher says of own samples is --kl with a --teacher",
+                    opt.on_policy > 0 ? "on-policy" : "method");
     check_reinforce_unused();
 }
 
@@ -499,6 +540,39 @@ static void check_cache_options(void) {
     if (!strcmp(opt.teacher, "none")) options_die("--write-teacher-cache needs a --teacher");
 }
 
+/* --method: what else it says, in the options that are not given themselves. */
+static Method settings_method(void) {
+    const Method method = (Method)option_choice("method", opt.method, method_names, METHODS);
+    if (method == METHOD_NONE) return method;
+    if (options_given(&opt.soft_loss) && strcmp(opt.soft_loss, "skl"))
+        options_die("--method distillm2 has skew KL and skew reverse KL; leave out --soft-loss");
+    opt.soft_loss = "skl";
+    if (!options_given(&opt.on_policy)) opt.on_policy = 0.5;
+    if (!options_given(&opt.temperature)) opt.temperature = 1;
+    if (!options_given(&opt.kd_schedule)) opt.kd_schedule = "none";
+    if (isnan(opt.alpha) && !options_given(&opt.w_ce)) opt.w_ce = 0;
+    if (isnan(opt.alpha) && !options_given(&opt.w_soft)) opt.w_soft = 1;
+    if (opt.on_policy <= 0)
+        options_die("--method distillm2 learns from the student's own samples too; leave out --on-policy 0");
+    return method;
+}
+
+/* Refuses what does not go with the student's own samples. */
+static void check_on_policy(const Settings *s) {
+    if (s->on_policy <= 0 && (opt.replay || opt.on_policy_tokens || opt.on_policy_temperature != 1))
+        options_die("--on-policy-temperature, --on-policy-tokens and --replay are options of --on-policy P");
+    if (s->method != METHOD_DISTILLM2 && opt.own_weight != 1)
+        options_die("--own-weight is an option of --method distillm2");
+    if (s->on_policy <= 0) return;
+    if (opt.teacher_cache)
+        options_die(
+            "--on-policy asks the teacher about new programs, which a --teacher-cache does not hold; leave that out");
+    if (!s->has_teacher)
+        options_die("--on-policy needs a --teacher: nothing else says what to learn from the student's own samples");
+    if (s->objective.w_soft <= 0 && s->objective.w_hard <= 0)
+        options_die("--on-policy has nothing to learn from own samples where --w-soft and --w-hard are 0");
+}
+
 /* Threads that decode and augment images. Unless the user says how many: where images are augmented, as many as compute
  * in this process, at most 8. */
 static int settings_load_threads(const Settings *s) {
@@ -526,7 +600,10 @@ static Settings settings_from_options(void) {
     check_reinforce_options(&s);
     if (!opt.resume) check_student(opt.student);
     if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
+    s.method = settings_method();
+    s.on_policy = opt.on_policy;
     s.objective = opt.reinforce ? settings_policy(s.has_teacher) : settings_objective(s.distils);
+    check_on_policy(&s);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     if (opt.reinforce) s.kd_schedule = KD_CONSTANT;
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);

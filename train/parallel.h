@@ -84,6 +84,7 @@ static void adamw_step(const Optimizer *o, Parallel *p, double lr, int64_t step)
 typedef struct {
     ObjectiveSums sums;
     double flops, interrupted;
+    double sampled, cut, sampling;  // own samples, those without an end, and the seconds that they took
     double waited;  // seconds blocked on MPI (0 with NCCL); filled by all_reduce_report
 } Report;
 

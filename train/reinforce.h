@@ -65,6 +65,7 @@ static void reinforce_open(Reinforce *r, Trainer *t, Teacher *teacher, const Set
                         omp_get_max_threads(), NULL, &err),
            &err);
     rollout_open(&r->rollout, &t->student, r->images, s->group, max_tokens, sampling);
+    if (teacher->op) rollout_limit_tokens(&r->rollout, teacher->model.tokenizer.count);
     r->targets = xcalloc(r->images, sizeof *r->targets);
     for (int i = 0; i < r->images; i++) r->targets[i].pixels = xmalloc(image_size_bytes(r->rewards.judge.o.image_size));
     const size_t rows = (size_t)r->rows, positions = rows * max_tokens;

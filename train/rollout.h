@@ -45,6 +45,17 @@ static inline void rollout_open(Rollout *r, Model *student, int images, int samp
     r->streams = xcalloc(together, sizeof(int));
 }
 
+/* From now on only tokens below `limit` are drawn: those that a teacher has too. */
+static inline void rollout_limit_tokens(const Rollout *r, int limit) {
+    const Model *m = r->g.m;
+    const int V = m->c.lm.vocab;
+    uint8_t *ones = xmalloc(V);
+    memset(ones, 1, V);
+    if (limit < V) m->op->upload(r->g.token_mask + limit, ones, V - limit);
+    if (limit < V) m->op->upload(r->g.first_mask + limit, ones, V - limit);
+    free(ones);
+}
+
 static inline void rollout_close(Rollout *r) {
     if (!r->ids) return;
     generator_close(&r->g);

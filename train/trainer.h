@@ -5,6 +5,7 @@
 #include "../lib/progress.h"
 #include "../lora.h"
 #include "optimizer.h"
+#include "replay.h"
 #include "run.h"
 #include "teacher.h"
 
@@ -26,6 +27,7 @@ typedef struct {
     int64_t restored_total;     // images of the whole training as the resumed run had planned it; -1: not known
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
+    Replay replay;  // of own samples (train/on_policy.h)
 } Trainer;
 
 /* The fraction of the training that is done, in [0, 1]. */
@@ -152,6 +154,7 @@ static void trainer_close(Trainer *t) {
     t->op->graph_free(&t->student);  // its graphs point into the optimizer's arrays
     objective_close(&t->objective);
     optimizer_close(&t->optimizer);
+    replay_free(&t->replay);
     model_close(&t->student);
 }
 

@@ -46,7 +46,8 @@ static void test_objective(void) {
                       0.3f,
                       0.25f,
                       NULL,
-                      0};
+                      0,
+                      NULL};
     double *s = draw(rows * Vs, size), *t = draw(rows * Vt, size), *gate = draw(rows, 1), *grad = zeros(rows * Vs);
     int *labels = (int *)host(rows * sizeof(int));
     if (below(3) == 0)
@@ -56,6 +57,10 @@ static void test_objective(void) {
     float *dev_gate = put_f(gate, rows);
     RowStats *dev_stats = (RowStats *)device(rows * sizeof(RowStats));
     RowStats *stats = (RowStats *)host(rows * sizeof(RowStats));
+    double *mix = zeros(rows);
+    const bool mixed = below(2);
+    for (size_t r = 0; r < rows; r++) mix[r] = (float)(mixed ? 0.01 + 0.9 * uniform() : o.mix);
+    if (mixed) o.row_mix = put_f(mix, rows);
     op->distill_rows(dev_s, teacher ? dev_t : NULL, put_i(labels, rows), gated ? dev_gate : NULL, dev_stats, o, rows,
                      Vs, Vt, gradient);
     op->download(stats, dev_stats, rows * sizeof(RowStats));
@@ -63,9 +68,10 @@ static void test_objective(void) {
     for (size_t r = 0; r < rows; r++) {
         RefStats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         ObjectiveCase k = {o, s + r * Vs, teacher ? t + r * Vt : NULL, gated ? gate[r] : 1, labels[r], Vs, Vt, none};
+        k.o.mix = (float)mix[r];
         objective_loss(&k);
         if (comparing) check_stats(stats + r, &k.stats, 1 + size);
-        ref_objective_gradient(grad + r * Vs, k.s, k.t, k.label, &k.stats, &o, Vs, Vt);
+        ref_objective_gradient(grad + r * Vs, k.s, k.t, k.label, &k.stats, &k.o, Vs, Vt);
         if (r < 2 && size < 10) check_difference("objective", objective_loss, &k, k.s, grad + r * Vs, Vs);
     }
     /* an exponent in the thousands is off by up to 2^-12 itself */
@@ -126,7 +132,7 @@ static void test_objective_wide(void) {
     int Vs = 20000 + 8 * below(3000) + (below(3) == 0), Vt = Vs + 8 * (below(3) - 1) * below(1000), label = below(Vs);
     bool teacher = below(4) != 0;
     float tau = below(3) ? 1.0f + (float)below(2) : 1.7f;
-    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(5), 0.4f, 2, 1, 0.25f, NULL, 0};
+    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(5), 0.4f, 2, 1, 0.25f, NULL, 0, NULL};
     double *s = draw(Vs, 4), *t = draw(Vt, 4), *grad = zeros(Vs);
     floatX *dev_s = put_x(s, Vs), *dev_t = put_x(t, Vt);
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
@@ -194,7 +200,8 @@ static void test_objective_sparse(void) {
                       0.3f,
                       0.25f,
                       NULL,
-                      0};
+                      0,
+                      NULL};
     double *s = draw(rows * Vs, ONE_OF(double, 1, 1, 5)), *p = zeros(rows * K), *gate = draw(rows, 1);
     double *grad = zeros(rows * Vs);
     int *ids = (int *)host(rows * K * sizeof(int)), *labels = (int *)host(rows * sizeof(int));
@@ -230,7 +237,7 @@ static void test_objective_sparse(void) {
 static void test_objective_sparse_whole(void) {
     int V = ONE_OF(int, 2, 37, 500, 1024), label = below(V);
     double tau = ONE_OF(double, 0.5, 1, 2, 4, 20), apart = ONE_OF(double, 0.02, 0.3, 3), mean = 0;
-    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1, 1, NULL, 0};
+    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1, 1, NULL, 0, NULL};
     double *t = draw(V, 2), *s = copy_of(t, V), *p = zeros(V), *g = zeros(V);
     int *ids = (int *)host(V * sizeof(int));
     for (int i = 0; i < V; i++) s[i] += apart * normal(), ids[i] = i;
@@ -257,7 +264,7 @@ static void test_objective_sparse_whole(void) {
 static void test_objective_near(void) {
     int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
     double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);
-    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1, NULL, 0};
+    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1, NULL, 0, NULL};
     bool gradient = below(2);
     double *t = draw(V, 4), *s = copy_of(t, V), *g = zeros(V), shift = 5 * normal();
     for (int i = 0; i < V; i++) s[i] += shift + apart * (tau < 1 ? tau : 1) * normal();
@@ -278,7 +285,7 @@ static void test_objective_near(void) {
 static void test_objective_extremes(void) {
     enum { V = 33 };
     double s[V], t[V], g[V];
-    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(5), 0.5f, 2, 1, 1, NULL, 0};
+    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(5), 0.5f, 2, 1, 1, NULL, 0, NULL};
     for (int i = 0; i < V; i++) s[i] = below(2) ? 1e4 : -1e4, t[i] = below(2) ? 1e4 : -1e4;
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
     int label = below(V);

@@ -276,12 +276,12 @@ ALWAYS_INLINE float row_finish(RowState *r, floatX *s, const floatX *t, size_t V
     return divergence;
 }
 
-static void distill_row(floatX *s, const floatX *t, int label, float row_gate, const PolicyRow *row_policy,
+static void distill_row(floatX *s, const floatX *t, int label, float row_gate, float mix, const PolicyRow *row_policy,
                         RowStats *stats, const ObjectiveRow *o, size_t Vs, size_t V, bool gradient) {
     size_t all_groups = div_up(Vs, GROUP_SIZE) * GROUP_SIZE, groups = div_up(V, GROUP_SIZE) * GROUP_SIZE;
     RowState r = {.inverse = 1.0f / o->temperature,
                   .one = o->policy ? 1.0f / o->temperature : 1.0f,
-                  .mix = mixture_of(o->soft, o->mix),
+                  .mix = mixture_of(o->soft, mix),
                   .e1 = scratch(SCRATCH_A, (all_groups + 2 * groups) * sizeof(float))};
     RowStats out = {.teacher_top = -1};
     r.eq = r.e1 + all_groups;
@@ -327,7 +327,7 @@ static void cpu_distill_rows(floatX *student, const floatX *teacher, const int *
 #pragma omp parallel for schedule(static) if (rows * Vs > 4096)
     for (size_t i = 0; i < rows; i++)
         distill_row(student + i * Vs, teacher ? teacher + i * Vt : NULL, labels[i], row_gate ? row_gate[i] : 1.0f,
-                    o.policy ? o.policy + i : NULL, stats + i, &o, Vs, V, gradient);
+                    o.row_mix ? o.row_mix[i] : o.mix, o.policy ? o.policy + i : NULL, stats + i, &o, Vs, V, gradient);
 }
 
 #endif

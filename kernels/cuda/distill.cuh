@@ -465,7 +465,7 @@ static __device__ void write_gradient(const Rows<W> &rows, const RowState &r, fl
  * which are all relative to its maxima. */
 template <int KIND>
 static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate,
-                                       const PolicyRow *policy) {
+                                       float mix, const PolicyRow *policy) {
     const bool teacher = KIND != NO_TEACHER;
     const RowSums &b = row.sums;
     r->top = teacher ? row.teacher.at : -1;
@@ -490,7 +490,7 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
         bool confident = r->top == r->label && out.confidence >= o.gate_confidence;
         out.gate = row_gate * (confident ? o.gate_factor : 1.0f);
     }
-    r->mix = mixture_of(o.soft, o.mix);
+    r->mix = mixture_of(o.soft, mix);
     const PolicyTerm term = policy_term(policy, o.clip_ratio, out.ce);
     out.policy = term.value, out.clipped = term.clipped;
     const float one = policy ? 1.0f / o.temperature : 1.0f;
@@ -619,7 +619,7 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     if (threadIdx.x == 0) {
         RowPart whole = combine_parts<KIND, POWER>(space->part, blocks, r.k);
         space->stats = finish_sums<KIND>(&r, whole, o, row_gate ? row_gate[row] : 1.0f,
-                                          o.policy ? o.policy + row : nullptr);
+                                          o.row_mix ? o.row_mix[row] : o.mix, o.policy ? o.policy + row : nullptr);
         space->state = r;
     }
     __syncthreads();
