@@ -3,7 +3,7 @@
  * For a position with label y, student logits s (V_s values), teacher logits t (V_t), temperature tau,
  * V = min(V_s, V_t), p = softmax(t[:V]/tau), q = softmax(s[:V]/tau):
  *
- *   CE    = -log softmax(s)[y]                                                 over V_s
+ *   CE    = -log softmax(s)[y], or with rewards kernels/policy.h               over V_s
  *   soft  = tau^2 D(p, q)                                                      over V
  *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
  *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
@@ -24,8 +24,6 @@
  *   cos:      d cos/d e_s = e_t/(|e_s||e_t|) - cos e_s/|e_s|^2
  * (Hinton, Vinyals & Dean 2015 for tau^2; Agarwal et al. 2024, "On-Policy Distillation", for JSD_beta; Ko et al. 2024,
  * "DistiLLM", for SKL and SRKL.)
- *
- * With TeacherOutput.policy the CE of a position is replaced by its clipped policy gradient (kernels/policy.h).
  *
  * Gates, off by default, multiply the soft and the hard term of a position:
  *   entropy band     1 where the teacher's entropy at tau lies inside [low, high], else 0. Not applied when fewer than

@@ -1,9 +1,9 @@
 /* train_distill: trains a small image-to-code model by distillation from a large one, or without a teacher.
  *
  * main is the algorithm. What it calls is below it and in train/: options.h (command line), run.h (output folder),
- * teacher.h (where the teacher's outputs come from), reinforce.h (rewards for the student's own programs), trainer.h (student, objective, optimizer), parallel.h (several
- * processes), checkpoint.h, log.h. The formulas are in loss.cuh, the models in model.h and vision.h, the data in
- * dataloader.h. doc/walkthrough.md follows one batch through all of it. */
+ * teacher.h (where the teacher's outputs come from), reinforce.h (rewards), trainer.h (student, objective, optimizer),
+ * parallel.h (several processes), checkpoint.h, log.h. The formulas are in loss.cuh, the models in model.h and vision.h, the
+ * data in dataloader.h. doc/walkthrough.md follows one batch through all of it. */
 #include "dataloader.h"
 #include "kernels/peak.h"
 #include "lib/interrupt.h"
@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
     static OnPolicy own;       // samples of the student, to learn from
     static Parallel parallel;  // the data-parallel ranks
     static Data data;
-    static Reinforce reinforce;  // --reinforce: the student's own programs and their rewards
+    static Reinforce rl;  // --reinforce: the student's own programs and their rewards
     RunFolder folder;
     Progress progress;
     StopReason stop = NOT_STOPPED;
@@ -81,7 +81,7 @@ int main(int argc, char **argv) {
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &own, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
-    if (s.group > 1) reinforce_open(&reinforce, &t, &teacher, &s, &data.train, data.max_tokens);
+    reinforce_open(&rl, &t, &teacher, &s, &data.train, data.max_tokens);
     double peak = measure_peak(&t, &teacher, &parallel);  // before the loader thread competes for a core
     start_loader(&data, &t, &own, &s, &teacher, &folder, &parallel);
     interrupts_keep();
@@ -98,19 +98,19 @@ int main(int argc, char **argv) {
         Report report = {.sampled = own.sampled, .cut = own.cut, .sampling = own.seconds};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
         t.objective.config = on_policy_objective(&own, t.objective.config);
-        int micro_batches = s.group > 1 ? reinforce_sample(&reinforce, &t, batch) : s.accum;
-        for (int u = 0; u < s.updates && micro_batches; u++) {  // one, but for --reinforce
+        int n = s.group > 1 ? reinforce_sample(&rl, &t, batch) : s.accum;  // micro-batches
+        for (int u = 0; u < s.updates && n; u++) {                         // one, but for --reinforce
             optimizer_zero_gradients(&t.optimizer);
-            for (int m = 0; m < micro_batches; m++) {
-                MicroBatch mb = s.group > 1 ? reinforce_micro_batch(&reinforce, m) : micro_batch(batch, m), next;
+            for (int m = 0; m < n; m++) {
+                MicroBatch mb = s.group > 1 ? reinforce_micro_batch(&rl, m) : micro_batch(batch, m), next;
                 TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
                 trainer_set_dropout(&t, mb.number);
                 model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
                 on_policy_skew(&own, &t, &q, &mb);                         // of distillm2
                 objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, its gradient -> student.d_hidden
-                if (s.updates > 1 && u == 0) reinforce_keep(&reinforce, &t.objective, &mb, t.student.n);
+                if (s.updates > 1 && u == 0) reinforce_keep(&rl, &t.objective, &mb, t.student.n);
                 teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
-                parallel_overlap_backward(&parallel, &t.student, m == micro_batches - 1);
+                parallel_overlap_backward(&parallel, &t.student, m == n - 1);
                 model_backward(&t.student);  // adds the gradients of the trained parameters
                 report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
             }
@@ -123,7 +123,7 @@ int main(int argc, char **argv) {
         r.seconds = seconds_now() - begin;
         r.peak = peak;
         r.programs = own.programs;
-        if (s.group > 1) r.rewards = &reinforce.stats, r.tokens = (int)reinforce.stats.length;
+        if (s.group > 1) r.rewards = &rl.stats, r.tokens = (int)rl.stats.length;
         check_finite(&t, &s, &r, &folder);
         log_step(&log, t.step, &r, &progress);
         stop = after_step(&t, &teacher, &data, &s, &folder, &parallel, &log, &r);
@@ -135,7 +135,7 @@ int main(int argc, char **argv) {
     parallel_close(&parallel);
     loader_stop(&data.loader);
     on_policy_close(&own, t.op);
-    reinforce_close(&reinforce);
+    reinforce_close(&rl);
     trainer_close(&t);
     teacher_close(&teacher);
     run_folder_free(&folder);
@@ -195,8 +195,7 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, OnPolicy *own, const Settings *s, const Data *d, Parallel *p) {
     teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
-    if (s->has_teacher && s->on_policy <= 0 && s->group == 1 && model_share_encoder(&t->student, &teacher->model) &&
-        is_rank0(p))
+    if (s->has_teacher && !s->own_programs && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
     on_policy_plan(own, t, s, teacher, d->max_tokens, p->comm.ranks);
@@ -221,7 +220,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     LoaderConfig c =
         loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count, second,
                           has_teacher ? teacher->model.c.lm.vocab : (int)teacher->cache.h.vocab);
-    c.micro_rows = s->batch;
+    c.micro_rows = s->group > 1 ? rows : s->batch;  // --reinforce makes micro-batches of its own
     c.rank = p->comm.rank;
     c.ranks = p->comm.ranks;
     if (!training) return c;
@@ -290,7 +289,6 @@ static MicroBatch micro_batch(const Batch *batch, int m) {
  * prefetched, or where the student has yet to write the next programs. */
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, const Settings *s,
                                            MicroBatch *next) {
-    if (s->group > 1) return NULL;  // --reinforce makes micro-batches of its own
     if ((m + 1) * batch->micro_rows < batch->B) {
         *next = micro_batch(batch, m + 1);
         return next;

@@ -17,6 +17,7 @@
 
 #include "../lib/dtype.h"
 #include "figures.h"
+#include "policy.h"
 #include "sparse.h"
 #include <stdbool.h>
 
@@ -51,12 +52,6 @@ typedef struct {
 /* Which divergence D the soft term uses; p = softmax(t/tau), q = softmax(s/tau). */
 typedef enum { SOFT_KL, SOFT_REVERSE_KL, SOFT_JSD, SOFT_SKL, SOFT_SRKL } SoftLoss;
 
-/* A position of a program that the student has written, in a policy gradient. */
-typedef struct {
-    float advantage;  // how much better than expected the program was, or what follows of it
-    float old_ce;     // -log of the probability that the student gave the label when it wrote it; NAN: the same as now
-} PolicyRow;
-
 /* Weights of the objective's terms for one call of distill_rows; see loss.cuh for the formulas. The gradient of a
  * row is scaled by `scale` (normally 1 / positions that count in the whole batch). */
 typedef struct {
@@ -68,8 +63,7 @@ typedef struct {
                                          // where the teacher's argmax is the label and has a probability (tau = 1) of
                                          // at least gate_confidence; > 1: never
     float scale;
-    /* A policy gradient in place of the cross entropy (kernels/policy.h): [rows], or NULL. Then everything is at tau, the
-     * cross entropy and its gradient too, because tau is the temperature at which the labels were drawn. */
+    /* device [rows]: a policy gradient in place of CE. Then all is at tau, at which the labels were drawn. NULL: CE */
     const PolicyRow *policy;
     float clip_ratio;
     const float *row_mix;  // device [rows]: in place of mix, for distill_rows; NULL: the same for all rows

@@ -9,7 +9,19 @@
 #ifndef KERNELS_POLICY_H
 #define KERNELS_POLICY_H
 
-#include "mixture.h"
+#include <math.h>
+
+#ifdef __CUDACC__
+#define POLICY_INLINE static __device__ __forceinline__
+#else
+#define POLICY_INLINE static inline
+#endif
+
+/* A position of a program that the student has written. */
+typedef struct {
+    float advantage;  // how much better than expected the program was, or what follows of it
+    float old_ce;     // -log of the probability that the student gave the token when it drew it; NAN: the same as now
+} PolicyRow;
 
 typedef struct {
     float value, slope;  // the term; its derivative in ce
@@ -17,7 +29,7 @@ typedef struct {
 } PolicyTerm;
 
 /* NULL: the cross entropy itself. */
-MIXTURE_INLINE PolicyTerm policy_term(const PolicyRow *row, float clip_ratio, float ce) {
+POLICY_INLINE PolicyTerm policy_term(const PolicyRow *row, float clip_ratio, float ce) {
     PolicyTerm t = {ce, 1.0f, 0.0f};
     if (!row) return t;
     const float A = row->advantage, old = row->old_ce, r = old == old ? expf(old - ce) : 1.0f;

@@ -359,6 +359,7 @@ typedef struct {
     LrSchedule lr_schedule;
     Method method;
     double on_policy;      // share of the batches
+    bool own_programs;     // the student writes some of those that it learns from
     int group, updates;    // --reinforce: programs of an image; 1: off
     Similarity reward;
     Recalled recalled;     // --resume: the run so far
@@ -417,38 +418,55 @@ static void options_for_reinforce(void) {
     if (!options_given(&opt.teacher)) opt.teacher = opt.kl > 0 ? opt.student : "none";
 }
 
-/* Ends the program where an option has been given that --reinforce has no use for. A resumed run has recorded them all. */
-static void check_reinforce_unused(void) {
-    static const struct {
-        const char *name;
-        const void *value;
-    } unused[] = {{"alpha", &opt.alpha},
-                  {"temperature", &opt.temperature},
-                  {"soft-loss", &opt.soft_loss},
-                  {"w-ce", &opt.w_ce},
-                  {"w-soft", &opt.w_soft},
-                  {"w-hard", &opt.w_hard},
-                  {"w-embed", &opt.w_embed},
-                  {"kd-schedule", &opt.kd_schedule},
-                  {"entropy-low", &opt.entropy_low},
-                  {"entropy-high", &opt.entropy_high},
-                  {"sure", &opt.gate_confidence},
-                  {"sure-factor", &opt.gate_factor}};
-    for (size_t i = 0; i < sizeof unused / sizeof *unused && !opt.resume; i++)
-        if (options_given(unused[i].value))
-            options_die("--reinforce learns from rewards and --kl alone; leave out --%s", unused[i].name);
-    if (options_given(&opt.val_data) && strcmp(opt.val_data, "none") && !opt.resume)
-        options_die("--reinforce makes no evaluations; leave out --val-data, and measure the student with eval");
+typedef struct {
+    const char *name;
+    const void *value;
+} OptionName;
+
+/* What only --reinforce has, and what it has no use for; options.txt leaves them out where they do not apply. */
+static const OptionName of_reinforce[] = {{"kl", &opt.kl},
+                                          {"clip-ratio", &opt.clip_ratio},
+                                          {"updates", &opt.updates},
+                                          {"sample-temperature", &opt.sample_temperature},
+                                          {"command-reward", &opt.command_reward},
+                                          {"command-decay", &opt.command_decay},
+                                          {"reward", &opt.reward}};
+static const OptionName not_of_reinforce[] = {{"alpha", &opt.alpha},
+                                              {"temperature", &opt.temperature},
+                                              {"soft-loss", &opt.soft_loss},
+                                              {"jsd-beta", &opt.jsd_beta},
+                                              {"skew", &opt.skew},
+                                              {"w-ce", &opt.w_ce},
+                                              {"w-soft", &opt.w_soft},
+                                              {"w-hard", &opt.w_hard},
+                                              {"w-embed", &opt.w_embed},
+                                              {"kd-schedule", &opt.kd_schedule},
+                                              {"entropy-low", &opt.entropy_low},
+                                              {"entropy-high", &opt.entropy_high},
+                                              {"sure", &opt.gate_confidence},
+                                              {"sure-factor", &opt.gate_factor},
+                                              {"val-data", &opt.val_data}};
+enum {
+    OF_REINFORCE = sizeof of_reinforce / sizeof of_reinforce[0],
+    NOT_OF_REINFORCE = sizeof not_of_reinforce / sizeof not_of_reinforce[0]
+};
+
+/* Ends the program where an option has been given that goes only with, or only without, --reinforce. */
+static void check_reinforce_given(void) {
+    for (int i = 0; i < OF_REINFORCE && !opt.reinforce; i++)
+        if (options_given(of_reinforce[i].value)) options_die("--%s is an option of --reinforce G", of_reinforce[i].name);
+    for (int i = 0; i < NOT_OF_REINFORCE && opt.reinforce; i++) {
+        const OptionName *o = &not_of_reinforce[i];
+        if (!options_given(o->value)) continue;
+        if (o->value != &opt.val_data) options_die("--reinforce learns from rewards and --kl alone; leave out --%s", o->name);
+        if (strcmp(opt.val_data, "none"))
+            options_die("--reinforce makes no evaluations; leave out --val-data, and measure the student with eval");
+    }
 }
 
 /* Refuses options of --reinforce that do not go together. */
 static void check_reinforce_options(const Settings *s) {
-    const bool any = options_given(&opt.kl) || options_given(&opt.clip_ratio) || options_given(&opt.updates) ||
-                     options_given(&opt.sample_temperature) || options_given(&opt.command_reward) ||
-                     options_given(&opt.command_decay) || options_given(&opt.reward);
-    if (!opt.reinforce && any && !opt.resume)
-        options_die("--kl, --clip-ratio, --updates, --sample-temperature, --command-reward, --command-decay and --reward are "
-                    "options of --reinforce G");
+    check_reinforce_given();
     if (!opt.reinforce) return;
     if (opt.reinforce == 1)
         options_die("--reinforce 1: a program is rewarded for being better than the others of its image; a group needs at "
@@ -468,7 +486,6 @@ static void check_reinforce_options(const Settings *s) {
     if (opt.on_policy > 0 || strcmp(opt.method, "none"))
         options_die("--reinforce and --%s exclude each other; what a teacher says of own samples is --kl with a --teacher",
                     opt.on_policy > 0 ? "on-policy" : "method");
-    check_reinforce_unused();
 }
 
 /* The policy gradient takes the place of the cross entropy; at the temperature of the samples, tau² D is KL. */
@@ -604,6 +621,7 @@ static Settings settings_from_options(void) {
     s.on_policy = opt.on_policy;
     s.objective = opt.reinforce ? settings_policy(s.has_teacher) : settings_objective(s.distils);
     check_on_policy(&s);
+    s.own_programs = s.on_policy > 0 || s.group > 1;
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     if (opt.reinforce) s.kd_schedule = KD_CONSTANT;
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
@@ -669,7 +687,7 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     options_double(lora->alpha, alpha, sizeof alpha);
     options_double(lora->dropout, dropout, sizeof dropout);
     const OptionOverride targets = {"lora-targets", lora->rank ? opt.lora_targets : NULL};
-    const OptionOverride overrides[] = {targets,
+    const OptionOverride always[] = {targets,
                                         {"lora", lora->rank ? rank : NULL},
                                         {"lora-alpha", lora->rank ? alpha : NULL},
                                         {"lora-dropout", lora->rank ? dropout : NULL},
@@ -684,8 +702,15 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
                                         {"accum", accum},
                                         {"init", s->init ? opt.init : "none"},
                                         {"eval-batches", evals}};
+    enum { ALWAYS = sizeof always / sizeof always[0] };
+    OptionOverride overrides[ALWAYS + OF_REINFORCE + NOT_OF_REINFORCE];  // the first of a name counts
+    int n = 0;
+    for (int i = 0; i < OF_REINFORCE && s->group == 1; i++) overrides[n++] = (OptionOverride){of_reinforce[i].name, NULL};
+    for (int i = 0; i < NOT_OF_REINFORCE && s->group > 1; i++)
+        overrides[n++] = (OptionOverride){not_of_reinforce[i].name, NULL};
+    for (int i = 0; i < ALWAYS; i++) overrides[n++] = always[i];
     fputs(options_begin, f);
-    options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
+    options_write(table, OPTIONS, f, overrides, n);
     fputs(options_end, f);
 }
 

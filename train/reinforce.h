@@ -51,13 +51,15 @@ typedef struct {
 
 /* ---- opening ---- */
 
-/* Finds TeX and allocates the key-value cache. The encoder that compares drawings is the reference's, which does not change,
+/* Nothing without --reinforce. Finds TeX and allocates the key-value cache. The encoder that compares drawings is the reference's, which does not change,
  * else the student's. teacher->op is NULL where there is no reference. */
 static void reinforce_open(Reinforce *r, Trainer *t, Teacher *teacher, const Settings *s, const Dataset *data,
                            int max_tokens) {
     Error err;
     const size_t pixels = model_pixels(&t->student), batch = (size_t)s->batch;
     const Sampling sampling = {.temperature = s->objective.temperature, .top_p = 1, .seed = (uint64_t)opt.seed};
+    if (s->group == 1) return;
+    teacher->overlaps = false;  // it is asked about programs that are not there yet
     *r = (Reinforce){.s = s, .op = t->op, .data = data, .max_tokens = max_tokens};
     r->images = (int)t->images;
     r->rows = r->images * s->group;

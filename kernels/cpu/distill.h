@@ -9,7 +9,6 @@
 
 #include "functions.h"
 #include "../mixture.h"
-#include "../policy.h"
 
 typedef struct {
     float largest;

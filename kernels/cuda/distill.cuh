@@ -32,7 +32,6 @@
 #define KERNELS_CUDA_DISTILL_CUH
 
 #include "../mixture.h"
-#include "../policy.h"
 #include "common.cuh"
 
 enum {
