@@ -128,9 +128,12 @@ $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJ
 
 # test_cdm draws formulas with TeX, and is left to test-all.
 METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
-TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_reward test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_rollout test_teacher_cache $(METRICS_TESTS) test_cdm
+# What is compared with references in fp32: built once more with that storage.
+FP32_TESTS := test_attention_maps test_beam test_generate test_lora test_rollout test_adaptive_skew test_init
+TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output \
+    test_tidy test_search test_reward test_image_clean test_augment test_teacher_cache $(FP32_TESTS) $(METRICS_TESTS) test_cdm
 # These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output test_tidy test_search test_reward test_image_clean test_augment test_attention_maps test_beam test_generate test_lora test_rollout test_teacher_cache $(METRICS_TESTS) test_cdm): private OPTIMISE := \
+$(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS))): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -206,8 +209,7 @@ test:
 	@echo 'make test-all runs the rest: all cases of every test, other sets of instructions, ThreadSanitizer, all tests on the emulated GPU' \
 	    'and on real ones, kills of ranks and full disks'
 	@test/run.sh -j 2 'build/BF16$(PLAIN)/test_kernels --quick cpu' 'build/FP32$(PLAIN)/test_kernels --quick cpu' \
-	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model build/FP32$(PLAIN)/test_attention_maps \
-	    build/FP32$(PLAIN)/test_beam build/FP32$(PLAIN)/test_generate build/FP32$(PLAIN)/test_lora build/FP32$(PLAIN)/test_rollout \
+	    build/BF16$(PLAIN)/test_model build/FP32$(PLAIN)/test_model $(addprefix build/FP32$(PLAIN)/,$(FP32_TESTS)) \
 	    'build/BF16-sanitize-1/test_kernels --smoke' build/BF16-sanitize-1/test_lib \
 	    build/BF16-sanitize-1/test_tokenizer build/BF16-sanitize-1/test_dataloader build/BF16-sanitize-1/fuzz \
 	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_augment build/BF16-sanitize-1/test_tidy \
@@ -217,14 +219,14 @@ test:
 	    'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
 	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
-	    'test/test_teacher_cache.sh build/BF16$(PLAIN)' 'test/test_dataset_write.sh build/BF16$(PLAIN)' \
-	    'test/test_reinforce.sh build/BF16$(PLAIN)' \
+	    'test/test_teacher_cache.sh build/BF16$(PLAIN)' 'test/test_on_policy.sh build/BF16$(PLAIN)' \
+	    'test/test_dataset_write.sh build/BF16$(PLAIN)' 'test/test_reinforce.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN) quick'
 
 quick-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm test_reward test_teacher_cache)
 quick-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model test_attention_maps test_beam test_generate test_lora test_rollout $(if $(SEVERAL),train_distill))
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model $(FP32_TESTS) $(if $(SEVERAL),train_distill))
 quick-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1/,test_kernels test_lib test_tokenizer test_dataloader fuzz test_sandbox test_render test_output test_image_clean test_augment test_tidy test_search $(METRICS_TESTS))
@@ -245,7 +247,8 @@ test-rest:
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_lib build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
-	    build/BF16$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/BF16-sanitize-1/test_generate build/BF16-sanitize-1/test_rollout build/BF16-sanitize-1/test_teacher_cache \
+	    build/BF16$(PLAIN)/test_beam build/BF16-sanitize-1/test_beam build/BF16-sanitize-1/test_generate \
+	    $(addprefix build/BF16-sanitize-1/,test_rollout test_adaptive_skew test_init test_teacher_cache) \
 	    build/BF16$(PLAIN)/test_lora build/BF16-sanitize-1/test_lora \
 	    'build/BF16-sanitize-1/test_kernels --quick' build/BF16-sanitize-1/test_model \
 	    'build/BF16-sanitize-1/test_tidy all' build/BF16-sanitize-1/test_attention_maps build/BF16-sanitize-1/test_cdm \
@@ -255,22 +258,23 @@ test-rest:
 	    'build/BF16-sanitize-1-emulated/test_kernels --quick cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
 	    'build/FP32-emulated/test_model test/fixtures cuda' \
 	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'build/FP32-emulated/test_lora test/fixtures cuda' 'build/FP32-emulated/test_rollout cuda' \
+	    'build/FP32-emulated/test_init cuda' \
 	    'build/FP32-emulated/test_teacher_cache cuda' \
 	    'build/FP32-emulated/test_logits_metrics cuda' \
 	    -j 1 'test/test_devices.sh build/FP32-emulated' \
 	    'test/test_comm.sh build/BF16$(PLAIN)' 'test/test_comm.sh build/BF16-nompi-cpu without_mpi' \
 	    'test/test_comm.sh build/BF16-sanitize-1 sanitized' 'test/test_comm.sh build/BF16-sanitize-thread sanitized' \
 	    'test/test_comm.sh build/FP32-emulated emulated' \
-	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' 'test/test_programs.sh build/BF16$(PLAIN)' \
-	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
-	    'test/test_runs.sh build/BF16$(PLAIN)' \
-	    'test/test_starter.sh build/BF16$(PLAIN)'
+	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' \
+	    -j 2 'test/test_programs.sh build/BF16$(PLAIN)' 'test/test_runs.sh build/BF16$(PLAIN)' \
+	    'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
+	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)'
 
 all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lora test_lib test_tokenizer test_dataloader test_reward test_teacher_cache \
 	    test_comm $(METRICS_TESTS) test_cdm $(CPU_LESSONS) walkthrough)
 all-FP32:
-	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model test_attention_maps test_beam test_generate test_lora test_rollout)
+	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model $(FP32_TESTS))
 all-sanitized:
 	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
 all-thread:
@@ -285,7 +289,7 @@ all-noformats:
 	+@$(MAKE) --no-print-directory FORMATS=0 CUDA=0 build/BF16-noformats-cpu/test_lib
 all-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
-	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_lora test_rollout test_teacher_cache test_logits_metrics test_comm train_distill infer)
+	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_lora test_rollout test_adaptive_skew test_init test_teacher_cache test_logits_metrics test_comm train_distill infer)
 all-emulated-sanitized:
 	+@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))

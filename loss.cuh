@@ -54,7 +54,7 @@
 #include "teacher_output.h"
 
 typedef struct {
-    float w_ce, w_soft, w_hard, w_embed;
+    float w_ce, w_soft, w_hard, w_embed, w_layer;  // w_layer: of train/layer_loss.h
     float temperature;
     SoftLoss soft;
     float mix;                           // beta of JSD, a of SKL and SRKL
@@ -86,6 +86,7 @@ typedef struct {
     double correct, agreement;  // the student's argmax equals the label; the teacher's argmax
     double clipped;             // positions whose policy gradient is clipped
     double positions, images;
+    double layer, layer_rows;  // the layer loss: its sum over positions and pairs of layers; how many these are
     double loss;  // the weighted, gated sum that is differentiated, times positions
 } ObjectiveSums;
 
@@ -248,6 +249,7 @@ static inline ObjectiveSums objective_collect(Objective *o) {
 static inline double objective_mean(const Objective *o, const ObjectiveSums *s) {
     double loss = s->positions > 0 ? s->loss / s->positions : 0;
     if (s->images > 0) loss += o->config.w_embed * s->embed / s->images;
+    if (s->layer_rows > 0) loss += o->config.w_layer * s->layer / s->layer_rows;
     return loss;
 }
 

@@ -35,6 +35,8 @@
 
 typedef struct {
     Param *input_layernorm, *qkv_proj, *o_proj, *post_attention_layernorm, *gate_up_proj, *down_proj;
+    bool keeps_output;       // nothing overwrites the block's output before the next pass
+    const floatX *d_output;  // [N, W] what a loss of its own adds to the gradient of the block's output, or NULL
 } DecoderLayer;
 
 /* The activations of one block; N = B * S rows, S the sequence length. Buffers that need not be stored are shared by all
@@ -313,7 +315,7 @@ static inline void model_plan_acts(Model *m, int l, size_t N) {
     Arena *arena = &m->arena;
     size_t W = c->hidden_size, D = c->head_dim, H = c->heads, K = c->kv_heads, F = c->intermediate_size;
     if (l > 0) *a = m->acts[0];
-    if (l == 0 || m->trained) a->residual = arena_x(arena, N * W);
+    if (l == 0 || m->trained || m->layer[l - 1].keeps_output) a->residual = arena_x(arena, N * W);
     if (l == 0 || ((m->trained & GROUP_LM) && m->recompute == RECOMPUTE_NONE)) {
         a->normed1 = arena_x(arena, N * W);
         a->normed2 = arena_x(arena, N * W);
@@ -632,10 +634,17 @@ static inline void decoder_block_backward(Model *m, int l, int B, int S) {
                          y->input_layernorm->value, a->rstd1, N, W);  // d_x += rmsnorm'(d_h)
 }
 
+/* The residual stream after block l, [N, W], of the last pass: of a model that is trained, or where keeps_output is set. */
+static inline const floatX *model_block_output(const Model *m, int l) {
+    return l + 1 < m->c.lm.layers ? m->acts[l + 1].residual : m->final_hidden;
+}
+
 /* Backpropagates d_residual through all blocks and the embedding. */
 static inline void decoder_backward(Model *m) {
     int S = model_sequence(m, m->T);
+    size_t n = (size_t)m->B * S * m->c.lm.hidden_size;
     for (int l = m->c.lm.layers - 1; l >= 0; l--) {
+        if (m->layer[l].d_output) m->op->residual_forward(m->d_residual, m->d_residual, m->layer[l].d_output, n);
         decoder_block_backward(m, l, m->B, S);
         gradients_ready(&m->hook, m->layer[l].input_layernorm);
     }

@@ -108,6 +108,7 @@ int main(int argc, char **argv) {
                 model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
                 on_policy_skew(&own, &t, &q, &mb);                         // of distillm2
                 objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, its gradient -> student.d_hidden
+                layer_loss_run(&t.layers, &t.student, &q, mb.scale);       // --w-layer, into the blocks' d_output
                 if (s.updates > 1 && u == 0) reinforce_keep(&rl, &t.objective, &mb, t.student.n);
                 teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
                 parallel_overlap_backward(&parallel, &t.student, m == n - 1);
@@ -194,7 +195,7 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, OnPolicy *own, const Settings *s, const Data *d, Parallel *p) {
-    teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0);
+    teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0, &t->pairs);
     if (s->has_teacher && !s->own_programs && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
@@ -304,7 +305,7 @@ static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, c
 /* Collects the step's statistics, summed over the ranks. */
 static StepResult collect_step(Trainer *t, Parallel *p, Report report, const Batch *batch, double lr) {
     float norm_squared;
-    report.sums = objective_collect(&t->objective);
+    report.sums = trainer_collect(t);
     report.interrupted = interrupted();
     StepResult r = {.report = all_reduce_report(p, report), .lr = lr, .tokens = batch->tokens};
     t->op->download(&norm_squared, t->optimizer.norm_squared, sizeof norm_squared);
@@ -332,10 +333,11 @@ static ObjectiveSums evaluate(Trainer *t, Teacher *teacher, const Data *d, const
         trainer_set_dropout(t, mb.number);
         model_forward(&t->student, mb.pixels, mb.ids, mb.B, mb.T);
         objective_run(&t->objective, &t->student, &q, mb.scale);
+        layer_loss_run(&t->layers, &t->student, &q, mb.scale);
     }
     if (err.text[0]) die("%s", err.text);
     loader_stop(&loader);
-    return all_reduce_report(p, (Report){.sums = objective_collect(&t->objective)}).sums;
+    return all_reduce_report(p, (Report){.sums = trainer_collect(t)}).sums;
 }
 
 /* Evaluates, saves the student if it is the best so far, and writes a checkpoint. */
@@ -366,7 +368,7 @@ static void evaluate_and_save(Trainer *t, Teacher *teacher, const Data *d, const
 static void check_finite(const Trainer *t, const Settings *s, const StepResult *r, const RunFolder *folder) {
     if (isfinite(r->loss) && isfinite(r->norm)) return;
     const char *begun_from[] = {s->has_teacher ? opt.teacher : NULL,
-                                opt.resume && !opt.lora ? folder->student : opt.student, opt.resume ? NULL : s->init};
+                                opt.resume && !opt.lora ? folder->student : opt.student, opt.resume ? NULL : s->init.path};
     for (int i = 0; i < 3; i++)
         if (begun_from[i]) check_file_finite(begun_from[i]);
     bool from_checkpoint = t->step == t->saved + 1;  // the weights of this step are the checkpoint's

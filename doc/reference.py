@@ -13,6 +13,7 @@ Where a formula is in C:
     row_terms, divergence   distill_rows                              kernels/cpu/distill.h
     band_gate               entropy_band                              kernels/ops.h
     objective, embed_term   objective_run, objective_embed            loss.cuh
+    layer_term              layer_loss_run                            train/layer_loss.h
     AdamW                   adamw                                     kernels/cpu/optimizer.h
 
 Parameters are a dict of tensors by their names in a model file; the config is the file's flat metadata as a dict of
@@ -167,10 +168,12 @@ def rotate(x, frequency):
 
 
 def decode(p, c, x):
-    """The decoder: its input (residual stream) [B, L, W] -> hidden states after the last norm [B, L, W]."""
+    """The decoder: its input (residual stream) [B, L, W] -> hidden states after the last norm [B, L, W], and the residual
+    stream after each block."""
     H, K, D = c.int("lm.heads"), c.int("lm.kv_heads"), c.int("lm.head_dim")
     intermediate, eps, frequency = c.int("lm.ffn"), c.float("lm.eps"), rope_frequencies(c)
     B, L, _ = x.shape
+    layers = []
     for layer in range(c.int("lm.layers")):
         w = {name: p[f"lm.{layer}.{name}"] for name in LM_LAYER}
         y = rms_norm(x, w["norm1"], eps)
@@ -180,7 +183,8 @@ def decode(p, c, x):
         x = x + y @ w["out.weight"].T
         y = rms_norm(x, w["norm2"], eps) @ w["gate_up.weight"].T
         x = x + (F.silu(y[..., :intermediate]) * y[..., intermediate:]) @ w["down.weight"].T
-    return rms_norm(x, p["lm.norm"], eps)
+        layers.append(x)
+    return rms_norm(x, p["lm.norm"], eps), layers
 
 
 VISION_LAYER = [
@@ -194,13 +198,15 @@ def head(p, c):
 
 
 def forward(p, c, pixels, ids):
-    """One teacher-forced pass. ids [B, T], -1 after the end. Returns image tokens [B, I, W], hidden states [B, L, W]
-    and the logits [B, T, V] of the positions that predict ids[:, 0 .. T-1]."""
+    """One teacher-forced pass. ids [B, T], -1 after the end. Returns image tokens [B, I, W], hidden states [B, L, W],
+    and of the positions that predict ids[:, 0 .. T-1] the logits [B, T, V] and the residual stream [B, T, W] after each
+    block."""
     image = connect(p, c, encode(p, c, pixels))
     text = p["lm.embed"][ids[:, :-1].clamp(min=0)]
-    hidden = decode(p, c, torch.cat([image, text], 1))
-    logits = hidden[:, image.shape[1] - 1 :] @ head(p, c).T
-    return image, hidden, logits
+    hidden, layers = decode(p, c, torch.cat([image, text], 1))
+    first = image.shape[1] - 1
+    logits = hidden[:, first:] @ head(p, c).T
+    return image, hidden, logits, [x[:, first:] for x in layers]
 
 
 def predicting(ids, image_tokens):
@@ -244,12 +250,16 @@ class Objective:
 
     def __init__(self, **settings):
         self.w_ce, self.w_soft, self.w_hard, self.w_embed = 1.0, 0.0, 0.0, 0.0
+        self.w_layer, self.layer_loss, self.layer_pairs = 0.0, "cosine", ""  # pairs: "2:5,4:11", counted from 1
         self.temperature, self.soft, self.mix = 1.0, "kl", 0.5  # mix: beta of jsd, a of skl and srkl
         self.sure_confidence, self.sure_factor = 2.0, 1.0  # confidence gate; above 1: off
         self.band_low, self.band_high = 0.0, math.inf  # entropy of the teacher in nats
         for key, value in settings.items():
             assert hasattr(self, key), key
             setattr(self, key, value)
+
+    def pairs(self):
+        return [tuple(map(int, pair.split(":"))) for pair in self.layer_pairs.split(",") if pair]
 
 
 def divergence(log_p, log_q, kind, mix):
@@ -302,7 +312,20 @@ def embed_term(student, teacher, embed_map):
     return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
-def objective(student, teacher, ids, o, embed_map=None):
+def layer_term(student, teacher, counts, o, layer_maps):
+    """The layer loss of every pair at the positions that count [pairs, n]: 1 - cos of the residual streams, the student's
+    first through a map [Wt, Ws] where the widths differ (else layer_maps is empty), or the mean of the squared differences
+    of their channels."""
+    terms = []
+    for s, t in o.pairs():
+        a, b = student[s - 1][counts], teacher[t - 1][counts]
+        a = a @ layer_maps[f"layer_map.{s}:{t}"].T if layer_maps else a
+        cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+        terms.append(1 - cosine if o.layer_loss == "cosine" else ((a - b) ** 2).mean(-1))
+    return torch.stack(terms)
+
+
+def objective(student, teacher, ids, o, embed_map=None, layer_maps=None):
     """student and teacher: what forward() returned. -> (loss, dict of terms)"""
     counts = ids >= 0
     terms = row_terms(student[2][counts], teacher[2][counts], ids[counts], o)
@@ -311,6 +334,9 @@ def objective(student, teacher, ids, o, embed_map=None):
     if o.w_embed:
         terms["embed"] = embed_term(student[0], teacher[0], embed_map)
         loss = loss + o.w_embed * terms["embed"].mean()
+    if o.w_layer:
+        terms["layer"] = layer_term(student[3], teacher[3], counts, o, layer_maps)
+        loss = loss + o.w_layer * terms["layer"].mean()
     return loss, terms
 
 

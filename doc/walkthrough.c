@@ -109,6 +109,7 @@ static void print_gradient(void *context, const Param *p) {  // stop 9, during t
 static void training_stops(int argc, char **argv) {  // stops 4 to 10
     static Trainer t;
     static Teacher teacher;
+    static OnPolicy own;
     static Parallel parallel;
     static Data data;
     RunFolder folder;
@@ -116,8 +117,8 @@ static void training_stops(int argc, char **argv) {  // stops 4 to 10
     parallel_open(&parallel);
     open_models(&t, &teacher, open_devices(s.has_teacher, &parallel), &s, &folder, &parallel);
     open_data(&data, &s, &t, &teacher);
-    plan_memory(&t, &teacher, &s, &data, &parallel);
-    start_loader(&data, &t, &s, &teacher, &folder, &parallel);
+    plan_memory(&t, &teacher, &own, &s, &data, &parallel);
+    start_loader(&data, &t, &own, &s, &teacher, &folder, &parallel);
     const Batch *batch = batch_next(&data);
     const int at = 288, r = 83, y = 22, V = 512;  // position 82 of text 2; row 83 of the kernel; its label
     Model *m = student = &t.student;

@@ -155,9 +155,9 @@ static inline void augment_field_free(AugmentField *f) {
 
 /* The largest displacement that the field can have: a spline never leaves the range of its grid. */
 static inline double augment_field_most(const AugmentField *f) {
-    double most = 0;
+    float most = 0;  // not double: gcc 12 for aarch64 fails on the maximum of floats that become doubles
     for (size_t i = 0, n = (size_t)f->columns * f->rows; i < n; i++)
-        most = fmax(most, fmax(fabs(f->dx[i]), fabs(f->dy[i])));
+        most = fmaxf(most, fmaxf(fabsf(f->dx[i]), fabsf(f->dy[i])));
     return most;
 }
 

@@ -6,7 +6,7 @@
 #include "../lib/json.h"
 #include "../loss.cuh"
 
-typedef enum { PER_POSITION, PER_IMAGE } MetricUnit;
+typedef enum { PER_POSITION, PER_IMAGE, PER_LAYER_ROW } MetricUnit;
 
 typedef struct {
     const char *key, *title;  // in JSON; at the head of a column, or NULL: not in tables
@@ -25,17 +25,22 @@ static const Metric metrics[] = {
     {"entropy", NULL, offsetof(ObjectiveSums, entropy), PER_POSITION, true, false},
     {"gate", NULL, offsetof(ObjectiveSums, gate), PER_POSITION, true, false},
     {"embed", NULL, offsetof(ObjectiveSums, embed), PER_IMAGE, true, false},
+    {"layer", NULL, offsetof(ObjectiveSums, layer), PER_LAYER_ROW, true, false},
 };
 enum { METRICS = sizeof metrics / sizeof metrics[0] };
 
-static inline bool metric_applies(const Metric *m, const ObjectiveSums *s, bool has_teacher) {
-    return (has_teacher || !m->teacher) && (m->unit == PER_POSITION || s->images > 0);
+/* How many positions, images or rows of layers a sum is of. */
+static inline double metric_count(const Metric *m, const ObjectiveSums *s) {
+    return m->unit == PER_POSITION ? s->positions : m->unit == PER_IMAGE ? s->images : s->layer_rows;
 }
 
-/* The mean of a metric over the positions, or images, that were counted. */
+static inline bool metric_applies(const Metric *m, const ObjectiveSums *s, bool has_teacher) {
+    return (has_teacher || !m->teacher) && (m->unit == PER_POSITION || metric_count(m, s) > 0);
+}
+
+/* The mean of a metric over what was counted. */
 static inline double metric_value(const Metric *m, const ObjectiveSums *s) {
-    double sum = *(const double *)(const void *)((const char *)s + m->sum);
-    return sum / (m->unit == PER_POSITION ? s->positions : s->images);
+    return *(const double *)(const void *)((const char *)s + m->sum) / metric_count(m, s);
 }
 
 /* Adds all metrics to an open JSON object. */

@@ -130,7 +130,7 @@ has_lines() { # FILE N
 } 2>/dev/null
 
 # What a run in the folder $1 logged, without how fast it was.
-numbers() { sed -E 's/,"(tokens_per_second|peak_share|comm|time)":[^,}]*//g' "$1/log.jsonl"; }
+numbers() { sed -E 's/,"(tokens_per_second|peak_share|sampling|comm|time)":[^,}]*//g' "$1/log.jsonl"; }
 same_log() { [ -s "$1/log.jsonl" ] && [ "$(numbers "$1")" = "$(numbers "$2")" ]; } # A B
 
 # ---- waiting ----

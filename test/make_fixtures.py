@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the fixtures that test_model.c compares with: five pairs of tiny random models (student and teacher), inputs,
+"""Makes the fixtures that test_model.c compares with: six pairs of tiny random models (student and teacher), inputs,
 and what doc/reference.py computes from them in float64.
 
     make_fixtures.py [--out DIR]     writes DIR/*.safetensors (default: fixtures/ beside this file)
@@ -12,8 +12,10 @@ NAME.student.safetensors and NAME.teacher.safetensors are ordinary model files. 
     image, hidden, logits      image tokens [B, I, W]; hidden states [n, W] and logits [n, V] of the n positions that
     teacher.image, ...         predict a text token, row by row
     embed_map                  [Wt, Ws], the linear map of the embedding loss, where the widths differ
+    layer_map.S:T              [Wt, Ws], the linear map of the layer loss of a pair of layers, where the widths differ
     K.rows                     setting K of the objective: [n, 6] CE, D, hard, teacher entropy, confidence, gate
     K.embed                    [B] 1 - cos
+    K.layer                    [1] mean layer loss
     K.loss                     [1]
     K.gradient.PARAMETER       every gradient, for the settings with K.gradient = true in the metadata
     adamw.loss, adamw.norm     [5] loss and gradient norm before each of five AdamW steps with setting 0
@@ -95,6 +97,7 @@ PAIRS = {
             dict(w_ce=0.3, w_soft=0.5, w_hard=0.2, w_embed=0.4, temperature=4.0, soft="kl", gradient=True),
             dict(w_ce=0.0, w_soft=1.0, w_embed=1.0, temperature=1.0, soft="reverse-kl", sure_confidence=0.4,
                  sure_factor=0.3, band_high=0.5, gradient=True),
+            dict(w_ce=0.5, w_layer=0.3, layer_loss="mse", layer_pairs="1:1", gradient=True),
         ],
     },
     # square image of 16 patches joined in pairs, tied, grouped; embedding loss through the learned map
@@ -118,6 +121,17 @@ PAIRS = {
         "settings": [
             dict(w_ce=0.5, w_soft=0.5, temperature=2.0, soft="kl", gradient=True),
             dict(w_ce=0.4, w_soft=0.3, w_hard=0.3, w_embed=0.6, temperature=1.5, soft="jsd", gradient=True),
+        ],
+    },
+    # layers in the middle and at the end, out of order, through learned maps
+    "layers": {
+        "student": config((12, 4), 3, True, (12, 1, 2, 14), (26, 18, 2, 4, 2, 6, 14)),
+        "teacher": config((8, 4), 1, True, (10, 1, 1, 12), (26, 14, 3, 2, 2, 6, 16), tied=True),
+        "lengths": (6, 8, 4),
+        "settings": [
+            dict(w_ce=0.3, w_layer=2.0, layer_loss="cosine", layer_pairs="2:3,1:2", gradient=True),
+            dict(w_ce=0.4, w_soft=0.3, w_layer=0.5, layer_loss="mse", layer_pairs="2:1,1:3", temperature=2.0,
+                 gradient=True),
         ],
     },
 }
@@ -179,16 +193,26 @@ def student_pixels(c, count, rng):
     return torch.tensor(rng.randint(0, 256, (count, *c.size, 3)).astype(np.uint8))
 
 
-def differentiate(weights, c, pixels, ids, teacher, objective, embed_map):
-    """-> loss, terms, student's outputs, gradients by name (with embed_map's where it takes part)."""
+def draw_layer_maps(settings, widths, seed):
+    """A map for every pair of layers of the settings, where the widths [teacher, student] differ."""
+    rng = np.random.RandomState(seed)
+    pairs = dict.fromkeys(pair for setting in settings for pair in objective_of(setting).pairs())
+    draw = lambda: torch.tensor(rng.standard_normal(widths) / np.sqrt(widths[1])).bfloat16().double()
+    return {f"layer_map.{s}:{t}": draw() for s, t in pairs} if widths[0] != widths[1] else {}
+
+
+def differentiate(weights, c, pixels, ids, teacher, objective, embed_map, layer_maps):
+    """-> loss, terms, student's outputs, gradients by name (with those of the maps that take part)."""
     leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
     map_leaf = embed_map.clone().requires_grad_() if embed_map is not None else None
+    layer_leaves = {name: w.clone().requires_grad_() for name, w in layer_maps.items()}
     student = reference.forward(leaves, c, pixels, ids)
-    loss, terms = reference.objective(student, teacher, ids, objective, map_leaf)
+    loss, terms = reference.objective(student, teacher, ids, objective, map_leaf, layer_leaves)
     loss.backward()
     gradients = {name: w.grad for name, w in leaves.items()}
     if map_leaf is not None and map_leaf.grad is not None:
         gradients["embed_map"] = map_leaf.grad
+    gradients |= {name: w.grad for name, w in layer_leaves.items() if w.grad is not None}
     return float(loss), terms, student, gradients
 
 
@@ -212,6 +236,7 @@ def make_pair(name, pair, seed):
     embed_map = None
     if same_tokens and widths[0] != widths[1]:
         embed_map = torch.tensor(rng.standard_normal(widths) / np.sqrt(widths[1])).bfloat16().double()
+    layer_maps = draw_layer_maps(pair["settings"], widths, seed + 100)
 
     counts = ids >= 0
     out = {"pixels": pixels, "teacher.pixels": teacher_pixels, "ids": ids.int()}
@@ -220,23 +245,29 @@ def make_pair(name, pair, seed):
     out |= {"teacher.logits": teacher[2][counts]}
     if embed_map is not None:
         out["embed_map"] = embed_map
+    out |= layer_maps
     metadata = {"settings": str(len(pair["settings"])), "steps": str(STEPS)}
     metadata |= {f"adamw.{key}": repr(value) for key, value in ADAMW.items()}
     for k, setting in enumerate(pair["settings"]):
         gradient = setting.get("gradient", False)
         o = objective_of(setting)
-        loss, terms, student, gradients = differentiate(student_w, student_c, pixels, ids, teacher, o, embed_map)
+        loss, terms, student, gradients = differentiate(student_w, student_c, pixels, ids, teacher, o, embed_map,
+                                                          layer_maps)
         check_margins(name, k, o, terms)
         out[f"{k}.rows"] = torch.stack([terms[t] for t in ("ce", "soft", "hard", "entropy", "confidence", "gate")], 1)
         out[f"{k}.loss"] = torch.tensor([loss])
         if o.w_embed:
             out[f"{k}.embed"] = terms["embed"]
+        if o.w_layer:
+            out[f"{k}.layer"] = terms["layer"].mean()[None]
         if gradient:
             out |= {f"{k}.gradient.{name}": g for name, g in gradients.items()}
-        metadata |= {f"{k}.{key}": str(value) for key, value in vars(o).items()}
+        keys = [key for key in vars(o) if o.w_layer or key not in ("w_layer", "layer_loss", "layer_pairs")]
+        metadata |= {f"{k}.{key}": str(getattr(o, key)) for key in keys}
         metadata[f"{k}.gradient"] = str(gradient).lower()
     out |= {"image": student[0], "hidden": student[1][predicts[0]], "logits": student[2][counts]}
-    out |= five_steps(student_w, student_c, pixels, ids, teacher, objective_of(pair["settings"][0]), embed_map)
+    out |= five_steps(student_w, student_c, pixels, ids, teacher, objective_of(pair["settings"][0]), embed_map,
+                      layer_maps)
     out = {key: t.detach().float() if t.is_floating_point() else t.detach() for key, t in out.items()}
     files = {f"{name}.expected.safetensors": (metadata, out)}
     for role, text, weights in (("student", texts[0], student_w), ("teacher", texts[1], teacher_w)):
@@ -244,11 +275,11 @@ def make_pair(name, pair, seed):
     return files
 
 
-def five_steps(weights, c, pixels, ids, teacher, objective, embed_map):
+def five_steps(weights, c, pixels, ids, teacher, objective, embed_map, layer_maps):
     adamw = reference.AdamW(weights, **ADAMW)
     losses, norms = [], []
     for _ in range(STEPS):
-        loss, _, _, gradients = differentiate(weights, c, pixels, ids, teacher, objective, embed_map)
+        loss, _, _, gradients = differentiate(weights, c, pixels, ids, teacher, objective, embed_map, layer_maps)
         weights, norm = adamw.step(weights, {name: gradients[name] for name in weights})
         losses.append(loss)
         norms.append(norm)

@@ -13,6 +13,7 @@
 #include "../lib/program.h"
 
 #include "../generate.h"
+#include "../train/layer_loss.h"
 #include "../train/optimizer.h"
 #include "../train/schedule.h"
 #include "../loss.cuh"
@@ -31,7 +32,7 @@ static const double FORWARD = 1e-5, LOSS = 1e-5, GRADIENT = 1e-4, WEIGHTS = 5e-5
 static const double FORWARD = 2e-2, LOSS = 2e-2, GRADIENT = 1e-1, WEIGHTS = 1.5e-1, SAME = 2e-2;
 #endif
 
-static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
+static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped", "rect", "layers"};
 enum { PAIRS = sizeof pair_names / sizeof pair_names[0], CHUNK = 7 };
 
 /* ---- comparing ---- */
@@ -83,6 +84,13 @@ static double setting_number(const Pair *p, int k, const char *key) {
     return number(p, name);
 }
 
+/* NULL where the setting does not say. */
+static const char *setting_text(const Pair *p, int k, const char *key) {
+    char name[64];
+    snprintf(name, sizeof name, "%d.%s", k, key);
+    return safetensors_metadata(&p->expected, name);
+}
+
 /* Frees `got`. */
 static void expect(const Pair *p, const char *name, float *got, size_t n, double tolerance) {
     const SafeTensor *t = expected(p, name);
@@ -126,6 +134,7 @@ static void pair_open(Pair *p, const Ops *op, const char *folder, const char *na
     for (int i = 0; i < p->B * p->T; i++)
         if (p->ids[i] >= 0) p->labels[p->n++] = p->ids[i];
     open_model(&p->teacher, op, folder, name, "teacher");
+    for (int l = 0; l < p->teacher.c.lm.layers; l++) p->teacher.layer[l].keeps_output = true;
     model_plan(&p->teacher, p->B, p->T);
     open_model(&p->student, op, folder, name, "student");
     if (groups) {
@@ -150,6 +159,7 @@ static ObjectiveConfig setting(const Pair *p, int k) {
     c.w_soft = (float)setting_number(p, k, "w_soft");
     c.w_hard = (float)setting_number(p, k, "w_hard");
     c.w_embed = (float)setting_number(p, k, "w_embed");
+    if (setting_text(p, k, "w_layer")) c.w_layer = (float)setting_number(p, k, "w_layer");
     c.temperature = (float)setting_number(p, k, "temperature");
     c.mix = (float)setting_number(p, k, "mix");
     c.band_low = (float)setting_number(p, k, "band_low");
@@ -171,9 +181,46 @@ static void open_objective(Objective *o, const Pair *p, ObjectiveConfig c, int c
     if (o->map.count) param_copy_from(&o->map.list[0], expected(p, "embed_map"), p->op);
 }
 
-/* Teacher forward, student forward, objective, backward over rows first .. first+B-1 of the batch. The gradients are
+/* The layer loss of setting k with the maps of the fixture; without one, a loss without pairs. */
+static void open_layers(LayerLoss *o, Pair *p, int k) {
+    Error err;
+    const char *weight = setting_text(p, k, "w_layer"), *kind = setting_text(p, k, "layer_loss");
+    LayerPairs pairs = {0};
+    if (weight && layer_pairs_parse(&pairs, setting_text(p, k, "layer_pairs"), &err)) die("%s", err.text);
+    layer_loss_open(o, kind && !strcmp(kind, "mse") ? LAYER_MSE : LAYER_COSINE, weight ? strtof(weight, NULL) : 0,
+                    &pairs, &p->student, p->teacher.c.lm.hidden_size, p->B, p->T, 1);
+    for (int i = 0; i < o->maps.count; i++)
+        param_copy_from(&o->maps.list[i], expected(p, o->maps.list[i].name), p->op);
+}
+
+/* The blocks add nothing of a layer loss any more. */
+static void close_layers(LayerLoss *o, Pair *p) {
+    for (int l = 0; l < p->student.c.lm.layers; l++) p->student.layer[l].d_output = NULL;
+    p->op->graph_free(&p->student);  // graphs that add it
+    layer_loss_close(o);
+}
+
+/* The layer loss of the passes that were just made; with a scale, its gradient. */
+static void run_layers(Pair *p, LayerLoss *o, LossScale scale) {
+    const Model *t = &p->teacher;
+    const size_t W = (size_t)t->c.lm.hidden_size, n = (size_t)t->n;
+    floatX *rows = p->op->alloc((size_t)(o->pairs.count + 1) * n * W * sizeof(floatX));
+    for (int i = 0; i < o->pairs.count; i++)
+        p->op->gather_rows(rows + (size_t)i * n * W, model_block_output(t, o->pairs.teacher[i] - 1), t->target_rows,
+                           n, (int)W);
+    layer_loss_run(o, &p->student, &(TeacherOutput){.layers = rows}, scale);
+    p->op->release(rows);
+}
+
+static ObjectiveSums collect(Objective *o, LayerLoss *layers) {
+    ObjectiveSums sums = objective_collect(o);
+    layer_loss_collect(layers, &sums);
+    return sums;
+}
+
+/* Teacher forward, student forward, objective, layer loss, backward over rows first .. first+B-1 of the batch. The gradients are
  * added to those there; the means are over the whole batch. */
-static void learn(Pair *p, Objective *o, int first, int B) {
+static void learn(Pair *p, Objective *o, LayerLoss *layers, int first, int B) {
     Model *s = &p->student, *t = &p->teacher;
     const int *ids = p->ids + first * p->T;
     model_forward(t, p->teacher_pixels + first * model_pixels(t), ids, B, p->T);
@@ -181,6 +228,7 @@ static void learn(Pair *p, Objective *o, int first, int B) {
     TeacherOutput q = {.hidden = t->hidden, .image_tokens = t->vision.tokens};
     LossScale scale = {1.0 / p->n, 1.0 / p->B};
     objective_run(o, s, &q, s->trained ? scale : (LossScale){0, 0});
+    run_layers(p, layers, s->trained ? scale : (LossScale){0, 0});
     if (s->trained) model_backward(s);
 }
 
@@ -273,10 +321,11 @@ static void check_gradients(const Pair *p, int k, const Params *params) {
 }
 
 /* After learn(): the same loss without gradients, and without the teacher only the cross-entropy. */
-static void check_evaluation(Pair *p, int k, Objective *o, const ObjectiveSums *sums) {
+static void check_evaluation(Pair *p, int k, Objective *o, LayerLoss *layers, const ObjectiveSums *sums) {
     const TeacherOutput none = {0}, q = {.hidden = p->teacher.hidden, .image_tokens = p->teacher.vision.tokens};
     objective_run(o, &p->student, &q, (LossScale){0, 0});
-    ObjectiveSums again = objective_collect(o);
+    run_layers(p, layers, (LossScale){0, 0});
+    ObjectiveSums again = collect(o, layers);
     check(objective_mean(o, &again) == objective_mean(o, sums),
           "%s: setting %d: the loss without a gradient is %.9g, with one %.9g", p->name, k, objective_mean(o, &again),
           objective_mean(o, sums));
@@ -292,11 +341,14 @@ static void check_setting(Pair *p, int k) {
     ObjectiveConfig c = setting(p, k);
     Objective o;
     open_objective(&o, p, c, k == 0 ? 0 : CHUNK);
-    Optimizer map;
+    LayerLoss layers;
+    open_layers(&layers, p, k);
+    Optimizer map, layer_maps;
     if (o.map.count) open_optimizer(&map, p->op, &o.map, GROUP_ALL);
+    if (layers.maps.count) open_optimizer(&layer_maps, p->op, &layers.maps, GROUP_ALL);
     optimizer_zero_gradients(&p->optimizer);
-    learn(p, &o, 0, p->B);
-    ObjectiveSums sums = objective_collect(&o);
+    learn(p, &o, &layers, 0, p->B);
+    ObjectiveSums sums = collect(&o, &layers);
     char name[64];
     snprintf(name, sizeof name, "%d.loss", k);
     float *loss = xmalloc(sizeof(float));
@@ -313,9 +365,18 @@ static void check_setting(Pair *p, int k) {
     if (!strcmp(safetensors_metadata(&p->expected, name), "true")) {
         check_gradients(p, k, &p->student.params);
         check_gradients(p, k, &o.map);
+        check_gradients(p, k, &layers.maps);
     }
-    check_evaluation(p, k, &o, &sums);
+    if (c.w_layer > 0) {
+        float *layer = xmalloc(sizeof(float));
+        *layer = (float)(sums.layer / sums.layer_rows);
+        snprintf(name, sizeof name, "%d.layer", k);
+        expect(p, name, layer, 1, LOSS);
+    }
+    check_evaluation(p, k, &o, &layers, &sums);
     if (o.map.count) optimizer_close(&map);
+    if (layers.maps.count) optimizer_close(&layer_maps);
+    close_layers(&layers, p);
     objective_close(&o);
 }
 
@@ -334,11 +395,13 @@ static void check_adamw(Pair *p) {
     float *losses = xcalloc((size_t)steps, sizeof(float)),
           *norms = xcalloc((size_t)steps, sizeof(float));
     Objective o;
+    LayerLoss layers;
     open_objective(&o, p, setting(p, 0), 0);
+    open_layers(&layers, p, 0);
     for (int step = 0; step < steps; step++) {
         optimizer_zero_gradients(optimizer);
-        learn(p, &o, 0, p->B);
-        ObjectiveSums sums = objective_collect(&o);
+        learn(p, &o, &layers, 0, p->B);
+        ObjectiveSums sums = collect(&o, &layers);
         optimizer_norm(optimizer);
         optimizer_step(optimizer, lr, step + 1);
         float squared;
@@ -361,6 +424,7 @@ static void check_adamw(Pair *p) {
         free(master);
         free(value);
     }
+    close_layers(&layers, p);
     objective_close(&o);
 }
 
@@ -640,16 +704,19 @@ static float *gradients_of(const Ops *op, const char *folder, const char *name, 
     Pair p;
     pair_open(&p, op, folder, name, trained, recompute);
     Objective o;
+    LayerLoss layers;
     open_objective(&o, &p, setting(&p, k), 0);
     int first = batches == 1 ? p.B : p.B / 2;
-    learn(&p, &o, 0, first);
-    if (first < p.B) learn(&p, &o, first, p.B - first);
+    open_layers(&layers, &p, k);
+    learn(&p, &o, &layers, 0, first);
+    if (first < p.B) learn(&p, &o, &layers, first, p.B - first);
     for (int i = 0; i < p.student.params.count; i++) {
         const Param *x = &p.student.params.list[i];
         check(((x->group & trained) != 0) == (x->gradient != NULL), "%s: %s %s a gradient", name, x->name,
               x->gradient ? "is frozen but has" : "is trained but lacks");
     }
     float *all = gather_gradients(&p.student.params, op, groups, count);
+    close_layers(&layers, &p);
     objective_close(&o);
     pair_close(&p);
     return all;

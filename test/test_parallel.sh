@@ -141,7 +141,7 @@ done
 common=(--data "$tmp/train.bin" --val-data "$tmp/val.bin" --eval-batches 2 --threads 1 --student "$shape" --overwrite)
 taught=("${common[@]}" --teacher "$tmp/wide.safetensors" --batch 2)
 alone=("${common[@]}" --teacher none --batch 2)
-every_term=(--w-embed 0.3 --w-hard 0.2 --soft-loss jsd --entropy-low 0.2 --entropy-high 5)
+every_term=(--w-embed 0.3 --w-layer 0.4 --w-hard 0.2 --soft-loss jsd --entropy-low 0.2 --entropy-high 5)
 
 # ---- the numbers of one process ----
 

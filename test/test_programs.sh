@@ -74,14 +74,15 @@ resuming() {
     resume_case plain "${alone[@]}" --student "$shape" --augment all=0.3,light=0.3 --load-threads 3 --w-ce 3
     resume_case val "${alone[@]}" --student "$shape" --val-data val.bin --patience 50
     resume_case taught "${taught[@]}" --accum 2 --alpha 0.7 --kd-schedule image2tikz
-    resume_case embed "${taught[@]}" --w-embed 0.5 --recompute activations
-    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --out kept
+    local maps=(--w-embed 0.5 --w-layer 0.3) # through learned maps, which are trained too
+    resume_case embed "${taught[@]}" "${maps[@]}" --recompute activations
+    succeeds "${taught[@]}" "${maps[@]}" --steps 60 --eval-every 6 --out kept
     check "--recompute gives the same bits" same_run embed-a kept
-    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --threads 1 --out one
-    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --threads 2 --out two
+    succeeds "${taught[@]}" "${maps[@]}" --steps 60 --eval-every 6 --threads 1 --out one
+    succeeds "${taught[@]}" "${maps[@]}" --steps 60 --eval-every 6 --threads 2 --out two
     check "1 and 2 threads give the same bits" same_run one two
     check "the machine's threads give the same bits" same_run one kept
-    succeeds "${taught[@]}" --w-embed 0.5 --steps 60 --eval-every 6 --seed 2 --out seed
+    succeeds "${taught[@]}" "${maps[@]}" --steps 60 --eval-every 6 --seed 2 --out seed
     check "another seed gives another student" differ seed/student.safetensors kept/student.safetensors
 
     succeeds "${taught[@]}" --steps 1 --lr 0 --out unmoved
@@ -158,7 +159,7 @@ adapters() {
     lora=("${alone[@]}" --student $base --lora 4 --lora-targets all --lr 0.02)
     cp $base before.safetensors
     adapters_resumed lora "${lora[@]}" --lora-dropout 0.2 --val-data val.bin --accum 2
-    adapters_resumed lora-taught "${lora[@]}" --teacher teacher.safetensors --kd-schedule none --recompute blocks
+    adapters_resumed lora-taught "${lora[@]}" --teacher teacher.safetensors --kd-schedule none --recompute blocks --w-layer 0.4
     check "the base is as it was" same $base before.safetensors
     check "the best adapter is printed" [ "$(cat out)" = lora-taught-b/adapter.safetensors ]
     check "no student is written" [ ! -e lora-a/student.safetensors -a ! -e lora-a/best.safetensors ]
@@ -225,8 +226,8 @@ rectangular() {
 
 accumulating() {
     local a b i
-    succeeds "${taught[@]}" --batch 16 --steps 6 --out whole
-    succeeds "${taught[@]}" --batch 8 --accum 2 --steps 6 --out halves
+    succeeds "${taught[@]}" --w-layer 0.5 --batch 16 --steps 6 --out whole
+    succeeds "${taught[@]}" --w-layer 0.5 --batch 8 --accum 2 --steps 6 --out halves
     for i in 1 2 3 4 5 6; do
         a=$(number_of whole/log.jsonl loss $i) b=$(number_of halves/log.jsonl loss $i)
         check "step $i: --batch 16 ($a) and --batch 8 --accum 2 ($b)" near "$a" "$b" 0.003
@@ -235,13 +236,26 @@ accumulating() {
 
 # ---- every option of the objective ----
 
+layers_refused() {
+    local layers=("${taught[@]}" --steps 1 --out bad --w-layer 1) form="is not even, nor pairs of layers of student and teacher"
+    refuses 1 "--layer-pairs: 1:2 names layer 2 of the teacher, whose language model has 1" "${layers[@]}" --layer-pairs 1:2
+    refuses 1 "--layer-pairs: 4:1 names layer 4 of the student, whose language model has 1" "${layers[@]}" --layer-pairs 4:1
+    refuses 2 "--layer-pairs: layer 2 of the student is named twice" "${layers[@]}" --layer-pairs 2:1,1:1,2:3
+    for pairs in "" 1 1: 1:2, 0:1 1:-1 1:2.5 1:2,,2:3 uneven; do
+        refuses 2 "--layer-pairs: '$pairs' $form" "${layers[@]}" --layer-pairs "$pairs"
+    done
+    refuses 2 "--layer-loss is 'l1'; expected one of cosine, mse" "${layers[@]}" --layer-loss l1
+    refuses 2 "--w-layer needs a --teacher" "${layers[@]}" --teacher none
+    refuses 2 "are options of --w-layer" "${taught[@]}" --steps 1 --out bad --layer-loss mse
+}
+
 objective() {
     succeeds "${taught[@]}" --steps 3 --out objective --overwrite
     log_of objective >objective.log
     local options entropy
     entropy=$("$damage" json objective/log.jsonl entropy | awk 'NR == 1 { print 0.9 * $1 }')
     for options in "--soft-loss reverse-kl" "--soft-loss jsd" "--soft-loss jsd --jsd-beta 0.1" "--soft-loss skl" "--soft-loss srkl --skew 0.3" "--w-hard 1" \
-        "--w-embed 1" "--entropy-low $entropy" "--entropy-low $entropy --entropy-high 99" \
+        "--w-embed 1" "--w-layer 1" "--w-layer 0.1 --layer-loss mse --layer-pairs 1:1" "--entropy-low $entropy" "--entropy-low $entropy --entropy-high 99" \
         "--sure 0.75" "--sure 0.01 --sure-factor 0" "--kd-schedule image2tikz" "--kd-schedule none" "--temperature 3" \
         "--alpha 0.1" "--w-ce 0" "--w-soft 0" "--chunk 7" \
         "--lr-schedule linear" "--lr-schedule constant" "--lr-schedule multistep" "--warmup 2" "--clip 0" \
@@ -255,6 +269,7 @@ objective() {
         *) check "$options has an effect" differ options.log objective.log ;;
         esac
     done
+    layers_refused
     succeeds "${taught[@]}" --steps 3 --student "${shape/image_size=48/image_size=96}" --out objective --overwrite
     check "images of two sizes" has_lines objective/log.jsonl 3
     # What a teacher says does not depend on the size of the student's images: it looks at its own.
@@ -276,6 +291,33 @@ objective() {
     check "a student from a file, learning rate 0: unchanged" same teacher.safetensors objective/student.safetensors
     succeeds "${taught[@]}" --student "$wide" --init teacher --steps 1 --lr 0 --out objective --overwrite
     check "--init teacher with the same shape: the teacher" same teacher.safetensors objective/student.safetensors
+    cutting
+}
+
+# Students whose layers and widths are chosen by importance.
+cutting() {
+    local cut=("${taught[@]}" --init-layers importance --init-width importance --steps 1 --lr 0)
+    local mid=${wide/lm.layers=1/lm.layers=2} bad=("${cut[@]}" --out bad)
+    succeeds "${cut[@]}" --student "$wide" --out objective --overwrite
+    check "cut to the same shape: the teacher" same teacher.safetensors objective/student.safetensors
+    succeeds "${cut[@]}" --threads 1 --out cut1
+    check "every tensor is taken" grep -q '^student: 27 of 27 tensors start from teacher.safetensors' err
+    check "the layers are said" grep -q '^student: the layers of its language model are 1 of teacher.safetensors' err
+    succeeds "${cut[@]}" --threads 2 --out cut2
+    check "1 and 2 threads cut the same student" same cut1/student.safetensors cut2/student.safetensors
+    succeeds "$train" --resume --out cut2 --steps 2
+    succeeds "${taught[@]}" --student "$mid" --init-layers 1,1 --steps 1 --out cut3
+    refuses 1 "--init-layers importance: the student has 2 lm.layers, teacher.safetensors only 1" "${bad[@]}" --student "$mid"
+    refuses 1 "--init-layers names layer 2 of teacher.safetensors, whose language model has 1" "${bad[@]}" --init-layers 2
+    refuses 1 "--init-layers names 2 layers, the student's language model has 1" "${bad[@]}" --init-layers 1,1
+    refuses 2 "--init-layers: '1,' is not even, importance, nor layers" "${bad[@]}" --init-layers 1,
+    refuses 2 "--init-width is 'some'; expected one of none, importance" "${bad[@]}" --init-width some
+    refuses 2 "--init-layers and --init-width are options of --init" "${bad[@]}" --init none
+    refuses 2 "--student teacher.safetensors is a file" "${bad[@]}" --student teacher.safetensors
+    refuses 1 "the student has lm.width 64, more than the 48 of" "${bad[@]}" --student "$shape,lm.width=64"
+    refuses 1 "the student has lm.ffn 65, more than the 64 of" "${bad[@]}" --student "$shape,lm.ffn=65"
+    refuses 1 "the student's heads have 8 channels (lm.head_dim), those of" "${bad[@]}" --student "$shape,lm.head_dim=8"
+    refuses 1 "cannot read none.bin" "${bad[@]}" --data none.bin
 }
 
 # ---- infer ----
@@ -660,9 +702,9 @@ reporting() {
     succeeds "${measure[@]}" --baseline "$student" --report full --training-data "$root/dev/starter/val.bin" --resume
     check "resumed: the same figures" same before.csv full/metrics.csv
     check "the programs are whole again" [ "$(grep -c '^[0-9]* [0-9]*$' "$programs")" = 6 ]
-    cat full/features-* full/similarities >again
+    cat full/features-* full/similarities >features-after
     check "features and similarities are taken, not computed again" \
-        eval '[ -s features-before ] && same features-before again && grep -q "^encoding 6/6 .* 12 pairs kept" err'
+        eval '[ -s features-before ] && same features-before features-after && grep -q "^encoding 6/6 .* 12 pairs kept" err'
     check "the scores are whole again" \
         eval '[ "$(wc -c <scores)" -gt 250 -a "$(wc -c <scores)" = "$(wc -c <full/scores)" ] &&
         grep -q "^comparing drawings 12/12 .* 2 pairs kept" err'
@@ -1067,6 +1109,7 @@ bad_files() {
     "$damage" word teacher.safetensors word.safetensors
     refuses 1 "do not share a tokenizer" "${taught[@]}" --tokenizer word.safetensors --out bad
     refuses 1 "do not share a tokenizer" "$eval" --model teacher.safetensors --teacher word.safetensors --data val.bin
+    refuses 1 "which is to be measured on it" "${alone[@]}" --student "$shape" --init word.safetensors --init-width importance --out bad
     refuses 1 "another tokenizer" "${alone[@]}" --student "$shape" --tokenizer word.safetensors --out bad
     refuses 1 "another tokenizer" "$eval" --model word.safetensors --data val.bin
     refuses 1 "lm.vocab 10 is too small" "${alone[@]}" --student "$shape,lm.vocab=10" --out bad

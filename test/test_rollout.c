@@ -1,6 +1,6 @@
 /* Rollouts (train/rollout.h): the student's own samples against what its forward pass says.
  *
- *   test_rollout [DEVICE]      default: cpu; from the project's folder, because it reads dev/starter
+ *   test_rollout [DEVICE]      default: cpu; on a GPU a smaller model. From the project's folder: it reads dev/starter
  *
  * Every token is drawn again from the logits of a forward pass over the finished sample, so that the KV cache, the copies for
  * several samples of an image, the random streams and the masks are checked by a pass that has none of them. A sample does
@@ -21,6 +21,9 @@ static const double SAME = 0.9;
 #endif
 
 enum { IMAGES = 5, SAMPLES = 3, LIMIT = 40, AT_ONCE = 7 };
+#define TINY                                                                                                      \
+    "tiny,connector.concat=1,vision.image_size=16,vision.patch=8,vision.layers=1,vision.width=16,vision.heads=1," \
+    "vision.mlp=16,lm.width=32,lm.ffn=32,lm.heads=2,lm.kv_heads=1,lm.head_dim=16,lm.layers=1"
 static const Sampling sampling = {.temperature = 1.5f, .top_p = 0.95f, .seed = 11};
 
 typedef struct {
@@ -36,9 +39,9 @@ static void setup_open(Setup *s, const Ops *op, int limit) {
     Dataset data;
     Loader loader;
     *s = (Setup){0};
-    die_if(model_open(&s->m, op, "dev/starter/student.safetensors", "", &err) ||
-               dataset_open(&data, "dev/starter/val.bin", &err),
-           &err);
+    const int bad = op->host_memory ? model_open(&s->m, op, "dev/starter/student.safetensors", "", &err)
+                                    : model_create(&s->m, op, TINY, "dev/starter/tokenizer.safetensors", 1, &err);
+    die_if(bad || dataset_open(&data, "dev/starter/val.bin", &err), &err);
     const LoaderConfig c =
         loader_config_for(IMAGES, 0, vision_size(&s->m.c.vision), s->m.c.lm.vocab, (ImageSize){0, 0}, 0);
     die_if(loader_start(&loader, &data, c, &err), &err);
@@ -101,14 +104,14 @@ static int draw_again(Setup *s, int row, int image, int sample, int64_t step, fl
 }
 
 /* Every row is well formed, and holds the tokens that the forward pass gives. */
-static void check_rows(Setup *s, const char *what, int G, int64_t step) {
+static void check_rows(Setup *s, const char *what, int B, int G, int64_t step) {
     const Rollout *r = &s->r;
     float *logits = xmalloc((size_t)LIMIT * s->m.c.lm.vocab * sizeof(float));
     Distribution p;
     int same = 0, all = 0, ended = 0, wrong = 0;
     distribution_open(&p, s->m.c.lm.vocab);
     check(r->finite, "%s: the logits are not finite", what);
-    for (int row = 0; row < IMAGES * G; row++) {
+    for (int row = 0; row < B * G; row++) {
         const int n = r->lengths[row], *ids = row_ids(r, row);
         wrong += n < 1 || n > r->max_new_tokens || (!r->ended[row] && n != r->max_new_tokens);
         for (int t = 0; t < r->max_new_tokens; t++) {
@@ -116,12 +119,15 @@ static void check_rows(Setup *s, const char *what, int G, int64_t step) {
             wrong += (ids[t] < 0) != (t >= n) || end != (r->ended[row] && t == n - 1);
         }
         ended += r->ended[row];
+        if (!s->m.op->host_memory && row % 4) continue;  // an emulated GPU is slow
         all += n;
         same += draw_again(s, row, row / G, row % G, step, logits, &p);
     }
     check(wrong == 0, "%s: %d mistakes in lengths, ends and padding", what, wrong);
     check(same >= SAME * all, "%s: %d of %d tokens are those that the forward pass gives", what, same, all);
-    check(r->max_new_tokens < LIMIT ? ended == 0 : ended > 0, "%s: %d of %d samples ended", what, ended, IMAGES * G);
+    if (s->m.op->host_memory)  // else the model has learned nothing
+        check(r->max_new_tokens < LIMIT ? ended == 0 : ended > 0, "%s: %d of %d samples ended", what, ended,
+              IMAGES * G);
     distribution_close(&p);
     free(logits);
 }
@@ -133,31 +139,38 @@ static int rows_same(const int *a, const int *b, int rows, int T) {
     return same;
 }
 
-static void test_samples(const Ops *op) {
-    Setup s;
-    setup_open(&s, op, LIMIT);
-    Rollout *r = &s.r;
+/* The samples of step 3, called again in other ways. */
+static void test_again(Setup *s, const int *first) {
+    Rollout *r = &s->r;
     const int rows = IMAGES * SAMPLES, T = r->max_new_tokens;
-    const size_t bytes = (size_t)rows * T * sizeof(int);
-    int *first = xmalloc(bytes);
-    rollout_sample(r, s.pixels, s.numbers, IMAGES, SAMPLES, 3);
-    memcpy(first, r->ids, bytes);
-    check_rows(&s, "3 samples an image", SAMPLES, 3);
-    rollout_sample(r, s.pixels, s.numbers, IMAGES, SAMPLES, 3);
-    check(!memcmp(first, r->ids, bytes), "the same call draws other samples");
+    rollout_sample(r, s->pixels, s->numbers, IMAGES, SAMPLES, 3);
+    check(!memcmp(first, r->ids, (size_t)rows * T * sizeof(int)), "the same call draws other samples");
     int alone = 0;
     for (int i = 0; i < IMAGES; i++) {
-        rollout_sample(r, s.pixels + i * model_pixels(&s.m), s.numbers + i, 1, SAMPLES, 3);
+        rollout_sample(r, s->pixels + i * model_pixels(&s->m), s->numbers + i, 1, SAMPLES, 3);
         alone += rows_same(first + (size_t)i * SAMPLES * T, r->ids, SAMPLES, T);
     }
-    check(alone >= (int)(SAME * rows) - 1, "%d of %d samples do not depend on the batch", alone, rows);
-    rollout_sample(r, s.pixels, s.numbers, IMAGES, SAMPLES, 4);
+    check(alone >= (int)(SAME * rows) - 1, "only %d of %d samples do not depend on the batch", alone, rows);
+    rollout_sample(r, s->pixels, s->numbers, IMAGES, SAMPLES, 4);
     check(rows_same(first, r->ids, rows, T) < rows - 2, "another step draws the same samples");
-    rollout_sample(r, s.pixels, s.numbers, IMAGES, 1, 3);
-    check_rows(&s, "one sample an image", 1, 3);
+    rollout_sample(r, s->pixels, s->numbers, IMAGES, 1, 3);
+    check_rows(s, "one sample an image", IMAGES, 1, 3);
+}
+
+static void test_samples(const Ops *op) {
+    Setup s;
+    setup_open(&s, op, op->host_memory ? LIMIT : 4);
+    Rollout *r = &s.r;
+    const int B = op->host_memory ? IMAGES : 3, rows = B * SAMPLES, T = r->max_new_tokens;
+    const size_t bytes = (size_t)rows * T * sizeof(int);
+    int *first = xmalloc(bytes);
+    rollout_sample(r, s.pixels, s.numbers, B, SAMPLES, 3);
+    memcpy(first, r->ids, bytes);
+    check_rows(&s, "3 samples an image", B, SAMPLES, 3);
+    if (op->host_memory) test_again(&s, first);
     swap_head_rows(&s, 40, s.m.c.lm.vocab / 2);
-    rollout_sample(r, s.pixels, s.numbers, IMAGES, SAMPLES, 3);
-    check_rows(&s, "changed weights", SAMPLES, 3);
+    rollout_sample(r, s.pixels, s.numbers, B, SAMPLES, 3);
+    check_rows(&s, "changed weights", B, SAMPLES, 3);
     free(first);
     setup_close(&s);
 }
@@ -166,7 +179,7 @@ static void test_limit(const Ops *op) {
     Setup s;
     setup_open(&s, op, 6);
     rollout_sample(&s.r, s.pixels, s.numbers, IMAGES, 2, 0);
-    check_rows(&s, "cut at 6 tokens", 2, 0);
+    check_rows(&s, "cut at 6 tokens", IMAGES, 2, 0);
     setup_close(&s);
 }
 
@@ -179,6 +192,6 @@ int main(int argc, char **argv) {
     check(stream != rollout_stream(2, 2, 3) && stream != rollout_stream(1, 3, 3) && stream != rollout_stream(1, 2, 4),
           "samples share a random stream");
     test_samples(op);
-    test_limit(op);
+    if (op->host_memory) test_limit(op);
     return checks_end();
 }

@@ -166,6 +166,7 @@ refused() {
     refuses 2 "leave out --resume" "${writes[@]}" bad.cache --resume --out half
     refuses 2 "needs a --teacher" "${writes[@]}" bad.cache --teacher none
     refuses 2 "--w-embed compares image tokens" "${plain[@]}" --out bad --teacher-cache dense.cache --w-embed 1
+    refuses 2 "--w-layer compares hidden states" "${plain[@]}" --out bad --teacher-cache dense.cache --w-layer 1
     refuses 1 "every sample of train.bin has more than 2 text tokens" "${writes[@]}" bad.cache --max-tokens 2
     refuses 1 "cannot write folder: it is a folder" "${writes[@]}" folder
     refuses 1 "cannot write none/bad.cache: No such file" "${writes[@]}" none/bad.cache

@@ -22,7 +22,7 @@ taught=("$train" --data train.bin --val-data none --batch 8 --teacher teacher.sa
 
 # The log without speeds.
 log_of() {
-    "$damage" json "$1/log.jsonl" step loss ce accuracy lr norm soft entropy embed
+    "$damage" json "$1/log.jsonl" step loss ce accuracy lr norm soft entropy embed layer
     sed -n '/"val"/s/,"time":[0-9]*//p' "$1/log.jsonl"
 }
 

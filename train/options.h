@@ -14,19 +14,22 @@
 #include "../loss.cuh"
 #include "../model.h"
 #include "cache_format.h"
+#include "init.h"
+#include "layer_loss.h"
 #include "schedule.h"
 
 enum { REINFORCE_MOST = 4096 };  // programs of an image
 
 static struct {
-    const char *teacher, *student, *tokenizer, *init, *train;
+    const char *teacher, *student, *tokenizer, *init, *init_layers, *init_width, *train;
     const char *teacher_cache, *write_teacher_cache, *teacher_cache_kind;
     const char *data, *val_data, *out, *device, *teacher_device, *student_device;
     int64_t steps, epochs, batch, accum, seed, warmup, max_tokens;
     int64_t eval_every, eval_batches, patience, chunk, cache, threads, load_threads;
     const char *recompute, *lr_schedule, *soft_loss, *kd_schedule;
     double lr, lr_final, lr_gamma, decay, beta1, beta2, clip;
-    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, jsd_beta, skew;
+    double temperature, alpha, w_ce, w_soft, w_hard, w_embed, w_layer, jsd_beta, skew;
+    const char *layer_loss, *layer_pairs;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
     const char *augment;
     int64_t lora;  // rank; 0: the whole student is trained
@@ -42,6 +45,8 @@ static struct {
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
          .init = "teacher",
+         .init_layers = "even",
+         .init_width = "none",
          .teacher_cache_kind = "dense",
          .train = "vision,connector,lm",
          .data = "dev/starter/train.bin",
@@ -77,6 +82,8 @@ static struct {
          .w_soft = 0.8,
          .jsd_beta = 0.5,
          .skew = 0.1,
+         .layer_loss = "cosine",
+         .layer_pairs = "even",
          .entropy_high = 1e9,
          .gate_confidence = 2,
          .gate_factor = 0.3,
@@ -105,8 +112,16 @@ static const Option table[] = {
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree, with layers taken evenly from its depth; "
-     "none: random weights",
+     "start a new student from this model wherever names and shapes agree; none: random weights",
+     0, 0},
+    {"init-layers", 0, OPT_STRING, &opt.init_layers, "WHICH",
+     "layers of that model that the student's start from: even: at even spacing; importance: those that change the hidden "
+     "states most, on training data; or one for each of the student's language model, counted from 1, such as 1,2,4 (the "
+     "encoder's are then taken evenly)",
+     0, 0},
+    {"init-width", 0, OPT_STRING, &opt.init_width, "WHICH",
+     "importance: where the student is narrower than that model, keep its most active heads, neurons and channels, "
+     "measured on training data; what is wider is refused. none: what has another shape starts at random",
      0, 0},
     {"write-teacher-cache", 0, OPT_STRING, &opt.write_teacher_cache, "FILE",
      "train nothing: write the teacher's outputs for the training data there, for --teacher-cache; goes on where it "
@@ -118,8 +133,7 @@ static const Option table[] = {
      0, 0},
     {"teacher-cache", 0, OPT_STRING, &opt.teacher_cache, "FILE",
      "learn from these outputs, without the teacher in memory. With --augment the student sees changed images, and "
-     "the "
-     "outputs are still those for the images as they are",
+     "the outputs are still those for the images as they are",
      0, 0},
     {"train", 0, OPT_STRING, &opt.train, "GROUPS", "parameter groups to train; the others stay frozen", 0, 0},
     HEADING("adapters (LoRA)"),
@@ -144,8 +158,7 @@ static const Option table[] = {
      "of the longer side), background (levels below white), invert, contrast (factor), brightness (levels), blur "
      "(sigma in pixels), noise (sigma in levels), jpeg (quality); P is the probability for an image, 1 if left out; "
      "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer "
-     "does; "
-     "light: small changes of tone, noise and sharpness, cheaper than the others; for example "
+     "does; light: small changes of tone, noise and sharpness, cheaper than the others; for example "
      "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
@@ -185,6 +198,15 @@ static const Option table[] = {
     {"w-soft", 0, OPT_FLOAT, &opt.w_soft, "X", "weight of the divergence from the teacher", 0, 1e6},
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
+    {"w-layer", 0, OPT_FLOAT, &opt.w_layer, "X",
+     "weight of the layer loss: hidden states (the residual stream) after layers of student and teacher are compared, "
+     "through a learned linear map where the widths differ",
+     0, 1e6},
+    {"layer-loss", 0, OPT_STRING, &opt.layer_loss, "NAME", "cosine (1 - cosine) or mse (mean squared error)", 0, 0},
+    {"layer-pairs", 0, OPT_STRING, &opt.layer_pairs, "S:T,...",
+     "layers of student and teacher that it compares, counted from 1, such as 2:5,4:11; even: all of the student's "
+     "with as many of the teacher's at even spacing, the last with the last",
+     0, 0},
     {"kd-schedule", 0, OPT_STRING, &opt.kd_schedule, "NAME",
      "none; anneal: the temperature falls to 1 in 80 % of the steps; image2tikz: temperature, weights and band move",
      0, 0},
@@ -200,8 +222,7 @@ static const Option table[] = {
     HEADING("the student's own samples"),
     {"on-policy", 0, OPT_FLOAT, &opt.on_policy, "P",
      "share of the batches whose programs the student writes itself; the teacher says what it thinks of them, and "
-     "the text "
-     "itself is not learned (no cross entropy)",
+     "the text itself is not learned (no cross entropy)",
      0, 1},
     {"on-policy-temperature", 0, OPT_FLOAT, &opt.on_policy_temperature, "T",
      "of sampling; 0: always the likeliest token", 0, 100},
@@ -209,13 +230,11 @@ static const Option table[] = {
      "cut samples after N tokens; 0: after as many as the longest program of the data has", 0, 1e9},
     {"replay", 0, OPT_INT, &opt.replay, "N",
      "keep the last N batches of own samples; half of the batches of own samples are then one of these again, which "
-     "costs no "
-     "sampling",
+     "costs no sampling",
      0, 1e6},
     {"method", 0, OPT_STRING, &opt.method, "NAME",
      "none; distillm2: skew KL on the data's programs and skew reverse KL on the student's own, with a skew of at "
-     "most "
-     "--skew for each program; unless said otherwise with --on-policy 0.5 --w-ce 0 --w-soft 1 --temperature 1 "
+     "most --skew for each program; unless said otherwise with --on-policy 0.5 --w-ce 0 --w-soft 1 --temperature 1 "
      "--kd-schedule none",
      0, 0},
     {"own-weight", 0, OPT_FLOAT, &opt.own_weight, "B",
@@ -352,8 +371,10 @@ typedef struct {
     int groups;           // parameter groups to train; with adapters, those that have some
     LoraConfig lora;      // rank 0: the whole student is trained
     Recompute recompute;
-    const char *init;           // file to start a new student from; NULL: random weights
+    InitConfig init;            // what a new student starts from; its path NULL: random weights
     ObjectiveConfig objective;  // the schedule moves a copy of it
+    LayerLossKind layer_loss;
+    LayerPairs layer_pairs;  // as --layer-pairs names them
     Augment augment;
     KdSchedule kd_schedule;
     LrSchedule lr_schedule;
@@ -440,6 +461,7 @@ static const OptionName not_of_reinforce[] = {{"alpha", &opt.alpha},
                                               {"w-soft", &opt.w_soft},
                                               {"w-hard", &opt.w_hard},
                                               {"w-embed", &opt.w_embed},
+                                              {"w-layer", &opt.w_layer},
                                               {"kd-schedule", &opt.kd_schedule},
                                               {"entropy-low", &opt.entropy_low},
                                               {"entropy-high", &opt.entropy_high},
@@ -509,6 +531,7 @@ static ObjectiveConfig settings_objective(bool distils) {
         .w_soft = distils ? (float)w_soft : 0,
         .w_hard = distils ? (float)opt.w_hard : 0,
         .w_embed = distils ? (float)opt.w_embed : 0,
+        .w_layer = (float)opt.w_layer,
         .temperature = (float)opt.temperature,
         .soft = soft,
         .mix = (float)(soft == SOFT_JSD ? opt.jsd_beta : opt.skew),
@@ -517,10 +540,22 @@ static ObjectiveConfig settings_objective(bool distils) {
         .gate_confidence = (float)opt.gate_confidence,
         .gate_factor = (float)opt.gate_factor,
     };
-    if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0)
+    if (c.w_ce <= 0 && c.w_soft <= 0 && c.w_hard <= 0 && c.w_embed <= 0 && c.w_layer <= 0)
         options_die("every term of the objective has weight 0%s; there is nothing to learn",
                     distils ? "" : " without a teacher");
     return c;
+}
+
+/* What --w-layer and the options after it say. */
+static void settings_layers(Settings *s) {
+    Error err;
+    s->layer_loss = (LayerLossKind)option_choice("layer-loss", opt.layer_loss, layer_loss_names, 2);
+    if (layer_pairs_parse(&s->layer_pairs, opt.layer_pairs, &err)) options_die("--layer-pairs: %s", err.text);
+    if (opt.w_layer <= 0 && (options_given(&opt.layer_loss) || options_given(&opt.layer_pairs)))
+        options_die("--layer-loss and --layer-pairs are options of --w-layer");
+    if (opt.w_layer > 0 && opt.teacher_cache)
+        options_die("--w-layer compares hidden states with the teacher's, which a --teacher-cache does not hold");
+    if (opt.w_layer > 0 && !s->has_teacher) options_die("--w-layer needs a --teacher");
 }
 
 static Recompute settings_recompute(void) {
@@ -539,6 +574,30 @@ static void check_student(const char *student) {
     if (strchr(student, '/') || (length > 12 && !strcmp(student + length - 12, ".safetensors")))
         die("cannot read the student %s: %s", student, strerror(errno));
     if (config_from_shape(&c, student, 1024, &err)) options_die("--student: %s", err.text);
+}
+
+/* What --init and the options after it say. */
+static void settings_init(Settings *s, bool teacher) {
+    Error err;
+    static const char *const widths[] = {"none", "importance"};
+    const bool as_teacher = !strcmp(opt.init, "teacher"), none = !strcmp(opt.init, "none");
+    InitConfig *c = &s->init;
+    *c = (InitConfig){.path = none ? NULL : as_teacher ? opt.teacher : opt.init,
+                      .must_match = options_given(&opt.init),
+                      .width = option_choice("init-width", opt.init_width, widths, 2) == 1,
+                      .data = opt.data,
+                      .max_tokens = (int)opt.max_tokens,
+                      .images = INIT_IMAGES,
+                      .seed = (uint64_t)opt.seed};
+    if (init_layers_parse(c, opt.init_layers, &err)) options_die("--init-layers: %s", err.text);
+    if (as_teacher && !teacher) {
+        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
+        c->path = NULL;
+    }
+    if (c->layers == INIT_EVEN && !c->width) return;
+    if (!c->path) options_die("--init-layers and --init-width are options of --init, which names no model");
+    if (file_exists(opt.student))
+        options_die("--init-layers and --init-width are for a new student, but --student %s is a file", opt.student);
 }
 
 /* Refuses options of a teacher cache that do not go together. */
@@ -622,14 +681,11 @@ static Settings settings_from_options(void) {
     s.objective = opt.reinforce ? settings_policy(s.has_teacher) : settings_objective(s.distils);
     check_on_policy(&s);
     s.own_programs = s.on_policy > 0 || s.group > 1;
+    settings_layers(&s);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
     if (opt.reinforce) s.kd_schedule = KD_CONSTANT;
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
-    s.init = !strcmp(opt.init, "none") ? NULL : strcmp(opt.init, "teacher") ? opt.init : opt.teacher;
-    if (!strcmp(opt.init, "teacher") && !teacher) {
-        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
-        s.init = NULL;
-    }
+    settings_init(&s, teacher);
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
         options_die("--w-embed has nothing to train: %s the vision encoder and the connector",
                     s.lora.rank ? "--lora-targets names no layer of" : "--train leaves out");
@@ -688,6 +744,8 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     options_double(lora->dropout, dropout, sizeof dropout);
     const OptionOverride targets = {"lora-targets", lora->rank ? opt.lora_targets : NULL};
     const OptionOverride always[] = {targets,
+                                        {"layer-loss", opt.w_layer > 0 ? opt.layer_loss : NULL},
+                                        {"layer-pairs", opt.w_layer > 0 ? opt.layer_pairs : NULL},
                                         {"lora", lora->rank ? rank : NULL},
                                         {"lora-alpha", lora->rank ? alpha : NULL},
                                         {"lora-dropout", lora->rank ? dropout : NULL},
@@ -700,7 +758,7 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
                                         {"w-embed", w[3]},
                                         {"batch", batch},
                                         {"accum", accum},
-                                        {"init", s->init ? opt.init : "none"},
+                                        {"init", s->init.path ? opt.init : "none"},
                                         {"eval-batches", evals}};
     enum { ALWAYS = sizeof always / sizeof always[0] };
     OptionOverride overrides[ALWAYS + OF_REINFORCE + NOT_OF_REINFORCE];  // the first of a name counts

@@ -13,6 +13,7 @@
 
 #include "../loss.cuh"
 #include "../model.h"
+#include "layer_loss.h"
 #include "teacher_cache.h"
 
 /* One micro-batch in host memory: images, at both models' sizes, and token ids. */
@@ -39,6 +40,8 @@ typedef struct {
     void *staged_head;                // a copy of the head, or NULL where the memory is shared
     floatX *staged_hidden;            // [max positions, Wt]
     floatX *staged_tokens;            // [B, P, Wt]; NULL without an embedding loss
+    LayerPairs pairs;                 // of the layer loss
+    floatX *layers;                   // [pairs, n, Wt] its rows, on the student's device
 } Teacher;
 
 enum { STREAM_COPY = 2 };  // of the student's device; 0 computes, 1 has the objective's row kernels
@@ -52,15 +55,18 @@ static void teacher_open(Teacher *t, const Ops *op, const char *path) {
 
 static void teacher_plan_staging(Teacher *t, int B, int max_tokens, bool image_tokens) {
     const Param *head = t->model.lm_head;
-    size_t W = head->cols;
+    size_t W = head->cols, n = (size_t)B * max_tokens;
+    if (t->pairs.count) t->layers = arena_x(&t->arena, t->pairs.count * n * W);
+    if (!t->staged) return;
     if (!ops_share_memory(t->op, t->student_op)) t->staged_head = arena_take(&t->arena, head->n, sizeof(floatX));
-    t->staged_hidden = arena_x(&t->arena, (size_t)B * max_tokens * W);
+    t->staged_hidden = arena_x(&t->arena, n * W);
     if (image_tokens) t->staged_tokens = arena_x(&t->arena, (size_t)B * model_image_tokens(&t->model) * W);
 }
 
 /* Allocates the buffers for micro-batches of up to B images with up to max_tokens text tokens each, for a student on
- * student_op. image_tokens: stage the image tokens as well, for the embedding loss. */
-static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_tokens, bool image_tokens) {
+ * student_op. image_tokens: stage the image tokens as well, for the embedding loss. pairs: of the layer loss. */
+static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_tokens, bool image_tokens,
+                         const LayerPairs *pairs) {
     if (t->cache.data) cache_plan(&t->cache, student_op, (size_t)B * max_tokens);
     if (t->cache.data && t->cache.h.kind == CACHE_DENSE) t->head.rows = (int)t->cache.h.vocab;  // chunks as long as with a teacher
     if (!t->op) return;
@@ -68,9 +74,11 @@ static void teacher_plan(Teacher *t, const Ops *student_op, int B, int max_token
     t->copy_op = ops_stream(student_op, STREAM_COPY);
     t->overlaps = t->op != student_op && !t->op->host_memory;
     t->staged = t->op != student_op;
+    t->pairs = *pairs;
+    for (int i = 0; i < pairs->count; i++) t->model.layer[pairs->teacher[i] - 1].keeps_output = true;
     model_plan(&t->model, B, max_tokens);
     t->head = param_weight(t->model.lm_head);
-    if (!t->staged) return;
+    if (!t->staged && !pairs->count) return;
     teacher_plan_staging(t, B, max_tokens, image_tokens);
     arena_allocate(&t->arena, student_op, "the teacher's ", "outputs");
     teacher_plan_staging(t, B, max_tokens, image_tokens);
@@ -98,6 +106,19 @@ static void teacher_forward(Teacher *t, const MicroBatch *mb) {
     model_forward(&t->model, mb->teacher_pixels, mb->ids, mb->B, mb->T);
 }
 
+/* Brings the rows of the layer loss to the student's device, through the teacher's scratch memory where that is another
+ * one, or another stream. */
+static void teacher_stage_layers(Teacher *t) {
+    Model *m = &t->model;
+    const size_t n = (size_t)m->n * m->c.lm.hidden_size;
+    for (int i = 0; i < t->pairs.count; i++) {
+        floatX *to = t->layers + i * n, *rows = t->staged ? m->branch : to;
+        t->op->gather_rows(rows, model_block_output(m, t->pairs.teacher[i] - 1), m->target_rows, m->n,
+                           m->c.lm.hidden_size);
+        if (t->staged) t->copy_op->copy_from(to, t->op, rows, n * sizeof(floatX));
+    }
+}
+
 /* Copies the last forward pass's outputs to the student's device. The copy waits for the teacher, and for the student's
  * work so far, which may still be reading the previous outputs. */
 static void teacher_stage(Teacher *t) {
@@ -107,6 +128,7 @@ static void teacher_stage(Teacher *t) {
     t->copy_op->copy_from(t->staged_hidden, t->op, m->hidden, m->n * row);
     if (t->staged_tokens)
         t->copy_op->copy_from(t->staged_tokens, t->op, m->vision.tokens, (size_t)m->B * model_image_tokens(m) * row);
+    teacher_stage_layers(t);
 }
 
 /* Starts the teacher's forward pass for the next micro-batch, if both can run at the same time. NULL: nothing to prefetch.
@@ -129,11 +151,16 @@ static TeacherOutput teacher_get(Teacher *t, const MicroBatch *mb) {
     bool ready = mb->number >= 0 && mb->number == t->prefetched;
     if (!ready) teacher_forward(t, mb);
     t->prefetched = -1;
-    if (!t->staged)
-        return (TeacherOutput){.hidden = m->hidden, .image_tokens = m->vision.tokens, .policy = mb->policy};
+    TeacherOutput live = {
+        .hidden = m->hidden, .image_tokens = m->vision.tokens, .layers = t->layers, .policy = mb->policy};
+    if (!t->staged) {
+        teacher_stage_layers(t);
+        return live;
+    }
     if (!ready || t->student_op->host_memory) teacher_stage(t);
     t->student_op->wait_for(t->copy_op);
-    return (TeacherOutput){.hidden = t->staged_hidden, .image_tokens = t->staged_tokens, .policy = mb->policy};
+    live.hidden = t->staged_hidden, live.image_tokens = t->staged_tokens;
+    return live;
 }
 
 #endif

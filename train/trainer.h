@@ -4,6 +4,7 @@
 
 #include "../lib/progress.h"
 #include "../lora.h"
+#include "init.h"
 #include "optimizer.h"
 #include "replay.h"
 #include "run.h"
@@ -13,6 +14,8 @@ typedef struct {
     const Ops *op;  // the student's device
     Model student;
     Objective objective;
+    LayerLoss layers;  // beside the objective
+    LayerPairs pairs;  // of the layer loss; none: it is off
     Optimizer optimizer;
     LearningRate lr;
     int64_t step, steps;        // optimizer steps done; their total
@@ -55,46 +58,6 @@ static void plan_learning_rate(Trainer *t, const Settings *s, bool verbose) {
 
 /* ---- the student ---- */
 
-/* Maps a parameter name of the student to one of a model of another depth: layers are taken at even spacing, the first for
- * the first and the last for the last (Sanh et al. 2019, "DistilBERT", take every other layer). */
-static void name_in_source(char *out, size_t size, const char *name, const ModelConfig *c, const ModelConfig *from) {
-    int l, at = 0, vision = !strncmp(name, "vision.", 7);
-    int n = vision ? c->vision.layers : c->lm.layers, m = vision ? from->vision.layers : from->lm.layers;
-    if (sscanf(name, vision ? "vision.%d.%n" : "lm.%d.%n", &l, &at) != 1 || !at) {
-        snprintf(out, size, "%s", name);
-        return;
-    }
-    int source = n > 1 ? (l * (m - 1) + (n - 1) / 2) / (n - 1) : 0;
-    snprintf(out, size, "%s.%d.%s", vision ? "vision" : "lm", source, name + at);
-}
-
-/* --init: copies every tensor of another model whose mapped name and shape match one of the student's. */
-static void student_init_from(Model *student, const char *path, bool verbose) {
-    Error err;
-    SafeTensors st;
-    ModelConfig from;
-    Tokenizer tokenizer;
-    int taken = 0;
-    die_if(safetensors_open(&st, path, &err) || config_load(&from, &st, &err) ||
-               tokenizer_load(&tokenizer, &st, &err),
-           &err);
-    bool same_tokens = !tokenizer_same(&student->tokenizer, &tokenizer, &err);
-    for (int i = 0; i < student->params.count; i++) {
-        Param *p = &student->params.list[i], source = *p;
-        if (!same_tokens && (p == student->embed_tokens || p == student->lm_head)) continue;
-        name_in_source(source.name, sizeof source.name, p->name, &student->c, &from);
-        StoredParam stored;
-        if (param_find(&stored, &source, &st, &err)) continue;
-        if (stored.scales) die("--init: %s has quantised weights; name the model that it was made of", path);
-        param_copy_from(p, stored.values, student->op);
-        taken++;
-    }
-    safetensors_close(&st);
-    if (!taken && options_given(&opt.init))
-        die("--init: no tensor of %s has the name and shape of one of the student's", path);
-    if (verbose) progress_note("student: %d of %d tensors start from %s", taken, student->params.count, path);
-}
-
 /* The parameters that are trained: the student's, or its adapters'. */
 static Params *trainer_params(Trainer *t) { return t->student.lora ? &t->student.lora->params : &t->student.params; }
 
@@ -115,7 +78,11 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
                                 : strcmp(opt.teacher, "none") ? opt.teacher
                                                               : "dev/starter/tokenizer.safetensors";
         die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
-        if (s->init) student_init_from(&t->student, s->init, verbose);
+        if (s->init.path) {
+            InitConfig init = s->init;
+            init.verbose = verbose;
+            init_student(&t->student, &init);
+        }
     }
     if (s->has_teacher && tokenizer_same(&t->student.tokenizer, &teacher->model.tokenizer, &err))
         die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, path, err.text);
@@ -126,15 +93,20 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
+    Error err;
     *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
     t->images = (int64_t)s->batch * s->accum * ranks / s->group;
     student_open(t, s, folder, teacher, verbose);
+    if (s->objective.w_layer <= 0) return;
+    t->pairs = s->layer_pairs;
+    if (layer_pairs_resolve(&t->pairs, t->student.c.lm.layers, teacher->model.c.lm.layers, &err))
+        die("--layer-pairs: %s", err.text);
 }
 
 /* ---- memory ---- */
 
-/* Plans the objective, then the optimizer of everything that is trained (the student and the embedding loss's
- * projection), then the student's activations. rank is 0 .. ranks-1. */
+/* Plans the objective, then the optimizer of everything that is trained (the student and the projections of the embedding
+ * loss and of the layer loss), then the student's activations. rank is 0 .. ranks-1. */
 static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, int max_tokens, int rank, int ranks) {
     Model *student = &t->student;
     const AdamW adamw = {(float)opt.beta1, (float)opt.beta2, 1e-8f, (float)opt.decay, (float)opt.clip};
@@ -144,18 +116,28 @@ static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, 
             model_image_tokens(&teacher->model));
     objective_open(&t->objective, s->objective, student, teacher->head, (int)opt.chunk, s->batch * max_tokens,
                    s->batch, (uint64_t)opt.seed);
-    Params *lists[2] = {trainer_params(t), &t->objective.map};
-    int groups[2] = {student->lora ? GROUP_ALL : s->groups, GROUP_ALL};
-    optimizer_open(&t->optimizer, t->op, adamw, lists, groups, 2, rank, ranks, opt.shard);
+    layer_loss_open(&t->layers, s->layer_loss, s->objective.w_layer, &t->pairs, student, teacher->head.cols, s->batch,
+                    max_tokens, (uint64_t)opt.seed);
+    Params *lists[3] = {trainer_params(t), &t->objective.map, &t->layers.maps};
+    int groups[3] = {student->lora ? GROUP_ALL : s->groups, GROUP_ALL, GROUP_ALL};
+    optimizer_open(&t->optimizer, t->op, adamw, lists, groups, 3, rank, ranks, opt.shard);
     model_plan(student, s->batch, max_tokens);
 }
 
 static void trainer_close(Trainer *t) {
     t->op->graph_free(&t->student);  // its graphs point into the optimizer's arrays
     objective_close(&t->objective);
+    layer_loss_close(&t->layers);
     optimizer_close(&t->optimizer);
     replay_free(&t->replay);
     model_close(&t->student);
+}
+
+/* The sums over all passes since the last call. Waits for the device. */
+static ObjectiveSums trainer_collect(Trainer *t) {
+    ObjectiveSums sums = objective_collect(&t->objective);
+    layer_loss_collect(&t->layers, &sums);
+    return sums;
 }
 
 /* Before a pass over the micro-batch of this number: chooses what the adapters' dropout drops; -1, in an evaluation:

@@ -19,9 +19,15 @@ static void figure_logits(float *x, int V, int kind) {
     if (kind == 3) x[below(V)] = 1e4f;
 }
 
+/* (The maximum is one of floats: gcc 12 for aarch64 fails on one of floats that become doubles.) */
+static double figure_largest(const float *x, int n) {
+    float top = -INFINITY;
+    for (int i = 0; i < n; i++) top = fmaxf(top, x[i]);
+    return (double)top;
+}
+
 static double *figure_softmax(const float *x, int n, double T) {
-    double *p = zeros((size_t)n), z = 0, top = -INFINITY;
-    for (int i = 0; i < n; i++) top = fmax(top, (double)x[i]);
+    double *p = zeros((size_t)n), z = 0, top = figure_largest(x, n);
     for (int i = 0; i < n; i++) z += p[i] = exp(((double)x[i] - top) / T);
     for (int i = 0; i < n; i++) p[i] /= z;
     return p;
@@ -74,8 +80,8 @@ static double ref_kl(const float *t, const float *s, int n, double T) {
 
 static void ref_side(double *f, const float *x, int own, int V, int label, double T) {
     const double *p = figure_softmax(x, own, 1), *soft = figure_softmax(x, V, T), *rank = ref_ranks(x, V);
-    double z = 0, squares = 0, top = -INFINITY;
-    for (int i = 0; i < own; i++) top = fmax(top, (double)x[i]);
+    double z = 0, squares = 0;
+    const double top = figure_largest(x, own);
     for (int i = 0; i < own; i++) z += exp((double)x[i] - top);
     f[SIDE_CE] = log(z) - ((double)x[label] - top);
     f[SIDE_CORRECT] = ref_place(x, own, label) == 0;
@@ -119,18 +125,19 @@ static void ref_both(double *f, const float *s, const float *t, int Vs, int V, d
 static void figures_check(const LogitsFigures *got, const float *s, const float *t, int label, double T, int Vs,
                           int Vt) {
     const int V = t && Vt < Vs ? Vt : Vs;
-    double f[FIGURES] = {0}, size = 1;
+    double f[FIGURES] = {0};
+    float size = 1;
     ref_side(f, s, Vs, V, label, T);
     for (int j = 0; j < FIGURES_TOPS; j++) f[FIGURE_TRUTH + j] = ref_place(s, Vs, label) < (int[]){1, 3, 5, 10}[j];
     if (t) {
         ref_side(f + FIGURE_TEACHER, t, Vt, V, label, T);
         ref_both(f, s, t, Vs, V, T);
     }
-    for (int i = 0; i < V; i++) size = fmax(size, fabs((double)s[i]) + (t ? fabs((double)t[i]) : 0));
+    for (int i = 0; i < V; i++) size = fmaxf(size, fabsf(s[i]) + (t ? fabsf(t[i]) : 0));
     report(got->state == FIGURES_GOOD, "the state is %d", got->state);
     for (int i = 0; i < FIGURES; i++) {
         const bool logits = i == FIGURE_KL || i == FIGURE_REVERSE_KL || i == SIDE_CE || i == FIGURE_TEACHER + SIDE_CE;
-        const double scale = logits ? size * fmax(1, T) : fmax(1, fabs(f[i]));
+        const double scale = logits ? (double)size * fmax(1, T) : fmax(1, fabs(f[i]));
         report(fabs(got->value[i] - f[i]) <= 1e-9 * scale, "figure %d of %d is %.15g, expected %.15g", i, V,
                got->value[i], f[i]);
     }

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Compares ways to distil: runs/compare.sh [NAME...] runs these experiments of configs/ (all of them without a NAME) with three
+# seeds each, once for the same number of steps and once for the same time, and ends in a table and eval's reports.
+#
+# SEEDS, STEPS and what runs/experiment.sh takes can be set; what is finished is not run again, so that the script may be ended
+# and started at any time. The time that every experiment gets is what target_soft takes for STEPS steps, in the mean; the
+# steps that fill it follow from the experiment's own time. (Making the teacher's programs is not counted.) Results are in
+# build/experiments ($EXPERIMENTS): steps.md and time.md, and for each seed the reports steps-SEED and time-SEED.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${EXPERIMENTS:-build/experiments} steps=${STEPS:-900} test=${TEST:-dev/starter/test.bin}
+teacher=${TEACHER:-dev/starter/teacher.safetensors} programs=${PROGRAMS:-.}
+read -ra seeds <<<"${SEEDS:-1 2 3}"
+names=("$@")
+[ $# -gt 0 ] || mapfile -t names < <(basename -s .conf configs/*.conf)
+for name in "${names[@]}"; do
+    [ -f "configs/$name.conf" ] || { echo "runs/compare.sh: there is no configs/$name.conf" >&2; exit 2; }
+done
+
+seconds_of() { # NAME: of its trainings for the same number of steps, in the mean
+    local seed
+    for seed in "${seeds[@]}"; do cat "$out/$1-$seed/seconds"; done | awk '{ sum += $1 } END { print sum / NR }'
+}
+
+report() { # KIND SEED: eval's report of all experiments with this seed; KIND is steps or time
+    local models=() name folder
+    mkdir -p "$out/models-$1-$2"
+    for name in "${names[@]}"; do # a report names a model by its file
+        folder=$out/$name-$2 model=$out/models-$1-$2/$name.safetensors
+        [ "$1" = steps ] || folder+=-time
+        if [ -f "$folder/adapter.safetensors" ]; then
+            "$programs/quantize" -q --lora "$folder/adapter.safetensors" "$out/target_soft-$2/student.safetensors" "$model"
+        else
+            cp "$folder/student.safetensors" "$model"
+        fi
+        models+=(--model "$model")
+    done
+    "$programs/eval" "${models[@]}" --teacher "$teacher" --data "$test" --report "$out/$1-$2" >"$out/$1-$2.txt"
+}
+
+table() { # KIND: means over the seeds, and in brackets the standard deviations
+    local seed
+    echo "| experiment | steps | seconds | cross entropy | exact programs, % | exact drawings, % |"
+    echo "|---|---|---|---|---|---|"
+    for seed in "${seeds[@]}"; do
+        for name in "${names[@]}"; do
+            folder=$out/$name-$seed
+            [ "$1" = steps ] || folder+=-time
+            echo "steps,$name,$(tail -n 1 "$folder/log.jsonl" | sed 's/.*"step":\([0-9]*\).*/\1/')"
+            echo "seconds,$name,$(cat "$folder/seconds")"
+        done
+        cat "$out/$1-$seed/metrics.csv"
+    done | awk -F, -v names="${names[*]}" '
+        $3 != "" { value[$1, $2, ++n[$1, $2]] = $3 }
+        function cell(key, name, factor, digits,    i, sum, square, mean, count) {
+            if (!(count = n[key, name])) return "-" # not measured: without TeX there are no drawings
+            for (i = 1; i <= count; i++) sum += factor * value[key, name, i]
+            mean = sum / count
+            for (i = 1; i <= count; i++) square += (factor * value[key, name, i] - mean) ^ 2
+            if (count == 1) return sprintf("%.*f", digits, mean)
+            return sprintf("%.*f (%.*f)", digits, mean, digits, sqrt(square / (count - 1)))
+        }
+        END {
+            many = split(names, name, " ")
+            for (k = 1; k <= many; k++)
+                print "| " name[k] " | " cell("steps", name[k], 1, 0) " | " cell("seconds", name[k], 1, 0) " | " \
+                    cell("ce", name[k], 1, 4) " | " cell("exact_match", name[k], 1, 1) " | " cell("exact_pixels", name[k], 100, 1) " |"
+        }'
+}
+
+for seed in "${seeds[@]}"; do
+    for name in "${names[@]}"; do runs/experiment.sh "$name" "$seed"; done
+    report steps "$seed"
+done
+table steps >"$out/steps.md"
+runs/experiment.sh target_soft "${seeds[0]}"
+budget=$(seconds_of target_soft)
+for seed in "${seeds[@]}"; do
+    for name in "${names[@]}"; do
+        other=$(awk -v n="$steps" -v budget="$budget" -v own="$(seconds_of "$name")" 'BEGIN { print int(n * budget / own) + 1 }')
+        OTHER_STEPS=$other runs/experiment.sh "$name" "$seed"
+    done
+    report time "$seed"
+done
+table time >"$out/time.md"
+cat "$out/steps.md" "$out/time.md"

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Runs an experiment of configs/ on the starter: runs/experiment.sh NAME [SEED [OPTION...]]; the OPTIONs are train_distill's.
+#
+# All experiments train the same student ($STUDENT) from the same weights on the same figures, for as many steps ($STEPS); they
+# differ only in what configs/NAME.conf says. What an experiment needs is made first: the programs that the teacher's beams
+# find, or the trained student that `lora` and `reinforce` begin with. Everything is kept in build/experiments ($EXPERIMENTS):
+# NAME-SEED is the training's folder, NAME-SEED/seconds the time it took. What is finished is not run again, and what was
+# interrupted goes on. With $OTHER_STEPS the experiment has that many steps, and its folder is NAME-SEED-time: for runs/compare.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=${1:-} seed=${2:-1}
+shift $(($# < 2 ? $# : 2))
+if [ ! -f "configs/$name.conf" ] || ! [[ $seed =~ ^[0-9]+$ ]]; then
+    echo "usage: runs/experiment.sh NAME [SEED [OPTION...]]; NAME is one of" $(basename -s .conf configs/*) >&2
+    exit 2
+fi
+out=${EXPERIMENTS:-build/experiments} steps=${STEPS:-900}
+teacher=${TEACHER:-dev/starter/teacher.safetensors} data=${DATA:-dev/starter/train.bin}
+val=${VAL:-dev/starter/val.bin} programs=${PROGRAMS:-.}
+# 0.88 million parameters, less than a third of the teacher's.
+student=${STUDENT:-base,vision.layers=3,vision.width=96,vision.heads=3,vision.mlp=384,lm.layers=2,lm.width=128,lm.heads=4,lm.kv_heads=2,lm.ffn=320}
+mkdir -p "$out"
+
+# The folder of the training to begin with: a finished one, made where it is missing.
+base_of() { # EXPERIMENT
+    OTHER_STEPS= "$0" "$1" "$seed" >&2
+    echo "$out/$1-$seed"
+}
+
+teachers_programs() {
+    [ -f "$out/beam.bin" ] && return
+    local go_on=()
+    [ -f "$out/beam.bin.programs.partial" ] && go_on=(--resume)
+    "$programs/infer" --model "$teacher" --beam 5 "${go_on[@]}" --dataset "$out/beam.bin" "$data"
+}
+
+says() { grep -q "^$1 *=" "configs/$name.conf"; } # whether the experiment has an option of its own
+
+folder=$out/$name-$seed${OTHER_STEPS:+-time} steps=${OTHER_STEPS:-$steps}
+[ -f "$folder/seconds" ] && [ ! -f "$folder/unfinished" ] && exit
+given=(--config "configs/$name.conf" --out "$folder" --seed "$seed" --steps "$steps" --tokenizer "$teacher")
+says reinforce || given+=(--val-data "$val")
+says teacher || says reinforce || given+=(--teacher "$teacher") # rewards keep the student near its own beginning
+if says lora || says reinforce; then
+    given+=(--student "$(base_of target_soft)/student.safetensors")
+else
+    given+=(--student "$student" --init "$teacher" --init-layers importance --init-width importance)
+fi
+if says data; then
+    teachers_programs
+    given+=(--data "$out/beam.bin")
+else
+    given+=(--data "$data")
+fi
+
+# Also the time of the parts of an interrupted training is counted.
+begin=$(date +%s.%N) before=0 status=0
+if [ -f "$folder/state.safetensors" ]; then
+    before=$(cat "$folder/seconds")
+    "$programs/train_distill" --resume --out "$folder" --steps "$steps" || status=$?
+else
+    rm -rf "$folder"
+    "$programs/train_distill" "${given[@]}" "$@" || status=$?
+fi
+if [ -f "$folder/log.jsonl" ]; then
+    awk -v a="$begin" -v b="$(date +%s.%N)" -v before="$before" 'BEGIN { print b - a + before }' >"$folder/seconds"
+    if tail -n 3 "$folder/log.jsonl" 2>/dev/null | grep -q "\"step\":$steps[,}]"; then rm -f "$folder/unfinished"; else touch "$folder/unfinished"; fi
+fi
+[ $status = 0 ] && [ ! -f "$folder/unfinished" ] || { echo "runs/experiment.sh: $folder is not finished" >&2; exit 1; }
