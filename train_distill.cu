@@ -103,7 +103,7 @@ int main(int argc, char **argv) {
             optimizer_zero_gradients(&t.optimizer);
             for (int m = 0; m < n; m++) {
                 MicroBatch mb = s.group > 1 ? reinforce_micro_batch(&rl, m) : micro_batch(batch, m), next;
-                TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
+                TeacherOutput q = teacher_get(&teacher, &mb);  // computed now, or prefetched
                 trainer_set_dropout(&t, mb.number);
                 model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
                 on_policy_skew(&own, &t, &q, &mb);                         // of distillm2

@@ -163,11 +163,10 @@ static inline void judge_make_locks(Judge *j) {
 
 /* Finds TeX and starts the threads. Without a model and an image size, programs can only be compiled. */
 static inline int judge_open(Judge *j, const JudgeOptions *o, Error *err) {
-    const RenderOptions render = {
-        .limits = o->limits.cpu_seconds > 0 ? o->limits : judge_limits,
-        .cache = o->cache,
-        .unsafe = o->unsafe,
-        .cancelled = o->finishes ? judge_stopped : judge_cancelled};
+    const RenderOptions render = {.limits = o->limits.cpu_seconds > 0 ? o->limits : judge_limits,
+                                  .cache = o->cache,
+                                  .unsafe = o->unsafe,
+                                  .cancelled = o->finishes ? judge_stopped : judge_cancelled};
     *j = (Judge){.o = *o};
     if (!o->image_size.height && o->model) j->o.image_size = vision_size(&o->model->c.vision);
     if (!o->threads) j->o.threads = omp_get_num_procs() / 2;

@@ -34,7 +34,8 @@ static void test_advantages(void) {
     double gains[5] = {0, 0, 1, 0, -0.5};
     const double want[5] = {0.48195, 0.5355, 0.595, -0.45, -0.5};
     advantage_returns(gains, 5, 0.9);
-    for (int i = 0; i < 5; i++) check(near(gains[i], want[i]), "return %d is %.12g, expected %g", i, gains[i], want[i]);
+    for (int i = 0; i < 5; i++)
+        check(near(gains[i], want[i]), "return %d is %.12g, expected %g", i, gains[i], want[i]);
 }
 
 /* ---- commands ---- */
@@ -85,22 +86,27 @@ static void targets_make(Rewards *w, RewardTarget *targets) {
 }
 
 static void check_program_rewards(const RewardedProgram *p, const char *what) {
-    check(fabs(p[0].reward - 1) < 1e-6 && p[0].compiles && p[0].exact, "%s: the program itself gets %.9g", what, p[0].reward);
+    check(fabs(p[0].reward - 1) < 1e-6 && p[0].compiles && p[0].exact, "%s: the program itself gets %.9g", what,
+          p[0].reward);
     check(p[1].reward == p[0].reward && p[1].exact, "%s: the same drawing gets %.9g", what, p[1].reward);
-    check(p[2].reward < p[0].reward && p[2].reward > -1 && p[2].compiles && !p[2].exact, "%s: another line gets %.9g", what,
-          p[2].reward);
-    check(p[3].reward == -1 && !p[3].compiles && !p[3].exact, "%s: a program with an error gets %g", what, p[3].reward);
+    check(p[2].reward < p[0].reward && p[2].reward > -1 && p[2].compiles && !p[2].exact, "%s: another line gets %.9g",
+          what, p[2].reward);
+    check(p[3].reward == -1 && !p[3].compiles && !p[3].exact, "%s: a program with an error gets %g", what,
+          p[3].reward);
     check(p[4].reward < p[0].reward && p[4].compiles, "%s: a line too much gets %.9g", what, p[4].reward);
-    check(p[6].reward == -1 && !p[6].compiles && p[6].count == 0, "%s: a program without end gets %g", what, p[6].reward);
-    check(fabs(p[7].reward - 1) < 1e-6 && p[7].exact, "%s: of the other image the program gets %.9g", what, p[7].reward);
+    check(p[6].reward == -1 && !p[6].compiles && p[6].count == 0, "%s: a program without end gets %g", what,
+          p[6].reward);
+    check(fabs(p[7].reward - 1) < 1e-6 && p[7].exact, "%s: of the other image the program gets %.9g", what,
+          p[7].reward);
 }
 
 static void check_gains(const RewardedProgram *p, const char *what) {
     check(p[0].count == 1 && p[0].commands[0].gain == p[0].reward, "%s: the only command gains all", what);
     check(p[4].count == 3 && p[4].commands[0].gain == 0, "%s: a coordinate gains %g", what, p[4].commands[0].gain);
-    check(fabs(p[4].commands[1].gain - 1) < 1e-6 && p[4].commands[2].gain < 0, "%s: the line gains %g, what is too much %g",
-          what, p[4].commands[1].gain, p[4].commands[2].gain);
-    check(fabs(p[4].commands[1].gain + p[4].commands[2].gain - p[4].reward) < 1e-12, "%s: gains add up to the reward", what);
+    check(fabs(p[4].commands[1].gain - 1) < 1e-6 && p[4].commands[2].gain < 0,
+          "%s: the line gains %g, what is too much %g", what, p[4].commands[1].gain, p[4].commands[2].gain);
+    check(fabs(p[4].commands[1].gain + p[4].commands[2].gain - p[4].reward) < 1e-12, "%s: gains add up to the reward",
+          what);
     check(p[5].count == 3 && p[5].commands[1].gain == -1 - p[5].commands[0].gain && p[5].commands[2].gain == 0,
           "%s: the command that breaks the program gains %g, the next %g", what, p[5].commands[1].gain,
           p[5].commands[2].gain);
@@ -129,7 +135,8 @@ static void test_rewards(Model *m, const char *cache, Similarity similarity) {
         check(p[0][i].reward == p[1][i].reward && p[0][i].count == p[1][i].count, "program %d: %.17g and %.17g", i,
               p[0][i].reward, p[1][i].reward);
         for (int c = 0; c < p[0][i].count; c++)
-            check(p[0][i].commands[c].gain == p[1][i].commands[c].gain, "program %d: gains of command %d differ", i, c);
+            check(p[0][i].commands[c].gain == p[1][i].commands[c].gain, "program %d: gains of command %d differ", i,
+                  c);
         for (int k = 0; k < 2; k++) rewarded_program_free(&p[k][i]);
     }
 }

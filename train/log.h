@@ -165,8 +165,8 @@ static void log_step(Log *log, int64_t step, const StepResult *r, Progress *prog
         progress_update(progress, step, "reward %.4f, %.1f %% exact", r->rewards->reward / r->rewards->programs,
                         100.0 * r->rewards->exact / r->rewards->programs);
     else
-        progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak%s", r->loss, r->tokens / r->seconds,
-                        100 * r->report.flops / r->seconds / r->peak, sampling);
+        progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak%s", r->loss,
+                        r->tokens / r->seconds, 100 * r->report.flops / r->seconds / r->peak, sampling);
 }
 
 static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *sums) {
@@ -237,7 +237,8 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const OnPoli
         megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
         megabytes(&t->objective.arena));
     if (s->group > 1)
-        fprintf(stderr, "rewards: %d programs for each image, drawn by %d threads of TeX\n", s->group, omp_get_max_threads());
+        fprintf(stderr, "rewards: %d programs for each image, drawn by %d threads of TeX\n", s->group,
+                omp_get_max_threads());
     if (s->on_policy > 0)
         fprintf(
             stderr,

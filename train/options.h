@@ -112,11 +112,12 @@ static const Option table[] = {
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree; none: random weights",
-     0, 0},
+     "start a new student from this model wherever names and shapes agree; none: random weights", 0, 0},
     {"init-layers", 0, OPT_STRING, &opt.init_layers, "WHICH",
-     "layers of that model that the student's start from: even: at even spacing; importance: those that change the hidden "
-     "states most, on training data; or one for each of the student's language model, counted from 1, such as 1,2,4 (the "
+     "layers of that model that the student's start from: even: at even spacing; importance: those that change the "
+     "hidden "
+     "states most, on training data; or one for each of the student's language model, counted from 1, such as 1,2,4 "
+     "(the "
      "encoder's are then taken evenly)",
      0, 0},
     {"init-width", 0, OPT_STRING, &opt.init_width, "WHICH",
@@ -199,7 +200,8 @@ static const Option table[] = {
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
     {"w-layer", 0, OPT_FLOAT, &opt.w_layer, "X",
-     "weight of the layer loss: hidden states (the residual stream) after layers of student and teacher are compared, "
+     "weight of the layer loss: hidden states (the residual stream) after layers of student and teacher are "
+     "compared, "
      "through a learned linear map where the widths differ",
      0, 1e6},
     {"layer-loss", 0, OPT_STRING, &opt.layer_loss, "NAME", "cosine (1 - cosine) or mse (mean squared error)", 0, 0},
@@ -241,24 +243,30 @@ static const Option table[] = {
      "distillm2: weight of the divergence on own samples; that on the data's programs has 2 - B", 0, 2},
     HEADING("rewards (reinforcement learning)"),
     {"reinforce", 0, OPT_INT, &opt.reinforce, "G",
-     "learn from rewards for programs of one's own, G for each image, which TeX draws (GRPO): -1 for a program that does not "
-     "end or does not compile, else the similarity of its drawing to the image. --student must be a file; a micro-batch "
+     "learn from rewards for programs of one's own, G for each image, which TeX draws (GRPO): -1 for a program that "
+     "does not "
+     "end or does not compile, else the similarity of its drawing to the image. --student must be a file; a "
+     "micro-batch "
      "has --batch programs. Other defaults: --lr 1e-5 --train connector,lm",
      0, REINFORCE_MOST},
     {"reward", 0, OPT_STRING, &opt.reward, "NAME",
      "similarity: pixels, or of the vision encoder's features places, mean or emd (DeTikZify's)", 0, 0},
     {"kl", 0, OPT_FLOAT, &opt.kl, "X",
-     "weight of KL (student || reference); the reference is --teacher, or else --student as it is at the start", 0, 1e6},
+     "weight of KL (student || reference); the reference is --teacher, or else --student as it is at the start", 0,
+     1e6},
     {"clip-ratio", 0, OPT_FLOAT, &opt.clip_ratio, "X",
-     "a token's probability gains nothing more once it has changed by this share since the program was drawn", 0.001, 0.999},
+     "a token's probability gains nothing more once it has changed by this share since the program was drawn", 0.001,
+     0.999},
     {"updates", 0, OPT_INT, &opt.updates, "N", "optimizer steps on the same programs", 1, 1000},
-    {"sample-temperature", 0, OPT_FLOAT, &opt.sample_temperature, "T", "temperature at which programs are drawn", 0.1, 10},
+    {"sample-temperature", 0, OPT_FLOAT, &opt.sample_temperature, "T", "temperature at which programs are drawn", 0.1,
+     10},
     {"command-reward", 0, OPT_FLOAT, &opt.command_reward, "X",
-     "also reward each command for what it adds: the program up to each ; is drawn, and tokens up to there gain X times the "
+     "also reward each command for what it adds: the program up to each ; is drawn, and tokens up to there gain X "
+     "times the "
      "change of similarity (IR4RL: 10); 0: off",
      0, 1e6},
-    {"command-decay", 0, OPT_FLOAT, &opt.command_decay, "X", "share of a command's reward that reaches one token further back",
-     0, 1},
+    {"command-decay", 0, OPT_FLOAT, &opt.command_decay, "X",
+     "share of a command's reward that reaches one token further back", 0, 1},
     HEADING("machine"),
     {"device", 0, OPT_STRING, &opt.device, "NAME",
      "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers; of two GPUs, the teacher takes one and the "
@@ -476,11 +484,13 @@ enum {
 /* Ends the program where an option has been given that goes only with, or only without, --reinforce. */
 static void check_reinforce_given(void) {
     for (int i = 0; i < OF_REINFORCE && !opt.reinforce; i++)
-        if (options_given(of_reinforce[i].value)) options_die("--%s is an option of --reinforce G", of_reinforce[i].name);
+        if (options_given(of_reinforce[i].value))
+            options_die("--%s is an option of --reinforce G", of_reinforce[i].name);
     for (int i = 0; i < NOT_OF_REINFORCE && opt.reinforce; i++) {
         const OptionName *o = &not_of_reinforce[i];
         if (!options_given(o->value)) continue;
-        if (o->value != &opt.val_data) options_die("--reinforce learns from rewards and --kl alone; leave out --%s", o->name);
+        if (o->value != &opt.val_data)
+            options_die("--reinforce learns from rewards and --kl alone; leave out --%s", o->name);
         if (strcmp(opt.val_data, "none"))
             options_die("--reinforce makes no evaluations; leave out --val-data, and measure the student with eval");
     }
@@ -491,8 +501,9 @@ static void check_reinforce_options(const Settings *s) {
     check_reinforce_given();
     if (!opt.reinforce) return;
     if (opt.reinforce == 1)
-        options_die("--reinforce 1: a program is rewarded for being better than the others of its image; a group needs at "
-                    "least 2");
+        options_die(
+            "--reinforce 1: a program is rewarded for being better than the others of its image; a group needs at "
+            "least 2");
     if (opt.batch % opt.reinforce)
         options_die("--batch %lld programs cannot be divided into groups of --reinforce %lld", (long long)opt.batch,
                     (long long)opt.reinforce);
@@ -500,14 +511,17 @@ static void check_reinforce_options(const Settings *s) {
         options_die("--reinforce draws programs of its own, of which no teacher cache has outputs; leave out --%s",
                     opt.teacher_cache ? "teacher-cache" : "write-teacher-cache");
     if (!file_exists(opt.student) && !opt.resume)
-        options_die("--reinforce improves a model that is there: --student must be its file, not '%.60s'", opt.student);
+        options_die("--reinforce improves a model that is there: --student must be its file, not '%.60s'",
+                    opt.student);
     if (s->reward != SIMILARITY_PIXELS && s->groups & GROUP_VISION && !s->has_teacher)
-        options_die("--reward %s compares with the vision encoder, which must not learn to please itself: give a --teacher, or "
+        options_die("--reward %s compares with the vision encoder, which must not learn to please itself: give a "
+                    "--teacher, or "
                     "leave vision out of --train",
                     opt.reward);
     if (opt.on_policy > 0 || strcmp(opt.method, "none"))
-        options_die("--reinforce and --%s exclude each other; what a teacher says of own samples is --kl with a --teacher",
-                    opt.on_policy > 0 ? "on-policy" : "method");
+        options_die(
+            "--reinforce and --%s exclude each other; what a teacher says of own samples is --kl with a --teacher",
+            opt.on_policy > 0 ? "on-policy" : "method");
 }
 
 /* The policy gradient takes the place of the cross entropy; at the temperature of the samples, tau² D is KL. */
@@ -744,26 +758,27 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     options_double(lora->dropout, dropout, sizeof dropout);
     const OptionOverride targets = {"lora-targets", lora->rank ? opt.lora_targets : NULL};
     const OptionOverride always[] = {targets,
-                                        {"layer-loss", opt.w_layer > 0 ? opt.layer_loss : NULL},
-                                        {"layer-pairs", opt.w_layer > 0 ? opt.layer_pairs : NULL},
-                                        {"lora", lora->rank ? rank : NULL},
-                                        {"lora-alpha", lora->rank ? alpha : NULL},
-                                        {"lora-dropout", lora->rank ? dropout : NULL},
-                                        {"resume", "false"},
-                                        {"overwrite", "false"},
-                                        {"alpha", NULL},
-                                        {"w-ce", w[0]},
-                                        {"w-soft", w[1]},
-                                        {"w-hard", w[2]},
-                                        {"w-embed", w[3]},
-                                        {"batch", batch},
-                                        {"accum", accum},
-                                        {"init", s->init.path ? opt.init : "none"},
-                                        {"eval-batches", evals}};
+                                     {"layer-loss", opt.w_layer > 0 ? opt.layer_loss : NULL},
+                                     {"layer-pairs", opt.w_layer > 0 ? opt.layer_pairs : NULL},
+                                     {"lora", lora->rank ? rank : NULL},
+                                     {"lora-alpha", lora->rank ? alpha : NULL},
+                                     {"lora-dropout", lora->rank ? dropout : NULL},
+                                     {"resume", "false"},
+                                     {"overwrite", "false"},
+                                     {"alpha", NULL},
+                                     {"w-ce", w[0]},
+                                     {"w-soft", w[1]},
+                                     {"w-hard", w[2]},
+                                     {"w-embed", w[3]},
+                                     {"batch", batch},
+                                     {"accum", accum},
+                                     {"init", s->init.path ? opt.init : "none"},
+                                     {"eval-batches", evals}};
     enum { ALWAYS = sizeof always / sizeof always[0] };
     OptionOverride overrides[ALWAYS + OF_REINFORCE + NOT_OF_REINFORCE];  // the first of a name counts
     int n = 0;
-    for (int i = 0; i < OF_REINFORCE && s->group == 1; i++) overrides[n++] = (OptionOverride){of_reinforce[i].name, NULL};
+    for (int i = 0; i < OF_REINFORCE && s->group == 1; i++)
+        overrides[n++] = (OptionOverride){of_reinforce[i].name, NULL};
     for (int i = 0; i < NOT_OF_REINFORCE && s->group > 1; i++)
         overrides[n++] = (OptionOverride){not_of_reinforce[i].name, NULL};
     for (int i = 0; i < ALWAYS; i++) overrides[n++] = always[i];

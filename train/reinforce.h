@@ -22,8 +22,8 @@
 /* What a step's programs were like: sums over programs, groups and tokens. */
 typedef struct {
     int programs, compiles, exact, cut, groups, equal_groups;
-    int64_t length;                       // tokens
-    int trained, tokens;                  // programs that teach something; their tokens
+    int64_t length;                      // tokens
+    int trained, tokens;                 // programs that teach something; their tokens
     double reward, sampling, rewarding;  // the latter two in seconds
 } ReinforceStats;
 
@@ -35,11 +35,11 @@ typedef struct {
     Rollout rollout;
     Rewards rewards;
     int images, rows, max_tokens;
-    RewardTarget *targets;      // [images]
-    RewardedProgram *programs;  // [rows]
-    double *advantages;         // [rows]
-    double *returns;            // [rows, max_tokens], of the commands
-    int *taught, *first;        // [rows] the rows that teach something; the first position of each [rows + 1]
+    RewardTarget *targets;            // [images]
+    RewardedProgram *programs;        // [rows]
+    double *advantages;               // [rows]
+    double *returns;                  // [rows, max_tokens], of the commands
+    int *taught, *first;              // [rows] the rows that teach something; the first position of each [rows + 1]
     PolicyRow *host_policy, *policy;  // host, device [positions of the taught rows]
     /* the micro-batch */
     int *ids;                          // [batch, max_tokens]
@@ -69,7 +69,8 @@ static void reinforce_open(Reinforce *r, Trainer *t, Teacher *teacher, const Set
     rollout_open(&r->rollout, &t->student, r->images, s->group, max_tokens, sampling);
     if (teacher->op) rollout_limit_tokens(&r->rollout, teacher->model.tokenizer.count);
     r->targets = xcalloc(r->images, sizeof *r->targets);
-    for (int i = 0; i < r->images; i++) r->targets[i].pixels = xmalloc(image_size_bytes(r->rewards.judge.o.image_size));
+    for (int i = 0; i < r->images; i++)
+        r->targets[i].pixels = xmalloc(image_size_bytes(r->rewards.judge.o.image_size));
     const size_t rows = (size_t)r->rows, positions = rows * max_tokens;
     r->programs = xcalloc(rows, sizeof *r->programs);
     r->advantages = xcalloc(rows, sizeof(double));
@@ -91,8 +92,8 @@ static void reinforce_close(Reinforce *r) {
     rewards_close(&r->rewards);
     for (int i = 0; i < r->images; i++) free(r->targets[i].pixels), free(r->targets[i].text);
     for (int i = 0; i < r->rows; i++) rewarded_program_free(&r->programs[i]);
-    void *const arrays[] = {r->targets, r->programs,    r->advantages, r->returns,        r->taught,
-                            r->first,   r->host_policy, r->ids,        r->pixels, r->teacher_pixels, r->samples};
+    void *const arrays[] = {r->targets,     r->programs, r->advantages, r->returns,        r->taught, r->first,
+                            r->host_policy, r->ids,      r->pixels,     r->teacher_pixels, r->samples};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
     r->op->release(r->policy);
 }
@@ -206,7 +207,8 @@ static void reinforce_count(Reinforce *r) {
     }
     s->programs = r->rows;
     if (s->cut && !r->said_cut)
-        warn("%d of %d programs have no end after %d tokens; such programs are rewarded like those that do not compile",
+        warn("%d of %d programs have no end after %d tokens; such programs are rewarded like those that do not "
+             "compile",
              s->cut, s->programs, r->max_tokens);
     if (!s->trained && !r->said_equal)
         warn("the programs of each image have all the same reward, from which there is nothing to learn: such steps "

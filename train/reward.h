@@ -40,8 +40,8 @@ typedef struct {
 typedef struct {
     char *text;
     size_t bytes;
-    bool ended;   // the program has its end token
-    int target;   // its image; programs of one image follow each other
+    bool ended;  // the program has its end token
+    int target;  // its image; programs of one image follow each other
     double reward;
     bool compiles, exact;  // exact: it draws what the data's program draws, pixel by pixel
     RewardedCommand *commands;

@@ -17,7 +17,8 @@ static double objective_loss(void *context) {
 }
 
 static void check_stats(const RowStats *got, const RefStats *want, double size) {
-    const float g[] = {got->ce, got->soft, got->hard, got->entropy, got->confidence, got->gate, got->policy, got->clipped};
+    const float g[] = {got->ce,         got->soft, got->hard,   got->entropy,
+                       got->confidence, got->gate, got->policy, got->clipped};
     const double w[] = {want->ce,         want->soft, want->hard,   want->entropy,
                         want->confidence, want->gate, want->policy, want->clipped};
     static const char *const names[] = {"ce", "soft", "hard", "entropy", "confidence", "gate", "policy", "clipped"};
@@ -237,7 +238,8 @@ static void test_objective_sparse(void) {
 static void test_objective_sparse_whole(void) {
     int V = ONE_OF(int, 2, 37, 500, 1024), label = below(V);
     double tau = ONE_OF(double, 0.5, 1, 2, 4, 20), apart = ONE_OF(double, 0.02, 0.3, 3), mean = 0;
-    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1, 1, NULL, 0, NULL};
+    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1,
+                      1,    NULL, 0,    NULL};
     double *t = draw(V, 2), *s = copy_of(t, V), *p = zeros(V), *g = zeros(V);
     int *ids = (int *)host(V * sizeof(int));
     for (int i = 0; i < V; i++) s[i] += apart * normal(), ids[i] = i;
@@ -264,7 +266,8 @@ static void test_objective_sparse_whole(void) {
 static void test_objective_near(void) {
     int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
     double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);
-    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1, NULL, 0, NULL};
+    ObjectiveRow o = {0, 1,    0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1,
+                      1, NULL, 0, NULL};
     bool gradient = below(2);
     double *t = draw(V, 4), *s = copy_of(t, V), *g = zeros(V), shift = 5 * normal();
     for (int i = 0; i < V; i++) s[i] += shift + apart * (tau < 1 ? tau : 1) * normal();

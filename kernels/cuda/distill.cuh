@@ -618,7 +618,7 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     if (threadIdx.x == 0) {
         RowPart whole = combine_parts<KIND, POWER>(space->part, blocks, r.k);
         space->stats = finish_sums<KIND>(&r, whole, o, row_gate ? row_gate[row] : 1.0f,
-                                          o.row_mix ? o.row_mix[row] : o.mix, o.policy ? o.policy + row : nullptr);
+                                         o.row_mix ? o.row_mix[row] : o.mix, o.policy ? o.policy + row : nullptr);
         space->state = r;
     }
     __syncthreads();
