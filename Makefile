@@ -131,7 +131,7 @@ METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_me
 # What is compared with references in fp32: built once more with that storage.
 FP32_TESTS := test_attention_maps test_beam test_generate test_lora test_rollout test_adaptive_skew test_init
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output \
-    test_tidy test_search test_image_clean test_augment test_teacher_cache $(FP32_TESTS) $(METRICS_TESTS) test_cdm
+    test_tidy test_search test_reward test_image_clean test_augment test_teacher_cache $(FP32_TESTS) $(METRICS_TESTS) test_cdm
 # These spend their time in the compiler, not in loops.
 $(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS))): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
@@ -215,16 +215,16 @@ test:
 	    build/BF16-sanitize-1/test_output build/BF16-sanitize-1/test_image_clean build/BF16-sanitize-1/test_augment build/BF16-sanitize-1/test_tidy \
 	    $(addprefix build/BF16-sanitize-1/,$(METRICS_TESTS)) \
 	    'build/FP32-emulated/test_kernels --smoke cuda' \
-	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search \
+	    -j 1 build/BF16-sanitize-1/test_sandbox build/BF16-sanitize-1/test_render build/BF16-sanitize-1/test_search build/BF16$(PLAIN)/test_reward \
 	    'test/test_comm.sh build/BF16$(PLAIN) quick' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN) quick' \
 	    'test/test_programs.sh build/BF16$(PLAIN) quick' 'test/test_runs.sh build/BF16$(PLAIN) quick' \
 	    'test/test_teacher_cache.sh build/BF16$(PLAIN)' 'test/test_on_policy.sh build/BF16$(PLAIN)' \
-	    'test/test_dataset_write.sh build/BF16$(PLAIN)' \
+	    'test/test_dataset_write.sh build/BF16$(PLAIN)' 'test/test_reinforce.sh build/BF16$(PLAIN)' \
 	    'test/test_starter.sh build/BF16$(PLAIN) quick'
 
 quick-BF16:
-	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm test_teacher_cache)
+	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_comm test_reward test_teacher_cache)
 quick-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,test_kernels test_model $(FP32_TESTS) $(if $(SEVERAL),train_distill))
 quick-sanitized:
@@ -271,7 +271,7 @@ test-rest:
 	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)'
 
 all-BF16:
-	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lora test_lib test_tokenizer test_dataloader test_teacher_cache \
+	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lora test_lib test_tokenizer test_dataloader test_reward test_teacher_cache \
 	    test_comm $(METRICS_TESTS) test_cdm $(CPU_LESSONS) walkthrough)
 all-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model $(FP32_TESTS))

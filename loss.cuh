@@ -3,7 +3,7 @@
  * For a position with label y, student logits s (V_s values), teacher logits t (V_t), temperature tau,
  * V = min(V_s, V_t), p = softmax(t[:V]/tau), q = softmax(s[:V]/tau):
  *
- *   CE    = -log softmax(s)[y]                                                 over V_s
+ *   CE    = -log softmax(s)[y], or with rewards kernels/policy.h               over V_s
  *   soft  = tau^2 D(p, q)                                                      over V
  *           KL   D = sum p log(p/q)          reverse KL   D = sum q log(q/p)
  *           JSD  D = beta KL(p||m) + (1-beta) KL(q||m),  m = beta p + (1-beta) q
@@ -60,6 +60,7 @@ typedef struct {
     float mix;                           // beta of JSD, a of SKL and SRKL
     float band_low, band_high;           // nats; the entropy band is off when low <= 0 and high is infinite
     float gate_confidence, gate_factor;  // the confidence gate is off when the confidence is > 1
+    float clip_ratio;                    // of a policy gradient
 } ObjectiveConfig;
 
 static const char *const soft_loss_names[] = {"kl", "reverse-kl", "jsd", "skl", "srkl"};  // by SoftLoss
@@ -83,6 +84,7 @@ typedef struct {
     double ce, soft, hard, embed;  // soft includes tau²; soft and hard are not gated here
     double entropy, gate;
     double correct, agreement;  // the student's argmax equals the label; the teacher's argmax
+    double clipped;             // positions whose policy gradient is clipped
     double positions, images;
     double layer, layer_rows;  // the layer loss: its sum over positions and pairs of layers; how many these are
     double loss;  // the weighted, gated sum that is differentiated, times positions
@@ -198,7 +200,8 @@ static inline ObjectiveRow objective_row(const ObjectiveConfig *c, bool teacher,
                           .mix = c->mix,
                           .gate_confidence = c->gate_confidence,
                           .gate_factor = c->gate_factor,
-                          .scale = (float)scale};
+                          .scale = (float)scale,
+                          .clip_ratio = c->clip_ratio};
 }
 
 /* ---- statistics ---- */
@@ -215,7 +218,8 @@ static inline void objective_add(Objective *o) {
         sums->hard += r->hard;
         sums->entropy += r->entropy;
         sums->gate += r->gate;
-        sums->loss += (double)c->w_ce * r->ce;
+        sums->loss += (double)c->w_ce * r->policy;
+        sums->clipped += r->clipped;
         if (r->teacher_top >= 0) sums->loss += r->gate * (c->w_soft * soft + (double)c->w_hard * r->hard);
         sums->agreement += r->student_top == r->teacher_top;
         sums->correct += r->student_top == o->host_labels[i];
@@ -285,6 +289,7 @@ static inline void objective_kernel(const Objective *o, const Ops *op, const Obj
     floatX *s = o->student_logits[objective_slot(o, at)];
     const floatX *t = q->logits ? q->logits + at * Vt : q->hidden ? o->teacher_logits[objective_slot(o, at)] : NULL;
     if (gate) gate += at;
+    if (q->policy) row.policy = q->policy + at;
     if (q->row_mix) row.row_mix = q->row_mix + at;
     if (q->sparse)
         op->distill_rows_sparse(s, sparse_from(q->sparse, at), o->labels + at, gate, stats + at, row, rows, o->Vs,

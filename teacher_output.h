@@ -10,6 +10,7 @@ typedef struct {
     const floatX *layers;  // [pairs, n, Wt] of a model that runs, for the layer loss (train/layer_loss.h); else NULL
     const floatX *logits;         // [n, Vt] of a dense cache (train/teacher_cache.h); else NULL
     const SparseTeacher *sparse;  // [n] rows of a sparse cache; else NULL
+    const PolicyRow *policy;      // [n] of the student's own programs in --reinforce; else NULL
     const float *row_mix;         // [n] the skew of each position (train/adaptive_skew.h), or NULL: the objective's
 } TeacherOutput;
 

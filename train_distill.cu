@@ -1,9 +1,9 @@
 /* train_distill: trains a small image-to-code model by distillation from a large one, or without a teacher.
  *
  * main is the algorithm. What it calls is below it and in train/: options.h (command line), run.h (output folder),
- * teacher.h (where the teacher's outputs come from), trainer.h (student, objective, optimizer), parallel.h (several
- * processes), checkpoint.h, log.h. The formulas are in loss.cuh, the models in model.h and vision.h, the data in
- * dataloader.h. doc/walkthrough.md follows one batch through all of it. */
+ * teacher.h (where the teacher's outputs come from), reinforce.h (rewards), trainer.h (student, objective, optimizer),
+ * parallel.h (several processes), checkpoint.h, log.h. The formulas are in loss.cuh, the models in model.h and vision.h, the
+ * data in dataloader.h. doc/walkthrough.md follows one batch through all of it. */
 #include "dataloader.h"
 #include "kernels/peak.h"
 #include "lib/interrupt.h"
@@ -19,6 +19,7 @@
 #include "train/on_policy.h"
 #include "train/options.h"
 #include "train/parallel.h"
+#include "train/reinforce.h"
 #include "train/run.h"
 #include "train/teacher.h"
 #include "train/trainer.h"
@@ -58,6 +59,7 @@ int main(int argc, char **argv) {
     static OnPolicy own;       // samples of the student, to learn from
     static Parallel parallel;  // the data-parallel ranks
     static Data data;
+    static Reinforce rl;  // --reinforce: the student's own programs and their rewards
     RunFolder folder;
     Progress progress;
     StopReason stop = NOT_STOPPED;
@@ -79,6 +81,7 @@ int main(int argc, char **argv) {
     open_data(&data, &s, &t, &teacher);
     plan_memory(&t, &teacher, &own, &s, &data, &parallel);
     if (opt.resume) checkpoint_restore(&t, &s, &folder);
+    reinforce_open(&rl, &t, &teacher, &s, &data.train, data.max_tokens);
     double peak = measure_peak(&t, &teacher, &parallel);  // before the loader thread competes for a core
     start_loader(&data, &t, &own, &s, &teacher, &folder, &parallel);
     interrupts_keep();
@@ -95,28 +98,33 @@ int main(int argc, char **argv) {
         Report report = {.sampled = own.sampled, .cut = own.cut, .sampling = own.seconds};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
         t.objective.config = on_policy_objective(&own, t.objective.config);
-        optimizer_zero_gradients(&t.optimizer);
-        for (int m = 0; m < s.accum; m++) {
-            MicroBatch mb = micro_batch(batch, m), next;
-            TeacherOutput q = teacher_get(&teacher, &mb);              // computed now, or prefetched
-            trainer_set_dropout(&t, mb.number);
-            model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
-            on_policy_skew(&own, &t, &q, &mb);                         // of distillm2
-            objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, and its gradient -> student.d_hidden
-            layer_loss_run(&t.layers, &t.student, &q, mb.scale);       // --w-layer, into the blocks' d_output
-            teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
-            parallel_overlap_backward(&parallel, &t.student, m == s.accum - 1);
-            model_backward(&t.student);  // adds the gradients of the trained parameters
-            report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
+        int n = s.group > 1 ? reinforce_sample(&rl, &t, batch) : s.accum;  // micro-batches
+        for (int u = 0; u < s.updates && n; u++) {                         // one, but for --reinforce
+            optimizer_zero_gradients(&t.optimizer);
+            for (int m = 0; m < n; m++) {
+                MicroBatch mb = s.group > 1 ? reinforce_micro_batch(&rl, m) : micro_batch(batch, m), next;
+                TeacherOutput q = teacher_get(&teacher, &mb);  // computed now, or prefetched
+                trainer_set_dropout(&t, mb.number);
+                model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
+                on_policy_skew(&own, &t, &q, &mb);                         // of distillm2
+                objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, its gradient -> student.d_hidden
+                layer_loss_run(&t.layers, &t.student, &q, mb.scale);       // --w-layer, into the blocks' d_output
+                if (s.updates > 1 && u == 0) reinforce_keep(&rl, &t.objective, &mb, t.student.n);
+                teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
+                parallel_overlap_backward(&parallel, &t.student, m == n - 1);
+                model_backward(&t.student);  // adds the gradients of the trained parameters
+                report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
+            }
+            all_reduce_gradients(&parallel, &t.optimizer);  // most of it begun inside the last backward pass
+            adamw_step(&t.optimizer, &parallel, lr, t.step * s.updates + u + 1);  // clipped by the global norm
         }
-        all_reduce_gradients(&parallel, &t.optimizer);        // most of it begun inside the last backward pass
-        adamw_step(&t.optimizer, &parallel, lr, t.step + 1);  // clipped by the global norm
         t.step++, t.batch++, t.samples += t.images;
 
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // waits for the device
         r.seconds = seconds_now() - begin;
         r.peak = peak;
         r.programs = own.programs;
+        if (s.group > 1) r.rewards = &rl.stats, r.tokens = (int)rl.stats.length;
         check_finite(&t, &s, &r, &folder);
         log_step(&log, t.step, &r, &progress);
         stop = after_step(&t, &teacher, &data, &s, &folder, &parallel, &log, &r);
@@ -128,6 +136,7 @@ int main(int argc, char **argv) {
     parallel_close(&parallel);
     loader_stop(&data.loader);
     on_policy_close(&own, t.op);
+    reinforce_close(&rl);
     trainer_close(&t);
     teacher_close(&teacher);
     run_folder_free(&folder);
@@ -187,7 +196,7 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
 /* Allocates everything that training needs, and hands the optimizer to the data-parallel collectives. */
 static void plan_memory(Trainer *t, Teacher *teacher, OnPolicy *own, const Settings *s, const Data *d, Parallel *p) {
     teacher_plan(teacher, t->op, s->batch, d->max_tokens, s->objective.w_embed > 0, &t->pairs);
-    if (s->has_teacher && s->on_policy <= 0 && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
+    if (s->has_teacher && !s->own_programs && model_share_encoder(&t->student, &teacher->model) && is_rank0(p))
         progress_note("student: its frozen encoder is the teacher's, which encodes the images for both");
     trainer_plan(t, s, teacher, d->max_tokens, p->comm.rank, p->comm.ranks);
     on_policy_plan(own, t, s, teacher, d->max_tokens, p->comm.ranks);
@@ -212,7 +221,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     LoaderConfig c =
         loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count, second,
                           has_teacher ? teacher->model.c.lm.vocab : (int)teacher->cache.h.vocab);
-    c.micro_rows = s->batch;
+    c.micro_rows = s->group > 1 ? rows : s->batch;  // --reinforce makes micro-batches of its own
     c.rank = p->comm.rank;
     c.ranks = p->comm.ranks;
     if (!training) return c;

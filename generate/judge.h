@@ -32,6 +32,8 @@ typedef struct {
     ImageSize image_size;   // of prepared pixels; {0, 0}: the model's
     Similarity similarity;  // how drawings are compared
     bool compile_only;      // programs are not drawn
+    bool finishes;          // Ctrl-C ends no TeX: the caller needs every verdict
+    SandboxLimits limits;   // of each run; all 0: judge_limits
     Model *model;           // planned for one image at least; NULL: only pixels can be compared
 } JudgeOptions;
 
@@ -41,9 +43,11 @@ typedef enum { JUDGED_WAITING, JUDGED_RUNNING, JUDGED_DONE } JudgedState;
 typedef struct Judged {
     char *text;
     size_t bytes;
+    int longest;  // pixels of its drawing's longest side
     JudgedState state;
     bool orphan;        // its image is no longer of interest: freed by the thread that works on it
     bool drawn, clean;  // there is a drawing; the program compiles without errors
+    bool blank;         // it compiles without errors, and draws nothing
     int error_line;     // the smallest line of an error; 0: an error has no line in the program, or there is none
     char *message;      // on the first error, one sentence without a full stop; NULL if clean
     uint8_t *pixels;    // [height, width, 3], prepared like the input; NULL: not drawn, or scored worse than another
@@ -68,7 +72,7 @@ typedef struct {
     Judged *first, *last;               // the queue
     Judged *slots[JUDGE_SLOTS];         // the cache, by the hash of the text
     int count;                          // of the programs in it
-    int longest;                        // pixels of a drawing's longest side
+    int longest;                        // pixels of the longest side of the drawings that are submitted next
     uint8_t *input;                     // [height, width, 3]
     SimilarityInk ink;                  // of the input, or
     double *features, *drawn_features;  // [P, C] of the input and of a drawing
@@ -78,7 +82,8 @@ typedef struct {
 
 static bool judge_stop;  // judge_close waits for no TeX that is running
 
-static inline bool judge_cancelled(void) { return interrupted() || __atomic_load_n(&judge_stop, __ATOMIC_ACQUIRE); }
+static inline bool judge_stopped(void) { return __atomic_load_n(&judge_stop, __ATOMIC_ACQUIRE); }
+static inline bool judge_cancelled(void) { return interrupted() || judge_stopped(); }
 
 static inline void judged_free(Judged *p) {
     free(p->text);
@@ -90,12 +95,13 @@ static inline void judged_free(Judged *p) {
 /* ---- on the judge's threads ---- */
 
 /* Draws the page and prepares its pixels as infer prepares an input image. */
-static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c, int longest) {
+static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c) {
     Image image;
     Error why;
     const size_t bytes = image_size_bytes(j->o.image_size);
-    if (render_image(&j->renderer, c, longest, 0, &image, &why)) {
+    if (render_image(&j->renderer, c, p->longest, 0, &image, &why)) {
         if (!p->message) p->message = xstrdup(why.text);
+        p->blank = p->clean;
         p->clean = false;
         return;
     }
@@ -106,7 +112,7 @@ static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c, int 
     image_free(&image);
 }
 
-static inline void judge_work_on(Judge *j, Judged *p, int longest) {
+static inline void judge_work_on(Judge *j, Judged *p) {
     Compiled c;
     p->failed = render_compile_with(&j->renderer, render_engines(&j->renderer, p->text, p->bytes), j->o.task, p->text,
                                     p->bytes, &c, &p->why);
@@ -116,7 +122,7 @@ static inline void judge_work_on(Judge *j, Judged *p, int longest) {
     for (int i = 0; i < c.log.count; i++)
         if (i == 0 || c.log.errors[i].line < p->error_line) p->error_line = c.log.errors[i].line;
     p->drawn = c.pdf && j->o.compile_only;
-    if (c.pdf && !j->o.compile_only) judge_draw(j, p, &c, longest);
+    if (c.pdf && !j->o.compile_only) judge_draw(j, p, &c);
     compiled_free(&c);
 }
 
@@ -127,12 +133,11 @@ static inline void *judge_run(void *argument) {
         while (!j->first && !j->closing) pthread_cond_wait(&j->work, &j->lock);
         if (j->closing) break;
         Judged *p = j->first;
-        const int longest = j->longest;
         j->first = p->queued;
         if (!j->first) j->last = NULL;
         p->state = JUDGED_RUNNING;
         pthread_mutex_unlock(&j->lock);
-        judge_work_on(j, p, longest);
+        judge_work_on(j, p);
         pthread_mutex_lock(&j->lock);
         p->state = JUDGED_DONE;
         if (p->orphan) judged_free(p);
@@ -158,8 +163,10 @@ static inline void judge_make_locks(Judge *j) {
 
 /* Finds TeX and starts the threads. Without a model and an image size, programs can only be compiled. */
 static inline int judge_open(Judge *j, const JudgeOptions *o, Error *err) {
-    const RenderOptions render = {
-        .limits = judge_limits, .cache = o->cache, .unsafe = o->unsafe, .cancelled = judge_cancelled};
+    const RenderOptions render = {.limits = o->limits.cpu_seconds > 0 ? o->limits : judge_limits,
+                                  .cache = o->cache,
+                                  .unsafe = o->unsafe,
+                                  .cancelled = o->finishes ? judge_stopped : judge_cancelled};
     *j = (Judge){.o = *o};
     if (!o->image_size.height && o->model) j->o.image_size = vision_size(&o->model->c.vision);
     if (!o->threads) j->o.threads = omp_get_num_procs() / 2;
@@ -219,16 +226,9 @@ static inline void judge_close(Judge *j) {
 
 /* ---- scores ---- */
 
-/* Begins with another input image: pixels u8 [height, width, 3] as infer prepares them, copied. longest: pixels of the longest
- * side of what was cut out of the image; drawings are made in this size, so that they are blurred alike (0: the model's). */
-static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
+/* The image that drawings are compared with from now on: pixels u8 [height, width, 3] as infer prepares them, copied. */
+static inline void judge_set_input(Judge *j, const uint8_t *pixels) {
     const size_t bytes = image_size_bytes(j->o.image_size);
-    pthread_mutex_lock(&j->lock);
-    judge_forget(j);
-    j->longest = similarity_drawing_size(longest, j->o.image_size);
-    pthread_mutex_unlock(&j->lock);
-    j->best = -INFINITY;
-    if (j->o.compile_only) return;
     j->input = (uint8_t *)xrealloc(j->input, bytes);
     memcpy(j->input, pixels, bytes);
     free(j->ink.ink);
@@ -239,6 +239,23 @@ static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
         j->ink = similarity_ink(pixels, j->o.image_size);
 }
 
+/* Pixels of the longest side of what was cut out of the input image; drawings of programs that are submitted from now on are
+ * made in this size, so that they are blurred alike (0: the model's). */
+static inline void judge_set_size(Judge *j, int longest) {
+    j->longest = similarity_drawing_size(longest, j->o.image_size);
+}
+
+/* Begins with another input image: as for judge_set_input and judge_set_size. Forgets the programs that were judged. */
+static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
+    pthread_mutex_lock(&j->lock);
+    judge_forget(j);
+    pthread_mutex_unlock(&j->lock);
+    judge_set_size(j, longest);
+    j->best = -INFINITY;
+    if (!j->o.compile_only) judge_set_input(j, pixels);
+}
+
+/* How alike the drawing of a finished program is to the input. */
 static inline double judge_compare(Judge *j, const Judged *p) {
     if (judge_uses_model(j)) {
         const VisionConfig *c = &j->o.model->c.vision;
@@ -287,13 +304,14 @@ static inline Judged *judge_submit(Judge *j, const char *text, size_t n) {
     const size_t slot = hash_slot(hash_bytes(HASH_BEGIN, text, n), JUDGE_SLOTS);
     pthread_mutex_lock(&j->lock);
     Judged *p = j->slots[slot];
-    while (p && (p->bytes != n || memcmp(p->text, text, n) != 0)) p = p->chained;
+    while (p && (p->bytes != n || p->longest != j->longest || memcmp(p->text, text, n) != 0)) p = p->chained;
     if (!p) {
         p = (Judged *)xcalloc(1, sizeof *p);
         p->text = (char *)xmalloc(n + 1);
         memcpy(p->text, text, n);
         p->text[n] = '\0';
         p->bytes = n;
+        p->longest = j->longest;
         p->chained = j->slots[slot];
         j->slots[slot] = p;
         j->count++;

@@ -17,6 +17,7 @@
 
 #include "../lib/dtype.h"
 #include "figures.h"
+#include "policy.h"
 #include "sparse.h"
 #include <stdbool.h>
 
@@ -62,6 +63,9 @@ typedef struct {
                                          // where the teacher's argmax is the label and has a probability (tau = 1) of
                                          // at least gate_confidence; > 1: never
     float scale;
+    /* device [rows]: a policy gradient in place of CE. Then all is at tau, at which the labels were drawn. NULL: CE */
+    const PolicyRow *policy;
+    float clip_ratio;
     const float *row_mix;  // device [rows]: in place of mix, for distill_rows; NULL: the same for all rows
 } ObjectiveRow;
 
@@ -73,6 +77,8 @@ typedef struct {
     float entropy;     // of p (teacher at tau), nats
     float confidence;  // max softmax(t), tau = 1
     float gate;        // the factor of this row's soft and hard terms: row_gate, times gate_factor where that applies
+    float policy;      // the term with the weight w_ce: ce, or the policy's (kernels/policy.h)
+    float clipped;     // 1 where the policy's term has no gradient because the ratio is clipped, else 0
     int student_top, teacher_top;  // argmax over the row, the smaller id where equal; -1 without a teacher
 } RowStats;
 

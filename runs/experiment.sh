@@ -38,8 +38,9 @@ says() { grep -q "^$1 *=" "configs/$name.conf"; } # whether the experiment has a
 
 folder=$out/$name-$seed${OTHER_STEPS:+-time} steps=${OTHER_STEPS:-$steps}
 [ -f "$folder/seconds" ] && [ ! -f "$folder/unfinished" ] && exit
-given=(--config "configs/$name.conf" --out "$folder" --seed "$seed" --steps "$steps" --tokenizer "$teacher" --val-data "$val")
-says teacher || given+=(--teacher "$teacher")
+given=(--config "configs/$name.conf" --out "$folder" --seed "$seed" --steps "$steps" --tokenizer "$teacher")
+says reinforce || given+=(--val-data "$val")
+says teacher || says reinforce || given+=(--teacher "$teacher") # rewards keep the student near its own beginning
 if says lora || says reinforce; then
     given+=(--student "$(base_of target_soft)/student.safetensors")
 else

@@ -6,6 +6,7 @@
 #include "../metrics/objective_table.h"
 #include "on_policy.h"
 #include "parallel.h"
+#include "reinforce.h"
 #include "trainer.h"
 
 typedef struct {
@@ -102,7 +103,25 @@ typedef struct {
     int tokens;      // counted text tokens of all ranks
     double seconds;  // the step's duration
     double peak;     // measured peak rate of all devices, FLOP/s
+    const ReinforceStats *rewards;  // with --reinforce, else NULL
 } StepResult;
+
+/* What --reinforce adds to a step's line. kl: of student || reference, at the temperature of the samples. */
+static void log_rewards(JsonWriter *w, const StepResult *r) {
+    const ReinforceStats *s = r->rewards;
+    const ObjectiveSums *sums = &r->report.sums;
+    const double n = s->programs, tau2 = opt.sample_temperature * opt.sample_temperature;
+    json_key(w, "reward"), json_number(w, s->reward / n);
+    json_key(w, "compiles"), json_number(w, s->compiles / n);
+    json_key(w, "exact"), json_number(w, s->exact / n);
+    json_key(w, "cut"), json_number(w, s->cut / n);
+    json_key(w, "length"), json_number(w, (double)s->length / n);
+    json_key(w, "equal_groups"), json_number(w, (double)s->equal_groups / s->groups);
+    json_key(w, "clipped"), json_number(w, sums->positions > 0 ? sums->clipped / sums->positions : 0);
+    json_key(w, "kl"), json_number(w, sums->positions > 0 ? sums->soft / sums->positions / tau2 : 0);
+    json_key(w, "sampling"), json_number(w, s->sampling / r->seconds);
+    json_key(w, "rewarding"), json_number(w, s->rewarding / r->seconds);
+}
 
 /* Writes what a step had of own samples: whether it learned from them, whether from earlier ones, how many of the new ones
  * have no end, and the share of the step that sampling took. Says once that there are some without. */
@@ -130,7 +149,10 @@ static void log_step(Log *log, int64_t step, const StepResult *r, Progress *prog
     char sampling[40] = "";
     JsonWriter w = log_begin(step);
     json_key(&w, "loss"), json_number(&w, r->loss);
-    metrics_json(&w, &r->report.sums, log->distils);
+    if (r->rewards)
+        log_rewards(&w, r);
+    else
+        metrics_json(&w, &r->report.sums, log->distils);
     json_key(&w, "lr"), json_number(&w, r->lr);
     json_key(&w, "norm"), json_number(&w, r->norm);
     json_key(&w, "tokens_per_second"), json_number(&w, r->tokens / r->seconds);
@@ -139,8 +161,12 @@ static void log_step(Log *log, int64_t step, const StepResult *r, Progress *prog
     log_own_samples(log, &w, step, r);
     log_end(log, &w);
     if (log->on_policy) snprintf(sampling, sizeof sampling, ", sampling %.0f %%", log_sampling_percent(log));
-    progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak%s", r->loss, r->tokens / r->seconds,
-                    100 * r->report.flops / r->seconds / r->peak, sampling);
+    if (r->rewards)
+        progress_update(progress, step, "reward %.4f, %.1f %% exact", r->rewards->reward / r->rewards->programs,
+                        100.0 * r->rewards->exact / r->rewards->programs);
+    else
+        progress_update(progress, step, "loss %.4f, %.0f tokens/s, %.0f %% of peak%s", r->loss,
+                        r->tokens / r->seconds, 100 * r->report.flops / r->seconds / r->peak, sampling);
 }
 
 static void log_evaluation(const Log *log, int64_t step, const ObjectiveSums *sums) {
@@ -210,6 +236,9 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const OnPoli
         megabytes(&params->arena) + megabytes(&o->value_arena), megabytes(&o->gradient_arena),
         megabytes(&o->state_arena), megabytes(&t->student.arena), megabytes(&teacher->model.arena),
         megabytes(&t->objective.arena));
+    if (s->group > 1)
+        fprintf(stderr, "rewards: %d programs for each image, drawn by %d threads of TeX\n", s->group,
+                omp_get_max_threads());
     if (s->on_policy > 0)
         fprintf(
             stderr,

@@ -10,12 +10,15 @@
 #include "../lib/options.h"
 #include "../lib/threads.h"
 #include "../lora.h"
+#include "../metrics/similarity.h"
 #include "../loss.cuh"
 #include "../model.h"
 #include "cache_format.h"
 #include "init.h"
 #include "layer_loss.h"
 #include "schedule.h"
+
+enum { REINFORCE_MOST = 4096 };  // programs of an image
 
 static struct {
     const char *teacher, *student, *tokenizer, *init, *init_layers, *init_width, *train;
@@ -35,6 +38,9 @@ static struct {
     const char *method;
     double on_policy, on_policy_temperature, own_weight;
     int64_t on_policy_tokens, replay;
+    int64_t reinforce, updates;  // programs of an image, 0: off; optimizer steps on the same programs
+    double kl, clip_ratio, sample_temperature, command_reward, command_decay;
+    const char *reward;
     bool resume, overwrite, shard;
 } opt = {.teacher = "dev/starter/teacher.safetensors",
          .student = "base,lm.layers=2",
@@ -81,6 +87,12 @@ static struct {
          .entropy_high = 1e9,
          .gate_confidence = 2,
          .gate_factor = 0.3,
+         .updates = 1,
+         .kl = 0.02,
+         .clip_ratio = 0.2,
+         .sample_temperature = 1,
+         .command_decay = 0.9,
+         .reward = "pixels",
          .shard = true};
 
 #define HEADING(text) \
@@ -100,11 +112,12 @@ static const Option table[] = {
     {"tokenizer", 0, OPT_STRING, &opt.tokenizer, "FILE",
      "file with the tokenizer of a new student (default: the teacher, else dev/starter/tokenizer.safetensors)", 0, 0},
     {"init", 0, OPT_STRING, &opt.init, "FILE|teacher",
-     "start a new student from this model wherever names and shapes agree; none: random weights",
-     0, 0},
+     "start a new student from this model wherever names and shapes agree; none: random weights", 0, 0},
     {"init-layers", 0, OPT_STRING, &opt.init_layers, "WHICH",
-     "layers of that model that the student's start from: even: at even spacing; importance: those that change the hidden "
-     "states most, on training data; or one for each of the student's language model, counted from 1, such as 1,2,4 (the "
+     "layers of that model that the student's start from: even: at even spacing; importance: those that change the "
+     "hidden "
+     "states most, on training data; or one for each of the student's language model, counted from 1, such as 1,2,4 "
+     "(the "
      "encoder's are then taken evenly)",
      0, 0},
     {"init-width", 0, OPT_STRING, &opt.init_width, "WHICH",
@@ -187,7 +200,8 @@ static const Option table[] = {
     {"w-hard", 0, OPT_FLOAT, &opt.w_hard, "X", "weight of the cross entropy with the teacher's best token", 0, 1e6},
     {"w-embed", 0, OPT_FLOAT, &opt.w_embed, "X", "weight of 1 - cosine of the image tokens", 0, 1e6},
     {"w-layer", 0, OPT_FLOAT, &opt.w_layer, "X",
-     "weight of the layer loss: hidden states (the residual stream) after layers of student and teacher are compared, "
+     "weight of the layer loss: hidden states (the residual stream) after layers of student and teacher are "
+     "compared, "
      "through a learned linear map where the widths differ",
      0, 1e6},
     {"layer-loss", 0, OPT_STRING, &opt.layer_loss, "NAME", "cosine (1 - cosine) or mse (mean squared error)", 0, 0},
@@ -227,6 +241,32 @@ static const Option table[] = {
      0, 0},
     {"own-weight", 0, OPT_FLOAT, &opt.own_weight, "B",
      "distillm2: weight of the divergence on own samples; that on the data's programs has 2 - B", 0, 2},
+    HEADING("rewards (reinforcement learning)"),
+    {"reinforce", 0, OPT_INT, &opt.reinforce, "G",
+     "learn from rewards for programs of one's own, G for each image, which TeX draws (GRPO): -1 for a program that "
+     "does not "
+     "end or does not compile, else the similarity of its drawing to the image. --student must be a file; a "
+     "micro-batch "
+     "has --batch programs. Other defaults: --lr 1e-5 --train connector,lm",
+     0, REINFORCE_MOST},
+    {"reward", 0, OPT_STRING, &opt.reward, "NAME",
+     "similarity: pixels, or of the vision encoder's features places, mean or emd (DeTikZify's)", 0, 0},
+    {"kl", 0, OPT_FLOAT, &opt.kl, "X",
+     "weight of KL (student || reference); the reference is --teacher, or else --student as it is at the start", 0,
+     1e6},
+    {"clip-ratio", 0, OPT_FLOAT, &opt.clip_ratio, "X",
+     "a token's probability gains nothing more once it has changed by this share since the program was drawn", 0.001,
+     0.999},
+    {"updates", 0, OPT_INT, &opt.updates, "N", "optimizer steps on the same programs", 1, 1000},
+    {"sample-temperature", 0, OPT_FLOAT, &opt.sample_temperature, "T", "temperature at which programs are drawn", 0.1,
+     10},
+    {"command-reward", 0, OPT_FLOAT, &opt.command_reward, "X",
+     "also reward each command for what it adds: the program up to each ; is drawn, and tokens up to there gain X "
+     "times the "
+     "change of similarity (IR4RL: 10); 0: off",
+     0, 1e6},
+    {"command-decay", 0, OPT_FLOAT, &opt.command_decay, "X",
+     "share of a command's reward that reaches one token further back", 0, 1},
     HEADING("machine"),
     {"device", 0, OPT_STRING, &opt.device, "NAME",
      "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers; of two GPUs, the teacher takes one and the "
@@ -348,6 +388,9 @@ typedef struct {
     LrSchedule lr_schedule;
     Method method;
     double on_policy;      // share of the batches
+    bool own_programs;     // the student writes some of those that it learns from
+    int group, updates;    // --reinforce: programs of an image; 1: off
+    Similarity reward;
     Recalled recalled;     // --resume: the run so far
     int batch, accum;      // images of a micro-batch; micro-batches of a step on this rank
     int64_t eval_batches;  // validation batches; 0: all
@@ -395,6 +438,102 @@ static LoraConfig settings_lora(void) {
         options_die("--lora trains adapters of a model that is there: --student must be its file, not '%.60s'",
                     opt.student);
     return c;
+}
+
+/* --reinforce: the defaults that differ. The reference is the student as it is at the start. */
+static void options_for_reinforce(void) {
+    if (!options_given(&opt.lr)) opt.lr = 1e-5;
+    if (!options_given(&opt.train) && !opt.lora) opt.train = "connector,lm";
+    if (!options_given(&opt.teacher)) opt.teacher = opt.kl > 0 ? opt.student : "none";
+}
+
+typedef struct {
+    const char *name;
+    const void *value;
+} OptionName;
+
+/* What only --reinforce has, and what it has no use for; options.txt leaves them out where they do not apply. */
+static const OptionName of_reinforce[] = {{"kl", &opt.kl},
+                                          {"clip-ratio", &opt.clip_ratio},
+                                          {"updates", &opt.updates},
+                                          {"sample-temperature", &opt.sample_temperature},
+                                          {"command-reward", &opt.command_reward},
+                                          {"command-decay", &opt.command_decay},
+                                          {"reward", &opt.reward}};
+static const OptionName not_of_reinforce[] = {{"alpha", &opt.alpha},
+                                              {"temperature", &opt.temperature},
+                                              {"soft-loss", &opt.soft_loss},
+                                              {"jsd-beta", &opt.jsd_beta},
+                                              {"skew", &opt.skew},
+                                              {"w-ce", &opt.w_ce},
+                                              {"w-soft", &opt.w_soft},
+                                              {"w-hard", &opt.w_hard},
+                                              {"w-embed", &opt.w_embed},
+                                              {"w-layer", &opt.w_layer},
+                                              {"kd-schedule", &opt.kd_schedule},
+                                              {"entropy-low", &opt.entropy_low},
+                                              {"entropy-high", &opt.entropy_high},
+                                              {"sure", &opt.gate_confidence},
+                                              {"sure-factor", &opt.gate_factor},
+                                              {"val-data", &opt.val_data}};
+enum {
+    OF_REINFORCE = sizeof of_reinforce / sizeof of_reinforce[0],
+    NOT_OF_REINFORCE = sizeof not_of_reinforce / sizeof not_of_reinforce[0]
+};
+
+/* Ends the program where an option has been given that goes only with, or only without, --reinforce. */
+static void check_reinforce_given(void) {
+    for (int i = 0; i < OF_REINFORCE && !opt.reinforce; i++)
+        if (options_given(of_reinforce[i].value))
+            options_die("--%s is an option of --reinforce G", of_reinforce[i].name);
+    for (int i = 0; i < NOT_OF_REINFORCE && opt.reinforce; i++) {
+        const OptionName *o = &not_of_reinforce[i];
+        if (!options_given(o->value)) continue;
+        if (o->value != &opt.val_data)
+            options_die("--reinforce learns from rewards and --kl alone; leave out --%s", o->name);
+        if (strcmp(opt.val_data, "none"))
+            options_die("--reinforce makes no evaluations; leave out --val-data, and measure the student with eval");
+    }
+}
+
+/* Refuses options of --reinforce that do not go together. */
+static void check_reinforce_options(const Settings *s) {
+    check_reinforce_given();
+    if (!opt.reinforce) return;
+    if (opt.reinforce == 1)
+        options_die(
+            "--reinforce 1: a program is rewarded for being better than the others of its image; a group needs at "
+            "least 2");
+    if (opt.batch % opt.reinforce)
+        options_die("--batch %lld programs cannot be divided into groups of --reinforce %lld", (long long)opt.batch,
+                    (long long)opt.reinforce);
+    if (opt.teacher_cache || opt.write_teacher_cache)
+        options_die("--reinforce draws programs of its own, of which no teacher cache has outputs; leave out --%s",
+                    opt.teacher_cache ? "teacher-cache" : "write-teacher-cache");
+    if (!file_exists(opt.student) && !opt.resume)
+        options_die("--reinforce improves a model that is there: --student must be its file, not '%.60s'",
+                    opt.student);
+    if (s->reward != SIMILARITY_PIXELS && s->groups & GROUP_VISION && !s->has_teacher)
+        options_die("--reward %s compares with the vision encoder, which must not learn to please itself: give a "
+                    "--teacher, or "
+                    "leave vision out of --train",
+                    opt.reward);
+    if (opt.on_policy > 0 || strcmp(opt.method, "none"))
+        options_die(
+            "--reinforce and --%s exclude each other; what a teacher says of own samples is --kl with a --teacher",
+            opt.on_policy > 0 ? "on-policy" : "method");
+}
+
+/* The policy gradient takes the place of the cross entropy; at the temperature of the samples, tau² D is KL. */
+static ObjectiveConfig settings_policy(bool has_reference) {
+    const float tau = (float)opt.sample_temperature;
+    return (ObjectiveConfig){.w_ce = 1,
+                             .w_soft = has_reference ? (float)opt.kl / (tau * tau) : 0,
+                             .temperature = tau,
+                             .soft = SOFT_REVERSE_KL,
+                             .band_high = INFINITY,
+                             .gate_confidence = 2,
+                             .clip_ratio = (float)opt.clip_ratio};
 }
 
 static ObjectiveConfig settings_objective(bool distils) {
@@ -534,25 +673,32 @@ static int settings_load_threads(const Settings *s) {
 }
 
 static Settings settings_from_options(void) {
+    if (opt.reinforce) options_for_reinforce();
     const bool teacher = strcmp(opt.teacher, "none") != 0;
     Settings s = {.has_teacher = teacher && !opt.teacher_cache,
                   .distils = teacher || opt.teacher_cache,
-                  .has_val = opt.val_data && strcmp(opt.val_data, "none"),
+                  .has_val = opt.val_data && strcmp(opt.val_data, "none") && !opt.reinforce,
                   .groups = settings_groups(),
                   .lora = settings_lora(),
                   .recompute = settings_recompute(),
                   .batch = (int)opt.batch,
                   .accum = (int)opt.accum,
+                  .group = opt.reinforce ? (int)opt.reinforce : 1,
+                  .updates = (int)opt.updates,
+                  .reward = (Similarity)option_choice("reward", opt.reward, similarity_names, SIMILARITIES),
                   .eval_batches = opt.eval_batches};
     check_cache_options();
+    check_reinforce_options(&s);
     if (!opt.resume) check_student(opt.student);
     if (s.lora.rank) s.groups = lora_groups(s.lora.targets);
     s.method = settings_method();
     s.on_policy = opt.on_policy;
-    s.objective = settings_objective(s.distils);
+    s.objective = opt.reinforce ? settings_policy(s.has_teacher) : settings_objective(s.distils);
     check_on_policy(&s);
+    s.own_programs = s.on_policy > 0 || s.group > 1;
     settings_layers(&s);
     s.kd_schedule = (KdSchedule)option_choice("kd-schedule", opt.kd_schedule, kd_schedule_names, KD_SCHEDULES);
+    if (opt.reinforce) s.kd_schedule = KD_CONSTANT;
     s.lr_schedule = (LrSchedule)option_choice("lr-schedule", opt.lr_schedule, lr_schedule_names, LR_SCHEDULES);
     settings_init(&s, teacher);
     if (s.objective.w_embed > 0 && s.groups == GROUP_LM)
@@ -571,6 +717,8 @@ static Settings settings_from_options(void) {
  * them. */
 static void redistribute_batch(Settings *s, int ranks) {
     int64_t images = (int64_t)s->batch * s->accum;
+    if (s->group > 1 && ranks > 1)
+        die("--reinforce runs as one process, whose threads share the machine with TeX; start it without mpirun");
     if (opt.resume && ranks > 1 && !s->explicit_accum) {
         int64_t batch = s->batch;
         if (images % ranks)
@@ -610,25 +758,33 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     options_double(lora->alpha, alpha, sizeof alpha);
     options_double(lora->dropout, dropout, sizeof dropout);
     const OptionOverride targets = {"lora-targets", lora->rank ? opt.lora_targets : NULL};
-    const OptionOverride overrides[] = {targets,
-                                        {"layer-loss", opt.w_layer > 0 ? opt.layer_loss : NULL},
-                                        {"layer-pairs", opt.w_layer > 0 ? opt.layer_pairs : NULL},
-                                        {"lora", lora->rank ? rank : NULL},
-                                        {"lora-alpha", lora->rank ? alpha : NULL},
-                                        {"lora-dropout", lora->rank ? dropout : NULL},
-                                        {"resume", "false"},
-                                        {"overwrite", "false"},
-                                        {"alpha", NULL},
-                                        {"w-ce", w[0]},
-                                        {"w-soft", w[1]},
-                                        {"w-hard", w[2]},
-                                        {"w-embed", w[3]},
-                                        {"batch", batch},
-                                        {"accum", accum},
-                                        {"init", s->init.path ? opt.init : "none"},
-                                        {"eval-batches", evals}};
+    const OptionOverride always[] = {targets,
+                                     {"layer-loss", opt.w_layer > 0 ? opt.layer_loss : NULL},
+                                     {"layer-pairs", opt.w_layer > 0 ? opt.layer_pairs : NULL},
+                                     {"lora", lora->rank ? rank : NULL},
+                                     {"lora-alpha", lora->rank ? alpha : NULL},
+                                     {"lora-dropout", lora->rank ? dropout : NULL},
+                                     {"resume", "false"},
+                                     {"overwrite", "false"},
+                                     {"alpha", NULL},
+                                     {"w-ce", w[0]},
+                                     {"w-soft", w[1]},
+                                     {"w-hard", w[2]},
+                                     {"w-embed", w[3]},
+                                     {"batch", batch},
+                                     {"accum", accum},
+                                     {"init", s->init.path ? opt.init : "none"},
+                                     {"eval-batches", evals}};
+    enum { ALWAYS = sizeof always / sizeof always[0] };
+    OptionOverride overrides[ALWAYS + OF_REINFORCE + NOT_OF_REINFORCE];  // the first of a name counts
+    int n = 0;
+    for (int i = 0; i < OF_REINFORCE && s->group == 1; i++)
+        overrides[n++] = (OptionOverride){of_reinforce[i].name, NULL};
+    for (int i = 0; i < NOT_OF_REINFORCE && s->group > 1; i++)
+        overrides[n++] = (OptionOverride){not_of_reinforce[i].name, NULL};
+    for (int i = 0; i < ALWAYS; i++) overrides[n++] = always[i];
     fputs(options_begin, f);
-    options_write(table, OPTIONS, f, overrides, sizeof overrides / sizeof overrides[0]);
+    options_write(table, OPTIONS, f, overrides, n);
     fputs(options_end, f);
 }
 

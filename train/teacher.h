@@ -24,6 +24,7 @@ typedef struct {
     int B, T;
     int64_t number;   // unique in the run; -1 in an evaluation: never prefetched
     LossScale scale;  // zeros: forward only
+    const PolicyRow *policy;  // device [counted positions]: of --reinforce; else NULL
 } MicroBatch;
 
 typedef struct {
@@ -144,19 +145,22 @@ static void teacher_prefetch(Teacher *t, const MicroBatch *next) {
 static TeacherOutput teacher_get(Teacher *t, const MicroBatch *mb) {
     Error err;
     const Model *m = &t->model;
-    TeacherOutput cached = {0};
+    TeacherOutput cached = {.policy = mb->policy};
     if (t->cache.data && mb->number >= 0) die_if(cache_get(&t->cache, &cached, mb->samples, mb->B, &err), &err);
     if (!t->op) return cached;
     bool ready = mb->number >= 0 && mb->number == t->prefetched;
     if (!ready) teacher_forward(t, mb);
     t->prefetched = -1;
+    TeacherOutput live = {
+        .hidden = m->hidden, .image_tokens = m->vision.tokens, .layers = t->layers, .policy = mb->policy};
     if (!t->staged) {
         teacher_stage_layers(t);
-        return (TeacherOutput){.hidden = m->hidden, .image_tokens = m->vision.tokens, .layers = t->layers};
+        return live;
     }
     if (!ready || t->student_op->host_memory) teacher_stage(t);
     t->student_op->wait_for(t->copy_op);
-    return (TeacherOutput){.hidden = t->staged_hidden, .image_tokens = t->staged_tokens, .layers = t->layers};
+    live.hidden = t->staged_hidden, live.image_tokens = t->staged_tokens;
+    return live;
 }
 
 #endif

@@ -95,7 +95,7 @@ static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const Run
                          const Teacher *teacher, int ranks, bool verbose) {
     Error err;
     *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
-    t->images = (int64_t)s->batch * s->accum * ranks;
+    t->images = (int64_t)s->batch * s->accum * ranks / s->group;
     student_open(t, s, folder, teacher, verbose);
     if (s->objective.w_layer <= 0) return;
     t->pairs = s->layer_pairs;

@@ -371,7 +371,7 @@ static void bench_rows(size_t rows, int V) {
     int *labels = index_i(rows, V);
     RowStats *stats = (RowStats *)room(rows * sizeof(RowStats));
     float *gate = zeros_f(rows);
-    ObjectiveRow o = {0.5f, 0, 0, 1, SOFT_KL, 0.5f, 2, 1, 1.0f / (float)rows, NULL};
+    ObjectiveRow o = {0.5f, 0, 0, 1, SOFT_KL, 0.5f, 2, 1, 1.0f / (float)rows, NULL, 0, NULL};
     SHAPE("rows=%zu V=%d", rows, V);
     /* exponentials: of s; of s / tau, t / tau and t; and for JSD one and a logarithm. Temperature 1 has two fewer. */
     BENCH(1, "distill_rows", "cross entropy", exps(n), 2.0 * n * X,

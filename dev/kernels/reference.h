@@ -221,24 +221,36 @@ static double ref_divergence(const double *s, const double *t, int V, double tem
 }
 
 typedef struct {
-    double ce, soft, hard, entropy, confidence, gate;
+    double ce, soft, hard, entropy, confidence, gate, policy, clipped;
     int student_top, teacher_top;
 } RefStats;
+
+/* The term with the weight w_ce: ce, or -min (r A, clip (r) A) of the ratio r of the label's probabilities now and then. */
+static void ref_policy(RefStats *r, const ObjectiveRow *o) {
+    r->policy = r->ce;
+    if (!o->policy) return;
+    const double A = o->policy->advantage, old = o->policy->old_ce, e = o->clip_ratio;
+    const double ratio = isnan(old) ? 1 : exp(old - r->ce), inside = fmin(fmax(ratio, 1 - e), 1 + e);
+    r->policy = -fmin(ratio * A, inside * A);
+    r->clipped = ratio != inside && inside * A < ratio * A;
+}
 
 /* Statistics of one row, and the row's loss without `scale`: what distill_rows differentiates. The gate is a
  * constant to the gradient (the teacher's row decides it). */
 static double ref_objective(RefStats *out, const double *s, const double *t, int label, double row_gate,
                             const ObjectiveRow *o, int Vs, int Vt) {
+    const double one = o->policy ? o->temperature : 1;  // the temperature of ce, hard and confidence
     int V = Vs < Vt ? Vs : Vt;
     double *lq1 = (double *)calloc(1, 2 * (size_t)(Vs + Vt) * sizeof *lq1), *lq = lq1 + Vs, *lp = lq + Vs;
-    RefStats r = {0, 0, 0, 0, 0, 0, 0, 0};
-    ref_softmax(lq1, s, Vs, 1);
+    RefStats r = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+    ref_softmax(lq1, s, Vs, one);
     r.ce = -lq1[label];
+    ref_policy(&r, o);
     r.student_top = ref_argmax(s, Vs);
     r.teacher_top = -1;
     if (t) {
         r.teacher_top = ref_argmax(t, V);
-        ref_softmax(lp, t, V, 1);
+        ref_softmax(lp, t, V, one);
         r.confidence = exp(lp[r.teacher_top]);
         ref_softmax(lp, t, V, o->temperature);
         ref_softmax(lq, s, V, o->temperature);
@@ -251,7 +263,7 @@ static double ref_objective(RefStats *out, const double *s, const double *t, int
     free(lq1);
     *out = r;
     double soft = (double)o->temperature * o->temperature * r.soft;
-    return o->w_ce * r.ce + r.gate * (o->w_soft * soft + o->w_hard * r.hard);
+    return o->w_ce * r.policy + r.gate * (o->w_soft * soft + o->w_hard * r.hard);
 }
 
 /* Gradient of ref_objective times o->scale, by the formulas at the head of kernels/cpu/distill.h. */
@@ -260,11 +272,15 @@ static void ref_objective_gradient(double *g, const double *s, const double *t, 
     int V = Vs < Vt ? Vs : Vt;
     double *l1 = (double *)malloc(4 * (size_t)(Vs + Vt) * sizeof *l1), *lq = l1 + Vs, *lp = lq + Vs, *qG = lp + Vt;
     double hard = stats->gate * o->w_hard, soft = stats->gate * o->w_soft * o->temperature, mean = 0;
-    double beta = o->mix;
-    ref_softmax(l1, s, Vs, 1);
+    double beta = o->mix, ce = o->w_ce;
+    if (o->policy) {
+        hard /= o->temperature;
+        ce *= (stats->clipped ? 0 : -stats->policy) / o->temperature;  // d(-r A)/d ce = r A
+    }
+    ref_softmax(l1, s, Vs, o->policy ? o->temperature : 1);
     for (int i = 0; i < Vs; i++) {
-        g[i] = (o->w_ce + hard) * exp(l1[i]);
-        if (i == label) g[i] -= o->w_ce;
+        g[i] = (ce + hard) * exp(l1[i]);
+        if (i == label) g[i] -= ce;
         if (i == stats->teacher_top) g[i] -= hard;
     }
     if (t) {
@@ -320,8 +336,9 @@ static double ref_sparse_objective(RefStats *out, const double *s, const int *id
                                    int Vs, int V) {
     double *l1 = (double *)calloc((size_t)Vs, sizeof *l1);
     ref_softmax(l1, s, Vs, 1);
-    RefStats r = {0, 0, 0, t->entropy, t->confidence, 0, ref_argmax(s, Vs), t->top};
+    RefStats r = {0, 0, 0, t->entropy, t->confidence, 0, 0, 0, ref_argmax(s, Vs), t->top};
     r.ce = -l1[label], r.hard = -l1[t->top];
+    r.policy = r.ce;
     r.soft = ref_sparse_divergence(s, ids, p, t->rest, K, V, o);
     r.gate = row_gate * (t->top == label && t->confidence >= o->gate_confidence ? o->gate_factor : 1);
     free(l1);

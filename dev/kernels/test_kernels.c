@@ -59,6 +59,7 @@ static const struct {
     {"streams", test_streams, 6},
     {"downloads", test_downloads, 4},
     {"objective", test_objective, 150},
+    {"policy", test_policy, 60},
     {"objective_wide", test_objective_wide, 12},
     {"objective_near", test_objective_near, 60},
     {"objective_extremes", test_objective_extremes, 20},

@@ -17,10 +17,12 @@ static double objective_loss(void *context) {
 }
 
 static void check_stats(const RowStats *got, const RefStats *want, double size) {
-    const float g[] = {got->ce, got->soft, got->hard, got->entropy, got->confidence, got->gate};
-    const double w[] = {want->ce, want->soft, want->hard, want->entropy, want->confidence, want->gate};
-    static const char *const names[] = {"ce", "soft", "hard", "entropy", "confidence", "gate"};
-    for (int i = 0; i < 6; i++)
+    const float g[] = {got->ce,         got->soft, got->hard,   got->entropy,
+                       got->confidence, got->gate, got->policy, got->clipped};
+    const double w[] = {want->ce,         want->soft, want->hard,   want->entropy,
+                        want->confidence, want->gate, want->policy, want->clipped};
+    static const char *const names[] = {"ce", "soft", "hard", "entropy", "confidence", "gate", "policy", "clipped"};
+    for (int i = 0; i < 8; i++)
         report(fabs(g[i] - w[i]) <= 2e-5 * (fabs(w[i]) + size), "stats.%s is %.9g, expected %.9g", names[i], g[i],
                w[i]);
     report(got->soft >= 0, "stats.soft is %.9g, less than 0", got->soft);
@@ -44,6 +46,8 @@ static void test_objective(void) {
                       below(2) ? 0.3f : 2.0f,
                       0.3f,
                       0.25f,
+                      NULL,
+                      0,
                       NULL};
     double *s = draw(rows * Vs, size), *t = draw(rows * Vt, size), *gate = draw(rows, 1), *grad = zeros(rows * Vs);
     int *labels = (int *)host(rows * sizeof(int));
@@ -63,7 +67,7 @@ static void test_objective(void) {
     op->download(stats, dev_stats, rows * sizeof(RowStats));
     add_hash(stats, rows * sizeof(RowStats));
     for (size_t r = 0; r < rows; r++) {
-        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0};
+        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         ObjectiveCase k = {o, s + r * Vs, teacher ? t + r * Vt : NULL, gated ? gate[r] : 1, labels[r], Vs, Vt, none};
         k.o.mix = (float)mix[r];
         objective_loss(&k);
@@ -75,12 +79,61 @@ static void test_objective(void) {
     check_x("distill_rows gradient", dev_s, gradient ? grad : s, rows * Vs, size > 1000 ? 1e-2 : BACKWARD);
 }
 
+/* Advantages of both signs, and probabilities that have grown, shrunk or not changed since the labels were drawn, on both
+ * sides of where the ratio is clipped. */
+static void test_policy(void) {
+    const int Vs = below(3) ? 8 * (1 + below(200)) : 1 + ragged(), Vt = below(2) ? Vs : 1 + ragged();
+    const bool teacher = below(3) != 0, gradient = below(4) != 0;
+    const size_t rows = 1 + below(20);
+    ObjectiveRow o = {.w_ce = 1,
+                      .w_soft = teacher ? (float)uniform() : 0,
+                      .temperature = ONE_OF(float, 1, 1, 2, 0.7f, 1.3f),
+                      .soft = (SoftLoss)below(5),
+                      .mix = 0.4f,
+                      .gate_confidence = 2,
+                      .scale = 0.25f,
+                      .clip_ratio = ONE_OF(float, 0.2f, 0.4f)};
+    double *s = draw(rows * Vs, 2), *t = draw(rows * Vt, 2), *grad = zeros(rows * Vs);
+    int *labels = (int *)host(rows * sizeof(int));
+    PolicyRow *policy = (PolicyRow *)host(rows * sizeof *policy);
+    float old[20];  // where the kernel is not told
+    floatX *dev_s = put_x(s, rows * Vs), *dev_t = put_x(t, rows * Vt);
+    for (size_t r = 0; r < rows; r++) {
+        RefStats now;
+        labels[r] = below(Vs);
+        ref_softmax(grad, s + r * Vs, Vs, o.temperature);
+        now.ce = -grad[labels[r]];
+        const double grown = ONE_OF(double, -0.7, -0.1, 0.1, 0.7) * (0.9 + 0.2 * uniform());
+        policy[r] = (PolicyRow){below(8) ? (float)(2 * normal()) : 0, (float)(now.ce + grown)};
+        if (below(4) == 0) policy[r].old_ce = NAN, old[r] = (float)now.ce;
+    }
+    PolicyRow *dev_policy = (PolicyRow *)device(rows * sizeof *policy);
+    op->upload(dev_policy, policy, rows * sizeof *policy);
+    RowStats *dev_stats = (RowStats *)device(rows * sizeof(RowStats));
+    RowStats *stats = (RowStats *)host(rows * sizeof(RowStats));
+    o.policy = dev_policy;
+    op->distill_rows(dev_s, teacher ? dev_t : NULL, put_i(labels, rows), NULL, dev_stats, o, rows, Vs, Vt, gradient);
+    op->download(stats, dev_stats, rows * sizeof(RowStats));
+    add_hash(stats, rows * sizeof(RowStats));
+    for (size_t r = 0; r < rows; r++) {
+        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+        ObjectiveCase k = {o, s + r * Vs, teacher ? t + r * Vt : NULL, 1, labels[r], Vs, Vt, none};
+        if (isnan(policy[r].old_ce)) policy[r].old_ce = old[r];
+        k.o.policy = policy + r;
+        objective_loss(&k);
+        if (comparing) check_stats(stats + r, &k.stats, 3);
+        ref_objective_gradient(grad + r * Vs, k.s, k.t, k.label, &k.stats, &k.o, Vs, Vt);
+        if (r < 2) check_difference("policy", objective_loss, &k, k.s, grad + r * Vs, Vs);
+    }
+    check_x("distill_rows policy gradient", dev_s, gradient ? grad : s, rows * Vs, BACKWARD);
+}
+
 /* A row of a large vocabulary: more than a GPU keeps on chip, in as many terms as there are. */
 static void test_objective_wide(void) {
     int Vs = 20000 + 8 * below(3000) + (below(3) == 0), Vt = Vs + 8 * (below(3) - 1) * below(1000), label = below(Vs);
     bool teacher = below(4) != 0;
     float tau = below(3) ? 1.0f + (float)below(2) : 1.7f;
-    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(5), 0.4f, 2, 1, 0.25f, NULL};
+    ObjectiveRow o = {0.3f, 0.6f, 0.1f, tau, (SoftLoss)below(5), 0.4f, 2, 1, 0.25f, NULL, 0, NULL};
     double *s = draw(Vs, 4), *t = draw(Vt, 4), *grad = zeros(Vs);
     floatX *dev_s = put_x(s, Vs), *dev_t = put_x(t, Vt);
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
@@ -147,6 +200,8 @@ static void test_objective_sparse(void) {
                       below(2) ? 0.3f : 2.0f,
                       0.3f,
                       0.25f,
+                      NULL,
+                      0,
                       NULL};
     double *s = draw(rows * Vs, ONE_OF(double, 1, 1, 5)), *p = zeros(rows * K), *gate = draw(rows, 1);
     double *grad = zeros(rows * Vs);
@@ -167,7 +222,7 @@ static void test_objective_sparse(void) {
     op->download(stats, dev_stats, rows * sizeof(RowStats));
     add_hash(stats, rows * sizeof(RowStats));
     for (size_t r = 0; r < rows; r++) {
-        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0};
+        RefStats none = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
         SparseCase k = {o,  s + r * Vs, p + r * K, gated ? gate[r] : 1, ids + r * K, known + r, labels[r], K,
                         Vs, V,          none};
         if (wide && !comparing) continue;
@@ -183,8 +238,8 @@ static void test_objective_sparse(void) {
 static void test_objective_sparse_whole(void) {
     int V = ONE_OF(int, 2, 37, 500, 1024), label = below(V);
     double tau = ONE_OF(double, 0.5, 1, 2, 4, 20), apart = ONE_OF(double, 0.02, 0.3, 3), mean = 0;
-    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f),
-                      2,    1,    1,    NULL};
+    ObjectiveRow o = {0.2f, 0.7f, 0.1f, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.1f, 0.5f, 0.9f), 2, 1,
+                      1,    NULL, 0,    NULL};
     double *t = draw(V, 2), *s = copy_of(t, V), *p = zeros(V), *g = zeros(V);
     int *ids = (int *)host(V * sizeof(int));
     for (int i = 0; i < V; i++) s[i] += apart * normal(), ids[i] = i;
@@ -211,7 +266,8 @@ static void test_objective_sparse_whole(void) {
 static void test_objective_near(void) {
     int V = ONE_OF(int, 2, 37, 4096, 32001, 128256), label = below(V);
     double tau = ONE_OF(double, 0.01, 0.1, 0.5, 1, 2, 4, 20, 100, 1000), apart = ONE_OF(double, 0.02, 0.3, 3);
-    ObjectiveRow o = {0, 1, 0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1, 1, NULL};
+    ObjectiveRow o = {0, 1,    0, (float)tau, (SoftLoss)below(5), ONE_OF(float, 0.01f, 0.5f, 0.9f), 2, 1,
+                      1, NULL, 0, NULL};
     bool gradient = below(2);
     double *t = draw(V, 4), *s = copy_of(t, V), *g = zeros(V), shift = 5 * normal();
     for (int i = 0; i < V; i++) s[i] += shift + apart * (tau < 1 ? tau : 1) * normal();
@@ -232,7 +288,7 @@ static void test_objective_near(void) {
 static void test_objective_extremes(void) {
     enum { V = 33 };
     double s[V], t[V], g[V];
-    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(5), 0.5f, 2, 1, 1, NULL};
+    ObjectiveRow o = {1, 1, 1, 2, (SoftLoss)below(5), 0.5f, 2, 1, 1, NULL, 0, NULL};
     for (int i = 0; i < V; i++) s[i] = below(2) ? 1e4 : -1e4, t[i] = below(2) ? 1e4 : -1e4;
     RowStats *dev_stats = (RowStats *)device(sizeof(RowStats)), stats;
     int label = below(V);

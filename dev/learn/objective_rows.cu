@@ -201,7 +201,7 @@ RUN(vectors, 256, 0)
 RUN(on_chip, 512, 2 * (size_t)at.V * sizeof(floatX))
 
 static void run_shipped() {
-    ObjectiveRow o = {W_CE, W_SOFT, 0, TAU, SOFT_KL, 0.5f, 2, 1, SCALE, NULL};
+    ObjectiveRow o = {W_CE, W_SOFT, 0, TAU, SOFT_KL, 0.5f, 2, 1, SCALE, NULL, 0, NULL};
     at.shipped = true;
     cuda_distill_rows(at.student, at.teacher, at.labels, NULL, at.stats, o, (size_t)at.rows, at.V, at.V, true);
 }

@@ -43,7 +43,7 @@ static Peak row_peak(const floatX *x, size_t n) {
 /* What the passes after the sums need to know about a row, and its exponentials, which they find in the cache:
  * e1 = exp(s - s_max), eq = exp((s - q_max) / tau), ep = exp((t - t_max) / tau). */
 typedef struct {
-    float inverse;  // 1 / tau
+    float inverse, one;  // 1 / tau; what stands for it in ce and hard: 1, in a policy gradient 1 / tau
     float s_max, q_max, t_max, z, zq, zp;
     float log_z_ratio;               // log (zq / zp): what log (q / p) subtracts
     Mixture mix;      // of the divergences from a mixture
@@ -80,7 +80,7 @@ static float row_exp(float *e, const floatX *x, size_t n, float largest, float f
 /* Computes ep, its sum, and the teacher's entropy and confidence. At temperature 1 the confidence needs no
  * exponentials of its own. */
 static void row_teacher(RowState *r, RowStats *out, const floatX *t, size_t V) {
-    const bool same = r->inverse == 1.0f;
+    const bool same = r->inverse == r->one;
     vf z1[GROUP] = {{0}}, zp[GROUP] = {{0}}, entropy[GROUP] = {{0}};
     FOR_GROUPS (i, m, 0, V) {
         vf x[GROUP], e[GROUP], y[GROUP];
@@ -275,10 +275,11 @@ ALWAYS_INLINE float row_finish(RowState *r, floatX *s, const floatX *t, size_t V
     return divergence;
 }
 
-static void distill_row(floatX *s, const floatX *t, int label, float row_gate, float mix, RowStats *stats,
-                        const ObjectiveRow *o, size_t Vs, size_t V, bool gradient) {
+static void distill_row(floatX *s, const floatX *t, int label, float row_gate, float mix, const PolicyRow *row_policy,
+                        RowStats *stats, const ObjectiveRow *o, size_t Vs, size_t V, bool gradient) {
     size_t all_groups = div_up(Vs, GROUP_SIZE) * GROUP_SIZE, groups = div_up(V, GROUP_SIZE) * GROUP_SIZE;
     RowState r = {.inverse = 1.0f / o->temperature,
+                  .one = o->policy ? 1.0f / o->temperature : 1.0f,
                   .mix = mixture_of(o->soft, mix),
                   .e1 = scratch(SCRATCH_A, (all_groups + 2 * groups) * sizeof(float))};
     RowStats out = {.teacher_top = -1};
@@ -287,26 +288,29 @@ static void distill_row(floatX *s, const floatX *t, int label, float row_gate, f
     Peak all = row_peak(s, Vs);
     r.s_max = all.largest;
     out.student_top = all.top;
-    r.z = row_exp(r.e1, s, Vs, r.s_max, 1.0f);
+    r.z = row_exp(r.e1, s, Vs, r.s_max, r.one);
     const float log_z = logf(r.z);
     if (t) {
         Peak teacher = row_peak(t, V);
         r.q_max = V < Vs ? row_peak(s, V).largest : all.largest;
         r.t_max = teacher.largest;
-        if (V == Vs && r.inverse == 1.0f)
+        if (V == Vs && r.inverse == r.one)
             r.eq = r.e1, r.zq = r.z;
         else
             r.zq = row_exp(r.eq, s, V, r.q_max, r.inverse);
         row_teacher(&r, &out, t, V);
         r.log_z_ratio = logf(r.zq / r.zp);
         out.teacher_top = teacher.top;
-        out.hard = log_z + (r.s_max - from_x(s[teacher.top]));
+        out.hard = log_z + (r.s_max - from_x(s[teacher.top])) * r.one;
         bool confident = teacher.top == label && out.confidence >= o->gate_confidence;
         out.gate = row_gate * (confident ? o->gate_factor : 1.0f);
     }
-    out.ce = log_z + (r.s_max - from_x(s[label]));
+    out.ce = log_z + (r.s_max - from_x(s[label])) * r.one;
+    const PolicyTerm policy = policy_term(row_policy, o->clip_ratio, out.ce);
+    out.policy = policy.value, out.clipped = policy.clipped;
     float soft = o->scale * out.gate * o->w_soft * o->temperature * r.mix.factor;
-    RowGradient w = {o->scale * o->w_ce, o->scale * out.gate * o->w_hard, soft, label, out.teacher_top};
+    RowGradient w = {o->scale * o->w_ce * policy.slope * r.one, o->scale * out.gate * o->w_hard * r.one, soft, label,
+                     out.teacher_top};
     if (o->soft == SOFT_KL)
         out.soft = row_finish(&r, s, t, Vs, V, &w, gradient, SOFT_KL);
     else if (o->soft == SOFT_REVERSE_KL)
@@ -322,7 +326,7 @@ static void cpu_distill_rows(floatX *student, const floatX *teacher, const int *
 #pragma omp parallel for schedule(static) if (rows * Vs > 4096)
     for (size_t i = 0; i < rows; i++)
         distill_row(student + i * Vs, teacher ? teacher + i * Vt : NULL, labels[i], row_gate ? row_gate[i] : 1.0f,
-                    o.row_mix ? o.row_mix[i] : o.mix, stats + i, &o, Vs, V, gradient);
+                    o.row_mix ? o.row_mix[i] : o.mix, o.policy ? o.policy + i : NULL, stats + i, &o, Vs, V, gradient);
 }
 
 #endif

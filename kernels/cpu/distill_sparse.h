@@ -134,7 +134,7 @@ static void distill_row_sparse(floatX *s, const int *ids, const float *p, const 
     row_exp(r.eq, s, V, r.q_max, r.inverse);
     events_gather(&v, &r, s, ids, p, K, V, t->rest);
     const float log_z = logf(r.z);
-    out.ce = log_z + (r.s_max - from_x(s[label]));
+    out.ce = out.policy = log_z + (r.s_max - from_x(s[label]));
     out.hard = log_z + (r.s_max - from_x(s[t->top]));
     bool confident = t->top == label && t->confidence >= o->gate_confidence;
     out.gate = row_gate * (confident ? o->gate_factor : 1.0f);

@@ -101,7 +101,7 @@ struct RowSums {
 };
 
 struct Scales {
-    float at_tau, at_one;  // log2(e) / tau, log2(e)
+    float at_tau, at_one;  // log2(e) / tau, log2(e); in a policy gradient, both log2(e) / tau
 };
 
 /* k times a maximum, which exponents subtract. It is rounded, and everywhere to the same number: an exponent computed
@@ -464,11 +464,11 @@ static __device__ void write_gradient(const Rows<W> &rows, const RowState &r, fl
  * which are all relative to its maxima. */
 template <int KIND>
 static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const ObjectiveRow &o, float row_gate,
-                                       float mix) {
+                                       float mix, const PolicyRow *policy) {
     const bool teacher = KIND != NO_TEACHER;
     const RowSums &b = row.sums;
     r->top = teacher ? row.teacher.at : -1;
-    RowStats out = {0, 0, 0, 0, 0, 0, row.student.at, r->top};
+    RowStats out = {0, 0, 0, 0, 0, 0, 0, 0, row.student.at, r->top};
     float s_max = teacher ? fmaxf(b.q_max, b.rest_max) : b.rest_max;
     r->offset = offset(s_max, r->k.at_one);
     float share =
@@ -490,7 +490,10 @@ static __device__ RowStats finish_sums(RowState *r, const RowPart &row, const Ob
         out.gate = row_gate * (confident ? o.gate_factor : 1.0f);
     }
     r->mix = mixture_of(o.soft, mix);
-    r->ce = o.scale * o.w_ce, r->hard = o.scale * out.gate * o.w_hard;
+    const PolicyTerm term = policy_term(policy, o.clip_ratio, out.ce);
+    out.policy = term.value, out.clipped = term.clipped;
+    const float one = policy ? 1.0f / o.temperature : 1.0f;
+    r->ce = o.scale * o.w_ce * term.slope * one, r->hard = o.scale * out.gate * o.w_hard * one;
     r->soft = o.scale * out.gate * o.w_soft * o.temperature * r->mix.factor;
     r->weight_z = (r->ce + r->hard) / z, r->weight_1 = r->weight_z * share;
     return out;
@@ -608,14 +611,14 @@ static __global__ void __launch_bounds__(ROW_THREADS, 2)
     if (with_teacher)
         rows.teacher = (const Group<W> *)(const void *)(teacher + row * Vt), rows.both = min(Vs, Vt) / W;
     RowState r = {};
-    r.k = {LOG2E / o.temperature, LOG2E};
+    r.k = {LOG2E / o.temperature, o.policy ? LOG2E / o.temperature : LOG2E};
     r.label = labels[row];
     share_rows<KIND, POWER>(space, rows, r, rank, blocks);
 
     if (threadIdx.x == 0) {
         RowPart whole = combine_parts<KIND, POWER>(space->part, blocks, r.k);
         space->stats = finish_sums<KIND>(&r, whole, o, row_gate ? row_gate[row] : 1.0f,
-                                          o.row_mix ? o.row_mix[row] : o.mix);
+                                         o.row_mix ? o.row_mix[row] : o.mix, o.policy ? o.policy + row : nullptr);
         space->state = r;
     }
     __syncthreads();
@@ -697,10 +700,10 @@ static void choose_rows(floatX *student, const floatX *teacher, const int *label
                         RowStats *stats, const ObjectiveRow &o, size_t rows, int Vs, int Vt, bool gradient) {
     bool whole = vectors_fit((size_t)Vs, VECTOR, student) && (!teacher || vectors_fit((size_t)Vt, VECTOR, teacher));
     const int two = KIND == NO_TEACHER ? 1 : 2, other = KIND == NO_TEACHER ? 1 : 0;  // without a teacher no tau
-    auto launch = !whole                  ? launch_rows<KIND, other, 1>
-                  : o.temperature == 1.0f ? launch_rows<KIND, 1, VECTOR>
-                  : o.temperature == 2.0f ? launch_rows<KIND, two, VECTOR>
-                                          : launch_rows<KIND, other, VECTOR>;
+    auto launch = !whole                              ? launch_rows<KIND, other, 1>
+                  : o.temperature == 1.0f || o.policy ? launch_rows<KIND, 1, VECTOR>
+                  : o.temperature == 2.0f             ? launch_rows<KIND, two, VECTOR>
+                                                      : launch_rows<KIND, other, VECTOR>;
     launch(student, teacher, labels, row_gate, stats, o, rows, Vs, Vt, gradient);
 }
 

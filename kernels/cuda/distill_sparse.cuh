@@ -135,8 +135,8 @@ static __global__ void __launch_bounds__(SPARSE_THREADS, SPARSE_BLOCKS)
     r.centre = block_sum(sums[1]);
 
     const float log_z = log2f(z);
-    RowStats out = {0, divergence, 0, known.entropy, known.confidence, 0, all.at, known.top};
-    out.ce = LN2 * (log_z - fmaf(at_label, r.k.at_one, -r.offset));
+    RowStats out = {0, divergence, 0, known.entropy, known.confidence, 0, 0, 0, all.at, known.top};
+    out.ce = out.policy = LN2 * (log_z - fmaf(at_label, r.k.at_one, -r.offset));
     out.hard = LN2 * (log_z - fmaf(at_top, r.k.at_one, -r.offset));
     const bool confident = r.top == r.label && known.confidence >= o.gate_confidence;
     out.gate = (row_gate ? row_gate[at] : 1.0f) * (confident ? o.gate_factor : 1.0f);

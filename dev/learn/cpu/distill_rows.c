@@ -243,7 +243,7 @@ static void threads(floatX *student, const floatX *teacher, const int *labels, f
 /* It also computes the argmax of both rows and the teacher's entropy and confidence, for the gates and the log. */
 static void shipped(floatX *student, const floatX *teacher, const int *labels, float *loss, size_t rows, size_t V,
                     float *scratch) {
-    ObjectiveRow o = {W_CE, W_SOFT, 0, TAU, SOFT_KL, 0.5f, 2, 1, SCALE, NULL};
+    ObjectiveRow o = {W_CE, W_SOFT, 0, TAU, SOFT_KL, 0.5f, 2, 1, SCALE, NULL, 0, NULL};
     RowStats *stats = (RowStats *)scratch;
     cpu_ops()->distill_rows(student, teacher, labels, NULL, stats, o, rows, (int)V, (int)V, true);
     for (size_t r = 0; r < rows; r++) loss[r] = W_CE * stats[r].ce + W_SOFT * TAU * TAU * stats[r].soft;
