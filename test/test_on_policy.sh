@@ -122,6 +122,8 @@ refused() {
     refuses 2 "leave out --on-policy 0" "${taught[@]}" --method distillm2 --on-policy 0 --out bad
     refuses 2 "--method is 'gkd'; expected one of none, distillm2" "${own[@]}" --method gkd --out bad
     refuses 2 "--on-policy" "${plain[@]}" --on-policy 1.5 --out bad
+    refuses 2 "--reinforce learns from rewards and --kl alone; leave out --on-policy" "$train" --reinforce 2 --batch 4 --on-policy 1 \
+        --student t/student.safetensors --val-data none --out bad
     succeeds "$quantize" t/student.safetensors q8.safetensors
     refuses 1 "q8.safetensors has weights of 8 bits, which cannot be trained" "${own[@]}" --student q8.safetensors --out bad
     check "nothing was trained" [ ! -e bad/student.safetensors ]

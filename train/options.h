@@ -475,6 +475,12 @@ static const OptionName not_of_reinforce[] = {{"alpha", &opt.alpha},
                                               {"entropy-high", &opt.entropy_high},
                                               {"sure", &opt.gate_confidence},
                                               {"sure-factor", &opt.gate_factor},
+                                              {"method", &opt.method},
+                                              {"own-weight", &opt.own_weight},
+                                              {"on-policy", &opt.on_policy},
+                                              {"on-policy-temperature", &opt.on_policy_temperature},
+                                              {"on-policy-tokens", &opt.on_policy_tokens},
+                                              {"replay", &opt.replay},
                                               {"val-data", &opt.val_data}};
 enum {
     OF_REINFORCE = sizeof of_reinforce / sizeof of_reinforce[0],
