@@ -70,7 +70,7 @@ refusals() {
     refuses 2 "leave out --w-ce" "${a[@]}" --student $ship --reinforce 4 --w-ce 1
     refuses 2 "leave out --teacher-cache" "${a[@]}" --student $ship --reinforce 4 --teacher-cache x
     refuses 2 "leave out --val-data" "${a[@]}" --student $ship --reinforce 4 --val-data val.bin
-    refuses 2 "--on-policy exclude each other" "${a[@]}" --student $ship --reinforce 4 --on-policy 0.5
+    refuses 2 "leave out --on-policy" "${a[@]}" --student $ship --reinforce 4 --on-policy 0.5
     refuses 2 "must not learn to please itself" "${a[@]}" --student $ship --reinforce 4 --reward emd --train vision --kl 0
     refuses 2 "--kl is an option of --reinforce G" "${a[@]}" --teacher none --kl 0.1
     refuses 2 "--reward is 'taste'" "${a[@]}" --student $ship --reinforce 4 --reward taste

@@ -521,13 +521,8 @@ static void check_reinforce_options(const Settings *s) {
                     opt.student);
     if (s->reward != SIMILARITY_PIXELS && s->groups & GROUP_VISION && !s->has_teacher)
         options_die("--reward %s compares with the vision encoder, which must not learn to please itself: give a "
-                    "--teacher, or "
-                    "leave vision out of --train",
+                    "--teacher, or leave vision out of --train",
                     opt.reward);
-    if (opt.on_policy > 0 || strcmp(opt.method, "none"))
-        options_die(
-            "--reinforce and --%s exclude each other; what a teacher says of own samples is --kl with a --teacher",
-            opt.on_policy > 0 ? "on-policy" : "method");
 }
 
 /* The policy gradient takes the place of the cross entropy; at the temperature of the samples, tau² D is KL. */
