@@ -1,6 +1,6 @@
 /* The model, the objective and the optimizer against PyTorch, and against themselves.
  *
- *   test_model [FIXTURES [DEVICE]]      default: test/fixtures cpu
+ *   test_model [FIXTURES [DEVICE [PAIR...]]]      default: test/fixtures cpu, all pairs
  *
  * FIXTURES is the folder that make_fixtures.py writes: pairs of tiny models with what doc/reference.py computes from
  * them in float64. Errors are norms of differences over norms of references, tensor by tensor. Beyond PyTorch:
@@ -1148,6 +1148,8 @@ int main(int argc, char **argv) {
     if (!op) die("%s", err.text);
     check_schedule();
     check_drawn(op, folder);
-    for (int i = 0; i < PAIRS; i++) test_pair(op, folder, pair_names[i]);
+    if (argc <= 3)
+        for (int i = 0; i < PAIRS; i++) test_pair(op, folder, pair_names[i]);
+    for (int i = 3; i < argc; i++) test_pair(op, folder, argv[i]);
     return checks_end();
 }
