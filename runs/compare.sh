@@ -73,7 +73,7 @@ for seed in "${seeds[@]}"; do
     report steps "$seed"
 done
 table steps >"$out/steps.md"
-runs/experiment.sh target_soft "${seeds[0]}"
+for seed in "${seeds[@]}"; do runs/experiment.sh target_soft "$seed"; done
 budget=$(seconds_of target_soft)
 for seed in "${seeds[@]}"; do
     for name in "${names[@]}"; do

@@ -37,7 +37,8 @@ teachers_programs() {
 says() { grep -q "^$1 *=" "configs/$name.conf"; } # whether the experiment has an option of its own
 
 folder=$out/$name-$seed${OTHER_STEPS:+-time} steps=${OTHER_STEPS:-$steps}
-[ -f "$folder/seconds" ] && [ ! -f "$folder/unfinished" ] && exit
+finished() { [ -f "$folder/seconds" ] && tail -n 3 "$folder/log.jsonl" | grep -q "\"step\":$steps[,}]"; }
+finished && exit
 given=(--config "configs/$name.conf" --out "$folder" --seed "$seed" --steps "$steps" --tokenizer "$teacher")
 says reinforce || given+=(--val-data "$val")
 says teacher || says reinforce || given+=(--teacher "$teacher") # rewards keep the student near its own beginning
@@ -53,17 +54,15 @@ else
     given+=(--data "$data")
 fi
 
-# Also the time of the parts of an interrupted training is counted.
+# The time is that of all parts of an interrupted training.
 begin=$(date +%s.%N) before=0 status=0
 if [ -f "$folder/state.safetensors" ]; then
-    before=$(cat "$folder/seconds")
+    [ ! -f "$folder/seconds" ] || before=$(cat "$folder/seconds")
     "$programs/train_distill" --resume --out "$folder" --steps "$steps" || status=$?
 else
     rm -rf "$folder"
     "$programs/train_distill" "${given[@]}" "$@" || status=$?
 fi
-if [ -f "$folder/log.jsonl" ]; then
+[ ! -f "$folder/log.jsonl" ] ||
     awk -v a="$begin" -v b="$(date +%s.%N)" -v before="$before" 'BEGIN { print b - a + before }' >"$folder/seconds"
-    if tail -n 3 "$folder/log.jsonl" 2>/dev/null | grep -q "\"step\":$steps[,}]"; then rm -f "$folder/unfinished"; else touch "$folder/unfinished"; fi
-fi
-[ $status = 0 ] && [ ! -f "$folder/unfinished" ] || { echo "runs/experiment.sh: $folder is not finished" >&2; exit 1; }
+[ $status = 0 ] && finished || { echo "runs/experiment.sh: $folder is not finished" >&2; exit 1; }

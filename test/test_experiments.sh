@@ -38,16 +38,19 @@ again() {
     cp "$EXPERIMENTS/original-1/log.jsonl" before
     succeeds "$experiment" original 1
     check "a finished experiment is not run again" eval '[ ! -s err ] && same before "$EXPERIMENTS/original-1/log.jsonl"'
-    cp -r "$EXPERIMENTS/original-1" "$EXPERIMENTS/original-2" && : >"$EXPERIMENTS/original-2/unfinished"
+    cp -r "$EXPERIMENTS/original-1" "$EXPERIMENTS/original-2"
     succeeds env STEPS=2 "$experiment" original 2
     check "an unfinished one goes on" eval 'grep -q "\"step\":2," "$EXPERIMENTS/original-2/log.jsonl" &&
         [ "$(grep -c "\"step\":1," "$EXPERIMENTS/original-2/log.jsonl")" -ge 1 ]'
     check "its time is that of both parts" below "$(cat "$EXPERIMENTS/original-1/seconds")" "$(cat "$EXPERIMENTS/original-2/seconds")"
-    rm -rf "$EXPERIMENTS/original-2"
+    rm "$EXPERIMENTS/original-2/seconds" # as after a kill
+    succeeds env STEPS=3 "$experiment" original 2
+    check "one that was killed goes on, too" grep -q '"step":3,' "$EXPERIMENTS/original-2/log.jsonl"
     run "$experiment" nothing
     check "an experiment that there is not" eval '[ $status = 2 ] && grep -q "NAME is one of beamsearch" err'
     run "$compare" original nothing
     check "... in a comparison" eval '[ $status = 2 ] && grep -q "there is no configs/nothing.conf" err'
+    rm -rf "$EXPERIMENTS/original-2"
     run "$experiment" original 3 --lr x
     check "an option that train_distill refuses" eval '[ $status = 1 ] && grep -q "train_distill: error" err'
 }

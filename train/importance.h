@@ -199,9 +199,9 @@ static inline int importance_run(Importance t[TOWERS], Model *m, Loader *data, i
     return -1;
 }
 
-/* Measures a model file over so many images of a data set, in an order that follows from the seed: t, to be closed, gets sums over
- * the images. max_tokens: longer texts are left out; 0: those that the model cannot read. -1 with *err filled: the model or the data cannot be read, or do not
- * share a tokenizer, or the model computes what is not finite. */
+/* Measures a model file over so many images of a data set, in an order that follows from the seed: t, to be closed, gets sums
+ * over the images. Texts of more than max_tokens are left out; 0: those that the model cannot read. -1 with *err filled: the
+ * model or the data cannot be read, they do not share a tokenizer, or the model computes what is not finite. */
 static inline int importance_measure(Importance t[TOWERS], const Ops *op, const char *path, const char *data,
                                      int max_tokens, int images, uint64_t seed, Error *err) {
     Model m;

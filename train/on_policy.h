@@ -11,8 +11,8 @@
  * end token too; a sample that reached the limit has none. Such a batch has no cross entropy with its labels, which the
  * student made itself; the soft and the hard term, and the embedding loss, stay.
  *
- * With --replay N, every other of these batches, at random, is one of the last N of them again: their images, which their
- * number tells, and the samples of then (train/replay.h).
+ * With --replay N, half of these batches, at random, are one of the last N again: the images, which follow from the batch's
+ * number, and the samples that were drawn for them (train/replay.h).
  *
  * --method distillm2 learns the data's programs by (2 - b) SKL and its own samples by b SRKL, b = --own-weight, with a skew
  * for each sequence (train/adaptive_skew.h).
@@ -35,7 +35,7 @@ typedef struct {
     Loader again;       // makes the images of an earlier batch again; its thread stands still
     Batch batch;        // the last own batch, with the images of a loader
     int *ids;           // [rows, T] its programs
-    int *everyones;     // [ranks, rows, T] the samples of all ranks, where they are kept
+    int *gathered;      // [ranks, rows, T] the samples of all ranks, where they are kept
     int *counts;        // [rows of a micro-batch] their tokens
     /* of this step */
     Programs programs;
@@ -58,13 +58,13 @@ static void on_policy_plan(OnPolicy *o, Trainer *t, const Settings *s, const Tea
     rollout_limit_tokens(&o->rollout, teacher->model.tokenizer.count);
     replay_open(&t->replay, (int)opt.replay, rows * ranks, tokens);
     o->ids = xcalloc((size_t)rows * limit, sizeof(int));
-    if (opt.replay) o->everyones = xcalloc((size_t)rows * ranks * tokens, sizeof(int));
+    if (opt.replay) o->gathered = xcalloc((size_t)rows * ranks * tokens, sizeof(int));
 }
 
 /* --replay: opens the loader of earlier batches, which caches nothing. config: of the training data's. */
 static void on_policy_open_loader(OnPolicy *o, const Dataset *data, LoaderConfig config) {
     Error err;
-    if (!o->everyones) return;
+    if (!o->gathered) return;
     config.cache_bytes = 0;
     die_if(loader_start(&o->again, data, config, &err), &err);
     loader_halt(&o->again);
@@ -75,7 +75,7 @@ static void on_policy_close(OnPolicy *o, const Ops *op) {
     rollout_close(&o->rollout);
     skew_close(&o->skew, op);
     free(o->ids);
-    free(o->everyones);
+    free(o->gathered);
     free(o->counts);
     *o = (OnPolicy){0};
 }
@@ -122,10 +122,10 @@ static void on_policy_keep(OnPolicy *o, Replay *replay, Parallel *p, int64_t num
     const size_t T = replay->T, mine = (size_t)o->batch.B * T;
     const int ranks = p->comm.ranks;
     int *next = xcalloc(ranks, sizeof *next), *to = replay_add(replay, number);
-    comm_gather_host(&p->comm, o->rollout.ids, mine * sizeof(int), o->everyones);
+    comm_gather_host(&p->comm, o->rollout.ids, mine * sizeof(int), o->gathered);
     for (int row = 0; row < replay->rows; row++) {
         const int owner = on_policy_owner(&o->again.config, number, row);
-        memcpy(to + row * T, o->everyones + owner * mine + next[owner]++ * T, T * sizeof(int));
+        memcpy(to + row * T, o->gathered + owner * mine + next[owner]++ * T, T * sizeof(int));
     }
     free(next);
 }

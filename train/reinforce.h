@@ -51,8 +51,8 @@ typedef struct {
 
 /* ---- opening ---- */
 
-/* Nothing without --reinforce. Finds TeX and allocates the key-value cache. The encoder that compares drawings is the reference's, which does not change,
- * else the student's. teacher->op is NULL where there is no reference. */
+/* Nothing without --reinforce. Finds TeX and allocates the KV cache. The encoder that compares drawings is the reference's,
+ * which does not change, else the student's. teacher->op is NULL where there is no reference. */
 static void reinforce_open(Reinforce *r, Trainer *t, Teacher *teacher, const Settings *s, const Dataset *data,
                            int max_tokens) {
     Error err;
