@@ -5,7 +5,8 @@
 # Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
 # after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
 # what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
-# cores. TRUNK is the number of steps at the full learning rate, COOL that of the steps in which it falls to nothing.
+# cores. TRUNK is the number of steps at the full learning rate, COOL that of the steps in which it falls to nothing, BATCH the
+# images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random order.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -14,7 +15,7 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
 fi
 lists=$1 stage=${2:-}
 out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
-trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=32
+trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
 mkdir -p "$out"
 
 # Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 4.0 and 16.5 million parameters.
@@ -61,15 +62,16 @@ make_data() {
         --val-out "$out/val.txt"
     [ -f "$out/tokenizer.safetensors" ] || $python dev/formula/tokens.py --formulas "$out/train.txt" \
         --out "$out/tokenizer.safetensors"
-    draw val 2 --count 1000
-    draw train 1
+    [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.txt"
+    draw val val 2 --count 1000
+    draw drawn train 1
 }
 
-draw() { # NAME SEED OPTION...: a list of formulas, as a dataset
-    local name=$1 seed=$2
-    shift 2
+draw() { # LIST NAME SEED OPTION...: a list of formulas, as a dataset
+    local list=$1 name=$2 seed=$3
+    shift 3
     [ -f "$out/$name.bin" ] && return
-    $python dev/formula/render.py --formulas "$out/$name.txt" --out "$out/$name.parts" --seed "$seed"
+    $python dev/formula/render.py --formulas "$out/$list.txt" --out "$out/$name.parts" --seed "$seed"
     $python dev/formula/pack.py --parts "$out/$name.parts" --tokenizer "$out/tokenizer.safetensors" --out "$out/$name.bin" "$@"
 }
 
