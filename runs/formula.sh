@@ -18,12 +18,12 @@ out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
 trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
 mkdir -p "$out"
 
-# Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 4.0 and 16.5 million parameters.
+# Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 1.8 and 7.5 million parameters.
 frame=vision.image_height=64,vision.image_width=512,vision.patch=16,connector.concat=2
-student=base,$frame,vision.layers=5,vision.width=192,vision.heads=4,vision.mlp=768
-student+=,lm.layers=3,lm.width=192,lm.heads=4,lm.kv_heads=4,lm.head_dim=48,lm.ffn=512
-teacher=base,$frame,vision.layers=8,vision.width=320,vision.heads=5,vision.mlp=1280
-teacher+=,lm.layers=4,lm.width=320,lm.heads=5,lm.kv_heads=5,lm.head_dim=64,lm.ffn=896
+student=base,$frame,vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
+student+=,lm.layers=3,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384
+teacher=base,$frame,vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024
+teacher+=,lm.layers=4,lm.width=256,lm.heads=4,lm.kv_heads=4,lm.head_dim=64,lm.ffn=704
 
 # What images of formulas go through before people have them. A third of the images stays as it was drawn.
 augment=scale=0.4:0.4..2.5,pad=0.2:0..0.15,blur=0.2:0.3..1.2,noise=0.2:1..12,jpeg=0.3:25..95,contrast=0.2:0.5..1
@@ -77,10 +77,10 @@ draw() { # LIST NAME SEED OPTION...: a list of formulas, as a dataset
 
 make_teacher() { train_twice teacher "$teacher" 6e-4 --teacher none; }
 make_student() {
-    train_twice student "$student" 1e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
+    train_twice student "$student" 1.5e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
         --w-ce 0.3 --w-soft 0.7
 }
-make_alone() { train_twice alone "$student" 1e-3 --teacher none; }
+make_alone() { train_twice alone "$student" 1.5e-3 --teacher none; }
 
 score() { # of every model that there is: numbers, and a report with images
     local models=()
