@@ -223,7 +223,7 @@ static const char *const shipped_models[] = {[RENDER_TIKZ] = "dev/starter/studen
 /* The default of --model for a task: the last training run's best checkpoint or else its student, if it writes that, else the
  * shipped model. NULL: there is none. */
 static const char *default_model(RenderTask task) {
-    const char *const models[] = {"out/best.safetensors", "out/student.safetensors", shipped_models[task]};
+    const char *const models[] = {"out/best.safetensors", "out/student.safetensors", shipped_file(shipped_models[task])};
     for (int i = 0; i < 3; i++)
         if (file_exists(models[i]) && model_writes(models[i], task)) return models[i];
     return NULL;

@@ -78,7 +78,7 @@ static void student_open(Model *m, const Ops *op, const Settings *s, const RunFo
     } else {
         const char *tokenizer = opt.tokenizer                 ? opt.tokenizer
                                 : strcmp(opt.teacher, "none") ? opt.teacher
-                                                              : "dev/starter/tokenizer.safetensors";
+                                                              : shipped_file("dev/starter/tokenizer.safetensors");
         die_if(model_create(m, op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
         if (s->init.path) {
             InitConfig init = s->init;
