@@ -121,6 +121,11 @@ PREFIX ?= /usr/local
 install: $(PROGRAMS)
 	packages/install.sh "$(DESTDIR)$(PREFIX)" $(PROGRAMS)
 
+# build/tikzc_VERSION_ARCHITECTURE.deb, for any processor of the architecture; training in it is one process.
+deb:
+	$(MAKE) CUDA=0 MPI=0 all
+	packages/deb.sh build $(PROGRAMS)
+
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
@@ -274,7 +279,7 @@ test-rest:
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' \
 	    -j 2 'test/test_programs.sh build/BF16$(PLAIN)' 'test/test_runs.sh build/BF16$(PLAIN)' \
-	    'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
+	    'test/test_packages.sh build/BF16$(PLAIN)' 'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
 	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)'
 
 all-BF16:
