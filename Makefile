@@ -114,6 +114,13 @@ $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
 $(BUILD)/infer $(BUILD)/eval $(BUILD)/quantize: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
+# ---- installing ----
+
+# All programs under the one command tikzc, with what ships, manual pages and completions. DESTDIR is put before each path.
+PREFIX ?= /usr/local
+install: $(PROGRAMS)
+	packages/install.sh "$(DESTDIR)$(PREFIX)" $(PROGRAMS)
+
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 

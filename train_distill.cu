@@ -153,6 +153,7 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     *folder = run_folder(opt.out);
     Recalled recalled = {0};
     if (opt.resume) recalled = options_recall(argc, argv, folder->state, folder->options);
+    options_find_shipped();
     Settings s = settings_from_options();
     if (opt.lora) run_folder_hold_adapters(folder);
     s.recalled = recalled;

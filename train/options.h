@@ -366,6 +366,13 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
     return (Recalled){images, opt.warmup != warmup};
 }
 
+/* The defaults, and whatever else ships, are found from any folder. */
+static void options_find_shipped(void) {
+    opt.teacher = shipped_file(opt.teacher);
+    opt.data = shipped_file(opt.data);
+    opt.val_data = shipped_file(opt.val_data);
+}
+
 /* ---- what follows from the options ---- */
 
 typedef enum { METHOD_NONE, METHOD_DISTILLM2, METHODS } Method;

@@ -76,7 +76,7 @@ static void student_open(Trainer *t, const Settings *s, const RunFolder *folder,
     } else {
         const char *tokenizer = opt.tokenizer                 ? opt.tokenizer
                                 : strcmp(opt.teacher, "none") ? opt.teacher
-                                                              : "dev/starter/tokenizer.safetensors";
+                                                              : shipped_file("dev/starter/tokenizer.safetensors");
         die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
         if (s->init.path) {
             InitConfig init = s->init;
