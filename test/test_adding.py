@@ -64,7 +64,7 @@ def apply_hunks(lines, hunks):
     lines, shift = list(lines), 0
     for first, old, new in hunks:
         places = [i for i in range(len(lines) - len(old) + 1) if lines[i:i + len(old)] == old]
-        if not check(places, f"the hunk of line {first} applies; else make the diff again from a changed tree", old):
+        if not check(places, f"the hunk of line {first} applies; else make it again with git diff -U1", old):
             return None
         at = min(places, key=lambda i: abs(i - (first - 1 + shift)))
         lines[at:at + len(old)] = new
