@@ -255,7 +255,7 @@ test-all:
 test-rest:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
-	@test/run.sh -j 2 dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
+	@test/run.sh -j 2 dev/check_includes.sh test/test_adding.py $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_lib build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
