@@ -60,16 +60,11 @@ int main(int argc, char **argv) {
     if (opt.dataset) session_begin_dataset(sessions, &generated, format);
 
     const double start = seconds_now();
-    for (Session *s = sessions; s < sessions + count; s++) {
-        if (opt.search || opt.candidates)
-            run_best(s);
-        else if (opt.beam)
-            run_beams(s);
-        else if (opt.draft)
-            run_draft(s);
-        else
-            run_batches(s);
-    }
+    void (*const generate)(Session *) = opt.search || opt.candidates ? run_best
+                                        : opt.beam                   ? run_beams
+                                        : opt.draft                  ? run_draft
+                                                                     : run_batches;
+    for (Session *s = sessions; s < sessions + count; s++) generate(s);
     if (opt.dataset) generated_finish(&generated);
     print_timing(sessions, count, start);
     const bool failed = writer.failures || (opt.strict && writer.cut);
