@@ -31,7 +31,6 @@ async function accept(file) {
   } catch (error) {
     return complain(error);
   }
-  stop();
   entry = null;
   showInput(image);
   showResult(null);
@@ -95,8 +94,8 @@ function describe({ tokens, seconds, log_probability, ended, compiles }) {
 // Has TeX draw the program as it stands in the editor.
 async function redraw() {
   const program = getProgram(), task = taskNow();
-  if (work || program.trim() === "") return;
-  const signal = begin("Drawing…");
+  if (program.trim() === "") return;
+  const signal = begin("Rendering…");
   try {
     const answer = await render(program, task, ["png", "svg"], signal);
     if (program !== getProgram()) return; // edited meanwhile
@@ -126,9 +125,10 @@ function showResult(answer) {
 
 function showButtons() {
   const empty = getProgram().trim() === "";
-  byId("convert").disabled = !image || work !== null;
+  byId("convert").disabled = !image;
   byId("stop").disabled = work === null;
-  byId("render").disabled = empty || work !== null;
+  byId("render").disabled = empty;
+  byId("render").classList.toggle("primary", !work && getProgram() !== (result?.program ?? ""));
   for (const button of [byId("copy"), ...document.querySelectorAll("[data-download]")]) button.disabled = empty;
 }
 
@@ -157,7 +157,9 @@ function noticeButton(text, action) {
 
 // ---- the server's work ----
 
+// Newer work ends older work.
 function begin(text) {
+  stop();
   work = new AbortController();
   byId("notice").replaceChildren();
   byId("count").textContent = "";
@@ -170,7 +172,9 @@ function end(signal) {
   if (work?.signal !== signal) return; // newer work has begun
   work = null;
   setWriting(false);
+  const hadFocus = document.activeElement === byId("stop");
   showButtons();
+  if (hadFocus) byId("convert").focus();
 }
 
 function stop() {

@@ -30,8 +30,10 @@ async function loadKatex() {
   const answer = await fetch("katex/katex.min.css").catch(() => null);
   if (!answer?.ok) return null;
   // Debian has the fonts as TrueType only. A sheet made by a script is one that the Content-Security-Policy allows.
-  const sheet = new CSSStyleSheet({ baseURL: answer.url });
-  await sheet.replace((await answer.text()).replace(/url\([^)]*\.woff2?\)\s*format\([^)]*\),/g, ""));
+  const sheet = new CSSStyleSheet();
+  await sheet.replace((await answer.text())
+    .replace(/url\([^)]*\.woff2?\)\s*format\([^)]*\),/g, "")
+    .replace(/url\(([^)]*)\)/g, (_, font) => `url(${new URL(font, answer.url)})`));
   document.adoptedStyleSheets.push(sheet);
   return new Promise((resolve) => {
     const script = document.createElement("script");

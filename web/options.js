@@ -58,4 +58,5 @@ function showMethod() {
     field.hidden = !field.dataset.methods.split(" ").includes(method);
     field.querySelector("input").disabled = field.hidden;
   }
+  document.getElementById("fields").hidden = method === "greedy";
 }
