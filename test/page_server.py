@@ -49,7 +49,7 @@ class PageServer(ThreadingHTTPServer):
 
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.mode, self.delay, self.key, self.requests, self.hung_up = "", 0.002, "", [], threading.Event()
+        self.mode, self.delay, self.key, self.requests, self.hung_up = "", 0.005, "", [], threading.Event()
         self.address = f"http://127.0.0.1:{self.server_address[1]}/"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 

@@ -28,31 +28,46 @@ IMAGE = ROOT / "dev/starter/example.png"
 
 
 class Site:
-    """A browser, a server, and what the tests do again and again."""
+    """A browser, a server, and what the tests do again and again. One tab serves nearly all tests: opening another costs a
+    second of processor time."""
 
     def __init__(self, browser, server):
-        self.browser, self.server = browser, server
+        self.browser, self.server, self.tab, self.console = browser, server, None, []
+
+    def open_tab(self, **settings):
+        context = self.browser.new_context(permissions=["clipboard-read", "clipboard-write", "camera"], **settings)
+        context.set_default_timeout(10000)
+        tab = context.new_page()
+        tab.on("pageerror", lambda error: self.console.append(str(error)))
+        tab.on("console", lambda message: self.console.append(f"{message.text} {message.location.get('url')}")
+               if message.type in ("error", "warning") else None)
+        return tab
 
     @contextmanager
-    def page(self, name, width=1000, height=900, expected=None, address=None, **settings):
-        """A page in a profile of its own. expected: pattern of what the console may say."""
-        self.server.mode, self.server.delay, self.server.key = "", 0.001, ""
+    def page(self, name, width=1000, height=900, scheme="light", expected=None, address=None, **settings):
+        """The page as at a first visit. expected: pattern of what the console may say. settings: of a tab of its own."""
+        self.server.mode, self.server.delay, self.server.key = "", 0, ""
         self.server.requests.clear()
         self.server.hung_up.clear()
-        context = self.browser.new_context(viewport={"width": width, "height": height}, permissions=[
-            "clipboard-read", "clipboard-write", "camera"], **settings)
-        context.set_default_timeout(10000)
-        page, console = context.new_page(), []
-        page.on("console", lambda message: console.append(f"{message.text} {message.location.get('url')}") if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: console.append(str(error)))
+        self.tab = self.tab or self.open_tab()
+        tab = self.open_tab(**settings) if settings else self.tab
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.emulate_media(color_scheme=scheme)
+        tab.goto("about:blank")
+        tab.context.new_cdp_session(tab).send("Storage.clearDataForOrigin", {
+            "origin": self.server.address.rstrip("/"), "storageTypes": "all"})
+        tab.goto("about:blank")
+        self.console.clear()
         try:
-            page.goto(address or self.server.address)
-            yield page
+            tab.goto(address or self.server.address)
+            tab.evaluate("sessionStorage.clear()")
+            yield tab
         except Exception as error:  # the next tests say more than a traceback
             check(False, f"{name}: {type(error).__name__}: {str(error)[:600]}")
-        unexpected = [line for line in console if not (expected and re.search(expected, line))]
+        unexpected = [line for line in self.console if not (expected and re.search(expected, line))]
         check(not unexpected, f"{name}: console: {unexpected[:3]}")
-        context.close()
+        if settings:
+            tab.context.close()
 
 
 def program_of(page):
@@ -73,12 +88,19 @@ def wait_for_text(page, selector, pattern):
     page.wait_for_function("([s, p]) => new RegExp(p).test(document.querySelector(s).textContent)", arg=[selector, pattern])
 
 
-def fits(page, what):
+def fits(page, what, axe=True):
     """Nothing is wider than the window, and axe-core has no objection."""
     width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     check(width[0] <= width[1], f"{what}: {width[0]} pixels wide in a window of {width[1]}")
+    if not axe:
+        return
     found = Axe().run(page).response["violations"]
     check(not found, f"{what}: axe-core: {[(v['id'], v['impact'], v['nodes'][0]['html'][:120]) for v in found]}")
+
+
+def picture(folder, page, name):
+    if folder:
+        page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
 # ---- the ways of an image ----
@@ -353,7 +375,7 @@ def test_edit(site):
 
 
 def test_copy_and_download(site):
-    with site.page("download", accept_downloads=True) as page:
+    with site.page("download") as page:
         convert_example(page)
         page.click("#copy")
         wait_for_text(page, "#status", "^Copied.$")
@@ -446,20 +468,17 @@ def test_keyboard(site):
 
 
 def test_themes(site, pictures):
-    for width in (360, 768, 1400):
-        for scheme in ("light", "dark"):
-            name = f"{scheme} at {width} pixels"
-            with site.page(name, width=width, color_scheme=scheme) as page:
-                check(page.get_attribute("html", "data-theme") == scheme, f"{name}: not the system's theme")
-                if pictures:
-                    page.screenshot(path=pictures / f"{width}-{scheme}-empty.png", full_page=True)
-                if width != 768:
-                    fits(page, f"{name}, empty")
-                convert_example(page)
-                fits(page, name)
-                if pictures:
-                    page.screenshot(path=pictures / f"{width}-{scheme}.png", full_page=True)
-    with site.page("theme", color_scheme="light") as page:
+    for width, scheme in ((360, "light"), (768, "dark"), (1400, "light"), (1400, "dark")):
+        name = f"{scheme} at {width} pixels"
+        with site.page(name, width=width, scheme=scheme) as page:
+            check(page.get_attribute("html", "data-theme") == scheme, f"{name}: not the system's theme")
+            fits(page, f"{name}, empty", axe=scheme == "light")
+            picture(pictures, page, f"{width}-{scheme}-empty")
+            page.get_by_role("radio", name="Best of N").check()
+            convert_example(page)
+            fits(page, name, axe=scheme == "dark")
+            picture(pictures, page, f"{width}-{scheme}")
+    with site.page("theme") as page:
         page.click("#theme")
         check(page.get_attribute("html", "data-theme") == "dark", "theme: the switch")
         check(page.get_attribute("#theme", "aria-pressed") == "true", "theme: the switch does not say so")
@@ -551,7 +570,7 @@ def main():
         return
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=[
-            "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"])
+            "--no-sandbox", "--disable-gpu", "--disable-extensions", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"])
         run_tests(browser, options.pictures)
         browser.close()
     end()
