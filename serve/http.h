@@ -21,6 +21,7 @@ typedef struct {
     char *path;
     const Route *route;  // NULL: there is none
     Job *job;            // of a request with a body
+    bool zero;           // the path has a zero byte, at which it seems to end
     bool refused;        // its answer has been queued
     bool cut, full;      // the body, or all bodies together, are too long: what comes of it is dropped
     bool submitted;      // the job has set out
@@ -259,6 +260,7 @@ static inline enum MHD_Result http_begin(Exchange *x, struct MHD_Connection *c, 
     char allow[40];
     const char *rest = NULL;
     House *h = x->house;
+    if (x->zero) return http_error(x, c, 400, NULL, NULL, "the path has a zero byte");
     if (!strcmp(method, "OPTIONS") && h->o.cors) return http_preflight(x, c);
     x->route = http_route(x, method, allow, sizeof allow, &rest);
     if (!x->route)
@@ -309,10 +311,11 @@ static inline enum MHD_Result http_submit(Exchange *x, struct MHD_Connection *c)
 
 /* ---- what the library calls ---- */
 
-/* The path as the client wrote it, for the log and for errors. */
+/* A request begins: its first line is there, as the client wrote it. */
 static inline void *http_on_uri(void *context, const char *uri, struct MHD_Connection *c) {
     Exchange *x = (Exchange *)xcalloc(1, sizeof *x);
-    (void)c, (void)uri;
+    (void)c;
+    x->zero = strstr(uri, "%00") != NULL;
     x->house = (House *)context;
     x->began = seconds_now();
     return x;
@@ -323,7 +326,7 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
     Exchange *x = (Exchange *)*state;
     (void)context, (void)version;
     if (!x->path) {  // the headers are there
-        x->path = printable(xstrdup(path));
+        x->path = xstrdup(path);
         x->method = method;
         return http_begin(x, c, method);
     }
@@ -338,6 +341,19 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
     return x->submitted ? http_continue(x, c) : http_submit(x, c);
 }
 
+/* One line on stderr: who asked for what, and how it was answered. */
+static inline void http_log(const Exchange *x, struct MHD_Connection *c, int status, double seconds) {
+    char address[INET6_ADDRSTRLEN] = "-", path[201];
+    const struct sockaddr *a = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr;
+    if (a->sa_family == AF_INET) inet_ntop(AF_INET, &((const struct sockaddr_in *)a)->sin_addr, address, sizeof address);
+    if (a->sa_family == AF_INET6)
+        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)a)->sin6_addr, address, sizeof address);
+    snprintf(path, sizeof path, "%s", x->path);
+    for (char *at = path; *at; at++)
+        if (*at <= ' ' || *at > '~') *at = '?';
+    fprintf(stderr, "%s %s %s %d %zu bytes %.3f s\n", address, x->method, path, status, x->bytes, seconds);
+}
+
 /* A request has ended, well or not: counts it, logs it, and lets go of its job. */
 static inline void http_on_end(void *context, struct MHD_Connection *c, void **state, enum MHD_RequestTerminationCode why) {
     Exchange *x = (Exchange *)*state;
@@ -346,15 +362,9 @@ static inline void http_on_end(void *context, struct MHD_Connection *c, void **s
     House *h = x->house;
     Job *j = x->job;
     const double seconds = seconds_now() - x->began;
-    const int status = why == MHD_REQUEST_TERMINATED_COMPLETED_OK ? x->status : 499;
+    const int status = why == MHD_REQUEST_TERMINATED_COMPLETED_OK ? x->status : 499;  // 499: the client has gone
     if (x->path) metrics_request(&h->metrics, x->route, status, seconds);
-    if (x->path && !h->o.quiet) {
-        char address[INET6_ADDRSTRLEN] = "-";
-        const struct sockaddr *a = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr;
-        if (a->sa_family == AF_INET) inet_ntop(AF_INET, &((const struct sockaddr_in *)a)->sin_addr, address, sizeof address);
-        if (a->sa_family == AF_INET6) inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)a)->sin6_addr, address, sizeof address);
-        fprintf(stderr, "%s %s %.200s %d %zu bytes %.3f s\n", address, x->method, x->path, status, x->bytes, seconds);
-    }
+    if (x->path && !h->o.quiet) http_log(x, c, status, seconds);
     if (j) {
         pthread_mutex_lock(&j->lock);
         j->connection = NULL;

@@ -156,8 +156,9 @@ static inline void registry_sweep(Registry *r) {
     pthread_mutex_unlock(&r->lock);
 }
 
-/* The model of a request: by its name, or the first of the task. The caller releases it. NULL with *err filled: there is none. */
-static inline Instance *registry_get(Registry *r, const char *name, const char *task, Error *err) {
+/* The model of a request: by its name, or the first of the task, in *found; the caller releases it. Returns 0, or the status of
+ * the failure with *err filled. */
+static inline int registry_get(Registry *r, const char *name, const char *task, Instance **out, Error *err) {
     Instance *found = NULL;
     const bool any = !task || !strcmp(task, "auto");
     pthread_mutex_lock(&r->lock);
@@ -167,14 +168,14 @@ static inline Instance *registry_get(Registry *r, const char *name, const char *
     }
     if (found) found->references++;
     pthread_mutex_unlock(&r->lock);
-    if (!found && name) error_set(err, "there is no model '%.100s'; GET /v1/models lists them", name);
-    if (!found && !name) error_set(err, "no model here writes the task %s; GET /v1/models lists them", task);
-    if (found && name && !any && strcmp(task_names[found->task], task)) {
-        error_set(err, "the model %s writes the task %s, not %s", name, task_names[found->task], task);
-        instance_release(r, found);
-        found = NULL;
-    }
-    return found;
+    *out = found;
+    if (!found && name) return error_set(err, "there is no model '%.100s'; GET /v1/models lists them", name), 404;
+    if (!found) return error_set(err, "no model here writes the task %s; GET /v1/models lists them", task), 422;
+    if (!name || any || !strcmp(task_names[found->task], task)) return 0;
+    error_set(err, "the model %s writes the task %s, not %s", name, task_names[found->task], task);
+    instance_release(r, found);
+    *out = NULL;
+    return 422;
 }
 
 #endif

@@ -170,13 +170,12 @@ static inline int request_prepare_image(Job *j, Error *err) {
 /* Reads a request. Returns 0, or the status of the failure. */
 static inline int request_begin(House *h, Job *j, Error *err) {
     Fields *f = &j->fields;
-    const int status = request_read(h, j, err);
+    int status = request_read(h, j, err);
     if (status) return status;
     if (j->route->kind == ROUTE_RENDER) return 0;
     if (j->route->kind != ROUTE_CONVERT) f->compile = false;
     if (j->route->kind == ROUTE_PREDICT_BEAM) f->beam = j->beam_width;
-    j->instance = registry_get(&h->registry, f->model, f->task, err);
-    if (!j->instance) return f->model ? 404 : 422;
+    if ((status = registry_get(&h->registry, f->model, f->task, &j->instance, err))) return status;
     if (request_check(h, j, err)) return 422;
     request_plan(j);
     if (request_check_pixels(h, j, err)) return 413;
