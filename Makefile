@@ -1,5 +1,5 @@
 # tikz.c
-#   make                 train_distill, infer, eval, quantize
+#   make                 train_distill, infer, eval, quantize; serve, where libmicrohttpd is installed
 #   make demo            installs what is missing, builds, distils the starter student, shows an image and its code
 #   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
 #   make test            what a change must not break, in ten minutes on two cores; needs what `make` needs
@@ -97,10 +97,12 @@ $(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_
 $(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
 endif
 
-PROGRAMS := train_distill infer eval quantize
+# The HTTP server, where its library's header is.
+HTTP     := $(shell echo '$(HASH)include <microhttpd.h>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes)
+PROGRAMS := train_distill infer eval quantize $(if $(HTTP),serve)
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES) ($(strip $(CPU_SETS))), $(PRECISION), $(PROCESSES); reads $(IMAGES)"
+	@echo "built for $(DEVICES) ($(strip $(CPU_SETS))), $(PRECISION), $(PROCESSES); reads $(IMAGES)$(if $(HTTP),,; without serve (scripts/deps.sh serve brings what it needs))"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -113,6 +115,14 @@ $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
 
 $(BUILD)/infer $(BUILD)/eval $(BUILD)/quantize: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+
+ifdef HTTP
+$(BUILD)/serve: serve.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS) -lmicrohttpd
+else
+serve $(BUILD)/serve:
+	@echo "serve needs libmicrohttpd, whose header microhttpd.h is not installed: scripts/deps.sh serve installs it" >&2; exit 1
+endif
 
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention

@@ -3,6 +3,7 @@
 #
 #   scripts/deps.sh build      C, libpng, libjpeg, ...     for `make` and `make test`; optional: libwebp, giflib and
 #                                                          libtiff, for images of these formats
+#   scripts/deps.sh serve      libmicrohttpd               for the HTTP server
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
 #   scripts/deps.sh tex        TeX engines, Poppler        to compile and render programs; optional: xelatex, and
 #                                                          packages and fonts that figures on the net use
@@ -23,6 +24,7 @@ for group in "${@:-build}"; do
     build)
         packages+=(build-essential libpng-dev zlib1g-dev libjpeg-dev)
         optional+=(libwebp-dev libgif-dev libtiff-dev) ;;
+    serve) packages+=(build-essential libmicrohttpd-dev) ;;
     mpi) packages+=(openmpi-bin libopenmpi-dev) ;;
     tex)
         packages+=(texlive-latex-base texlive-latex-extra texlive-pictures texlive-luatex lmodern cm-super-minimal)
@@ -40,9 +42,9 @@ for group in "${@:-build}"; do
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build mpi tex python fixtures logs cuda page ci aarch64 ;;
+    all) exec "$0" build serve mpi tex python fixtures logs cuda page ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, tex-fonts, python, fixtures, logs, cuda," \
+        echo "deps.sh: unknown group '$group'; expected build, serve, mpi, tex, tex-fonts, python, fixtures, logs, cuda," \
             "page, ci, aarch64 or all" >&2
         exit 2
         ;;
