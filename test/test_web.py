@@ -12,6 +12,8 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -548,7 +550,72 @@ def test_from_file(site):
         check(page.is_hidden("main"), "file://: the page offers what it cannot do")
 
 
-def run_tests(browser, pictures):
+# ---- with the real server ----
+
+
+@contextmanager
+def real_server(folder, *options):
+    process = subprocess.Popen([folder / "serve", "--port", "0", *options], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        said = ""
+        while "listening" not in said:
+            said = process.stderr.readline()
+            if not said:
+                raise RuntimeError(f"{folder}/serve has ended")
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would wait for a reader of its log
+        yield said.split()[-1] + "/"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_real(site, folder, pictures):
+    infer = subprocess.run([folder / "infer", IMAGE], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    with real_server(folder) as address, site.page("serve", width=1400, address=address, expected="status of 4") as page:
+        page.set_default_timeout(60000)
+        page.click("#example")
+        wait_for_drawing(page)
+        wait_for_text(page, "#status", "^It compiles")
+        check(program_of(page) == infer, "serve: not the program of infer")
+        picture(pictures, page, "serve")
+        page.get_by_role("radio", name="Difference").check()
+        wait_for_text(page, "#difference-text", "^(9[5-9]|100) % of the ink agrees")
+        picture(pictures, page, "serve-difference")
+        page.fill("#program", infer.replace("blue!30", "orange").replace("\\draw", "\\drawn", 1))
+        page.click("#render")
+        page.wait_for_selector("#editor .bad")
+        check("\\drawn" in page.text_content("#editor .bad"), "serve: TeX's error marks another line")
+        page.fill("#program", infer.replace("blue!30", "orange"))
+        page.keyboard.press("Control+Enter")
+        wait_for_text(page, "#status", "^It compiles.$")
+        for format, begin in {"tex": b"\\documentclass", "pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}.items():
+            with page.expect_download() as download:
+                page.click(f"[data-download={format}]")
+            check(Path(download.value.path()).read_bytes().startswith(begin), f"serve: .{format}")
+        page.get_by_role("radio", name="Slider").check()
+        page.get_by_role("radio", name="Best of N").check()
+        page.get_by_role("spinbutton", name="Candidates").fill("6")
+        page.get_by_role("spinbutton", name="Temperature").fill("1.2")
+        page.click("#convert")
+        page.wait_for_selector("#stop:disabled")
+        check(page.locator(".candidate").count() > 1, "serve: no candidates")
+        picture(pictures, page, "serve-candidates")
+        page.get_by_role("radio", name="Search").check()
+        page.get_by_label("Seconds").fill("60")
+        page.click("#convert")
+        page.wait_for_selector(".candidate", state="attached")
+        page.click("#stop")
+        wait_for_text(page, "#status", "^Stopped")
+        page.set_input_files("#file", [{"name": "broken.png", "mimeType": "image/png", "buffer": IMAGE.read_bytes()[:300]}])
+        page.wait_for_selector("#notice:not(:empty)")
+        check("is cut off" in page.text_content("#notice"), f"serve: a broken image: {page.text_content('#notice')}")
+        with tempfile.NamedTemporaryFile(suffix=".png") as large:
+            large.truncate(40_000_000)
+            page.set_input_files("#file", large.name)
+            wait_for_text(page, "#notice", r"^The body has 40000\d\d\d bytes; at most 16777216 are taken here\.")
+
+
+def run_tests(browser, serve, pictures):
     site = Site(browser, PageServer())
     for test in (test_choose, test_drop, test_paste, test_camera, test_draw, test_other_formats, test_stream_and_stop,
                  test_candidates, test_methods, test_compare, test_formula, test_edit, test_copy_and_download, test_history,
@@ -556,6 +623,8 @@ def run_tests(browser, pictures):
         test(site)
     test_themes(site, pictures)
     test_away(browser)
+    if serve:
+        test_real(site, serve, pictures)
 
 
 def main():
@@ -571,7 +640,7 @@ def main():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=[
             "--no-sandbox", "--disable-gpu", "--disable-extensions", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"])
-        run_tests(browser, options.pictures)
+        run_tests(browser, options.serve, options.pictures)
         browser.close()
     end()
 

@@ -14,7 +14,7 @@ export const getApiKey = () => ({ key: apiKey, remembered: localStorage.getItem(
 // What went wrong, as a sentence, and its kind: "away", or the server's own type ("busy", "too_large", "unauthorized", ...).
 export class ServerError extends Error {
   constructor(message, type) {
-    super(message);
+    super(message[0].toUpperCase() + message.slice(1).replace(/\.?$/, "."));
     this.type = type;
   }
 }
