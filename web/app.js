@@ -124,6 +124,7 @@ function showResult(answer) {
 }
 
 function showButtons() {
+  document.querySelector("main").ariaBusy = work !== null;
   const empty = getProgram().trim() === "";
   byId("convert").disabled = !image;
   byId("stop").disabled = work === null;

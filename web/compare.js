@@ -46,8 +46,8 @@ function showView() {
   if (view === "beside") return;
   const first = putIntoFrame(input), second = putIntoFrame(drawing, first);
   if (view === "overlay") {
-    copyTo("overlay-input", first);
-    copyTo("overlay-drawing", second);
+    copyTo("overlay-input", first.canvas);
+    copyTo("overlay-drawing", second.canvas);
     moveDivider();
   } else {
     showDifference(first, second);

@@ -47,6 +47,7 @@ function makeItem(entry, open) {
   button.className = "entry";
   const image = new Image();
   image.src = entry.png ? `data:image/png;base64,${entry.png}` : URL.createObjectURL(entry.image);
+  image.onload = () => URL.revokeObjectURL(image.src);
   image.alt = "";
   const text = document.createElement("span");
   const time = new Date(entry.time).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });

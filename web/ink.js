@@ -4,12 +4,12 @@
 // that white on black has the ink of black on white. Both images are cut to their ink and scaled to the same frame.
 
 const threshold = 40;  // of 255: less is paper, or noise on it
-const tolerance = 2;   // pixels of the frame by which equal lines may be apart: antialiasing and rounding do that much
+const tolerance = 2;   // pixels of the frame by which equal lines may always be apart: antialiasing does that much
 const longSide = 640;  // of the frame, in pixels
 const margin = 24;
 
 // Puts an <img> into a frame of {width, height} pixels: its ink as large as fits, in the middle. Without a frame, makes one
-// of the aspect of the ink. Returns a canvas.
+// of the aspect of the ink. Returns {canvas, width, height, pixel}; pixel: how large a pixel of the image is in the frame.
 export function putIntoFrame(image, frame) {
   const box = inkBox(image);
   const scaleToLongSide = (longSide - 2 * margin) / Math.max(box.width, box.height);
@@ -23,14 +23,16 @@ export function putIntoFrame(image, frame) {
   context.imageSmoothingQuality = "high";
   context.drawImage(box.canvas, box.left, box.top, box.width, box.height, (width - box.width * scale) / 2,
                     (height - box.height * scale) / 2, box.width * scale, box.height * scale);
-  return canvas;
+  return { canvas, width, height, pixel: scale * box.pixel };
 }
 
-// Compares two canvases of putIntoFrame. Returns {picture: ImageData, which shows common ink in grey and the rest in the colours
-// `onlyFirst` and `onlySecond` ([r, g, b]), agreement: twice the common ink over all ink, from 0 to 1}.
+// Compares what two calls of putIntoFrame returned. Ink is common where the other image has ink of its colour as near as the
+// coarser image can tell. Returns {picture: ImageData, which shows common ink in grey and the rest in the colours `onlyFirst` and
+// `onlySecond` ([r, g, b]), agreement: twice the common ink over all ink, from 0 to 1}.
 export function compareInk(first, second, onlyFirst, onlySecond) {
   const { width, height } = first;
-  const a = inkOf(first), b = inkOf(second);
+  const a = inkOf(first.canvas), b = inkOf(second.canvas);
+  const reach = Math.min(Math.max(tolerance, Math.round(Math.max(first.pixel, second.pixel))), 6);
   const picture = new ImageData(width, height);
   let common = 0, all = 0;
   const show = (pixel, colour, opacity) => picture.data.set([...colour, opacity], 4 * pixel);
@@ -38,11 +40,11 @@ export function compareInk(first, second, onlyFirst, onlySecond) {
     for (let x = 0; x < width; x++, pixel++) {
       const inA = isInk(a, pixel), inB = isInk(b, pixel);
       if (!inA && !inB) continue;
-      const foundA = inA && isNear(a, pixel, b, x, y, width, height);
-      const foundB = inB && isNear(b, pixel, a, x, y, width, height);
+      const foundA = inA && isNear(a, b, pixel, reach, width);
+      const foundB = inB && isNear(b, a, pixel, reach, width);
       common += foundA + foundB;
       all += inA + inB;
-      if (foundA || foundB) show(pixel, [140, 140, 140], 110);
+      if (foundA || foundB) show(pixel, [60, 60, 60], 40 + strength(a, pixel) / 2);
       else show(pixel, inA ? onlyFirst : onlySecond, 255);
     }
   }
@@ -62,14 +64,15 @@ function inkOf(canvas) {
   return ink;
 }
 
-const isInk = (ink, pixel) => Math.max(ink[3 * pixel], ink[3 * pixel + 1], ink[3 * pixel + 2]) > threshold;
+const strength = (ink, pixel) => Math.max(ink[3 * pixel], ink[3 * pixel + 1], ink[3 * pixel + 2]);
+const isInk = (ink, pixel) => strength(ink, pixel) > threshold;
 
-// Whether `other` has ink of the same colour as ink[pixel] within the tolerance around (x, y). The limit of colours is wide,
-// because antialiasing makes thin lines paler.
-function isNear(ink, pixel, other, x, y, width, height) {
-  for (let v = Math.max(y - tolerance, 0); v <= Math.min(y + tolerance, height - 1); v++) {
-    for (let u = Math.max(x - tolerance, 0); u <= Math.min(x + tolerance, width - 1); u++) {
-      const near = v * width + u;
+// Whether `other` has ink of the same colour as ink[pixel] at most `reach` pixels away, both ways. The limit of colours is
+// wide, because antialiasing makes thin lines paler. The margin keeps what is read inside the frame.
+function isNear(ink, other, pixel, reach, width) {
+  for (let v = -reach; v <= reach; v++) {
+    for (let u = -reach; u <= reach; u++) {
+      const near = pixel + v * width + u;
       if (!isInk(other, near)) continue;
       let distance = 0;
       for (let c = 0; c < 3; c++) distance = Math.max(distance, Math.abs(ink[3 * pixel + c] - other[3 * near + c]));
@@ -92,7 +95,7 @@ function paperOf(data, width, height) {
 }
 
 // The image on white, at most 1600 pixels wide or high and at least 640, and where its ink is: {canvas, left, top, width,
-// height, paper}. An image without ink is all of it.
+// height, paper, pixel: how large a pixel of the image is there}. An image without ink is all of it.
 function inkBox(image) {
   const long = Math.max(image.naturalWidth, image.naturalHeight);
   const scale = Math.min(Math.max(long, longSide), 1600) / long;
@@ -114,6 +117,6 @@ function inkBox(image) {
       bottom = y;
     }
   }
-  if (right < 0) return { canvas, left: 0, top: 0, width: canvas.width, height: canvas.height, paper };
-  return { canvas, left, top, width: right - left + 1, height: bottom - top + 1, paper };
+  if (right < 0) return { canvas, left: 0, top: 0, width: canvas.width, height: canvas.height, paper, pixel: scale };
+  return { canvas, left, top, width: right - left + 1, height: bottom - top + 1, paper, pixel: scale };
 }
