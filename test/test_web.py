@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import contextmanager
@@ -20,11 +21,11 @@ from pathlib import Path
 from check import check, end
 from page_server import FIGURE, FORMULA, ROOT, PageServer
 
-try:
-    from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    sync_playwright = None
+if not shutil.which("chromium"):
+    print("not tested here: the page in web/, because Chromium is not installed (scripts/deps.sh page)\n0 passed, 0 failed")
+    sys.exit(0)
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402: where Chromium is, its driver must be
+from playwright.sync_api import sync_playwright  # noqa: E402
 
 IMAGE = ROOT / "dev/starter/example.png"
 
@@ -623,8 +624,10 @@ def run_tests(browser, serve, pictures):
         test(site)
     test_themes(site, pictures)
     test_away(browser)
-    if serve:
+    if serve and (serve / "serve").exists():
         test_real(site, serve, pictures)
+    elif serve:
+        print("not tested here: the page with the real server, which is not built (scripts/deps.sh serve)")
 
 
 def main():
@@ -632,13 +635,8 @@ def main():
     parser.add_argument("--serve", type=Path)
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
-    chromium = shutil.which("chromium")
-    if not chromium or not sync_playwright:
-        print(f"not tested here: the page in web/, because {'Playwright' if chromium else 'Chromium'} is not installed "
-              "(scripts/deps.sh page)\n0 passed, 0 failed")
-        return
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=[
             "--no-sandbox", "--disable-gpu", "--disable-extensions", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"])
         run_tests(browser, options.serve, options.pictures)
         browser.close()

@@ -17,7 +17,7 @@ let drawn = 0;      // counts calls of showDrawing, so that a late one does not 
 // Shows a new image, without a drawing. `image`: from readImage.
 export function showInput(image) {
   input = image.element;
-  inputImage.src = input?.src ?? "";
+  if (input) inputImage.src = input.src;
   document.getElementById("input-figure").hidden = !input;
   stage.classList.toggle("wide", (input?.naturalWidth ?? 1) > 2 * (input?.naturalHeight ?? 1));
   showDrawing(null);
