@@ -595,7 +595,7 @@ def test_real(site, folder, pictures):
             check(Path(download.value.path()).read_bytes().startswith(begin), f"serve: .{format}")
         page.get_by_role("radio", name="Slider").check()
         page.get_by_role("radio", name="Best of N").check()
-        page.get_by_role("spinbutton", name="Candidates").fill("6")
+        page.get_by_role("spinbutton", name="Candidates").fill("4")
         page.get_by_role("spinbutton", name="Temperature").fill("1.2")
         page.click("#convert")
         page.wait_for_selector("#stop:disabled")
@@ -616,6 +616,19 @@ def test_real(site, folder, pictures):
             wait_for_text(page, "#notice", r"^The body has 40000\d\d\d bytes; at most 16777216 are taken here\.")
 
 
+def test_real_formula(site, folder, pictures):
+    """A formula of the user's, drawn by TeX and by KaTeX, which the server has from the system."""
+    with real_server(folder) as address, site.page("serve, a formula", address=address) as page:
+        page.set_default_timeout(60000)
+        page.get_by_role("radio", name="Formula").check()
+        page.fill("#program", FORMULA)
+        page.keyboard.press("Control+Enter")
+        wait_for_text(page, "#status", "^It compiles.$")
+        page.wait_for_selector("#drawing-figure:not([hidden])")
+        page.wait_for_selector("#formula-figure:not([hidden])")
+        picture(pictures, page, "serve-formula")
+
+
 def run_tests(browser, serve, pictures):
     site = Site(browser, PageServer())
     for test in (test_choose, test_drop, test_paste, test_camera, test_draw, test_other_formats, test_stream_and_stop,
@@ -626,6 +639,7 @@ def run_tests(browser, serve, pictures):
     test_away(browser)
     if serve and (serve / "serve").exists():
         test_real(site, serve, pictures)
+        test_real_formula(site, serve, pictures)
     elif serve:
         print("not tested here: the page with the real server, which is not built (scripts/deps.sh serve)")
 

@@ -208,8 +208,9 @@ async function connect() {
 // ---- history, copies, downloads ----
 
 async function keepEntry() {
+  if (!image) return;
   const { program, task, png } = result, own = entry;
-  const kept = { ...own, name: image?.name ?? "program", image: image?.blob, program, task, png };
+  const kept = { ...own, name: image.name, image: image.blob, program, task, png };
   const id = await keep(kept);
   if (own === entry) entry = { ...kept, id };
 }

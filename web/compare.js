@@ -19,7 +19,6 @@ export function showInput(image) {
   input = image.element;
   if (input) inputImage.src = input.src;
   document.getElementById("input-figure").hidden = !input;
-  stage.classList.toggle("wide", (input?.naturalWidth ?? 1) > 2 * (input?.naturalHeight ?? 1));
   showDrawing(null);
 }
 
@@ -36,6 +35,8 @@ export async function showDrawing(source) {
   drawingFigure.hidden = !drawing;
   if (drawing) drawingImage.src = source;
   views.hidden = !(input && drawing);
+  const shape = input ?? drawing;
+  stage.classList.toggle("wide", shape !== null && shape.naturalWidth > 2 * shape.naturalHeight);
   showView();
 }
 
