@@ -68,7 +68,7 @@ static void start_threads(House *h) {
     pthread_mutex_init(&h->lock, NULL);
     queue_open(&h->readers);
     queue_open(&h->drawers);
-    engine_open(&h->engine, &h->registry, &h->drawers, &h->metrics);
+    engine_open(&h->engine, &h->registry, &h->drawers, &h->metrics, (int)opt.threads);
     for (int i = 0; i < READERS; i++) thread_start(&h->reader_threads[i], request_thread, h);
     for (int i = 0; i < h->o.drawers; i++) thread_start(&h->drawer_threads[i], draw_thread, h);
     h->watching = true;

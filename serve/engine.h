@@ -10,6 +10,7 @@ typedef struct {
     Metrics *metrics;
     JobQueue queue;      // jobs that wait for a slot
     JobQueue *drawers;   // where finished programs go
+    int threads;         // of the model's arithmetic; 0: all processors
     pthread_t thread;
     bool reload;         // below queue.lock
     pthread_mutex_t alone_lock;
@@ -98,6 +99,7 @@ static inline void *engine_thread(void *argument) {
     Engine *e = (Engine *)argument;
     Job *job;
     bool reload;
+    threads_use(e->threads);  // OpenMP's number belongs to the thread that sets it
     while (engine_wait(e, &job, &reload)) {
         if (reload) engine_reload(e);
         if (job) engine_begin(e, job);
@@ -115,8 +117,9 @@ static inline void engine_ask_reload(Engine *e) {
     pthread_mutex_unlock(&e->queue.lock);
 }
 
-static inline void engine_open(Engine *e, Registry *r, JobQueue *drawers, Metrics *m) {
+static inline void engine_open(Engine *e, Registry *r, JobQueue *drawers, Metrics *m, int threads) {
     e->registry = r;
+    e->threads = threads;
     e->drawers = drawers;
     e->metrics = m;
     queue_open(&e->queue);
