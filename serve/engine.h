@@ -8,13 +8,13 @@
 typedef struct {
     Registry *registry;
     Metrics *metrics;
-    JobQueue queue;      // jobs that wait for a slot
-    JobQueue *drawers;   // where finished programs go
-    int threads;         // of the model's arithmetic; 0: all processors
+    JobQueue queue;  // jobs that wait for a slot
+    Outlet *outlet;  // where finished programs go
+    int threads;     // of the model's arithmetic; 0: all processors
     pthread_t thread;
-    bool reload;         // below queue.lock
+    bool reload;  // below queue.lock
     pthread_mutex_t alone_lock;
-    Job *alone;          // the job that runs alone now; below alone_lock
+    Job *alone;  // the job that runs alone now; below alone_lock
 } Engine;
 
 /* Stops what runs alone, if it is this job. The rest looks at its job's cancellation between two tokens. */
@@ -83,15 +83,15 @@ static inline bool engine_wait(Engine *e, Job **job, bool *reload) {
 
 static inline void engine_begin(Engine *e, Job *j) {
     if (job_left(j)) {
-        queue_push(e->drawers, j);
+        outlet_push(e->outlet, j);
         return;
     }
     if (!j->alone) {
-        decode_admit(j->instance, j, e->drawers, e->metrics);
+        decode_admit(j->instance, j, e->outlet, e->metrics);
         return;
     }
     engine_set_alone(e, j);
-    alone_run(j->instance, j, e->drawers);
+    alone_run(j->instance, j, e->outlet);
     engine_set_alone(e, NULL);
 }
 
@@ -103,7 +103,7 @@ static inline void *engine_thread(void *argument) {
     while (engine_wait(e, &job, &reload)) {
         if (reload) engine_reload(e);
         if (job) engine_begin(e, job);
-        for (Instance *i = e->registry->all; i; i = i->next) decode_step(i, e->drawers, e->metrics);
+        for (Instance *i = e->registry->all; i; i = i->next) decode_step(i, e->outlet, e->metrics);
         registry_sweep(e->registry);
     }
     return NULL;
@@ -117,10 +117,10 @@ static inline void engine_ask_reload(Engine *e) {
     pthread_mutex_unlock(&e->queue.lock);
 }
 
-static inline void engine_open(Engine *e, Registry *r, JobQueue *drawers, Metrics *m, int threads) {
+static inline void engine_open(Engine *e, Registry *r, Outlet *outlet, Metrics *m, int threads) {
     e->registry = r;
     e->threads = threads;
-    e->drawers = drawers;
+    e->outlet = outlet;
     e->metrics = m;
     queue_open(&e->queue);
     pthread_mutex_init(&e->alone_lock, NULL);
