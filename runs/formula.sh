@@ -5,7 +5,8 @@
 # Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
 # after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
 # what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
-# cores. TRUNK is the number of steps at the full learning rate, COOL that of the steps in which it falls to nothing.
+# cores. TRUNK is the number of steps at the full learning rate, COOL that of the steps in which it falls to nothing, BATCH the
+# images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random order.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -14,15 +15,15 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
 fi
 lists=$1 stage=${2:-}
 out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
-trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=32
+trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
 mkdir -p "$out"
 
-# Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 4.0 and 16.5 million parameters.
+# Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 1.8 and 7.5 million parameters.
 frame=vision.image_height=64,vision.image_width=512,vision.patch=16,connector.concat=2
-student=base,$frame,vision.layers=5,vision.width=192,vision.heads=4,vision.mlp=768
-student+=,lm.layers=3,lm.width=192,lm.heads=4,lm.kv_heads=4,lm.head_dim=48,lm.ffn=512
-teacher=base,$frame,vision.layers=8,vision.width=320,vision.heads=5,vision.mlp=1280
-teacher+=,lm.layers=4,lm.width=320,lm.heads=5,lm.kv_heads=5,lm.head_dim=64,lm.ffn=896
+student=base,$frame,vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
+student+=,lm.layers=3,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384
+teacher=base,$frame,vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024
+teacher+=,lm.layers=4,lm.width=256,lm.heads=4,lm.kv_heads=4,lm.head_dim=64,lm.ffn=704
 
 # What images of formulas go through before people have them. A third of the images stays as it was drawn.
 augment=scale=0.4:0.4..2.5,pad=0.2:0..0.15,blur=0.2:0.3..1.2,noise=0.2:1..12,jpeg=0.3:25..95,contrast=0.2:0.5..1
@@ -61,24 +62,25 @@ make_data() {
         --val-out "$out/val.txt"
     [ -f "$out/tokenizer.safetensors" ] || $python dev/formula/tokens.py --formulas "$out/train.txt" \
         --out "$out/tokenizer.safetensors"
-    draw val 2 --count 1000
-    draw train 1
+    [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.txt"
+    draw val val 2 --count 1000
+    draw drawn train 1
 }
 
-draw() { # NAME SEED OPTION...: a list of formulas, as a dataset
-    local name=$1 seed=$2
-    shift 2
+draw() { # LIST NAME SEED OPTION...: a list of formulas, as a dataset
+    local list=$1 name=$2 seed=$3
+    shift 3
     [ -f "$out/$name.bin" ] && return
-    $python dev/formula/render.py --formulas "$out/$name.txt" --out "$out/$name.parts" --seed "$seed"
+    $python dev/formula/render.py --formulas "$out/$list.txt" --out "$out/$name.parts" --seed "$seed"
     $python dev/formula/pack.py --parts "$out/$name.parts" --tokenizer "$out/tokenizer.safetensors" --out "$out/$name.bin" "$@"
 }
 
 make_teacher() { train_twice teacher "$teacher" 6e-4 --teacher none; }
 make_student() {
-    train_twice student "$student" 1e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
+    train_twice student "$student" 1.5e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
         --w-ce 0.3 --w-soft 0.7
 }
-make_alone() { train_twice alone "$student" 1e-3 --teacher none; }
+make_alone() { train_twice alone "$student" 1.5e-3 --teacher none; }
 
 score() { # of every model that there is: numbers, and a report with images
     local models=()

@@ -2,11 +2,13 @@
 """Converts a data set to the .bin format of tikz.c (described in tikzc.py).
 
     convert_dataset.py --parquet data/ --split train --model teacher.safetensors --out train.bin --shards 8
+    convert_dataset.py --hub UniMER-1M --tokenizer tokenizer.safetensors --out train.bin
     convert_dataset.py --im2latex im2latex-100k --split validate --tokenizer tokenizer.safetensors --out val.bin
     convert_dataset.py --pairs my-figures --tokenizer tokenizer.safetensors --out my.bin --val-out my-val.bin
 
 Sources: parquet files with images and code (DaTikZ and other data sets of the Hub), the layout of im2latex-100K, or a
-folder of name.png (or .jpg, .webp, ...) and name.tex files. The tokenizer comes from a model (--model; samples that
+folder of name.png (or .jpg, .webp, ...) and name.tex files. --hub tells by what is in a folder which of the first two it is,
+and also knows UniMER-1M and UniMER-Test. The tokenizer comes from a model (--model; samples that
 exceed its context length are left out) or from any other safetensors file that contains one (--tokenizer).
 
 PNG and JPEG images are stored unchanged if the reader can decode them; all others are converted to PNG. Code becomes
@@ -28,7 +30,7 @@ import sys
 
 import tikzc  # first, because it says whether a package is missing
 import files
-from dataset import parquet, sources
+from dataset import hub, parquet, sources
 from dataset.parts import Folder, Job, Output, plan, run_here, run_parallel
 from options import whole
 from progress import Progress
@@ -202,6 +204,8 @@ def make_source(args):
     files.need("tokenizers")
     if args.parquet:
         return parquet.Parquet(args.parquet, args.image_column, args.code_column, args.split)
+    if args.hub:
+        return hub.open_folder(args.hub, args.split, args.image_column, args.code_column)
     if args.im2latex:
         return sources.Im2latex(args.im2latex, args.split, args.formulas, args.list, args.images)
     return sources.Pairs(args.pairs)
@@ -261,6 +265,7 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_argument_group("source").add_mutually_exclusive_group(required=True)
     source.add_argument("--parquet", nargs="+", metavar="PATH", help="parquet files, folders of them, patterns")
+    source.add_argument("--hub", metavar="FOLDER", help="folder of a data set of the Hub: DaTikZ, UniMER, im2latex-100K, ...")
     source.add_argument("--im2latex", metavar="FOLDER", help="folder in the layout of im2latex-100K")
     source.add_argument("--pairs", metavar="FOLDER", help="folder of name.png (or .jpg, .webp, ...) + name.tex")
     add = parser.add_argument_group("reading").add_argument
@@ -308,13 +313,13 @@ def check_options(parser, args):
         if path and other != option:
             parser.error(f"{option} and {other} must not be the same file")
     for name in ("image_column", "code_column"):
-        if getattr(args, name) and not args.parquet:
-            parser.error(f"--{name.replace('_', '-')} goes with --parquet")
+        if getattr(args, name) and not args.parquet and not args.hub:
+            parser.error(f"--{name.replace('_', '-')} goes with --parquet or --hub")
     for name in ("formulas", "list", "images"):
         if getattr(args, name) and not args.im2latex:
             parser.error(f"--{name} goes with --im2latex")
     if args.split and args.pairs:
-        parser.error("--split goes with --parquet or --im2latex")
+        parser.error("--split goes with --parquet, --hub or --im2latex")
 
 
 def main():

@@ -295,6 +295,54 @@ def test_im2latex(folder):
             out=folder / "out.bin")
 
 
+def test_hub(folder):
+    """--hub tells by what is in a folder how to read it."""
+    made = [make_image(12 * i)[0] for i in range(4)]
+    unimer = folder / "Dataset" / "UniMER-1M"
+    (unimer / "images").mkdir(parents=True)
+    (unimer / "train.txt").write_bytes(b"a\nb\r\nc\n\\frac{d}{e}\n")
+    for i in (3, 0, 1):
+        (unimer / "images" / f"{i:07d}.png").write_bytes(made[i])
+    (unimer / "images" / "cover.png").write_bytes(made[2])
+    messages = convert("--hub", unimer, "--report", folder / "r.json", out=folder / "f.bin")
+    expected = list(zip([made[0], made[1], made[3]], encoded(["a", "b", "\\frac{d}{e}"])))
+    check(read(folder / "f.bin") == expected, "UniMER-1M: line N belongs to the image N", messages)
+    check("dropped 1: there is no image of this number (first: " in messages and "line 3: 0000002.png" in messages,
+          "a line without its image", messages)
+    convert("--hub", unimer.parent, out=folder / "g.bin", jobs=3)
+    check(same_files(folder / "f.bin", folder / "g.bin"), "the folder above, and 3 jobs, give the same bytes")
+    refused("belongs to the source", "--hub", unimer, out=unimer / "train.txt")
+    test = folder / "Dataset" / "UniMER-Test"
+    (test / "spe").mkdir(parents=True)
+    (test / "spe.txt").write_text("x\n")
+    (test / "spe" / "0000000.png").write_bytes(made[2])
+    convert("--hub", folder / "Dataset", "--split", "spe", out=folder / "h.bin")
+    check(read(folder / "h.bin") == [(made[2], encoded(["x"])[0])], "UniMER-Test by --split")
+    refused("there are several splits; choose one of spe, train with --split", "--hub", folder / "Dataset", out=folder / "out.bin")
+    refused("there is no split 'hwe'; choose one of spe with", "--hub", test, "--split", "hwe", out=folder / "out.bin")
+    (test / "spe" / "0000001.png").write_bytes(made[2])
+    refused("0000001.png belongs to line 2 of", "--hub", test, out=folder / "out.bin")
+    data = folder / "datikz" / "data"
+    data.mkdir(parents=True)
+    write_parquet(data / "train-00000-of-00001.parquet", [(made[0], "x")])
+    convert("--hub", data.parent, out=folder / "i.bin")
+    check(read(folder / "i.bin") == [(made[0], encoded(["x"])[0])], "parquet files below the folder")
+    refused("there is no column 'tikz' for the code; the columns are ", "--hub", data.parent, "--code-column", "tikz",
+            out=folder / "out.bin")
+    lists = folder / "im2latex-100k"
+    (lists / "formula_images").mkdir(parents=True)
+    (lists / "im2latex_formulas.lst").write_text("x\n")
+    (lists / "im2latex_train.lst").write_text("0 a basic\n")
+    (lists / "formula_images" / "a.png").write_bytes(made[1])
+    convert("--hub", lists, out=folder / "j.bin")
+    check(read(folder / "j.bin") == [(made[1], encoded(["x"])[0])], "im2latex-100K")
+    (folder / "other" / "pictures").mkdir(parents=True)
+    (folder / "other" / "rows.csv").write_text("")
+    refused("the layout is not known. Expected parquet files, im2latex_formulas.lst, or UniMER's train.txt with images; found "
+            "pictures/, rows.csv.", "--hub", folder / "other", out=folder / "out.bin")
+    refused("not a folder; --hub needs one", "--hub", folder / "nothing", out=folder / "out.bin")
+
+
 def test_pairs(folder):
     root = folder / "pairs"
     (root / "sub").mkdir(parents=True)
@@ -1109,7 +1157,7 @@ def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
-    for test in (test_parquet, test_validation, test_im2latex, test_pairs, test_own_output, test_links, test_no_image,
+    for test in (test_parquet, test_validation, test_im2latex, test_hub, test_pairs, test_own_output, test_links, test_no_image,
                  test_line_ends, test_suffixes, test_splits, test_pointers, test_names, test_begin, test_bad_rows,
                  test_refused, test_scaling, test_dataset_bits, test_full_disk, test_damaged_png, test_damaged_jpeg,
                  test_damaged_parquet, test_damaged_lists, test_damaged_tokenizer, test_damaged_parts,

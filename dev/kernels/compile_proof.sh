@@ -42,11 +42,14 @@ kernels() {
 }
 
 link() { # PRECISION: the programs, with the object that was just made, and the lessons
-    local build=$out/$1 program
+    local build=$out/$1 program programs
+    read -r -a programs <<<"train_distill infer eval $(sed -n 's/^LESSONS := //p' Makefile)"
     cp "$build/sm_90.o" "$build/cuda.o"
-    for program in train_distill infer eval $(sed -n 's/^LESSONS := //p' Makefile); do
-        make --no-print-directory NVCC="$nvcc" PRECISION="$1" BUILD="$build" "$build/$program" \
-            >"$build/$program.txt" 2>&1 && pass || fail "$program, $1: $(tail -5 "$build/$program.txt")"
+    rm -f "${programs[@]/#/$build/}"
+    make -k -j2 -Otarget --no-print-directory NVCC="$nvcc" PRECISION="$1" BUILD="$build" "${programs[@]/#/$build/}" \
+        >"$build/link.txt" 2>&1
+    for program in "${programs[@]}"; do
+        [ -x "$build/$program" ] && pass || fail "$program, $1: $(grep -A 5 "$program" "$build/link.txt" | head -10)"
     done
     # a device that no machine has, asked of a program that knows the table of GPUs
     case $("$build/infer" --device cuda:99 none.png 2>&1) in
