@@ -278,7 +278,8 @@ test-rest:
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' \
 	    -j 2 'test/test_programs.sh build/BF16$(PLAIN)' 'test/test_runs.sh build/BF16$(PLAIN)' \
 	    'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
-	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)'
+	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
+	    $(if $(HTTP),'test/test_serve.py build/BF16$(PLAIN)' 'test/test_serve.py build/BF16-sanitize-1 statuses broken files leaving')
 
 all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lora test_lib test_tokenizer test_dataloader test_reward test_teacher_cache \
@@ -286,7 +287,7 @@ all-BF16:
 all-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model $(FP32_TESTS))
 all-sanitized:
-	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
+	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS) $(if $(HTTP),serve))
 all-thread:
 	+@$(MAKE) --no-print-directory SANITIZE=thread $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
 # What AVX512-BF16 multiplies, pairs of bf16, where the processor cannot: the same packing, the product in two steps.

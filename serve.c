@@ -39,7 +39,8 @@ int main(int argc, char **argv) {
     struct MHD_Daemon *http = http_start(h, listener, &err);
     die_if(!http, &err);
     fprintf(stderr, "%s: listening on http://%s%s%s:%d%s\n", program_name_text, strchr(h->o.address, ':') ? "[" : "",
-            h->o.address, strchr(h->o.address, ':') ? "]" : "", port, h->o.web ? "" : " (no web page: there is no folder web)");
+            h->o.address, strchr(h->o.address, ':') ? "]" : "", port,
+            h->o.web ? "" : " (no web page: there is no folder web)");
     wait_for_signals(h, &signals);
     stop(h, http);
     return 0;
@@ -67,10 +68,12 @@ static void start_threads(House *h) {
     h->metrics.started = seconds_now();
     pthread_mutex_init(&h->lock, NULL);
     queue_open(&h->readers);
-    queue_open(&h->drawers);
-    engine_open(&h->engine, &h->registry, &h->drawers, &h->metrics);
+    queue_open(&h->outlet.drawers);
+    queue_open(&h->outlet.writers);
+    engine_open(&h->engine, &h->registry, &h->outlet, &h->metrics, (int)opt.threads);
     for (int i = 0; i < READERS; i++) thread_start(&h->reader_threads[i], request_thread, h);
     for (int i = 0; i < h->o.drawers; i++) thread_start(&h->drawer_threads[i], draw_thread, h);
+    thread_start(&h->writer_thread, write_thread, h);
     h->watching = true;
     thread_start(&h->watch_thread, watch_thread, h);
 }
@@ -101,8 +104,10 @@ static void stop(House *h, struct MHD_Daemon *http) {
     queue_close(&h->readers);
     for (int i = 0; i < READERS; i++) pthread_join(h->reader_threads[i], NULL);
     engine_close(&h->engine);
-    queue_close(&h->drawers);
+    queue_close(&h->outlet.drawers);
+    queue_close(&h->outlet.writers);
     for (int i = 0; i < h->o.drawers; i++) pthread_join(h->drawer_threads[i], NULL);
+    pthread_join(h->writer_thread, NULL);
     __atomic_store_n(&h->watching, false, __ATOMIC_RELEASE);
     pthread_join(h->watch_thread, NULL);
     usleep(200000);  // the library's thread sends the last answers

@@ -48,7 +48,8 @@ static inline bool image_header_tiff(const uint8_t *p, size_t n, ImageHeader *h)
     const bool motorola = p[0] == 'M', big = p[2 + motorola] == 43;
     const size_t entry = big ? 20 : 12, count_bytes = big ? 8 : 2;
     if (n < 16) return false;
-    const uint64_t at = image_integer(p + (big ? 8 + 4 * motorola : 4), 4, motorola);  // beyond 4 GB there is no file here
+    const uint64_t at =
+        image_integer(p + (big ? 8 + 4 * motorola : 4), 4, motorola);  // beyond 4 GB there is no file here
     if (at + count_bytes > n) return false;
     const uint32_t count = image_integer(p + at + (motorola ? count_bytes - 2 : 0), 2, motorola);
     for (uint32_t i = 0; i < count && at + count_bytes + (i + 1) * entry <= n; i++) {
@@ -76,9 +77,11 @@ static inline bool image_header_read(const uint8_t *p, size_t n, ImageHeader *h)
     }
     if (n >= 26 && !memcmp(p, "BM", 2)) {
         const bool core = image_integer(p + 14, 4, false) == 12;  // OS/2's header has 16 bits each
-        const int32_t height = core ? 0 : (int32_t)image_integer(p + 22, 4, false);  // negative: the top row comes first
+        const int32_t height =
+            core ? 0 : (int32_t)image_integer(p + 22, 4, false);  // negative: the top row comes first
         *h = core ? (ImageHeader){image_integer(p + 18, 2, false), image_integer(p + 20, 2, false)}
-                  : (ImageHeader){image_integer(p + 18, 4, false), height < 0 ? 0u - (uint32_t)height : (uint32_t)height};
+                  : (ImageHeader){image_integer(p + 18, 4, false),
+                                  height < 0 ? 0u - (uint32_t)height : (uint32_t)height};
         return true;
     }
     if (n >= 3 && !memcmp(p, "\xff\xd8\xff", 3)) return image_header_jpeg(p, n, h);

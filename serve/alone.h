@@ -247,7 +247,7 @@ static inline int alone_open_best(Instance *i, const Job *j, Error *err) {
 }
 
 /* Runs a job that has its model to itself, and hands it on or fails it. */
-static inline void alone_run(Instance *i, Job *j, JobQueue *drawers) {
+static inline void alone_run(Instance *i, Job *j, Outlet *outlet) {
     Error err;
     const Sampling *s = &j->sampling;
     Generator *g = &i->generator;
@@ -265,9 +265,9 @@ static inline void alone_run(Instance *i, Job *j, JobQueue *drawers) {
         alone_candidates(i, j);
     g->scored = true;
     if (!j->done && !job_left(j))
-        decode_end_program(i, j, drawers);
+        decode_end_program(i, j, outlet);
     else
-        queue_push(drawers, j);
+        outlet_push(outlet, j);
 }
 
 #endif

@@ -104,7 +104,8 @@ static inline size_t answer_latex_token(const char *text, size_t n) {
     size_t end = 1;
     while (end < n && formula_letter(text[end])) end++;
     const bool environment = (end == 6 && !strncmp(text, "\\begin", 6)) || (end == 4 && !strncmp(text, "\\end", 4));
-    const char *close = environment && end < n && text[end] == '{' ? (const char *)memchr(text + end, '}', n - end) : NULL;
+    const char *close =
+        environment && end < n && text[end] == '{' ? (const char *)memchr(text + end, '}', n - end) : NULL;
     return close ? (size_t)(close - text) + 1 : end > 1 ? end : n < 2 ? n : 2;
 }
 
@@ -125,7 +126,9 @@ static inline char *answer_spaced(const char *text, size_t n) {
 }
 
 /* The program without the line end that files have. */
-static inline size_t answer_trimmed(const Program *p) { return p->bytes && p->text[p->bytes - 1] == '\n' ? p->bytes - 1 : p->bytes; }
+static inline size_t answer_trimmed(const Program *p) {
+    return p->bytes && p->text[p->bytes - 1] == '\n' ? p->bytes - 1 : p->bytes;
+}
 
 static inline char *answer_predict_beam(const Job *j, size_t *size) {
     JsonWriter w = {0};

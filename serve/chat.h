@@ -48,7 +48,9 @@ static inline void chat_tail(JsonWriter *w, const char *finish) {
     json_end_array(w);
 }
 
-static inline const char *chat_finish_reason(const Job *j) { return j->program.ended || j->program.looped ? "stop" : "length"; }
+static inline const char *chat_finish_reason(const Job *j) {
+    return j->program.ended || j->program.looped ? "stop" : "length";
+}
 
 /* A chunk of a stream, allocated: a piece of the text, or without one the end. */
 static inline char *chat_chunk(const Job *j, const char *bytes, size_t n, const char *finish) {

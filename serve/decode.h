@@ -58,8 +58,8 @@ static inline void decode_fail_not_finite(Instance *i, Job *j) {
     job_fail(j, 500, "no program can be written: %s", why.text);
 }
 
-/* The program is complete: the drawer goes on with it. */
-static inline void decode_end_program(Instance *i, Job *j, JobQueue *drawers) {
+/* The program is complete: a drawer or the writer goes on with it. */
+static inline void decode_end_program(Instance *i, Job *j, Outlet *outlet) {
     Program *p = &j->program;
     const size_t sent = p->bytes;
     const int written = p->ids.count - i->prefix.count;
@@ -68,7 +68,7 @@ static inline void decode_end_program(Instance *i, Job *j, JobQueue *drawers) {
     program_end_text(p, &i->writer, i->prefix.count);
     p->memory = NULL;
     if (j->fields.stream && !j->alone && p->bytes > sent + 1) decode_stream(j, p->text + sent, p->bytes - sent - 1);
-    queue_push(drawers, j);
+    outlet_push(outlet, j);
 }
 
 /* Takes the next token of a job. Returns false where the program ends with it, or fails. */
@@ -91,27 +91,28 @@ static inline void decode_leave(Instance *i, int b) {
     if (b == last) return;
     const Job *moved = i->slots[last];
     int *const arrays[] = {g->ids, g->positions, g->streams};
-    kv_cache_move(&g->cache, &i->model.c.lm, op, b, last, 0, model_image_tokens(&i->model) + moved->program.ids.count);
+    kv_cache_move(&g->cache, &i->model.c.lm, op, b, last, 0,
+                  model_image_tokens(&i->model) + moved->program.ids.count);
     for (int k = 0; k < 3; k++) op->copy(arrays[k] + b, arrays[k] + last, sizeof(int));
     i->slots[b] = i->slots[last];
 }
 
 /* What follows a token of slot b: it goes on, or its program is handed on. */
-static inline void decode_give(Instance *i, int b, int id, JobQueue *drawers) {
+static inline void decode_give(Instance *i, int b, int id, Outlet *outlet) {
     Job *j = i->slots[b];
     const bool left = job_cancelled(j) != GOES_ON;
     if (!left && decode_take(i, j, b, id)) return;
     decode_leave(i, b);
     if (!left && id >= 0) {
-        decode_end_program(i, j, drawers);
+        decode_end_program(i, j, outlet);
         return;
     }
     if (!job_left(j)) decode_fail_not_finite(i, j);
-    queue_push(drawers, j);
+    outlet_push(outlet, j);
 }
 
 /* A newcomer takes the next free slot: its image is encoded, and its first token drawn. */
-static inline void decode_admit(Instance *i, Job *j, JobQueue *drawers, Metrics *metrics) {
+static inline void decode_admit(Instance *i, Job *j, Outlet *outlet, Metrics *metrics) {
     Generator *g = &i->generator;
     const Ops *op = i->model.op;
     const int b = i->running++, stream = 0, V = i->model.c.lm.vocab;
@@ -127,7 +128,7 @@ static inline void decode_admit(Instance *i, Job *j, JobQueue *drawers, Metrics 
     op->download(&id, g->ids + b, sizeof(int));
     metrics_add(&metrics->prefills, 1);
     metrics_add(&metrics->tokens, 1);
-    decode_give(i, b, id, drawers);
+    decode_give(i, b, id, outlet);
 }
 
 /* ---- a step ---- */
@@ -142,15 +143,15 @@ static inline bool decode_same_sampling(const Instance *i) {
 }
 
 /* One more token for every program of the instance. */
-static inline void decode_step(Instance *i, JobQueue *drawers, Metrics *metrics) {
+static inline void decode_step(Instance *i, Outlet *outlet, Metrics *metrics) {
     Generator *g = &i->generator;
     const Ops *op = i->model.op;
     const int B = i->running, V = i->model.c.lm.vocab, rows = op->host_memory ? SPECULATE_ROWS : B;
     if (B == 0) return;
     if (op->host_memory || !op->graph_launch(g, (uint64_t)1 << 40 | (uint64_t)B)) {  // generator_step's are below
         for (int b = 0; b < B; b += rows)
-            model_decode_step(&i->model, g->ids + b, g->positions + b, B - b < rows ? B - b : rows, decode_cache(i, b),
-                              g->logits + (size_t)b * V);
+            model_decode_step(&i->model, g->ids + b, g->positions + b, B - b < rows ? B - b : rows,
+                              decode_cache(i, b), g->logits + (size_t)b * V);
         if (!op->host_memory) op->graph_end();
     }
     if (decode_same_sampling(i))
@@ -161,7 +162,7 @@ static inline void decode_step(Instance *i, JobQueue *drawers, Metrics *metrics)
     metrics_add(&metrics->tokens, (uint64_t)B);
     metrics_add(&metrics->rows, (uint64_t)B);
     metrics_add(&metrics->steps, 1);
-    for (int b = B - 1; b >= 0; b--) decode_give(i, b, g->host[b], drawers);  // backwards: decode_leave moves the last
+    for (int b = B - 1; b >= 0; b--) decode_give(i, b, g->host[b], outlet);  // backwards: decode_leave moves the last
 }
 
 #endif

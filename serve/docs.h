@@ -33,8 +33,11 @@ static inline void docs_array(JsonWriter *w, const char *type) {
 
 /* The schema of a field; in a form, a list is a string with commas. */
 static inline void docs_schema(JsonWriter *w, const Field *f, bool form) {
-    static const char *const types[] = {[VALUE_TEXT] = "string", [VALUE_NUMBER] = "number", [VALUE_INTEGER] = "integer",
-                                        [VALUE_FLAG] = "boolean", [VALUE_IMAGE] = "string"};
+    static const char *const types[] = {[VALUE_TEXT] = "string",
+                                        [VALUE_NUMBER] = "number",
+                                        [VALUE_INTEGER] = "integer",
+                                        [VALUE_FLAG] = "boolean",
+                                        [VALUE_IMAGE] = "string"};
     json_begin_object(w);
     if (f->type == VALUE_FORMATS && form) {
         answer_string(w, "type", "string");
@@ -108,7 +111,9 @@ static const struct {
 
 static inline void docs_responses(JsonWriter *w, const Route *r) {
     char status[8];
-    const char *type = r->kind == ROUTE_METRICS ? "text/plain" : r->kind == ROUTE_DOCS ? "text/html" : "application/json";
+    const char *type = r->kind == ROUTE_METRICS ? "text/plain"
+                       : r->kind == ROUTE_DOCS  ? "text/html"
+                                                : "application/json";
     json_key(w, "responses");
     json_begin_object(w);
     json_key(w, "200");
@@ -207,8 +212,10 @@ static inline void docs_route(JsonWriter *w, const Route *r) {
 
 static const char docs_components[] =
     "{\"securitySchemes\":{\"key\":{\"type\":\"http\",\"scheme\":\"bearer\"}},"
-    "\"schemas\":{\"Error\":{\"type\":\"object\",\"required\":[\"error\"],\"properties\":{\"error\":{\"type\":\"object\","
-    "\"required\":[\"message\",\"type\"],\"properties\":{\"message\":{\"type\":\"string\"},\"type\":{\"type\":\"string\","
+    "\"schemas\":{\"Error\":{\"type\":\"object\",\"required\":[\"error\"],\"properties\":{\"error\":{\"type\":"
+    "\"object\","
+    "\"required\":[\"message\",\"type\"],\"properties\":{\"message\":{\"type\":\"string\"},\"type\":{\"type\":"
+    "\"string\","
     "\"enum\":[\"invalid_request\",\"too_large\",\"busy\",\"timeout\",\"unauthorized\",\"internal\"]}}}}}}}";
 
 /* The OpenAPI document, allocated. */
@@ -236,9 +243,12 @@ static inline char *docs_openapi(size_t *size) {
 /* ---- for people ---- */
 
 static inline void docs_field_row(FILE *f, const Field *field) {
-    static const char *const types[] = {"text", "number", "whole number", "true or false", "list", "image", "messages"};
-    fprintf(f, "<tr><td><code>%s</code></td><td>%s%s", field->name, types[field->type], field->required ? ", needed" : "");
-    if (field->type == VALUE_NUMBER || field->type == VALUE_INTEGER) fprintf(f, ", %.10g to %.10g", field->min, field->max);
+    static const char *const types[] = {"text", "number", "whole number", "true or false",
+                                        "list", "image",  "messages"};
+    fprintf(f, "<tr><td><code>%s</code></td><td>%s%s", field->name, types[field->type],
+            field->required ? ", needed" : "");
+    if (field->type == VALUE_NUMBER || field->type == VALUE_INTEGER)
+        fprintf(f, ", %.10g to %.10g", field->min, field->max);
     fprintf(f, "</td><td>");
     html_text(f, field->help);
     fprintf(f, "</td></tr>\n");
@@ -249,12 +259,14 @@ static inline char *docs_page(size_t *size) {
     char *text = NULL;
     FILE *f = open_memstream(&text, size);
     if (!f) die("out of memory");
-    fprintf(f, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>tikz.c: HTTP API</title>\n"
-               "<meta name=\"viewport\" content=\"width=device-width\"><meta name=\"color-scheme\" content=\"light dark\">"
-               "</head><body><main>\n<h1>tikz.c: HTTP API</h1>\n<p>The same for programs: "
-               "<a href=\"/openapi.json\">/openapi.json</a>. Errors have a status and "
-               "<code>{\"error\": {\"message\": ..., \"type\": ...}}</code>. A server that has a key asks for "
-               "<code>Authorization: Bearer KEY</code> where it says so.</p>\n");
+    fprintf(
+        f,
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>tikz.c: HTTP API</title>\n"
+        "<meta name=\"viewport\" content=\"width=device-width\"><meta name=\"color-scheme\" content=\"light dark\">"
+        "</head><body><main>\n<h1>tikz.c: HTTP API</h1>\n<p>The same for programs: "
+        "<a href=\"/openapi.json\">/openapi.json</a>. Errors have a status and "
+        "<code>{\"error\": {\"message\": ..., \"type\": ...}}</code>. A server that has a key asks for "
+        "<code>Authorization: Bearer KEY</code> where it says so.</p>\n");
     for (int i = 0; i < ROUTES; i++) {
         const Route *r = &routes[i];
         fprintf(f, "<h2>%s %s</h2>\n<p>", r->method, r->path);

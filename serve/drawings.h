@@ -77,7 +77,7 @@ static inline void draw_convert(House *h, Job *j) {
     const RenderTask task = j->instance->task;
     Drawn d = {.known = false}, *candidates = (Drawn *)xcalloc((size_t)j->candidate_count, sizeof(Drawn));
     size_t size;
-    if (f->formats || (f->compile && h->renders)) draw_program(h, task, p->text, p->bytes, f->formats, &d);
+    if (j->draws) draw_program(h, task, p->text, p->bytes, f->formats, &d);
     for (int k = 0; k < j->candidate_count && f->formats >> FORMAT_PNG & 1 && !drawing_cancelled(); k++) {
         Candidate *c = &j->candidates[k];
         draw_program(h, task, c->text, c->bytes, 1u << FORMAT_PNG, &candidates[k]);
@@ -111,9 +111,9 @@ static inline void draw_nothing(Job *j) {
     job_finish(j, 200, "application/json", answer, size);
 }
 
-static inline void *draw_thread(void *argument) {
-    House *h = (House *)argument;
-    for (Job *j; (j = queue_pop(&h->drawers));) {
+/* Finishes the jobs of a queue until it is closed. */
+static inline void draw_all(House *h, JobQueue *queue) {
+    for (Job *j; (j = queue_pop(queue));) {
         drawing_job = j;
         if (!j->done && !job_left(j)) {
             if (j->route->kind == ROUTE_RENDER)
@@ -126,6 +126,17 @@ static inline void *draw_thread(void *argument) {
         drawing_job = NULL;
         house_leave(h, j);
     }
+}
+
+static inline void *draw_thread(void *argument) {
+    House *h = (House *)argument;
+    draw_all(h, &h->outlet.drawers);
+    return NULL;
+}
+
+static inline void *write_thread(void *argument) {
+    House *h = (House *)argument;
+    draw_all(h, &h->outlet.writers);
     return NULL;
 }
 

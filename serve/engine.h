@@ -8,12 +8,13 @@
 typedef struct {
     Registry *registry;
     Metrics *metrics;
-    JobQueue queue;      // jobs that wait for a slot
-    JobQueue *drawers;   // where finished programs go
+    JobQueue queue;  // jobs that wait for a slot
+    Outlet *outlet;  // where finished programs go
+    int threads;     // of the model's arithmetic; 0: all processors
     pthread_t thread;
-    bool reload;         // below queue.lock
+    bool reload;  // below queue.lock
     pthread_mutex_t alone_lock;
-    Job *alone;          // the job that runs alone now; below alone_lock
+    Job *alone;  // the job that runs alone now; below alone_lock
 } Engine;
 
 /* Stops what runs alone, if it is this job. The rest looks at its job's cancellation between two tokens. */
@@ -82,15 +83,15 @@ static inline bool engine_wait(Engine *e, Job **job, bool *reload) {
 
 static inline void engine_begin(Engine *e, Job *j) {
     if (job_left(j)) {
-        queue_push(e->drawers, j);
+        outlet_push(e->outlet, j);
         return;
     }
     if (!j->alone) {
-        decode_admit(j->instance, j, e->drawers, e->metrics);
+        decode_admit(j->instance, j, e->outlet, e->metrics);
         return;
     }
     engine_set_alone(e, j);
-    alone_run(j->instance, j, e->drawers);
+    alone_run(j->instance, j, e->outlet);
     engine_set_alone(e, NULL);
 }
 
@@ -98,10 +99,11 @@ static inline void *engine_thread(void *argument) {
     Engine *e = (Engine *)argument;
     Job *job;
     bool reload;
+    threads_use(e->threads);  // OpenMP's number belongs to the thread that sets it
     while (engine_wait(e, &job, &reload)) {
         if (reload) engine_reload(e);
         if (job) engine_begin(e, job);
-        for (Instance *i = e->registry->all; i; i = i->next) decode_step(i, e->drawers, e->metrics);
+        for (Instance *i = e->registry->all; i; i = i->next) decode_step(i, e->outlet, e->metrics);
         registry_sweep(e->registry);
     }
     return NULL;
@@ -115,9 +117,10 @@ static inline void engine_ask_reload(Engine *e) {
     pthread_mutex_unlock(&e->queue.lock);
 }
 
-static inline void engine_open(Engine *e, Registry *r, JobQueue *drawers, Metrics *m) {
+static inline void engine_open(Engine *e, Registry *r, Outlet *outlet, Metrics *m, int threads) {
     e->registry = r;
-    e->drawers = drawers;
+    e->threads = threads;
+    e->outlet = outlet;
     e->metrics = m;
     queue_open(&e->queue);
     pthread_mutex_init(&e->alone_lock, NULL);

@@ -36,7 +36,15 @@ static inline void fields_free(Fields *f) {
     *f = fields_default;
 }
 
-typedef enum { VALUE_TEXT, VALUE_NUMBER, VALUE_INTEGER, VALUE_FLAG, VALUE_FORMATS, VALUE_IMAGE, VALUE_MESSAGES } ValueType;
+typedef enum {
+    VALUE_TEXT,
+    VALUE_NUMBER,
+    VALUE_INTEGER,
+    VALUE_FLAG,
+    VALUE_FORMATS,
+    VALUE_IMAGE,
+    VALUE_MESSAGES
+} ValueType;
 
 typedef struct {
     const char *name;
@@ -53,7 +61,8 @@ typedef struct {
 
 static const Field fields_table[] = {
     {"image", VALUE_IMAGE, FIELD_AT(image), 0, 0, NULL, FOR_CONVERT, true,
-     "the image file (PNG, JPEG, WebP, GIF, BMP or TIFF): in a form its bytes, in JSON base64, which may be a data: URL"},
+     "the image file (PNG, JPEG, WebP, GIF, BMP or TIFF): in a form its bytes, in JSON base64, which may be a data: "
+     "URL"},
     {"file", VALUE_IMAGE, FIELD_AT(image), 0, 0, NULL, FOR_FILE, true, "the image file"},
     {"messages", VALUE_MESSAGES, FIELD_AT(image), 0, 0, NULL, FOR_CHAT, true,
      "the conversation; the last image_url in it, a data: URL, is the image, and text is not read"},
@@ -73,12 +82,15 @@ static const Field fields_table[] = {
     {"candidates", VALUE_INTEGER, FIELD_AT(candidates), 1, 64, NULL, FOR_CONVERT, false,
      "sample so many programs; the one that compiles and is most like the image comes first"},
     {"search", VALUE_TEXT, FIELD_AT(search), 0, 0, NULL, FOR_CONVERT, false,
-     "search the best program by writing, compiling and comparing: for so many seconds (\"10s\"), or so many programs "
+     "search the best program by writing, compiling and comparing: for so many seconds (\"10s\"), or so many "
+     "programs "
      "(\"200\"); of TikZ only"},
-    {"seed", VALUE_INTEGER, FIELD_AT(seed), 0, 1e15, NULL, FOR_CONVERT | FOR_CHAT, false, "random seed of what is sampled"},
+    {"seed", VALUE_INTEGER, FIELD_AT(seed), 0, 1e15, NULL, FOR_CONVERT | FOR_CHAT, false,
+     "random seed of what is sampled"},
     {"max_tokens", VALUE_INTEGER, FIELD_AT(max_tokens), 0, 1e9, NULL, FOR_CONVERT | FOR_CHAT, false,
      "longest program in tokens; 0: as long as the model allows"},
-    {"max_completion_tokens", VALUE_INTEGER, FIELD_AT(max_tokens), 0, 1e9, NULL, FOR_CHAT, false, "the same as max_tokens"},
+    {"max_completion_tokens", VALUE_INTEGER, FIELD_AT(max_tokens), 0, 1e9, NULL, FOR_CHAT, false,
+     "the same as max_tokens"},
     {"render", VALUE_FORMATS, FIELD_AT(formats), 0, 0, "png svg pdf ", FOR_CONVERT, false,
      "what is drawn of the program: a list, or in a form or string with commas, of png, svg and pdf"},
     {"formats", VALUE_FORMATS, FIELD_AT(formats), 0, 0, "png svg pdf ", FOR_RENDER, false,
@@ -114,7 +126,8 @@ static inline int fields_add_formats(unsigned *formats, const Field *f, const ch
         for (int i = 0; i < FORMATS; i++)
             if (strlen(format_names[i]) == n && !memcmp(at, format_names[i], n)) found = i;
         if (n && found < 0)
-            return error_set(err, "the field %s must name png, svg or pdf, not '%.*s'", f->name, n > 40 ? 40 : (int)n, at);
+            return error_set(err, "the field %s must name png, svg or pdf, not '%.*s'", f->name, n > 40 ? 40 : (int)n,
+                             at);
         if (n) *formats |= 1u << found;
         at += n;
     }
@@ -124,8 +137,8 @@ static inline int fields_add_formats(unsigned *formats, const Field *f, const ch
 static inline int fields_set_text(Fields *to, const Field *f, const char *text, Error *err) {
     char **at = (char **)((char *)to + f->offset);
     if (f->values && !fields_has_word(f->values, text, strlen(text)))
-        return error_set(err, "the field %s must be one of %.*s, not '%.40s'", f->name, (int)strlen(f->values) - 1, f->values,
-                         text);
+        return error_set(err, "the field %s must be one of %.*s, not '%.40s'", f->name, (int)strlen(f->values) - 1,
+                         f->values, text);
     free(*at);
     *at = xstrdup(text);
     return 0;
@@ -133,7 +146,8 @@ static inline int fields_set_text(Fields *to, const Field *f, const char *text, 
 
 static inline int fields_set_number(Fields *to, const Field *f, double x, Error *err) {
     if (!(x >= f->min && x <= f->max))
-        return error_set(err, "the field %s must be a number from %.10g to %.10g, not %.10g", f->name, f->min, f->max, x);
+        return error_set(err, "the field %s must be a number from %.10g to %.10g, not %.10g", f->name, f->min, f->max,
+                         x);
     if (f->type == VALUE_INTEGER && x != floor(x))
         return error_set(err, "the field %s must be a whole number, not %.10g", f->name, x);
     if (f->type == VALUE_INTEGER)
@@ -200,8 +214,9 @@ static inline int fields_set_messages(Fields *to, const Json *j, const JsonValue
         if (content < 0 || j->values[content].type != JSON_ARRAY) continue;
         for (int p = j->values[content].child; p >= 0; p = j->values[p].next) {
             const int image = json_find(j, p, "image_url");
-            const char *text = image < 0 ? NULL : j->values[image].string ? j->values[image].string
-                                                                          : json_get_string(j, image, "url");
+            const char *text = image < 0                 ? NULL
+                               : j->values[image].string ? j->values[image].string
+                                                         : json_get_string(j, image, "url");
             if (text) url = text;
         }
     }
@@ -235,10 +250,12 @@ static inline int fields_set_json(Fields *to, const Field *f, const Json *j, int
         *(bool *)((char *)to + f->offset) = v->boolean;
         return 0;
     case VALUE_FORMATS:
-        if (v->type == JSON_STRING) return fields_add_formats((unsigned *)((char *)to + f->offset), f, v->string, err);
+        if (v->type == JSON_STRING)
+            return fields_add_formats((unsigned *)((char *)to + f->offset), f, v->string, err);
         if (v->type != JSON_ARRAY) return fields_wrong_type(f, "a list of png, svg and pdf", v, err);
         for (int c = v->child; c >= 0; c = j->values[c].next) {
-            if (j->values[c].type != JSON_STRING) return fields_wrong_type(f, "a list of strings", &j->values[c], err);
+            if (j->values[c].type != JSON_STRING)
+                return fields_wrong_type(f, "a list of strings", &j->values[c], err);
             if (fields_add_formats((unsigned *)((char *)to + f->offset), f, j->values[c].string, err)) return -1;
         }
         return 0;

@@ -10,8 +10,8 @@
 #define FILES_KATEX "/usr/share/javascript"
 
 /* What the page may load: nothing from elsewhere, no inline scripts and styles. */
-#define FILES_POLICY                                                                                                  \
-    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; object-src 'none'; "        \
+#define FILES_POLICY                                                                                            \
+    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; object-src 'none'; " \
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 static inline const char *file_type(const char *path) {

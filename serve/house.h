@@ -6,11 +6,20 @@
 
 enum { READERS = 2, DRAWERS_MOST = 16 };
 
+/* A connection: the library closes one that is silent, but not one whose headers come byte by byte for ever. */
+typedef struct Visitor {
+    int descriptor;
+    bool asking;   // the headers of a request are there, and its answer is not sent yet
+    double since;  // when it came, or its last request ended
+    struct Visitor *newer, *older;
+} Visitor;
+
 /* What the command line says. */
 typedef struct {
     const char *address, *web, *api_key, *cors;
     int port, queue, drawers, connections;
-    double timeout;  // seconds that a request may take
+    double timeout;   // seconds that a request may take
+    double patience;  // seconds that the headers of a request may take
     size_t max_body, max_pixels;
     bool quiet;
 } ServeLimits;
@@ -20,8 +29,9 @@ typedef struct House {
     Registry registry;
     Metrics metrics;
     Engine engine;
-    JobQueue readers, drawers;
-    pthread_t reader_threads[READERS], drawer_threads[DRAWERS_MOST], watch_thread;
+    JobQueue readers;
+    Outlet outlet;
+    pthread_t reader_threads[READERS], drawer_threads[DRAWERS_MOST], writer_thread, watch_thread;
     Renderer renderer;
     bool renders;      // there is a TeX system
     Error no_tex;      // otherwise, why
@@ -30,7 +40,8 @@ typedef struct House {
     int64_t bodies;    // bytes of the bodies in memory; atomic
     int64_t requests;  // numbers of the jobs; atomic
     pthread_mutex_t lock;
-    Job *jobs;  // that are not finished, the newest first; below lock
+    Visitor *visitors;  // below lock
+    Job *jobs;          // that are not finished, the newest first; below lock
     int job_count;
 } House;
 

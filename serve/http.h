@@ -55,8 +55,8 @@ static inline enum MHD_Result http_queue(Exchange *x, struct MHD_Connection *c, 
 }
 
 /* Answers with n bytes, allocated, which become the library's. */
-static inline enum MHD_Result http_answer(Exchange *x, struct MHD_Connection *c, int status, const char *type, char *text,
-                                          size_t n) {
+static inline enum MHD_Result http_answer(Exchange *x, struct MHD_Connection *c, int status, const char *type,
+                                          char *text, size_t n) {
     struct MHD_Response *r = MHD_create_response_from_buffer(n, text, MHD_RESPMEM_MUST_FREE);
     http_headers(x->house, r, type);
     http_header(r, "Cache-Control", "no-store");
@@ -67,8 +67,9 @@ static inline enum MHD_Result http_answer(Exchange *x, struct MHD_Connection *c,
 
 /* Answers with an error, and `header`: value where header is not NULL. */
 __attribute__((format(printf, 6, 7))) static inline enum MHD_Result http_error(Exchange *x, struct MHD_Connection *c,
-                                                                              int status, const char *header,
-                                                                              const char *value, const char *format, ...) {
+                                                                               int status, const char *header,
+                                                                               const char *value, const char *format,
+                                                                               ...) {
     Error e;
     va_list args;
     va_start(args, format);
@@ -87,7 +88,8 @@ static inline enum MHD_Result http_file(Exchange *x, struct MHD_Connection *c) {
     char *name, tag[64];
     struct stat s;
     const int fd = file_of_path(file_folder(x->house->o.web, x->path), x->path, &name, &s);
-    if (fd < 0) return http_error(x, c, 404, NULL, NULL, "there is nothing at %.200s; /docs lists what there is", x->path);
+    if (fd < 0)
+        return http_error(x, c, 404, NULL, NULL, "there is nothing at %.200s; /docs lists what there is", x->path);
     snprintf(tag, sizeof tag, "\"%llx-%llx\"", (unsigned long long)s.st_size,
              (unsigned long long)s.st_mtim.tv_sec * 1000000000ull + (unsigned long long)s.st_mtim.tv_nsec);
     const char *known = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "If-None-Match");
@@ -236,7 +238,8 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
                takes_json = x->route->request != FOR_FILE;
     char *end = NULL;
     const long width = rest ? strtol(rest, &end, 10) : 1;
-    if (house_stopping(h)) return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
+    if (house_stopping(h))
+        return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
     if (!(form && takes_form) && !(json && takes_json))
         return http_error(x, c, 415, NULL, NULL, "the body must be %s, not %.60s",
                           !takes_json   ? "a form (multipart/form-data)"
@@ -246,7 +249,8 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
     if (rest && (*end || width < 1 || width > 16))
         return http_error(x, c, 422, NULL, NULL, "the beam width must be a number from 1 to 16, not %.40s", rest);
     if (length && strtoull(length, NULL, 10) > h->o.max_body)
-        return http_error(x, c, 413, NULL, NULL, "the body has %.20s bytes; at most %zu are taken here", length, h->o.max_body);
+        return http_error(x, c, 413, NULL, NULL, "the body has %.20s bytes; at most %zu are taken here", length,
+                          h->o.max_body);
     x->job = house_job(h, x->route);
     x->job->content_type = xstrdup(type);
     x->job->beam_width = (int)width;
@@ -263,8 +267,7 @@ static inline enum MHD_Result http_begin(Exchange *x, struct MHD_Connection *c, 
     if (x->zero) return http_error(x, c, 400, NULL, NULL, "the path has a zero byte");
     if (!strcmp(method, "OPTIONS") && h->o.cors) return http_preflight(x, c);
     x->route = http_route(x, method, allow, sizeof allow, &rest);
-    if (!x->route)
-        return http_error(x, c, 405, "Allow", allow, "%.20s is not possible here; %s is", method, allow);
+    if (!x->route) return http_error(x, c, 405, "Allow", allow, "%.20s is not possible here; %s is", method, allow);
     if (!http_allowed(h, x->route, c))
         return http_error(x, c, 401, "WWW-Authenticate", "Bearer",
                           "this server asks for its key: send the header Authorization: Bearer KEY");
@@ -277,7 +280,8 @@ static inline enum MHD_Result http_begin(Exchange *x, struct MHD_Connection *c, 
 static inline enum MHD_Result http_add_body(Exchange *x, const char *data, size_t n) {
     House *h = x->house;
     Job *j = x->job;
-    if (seconds_now() - x->began > h->o.timeout) return MHD_NO;  // sent too slowly; no answer can be sent in its middle
+    if (seconds_now() - x->began > h->o.timeout)
+        return MHD_NO;  // sent too slowly; no answer can be sent in its middle
     x->cut |= j->body_bytes + n > h->o.max_body;
     x->full |= __atomic_load_n(&h->bodies, __ATOMIC_RELAXED) > (int64_t)(HTTP_BODIES * h->o.max_body);
     if (x->cut || x->full) return MHD_YES;
@@ -296,10 +300,14 @@ static inline enum MHD_Result http_add_body(Exchange *x, const char *data, size_
 /* The body is there: the job sets out. */
 static inline enum MHD_Result http_submit(Exchange *x, struct MHD_Connection *c) {
     House *h = x->house;
-    if (x->cut) return http_error(x, c, 413, NULL, NULL, "the body is longer than the %zu bytes that are taken here", h->o.max_body);
-    if (house_stopping(h)) return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
+    if (x->cut)
+        return http_error(x, c, 413, NULL, NULL, "the body is longer than the %zu bytes that are taken here",
+                          h->o.max_body);
+    if (house_stopping(h))
+        return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
     if (x->full)
-        return http_error(x, c, 503, "Retry-After", "5", "the bodies of other requests fill the memory for them; try again");
+        return http_error(x, c, 503, "Retry-After", "5",
+                          "the bodies of other requests fill the memory for them; try again");
     if (!x->job->body_bytes) return http_error(x, c, 400, NULL, NULL, "the request has no body");
     if (!house_enter(h, x->job))
         return http_error(x, c, 429, "Retry-After", "2",
@@ -321,11 +329,22 @@ static inline void *http_on_uri(void *context, const char *uri, struct MHD_Conne
     return x;
 }
 
-static inline enum MHD_Result http_on_request(void *context, struct MHD_Connection *c, const char *path, const char *method,
-                                              const char *version, const char *data, size_t *size, void **state) {
+/* Notes that the connection's request has all its headers, or has ended. */
+static inline void http_note(House *h, struct MHD_Connection *c, bool asking) {
+    Visitor *v = (Visitor *)MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    pthread_mutex_lock(&h->lock);
+    v->asking = asking;
+    v->since = seconds_now();
+    pthread_mutex_unlock(&h->lock);
+}
+
+static inline enum MHD_Result http_on_request(void *context, struct MHD_Connection *c, const char *path,
+                                              const char *method, const char *version, const char *data, size_t *size,
+                                              void **state) {
     Exchange *x = (Exchange *)*state;
     (void)context, (void)version;
     if (!x->path) {  // the headers are there
+        http_note(x->house, c, true);
         x->path = xstrdup(path);
         x->method = method;
         return http_begin(x, c, method);
@@ -345,7 +364,8 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
 static inline void http_log(const Exchange *x, struct MHD_Connection *c, int status, double seconds) {
     char address[INET6_ADDRSTRLEN] = "-", path[201];
     const struct sockaddr *a = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr;
-    if (a->sa_family == AF_INET) inet_ntop(AF_INET, &((const struct sockaddr_in *)a)->sin_addr, address, sizeof address);
+    if (a->sa_family == AF_INET)
+        inet_ntop(AF_INET, &((const struct sockaddr_in *)a)->sin_addr, address, sizeof address);
     if (a->sa_family == AF_INET6)
         inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)a)->sin6_addr, address, sizeof address);
     snprintf(path, sizeof path, "%s", x->path);
@@ -355,13 +375,15 @@ static inline void http_log(const Exchange *x, struct MHD_Connection *c, int sta
 }
 
 /* A request has ended, well or not: counts it, logs it, and lets go of its job. */
-static inline void http_on_end(void *context, struct MHD_Connection *c, void **state, enum MHD_RequestTerminationCode why) {
+static inline void http_on_end(void *context, struct MHD_Connection *c, void **state,
+                               enum MHD_RequestTerminationCode why) {
     Exchange *x = (Exchange *)*state;
     (void)context;
     if (!x) return;
     House *h = x->house;
     Job *j = x->job;
     const double seconds = seconds_now() - x->began;
+    http_note(h, c, false);
     const int status = why == MHD_REQUEST_TERMINATED_COMPLETED_OK ? x->status : 499;  // 499: the client has gone
     if (x->path) metrics_request(&h->metrics, x->route, status, seconds);
     if (x->path && !h->o.quiet) http_log(x, c, status, seconds);
@@ -378,18 +400,34 @@ static inline void http_on_end(void *context, struct MHD_Connection *c, void **s
     *state = NULL;
 }
 
+/* A connection begins or ends. */
 static inline void http_on_connection(void *context, struct MHD_Connection *c, void **state,
                                       enum MHD_ConnectionNotificationCode what) {
-    Metrics *m = &((House *)context)->metrics;
-    (void)c, (void)state;
-    __atomic_fetch_add(&m->connections, what == MHD_CONNECTION_NOTIFY_STARTED ? 1 : -1, __ATOMIC_RELAXED);
+    House *h = (House *)context;
+    const bool begins = what == MHD_CONNECTION_NOTIFY_STARTED;
+    Visitor *v = begins ? (Visitor *)xcalloc(1, sizeof *v) : (Visitor *)*state;
+    __atomic_fetch_add(&h->metrics.connections, begins ? 1 : -1, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&h->lock);
+    if (begins) {
+        *v = (Visitor){MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd, false,
+                       seconds_now(), NULL, h->visitors};
+        if (v->older) v->older->newer = v;
+        h->visitors = v;
+    } else {
+        *(v->newer ? &v->newer->older : &h->visitors) = v->older;
+        if (v->older) v->older->newer = v->newer;
+    }
+    pthread_mutex_unlock(&h->lock);
+    *state = begins ? v : NULL;
+    if (!begins) free(v);
 }
 
 /* ---- opening ---- */
 
 /* Opens the socket that the server listens to. Returns it, and the port in *port where the system chose it; -1 with *err. */
 static inline int http_listen(const char *address, int *port, Error *err) {
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV}, *found;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV},
+                    *found;
     char service[16];
     const int yes = 1;
     snprintf(service, sizeof service, "%d", *port);
@@ -399,8 +437,9 @@ static inline int http_listen(const char *address, int *port, Error *err) {
     struct sockaddr_storage bound;
     socklen_t size = sizeof bound;
     const char *problem = NULL;
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) || bind(fd, found->ai_addr, found->ai_addrlen) ||
-        listen(fd, 1024) || getsockname(fd, (struct sockaddr *)&bound, &size))
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) ||
+        bind(fd, found->ai_addr, found->ai_addrlen) || listen(fd, 1024) ||
+        getsockname(fd, (struct sockaddr *)&bound, &size))
         problem = strerror(errno);
     freeaddrinfo(found);
     if (problem && fd >= 0) close(fd);
@@ -414,10 +453,11 @@ static inline int http_listen(const char *address, int *port, Error *err) {
 
 static inline struct MHD_Daemon *http_start(House *h, int listener, Error *err) {
     struct MHD_Daemon *d = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, http_on_request, h, MHD_OPTION_LISTEN_SOCKET,
-        listener, MHD_OPTION_URI_LOG_CALLBACK, http_on_uri, h, MHD_OPTION_NOTIFY_COMPLETED, http_on_end, h,
-        MHD_OPTION_NOTIFY_CONNECTION, http_on_connection, h, MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->o.connections,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)30, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_END);
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, http_on_request, h,
+        MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_URI_LOG_CALLBACK, http_on_uri, h, MHD_OPTION_NOTIFY_COMPLETED,
+        http_on_end, h, MHD_OPTION_NOTIFY_CONNECTION, http_on_connection, h, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)h->o.connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)h->o.patience,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_END);
     if (!d) error_set(err, "the HTTP server cannot be started: %s", strerror(errno));
     return d;
 }

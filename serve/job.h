@@ -3,11 +3,11 @@
  *   connection (serve/http.h)  reads the body, then suspends itself
  *   reader (serve/request.h)   reads the fields, decodes and prepares the image
  *   engine (serve/engine.h)    writes the program
- *   drawer (serve/drawings.h)  compiles and draws it, and writes the answer
+ *   drawer (serve/drawings.h)  compiles and draws it, and writes the answer; where nothing is compiled, the writer does that
  *   connection                 resumed, sends the answer
  *
  * A job belongs to one of these at a time; what several touch is below `lock`. Its connection and its worker each hold a
- * reference. Whoever fails a job hands it on to the drawer, which lets go of all that are done. */
+ * reference. Whoever fails a job hands it on to the writer, which lets go of all that are done. */
 #ifndef SERVE_JOB_H
 #define SERVE_JOB_H
 
@@ -37,7 +37,8 @@ typedef struct Job {
     double arrived, deadline;
     Fields fields;
     struct Instance *instance;  // the model, or NULL
-    bool sampled, alone;        // alone: beam, candidates, search
+    bool alone;                 // beam, candidates, search
+    bool draws;                 // TeX is needed at the end
     Input input;
     uint8_t *pixels;  // [height, width, 3] as the model sees the image
     Program program;
@@ -46,8 +47,8 @@ typedef struct Job {
     Candidate *candidates;  // the best first
     int candidate_count;
     double generate_seconds;
-    struct Job *next;               // in a queue
-    struct Job *newer, *older;      // in the list of all jobs
+    struct Job *next;           // in a queue
+    struct Job *newer, *older;  // in the list of all jobs
     // answer
     int status;
     const char *type;
@@ -56,18 +57,20 @@ typedef struct Job {
     int retry_after;  // seconds; 0: not said
 
     pthread_mutex_t lock;
-    bool done;            // `answer` is whole
-    bool started;         // events are being sent: the status is 200
-    bool suspended;       // the connection waits for job_wake
+    bool done;       // `answer` is whole
+    bool started;    // events are being sent: the status is 200
+    bool suspended;  // the connection waits for job_wake
     void (*wake)(void *connection);
-    void *connection;     // NULL: gone
-    int descriptor;       // of its socket
-    char *events;         // not sent yet: [event_bytes - event_sent]
+    void *connection;  // NULL: gone
+    int descriptor;    // of its socket
+    char *events;      // not sent yet: [event_bytes - event_sent]
     size_t event_bytes, event_sent, event_capacity;
-    int cancelled;        // Cancelled; atomic
+    int cancelled;  // Cancelled; atomic
 } Job;
 
-static inline Cancelled job_cancelled(const Job *j) { return (Cancelled)__atomic_load_n(&j->cancelled, __ATOMIC_ACQUIRE); }
+static inline Cancelled job_cancelled(const Job *j) {
+    return (Cancelled)__atomic_load_n(&j->cancelled, __ATOMIC_ACQUIRE);
+}
 
 /* Asks whoever works on the job to leave it. */
 static inline void job_cancel(Job *j, Cancelled why) {
@@ -143,7 +146,9 @@ static inline void job_finish(Job *j, int status, const char *type, char *answer
     pthread_mutex_unlock(&j->lock);
 }
 
-static inline void job_finish_json(Job *j, JsonWriter *w) { job_finish(j, 200, "application/json", w->text, w->length); }
+static inline void job_finish_json(Job *j, JsonWriter *w) {
+    job_finish(j, 200, "application/json", w->text, w->length);
+}
 
 /* Fails the job with a status and one sentence; where events are being sent, with a last event. */
 __attribute__((format(printf, 3, 4))) static inline void job_fail(Job *j, int status, const char *format, ...) {
@@ -230,6 +235,14 @@ static inline bool queue_remove(JobQueue *q, Job *j) {
     pthread_mutex_unlock(&q->lock);
     return found;
 }
+
+/* Where jobs go behind the engine. */
+typedef struct {
+    JobQueue drawers, writers;
+} Outlet;
+
+/* Hands a job on: to a drawer, or, where TeX has nothing to do with it or it has failed, to the writer. */
+static inline void outlet_push(Outlet *o, Job *j) { queue_push(j->draws && !j->done ? &o->drawers : &o->writers, j); }
 
 /* Lets those who wait go, once the queue is empty. */
 static inline void queue_close(JobQueue *q) {

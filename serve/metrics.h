@@ -15,9 +15,9 @@ static const double metrics_bounds[METRICS_BUCKETS - 1] = {0.001, 0.0025, 0.005,
 typedef struct {
     uint64_t requests[ROUTES + 1][METRICS_STATUSES];  // by route (the last: files) and status
     uint64_t durations[METRICS_BUCKETS], microseconds;
-    uint64_t tokens, steps, rows;       // written; decoding steps, and programs in them
+    uint64_t tokens, steps, rows;  // written; decoding steps, and programs in them
     uint64_t prefills, renders, reloads, failed_reloads;
-    int64_t jobs, connections;          // now
+    int64_t jobs, connections;  // now
     double started;
 } Metrics;
 
@@ -28,7 +28,8 @@ static inline void metrics_request(Metrics *m, const Route *route, int status, d
     const int r = route ? (int)(route - routes) : ROUTES;
     int bucket = 0;
     while (bucket < METRICS_BUCKETS - 1 && seconds > metrics_bounds[bucket]) bucket++;
-    metrics_add(&m->requests[r >= 0 && r < ROUTES ? r : ROUTES][status > 0 && status < METRICS_STATUSES ? status : 0], 1);
+    metrics_add(&m->requests[r >= 0 && r < ROUTES ? r : ROUTES][status > 0 && status < METRICS_STATUSES ? status : 0],
+                1);
     metrics_add(&m->durations[bucket], 1);
     metrics_add(&m->microseconds, (uint64_t)(seconds * 1e6));
 }
@@ -46,8 +47,8 @@ static inline char *metrics_text(const Metrics *m, int queued, size_t *size) {
     for (int r = 0; r <= ROUTES; r++)
         for (int s = 0; s < METRICS_STATUSES; s++)
             if (m->requests[r][s])
-                fprintf(f, "tikzc_requests_total{path=\"%s\",status=\"%d\"} %llu\n", r < ROUTES ? routes[r].path : "/", s,
-                        (unsigned long long)m->requests[r][s]);
+                fprintf(f, "tikzc_requests_total{path=\"%s\",status=\"%d\"} %llu\n",
+                        r < ROUTES ? routes[r].path : "/", s, (unsigned long long)m->requests[r][s]);
     fprintf(f, "# HELP tikzc_request_seconds Time from a request to the end of its answer.\n"
                "# TYPE tikzc_request_seconds histogram\n");
     uint64_t sum = 0;
@@ -65,7 +66,8 @@ static inline char *metrics_text(const Metrics *m, int queued, size_t *size) {
     metrics_line(f, "decode_rows_total", "counter", "Programs that decoding steps went on with.", (double)m->rows);
     metrics_line(f, "renders_total", "counter", "Programs that were compiled.", (double)m->renders);
     metrics_line(f, "reloads_total", "counter", "Models that were loaded again.", (double)m->reloads);
-    metrics_line(f, "failed_reloads_total", "counter", "Models that could not be loaded again.", (double)m->failed_reloads);
+    metrics_line(f, "failed_reloads_total", "counter", "Models that could not be loaded again.",
+                 (double)m->failed_reloads);
     metrics_line(f, "jobs", "gauge", "Requests that wait or are worked on.", (double)m->jobs);
     metrics_line(f, "queued", "gauge", "Requests that wait for the model.", queued);
     metrics_line(f, "connections", "gauge", "Open connections.", (double)m->connections);

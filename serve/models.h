@@ -20,9 +20,9 @@ typedef struct Instance {
     Writer writer;  // the settings of serve/decode.h's programs
     Best best;      // where best_open says that it is open: for candidates and search
     bool best_open;
-    int max_tokens;  // of a program, with the prefix
+    int max_tokens;              // of a program, with the prefix
     int64_t parameters, opened;  // opened: seconds since 1970
-    Job **slots;  // [max_B] the programs that are being written; slots 0 .. running-1 are taken
+    Job **slots;                 // [max_B] the programs that are being written; slots 0 .. running-1 are taken
     int running;
     int references;  // the registry's and the jobs'
     struct Instance *next;
@@ -164,7 +164,8 @@ static inline int registry_get(Registry *r, const char *name, const char *task, 
     pthread_mutex_lock(&r->lock);
     for (int i = 0; i < r->count && !found; i++) {
         Instance *current = r->models[i].current;
-        if (name ? !strcmp(r->models[i].name, name) : any || !strcmp(task_names[current->task], task)) found = current;
+        if (name ? !strcmp(r->models[i].name, name) : any || !strcmp(task_names[current->task], task))
+            found = current;
     }
     if (found) found->references++;
     pthread_mutex_unlock(&r->lock);

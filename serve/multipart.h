@@ -47,7 +47,8 @@ static inline bool multipart_parameter(const char *header, size_t n, const char 
 static inline int multipart_begin(Multipart *m, const char *content_type, const char *body, size_t size, Error *err) {
     *m = (Multipart){.body = body, .size = size};
     memcpy(m->delimiter, "\r\n--", 4);
-    if (!multipart_parameter(content_type, strlen(content_type), "boundary", m->delimiter + 4, MULTIPART_BOUNDARY + 1))
+    if (!multipart_parameter(content_type, strlen(content_type), "boundary", m->delimiter + 4,
+                             MULTIPART_BOUNDARY + 1))
         return error_set(err, "the form's content type names no boundary of up to %d characters", MULTIPART_BOUNDARY);
     m->delimiter_bytes = strlen(m->delimiter);
     const char *first = (const char *)memmem(body, size, m->delimiter + 2, m->delimiter_bytes - 2);
@@ -77,7 +78,8 @@ static inline int multipart_next(Multipart *m, MultipartPart *p, Error *err) {
     const char *at = m->body + m->at, *all = m->body + m->size;
     if (all - at >= 2 && !memcmp(at, "--", 2)) return 0;
     while (at < all && (*at == ' ' || *at == '\t')) at++;  // transport padding
-    if (all - at < 2 || memcmp(at, "\r\n", 2)) return error_set(err, "the form is broken: it ends without its last boundary");
+    if (all - at < 2 || memcmp(at, "\r\n", 2))
+        return error_set(err, "the form is broken: it ends without its last boundary");
     if (++m->parts > MULTIPART_PARTS) return error_set(err, "the form has more than %d parts", MULTIPART_PARTS);
     const size_t room = (size_t)(all - at);
     const char *blank = (const char *)memmem(at, room < MULTIPART_HEADER ? room : MULTIPART_HEADER, "\r\n\r\n", 4);

@@ -11,7 +11,7 @@ static struct {
     const char *address, *web, *device, *weights, *api_key, *cors;
     StringList models;
     int64_t port, batch, threads, queue, jobs, max_body, max_pixels, connections;
-    double timeout;
+    double timeout, patience;
     bool quiet;
 } opt = {.address = "127.0.0.1",
          .device = "auto",
@@ -20,7 +20,8 @@ static struct {
          .max_body = 16,
          .max_pixels = 25,
          .connections = 2000,
-         .timeout = 120};
+         .timeout = 120,
+         .patience = 30};
 
 static const Option table[] = {
     {"model", 'm', OPT_LIST, &opt.models, "NAME=FILE",
@@ -30,21 +31,28 @@ static const Option table[] = {
     {"port", 'p', OPT_INT, &opt.port, "N", "port to listen on; 0: a free one", 0, 65535},
     {"web", 0, OPT_STRING, &opt.web, "DIR", "folder of the web page (default: web, where it is)", 0, 0},
     {"api-key", 0, OPT_STRING, &opt.api_key, "KEY",
-     "ask for the header Authorization: Bearer KEY; better put it into the variable TIKZ_API_KEY, which other users of the "
+     "ask for the header Authorization: Bearer KEY; better put it into the variable TIKZ_API_KEY, which other users "
+     "of the "
      "machine do not see",
      0, 0},
-    {"cors", 0, OPT_STRING, &opt.cors, "ORIGIN", "let pages of this origin, or of any (*), use the server from a browser", 0,
-     0},
+    {"cors", 0, OPT_STRING, &opt.cors, "ORIGIN",
+     "let pages of this origin, or of any (*), use the server from a browser", 0, 0},
     {"batch", 'b', OPT_INT, &opt.batch, "N", "programs that are written together; 0: 16, on a GPU 64", 0, 1024},
-    {"queue", 0, OPT_INT, &opt.queue, "N", "requests that may wait or be worked on; more are answered with status 429", 1, 1e6},
-    {"timeout", 0, OPT_FLOAT, &opt.timeout, "SECONDS", "time that a request may take, with status 504 afterwards", 0.1, 86400},
-    {"jobs", 0, OPT_INT, &opt.jobs, "N", "programs that TeX compiles at a time; 0: one for every second processor, 2 to 8", 0,
-     DRAWERS_MOST},
+    {"queue", 0, OPT_INT, &opt.queue, "N",
+     "requests that may wait or be worked on; more are answered with status 429", 1, 1e6},
+    {"timeout", 0, OPT_FLOAT, &opt.timeout, "SECONDS", "time that a request may take, with status 504 afterwards",
+     0.1, 86400},
+    {"patience", 0, OPT_FLOAT, &opt.patience, "SECONDS",
+     "time that a connection may be silent, and that the headers of a request may take", 1, 3600},
+    {"jobs", 0, OPT_INT, &opt.jobs, "N",
+     "programs that TeX compiles at a time; 0: one for every second processor, 2 to 8", 0, DRAWERS_MOST},
     {"max-body", 0, OPT_INT, &opt.max_body, "MB", "largest body of a request", 1, 1024},
     {"max-pixels", 0, OPT_INT, &opt.max_pixels, "N", "largest image, in millions of pixels", 1, 100},
     {"connections", 0, OPT_INT, &opt.connections, "N", "connections at a time; more are closed", 1, 100000},
-    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4", "use weights of 8 or 4 bits, rounded while the model is loaded", 0, 0},
-    {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers", 0, 0},
+    {"weights", 'w', OPT_STRING, &opt.weights, "q8|q4",
+     "use weights of 8 or 4 bits, rounded while the model is loaded", 0, 0},
+    {"device", 0, OPT_STRING, &opt.device, "NAME", "cpu, cuda (the first GPU), cuda:N, or auto: a GPU if one answers",
+     0, 0},
     {"threads", 0, OPT_INT, &opt.threads, "N", "processor threads of the model; 0: all", 0, 4096},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no line on stderr for each request", 0, 0},
 };
@@ -58,8 +66,8 @@ static const char *default_model(void) {
         const char *equals = strchr(models[i], '=');
         if (file_exists(equals ? equals + 1 : models[i])) return models[i];
     }
-    die("there is no model here: neither %s nor %s nor dev/starter/student.safetensors; name one with --model", models[0],
-        models[1]);
+    die("there is no model here: neither %s nor %s nor dev/starter/student.safetensors; name one with --model",
+        models[0], models[1]);
 }
 
 /* Lets the program have as many descriptors as its connections need, where the system allows it. */
@@ -79,10 +87,11 @@ static const char *find_web(void) {
 
 /* Parses the options into opt, and what is left, files of models, into `files`. Ends the program where they are wrong. */
 static void serve_options_parse(int argc, char **argv, StringList *files, ServeLimits *o, WeightFormat *format) {
-    options_parse(table, OPTIONS, argc, argv,
-                  "[options] [MODEL...]\n\nAnswers HTTP requests that turn images into programs, and shows a web page for it. "
-                  "/docs describes the requests.",
-                  files);
+    options_parse(
+        table, OPTIONS, argc, argv,
+        "[options] [MODEL...]\n\nAnswers HTTP requests that turn images into programs, and shows a web page for it. "
+        "/docs describes the requests.",
+        files);
     if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
     const char *key = opt.api_key ? opt.api_key : getenv("TIKZ_API_KEY");
     if (opt.api_key && !*opt.api_key) options_die("--api-key must not be empty");
@@ -99,6 +108,7 @@ static void serve_options_parse(int argc, char **argv, StringList *files, ServeL
                        .drawers = drawers,
                        .connections = (int)opt.connections,
                        .timeout = opt.timeout,
+                       .patience = opt.patience,
                        .max_body = (size_t)opt.max_body << 20,
                        .max_pixels = (size_t)opt.max_pixels * 1000000,
                        .quiet = opt.quiet};

@@ -111,11 +111,12 @@ static inline int request_check(const House *h, const Job *j, Error *err) {
     if (f->search && i->task != RENDER_TIKZ)
         return error_set(err, "search is for figures, and the model %s writes formulas", i->name);
     if (f->search && best_budget(&budget, f->search, err)) {
-        return error_set(err, "search must be seconds, such as 10s, or a number of programs, such as 200, not '%.40s'",
-                         f->search);
+        return error_set(
+            err, "search must be seconds, such as 10s, or a number of programs, such as 200, not '%.40s'", f->search);
     }
     if (budget.seconds > h->o.timeout - 1)
-        return error_set(err, "search must be shorter than the %g s that a request may take on this server", h->o.timeout);
+        return error_set(err, "search must be shorter than the %g s that a request may take on this server",
+                         h->o.timeout);
     if ((f->candidates > 1 || f->search) && !h->renders)
         return error_set(err, "candidates and search need TeX: %s", h->no_tex.text);
     if (f->max_tokens && f->max_tokens <= i->prefix.count)
@@ -124,13 +125,16 @@ static inline int request_check(const House *h, const Job *j, Error *err) {
 }
 
 /* Decides how the program is written. */
-static inline void request_plan(Job *j) {
+static inline void request_plan(const House *h, Job *j) {
     const Fields *f = &j->fields;
     const Instance *i = j->instance;
     const bool best = f->candidates > 1 || f->search;
     j->alone = best || f->beam > 1;
+    j->draws = f->formats || (f->compile && h->renders);
     j->max_tokens = f->max_tokens && f->max_tokens < i->max_tokens ? (int)f->max_tokens : i->max_tokens;
-    j->sampling = (Sampling){.temperature = (float)(!isnan(f->temperature) ? f->temperature : best ? 0.8 : 0),
+    j->sampling = (Sampling){.temperature = (float)(!isnan(f->temperature) ? f->temperature
+                                                    : best                 ? 0.8
+                                                                           : 0),
                              .top_p = (float)f->top_p,
                              .top_k = (int)f->top_k,
                              .seed = (uint64_t)f->seed};
@@ -142,9 +146,10 @@ static inline void request_plan(Job *j) {
 static inline int request_check_pixels(const House *h, const Job *j, Error *err) {
     ImageHeader size;
     const Fields *f = &j->fields;
-    if (!image_header_read(f->image, f->image_bytes, &size) || (uint64_t)size.width * size.height <= h->o.max_pixels) return 0;
-    return error_set(err, "the image has %u x %u pixels; at most %.6g million are taken here, so make it smaller", size.width,
-                     size.height, (double)h->o.max_pixels / 1e6);
+    if (!image_header_read(f->image, f->image_bytes, &size) || (uint64_t)size.width * size.height <= h->o.max_pixels)
+        return 0;
+    return error_set(err, "the image has %u x %u pixels; at most %.6g million are taken here, so make it smaller",
+                     size.width, size.height, (double)h->o.max_pixels / 1e6);
 }
 
 /* Decodes the image and prepares it as infer does. */
@@ -172,12 +177,13 @@ static inline int request_begin(House *h, Job *j, Error *err) {
     Fields *f = &j->fields;
     int status = request_read(h, j, err);
     if (status) return status;
-    if (j->route->kind == ROUTE_RENDER) return 0;
+    j->draws = j->route->kind == ROUTE_RENDER;
+    if (j->draws) return 0;
     if (j->route->kind != ROUTE_CONVERT) f->compile = false;
     if (j->route->kind == ROUTE_PREDICT_BEAM) f->beam = j->beam_width;
     if ((status = registry_get(&h->registry, f->model, f->task, &j->instance, err))) return status;
     if (request_check(h, j, err)) return 422;
-    request_plan(j);
+    request_plan(h, j);
     if (request_check_pixels(h, j, err)) return 413;
     return request_prepare_image(j, err) ? 422 : 0;
 }
@@ -188,8 +194,10 @@ static inline void *request_thread(void *argument) {
         Error err;
         const int status = job_cancelled(j) ? 0 : request_begin(h, j, &err);
         if (status) job_fail(j, status, "%s", err.text);
-        const bool on = !j->done && !job_left(j) && j->route->kind != ROUTE_RENDER;
-        queue_push(on ? &h->engine.queue : &h->drawers, j);
+        if (!j->done && !job_left(j) && j->route->kind != ROUTE_RENDER)
+            queue_push(&h->engine.queue, j);
+        else
+            outlet_push(&h->outlet, j);
     }
     return NULL;
 }
