@@ -9,7 +9,8 @@ const copy = box.querySelector("pre");
 const errorList = document.getElementById("errors");
 
 let badLines = new Set();
-let painting = 0; // the pending animation frame; 0: none
+let painting = 0;  // the pending animation frame; 0: none
+let incoming = ""; // what the model has written since the last frame: tokens may come faster than frames
 
 // onEdit: after the user has changed the text. onRender: the user asks to have it drawn.
 export function startEditor({ onEdit, onRender }) {
@@ -26,9 +27,10 @@ export function startEditor({ onEdit, onRender }) {
   paint();
 }
 
-export const getProgram = () => area.value;
+export const getProgram = () => area.value + incoming;
 
 export function setProgram(text) {
+  incoming = "";
   area.value = text;
   paintSoon();
 }
@@ -36,7 +38,7 @@ export function setProgram(text) {
 // Adds what the model has just written, and keeps it in sight unless the user has scrolled up.
 export function appendToProgram(text) {
   const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-  area.value += text;
+  incoming += text;
   paintSoon(atEnd);
 }
 
@@ -83,6 +85,8 @@ function paintSoon(scroll = false) {
 }
 
 function paint() {
+  if (incoming) area.value += incoming;
+  incoming = "";
   const lines = area.value.split("\n");
   copy.replaceChildren(...lines.map((line, i) => {
     const row = document.createElement("div");
