@@ -159,10 +159,11 @@ def test_camera(site):
     with site.page("camera") as page:
         page.click("#take")
         page.wait_for_function("() => document.querySelector('video').videoWidth > 0")
+        page.evaluate("() => { window.track = document.querySelector('video').srcObject.getTracks()[0]; }")
         page.click("#shoot")
         wait_for_drawing(page)
         check('filename="photograph.jpg"' in site.server.requests[-1][1], "camera: no photograph was sent")
-        check(page.evaluate("document.querySelector('video').srcObject === null"), "camera: it is still on")
+        check(page.evaluate("window.track.readyState") == "ended", "camera: it is still on")
     with site.page("camera of a phone", width=360, is_mobile=True, has_touch=True) as page:
         with page.expect_file_chooser() as chooser:
             page.tap("#take")
@@ -273,9 +274,15 @@ def test_candidates(site):
         page.locator(".candidate").nth(2).click()
         check("gray" in program_of(page), "candidates: another cannot be chosen")
         check(page.locator(".candidate[aria-pressed=true]").count() == 1, "candidates: one is marked")
+        site.server.delay = 0.3
+        page.click("#convert")
+        page.wait_for_function("() => document.querySelectorAll('.candidate').length === 3")
+        page.click("#stop")
+        wait_for_text(page, "#status", "^Stopped.$")
+        check("red!20" in program_of(page) and page.is_visible("#drawing-figure"), "stop: the best so far is not shown")
         page.get_by_role("spinbutton", name="Candidates").fill("99")
         page.click("#convert")
-        check(len(site.server.requests) == 1, "candidates: 99 were asked for")
+        check(len(site.server.requests) == 2, "candidates: 99 were asked for")
         page.reload()
         check(page.get_by_role("radio", name="Best of N").is_checked() and page.get_by_label("Seed").input_value() == "7",
               "the options are not kept")

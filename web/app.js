@@ -54,23 +54,21 @@ async function convert() {
         appendToProgram(data.text);
       } else if (name === "candidate") {
         say("Comparing candidates…");
-        addCandidate(data);
-        showBestSoFar(data);
+        if (addCandidate(data)) showCandidate(data);
       } else if (name === "result") {
         showAnswer(data);
       }
     }
   } catch (error) {
-    failed(signal, error, `Stopped after ${tokens} tokens.`);
+    failed(signal, error, tokens > 0 ? `Stopped after ${tokens} tokens.` : "Stopped.");
   } finally {
     end(signal);
   }
 }
 
-function showBestSoFar(candidate) {
-  if (getProgram() !== "") return;
+function showCandidate(candidate) {
   setProgram(candidate.program);
-  markChosen(candidate.program);
+  showResult({ ...candidate, task: taskNow() });
 }
 
 function showAnswer(answer) {
@@ -288,12 +286,15 @@ addEventListener("paste", (event) => {
   if (file) event.preventDefault();
   accept(file);
 });
+const hasFiles = (event) => event.dataTransfer.types.includes("Files"); // and not words, which may go into the editor
 addEventListener("dragover", (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   byId("stage").classList.add("target");
 });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) byId("stage").classList.remove("target"); });
 addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   byId("stage").classList.remove("target");
   accept(firstFile(event.dataTransfer));
@@ -325,8 +326,7 @@ startOptions();
 startEditor({ onEdit: showButtons, onRender: redraw });
 startHistory(reopen);
 startGallery((candidate) => {
-  setProgram(candidate.program);
-  showResult({ ...candidate, task: taskNow() });
+  showCandidate(candidate);
   say("Another candidate.");
 });
 connect();

@@ -19,9 +19,10 @@ export function showCandidates(found) {
   for (const candidate of found) addCandidate(candidate);
 }
 
-// Adds one in its place, while the server still looks for more. A program that is there already is not shown twice.
+// Adds one in its place, while the server still looks for more; a program that is there already is not shown twice. Returns
+// whether it is the best so far.
 export function addCandidate(candidate) {
-  if (candidates.some((other) => other.program === candidate.program)) return;
+  if (candidates.some((other) => other.program === candidate.program)) return false;
   const entry = { ...candidate, button: makeButton(candidate) };
   const place = candidates.findIndex((other) => isBetter(candidate, other));
   candidates.splice(place < 0 ? candidates.length : place, 0, entry);
@@ -29,6 +30,7 @@ export function addCandidate(candidate) {
   item.append(entry.button);
   list.insertBefore(item, place < 0 ? null : list.children[place]);
   section.hidden = candidates.length < 2;
+  return candidates[0] === entry;
 }
 
 // Marks the candidate that the editor shows, if any.
