@@ -1,5 +1,5 @@
 # tikz.c
-#   make                 train_distill, infer, eval, quantize
+#   make                 train_distill, infer, eval, quantize; serve, where libmicrohttpd is installed
 #   make demo            installs what is missing, builds, distils the starter student, shows an image and its code
 #   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
 #   make test            what a change must not break, in ten minutes on two cores; needs what `make` needs
@@ -97,10 +97,12 @@ $(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_
 $(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
 endif
 
-PROGRAMS := train_distill infer eval quantize
+# The HTTP server, where its library's header is.
+HTTP     := $(shell echo '$(HASH)include <microhttpd.h>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes)
+PROGRAMS := train_distill infer eval quantize $(if $(HTTP),serve)
 
 all: $(PROGRAMS)
-	@echo "built for $(DEVICES) ($(strip $(CPU_SETS))), $(PRECISION), $(PROCESSES); reads $(IMAGES)"
+	@echo "built for $(DEVICES) ($(strip $(CPU_SETS))), $(PRECISION), $(PROCESSES); reads $(IMAGES)$(if $(HTTP),,; without serve (scripts/deps.sh serve brings what it needs))"
 
 # The programs at the root are those of the last build's settings.
 $(PROGRAMS): %: $(BUILD)/% FORCE
@@ -114,12 +116,25 @@ $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
 $(BUILD)/infer $(BUILD)/eval $(BUILD)/quantize: $(BUILD)/%: %.c $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
 
+ifdef HTTP
+$(BUILD)/serve: serve.c $(OBJECTS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS) -lmicrohttpd
+else
+serve $(BUILD)/serve:
+	@echo "serve needs libmicrohttpd, whose header microhttpd.h is not installed: scripts/deps.sh serve installs it" >&2; exit 1
+endif
+
 # ---- installing ----
 
 # All programs under the one command tikzc, with what ships, manual pages and completions. DESTDIR is put before each path.
 PREFIX ?= /usr/local
 install: $(PROGRAMS)
 	packages/install.sh "$(DESTDIR)$(PREFIX)" $(PROGRAMS)
+
+# build/tikzc_VERSION_ARCHITECTURE.deb, for any processor of the architecture; training in it is one process.
+deb:
+	$(MAKE) CUDA=0 MPI=0 $(PROGRAMS)
+	packages/deb.sh build $(PROGRAMS)
 
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
@@ -250,7 +265,7 @@ test-all:
 test-rest:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
-	@test/run.sh -j 2 dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
+	@test/run.sh -j 2 dev/check_includes.sh test/test_adding.py $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_lib build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
@@ -274,8 +289,9 @@ test-rest:
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' \
 	    -j 2 'test/test_programs.sh build/BF16$(PLAIN)' 'test/test_runs.sh build/BF16$(PLAIN)' \
-	    'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
-	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)'
+	    'test/test_packages.sh build/BF16$(PLAIN)' 'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
+	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
+	    $(if $(HTTP),'test/test_serve.py build/BF16$(PLAIN)' 'test/test_serve.py build/BF16-sanitize-1 statuses broken files leaving')
 
 all-BF16:
 	$(BUILD_PLAIN) $(addprefix build/BF16$(PLAIN)/,$(PROGRAMS) test_kernels test_model test_beam test_lora test_lib test_tokenizer test_dataloader test_reward test_teacher_cache \
@@ -283,7 +299,7 @@ all-BF16:
 all-FP32:
 	$(BUILD_PLAIN) PRECISION=FP32 $(addprefix build/FP32$(PLAIN)/,train_distill eval test_kernels test_model $(FP32_TESTS))
 all-sanitized:
-	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS))
+	+@$(MAKE) --no-print-directory SANITIZE=1 $(addprefix build/BF16-sanitize-1/,$(TESTS) $(if $(HTTP),serve))
 all-thread:
 	+@$(MAKE) --no-print-directory SANITIZE=thread $(addprefix build/BF16-sanitize-thread/,test_dataloader test_comm)
 # What AVX512-BF16 multiplies, pairs of bf16, where the processor cannot: the same packing, the product in two steps.

@@ -66,6 +66,7 @@ typedef struct {
     int found;
     int *place, *order, *kept;  // scratch: [beams], [beams], [slots]
     bool *taken;                // scratch: [slots]
+    bool (*stopped)(void);      // asked at each step whether to give up; NULL: never
 } BeamSearch;
 
 static inline void beam_result_free(BeamResult *r) {
@@ -295,6 +296,7 @@ static inline void beam_compact(BeamSearch *s, int running) {
 static inline void beam_run(BeamSearch *s) {
     int running = s->images;
     for (s->tokens = 0; running && s->tokens < s->max_new_tokens; s->tokens++) {
+        if (s->stopped && s->stopped()) break;
         if (s->tokens) {
             if (2 * running * s->options.beams <= s->g->B) beam_compact(s, running);
             generator_append(s->g, s->ids);

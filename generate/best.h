@@ -103,6 +103,7 @@ typedef struct {
     int first;        // candidate in sequence 0
     TokenIds *texts;  // [candidates] with the end token
     Judged **judged;  // [candidates]; NULL: not written
+    double *log_probabilities;  // [candidates], of which the generator is `scored`; NULL: not wanted
     bool not_finite;
 } Candidates;
 
@@ -122,6 +123,7 @@ static inline bool candidates_read(void *context, int sequence, int id) {
     c->not_finite |= id < 0;
     if (id < 0) return false;
     token_ids_add(ids, id);
+    if (c->log_probabilities) c->log_probabilities[c->first + sequence] += c->best->g->log_probability;
     const bool more = !tokenizer_ends(&c->best->g->m->tokenizer, id) && !interrupted() &&
                       ids->count < c->best->prefix_count + c->best->o.max_new_tokens;
     if (!more) candidates_submit(c, c->first + sequence);

@@ -14,6 +14,9 @@ static bool interrupts_kept, interrupt_came;
 /* Whether the program has been asked to stop. */
 static inline bool interrupted(void) { return __atomic_load_n(&interrupt_came, __ATOMIC_ACQUIRE); }
 
+/* Makes interrupted() true or false: for a program that takes no signals here, but stops its work for another reason. */
+static inline void interrupt_set(bool stop) { __atomic_store_n(&interrupt_came, stop, __ATOMIC_RELEASE); }
+
 static inline sigset_t interrupt_signals(void) {
     const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     sigset_t set;

@@ -6,9 +6,15 @@ if [ -n "$command" ] && [ "${command#*/}" = "$command" ] && [ -x "$programs/$com
     shift
     exec "$programs/$command" "$@"
 fi
-{
-    [ -z "$command" ] || [ "$command" = --help ] || [ "$command" = -h ] || echo "tikzc: error: there is no command '$command'"
-    echo "usage: tikzc COMMAND [options]"
-    for program in "$programs"/*; do echo "  tikzc $(basename "$program") --help"; done
-} >&2
-[ "$command" = --help ] || [ "$command" = -h ] || exit 2
+commands=$(cd "$programs" && echo * | sed 's/ /, /g')
+case $command in
+-h | --help) echo "usage: tikzc COMMAND [options]; COMMAND is one of $commands; tikzc COMMAND --help says more" ;;
+'')
+    echo "tikzc: error: no command given; expected one of $commands" >&2
+    exit 2
+    ;;
+*)
+    echo "tikzc: error: there is no command '$command'; expected one of $commands" >&2
+    exit 2
+    ;;
+esac

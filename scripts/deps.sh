@@ -3,6 +3,7 @@
 #
 #   scripts/deps.sh build      C, libpng, libjpeg, ...     for `make` and `make test`; optional: libwebp, giflib and
 #                                                          libtiff, for images of these formats
+#   scripts/deps.sh serve      libmicrohttpd               for the HTTP server
 #   scripts/deps.sh mpi        Open MPI                    to start training with mpirun, on one machine or many
 #   scripts/deps.sh tex        TeX engines, Poppler        to compile and render programs; optional: xelatex, and
 #                                                          packages and fonts that figures on the net use
@@ -11,18 +12,21 @@
 #   scripts/deps.sh fixtures   PyTorch, transformers, PEFT the references of the tests, added to build/venv
 #   scripts/deps.sh logs       TensorBoard, MLflow, W&B    what exported logs are tested with: build/venv-logs
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
-#   scripts/deps.sh page       Chromium, tidy              for test/check_page.py, which looks at eval's reports; optional
+#   scripts/deps.sh page       KaTeX                       for formulas on the page of serve; optional. Chromium, tidy and
+#                                                          Playwright for the tests of that page and of eval's reports:
+#                                                          build/venv-page
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=() optional=() foreign= toolkit= requirements=() logs=
+packages=() optional=() foreign= toolkit= requirements=() logs= page=
 for group in "${@:-build}"; do
     case $group in
     build)
         packages+=(build-essential libpng-dev zlib1g-dev libjpeg-dev)
         optional+=(libwebp-dev libgif-dev libtiff-dev) ;;
+    serve) packages+=(build-essential libmicrohttpd-dev) ;;
     mpi) packages+=(openmpi-bin libopenmpi-dev) ;;
     tex)
         packages+=(texlive-latex-base texlive-latex-extra texlive-pictures texlive-luatex lmodern cm-super-minimal)
@@ -35,14 +39,14 @@ for group in "${@:-build}"; do
         requirements+=(scripts/requirements.txt test/requirements.txt test/requirements-alone.txt) ;;
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
-    page) optional+=(chromium tidy) ;;
+    page) packages+=(python3-venv) optional+=(libjs-katex chromium tidy) page=yes ;;
     ci) packages+=(clang libomp-dev) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build mpi tex python fixtures logs cuda page ci aarch64 ;;
+    all) exec "$0" build serve mpi tex python fixtures logs cuda page ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, mpi, tex, tex-fonts, python, fixtures, logs, cuda," \
+        echo "deps.sh: unknown group '$group'; expected build, serve, mpi, tex, tex-fonts, python, fixtures, logs, cuda," \
             "page, ci, aarch64 or all" >&2
         exit 2
         ;;
@@ -81,6 +85,7 @@ finish() { # installs what is not a system package, and exits
     [ -z "$toolkit" ] || scripts/cuda_toolkit.sh >/dev/null || exit 1
     [ ${#requirements[@]} -eq 0 ] || virtual_environment build/venv "${requirements[@]}" || exit 1
     [ -z "$logs" ] || virtual_environment build/venv-logs test/requirements-logs.txt || exit 1
+    [ -z "$page" ] || virtual_environment build/venv-page test/requirements-page.txt || exit 1
     exit 0
 }
 [ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && finish
