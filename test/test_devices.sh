@@ -64,13 +64,13 @@ check "both new and kept ones" [ "$(grep -o '"replayed":1' "$tmp/own/log.jsonl" 
 EMULATION_DEVICES=2 train own_apart --student-device cuda:1 --teacher-device cuda:0 "${own[@]}"
 check "own samples with the teacher on another GPU: the same bits" same_run own own_apart
 # A step ahead, by a copy of the student on the teacher's GPU or by itself, with weights that change much from step to step.
-ahead=(--steps 4 --on-policy 1 --on-policy-tokens 4 --on-policy-ahead --lr 0.02)
+ahead=(--steps 3 --on-policy 1 --on-policy-tokens 4 --on-policy-ahead --lr 0.02)
 train ahead --device cuda "${ahead[@]}"
 EMULATION_DEVICES=2 train ahead_apart --student-device cuda:1 --teacher-device cuda:0 "${ahead[@]}"
 check "a step ahead on the teacher's GPU" grep -q "drawn a step ahead on the teacher's GPU" "$tmp/err"
 check "samples drawn a step ahead on the teacher's GPU: the same bits" same_run ahead ahead_apart
 EMULATION_DEVICES=2 train ahead_resumed --student-device cuda:1 --teacher-device cuda:0 "${ahead[@]}" --steps 2 &&
-    EMULATION_DEVICES=2 train ahead_resumed --resume --steps 4
+    EMULATION_DEVICES=2 train ahead_resumed --resume --steps 3
 check "resumed, the same bits" same_run ahead ahead_resumed
 train resumed --device cuda --steps 2 && train resumed --resume --steps 5
 check "resumed on the GPU, the same bits" same_run gpu resumed
