@@ -130,7 +130,6 @@ static inline void draw_all(House *h, JobQueue *queue) {
 
 static inline void *draw_thread(void *argument) {
     House *h = (House *)argument;
-    work_behind();
     draw_all(h, &h->outlet.drawers);
     return NULL;
 }

@@ -99,7 +99,6 @@ static inline void *engine_thread(void *argument) {
     Engine *e = (Engine *)argument;
     Job *job;
     bool reload;
-    work_behind();
     threads_use(e->threads);  // OpenMP's number belongs to the thread that sets it
     while (engine_wait(e, &job, &reload)) {
         if (reload) engine_reload(e);

@@ -176,14 +176,6 @@ static inline bool job_left(Job *j) {
     return true;
 }
 
-/* ---- threads ---- */
-
-/* Called by a thread that computes for long, before it starts others: the thread that answers goes first. (On Linux nice is a
- * thread's, and those it starts inherit it, TeX too.) */
-static inline void work_behind(void) {
-    if (nice(5) < 0) errno = 0;  // only a lower number needs a permission
-}
-
 /* ---- queues ---- */
 
 typedef struct {

@@ -190,7 +190,6 @@ static inline int request_begin(House *h, Job *j, Error *err) {
 
 static inline void *request_thread(void *argument) {
     House *h = (House *)argument;
-    work_behind();
     for (Job *j; (j = queue_pop(&h->readers));) {
         Error err;
         const int status = job_cancelled(j) ? 0 : request_begin(h, j, &err);
