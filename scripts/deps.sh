@@ -12,13 +12,15 @@
 #   scripts/deps.sh fixtures   PyTorch, transformers, PEFT the references of the tests, added to build/venv
 #   scripts/deps.sh logs       TensorBoard, MLflow, W&B    what exported logs are tested with: build/venv-logs
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
-#   scripts/deps.sh page       Chromium, tidy              for test/check_page.py, which looks at eval's reports; optional
+#   scripts/deps.sh page       KaTeX                       for formulas on the page of serve; optional. Chromium, tidy and
+#                                                          Playwright for the tests of that page and of eval's reports:
+#                                                          build/venv-page
 #   scripts/deps.sh ci         clang and its OpenMP        for the checks of .ci/run
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=() optional=() foreign= toolkit= requirements=() logs=
+packages=() optional=() foreign= toolkit= requirements=() logs= page=
 for group in "${@:-build}"; do
     case $group in
     build)
@@ -37,7 +39,7 @@ for group in "${@:-build}"; do
         requirements+=(scripts/requirements.txt test/requirements.txt test/requirements-alone.txt) ;;
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
-    page) optional+=(chromium tidy) ;;
+    page) packages+=(python3-venv) optional+=(libjs-katex chromium tidy) page=yes ;;
     ci) packages+=(clang libomp-dev) ;;
     aarch64)
         foreign=arm64
@@ -83,6 +85,7 @@ finish() { # installs what is not a system package, and exits
     [ -z "$toolkit" ] || scripts/cuda_toolkit.sh >/dev/null || exit 1
     [ ${#requirements[@]} -eq 0 ] || virtual_environment build/venv "${requirements[@]}" || exit 1
     [ -z "$logs" ] || virtual_environment build/venv-logs test/requirements-logs.txt || exit 1
+    [ -z "$page" ] || virtual_environment build/venv-page test/requirements-page.txt || exit 1
     exit 0
 }
 [ ${#needed[@]} -eq 0 ] && [ ${#wanted[@]} -eq 0 ] && finish

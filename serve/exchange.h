@@ -81,7 +81,7 @@ __attribute__((format(printf, 6, 7))) static inline enum MHD_Result http_error(E
 static inline enum MHD_Result http_file(Exchange *x, struct MHD_Connection *c) {
     char *name, tag[64];
     struct stat s;
-    const int fd = file_of_path(x->house->o.web, x->path, &name, &s);
+    const int fd = file_of_path(file_folder(x->house->o.web, x->path), x->path, &name, &s);
     if (fd < 0)
         return http_error(x, c, 404, NULL, NULL, "there is nothing at %.200s; /docs lists what there is", x->path);
     snprintf(tag, sizeof tag, "\"%llx-%llx\"", (unsigned long long)s.st_size,

@@ -6,6 +6,9 @@
 
 #include <strings.h>
 
+/* Where KaTeX is, by which the page draws formulas itself: a folder katex, as Debian's libjs-katex installs it. */
+#define FILES_KATEX "/usr/share/javascript"
+
 /* What the page may load: nothing from elsewhere, no inline scripts and styles. */
 #define FILES_POLICY                                                                                            \
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; object-src 'none'; " \
@@ -43,6 +46,11 @@ static inline bool file_path_is_safe(const char *path) {
         if (c == '/' && (at[1] == '.' || at[1] == '/')) return false;
     }
     return true;
+}
+
+/* The folder that a URL's path is looked for in. */
+static inline const char *file_folder(const char *web, const char *path) {
+    return strncmp(path, "/katex/", 7) ? web : FILES_KATEX;
 }
 
 /* Opens the file that a URL's path names in the folder; a path that ends in / names its index.html. Returns its descriptor,

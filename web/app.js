@@ -1,0 +1,332 @@
+// The page: what happens when. An image comes in from anywhere, convert() sends it and shows what the server answers, and
+// redraw() has TeX draw what the user made of the program.
+
+import { readClipboard, readImage, firstFile } from "./image_input.js";
+import { takePhotograph } from "./camera.js";
+import { showDrawing, showInput } from "./compare.js";
+import { bytesOf, dataAddress, save } from "./download.js";
+import { drawImage } from "./draw.js";
+import { appendToProgram, getProgram, setProgram, setWriting, showErrors, startEditor } from "./editor.js";
+import { showFormula } from "./formula.js";
+import { addCandidate, markChosen, showCandidates, startGallery } from "./gallery.js";
+import { keep, startHistory } from "./history.js";
+import { offerModels, readOptions, startOptions } from "./options.js";
+import { ServerError, convert as convertOnServer, getApiKey, listModels, render, setApiKey } from "./server.js";
+
+const byId = (id) => document.getElementById(id);
+
+let image = null;       // what readImage returned; null: none yet
+let models = [];        // as the server lists them
+let work = null;        // an AbortController while the server works for us; null: it does not
+let result = null;      // the newest drawing: {program, task, document, png, svg, pdf}; null: none
+let entry = null;       // the history's entry of this image
+
+// ---- the way of an image ----
+
+// Takes a new image and converts it at once. `file`: null if the user has changed their mind.
+async function accept(file) {
+  if (!file) return;
+  try {
+    image = await readImage(file);
+  } catch (error) {
+    return complain(error);
+  }
+  entry = null;
+  showInput(image);
+  showResult(null);
+  setProgram("");
+  await convert();
+}
+
+async function convert() {
+  const options = readOptions();
+  if (!options || !image) return;
+  const signal = begin("Looking at the image…");
+  setProgram("");
+  showResult(null);
+  setWriting(true);
+  let tokens = 0;
+  try {
+    for await (const { name, data } of convertOnServer(image, options, signal)) {
+      if (name === "token") {
+        if (tokens++ === 0) say("Writing the program…");
+        byId("count").textContent = `${tokens} tokens`;
+        appendToProgram(data.text);
+      } else if (name === "candidate") {
+        say("Comparing candidates…");
+        if (addCandidate(data)) showCandidate(data);
+      } else if (name === "result") {
+        showAnswer(data);
+      }
+    }
+  } catch (error) {
+    failed(signal, error, tokens > 0 ? `Stopped after ${tokens} tokens.` : "Stopped.");
+  } finally {
+    end(signal);
+  }
+}
+
+function showCandidate(candidate) {
+  setProgram(candidate.program);
+  showResult({ ...candidate, task: taskNow() });
+}
+
+function showAnswer(answer) {
+  setProgram(answer.program);
+  if (answer.candidates) showCandidates(answer.candidates);
+  showResult(answer);
+  byId("count").textContent = "";
+  say(describe(answer));
+  keepEntry();
+}
+
+function describe({ tokens, seconds, log_probability, ended, compiles }) {
+  const parts = [];
+  if (compiles !== null) parts.push(compiles ? "It compiles." : "It does not compile.");
+  if (ended === false) parts.push("It was cut off at the limit of tokens.");
+  parts.push(`${tokens} tokens in ${seconds.toFixed(1)} s`);
+  if (typeof log_probability === "number") parts.push(`, log p ${log_probability.toFixed(2)}`);
+  return parts.join(" ").replace(" ,", ",");
+}
+
+// Has TeX draw the program as it stands in the editor.
+async function redraw() {
+  const program = getProgram(), task = taskNow();
+  if (program.trim() === "") return;
+  const signal = begin("Rendering…");
+  try {
+    const answer = await render(program, task, ["png", "svg"], signal);
+    if (program !== getProgram()) return; // edited meanwhile
+    showResult({ ...answer, program, task });
+    say(answer.compiles ? "It compiles." : "It does not compile.");
+    keepEntry();
+  } catch (error) {
+    failed(signal, error, "Stopped.");
+  } finally {
+    end(signal);
+  }
+}
+
+// ---- showing ----
+
+// `answer`: of convert or render; null: nothing is drawn.
+function showResult(answer) {
+  result = answer;
+  if (!answer) showCandidates([]);
+  const drawing = answer?.svg ? dataAddress(answer.svg, "svg") : answer?.png ? dataAddress(answer.png, "png") : null;
+  showDrawing(drawing);
+  showErrors((answer?.errors ?? []).map((error) => typeof error === "string" ? { line: 0, message: error } : error));
+  showFormula(answer?.task === "formula" ? answer.program : null);
+  markChosen(answer?.program);
+  showButtons();
+}
+
+function showButtons() {
+  document.querySelector("main").ariaBusy = work !== null;
+  const empty = getProgram().trim() === "";
+  byId("convert").disabled = !image;
+  byId("stop").disabled = work === null;
+  byId("render").disabled = empty;
+  byId("render").classList.toggle("primary", !work && getProgram() !== (result?.program ?? ""));
+  for (const button of [byId("copy"), ...document.querySelectorAll("[data-download]")]) button.disabled = empty;
+}
+
+// A short sentence on the state of things; screen readers read it out.
+function say(text) {
+  byId("status").textContent = text;
+}
+
+// An error, as a sentence, with what can be done about it.
+function complain(error) {
+  const notice = byId("notice");
+  notice.replaceChildren(error.message);
+  if (error.type === "unauthorized") {
+    notice.append(" ", noticeButton("Enter the key", openKey));
+  } else if (["away", "busy", "timeout"].includes(error.type)) {
+    notice.append(" ", noticeButton("Try again", () => { notice.replaceChildren(); models.length ? convert() : connect(); }));
+  }
+  if (!(error instanceof ServerError) && error.constructor !== Error) throw error; // a mistake of this page
+}
+
+function noticeButton(text, action) {
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+  button.addEventListener("click", action);
+  return button;
+}
+
+// ---- the server's work ----
+
+// Newer work ends older work.
+function begin(text) {
+  stop();
+  work = new AbortController();
+  byId("notice").replaceChildren();
+  byId("count").textContent = "";
+  say(text);
+  showButtons();
+  return work.signal;
+}
+
+function end(signal) {
+  if (work?.signal !== signal) return; // newer work has begun
+  work = null;
+  setWriting(false);
+  const hadFocus = document.activeElement === byId("stop");
+  showButtons();
+  if (hadFocus) byId("convert").focus();
+}
+
+function stop() {
+  work?.abort();
+}
+
+function failed(signal, error, whenStopped) {
+  if (work?.signal !== signal) return; // newer work has begun
+  if (error.name === "AbortError") return say(whenStopped);
+  say("");
+  complain(error);
+}
+
+function taskNow() {
+  if (result?.task) return result.task;
+  const { model, task } = readOptions() ?? {};
+  if (task === "formula" || task === "tikz") return task;
+  return models.find(({ id }) => !model || id === model)?.task ?? "tikz";
+}
+
+async function connect() {
+  try {
+    models = await listModels();
+    offerModels(models);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+// ---- history, copies, downloads ----
+
+async function keepEntry() {
+  if (!image) return;
+  const { program, task, png } = result, own = entry;
+  const kept = { ...own, name: image.name, image: image.blob, program, task, png };
+  const id = await keep(kept);
+  if (own === entry) entry = { ...kept, id };
+}
+
+async function reopen(old) {
+  stop();
+  image = await readImage(new File([old.image], old.name, { type: old.image.type }));
+  entry = old;
+  showInput(image);
+  setProgram(old.program);
+  showResult({ ...old, errors: [] });
+  say("From the history.");
+}
+
+async function copyProgram() {
+  try {
+    await navigator.clipboard.writeText(getProgram());
+  } catch {
+    byId("program").select(); // a page that did not come over https or from this machine may not write to the clipboard
+    document.execCommand("copy");
+  }
+  say("Copied.");
+}
+
+// What is not there yet, or was made of another program, is made now.
+async function download(format) {
+  const program = getProgram(), wanted = format === "tex" ? "document" : format;
+  if (result?.program !== program || !result[wanted]) {
+    const signal = begin(`Making the .${format}…`);
+    try {
+      const task = taskNow();
+      const answer = await render(program, task, format === "tex" ? [] : [format], signal);
+      if (!answer[wanted]) {
+        showErrors(answer.errors);
+        return say(`There is no .${format} of a program that does not compile.`);
+      }
+      result = { ...(result?.program === program ? result : {}), ...answer, program, task };
+      say("");
+    } catch (error) {
+      return failed(signal, error, "Stopped.");
+    } finally {
+      end(signal);
+    }
+  }
+  save(format === "tex" ? result.document : bytesOf(result[format]), image?.name ?? "program", format);
+}
+
+function openKey() {
+  const { key, remembered } = getApiKey();
+  byId("api-key").value = key;
+  byId("remember-key").checked = remembered;
+  byId("key").showModal();
+}
+
+// ---- events ----
+
+byId("choose").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", (event) => {
+  accept(event.target.files[0]);
+  event.target.value = ""; // the same file may be chosen again
+});
+byId("paste").addEventListener("click", () => readClipboard().then(accept, complain));
+byId("take").addEventListener("click", () => takePhotograph().then(accept, complain));
+byId("draw").addEventListener("click", () => {
+  const model = models.find(({ id }) => id === byId("options").elements.model.value) ?? models[0];
+  drawImage((model?.image_width ?? 1) / (model?.image_height ?? 1)).then(accept);
+});
+byId("example").addEventListener("click", async () => {
+  const example = await fetch("example.png");
+  accept(new File([await example.blob()], "example.png", { type: "image/png" }));
+});
+
+addEventListener("paste", (event) => {
+  const file = firstFile(event.clipboardData);
+  if (file) event.preventDefault();
+  accept(file);
+});
+const hasFiles = (event) => event.dataTransfer.types.includes("Files"); // and not words, which may go into the editor
+addEventListener("dragover", (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  byId("stage").classList.add("target");
+});
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) byId("stage").classList.remove("target"); });
+addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  byId("stage").classList.remove("target");
+  accept(firstFile(event.dataTransfer));
+});
+
+byId("options").addEventListener("submit", (event) => {
+  event.preventDefault();
+  convert();
+});
+byId("stop").addEventListener("click", stop);
+addEventListener("keydown", (event) => { if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop(); });
+
+byId("render").addEventListener("click", redraw);
+byId("copy").addEventListener("click", copyProgram);
+for (const button of document.querySelectorAll("[data-download]"))
+  button.addEventListener("click", () => download(button.dataset.download));
+
+byId("open-key").addEventListener("click", openKey);
+byId("key").querySelector("form").addEventListener("submit", () => {
+  setApiKey(byId("api-key").value.trim(), byId("remember-key").checked);
+  byId("notice").replaceChildren();
+  connect();
+});
+for (const button of document.querySelectorAll("dialog .close")) {
+  button.addEventListener("click", () => button.closest("dialog").close());
+}
+
+startOptions();
+startEditor({ onEdit: showButtons, onRender: redraw });
+startHistory(reopen);
+startGallery((candidate) => {
+  showCandidate(candidate);
+  say("Another candidate.");
+});
+connect();
