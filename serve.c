@@ -1,13 +1,13 @@
 /* serve: the models behind HTTP, with a web page.
  *
  *   load the models; then every request is a job that goes from its connection to a reader, the engine, a drawer, and back
- *   (serve/job.h)
+ *   (server/job.h)
  *
  * main opens all and waits for signals: SIGTERM and Ctrl-C finish what runs and stop, SIGHUP loads the models again. */
 #include "lib/program.h"
-#include "serve/options.h"
-#include "serve/http.h"
-#include "serve/watch.h"
+#include "server/options.h"
+#include "server/http.h"
+#include "server/watch.h"
 
 static void open_models(House *h, const StringList *named, const StringList *files);
 static void open_tex(House *h);
@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
             h->o.web ? "" : " (no web page: there is no folder web)");
     wait_for_signals(h, &signals);
     stop(h, http);
+    free((void *)files.items);
     return 0;
 }
 

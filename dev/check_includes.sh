@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The floors of the house: includes point down only, and no file includes itself by way of others.
 #
-#   programs, tests > train, serve > metrics, search, generate/ > generate.h > loss, lora > model > vision, dataloader > config, weights, linear > params > dist, kernels > lib
+#   programs, tests > train, server > metrics, search, generate/ > generate.h > loss, lora > model > vision, dataloader > config, weights, linear > params > dist, kernels > lib
 #
 # Prints "N passed, M failed": one check per include of a project file.
 cd "$(dirname "$0")/.." || exit 1
@@ -16,7 +16,7 @@ function floor(f) {
     if (f == "loss.cuh" || f == "lora.h") return 6
     if (f == "generate.h") return 7
     if (f ~ /^(metrics\/|generate\/|search\.h)/) return 8
-    if (f ~ /^(train|serve)\//) return 9
+    if (f ~ /^(train|server)\//) return 9
     return 10
 }
 function clean(path) {  # a/b/../c -> a/c

@@ -62,6 +62,20 @@ def starter_images(count):
     return found
 
 
+def large_headers():
+    """The beginnings of files of each kind that claim 60000 x 50000 pixels."""
+    w, h, pad = 60000, 50000, b"\0" * 40
+    return {
+        "PNG": png_of(struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0), b""),
+        "JPEG": b"\xff\xd8\xff\xe0\0\4AB\xff\xff\xc2\0\x11\x08" + struct.pack(">HH", h, w) + b"\3" + pad,
+        "GIF": b"GIF89a" + struct.pack("<HH", w, h) + pad,
+        "BMP": b"BM" + pad[:12] + struct.pack("<Iii", 40, w, -h) + pad,
+        "TIFF": b"II*\0" + struct.pack("<IHHHIIHHII", 8, 2, 256, 4, 1, w, 257, 4, 1, h) + pad,
+        "big-endian TIFF": b"MM\0*" + struct.pack(">IHHHIHHHHIHH", 8, 2, 256, 3, 1, w, 0, 257, 3, 1, h, 0) + pad,
+        "WebP": b"RIFF" + pad[:4] + b"WEBPVP8X" + pad[:8] + (w - 1).to_bytes(3, "little") + (h - 1).to_bytes(3, "little") + pad,
+    }
+
+
 IMAGE = (ROOT / "dev/starter/example.png").read_bytes()
 
 
@@ -290,7 +304,6 @@ def test_reading(s):
 
 
 def test_statuses(s):
-    jpeg = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + b"\0" * 20
     check_error(s.json("/nothing", {}), 405, "POST is not possible here; GET, HEAD is")
     check_error((404, json.loads(s.ask("GET", "/nothing")[2])), 404, "there is nothing at /nothing")
     check(s.ask("GET", "/v1/convert")[1]["Allow"] == "POST" and s.ask("GET", "/v1/convert")[0] == 405, "405 says Allow")
@@ -320,7 +333,8 @@ def test_statuses(s):
     check_error(s.convert(b"GIF89a"), 422, "cannot read the image")
     check_error(s.convert(IMAGE[:200]), 422, "cannot read the image")
     check_error(s.convert(bomb(20000)), 413, "20000 x 20000 pixels; at most 25 million", "too_large")
-    check_error(s.convert(jpeg), 413, "65535 x 65535 pixels", "too_large")
+    for file in large_headers().values():
+        check_error(s.convert(file), 413, "60000 x 50000 pixels", "too_large")
     check_error(s.json("/v1/convert", {"image": "%%%%"}), 422, "is not base64: character 1")
     check_error(s.json("/v1/convert", {"image": "AAAAA"}), 422, "ends in the middle of a byte")
     check_error(s.json("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}), 422, "no message has an image")

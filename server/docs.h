@@ -1,6 +1,6 @@
-/* /openapi.json and /docs, both made of the tables in serve/routes.h and serve/fields.h. */
-#ifndef SERVE_DOCS_H
-#define SERVE_DOCS_H
+/* /openapi.json and /docs, both made of the tables in server/routes.h and server/fields.h. */
+#ifndef SERVER_DOCS_H
+#define SERVER_DOCS_H
 
 #include "../lib/html.h"
 #include "chat.h"

@@ -1,6 +1,6 @@
 /* The answers: JSON in our shape, in OpenAI's, and in those of image-to-latex and pix2tex. */
-#ifndef SERVE_ANSWER_H
-#define SERVE_ANSWER_H
+#ifndef SERVER_ANSWER_H
+#define SERVER_ANSWER_H
 
 #include "house.h"
 

@@ -1,7 +1,7 @@
 /* The fields of requests: one table says how they are read from JSON and from forms, what is allowed, and what /openapi.json
  * and /docs say of them. */
-#ifndef SERVE_FIELDS_H
-#define SERVE_FIELDS_H
+#ifndef SERVER_FIELDS_H
+#define SERVER_FIELDS_H
 
 #include "../lib/base64.h"
 #include "../lib/json.h"

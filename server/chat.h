@@ -1,6 +1,6 @@
 /* Answers as OpenAI's clients expect them (POST /v1/chat/completions), and the events of a stream. */
-#ifndef SERVE_CHAT_H
-#define SERVE_CHAT_H
+#ifndef SERVER_CHAT_H
+#define SERVER_CHAT_H
 
 #include "models.h"
 

@@ -1,7 +1,7 @@
 /* Requests for the best of several programs, by beam search, candidates or tree search. Each has all slots of its model to
  * itself, so it waits until the programs before it are written, and those after it wait for it. */
-#ifndef SERVE_ALONE_H
-#define SERVE_ALONE_H
+#ifndef SERVER_ALONE_H
+#define SERVER_ALONE_H
 
 #include "../generate/beam.h"
 #include "../generate/score.h"

@@ -1,8 +1,8 @@
 /* The models that are served. Each has a name and a file; an Instance is one opening of the file, with its memory for
  * continuous batching. When the file is loaded again, new requests get the new instance, and the old one goes when its last
  * request has. */
-#ifndef SERVE_MODELS_H
-#define SERVE_MODELS_H
+#ifndef SERVER_MODELS_H
+#define SERVER_MODELS_H
 
 #include "../generate/best.h"
 #include "../generate/prefix.h"
@@ -18,7 +18,7 @@ typedef struct Instance {
     PrepareOptions prepare;
     RenderTask task;
     ProgramModel known;  // the model, for its programs
-    Writer writer;       // the settings of serve/decode.h's programs
+    Writer writer;       // the settings of server/decode.h's programs
     Best best;      // where best_open says that it is open: for candidates and search
     bool best_open;
     int max_tokens;              // of a program, with the prefix

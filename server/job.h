@@ -1,15 +1,15 @@
 /* A job: one request on its way through the server.
  *
- *   connection (serve/http.h)  reads the body, then suspends itself
- *   reader (serve/request.h)   reads the fields, decodes and prepares the image
- *   engine (serve/engine.h)    writes the program
- *   drawer (serve/drawings.h)  compiles and draws it, and writes the answer; where nothing is compiled, the writer does that
+ *   connection (server/http.h)  reads the body, then suspends itself
+ *   reader (server/request.h)   reads the fields, decodes and prepares the image
+ *   engine (server/engine.h)    writes the program
+ *   drawer (server/drawings.h)  compiles and draws it, and writes the answer; where nothing is compiled, the writer does that
  *   connection                 resumed, sends the answer
  *
  * A job belongs to one of these at a time; what several touch is below `lock`. Its connection and its worker each hold a
  * reference. Whoever fails a job hands it on to the writer, which lets go of all that are done. */
-#ifndef SERVE_JOB_H
-#define SERVE_JOB_H
+#ifndef SERVER_JOB_H
+#define SERVER_JOB_H
 
 #include "../generate/prepare.h"
 #include "../lib/clock.h"

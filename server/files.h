@@ -1,6 +1,6 @@
 /* The files of the web page. */
-#ifndef SERVE_FILES_H
-#define SERVE_FILES_H
+#ifndef SERVER_FILES_H
+#define SERVER_FILES_H
 
 #include "../lib/file.h"
 

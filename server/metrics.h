@@ -1,6 +1,6 @@
 /* What the server counts, in the text format of Prometheus (version 0.0.4). */
-#ifndef SERVE_METRICS_H
-#define SERVE_METRICS_H
+#ifndef SERVER_METRICS_H
+#define SERVER_METRICS_H
 
 #include "../lib/clock.h"
 #include "routes.h"

@@ -1,6 +1,6 @@
 /* The readers: from the body of a request to what the engine or the drawer works on. */
-#ifndef SERVE_REQUEST_H
-#define SERVE_REQUEST_H
+#ifndef SERVER_REQUEST_H
+#define SERVER_REQUEST_H
 
 #include "../lib/image_clean.h"
 #include "../lib/image_header.h"

@@ -1,6 +1,6 @@
 /* What the server answers: methods and paths. */
-#ifndef SERVE_ROUTES_H
-#define SERVE_ROUTES_H
+#ifndef SERVER_ROUTES_H
+#define SERVER_ROUTES_H
 
 #include "fields.h"
 

@@ -1,6 +1,6 @@
 /* All that the server's threads share. */
-#ifndef SERVE_HOUSE_H
-#define SERVE_HOUSE_H
+#ifndef SERVER_HOUSE_H
+#define SERVER_HOUSE_H
 
 #include "engine.h"
 

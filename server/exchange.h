@@ -1,6 +1,6 @@
 /* One request of a connection, and how it is answered: JSON, errors, files. */
-#ifndef SERVE_EXCHANGE_H
-#define SERVE_EXCHANGE_H
+#ifndef SERVER_EXCHANGE_H
+#define SERVER_EXCHANGE_H
 
 #include "docs.h"
 #include "drawings.h"

@@ -1,7 +1,7 @@
 /* The watch: a thread that looks, twenty times a second, which jobs have taken too long, whose clients have gone, and which
  * clients do not come to the point. */
-#ifndef SERVE_WATCH_H
-#define SERVE_WATCH_H
+#ifndef SERVER_WATCH_H
+#define SERVER_WATCH_H
 
 #include "house.h"
 

@@ -1,6 +1,6 @@
 /* The drawers: compile programs in the box, draw them, and finish the requests. */
-#ifndef SERVE_DRAWINGS_H
-#define SERVE_DRAWINGS_H
+#ifndef SERVER_DRAWINGS_H
+#define SERVER_DRAWINGS_H
 
 #include "../generate/draw.h"
 #include "answer.h"

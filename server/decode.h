@@ -5,8 +5,8 @@
  * A program is the one that infer writes for the image alone, bit for bit on a CPU: an image is encoded alone, and a matmul's
  * row does not depend on the others as long as one kernel takes them all (model_extend), so larger batches are decoded in
  * groups of so many. A GPU takes all at once, and agrees up to rounding. */
-#ifndef SERVE_DECODE_H
-#define SERVE_DECODE_H
+#ifndef SERVER_DECODE_H
+#define SERVER_DECODE_H
 
 #include "../generate/speculate.h"
 #include "chat.h"

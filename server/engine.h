@@ -1,7 +1,7 @@
 /* The engine: the one thread that owns the device. Between two tokens it takes newcomers in, runs what needs a model to
  * itself, and loads models again. */
-#ifndef SERVE_ENGINE_H
-#define SERVE_ENGINE_H
+#ifndef SERVER_ENGINE_H
+#define SERVER_ENGINE_H
 
 #include "alone.h"
 

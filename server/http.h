@@ -1,7 +1,7 @@
 /* HTTP: libmicrohttpd's connections on one side, jobs on the other. One thread of the library's serves all connections; one
  * that waits for its job is suspended, and the job's worker resumes it. */
-#ifndef SERVE_HTTP_H
-#define SERVE_HTTP_H
+#ifndef SERVER_HTTP_H
+#define SERVER_HTTP_H
 
 #include "exchange.h"
 #include "request.h"

@@ -1,6 +1,6 @@
 /* The command line of serve. */
-#ifndef SERVE_OPTIONS_H
-#define SERVE_OPTIONS_H
+#ifndef SERVER_OPTIONS_H
+#define SERVER_OPTIONS_H
 
 #include "../lib/options.h"
 #include "house.h"

@@ -1,6 +1,6 @@
 /* Forms with files: multipart/form-data (RFC 7578) whose body is in memory. */
-#ifndef SERVE_MULTIPART_H
-#define SERVE_MULTIPART_H
+#ifndef SERVER_MULTIPART_H
+#define SERVER_MULTIPART_H
 
 #include "../lib/error.h"
 
