@@ -124,6 +124,18 @@ serve $(BUILD)/serve:
 	@echo "serve needs libmicrohttpd, whose header microhttpd.h is not installed: scripts/deps.sh serve installs it" >&2; exit 1
 endif
 
+# ---- installing ----
+
+# All programs under the one command tikzc, with what ships, manual pages and completions. DESTDIR is put before each path.
+PREFIX ?= /usr/local
+install: $(PROGRAMS)
+	packages/install.sh "$(DESTDIR)$(PREFIX)" $(PROGRAMS)
+
+# build/tikzc_VERSION_ARCHITECTURE.deb, for any processor of the architecture; training in it is one process.
+deb:
+	$(MAKE) CUDA=0 MPI=0 $(PROGRAMS)
+	packages/deb.sh build $(PROGRAMS)
+
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
@@ -253,7 +265,7 @@ test-all:
 test-rest:
 	@$(MAKE) -j$(JOBS) --no-print-directory all-BF16 all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats \
 	    all-emulated all-emulated-sanitized
-	@test/run.sh -j 2 dev/check_includes.sh $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
+	@test/run.sh -j 2 dev/check_includes.sh test/test_adding.py $(foreach l,$(CPU_LESSONS),'build/BF16$(PLAIN)/$l --check') \
 	    build/BF16$(PLAIN)/test_kernels build/FP32$(PLAIN)/test_kernels 'build/pairs/test_kernels --quick cpu' \
 	    'TIKZ_CPU=portable build/BF16$(PLAIN)/test_kernels --quick cpu' \
 	    build/BF16$(PLAIN)/test_lib build/BF16$(PLAIN)/test_tokenizer build/BF16$(PLAIN)/test_dataloader \
@@ -277,7 +289,7 @@ test-rest:
 	    'test/test_comm.sh build/FP32-emulated emulated' \
 	    'test/test_parallel.sh build/BF16$(PLAIN) build/FP32$(PLAIN)' \
 	    -j 2 'test/test_programs.sh build/BF16$(PLAIN)' 'test/test_runs.sh build/BF16$(PLAIN)' \
-	    'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
+	    'test/test_packages.sh build/BF16$(PLAIN)' 'test/test_experiments.sh build/BF16$(PLAIN)' 'test/test_starter.sh build/BF16$(PLAIN)' \
 	    'GROUPS_TO_RUN=quantised_quality test/test_programs.sh build/FP32$(PLAIN)' \
 	    $(if $(HTTP),'test/test_serve.py build/BF16$(PLAIN)' 'test/test_serve.py build/BF16-sanitize-1 statuses broken files leaving')
 

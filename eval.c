@@ -359,7 +359,8 @@ int main(int argc, char **argv) {
     options_parse(table, OPTIONS, argc, argv, usage, NULL);
     free(usage);
     if (!opt.models.count)
-        for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped[i]);
+        for (int i = 0; i < 2; i++) string_list_add(&opt.models, shipped_file(shipped[i]));
+    opt.data = shipped_file(opt.data);
     check_options(&format);
     interrupts_take();
     threads_use((int)opt.threads);

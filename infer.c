@@ -17,12 +17,13 @@ static void run_batches(Session *s);
 static void run_beams(Session *s);
 static void run_draft(Session *s);
 static void run_best(Session *s);
-static void print_timing(const Session *s);
+static void print_timing(const Session *s, int count, double start);
 
 int main(int argc, char **argv) {
-    static Session session;
-    Session *s = &session;
-    static GeneratedData generated;  // --dataset
+    static Session sessions[SESSIONS];  // one for each model
+    static GeneratedData generated;     // --dataset
+    Inputs inputs;
+    Writer writer;
     Drawing drawing;
     StringList images = {NULL, 0};
     WeightFormat format;
@@ -36,11 +37,11 @@ int main(int argc, char **argv) {
     const Ops *op = ops_open(opt.device, &err);
     if (!op) options_die("--device: %s", err.text);
     if (opt.dataset)
-        generated_open(&generated, dataset_options(images.items[0]), &s->inputs);
+        generated_open(&generated, dataset_options(images.items[0]), &inputs);
     else
-        die_if(inputs_open(&s->inputs, &images, &err), &err);
+        die_if(inputs_open(&inputs, &images, &err), &err);
     WriterOptions o = {.output = opt.output,
-                       .several = s->inputs.count > 1 || opt.dataset,
+                       .several = inputs.count > 1 || opt.dataset,
                        .json = opt.json,
                        .finish = opt.finish,
                        .tidy = opt.tidy,
@@ -50,33 +51,28 @@ int main(int argc, char **argv) {
                        .generated = opt.dataset ? &generated : NULL};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
-        if (inputs_check_names(&s->inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
+        if (inputs_check_names(&inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
     if (o.to_folder) die_if(make_folder(opt.output, &err), &err);
     if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
-    session_open(s, op, format);
-    o.task = s->task;
-    o.image_size = vision_size(&s->model.c.vision);
-    o.max_tokens = s->max_new_tokens + s->prefix.count;
-    writer_open(&s->writer, o, &s->inputs, &s->model.tokenizer, &drawing);
-    if (opt.dataset) session_begin_dataset(s, &generated, format);
+    writer_open(&writer, o, &inputs, &drawing);
+    const int count = sessions_open(sessions, &writer, &inputs, op, format);
+    if (opt.dataset) session_begin_dataset(sessions, &generated, format);
 
-    s->start = seconds_now();
-    if (opt.search || opt.candidates)
-        run_best(s);
-    else if (opt.beam)
-        run_beams(s);
-    else if (opt.draft)
-        run_draft(s);
-    else
-        run_batches(s);
+    const double start = seconds_now();
+    void (*const generate)(Session *) = opt.search || opt.candidates ? run_best
+                                        : opt.beam                   ? run_beams
+                                        : opt.draft                  ? run_draft
+                                                                     : run_batches;
+    for (Session *s = sessions; s < sessions + count; s++) generate(s);
     if (opt.dataset) generated_finish(&generated);
-    print_timing(s);
-    const bool failed = s->writer.failures || (opt.strict && s->writer.cut);
+    print_timing(sessions, count, start);
+    const bool failed = writer.failures || (opt.strict && writer.cut);
 
-    writer_close(&s->writer);
+    for (Session *s = sessions; s < sessions + count; s++) session_close(s);
+    writer_close(&writer);
     drawing_close(&drawing);
-    session_close(s);
+    inputs_close(&inputs);
     free((void *)images.items);
     return failed;
 }
@@ -87,14 +83,15 @@ int main(int argc, char **argv) {
  * program. Returns its number, or -1: there is none. */
 static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
     const size_t bytes = model_pixels(&s->model);
-    while (s->taken < s->inputs.count && !(opt.dataset && interrupted())) {
+    while (s->taken < s->inputs->count && !(opt.dataset && interrupted())) {
         const int number = s->taken++;
-        Program *p = &s->writer.programs[number];
-        if (opt.dataset && generated_has(s->writer.o.generated, number)) continue;
+        Program *p = &s->writer->programs[number];
+        if (p->model != &s->known) continue;
+        if (opt.dataset && generated_has(s->writer->o.generated, number)) continue;
         program_prepare(p, &s->prepare, pixels, draft_pixels);
-        if (!p->failed) program_begin_text(p, &s->writer, s->prefix.ids, s->prefix.count);
+        if (!p->failed) program_begin_text(p, s->writer, s->prefix.ids, s->prefix.count);
         if (p->failed) {
-            writer_done(&s->writer, p, s->prefix.count);
+            writer_done(s->writer, p, s->prefix.count);
             continue;
         }
         if (opt.json || opt.render || opt.attention) p->pixels = memcpy(xmalloc(bytes), pixels, bytes);
@@ -120,7 +117,7 @@ static void fail_not_finite(Program *p, const Model *m) {
 static void write_attention(Session *s, Program *p) {
     Error err;
     char *folder =
-        s->inputs.count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
+        s->inputs->count > 1 ? input_output_path(opt.attention, p->input, "attention") : xstrdup(opt.attention);
     if (attention_maps_write(&s->model, p->pixels, p->ids.ids, p->tokens, folder, p->input->path, &err))
         program_fail(p, &err);
     free(folder);
@@ -129,23 +126,23 @@ static void write_attention(Session *s, Program *p) {
 static void finish_program(Session *s, Program *p) {
     p->generate_seconds = seconds_now() - p->generate_seconds;
     if (opt.attention && !p->failed) write_attention(s, p);
-    writer_done(&s->writer, p, s->prefix.count);
+    writer_done(s->writer, p, s->prefix.count);
 }
 
 /* Callback of the speculator: takes token `id` of the program with this number. Returns false when the program ends. */
 static bool take_token(void *context, int number, int id) {
     Session *s = context;
-    Program *p = &s->writer.programs[number];
+    Program *p = &s->writer->programs[number];
     if (s->first_token == 0) s->first_token = seconds_now();
     if (isnan(p->prefill_seconds)) p->prefill_seconds = seconds_now() - p->generate_seconds;
     if (id < 0) fail_not_finite(p, &s->model);
-    return id >= 0 && program_add(p, &s->writer, id) && p->tokens < s->max_new_tokens + s->prefix.count;
+    return id >= 0 && program_add(p, s->writer, id) && p->tokens < s->max_new_tokens + s->prefix.count;
 }
 
 /* Callback of the generator: the same, and finishes a program that ends. */
 static bool read_token(void *context, int number, int id) {
     Session *s = context;
-    Program *p = &s->writer.programs[number];
+    Program *p = &s->writer->programs[number];
     if (s->generator.scored) p->log_probability += s->generator.log_probability;
     const bool more = take_token(s, number, id);
     if (!more) finish_program(s, p);
@@ -197,9 +194,9 @@ static void run_beams(Session *s) {
         for (n = 0; n < batch && (numbers[n] = next_image(s, pixels + n * bytes, NULL)) >= 0;) n++;
         if (n) beam_search(g, pixels, n, s->prefix.ids, s->prefix.count, &o, s->max_new_tokens, results);
         for (int i = 0; i < n; i++) {
-            Program *p = &s->writer.programs[numbers[i]];
+            Program *p = &s->writer->programs[numbers[i]];
             if (results[i].failed) fail_not_finite(p, &s->model);
-            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, &s->writer, results[i].ids[k]);
+            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, s->writer, results[i].ids[k]);
             p->ended = results[i].ended;
             p->log_probability = results[i].log_probability;
             finish_program(s, p);
@@ -216,7 +213,7 @@ static void run_draft(Session *s) {
     uint8_t *pixels = xmalloc(model_pixels(&s->model)), *draft_pixels = xmalloc(model_pixels(&s->draft));
     int number;
     while ((number = next_image(s, pixels, draft_pixels)) >= 0) {
-        Program *p = &s->writer.programs[number];
+        Program *p = &s->writer->programs[number];
         generator_prefill(&s->generator, pixels, 1, s->prefix.ids, s->prefix.count);
         generator_prefill(&s->drafter, draft_pixels, 1, s->prefix.ids, s->prefix.count);
         speculator_run(&s->speculator, number, number, s->max_new_tokens, take_token, s);
@@ -236,7 +233,7 @@ static void take_best(Session *s, Program *p, const BestProgram *found) {
         error_set(&err, "no program of %s was found in time", p->input->path);
         program_fail(p, &err);
     }
-    for (int i = s->prefix.count; i < found->count && program_add(p, &s->writer, found->ids[i]); i++)
+    for (int i = s->prefix.count; i < found->count && program_add(p, s->writer, found->ids[i]); i++)
         ;
     p->similarity = found->similarity;
     score_program(s, p);
@@ -247,7 +244,7 @@ static void take_best(Session *s, Program *p, const BestProgram *found) {
 static void run_best(Session *s) {
     Best best;
     Error err;
-    BestOptions o = {.task = s->task,
+    BestOptions o = {.task = s->known.task,
                      .candidates = (int)opt.candidates,
                      .exploration = opt.exploration,
                      .strict = opt.strict,
@@ -261,7 +258,7 @@ static void run_best(Session *s) {
     die_if(best_open(&best, o, &s->generator, s->prefix.ids, s->prefix.count, &err), &err);
     int number;
     while (!interrupted() && (number = next_image(s, pixels, NULL)) >= 0) {
-        Program *p = &s->writer.programs[number];
+        Program *p = &s->writer->programs[number];
         BestProgram found;
         die_if(best_find(&best, number, p->input->path, pixels, p->longest, &found, &err), &err);
         if (opt.dataset && interrupted()) {  // what a search has found so far is not what it would have found
@@ -272,21 +269,24 @@ static void run_best(Session *s) {
         finish_program(s, p);
         free(found.ids);
     }
-    const int left = opt.dataset ? 0 : s->inputs.count - s->taken;  // generated_finish says it
+    const int left = opt.dataset ? 0 : session_images_left(s);  // generated_finish says it
     if (left) report_error("stopped before the last %d image%s", left, left == 1 ? "" : "s");
-    s->writer.failures += left;
+    s->writer->failures += left;
     best_close(&best);
     free(pixels);
 }
 
 /* Reports the latency and the rate of generation. */
-static void print_timing(const Session *s) {
-    const double now = seconds_now(), seconds = now - (s->first_token > 0 ? s->first_token : s->start);
-    const long tokens = s->writer.tokens;
+static void print_timing(const Session *s, int count, double start) {
+    const Inputs *inputs = s->inputs;
+    const long tokens = s->writer->tokens;
+    double first_token = 0;
     if (opt.quiet || !tokens) return;
-    char *what = s->taken == 1 ? xstrdup(s->inputs.items[0].path) : format_string("%d images", s->taken),
-         *first = NULL;
-    if (s->first_token > 0) first = format_string("first token after %.0f ms, ", 1e3 * (s->first_token - s->start));
+    for (int i = 0; i < count; i++)
+        if (s[i].first_token > 0 && (first_token == 0 || s[i].first_token < first_token)) first_token = s[i].first_token;
+    const double seconds = seconds_now() - (first_token > 0 ? first_token : start);
+    char *what = s->taken == 1 ? xstrdup(inputs->items[0].path) : format_string("%d images", s->taken), *first = NULL;
+    if (first_token > 0) first = format_string("first token after %.0f ms, ", 1e3 * (first_token - start));
     fprintf(stderr, "%s: %s%ld tokens at %.0f tokens/s on %s\n", what, first ? first : "", tokens,
             seconds > 0 ? (double)tokens / seconds : 0, ops_name(s->model.op).text);
     if (opt.draft)

@@ -286,7 +286,7 @@ static inline int lora_check_fingerprint(const Model *m, uint64_t fingerprint, c
  * as it was, where that is not possible. */
 static inline int lora_open(Model *m, const char *path, Error *err) {
     SafeTensors st;
-    LoraConfig c;
+    LoraConfig c = {0};
     if (lora_check_base(m, err) || safetensors_open(&st, path, err)) return -1;
     const SafeTensor *damaged = NULL;
     const uint64_t base = lora_fingerprint(m);

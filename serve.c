@@ -46,14 +46,16 @@ int main(int argc, char **argv) {
     return 0;
 }
 
-/* Opens the models that the command line names, or the default one. */
+/* Opens the models that the command line names, or the default ones. */
 static void open_models(House *h, const StringList *named, const StringList *files) {
+    StringList defaults = {NULL, 0};
     Error err;
     Registry *r = &h->registry;
     pthread_mutex_init(&r->lock, NULL);
     for (int i = 0; i < files->count; i++) die_if(registry_add(r, files->items[i], &err), &err);
     for (int i = 0; i < named->count; i++) die_if(registry_add(r, named->items[i], &err), &err);
-    if (!r->count) die_if(registry_add(r, default_model(), &err), &err);
+    if (!r->count) default_models(&defaults);
+    for (int i = 0; i < defaults.count; i++) die_if(registry_add(r, defaults.items[i], &err), &err);
     for (int i = 0; i < r->count; i++) die_if(registry_load(r, &r->models[i], &err), &err);
 }
 

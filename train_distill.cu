@@ -95,6 +95,7 @@ int main(int argc, char **argv) {
     while (t.step < t.steps && stop == NOT_STOPPED) {
         double begin = seconds_now(), lr = learning_rate(&t.lr, t.samples, t.images);
         const Batch *batch = on_policy_batch(&own, &t, &parallel, batch_next(&data));  // the data's programs, or its own
+        if (own.ahead.on) on_policy_ahead(&own, &t, &parallel, data.next = batch_next(&data));
         Report report = {.sampled = own.sampled, .cut = own.cut, .sampling = own.seconds};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
         t.objective.config = on_policy_objective(&own, t.objective.config);
@@ -118,6 +119,7 @@ int main(int argc, char **argv) {
             all_reduce_gradients(&parallel, &t.optimizer);  // most of it begun inside the last backward pass
             adamw_step(&t.optimizer, &parallel, lr, t.step * s.updates + u + 1);  // clipped by the global norm
         }
+        report.sampling += on_policy_ahead_elsewhere(&own, &t, &parallel, data.next);
         t.step++, t.batch++, t.samples += t.images;
 
         StepResult r = collect_step(&t, &parallel, report, batch, lr);  // waits for the device
@@ -153,6 +155,7 @@ static Settings read_options(int argc, char **argv, RunFolder *folder) {
     *folder = run_folder(opt.out);
     Recalled recalled = {0};
     if (opt.resume) recalled = options_recall(argc, argv, folder->state, folder->options);
+    options_find_shipped();
     Settings s = settings_from_options();
     if (opt.lora) run_folder_hold_adapters(folder);
     s.recalled = recalled;
@@ -231,7 +234,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     c.augment = s->augment;
     c.threads = settings_load_threads(s);
     c.first_batch = (uint64_t)t->batch;
-    c.hold = teacher->overlaps ? 2 : 1;
+    c.hold = teacher->overlaps || opt.on_policy_ahead ? 2 : 1;
     return c;
 }
 

@@ -13,7 +13,7 @@ enum { INPUT_STDIN_BYTES = 256 << 20 };
 typedef struct {
     char *path;  // of the image file; "stdin" for standard input
     bool is_stdin;
-    const uint8_t *bytes;  // of an image in a data set, which path names; else NULL
+    const uint8_t *bytes;  // of an image in a data set, which path names, or of standard input once it is read; else NULL
     size_t size;
 } Input;
 
@@ -23,7 +23,10 @@ typedef struct {
 } Inputs;
 
 static inline void inputs_close(Inputs *in) {
-    for (int i = 0; i < in->count; i++) free(in->items[i].path);
+    for (int i = 0; i < in->count; i++) {
+        free(in->items[i].path);
+        if (in->items[i].is_stdin) free((void *)in->items[i].bytes);
+    }
     free(in->items);
     memset(in, 0, sizeof *in);
 }
@@ -128,21 +131,15 @@ static inline uint8_t *input_read_stdin(size_t *size, Error *err) {
     return NULL;
 }
 
-/* Reads and decodes an image; standard input can be loaded once. Free with image_free. */
-static inline int input_load(const Input *input, Image *image, Error *err) {
-    size_t size;
+/* Reads and decodes an image; standard input is read by the first call. Free with image_free. */
+static inline int input_load(Input *input, Image *image, Error *err) {
     memset(image, 0, sizeof *image);
-    if (input->bytes) {
-        char *name = format_string("of %s", input->path);
-        const int damaged = image_decode(image, input->bytes, input->size, name, err);
-        free(name);
-        return damaged;
-    }
-    if (!input->is_stdin) return image_load(image, input->path, err);
-    uint8_t *bytes = input_read_stdin(&size, err);
-    const int bad = !bytes || image_decode(image, bytes, size, "from stdin", err);
-    free(bytes);
-    return bad ? -1 : 0;
+    if (input->is_stdin && !input->bytes) input->bytes = input_read_stdin(&input->size, err);
+    if (!input->bytes) return input->is_stdin ? -1 : image_load(image, input->path, err);
+    char *name = format_string(input->is_stdin ? "from %s" : "of %s", input->path);
+    const int damaged = image_decode(image, input->bytes, input->size, name, err);
+    free(name);
+    return damaged;
 }
 
 /* FOLDER/NAME.EXTENSION, allocated, for an image any/path/NAME.png, or FOLDER/stdin.EXTENSION. */

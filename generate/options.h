@@ -12,7 +12,8 @@
 
 static struct {
     const char *model, *output, *device, *prefix, *weights, *draft, *search, *reward, *repeat_guard, *preprocess,
-        *attention, *task, *lora, *dataset, *keep;
+        *attention, *task, *lora, *dataset, *keep,
+        *formula_model;  // where --task auto decides image by image: the model of formulas; NULL: opt.model reads all images
     double temperature, top_p, exploration, length_penalty;
     int64_t top_k, seed, max_tokens, threads, batch, candidates, beam, samples, jobs;
     bool trim_near_white, invert, quiet, verbose, show, strict, json, render, finish, tidy, display, inline_math, plain, resume;
@@ -29,9 +30,12 @@ static struct {
 
 static const Option table[] = {
     {"model", 'm', OPT_STRING, &opt.model, "FILE",
-     "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student)", 0, 0},
+     "model file (default: out/best.safetensors, else out/student.safetensors, else the starter student; for formulas "
+     "the reader in dev/formula)",
+     0, 0},
     {"task", 0, OPT_STRING, &opt.task, "tikz|formula|auto",
-     "what the images show and the model writes: figures in TikZ, or formulas in LaTeX; auto: what the model says of itself",
+     "what the images show and the model writes: figures in TikZ, or formulas in LaTeX; auto: what the model says of "
+     "itself, and without --model each image is told by its looks (default: auto)",
      0, 0},
     {"lora", 0, OPT_STRING, &opt.lora, "FILE", "adapter of the model, from train_distill --lora", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
@@ -42,7 +46,8 @@ static const Option table[] = {
     {"check", 0, OPT_FLAG, &opt.draw.check, NULL, "compile the program; status 1 if TeX reports an error", 0, 0},
     {"render", 0, OPT_FLAG, &opt.render, NULL, "show image and drawing side by side in the terminal", 0, 0},
     {"json", 0, OPT_FLAG, &opt.json, NULL,
-     "print one JSON object per image: program, log-probability, whether it compiles, similarity, errors, times", 0,
+     "print one JSON object per image: task, program, log-probability (natural logarithm), confidence (the geometric mean "
+     "of the probabilities of its tokens, the end included), whether it compiles, similarity, errors, times", 0,
      0},
     {"beam", 0, OPT_INT, &opt.beam, "N",
      "beam search with N unfinished programs of each image, for the likeliest program", 1, 1024},
@@ -201,13 +206,43 @@ static char *dataset_settings(WeightFormat format, const char *preprocess, int m
                          (int)format);
 }
 
-/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student. */
-static const char *default_model(void) {
-    static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
-                                         "dev/starter/student.safetensors"};
+/* Whether a model file says that it writes programs of a task; one that says nothing writes TikZ. */
+static bool model_writes(const char *path, RenderTask task) {
+    SafeTensors file;
+    Error err;
+    if (safetensors_open(&file, path, &err)) return task == RENDER_TIKZ;  // opening it as a model will say why
+    const char *said = safetensors_metadata(&file, "tokenizer.task");
+    const bool formulas = said && !strcmp(said, "formula");
+    safetensors_close(&file);
+    return formulas == (task == RENDER_FORMULA);
+}
+
+static const char *const shipped_models[] = {[RENDER_TIKZ] = "dev/starter/student.safetensors",
+                                             [RENDER_FORMULA] = "dev/formula/reader.safetensors"};
+
+/* The default of --model for a task: the last training run's best checkpoint or else its student, if it writes that, else the
+ * shipped model. NULL: there is none. */
+static const char *default_model(RenderTask task) {
+    const char *const models[] = {"out/best.safetensors", "out/student.safetensors", shipped_file(shipped_models[task])};
     for (int i = 0; i < 3; i++)
-        if (file_exists(models[i])) return models[i];
-    die("there is no model here: neither %s nor %s nor %s; name one with --model", models[0], models[1], models[2]);
+        if (file_exists(models[i]) && model_writes(models[i], task)) return models[i];
+    return NULL;
+}
+
+/* Without --model: the model for --task, or, where there is one for each task, both, unless another option belongs to one model
+ * only. */
+static void choose_models(void) {
+    const char *of[] = {[RENDER_TIKZ] = default_model(RENDER_TIKZ), [RENDER_FORMULA] = default_model(RENDER_FORMULA)};
+    const bool formula = opt.task && !strcmp(opt.task, "formula"), tikz = opt.task && !strcmp(opt.task, "tikz");
+    const bool one = formula || tikz || opt.lora || opt.draft || opt.prefix || opt.dataset;
+    if (formula && !of[RENDER_FORMULA])
+        die("--task formula: there is no model of formulas here, as %s would be; name one with --model",
+            shipped_models[RENDER_FORMULA]);
+    opt.model = formula || (!of[RENDER_TIKZ] && !tikz) ? of[RENDER_FORMULA] : of[RENDER_TIKZ];
+    if (!opt.model)
+        die("there is no model here: neither out/best.safetensors nor out/student.safetensors nor %s; name one with --model",
+            shipped_models[RENDER_TIKZ]);
+    if (!one && of[RENDER_TIKZ]) opt.formula_model = of[RENDER_FORMULA];
 }
 
 /* What --dataset is to do with the data set `data`. */
@@ -232,7 +267,7 @@ static void infer_options_parse(int argc, char **argv, StringList *images, Weigh
     check_values(format);
     check_dataset(images);
     check_combinations();
-    if (!opt.model) opt.model = default_model();
+    if (!opt.model) choose_models();
 }
 
 #endif

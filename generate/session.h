@@ -1,4 +1,5 @@
-/* What infer's images share: the models, the generators, and the memory for the way to generate that the options ask for. */
+/* What the images that one model of infer reads share: the model, its generator, and the memory for the way to generate that the
+ * options ask for. */
 #ifndef GENERATE_SESSION_H
 #define GENERATE_SESSION_H
 
@@ -9,19 +10,23 @@
 #include "prefix.h"
 #include "prepare.h"
 #include "speculate.h"
+#include "tell_task.h"
 
 typedef struct {
     Model model, draft;
     Generator generator, drafter;
     Speculator speculator;
-    Writer writer;
-    Inputs inputs;
+    ProgramModel known;  // the model, for the writer
+    Writer *writer;      // shared by all sessions
+    const Inputs *inputs;
     TokenIds prefix;
     PrepareOptions prepare;
-    RenderTask task;
-    int max_new_tokens, taken;  // images taken so far
-    double start, first_token;  // times, from seconds_now; 0: no token yet
+    int images, max_new_tokens;
+    int taken;           // of the inputs, how many were looked at so far
+    double first_token;  // its time, from seconds_now; 0: no token yet
 } Session;
+
+enum { SESSIONS = 2 };  // a model of figures, and one of formulas
 
 /* Plans memory for `images` images at a time, with each_image sequences of each, and opens the generator. T: text tokens of
  * the longest pass. */
@@ -33,6 +38,10 @@ static void session_open_generator(Session *s, Generator *g, Model *m, int image
                            m->tokenizer.begin >= 0);
 }
 
+/* Whether the probability of every token is computed anyway, for the warning about unlikely programs: where that costs nothing. On a
+ * GPU each token would have to be waited for. */
+static bool session_scores(const Model *m) { return m->op->host_memory && m->c.lm.vocab <= 4096; }
+
 /* Decides how many images and sequences are generated at a time, which depends on the way to generate. */
 static void session_plan(Session *s) {
     Model *m = &s->model;
@@ -42,14 +51,14 @@ static void session_plan(Session *s) {
     if (opt.search) each_image = BEST_IN_FLIGHT;
     if (opt.beam) each_image = (int)opt.beam;
     if (opt.candidates || opt.search || opt.draft || opt.attention) images = 1;
-    if (s->inputs.count < images) images = s->inputs.count;
+    if (s->images < images) images = s->images;
     while (!opt.batch && images > 1 && images * each_image > GENERATOR_MAX_BATCH) images /= 2;
     if (T < each_image) T = each_image;                           // the sequences of an image are rows of one pass
     if (opt.draft && T < SPECULATE_ROWS) T = SPECULATE_ROWS;      // and so are the tokens that a draft proposes
     if (opt.attention && T < max_tokens + 1) T = max_tokens + 1;  // the whole program is read once more
     images = generator_fit(m, images, each_image, !opt.batch, T, max_tokens);
     session_open_generator(s, &s->generator, m, images, each_image, T);
-    s->generator.scored = opt.json && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
+    s->generator.scored = (opt.json || session_scores(m)) && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
     if (!opt.draft) return;
     session_open_generator(s, &s->drafter, &s->draft, 1, 1, T);
     speculator_open(&s->speculator, &s->generator, &s->drafter);
@@ -60,23 +69,19 @@ static RenderTask session_task(const Model *m, const char *path) {
     const char *said = m->tokenizer.task, *wanted = opt.task && strcmp(opt.task, "auto") ? opt.task : "";
     if (*said && *wanted && strcmp(said, wanted) != 0)
         die("--task %s: the task of %s is %s; name another model with --model", wanted, path, said);
-    if (!*said && !strcmp(wanted, "formula") && !options_given(&opt.model))
-        die("--task formula: %s does not say that it reads formulas; name a model that does with --model", path);
     const RenderTask task = strcmp(*said ? said : wanted, "formula") ? RENDER_TIKZ : RENDER_FORMULA;
-    if (task == RENDER_FORMULA && opt.tidy)
+    if (task == RENDER_FORMULA && opt.tidy && !opt.formula_model)
         die("--tidy is for TikZ programs, and %s writes formulas, whose spaces are always tidied", path);
-    if (task == RENDER_TIKZ && (opt.display || opt.inline_math || opt.plain))
+    if (task == RENDER_TIKZ && !opt.formula_model && (opt.display || opt.inline_math || opt.plain))
         die("--display, --inline and --plain are for formulas, and %s writes TikZ programs", path);
     return task;
 }
 
-/* Opens the models that opt names, for the images in s->inputs. Ends the program where that is not possible. */
-static void session_open(Session *s, const Ops *op, WeightFormat format) {
+/* Opens the model at `path`, and what goes with it, for s->images images. Ends the program where that is not possible. */
+static void session_open(Session *s, const char *path, const Ops *op, WeightFormat format) {
     Error err;
     Model *m = &s->model;
-    const char *path = opt.model;
     die_if(model_open_as(m, op, path, "", format, &err), &err);
-    s->task = session_task(m, path);
     if (opt.lora) die_if(lora_open(m, opt.lora, &err), &err);
     const char *preprocess = opt.preprocess ? opt.preprocess : opt.dataset ? "plain" : prepare_default(m, &err);
     if (!preprocess) die("%s", err.text);
@@ -99,7 +104,36 @@ static void session_open(Session *s, const Ops *op, WeightFormat format) {
         die("the --prefix leaves no room: it has %d tokens, and the program may have %d", s->prefix.count,
             max_tokens);
     s->max_new_tokens = max_tokens - s->prefix.count;
+    s->known = (ProgramModel){&m->tokenizer, session_task(m, path), vision_size(&m->c.vision), max_tokens};
     session_plan(s);
+}
+
+/* Opens a session for the model, or, where there are one of figures and one of formulas, for each of them that has images of its
+ * task. Returns the number of sessions. */
+static int sessions_open(Session *sessions, Writer *w, Inputs *inputs, const Ops *op, WeightFormat format) {
+    const char *const paths[SESSIONS] = {[RENDER_TIKZ] = opt.model, [RENDER_FORMULA] = opt.formula_model};
+    RenderTask *tasks = xcalloc((size_t)inputs->count, sizeof *tasks);
+    int images[SESSIONS] = {inputs->count, 0}, count = 0;
+    if (opt.formula_model) tell_tasks(inputs, tasks, images);
+    for (int k = 0; k < SESSIONS; k++) {
+        Session *s = &sessions[count];
+        if (!images[k]) continue;
+        *s = (Session){.writer = w, .inputs = inputs, .images = images[k]};
+        session_open(s, paths[k], op, format);
+        for (int i = 0; i < inputs->count; i++)
+            if (tasks[i] == (RenderTask)k) w->programs[i].model = &s->known;
+        count++;
+    }
+    free(tasks);
+    return count;
+}
+
+/* The number of its images that have no program. */
+static int session_images_left(const Session *s) {
+    int left = 0;
+    for (int i = 0; i < s->inputs->count; i++)
+        left += s->writer->programs[i].model == &s->known && !s->writer->programs[i].done;
+    return left;
 }
 
 /* Takes over what an earlier run of --dataset has written. */
@@ -110,7 +144,7 @@ static void session_begin_dataset(const Session *s, GeneratedData *generated, We
     die_if(file_checksum(generated->o.model_path, &model, &err), &err);
     if (opt.lora) die_if(file_checksum(opt.lora, &adapter, &err), &err);
     if (opt.lora) model = hash_bytes(model, &adapter, sizeof adapter);
-    generated->o.task = s->task;
+    generated->o.task = s->known.task;
     generated_begin(generated, &s->model.tokenizer, model, settings);
     free(settings);
 }
@@ -124,7 +158,6 @@ static void session_close(Session *s) {
     generator_close(&s->generator);
     model_close(&s->model);
     free(s->prefix.ids);
-    inputs_close(&s->inputs);
 }
 
 #endif

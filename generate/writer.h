@@ -22,16 +22,22 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
-    RenderTask task;       // what the programs are
-    FormulaStyle style;    // of formulas
-    ImageSize image_size;  // of the input
-    int max_tokens;        // of a program, for the warning about one that was cut
-    GeneratedData *generated;        // --dataset: takes the programs; NULL
+    FormulaStyle style;        // of formulas
+    GeneratedData *generated;  // --dataset: takes the programs; NULL
 } WriterOptions;
+
+/* What must be known of the model that generates a program. */
+typedef struct {
+    const Tokenizer *tokenizer;
+    RenderTask task;       // what its programs are
+    ImageSize image_size;  // of its input
+    int max_tokens;        // of a program, for the warning about one that was cut
+} ProgramModel;
 
 /* One program. */
 typedef struct {
-    const Input *input;
+    Input *input;
+    const ProgramModel *model;
     FILE *memory;  // of what is in `text`
     char *text;
     size_t bytes;
@@ -51,7 +57,6 @@ typedef struct {
 
 typedef struct {
     WriterOptions o;
-    const Tokenizer *tokenizer;
     Drawing *drawing;
     TerminalGraphics graphics;
     Program *programs;  // [count]
@@ -60,9 +65,10 @@ typedef struct {
     long tokens;  // of all programs, without prefixes
 } Writer;
 
-static inline void writer_open(Writer *w, WriterOptions o, const Inputs *inputs, const Tokenizer *t, Drawing *d) {
+/* Opens the writer for the programs of `inputs`. Their models are set afterwards, before they begin. */
+static inline void writer_open(Writer *w, WriterOptions o, const Inputs *inputs, Drawing *d) {
     const char *why = NULL;
-    *w = (Writer){.o = o, .tokenizer = t, .drawing = d, .count = inputs->count};
+    *w = (Writer){.o = o, .drawing = d, .count = inputs->count};
     w->programs = (Program *)xcalloc((size_t)inputs->count, sizeof(Program));
     for (int i = 0; i < inputs->count; i++)
         w->programs[i] = (Program){.input = &inputs->items[i],
@@ -109,12 +115,12 @@ static inline void program_open_output(Program *p, const Writer *w) {
 /* Begins a program with the prefix. A program that is alone and needs no change is written while it is generated. */
 static inline void program_begin_text(Program *p, const Writer *w, const int *prefix, int prefix_count) {
     const char *bytes;
-    token_decoder_begin(&p->decoder, w->tokenizer);
+    token_decoder_begin(&p->decoder, p->model->tokenizer);
     repeat_begin(&p->guard);
     p->memory = open_memstream(&p->text, &p->bytes);
     if (!p->memory) die("out of memory");
     if (w->o.output && !w->o.several) program_open_output(p, w);
-    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy && w->o.task == RENDER_TIKZ)
+    if (!w->o.several && !w->o.json && !w->o.finish && !w->o.tidy && p->model->task == RENDER_TIKZ)
         p->live = p->opened ? p->file.f : w->o.output ? NULL : stdout;
     for (int i = 0; i < prefix_count && !p->failed; i++) {
         const size_t n = token_decoder_next(&p->decoder, prefix[i], &bytes);
@@ -128,7 +134,7 @@ static inline void program_begin_text(Program *p, const Writer *w, const int *pr
 static inline bool program_add(Program *p, const Writer *w, int id) {
     const char *bytes;
     token_ids_add(&p->ids, id);
-    p->ended = tokenizer_ends(w->tokenizer, id);
+    p->ended = tokenizer_ends(p->model->tokenizer, id);
     if (p->ended) return false;
     p->tokens++;
     const size_t n = token_decoder_next(&p->decoder, id, &bytes);
@@ -156,7 +162,7 @@ static inline char *program_close_formula(const char *text, size_t n, size_t *si
 
 /* Completes and tidies the text, as the options say; the spaces of a formula are always tidied. */
 static inline void program_improve(Program *p, const Writer *w) {
-    const bool formula = w->o.task == RENDER_FORMULA;
+    const bool formula = p->model->task == RENDER_FORMULA;
     if (w->o.finish && !p->ended) program_change(p, formula ? program_close_formula : program_close_tikz);
     if (formula) program_change(p, formula_tidy);
     if (w->o.tidy && !formula) program_change(p, tex_tidy_preamble);
@@ -164,11 +170,11 @@ static inline void program_improve(Program *p, const Writer *w) {
 }
 
 /* Leaves out the rounds of a loop but for the first. What has been written stays. */
-static inline void program_cut_loop(Program *p, const Writer *w, int prefix_count) {
+static inline void program_cut_loop(Program *p, int prefix_count) {
     if (!p->looped || p->live) return;
     p->tokens = p->ids.count = prefix_count + p->guard.begin + p->guard.period;
     free(p->text);
-    tokenizer_decode(w->tokenizer, p->ids.ids, p->ids.count, &p->text, &p->bytes);
+    tokenizer_decode(p->model->tokenizer, p->ids.ids, p->ids.count, &p->text, &p->bytes);
 }
 
 /* Ends the text: the decoder's last bytes and a line end, then what the options change. */
@@ -180,14 +186,14 @@ static inline void program_end_text(Program *p, const Writer *w, int prefix_coun
     fflush(p->memory);
     if (p->bytes && p->text[p->bytes - 1] != '\n') program_add_bytes(p, w, "\n", 1);
     fclose(p->memory);
-    program_cut_loop(p, w, prefix_count);
+    program_cut_loop(p, prefix_count);
     program_improve(p, w);
 }
 
 static inline void program_warn(Program *p, Writer *w) {
     const char *then =
         w->o.finish                      ? "its last statement was dropped and what was open was closed"
-        : w->o.task == RENDER_FORMULA ? "the formula is not complete"
+        : p->model->task == RENDER_FORMULA ? "the formula is not complete"
                                       : "the document is not complete";
     if (p->ended || p->failed) return;
     w->cut++;
@@ -195,8 +201,24 @@ static inline void program_warn(Program *p, Writer *w) {
         warn("%s: stopped, because the same %d token%s came again and again; %s", p->input->path, p->guard.period,
              p->guard.period == 1 ? "" : "s", then);
     else
-        warn("%s: stopped after %d token%s without an end; %s", p->input->path, w->o.max_tokens,
-             w->o.max_tokens == 1 ? "" : "s", then);
+        warn("%s: stopped after %d token%s without an end; %s", p->input->path, p->model->max_tokens,
+             p->model->max_tokens == 1 ? "" : "s", then);
+}
+
+/* The text as it is written, allocated: a formula with its delimiters. */
+static inline char *program_wrapped(const Program *p, const Writer *w, size_t *bytes) {
+    return formula_wrap(p->model->task == RENDER_FORMULA ? w->o.style : FORMULA_PLAIN, p->text, p->bytes, bytes);
+}
+
+/* The confidence (as in Result) under which a program is doubtful. Of the starter student's programs for its own test figures 2 % are,
+ * for other figures 30 %, for formulas 17 % (dev/formula/README.md). */
+static const double program_doubtful[] = {[RENDER_TIKZ] = 0.9, [RENDER_FORMULA] = 0.8};
+
+static inline void program_doubt(const Program *p) {
+    const bool formula = p->model->task == RENDER_FORMULA;
+    if (p->failed || !p->ended || !(p->confidence < program_doubtful[p->model->task])) return;  // NAN: not known
+    warn("%s: the model is not sure of its %s (confidence %.2f); the image may show what it does not know", p->input->path,
+         formula ? "formula" : "program", p->confidence);
 }
 
 /* Writes the text to where it goes, unless it has gone there already. */
@@ -204,7 +226,7 @@ static inline void program_output(Program *p, const Writer *w) {
     Error err;
     if (w->o.output && !p->failed && !p->opened) program_open_output(p, w);
     size_t n;
-    char *text = formula_wrap(w->o.style, p->text, p->bytes, &n);
+    char *text = program_wrapped(p, w, &n);
     if (!p->live && !p->failed && w->o.output) program_write(p, w, p->file.f, text, n);
     if (!p->live && !p->failed && !w->o.output && !w->o.json) {
         char *name = printable(xstrdup(p->input->path)), *head = format_string("%% %s\n", name);
@@ -223,7 +245,7 @@ static inline void program_output(Program *p, const Writer *w) {
 /* How alike the drawing is to the input, as the model sees both, unless that is known; shows them side by side where that is
  * wanted. */
 static inline void program_compare(Program *p, const Writer *w, const Compiled *c) {
-    const ImageSize size = w->o.image_size;
+    const ImageSize size = p->model->image_size;
     Error err;
     Image drawn = {0}, input = {size.width, size.height, p->pixels};
     if (!p->pixels) return;
@@ -243,10 +265,10 @@ static inline void program_compare(Program *p, const Writer *w, const Compiled *
 static inline void program_print_json(Program *p, const Writer *w, const Compiled *c, double compile_seconds) {
     Error err;
     Result r = result_begin(p->input->path);
-    char *text = p->text ? formula_wrap(w->o.style, p->text, p->bytes, &r.program_bytes) : NULL;
+    char *text = p->text ? program_wrapped(p, w, &r.program_bytes) : NULL;
     r.program = text;
     r.tokens = p->tokens;
-    r.task = w->o.task == RENDER_FORMULA ? "formula" : "tikz";
+    r.task = p->model->task == RENDER_FORMULA ? "formula" : "tikz";
     r.log_probability = p->log_probability;
     r.confidence = p->confidence;
     r.complete = p->ended;
@@ -266,7 +288,7 @@ static inline void program_compile(Program *p, const Writer *w) {
     Compiled c = {0};
     const double start = seconds_now();
     bool compiled = w->drawing->open && !p->failed;
-    if (compiled && render_compile(&w->drawing->renderer, w->o.task, p->text, p->bytes, &c, &err)) {
+    if (compiled && render_compile(&w->drawing->renderer, p->model->task, p->text, p->bytes, &c, &err)) {
         program_fail(p, &err);
         compiled = false;
     }
@@ -291,6 +313,7 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
         program_give(p, w);
     } else {
         if (p->memory) program_warn(p, w);
+        program_doubt(p);
         if (p->memory) program_output(p, w);
         program_compile(p, w);
     }

@@ -343,6 +343,18 @@ static inline uint8_t image_darkest(const uint8_t *values, size_t n) {
     return least;
 }
 
+/* The share of pixels inside the box that are not nearly white and differ from the pixel to their left: 0.6 at most in drawings,
+ * even in small ones, and more than 0.9 in photos and noise. */
+static inline double image_texture_share(const Image *p, ImageBox box) {
+    size_t textured = 0;
+    for (int y = box.y; y < box.y + box.height; y++)
+        for (int x = box.x + 1; x < box.x + box.width; x++) {
+            const uint8_t *at = p->rgb + 3 * ((size_t)y * p->width + x);
+            textured += image_darkest(at, 3) < IMAGE_NEAR_WHITE && memcmp(at, at - 3, 3) != 0;
+        }
+    return (double)textured / ((double)box.width * box.height);
+}
+
 /* The share of pixels in the box whose three values are all below half. */
 static inline double image_dark_share(const Image *p, ImageBox box) {
     size_t dark = 0;
@@ -391,6 +403,10 @@ static inline bool image_remark(char *text, size_t capacity, const Image *p, Ima
             "its %d x %d pixels become only %d x %d in the model's %d x %d, too small to read text in them; break a "
             "long line into several images, or cut out a part",
             box.width, box.height, drawn.width, drawn.height, size.width, size.height);
+    else if (image_texture_share(p, box) > 0.75)
+        snprintf(text, capacity,
+                 "its colours change from pixel to pixel, as in a photo, and the models know drawings; their answer may "
+                 "mean nothing");
     else if (image_dark_share(p, box) > 0.6)
         snprintf(text, capacity, "most of the image is dark, and the models know dark lines on white; try --invert");
     else if (side - near_side > 2 && side > near_side * 1.03)

@@ -5,12 +5,13 @@
  *     options_parse(table, 1, argc, argv, "[options]", NULL);
  *
  * The syntax is GNU's: --name value, --name=value, --flag, --no-flag, -s value, -svalue; `--` ends the options.
- * --help and --config FILE are built in. A usage error ends the program with status 2. An entry whose name is NULL is
+ * --help, --version and --config FILE are built in. A usage error ends the program with status 2. An entry whose name is NULL is
  * a heading in --help, with the text `help`. */
 #ifndef LIB_OPTIONS_H
 #define LIB_OPTIONS_H
 
 #include "file.h"
+#include "shipped.h"
 
 #include <math.h>
 
@@ -446,6 +447,7 @@ static inline void options_help(const Option *table, int n, const char *usage_li
     }
     printf("\n");
     options_help_line("    --config FILE", "read options from FILE, `key = value` lines; the command line wins");
+    options_help_line("    --version", "print the version and exit");
     options_help_line("-h, --help", "print this and exit");
 }
 
@@ -465,7 +467,8 @@ static inline bool options_is_known(const OptionsWalk *w, const char *argument) 
     if (strncmp(argument, "--", 2) != 0) return false;
     const char *name = argument + 2;
     size_t length = strcspn(name, "=");
-    return options_find(w->table, w->n, name, length) || !strcmp(name, "config") || !strcmp(name, "help");
+    return options_find(w->table, w->n, name, length) || !strcmp(name, "config") || !strcmp(name, "help") ||
+           !strcmp(name, "version");
 }
 
 /* The value of the option at `at` if it is an argument of its own: consumes and returns the next argument. */
@@ -496,6 +499,10 @@ static inline void options_long(OptionsWalk *w, const char *argument) {
     const Option *o = options_find(w->table, w->n, name, length);
     if (!o && !strcmp(name, "help")) {
         options_help(w->table, w->n, w->usage_line);
+        exit(0);
+    }
+    if (!o && !strcmp(name, "version")) {
+        printf("tikz.c " TIKZC_VERSION "\n");
         exit(0);
     }
     if (!o && !strcmp(what, "--config")) {

@@ -5,8 +5,8 @@
 # Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
 # after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
 # what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
-# cores. TRUNK is the number of steps at the full learning rate, COOL that of the steps in which it falls to nothing, BATCH the
-# images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random order.
+# cores. SHORT is the number of steps with short formulas only, TRUNK that of steps at the full learning rate, COOL that of the
+# steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random order.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -15,7 +15,7 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
 fi
 lists=$1 stage=${2:-}
 out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
-trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
+short=${SHORT:-4000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
 mkdir -p "$out"
 
 # Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 1.8 and 7.5 million parameters.
@@ -45,14 +45,17 @@ train() { # FOLDER STEPS OPTION...
     finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
 }
 
-# A training in two parts: the trunk at a constant rate, which may be made longer at any time, and from its end the steps in which
-# the rate falls to nothing, with fresh moments.
-train_twice() { # NAME SHAPE LR OPTION...
+# A training in three parts: short formulas as they were drawn, from which a model learns where to look; the trunk, all formulas
+# at a constant rate, which may be made longer at any time; and from its end the steps in which the rate falls to nothing.
+train_model() { # NAME SHAPE LR OPTION...
     local name=$1 shape=$2 lr=$3
     shift 3
-    set -- --data "$out/train.bin" --val-data "$out/val.bin" --tokenizer "$out/tokenizer.safetensors" --init none \
-        --batch $batch --augment "$augment" --cache 2000 --decay 0.05 "$@"
-    train "$out/$name-trunk" "$trunk" --student "$shape" --lr "$lr" --lr-schedule constant --warmup 500 --eval-every 2000 "$@"
+    set -- --val-data "$out/val.bin" --init none --batch "$batch" --cache 2000 --decay 0.05 "$@"
+    train "$out/$name-short" "$short" --student "$shape" --tokenizer "$out/tokenizer.safetensors" --data "$out/short.bin" \
+        --lr "$lr" --lr-schedule constant --warmup 500 --eval-every 2000 "$@"
+    set -- --data "$out/train.bin" --augment "$augment" "$@"
+    train "$out/$name-trunk" "$trunk" --student "$out/$name-short/student.safetensors" --lr "$lr" --lr-schedule constant \
+        --warmup 100 --eval-every 2000 "$@"
     train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --lr "$lr" --lr-schedule linear --lr-final 0 \
         --warmup 100 --eval-every 2000 "$@"
 }
@@ -65,6 +68,8 @@ make_data() {
     [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.txt"
     draw val val 2 --count 1000
     draw drawn train 1
+    [ -f "$out/short.bin" ] || $python dev/formula/pack.py --parts "$out/train.parts" --tokenizer "$out/tokenizer.safetensors" \
+        --out "$out/short.bin" --max-tokens 16
 }
 
 draw() { # LIST NAME SEED OPTION...: a list of formulas, as a dataset
@@ -75,12 +80,12 @@ draw() { # LIST NAME SEED OPTION...: a list of formulas, as a dataset
     $python dev/formula/pack.py --parts "$out/$name.parts" --tokenizer "$out/tokenizer.safetensors" --out "$out/$name.bin" "$@"
 }
 
-make_teacher() { train_twice teacher "$teacher" 6e-4 --teacher none; }
+make_teacher() { train_model teacher "$teacher" 6e-4 --teacher none; }
 make_student() {
-    train_twice student "$student" 1.5e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
+    train_model student "$student" 1.5e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
         --w-ce 0.3 --w-soft 0.7
 }
-make_alone() { train_twice alone "$student" 1.5e-3 --teacher none; }
+make_alone() { train_model alone "$student" 1.5e-3 --teacher none; }
 
 score() { # of every model that there is: numbers, and a report with images
     local models=()

@@ -7,12 +7,6 @@
 
 /* ---- OpenAPI 3.1 ---- */
 
-static inline void docs_words(JsonWriter *w, const char *words) {
-    json_begin_array(w);
-    for (const char *at = words; *at; at += strcspn(at, " ") + 1) json_string_bytes(w, at, strcspn(at, " "));
-    json_end_array(w);
-}
-
 static inline void docs_default(JsonWriter *w, const Field *f) {
     const char *at = (const char *)&fields_default + f->offset;
     const bool number = f->type == VALUE_NUMBER && !isnan(*(const double *)at);
@@ -23,40 +17,43 @@ static inline void docs_default(JsonWriter *w, const Field *f) {
     if (f->type == VALUE_FLAG) json_bool(w, *(const bool *)at);
 }
 
-/* {"type": "array", "items": {...}}, without its end. */
-static inline void docs_array(JsonWriter *w, const char *type) {
-    answer_string(w, "type", "array");
-    json_key(w, "items");
-    json_begin_object(w);
-    answer_string(w, "type", type);
+/* The types that a field may have, with spaces between them: what JSON may leave out may also be null, and a form has text. */
+static inline const char *docs_types(const Field *f, bool form) {
+    static const char *const types[] = {
+        [VALUE_TEXT] = "string ",   [VALUE_NUMBER] = "number ",        [VALUE_INTEGER] = "integer ",
+        [VALUE_FLAG] = "boolean ",  [VALUE_FORMATS] = "array string ", [VALUE_IMAGE] = "string ",
+        [VALUE_MESSAGES] = "array "};
+    if (form && f->type == VALUE_FORMATS) return "string ";
+    return !form && f->offset == FIELD_AT(search) ? "string number " : types[f->type];
+}
+
+/* The words of a text or of a list. */
+static inline void docs_enum(JsonWriter *w, const char *words, bool null) {
+    json_key(w, "enum");
+    json_begin_array(w);
+    for (const char *at = words; *at; at += strcspn(at, " ") + 1) json_string_bytes(w, at, strcspn(at, " "));
+    if (null) json_null(w);
+    json_end_array(w);
 }
 
 /* The schema of a field; in a form, a list is a string with commas. */
 static inline void docs_schema(JsonWriter *w, const Field *f, bool form) {
-    static const char *const types[] = {[VALUE_TEXT] = "string",
-                                        [VALUE_NUMBER] = "number",
-                                        [VALUE_INTEGER] = "integer",
-                                        [VALUE_FLAG] = "boolean",
-                                        [VALUE_IMAGE] = "string"};
+    const bool null = !form && !f->required;
+    const char *types = docs_types(f, form);
     json_begin_object(w);
-    if (f->type == VALUE_FORMATS && form) {
-        answer_string(w, "type", "string");
-        answer_string(w, "pattern", "^ *(png|svg|pdf)?( *, *(png|svg|pdf))* *$");
-    } else if (f->type == VALUE_FORMATS) {
-        docs_array(w, "string");
-        json_key(w, "enum");
-        docs_words(w, f->values);
+    json_key(w, "type");
+    json_begin_array(w);
+    for (const char *at = types; *at; at += strcspn(at, " ") + 1) json_string_bytes(w, at, strcspn(at, " "));
+    if (null) json_string(w, "null");
+    json_end_array(w);
+    if (f->type == VALUE_FORMATS) answer_string(w, "pattern", "^[ ,]*((png|svg|pdf)([ ,]+|$))*$");
+    if (f->type == VALUE_FORMATS && !form) {
+        json_key(w, "items");
+        json_begin_object(w);
+        docs_enum(w, f->values, false);
         json_end_object(w);
-    } else if (f->type == VALUE_MESSAGES) {
-        docs_array(w, "object");
-        json_end_object(w);
-    } else {
-        answer_string(w, "type", types[f->type]);
     }
-    if (f->type == VALUE_TEXT && f->values) {
-        json_key(w, "enum");
-        docs_words(w, f->values);
-    }
+    if (f->type == VALUE_TEXT && f->values) docs_enum(w, f->values, null);
     if (f->type == VALUE_IMAGE) answer_string(w, form ? "format" : "contentEncoding", form ? "binary" : "base64");
     if (f->type == VALUE_NUMBER || f->type == VALUE_INTEGER) {
         answer_number(w, "minimum", f->min);

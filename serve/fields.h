@@ -70,7 +70,8 @@ static const Field fields_table[] = {
     {"model", VALUE_TEXT, FIELD_AT(model), 0, 0, NULL, FOR_CONVERT | FOR_CHAT, false,
      "a name from /v1/models; without it the first model that fits the task"},
     {"task", VALUE_TEXT, FIELD_AT(task), 0, 0, "tikz formula auto ", FOR_CONVERT | FOR_RENDER, false,
-     "what the image shows, or the program is: a figure in TikZ, or a formula in LaTeX; auto: what the model writes"},
+     "what the image shows, or the program is: a figure in TikZ, or a formula in LaTeX; auto: the image's looks tell, "
+     "where there are models of both"},
     {"temperature", VALUE_NUMBER, FIELD_AT(temperature), 0, 100, NULL, FOR_CONVERT | FOR_CHAT, false,
      "0 takes the likeliest token, which is the default; candidates and search sample at 0.8 by default"},
     {"top_p", VALUE_NUMBER, FIELD_AT(top_p), 0, 1, NULL, FOR_CONVERT | FOR_CHAT, false,

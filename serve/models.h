@@ -17,7 +17,8 @@ typedef struct Instance {
     TokenIds prefix;
     PrepareOptions prepare;
     RenderTask task;
-    Writer writer;  // the settings of serve/decode.h's programs
+    ProgramModel known;  // the model, for its programs
+    Writer writer;       // the settings of serve/decode.h's programs
     Best best;      // where best_open says that it is open: for candidates and search
     bool best_open;
     int max_tokens;              // of a program, with the prefix
@@ -85,8 +86,8 @@ static inline Instance *instance_open(const Registry *r, const ServedModel *serv
     i->opened = (int64_t)time(NULL);
     i->references = 1;
     instance_plan(i, r->slots);
-    i->writer = (Writer){.o = {.json = true, .repeat_guard = true, .task = i->task, .image_size = i->prepare.size},
-                         .tokenizer = &i->model.tokenizer};
+    i->known = (ProgramModel){&m->tokenizer, i->task, i->prepare.size, i->max_tokens};
+    i->writer = (Writer){.o = {.json = true, .repeat_guard = true}};
     return i;
 }
 
@@ -154,6 +155,15 @@ static inline void registry_sweep(Registry *r) {
         instance_close(i);
     }
     pthread_mutex_unlock(&r->lock);
+}
+
+/* Whether there are models of figures and of formulas. */
+static inline bool registry_has_both(Registry *r) {
+    bool has[2] = {false, false};
+    pthread_mutex_lock(&r->lock);
+    for (int i = 0; i < r->count; i++) has[r->models[i].current->task == RENDER_FORMULA] = true;
+    pthread_mutex_unlock(&r->lock);
+    return has[0] && has[1];
 }
 
 /* The model of a request: by its name, or the first of the task, in *found; the caller releases it. Returns 0, or the status of

@@ -29,7 +29,7 @@ static const Option table[] = {
     {"address", 'a', OPT_STRING, &opt.address, "ADDRESS",
      "IP address to listen on; 0.0.0.0 or :: lets other machines in", 0, 0},
     {"port", 'p', OPT_INT, &opt.port, "N", "port to listen on; 0: a free one", 0, 65535},
-    {"web", 0, OPT_STRING, &opt.web, "DIR", "folder of the web page (default: web, where it is)", 0, 0},
+    {"web", 0, OPT_STRING, &opt.web, "DIR", "folder of the web page (default: the one that ships)", 0, 0},
     {"api-key", 0, OPT_STRING, &opt.api_key, "KEY",
      "ask for the header Authorization: Bearer KEY; better put it into the variable TIKZ_API_KEY, which other users "
      "of the "
@@ -58,16 +58,18 @@ static const Option table[] = {
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 
-/* The default of --model: the last training run's best checkpoint or else its student, else the shipped starter student. */
-static const char *default_model(void) {
-    static const char *const models[] = {"out/best.safetensors", "out/student.safetensors",
-                                         "starter=dev/starter/student.safetensors"};
-    for (int i = 0; i < 3; i++) {
-        const char *equals = strchr(models[i], '=');
-        if (file_exists(equals ? equals + 1 : models[i])) return models[i];
-    }
-    die("there is no model here: neither %s nor %s nor dev/starter/student.safetensors; name one with --model",
-        models[0], models[1]);
+/* Without --model: the last training run's best checkpoint or else its student, else the shipped starter student; and the
+ * shipped reader of formulas, if it is there. */
+static void default_models(StringList *models) {
+    static const char *const trained[] = {"out/best.safetensors", "out/student.safetensors"};
+    const char *starter = shipped_file("dev/starter/student.safetensors");
+    const char *reader = shipped_file("dev/formula/reader.safetensors");
+    for (int i = 0; i < 2 && !models->count; i++)
+        if (file_exists(trained[i])) string_list_add(models, trained[i]);
+    if (!models->count && file_exists(starter)) string_list_add(models, options_keep(format_string("starter=%s", starter)));
+    if (file_exists(reader)) string_list_add(models, options_keep(format_string("reader=%s", reader)));
+    if (!models->count)
+        die("there is no model here: neither %s nor %s nor %s; name one with --model", trained[0], trained[1], starter);
 }
 
 /* Lets the program have as many descriptors as its connections need, where the system allows it. */
@@ -78,11 +80,13 @@ static void raise_descriptors(rlim_t wanted) {
     setrlimit(RLIMIT_NOFILE, &now);
 }
 
-/* The folder of the web page: --web, or web where it is; NULL: none. */
+/* The folder of the web page: --web, or the one that ships; NULL: none. */
 static const char *find_web(void) {
     struct stat s;
-    if (opt.web && (stat(opt.web, &s) || !S_ISDIR(s.st_mode))) options_die("--web: there is no folder %s", opt.web);
-    return opt.web ? opt.web : stat("web", &s) || !S_ISDIR(s.st_mode) ? NULL : "web";
+    const char *web = opt.web ? opt.web : shipped_file("web");
+    const bool there = stat(web, &s) == 0 && S_ISDIR(s.st_mode);
+    if (opt.web && !there) options_die("--web: there is no folder %s", opt.web);
+    return there ? web : NULL;
 }
 
 /* Parses the options into opt, and what is left, files of models, into `files`. Ends the program where they are wrong. */

@@ -2,7 +2,9 @@
 #ifndef SERVE_REQUEST_H
 #define SERVE_REQUEST_H
 
+#include "../lib/image_clean.h"
 #include "../lib/image_header.h"
+#include "../lib/image_kind.h"
 #include "house.h"
 #include "multipart.h"
 
@@ -152,6 +154,18 @@ static inline int request_check_pixels(const House *h, const Job *j, Error *err)
                      size.width, size.height, (double)h->o.max_pixels / 1e6);
 }
 
+/* The task of the request: where none is asked for and there are models of both, the image's looks tell, as in infer. */
+static inline int request_task(House *h, const Fields *f, const char **task, Error *err) {
+    Image image;
+    *task = f->task;
+    if (f->model || (f->task && strcmp(f->task, "auto")) || !registry_has_both(&h->registry)) return 0;
+    if (image_decode(&image, f->image, f->image_bytes, "of the request", err)) return -1;
+    image_clean(&image, NULL);
+    *task = task_names[image_formula_score(&image) > 0 ? RENDER_FORMULA : RENDER_TIKZ];
+    image_free(&image);
+    return 0;
+}
+
 /* Decodes the image and prepares it as infer does. */
 static inline int request_prepare_image(Job *j, Error *err) {
     const Instance *i = j->instance;
@@ -159,6 +173,7 @@ static inline int request_prepare_image(Job *j, Error *err) {
     ImageBox box;
     j->input = (Input){.path = (char *)"of the request"};
     j->program.input = &j->input;
+    j->program.model = &i->known;
     if (image_decode(&image, j->fields.image, j->fields.image_bytes, "of the request", err)) return -1;
     int bad = program_preprocess(&j->program, &i->prepare, &image, &box, err);
     if (!bad) {
@@ -181,10 +196,12 @@ static inline int request_begin(House *h, Job *j, Error *err) {
     if (j->draws) return 0;
     if (j->route->kind != ROUTE_CONVERT) f->compile = false;
     if (j->route->kind == ROUTE_PREDICT_BEAM) f->beam = j->beam_width;
-    if ((status = registry_get(&h->registry, f->model, f->task, &j->instance, err))) return status;
+    const char *task;
+    if (request_check_pixels(h, j, err)) return 413;
+    if (request_task(h, f, &task, err)) return 422;
+    if ((status = registry_get(&h->registry, f->model, task, &j->instance, err))) return status;
     if (request_check(h, j, err)) return 422;
     request_plan(h, j);
-    if (request_check_pixels(h, j, err)) return 413;
     return request_prepare_image(j, err) ? 422 : 0;
 }
 

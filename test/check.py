@@ -9,10 +9,11 @@ counts = {True: 0, False: 0}
 
 
 def check(condition, what, found=""):
-    """Counts a check; one that fails is printed, with what was found."""
+    """Counts a check and returns its condition; one that fails is printed, with what was found."""
     counts[bool(condition)] += 1
     if not condition:
         print(f"failed: {what}{': ' if found != '' else ''}{found}")
+    return condition
 
 
 def end():

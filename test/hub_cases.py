@@ -39,7 +39,7 @@ def must(result, what):
 def complaint(name, result, words):
     """Status 1 and one sentence with these words on the last line, after the program's name."""
     last = result.stderr.strip().split("\n")[-1]
-    check(result.returncode == 1 and "_hf.py: error: " in last and "Traceback" not in result.stderr
+    check(result.returncode == 1 and ".py: error: " in last and "Traceback" not in result.stderr
           and all(w in last for w in words),
           f"{name}: status {result.returncode}, expected {words}, found: {result.stderr.strip()[-400:]}")
 

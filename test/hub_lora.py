@@ -1,4 +1,8 @@
-"""Adapters of train_distill --lora, exported by export_hf.py, against PEFT: logits, and the gradients of A and B."""
+"""Adapters of train_distill --lora, exported by export_hf.py, against PEFT: logits, and the gradients of A and B. And back: adapters that
+PEFT made, imported by import_lora.py, give PEFT's logits."""
+import json
+import shutil
+
 import torch
 
 from hub_cases import check, complaint, make_case, must, oracle, run, script    # finds scripts/
@@ -13,6 +17,10 @@ except ImportError:     # scripts/deps.sh fixtures installs it
 
 CASES = {"v2": "all", "v2 linear bin": "qkv,gate_up,vision.qkv",
          "v1 OpenCLIP's prefix, tied, fp16": "lm,connector"}
+BORN = {"v2": {"target_modules": ["q_proj", "v_proj", "down_proj", "fc1"], "lora_alpha": 3},     # made by PEFT
+        "v2 linear bin": {"target_modules": ["o_proj", "gate_proj", "up_proj"], "use_rslora": True, "lora_alpha": 5,
+                          "layers_to_transform": [1]},
+        "v1 OpenCLIP's prefix, tied, fp16": {"target_modules": ["k_proj", "mm_projector"], "lora_dropout": 0.25}}
 
 
 class Whole(torch.nn.Module):
@@ -76,8 +84,9 @@ def compare(build, name, folder, targets):
                     targets, "--out", folder / "run"), f"lora {name}: train"):
         return
     adapter, base, out = folder / "run" / "adapter.safetensors", folder / "base", folder / "peft"
-    fill_b(adapter)
     must(script("export_hf.py", model, base), f"lora {name}: export the base")
+    there_and_back(name, folder, model, adapter)
+    fill_b(adapter)
     if not must(script("export_hf.py", model, out, "--lora", adapter), f"lora {name}: export"):
         return
     whole = peft.PeftModel.from_pretrained(Whole(oracle.load_export(base), v2), out, is_trainable=True).eval()
@@ -90,10 +99,64 @@ def compare(build, name, folder, targets):
                     folder / "gradients"), f"lora {name}: gradients"):
         return
     compare_tensors(name, tikzc.read_safetensors(folder / "gradients")[0], logits, whole, v2, model)
+    born = check_import(build, name, folder, Whole(oracle.load_export(base), v2), pixels, ids)
     if name == "v2":
         complaints(name, folder, model, adapter)
+        refused_imports(name, folder, model, born)
     if not v2:
         check_tower(name, folder, model)
+
+
+def there_and_back(name, folder, model, adapter):
+    """Exported and imported again, an adapter file has the same bytes."""
+    back = folder / "back.safetensors"
+    must(script("export_hf.py", model, folder / "there", "--lora", adapter), f"lora {name}: there")
+    if must(script("import_lora.py", model, folder / "there", back), f"lora {name}: back"):
+        check(back.read_bytes() == adapter.read_bytes(), f"lora {name}: there and back, the file has changed")
+
+
+def check_import(build, name, folder, whole, pixels, ids):
+    """An adapter that PEFT made, with random A and B. Returns its folder."""
+    torch.manual_seed(5)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, **BORN[name])
+    made, born, adapter = peft.get_peft_model(whole, config).eval(), folder / "born", folder / "imported.safetensors"
+    made.create_or_update_model_card = lambda folder: None      # it needs another package
+    made.save_pretrained(born, save_embedding_layers=False)
+    logits = made(pixels, ids.long()).detach()
+    with made.disable_adapter():
+        check(error(made(pixels, ids.long()).detach(), logits) > 1e-2, f"lora {name}: the adapter changes nothing")
+    if (must(script("import_lora.py", folder / "model.safetensors", born, adapter), f"lora {name}: import") and
+            must(run(build / "test_lora", "--gradients", folder / "model.safetensors", adapter, folder / "pixels", folder / "ids",
+                     folder / "imported"), f"lora {name}: logits of the import")):
+        ours = tikzc.read_safetensors(folder / "imported")[0]["logits"]
+        check(error(ours, logits) < 1e-5, f"lora {name}: imported, the logits differ from PEFT's by {error(ours, logits):.1e}")
+    return born
+
+
+def refused_imports(name, folder, model, born):
+    """What tikz.c cannot represent, one sentence each."""
+    good, out, copy = json.loads((born / "adapter_config.json").read_text()), folder / "none.safetensors", folder / "copy"
+    shutil.copytree(born, copy)
+    for change, words in (({"use_dora": True}, ["use_dora is true", "DoRA"]), ({"bias": "lora_only"}, ["bias is", "biases"]),
+                          ({"modules_to_save": ["lm_head"]}, ["modules_to_save"]), ({"rank_pattern": {"q_proj": 4}}, ["rank_pattern"]),
+                          ({"alpha_pattern": {"q_proj": 4}}, ["alpha_pattern"]), ({"r": 3}, ["lora_A of", "ask for [3, "]),
+                          ({"peft_type": "LOHA"}, ["peft_type is", "expected"]), ({"lora_alpha": "high"}, ["lora_alpha is"]),
+                          ({"fan_in_fan_out": True}, ["fan_in_fan_out"])):
+        (copy / "adapter_config.json").write_text(json.dumps(good | change))
+        complaint(f"lora {name}: {words}", script("import_lora.py", model, copy, out), words)
+    (copy / "adapter_config.json").write_text(json.dumps(good))
+    path = copy / "adapter_model.safetensors"
+    tensors, metadata = tikzc.read_safetensors(path)
+    tensors = {key: array.copy() for key, array in tensors.items()}
+    first = sorted(tensors)[0]
+    for change, words in (({first.replace(first.split(".lora_")[0], "base_model.model.lm_head"): tensors[first]}, ["lm_head", "belongs to no layer"]),
+                          ({first: tensors[first][:, :-1].copy()}, ["lora_A of", "ask for"]),
+                          ({first.replace(".weight", "_magnitude"): tensors[first]}, ["belongs to no layer"])):
+        tikzc.write_safetensors(path, tensors | change, metadata)
+        complaint(f"lora {name}: {words}", script("import_lora.py", model, copy, out), words)
+    path.unlink()
+    complaint(f"lora {name}: no file", script("import_lora.py", model, copy, out), ["no such file", "save_pretrained"])
+    check(not out.exists(), f"lora {name}: a refused adapter has left a file")
 
 
 def error(ours, theirs):

@@ -63,6 +63,15 @@ check "learns from the student's own samples as on the CPU" agree own_cpu own
 check "both new and kept ones" [ "$(grep -o '"replayed":1' "$tmp/own/log.jsonl" | wc -l)$(grep -o '"cut":4' "$tmp/own/log.jsonl" | wc -l)" = 12 ]
 EMULATION_DEVICES=2 train own_apart --student-device cuda:1 --teacher-device cuda:0 "${own[@]}"
 check "own samples with the teacher on another GPU: the same bits" same_run own own_apart
+# A step ahead, by a copy of the student on the teacher's GPU or by itself: with this seed the second batch; the fourth is a kept one.
+train ahead --device cuda "${own[@]}" --on-policy-ahead
+EMULATION_DEVICES=2 train ahead_apart --student-device cuda:1 --teacher-device cuda:0 "${own[@]}" --on-policy-ahead
+check "a step ahead on the teacher's GPU" grep -q "drawn a step ahead on the teacher's GPU" "$tmp/err"
+check "samples drawn a step ahead on the teacher's GPU: the same bits" same_run ahead ahead_apart
+check "others than those of the new weights" differ "$tmp/own/student.safetensors" "$tmp/ahead/student.safetensors"
+EMULATION_DEVICES=2 train ahead_resumed --student-device cuda:1 --teacher-device cuda:0 "${own[@]}" --on-policy-ahead --steps 1 &&
+    EMULATION_DEVICES=2 train ahead_resumed --resume --steps 5
+check "resumed, the same bits" same_run ahead ahead_resumed
 train resumed --device cuda --steps 2 && train resumed --resume --steps 5
 check "resumed on the GPU, the same bits" same_run gpu resumed
 

@@ -108,6 +108,25 @@ ranks() {
     check "one process goes on with the samples of two" eval '! grep -q "none is learned from again" err'
 }
 
+# Samples that are drawn a step ahead, by the weights of the step before.
+ahead() {
+    local options=(--steps 3 --on-policy 1 --lr-schedule constant)
+    succeeds "${own[@]}" "${options[@]}" --out fresh
+    succeeds "${own[@]}" "${options[@]}" --out stale --on-policy-ahead
+    check "the summary says so" grep -q 'at temperature 1, drawn a step ahead; key-value cache' err
+    check "the first step is the same" [ "$(number_of fresh/log.jsonl loss 1)" = "$(number_of stale/log.jsonl loss 1)" ]
+    check "the second is not" [ "$(number_of fresh/log.jsonl loss 2)" != "$(number_of stale/log.jsonl loss 2)" ]
+    succeeds "${own[@]}" "${options[@]}" --out fresh --overwrite --lr 1e-30
+    succeeds "${own[@]}" "${options[@]}" --out stale --overwrite --lr 1e-30 --on-policy-ahead
+    check "weights that do not change draw the same" eval '[ "$(log_of fresh)" = "$(log_of stale)" ]'
+    goes_on "a step ahead" --on-policy 0.6 --on-policy-ahead
+    check "the next batch's samples are in the checkpoint" grep -q 'ahead.ids' stale/state.safetensors
+    goes_on "a step ahead, replay" --on-policy 1 --replay 3 --on-policy-ahead
+    check "some are drawn, some are kept ones" eval '[[ $(logged whole replayed) == *1* && $(logged whole replayed) == 0*0* ]]'
+    goes_on "a step ahead, LoRA" --on-policy 0.7 --student t/student.safetensors --lora 2 --lora-dropout 0.2 --on-policy-ahead
+    refuses 2 "--on-policy-ahead is an option of --on-policy" "${plain[@]}" --on-policy-ahead --out bad
+}
+
 refused() {
     succeeds "${plain[@]}" --write-teacher-cache dense.cache
     refuses 2 "--on-policy asks the teacher about new programs, which a --teacher-cache does not hold" "${own[@]}" --teacher-cache dense.cache --out bad
@@ -129,5 +148,5 @@ refused() {
     check "nothing was trained" [ ! -e bad/student.safetensors ]
 }
 
-run_groups same_as_data limits resumes ranks refused
+run_groups same_as_data limits resumes ahead ranks refused
 end_test

@@ -550,6 +550,40 @@ telling() {
         grep -aq "tokenizer.task.:.formula" told-too/student.safetensors'
 }
 
+# Without --model: a model of figures and one of formulas; the image decides which of them reads it. Images that neither knows.
+wild() {
+    local there=(env -C both "$infer") name
+    python3 "$root/test/odd_images.py" odd || { check "python3 makes images" false; return; }
+    mkdir -p both/dev/starter both/dev/formula
+    cp "$root/dev/starter/student.safetensors" both/dev/starter/
+    run "${there[@]}" --task formula ../odd/formula.png
+    check "no reader" grep -q '^infer: error: --task formula: there is no model of formulas here, as .* with --model$' err
+    "$damage" say both/dev/starter/student.safetensors both/dev/formula/reader.safetensors tokenizer.task formula
+    succeeds "${there[@]}" --max-tokens 9 ../odd/formula.png
+    check "a formula" grep -q '^../odd/formula.png: taken for a formula; --task tikz takes it for a figure$' err
+    succeeds "${there[@]}" --max-tokens 9 ../odd/figure.png --quiet --verbose
+    check "a figure" grep -q '^../odd/figure.png: taken for a figure; --task formula takes it for a formula$' err
+    succeeds bash -c '"$@" <odd/formula.png' bash "${there[@]}" --quiet --display --max-tokens 9 ../odd/formula.png ../odd/figure.png -
+    check "of both, in their order; only formulas get delimiters" eval '[ $(grep -c "^[%]" out) = 3 ] &&
+        [ "$(sed -n "2s/\(..\).*/\1/p" out)" = "\\[" ] && [ "$(grep -c "^.\[" out)" = 2 ]'
+    check "standard input is a formula" eval 'grep -A1 "^% stdin" out | tail -n 1 | grep -q "^.\["'
+    succeeds "${there[@]}" --quiet --task tikz --max-tokens 9 ../odd/formula.png
+    check "--task tikz" grep -q '^.documentclass' out
+    run "${there[@]}" --task tikz --display ../odd/formula.png
+    check "--task tikz --display" grep -q '^infer: error: --display, --inline and --plain are for formulas' err
+    run env -C both PATH=/nowhere "$infer" --json --max-tokens 60 ../odd
+    check "odd images: all have an answer" eval '[ $status = 0 -a $(wc -l <out) = 8 ]'
+    check "half of them are formulas at first sight" grep -q '^4 of 8 images taken for formulas, the others for figures; --verbose says which$' err
+    check "all say how sure the model was" eval '[ $(grep -c "\"confidence\":[01]\.[0-9]*," out) = 8 ]'
+    check "a blank image" grep -q 'odd/empty.png: the image is blank' err
+    for name in photo noise; do check "a photo: $name" grep -q "odd/$name.png: its colours change from pixel to pixel" err; done
+    check "a strip of 10 000 pixels" grep -q "odd/wide.png: little is left of its lines when its 9880 x" err
+    check "several formulas at once" grep -q "several.png: the model is not sure of its program (confidence 0.8" err
+    check "one that it knows" eval '! grep -q "figure.png: the model is not sure" err'
+    succeeds "$infer" --model "$root/dev/starter/student.safetensors" odd/formula.png --max-tokens 9
+    check "--model: nothing is told" eval '! grep -q taken err'
+}
+
 # ---- infer: inputs, JSON, drafts, clean output, cleaned images ----
 
 # field FILE KEY: the value of a key in a file of one JSON object per line, with python3; without it the check is not made.
@@ -1267,6 +1301,6 @@ full_disk() {
 }
 
 # shellcheck disable=SC2046
-run_groups training adapters resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options telling drawing choosing evaluating reporting quantised \
+run_groups training adapters resuming rectangular $([ "$quick" ] || echo accumulating objective) inferring prefixing options telling wild drawing choosing evaluating reporting quantised \
     quantised_quality usage bad_files flipped_bits bad_resume folders full_disk
 end_test

@@ -4,6 +4,7 @@ broken and hostile requests, clients that are slow or leave, signals. Needs noth
 
     test/test_serve.py BUILD_DIR [NAME...]       BUILD_DIR: with serve and infer; NAME: only these tests
 """
+import atexit
 import base64
 import concurrent.futures
 import http.client
@@ -72,6 +73,7 @@ class Server:
         self.process = subprocess.Popen([BUILD / "serve", "--port", "0", *options, "--model", f"starter={model}"],
                                         stderr=self.log, stdin=subprocess.DEVNULL, cwd=ROOT,
                                         env={**os.environ, **(environment or {})})
+        atexit.register(self.process.kill)
         self.port = int(self.wait_for(r"listening on http://\S+:(\d+)").group(1))
 
     def text(self):

@@ -5,6 +5,7 @@
  *   NAME.master, NAME.m, NAME.v          of parameter NAME, whole
  *   NAME.master[BEGIN:END], ...          its elements BEGIN .. END-1
  *   replay.batches, replay.ids           own samples that are kept (train/replay.h)
+ *   ahead.batches, ahead.ids             those of the next batch (train/ahead.h)
  *
  * One process writes one file. Ranks that share the optimizer state write one shard each, with what they hold; together
  * the shards are a checkpoint, whatever the number of ranks that reads them. */
@@ -55,17 +56,18 @@ static inline void state_specify(SafeTensorSpec *spec, const Slice *s) {
     spec->shape[0] = (int64_t)(s->end - s->begin);
 }
 
-/* Writes the state on this rank, the kept samples, and the given metadata; whole or not at all. */
-static inline int state_save(const char *path, const Optimizer *o, const Replay *replay, const char *const *keys,
+/* Writes the state on this rank, the kept samples (two kinds of them), and the given metadata; whole or not at all. */
+static inline int state_save(const char *path, const Optimizer *o, const Replay *const kept[2], const char *const *keys,
                              const char *const *values, int metadata_count, Error *err) {
     int n = 0, most = 3 * (o->count + (o->sharded ? 2 * optimizer_buckets(o) : 0));
     Slice *slices = xcalloc((size_t)most + (size_t)optimizer_buckets(o), sizeof *slices);
     for (int i = 0; i < o->count; i++)
         for (int kind = 0; kind < 3; kind++) n += state_slices(o, o->list[i], kind, slices + n);
-    SafeTensorSpec *specs = xcalloc((size_t)n + REPLAY_TENSORS, sizeof *specs);
+    SafeTensorSpec *specs = xcalloc((size_t)n + 2 * REPLAY_TENSORS, sizeof *specs);
     for (int i = 0; i < n; i++) state_specify(&specs[i], &slices[i]);
     SafeTensorsWriter w;
-    const int all = n + replay_specs(replay, specs + n);
+    int all = n;
+    for (int k = 0; k < 2; k++) all += replay_specs(kept[k], specs + all);
     int bad = safetensors_write_begin(&w, path, specs, all, keys, values, metadata_count, err);
     for (int i = 0; !bad && i < n; i++) {
         size_t bytes = (slices[i].end - slices[i].begin) * sizeof(float);
@@ -74,7 +76,7 @@ static inline int state_save(const char *path, const Optimizer *o, const Replay 
         bad = safetensors_write_data(&w, host, bytes, err);
         free(host);
     }
-    if (!bad) bad = replay_write(replay, &w, err);
+    for (int k = 0; k < 2 && !bad; k++) bad = replay_write(kept[k], &w, err);
     if (!bad) bad = safetensors_write_end(&w, err);
     free(specs);
     free(slices);
@@ -251,7 +253,7 @@ static int checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
 static void checkpoint_save(Trainer *t, const RunFolder *folder, Parallel *p) {
     Error err;
     const Optimizer none = {.bucket = 1}, *o = &t->optimizer;
-    const Replay no_samples = {0};
+    const Replay no_samples = {0}, *const none_kept[] = {&no_samples, &no_samples}, *const kept[] = {&t->replay, &t->ahead};
     check_finite_state(t, folder);
     run_folder_check(folder);
     CheckpointMetadata m;
@@ -259,14 +261,14 @@ static void checkpoint_save(Trainer *t, const RunFolder *folder, Parallel *p) {
     const char *const *keys = checkpoint_keys, *const *values = m.values;
     if (o->sharded) {
         char *path = run_shard_path(folder, t->step, o->rank, o->ranks);
-        die_if(state_save(path, o, &no_samples, keys, values, n, &err), &err);
+        die_if(state_save(path, o, none_kept, keys, values, n, &err), &err);
         free(path);
         comm_barrier(&p->comm);
     }
     t->saved = t->step;
     if (!is_rank0(p)) return;
     die_if(trainer_save_student(t, folder->student, &err), &err);
-    die_if(state_save(folder->state, o->sharded ? &none : o, &t->replay, keys, values, n, &err), &err);
+    die_if(state_save(folder->state, o->sharded ? &none : o, kept, keys, values, n, &err), &err);
     run_remove_old_shards(folder, t->step, o->sharded ? o->ranks : 0);
 }
 
@@ -342,7 +344,7 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
             opt.data, folder->path, folder->student);
     checkpoint_check_base(t, &st);
     const int other = replay_load(&t->replay, &st, t->batch, t->student.c.lm.vocab, &err);
-    die_if(other < 0, &err);
+    die_if(other < 0 || replay_load(&t->ahead, &st, t->batch + 1, t->student.c.lm.vocab, &err) < 0, &err);
     if (other && t->optimizer.rank == 0)
         warn("--resume: the kept samples of %s are of other batches than the next ones; none is learned from again",
              folder->state);

@@ -242,8 +242,9 @@ static void print_summary(const Trainer *t, const Teacher *teacher, const OnPoli
     if (s->on_policy > 0)
         fprintf(
             stderr,
-            "own samples: %g %% of the batches, up to %d tokens each, at temperature %g; key-value cache %.1f MB\n",
+            "own samples: %g %% of the batches, up to %d tokens each, at temperature %g%s; key-value cache %.1f MB\n",
             100 * s->on_policy, own->rollout.max_new_tokens, opt.on_policy_temperature,
+            !own->ahead.on ? "" : own->ahead.op ? ", drawn a step ahead on the teacher's GPU" : ", drawn a step ahead",
             megabytes(&own->rollout.g.arena));
     fprintf(stderr, "data: %llu samples, %lld steps of %lld images, %lld steps an epoch\n",
             (unsigned long long)data->count, (long long)t->steps, (long long)t->images,

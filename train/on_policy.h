@@ -17,11 +17,16 @@
  * --method distillm2 learns the data's programs by (2 - b) SKL and its own samples by b SRKL, b = --own-weight, with a skew
  * for each sequence (train/adaptive_skew.h).
  *
- * Sampling does not overlap the teacher, which needs what is sampled, nor the student, whose weights it needs. */
+ * Sampling does not overlap the teacher, which needs what is sampled, nor the student, whose weights it needs; with
+ * --on-policy-ahead the samples of the next batch, from weights of one step before, do (train/ahead.h):
+ *
+ *     on_policy_ahead(&own, &t, &parallel, next);                  at the beginning of a step
+ *     on_policy_ahead_elsewhere(&own, &t, &parallel, next);        when all of the step is queued */
 #ifndef TRAIN_ON_POLICY_H
 #define TRAIN_ON_POLICY_H
 
 #include "adaptive_skew.h"
+#include "ahead.h"
 #include "parallel.h"
 #include "rollout.h"
 #include "trainer.h"
@@ -30,12 +35,15 @@ typedef enum { PROGRAMS_DATA, PROGRAMS_SAMPLED, PROGRAMS_REPLAYED } Programs;
 
 typedef struct {
     const Settings *s;
+    Ahead ahead;
     Rollout rollout;
     AdaptiveSkew skew;  // of distillm2
     Loader again;       // makes the images of an earlier batch again; its thread stands still
     Batch batch;        // the last own batch, with the images of a loader
     int *ids;           // [rows, T] its programs
+    LoaderConfig config;  // of the training data
     int *gathered;      // [ranks, rows, T] the samples of all ranks, where they are kept
+    int *drawn;         // [rows, T] this rank's samples that were drawn ahead
     int *counts;        // [rows of a micro-batch] their tokens
     /* of this step */
     Programs programs;
@@ -54,17 +62,21 @@ static void on_policy_plan(OnPolicy *o, Trainer *t, const Settings *s, const Tea
     if (s->method == METHOD_DISTILLM2) skew_open(&o->skew, t->op, s->batch, s->batch * limit);
     if (s->on_policy <= 0) return;
     const int tokens = opt.on_policy_tokens && opt.on_policy_tokens < limit ? (int)opt.on_policy_tokens : limit;
-    rollout_open(&o->rollout, &t->student, rows, 1, tokens, sampling);
+    ahead_open(&o->ahead, t, s, teacher, s->batch);
+    rollout_open(&o->rollout, ahead_model(&o->ahead, &t->student), rows, 1, tokens, sampling);
     rollout_limit_tokens(&o->rollout, teacher->model.tokenizer.count);
-    replay_open(&t->replay, (int)opt.replay, rows * ranks, tokens);
+    replay_open(&t->replay, "replay", (int)opt.replay, rows * ranks, tokens);
+    replay_open(&t->ahead, "ahead", o->ahead.on, rows * ranks, tokens);
     o->ids = xcalloc((size_t)rows * limit, sizeof(int));
-    if (opt.replay) o->gathered = xcalloc((size_t)rows * ranks * tokens, sizeof(int));
+    if (opt.replay || o->ahead.on) o->gathered = xcalloc((size_t)rows * ranks * tokens, sizeof(int));
+    if (o->ahead.on) o->drawn = xcalloc((size_t)rows * tokens, sizeof(int));
 }
 
 /* --replay: opens the loader of earlier batches, which caches nothing. config: of the training data's. */
 static void on_policy_open_loader(OnPolicy *o, const Dataset *data, LoaderConfig config) {
     Error err;
-    if (!o->gathered) return;
+    o->config = config;
+    if (!opt.replay) return;
     config.cache_bytes = 0;
     die_if(loader_start(&o->again, data, config, &err), &err);
     loader_halt(&o->again);
@@ -73,9 +85,11 @@ static void on_policy_open_loader(OnPolicy *o, const Dataset *data, LoaderConfig
 static void on_policy_close(OnPolicy *o, const Ops *op) {
     loader_stop(&o->again);
     rollout_close(&o->rollout);
+    ahead_close(&o->ahead);
     skew_close(&o->skew, op);
     free(o->ids);
     free(o->gathered);
+    free(o->drawn);
     free(o->counts);
     *o = (OnPolicy){0};
 }
@@ -117,40 +131,67 @@ static int on_policy_owner(const LoaderConfig *c, int64_t number, int row) {
     return of.rank;
 }
 
-/* Keeps the samples of all ranks. */
-static void on_policy_keep(OnPolicy *o, Replay *replay, Parallel *p, int64_t number) {
-    const size_t T = replay->T, mine = (size_t)o->batch.B * T;
+/* Keeps the samples [B, replay->T] of all ranks. */
+static void on_policy_keep(OnPolicy *o, Replay *replay, Parallel *p, const int *ids, int B, int64_t number) {
+    const size_t T = replay->T, mine = (size_t)B * T;
     const int ranks = p->comm.ranks;
     int *next = xcalloc(ranks, sizeof *next), *to = replay_add(replay, number);
-    comm_gather_host(&p->comm, o->rollout.ids, mine * sizeof(int), o->gathered);
+    comm_gather_host(&p->comm, ids, mine * sizeof(int), o->gathered);
     for (int row = 0; row < replay->rows; row++) {
-        const int owner = on_policy_owner(&o->again.config, number, row);
+        const int owner = on_policy_owner(&o->config, number, row);
         memcpy(to + row * T, o->gathered + owner * mine + next[owner]++ * T, T * sizeof(int));
     }
     free(next);
 }
 
-/* The student's samples for the images of a batch. A row whose logits were not finite keeps the data's program: its loss then
- * says so. */
+/* Draws this rank's samples for the images of a batch: [B, max_new_tokens], padded with -1. */
+static const int *on_policy_draw_samples(OnPolicy *o, const Batch *batch) {
+    rollout_sample(&o->rollout, batch->pixels[0], batch->samples, batch->B, 1, (int64_t)batch->number);
+    return o->rollout.ids;
+}
+
+/* This rank's samples for a batch that were drawn ahead, or NULL: there are none. */
+static const int *on_policy_drawn(OnPolicy *o, const Replay *ahead, int64_t number) {
+    const size_t T = ahead->T;
+    if (!replay_count(ahead) || ahead->numbers[0] != number) return NULL;
+    for (int row = 0, at = 0; row < ahead->rows; row++)
+        if (loader_owns_row(&o->config, (uint64_t)number, row))
+            memcpy(o->drawn + at++ * T, replay_batch(ahead, 0) + row * T, T * sizeof(int));
+    return o->drawn;
+}
+
+/* Tokens of a sample of up to T. */
+static int on_policy_length(const int *ids, int T) {
+    int n = 0;
+    while (n < T && ids[n] >= 0) n++;
+    return n;
+}
+
+/* The student's samples for the images of a batch. A row without any, whose logits were not finite, keeps the data's program: its
+ * loss then says so. */
 static void on_policy_sample(OnPolicy *o, Trainer *t, Parallel *p, const Batch *batch) {
-    Rollout *r = &o->rollout;
+    const int T = o->rollout.max_new_tokens, *ids = on_policy_drawn(o, &t->ahead, (int64_t)batch->number);
     int longest = 0, tokens = 0;
-    rollout_sample(r, batch->pixels[0], batch->samples, batch->B, 1, (int64_t)batch->number);
-    for (int b = 0; b < batch->B; b++) longest = r->lengths[b] > longest ? r->lengths[b] : longest;
-    if (!r->finite && batch->T > longest) longest = batch->T;
+    if (!ids) {
+        ahead_refresh(&o->ahead, &t->student);
+        ids = on_policy_draw_samples(o, batch);
+    }
+    for (int b = 0; b < batch->B; b++) {
+        const int length = on_policy_length(ids + (size_t)b * T, T), needed = length ? length : batch->T;
+        longest = needed > longest ? needed : longest;
+    }
     o->batch = *batch;
     o->batch.ids = o->ids;
     o->batch.T = on_policy_width(longest, t->student.max_T);
     for (int b = 0; b < batch->B; b++) {
-        const bool sampled = r->lengths[b] > 0;
-        tokens += on_policy_set_row(
-            o, b, sampled ? r->ids + (size_t)b * r->max_new_tokens : batch->ids + (size_t)b * batch->T,
-            sampled ? r->lengths[b] : batch->T);
-        o->cut += !r->ended[b];
+        const int *row = ids + (size_t)b * T, length = on_policy_length(row, T);
+        tokens += length ? on_policy_set_row(o, b, row, length)
+                         : on_policy_set_row(o, b, batch->ids + (size_t)b * batch->T, batch->T);
+        o->cut += !length || !tokenizer_ends(&t->student.tokenizer, row[length - 1]);
     }
     o->sampled = batch->B;
     o->batch.tokens = (int)parallel_sum(p, tokens);
-    if (t->replay.capacity) on_policy_keep(o, &t->replay, p, (int64_t)batch->number);
+    if (t->replay.capacity) on_policy_keep(o, &t->replay, p, ids, batch->B, (int64_t)batch->number);
 }
 
 /* A kept batch again, in the place of `batch`. */
@@ -192,6 +233,30 @@ static const Batch *on_policy_batch(OnPolicy *o, Trainer *t, Parallel *p, const 
         on_policy_replay(o, t, replay_slot(&t->replay, kept), batch);
     if (kept < 0) o->seconds = seconds_now() - begin;
     return &o->batch;
+}
+
+/* ---- the next batch's samples ---- */
+
+/* Draws the samples of the next batch, if it is one of own samples and no kept one. Returns the seconds. */
+static double on_policy_draw_ahead(OnPolicy *o, Trainer *t, Parallel *p, const Batch *next) {
+    const double begin = seconds_now();
+    if (!on_policy_takes(o->s, next->number) || on_policy_draw(&t->replay, next->number) >= 0) return 0;
+    on_policy_keep(o, &t->ahead, p, on_policy_draw_samples(o, next), next->B, (int64_t)next->number);
+    return seconds_now() - begin;
+}
+
+/* At the beginning of a step, whose weights the next batch's samples come from: the student draws them, or is copied to where they are
+ * drawn. In the last step of a run, too: it may be resumed. */
+static void on_policy_ahead(OnPolicy *o, Trainer *t, Parallel *p, const Batch *next) {
+    if (o->ahead.op)
+        ahead_refresh(&o->ahead, &t->student);
+    else
+        o->seconds += on_policy_draw_ahead(o, t, p, next);
+}
+
+/* When the device has all of the step to do: draws them with the copy. Returns the seconds, in which the student's device was busy. */
+static double on_policy_ahead_elsewhere(OnPolicy *o, Trainer *t, Parallel *p, const Batch *next) {
+    return o->ahead.op ? on_policy_draw_ahead(o, t, p, next) : 0;
 }
 
 /* ---- what is learned from it ---- */

@@ -37,6 +37,7 @@ static struct {
     const char *lora_targets;
     const char *method;
     double on_policy, on_policy_temperature, own_weight;
+    bool on_policy_ahead;
     int64_t on_policy_tokens, replay;
     int64_t reinforce, updates;  // programs of an image, 0: off; optimizer steps on the same programs
     double kl, clip_ratio, sample_temperature, command_reward, command_decay;
@@ -230,6 +231,10 @@ static const Option table[] = {
      "of sampling; 0: always the likeliest token", 0, 100},
     {"on-policy-tokens", 0, OPT_INT, &opt.on_policy_tokens, "N",
      "cut samples after N tokens; 0: after as many as the longest program of the data has", 0, 1e9},
+    {"on-policy-ahead", 0, OPT_FLAG, &opt.on_policy_ahead, NULL,
+     "draw the samples of a batch with the weights of one step before; where the teacher has a GPU of its own, that GPU draws "
+     "them while the student trains",
+     0, 0},
     {"replay", 0, OPT_INT, &opt.replay, "N",
      "keep the last N batches of own samples; half of the batches of own samples are then one of these again, which "
      "costs no sampling",
@@ -364,6 +369,13 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
     opt.resume = true;
     if (epochs) opt.steps = 0;
     return (Recalled){images, opt.warmup != warmup};
+}
+
+/* The defaults, and whatever else ships, are found from any folder. */
+static void options_find_shipped(void) {
+    opt.teacher = shipped_file(opt.teacher);
+    opt.data = shipped_file(opt.data);
+    opt.val_data = shipped_file(opt.val_data);
 }
 
 /* ---- what follows from the options ---- */
@@ -651,6 +663,7 @@ static Method settings_method(void) {
 
 /* Refuses what does not go with the student's own samples. */
 static void check_on_policy(const Settings *s) {
+    if (s->on_policy <= 0 && opt.on_policy_ahead) options_die("--on-policy-ahead is an option of --on-policy P");
     if (s->on_policy <= 0 && (opt.replay || opt.on_policy_tokens || opt.on_policy_temperature != 1))
         options_die("--on-policy-temperature, --on-policy-tokens and --replay are options of --on-policy P");
     if (s->method != METHOD_DISTILLM2 && opt.own_weight != 1)

@@ -2,13 +2,15 @@
  * "DistiLLM"). What is kept of a batch is its number, which says what its images were (dataloader.h), and the tokens of all
  * its rows, over all ranks, so that a checkpoint may be resumed by another number of ranks.
  *
- * In a state file: "replay.batches" int64 [count] and "replay.ids" int32 [count, rows, T], the oldest first. */
+ * In a state file: "NAME.batches" int64 [count] and "NAME.ids" int32 [count, rows, T], the oldest first; NAME is replay, or ahead for
+ * the samples of the next batch (train/ahead.h). */
 #ifndef TRAIN_REPLAY_H
 #define TRAIN_REPLAY_H
 
 #include "../lib/safetensors.h"
 
 typedef struct {
+    const char *name;  // of its tensors in a state file
     int capacity;      // batches; 0: none are kept
     int rows, T;       // of a batch, over all ranks; the most tokens of a sample
     int64_t added;     // batches so far: the next goes to slot added % capacity
@@ -16,8 +18,8 @@ typedef struct {
     int *ids;          // [capacity, rows, T], padded with -1
 } Replay;
 
-static inline void replay_open(Replay *r, int capacity, int rows, int T) {
-    *r = (Replay){.capacity = capacity, .rows = rows, .T = T};
+static inline void replay_open(Replay *r, const char *name, int capacity, int rows, int T) {
+    *r = (Replay){.name = name, .capacity = capacity, .rows = rows, .T = T};
     if (!capacity) return;
     r->numbers = xcalloc(capacity, sizeof *r->numbers);
     r->ids = xcalloc((size_t)capacity * rows * T, sizeof(int));
@@ -53,12 +55,14 @@ enum { REPLAY_TENSORS = 2 };
 static inline int replay_specs(const Replay *r, SafeTensorSpec specs[REPLAY_TENSORS]) {
     const int64_t count = replay_count(r);
     if (!count) return 0;
-    specs[0] = (SafeTensorSpec){.name = "replay.batches", .dtype = DT_I64, .ndim = 1, .shape = {count}};
-    specs[1] = (SafeTensorSpec){.name = "replay.ids", .dtype = DT_I32, .ndim = 3, .shape = {count, r->rows, r->T}};
+    specs[0] = (SafeTensorSpec){.dtype = DT_I64, .ndim = 1, .shape = {count}};
+    specs[1] = (SafeTensorSpec){.dtype = DT_I32, .ndim = 3, .shape = {count, r->rows, r->T}};
+    snprintf(specs[0].name, sizeof specs[0].name, "%s.batches", r->name);
+    snprintf(specs[1].name, sizeof specs[1].name, "%s.ids", r->name);
     return REPLAY_TENSORS;
 }
 
-/* Writes them, the last ones of the file. */
+/* Writes them, at their place in the file. */
 static inline int replay_write(const Replay *r, SafeTensorsWriter *w, Error *err) {
     const int count = replay_count(r);
     int bad = 0;
@@ -82,8 +86,12 @@ static inline bool replay_row_valid(const int *ids, int T, int vocab) {
  * batch, which is above all of them. Returns 1 where nothing is taken over, because the batches or the longest samples have
  * another size now, and -1 with a sentence where the file is damaged. */
 static inline int replay_load(Replay *r, const SafeTensors *st, int64_t next, int vocab, Error *err) {
-    const SafeTensor *numbers = safetensors_find(st, "replay.batches"), *ids = safetensors_find(st, "replay.ids");
-    if (!r->capacity || (!numbers && !ids)) return 0;
+    char names[REPLAY_TENSORS][32];
+    if (!r->capacity) return 0;
+    snprintf(names[0], sizeof names[0], "%s.batches", r->name);
+    snprintf(names[1], sizeof names[1], "%s.ids", r->name);
+    const SafeTensor *numbers = safetensors_find(st, names[0]), *ids = safetensors_find(st, names[1]);
+    if (!numbers && !ids) return 0;
     const bool whole = numbers && ids && numbers->dtype == DT_I64 && ids->dtype == DT_I32 && numbers->ndim == 1 &&
                        ids->ndim == 3 && numbers->shape[0] == ids->shape[0];
     if (!whole) return error_set(err, "%s: the kept samples are not those of a training state", st->file.path);

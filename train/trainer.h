@@ -12,6 +12,7 @@
 
 typedef struct {
     const Ops *op;  // the student's device
+    const RunFolder *folder;
     Model student;
     Objective objective;
     LayerLoss layers;  // beside the objective
@@ -31,6 +32,7 @@ typedef struct {
     double best;                // validation CE of the best student so far
     int64_t evals_since_best;
     Replay replay;  // of own samples (train/on_policy.h)
+    Replay ahead;   // --on-policy-ahead: the samples of the next batch
 } Trainer;
 
 /* The fraction of the training that is done, in [0, 1]. */
@@ -66,37 +68,37 @@ static int trainer_save_student(const Trainer *t, const char *path, Error *err) 
     return t->student.lora ? lora_save(&t->student, path, err) : model_save(&t->student, path, err);
 }
 
-/* Opens the student's file, or makes a new student with random or --init's weights. */
-static void student_open(Trainer *t, const Settings *s, const RunFolder *folder, const Teacher *teacher,
+/* Opens the student's file on a device, or makes a new student with random or --init's weights. */
+static void student_open(Model *m, const Ops *op, const Settings *s, const RunFolder *folder, const Teacher *teacher,
                          bool verbose) {
     Error err;
     const char *path = opt.resume && !opt.lora ? folder->student : opt.student;
     if (opt.resume || opt.lora || file_exists(path)) {
-        die_if(model_open_to_train(&t->student, t->op, path, "", &err), &err);
+        die_if(model_open_to_train(m, op, path, "", &err), &err);
     } else {
         const char *tokenizer = opt.tokenizer                 ? opt.tokenizer
                                 : strcmp(opt.teacher, "none") ? opt.teacher
-                                                              : "dev/starter/tokenizer.safetensors";
-        die_if(model_create(&t->student, t->op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
+                                                              : shipped_file("dev/starter/tokenizer.safetensors");
+        die_if(model_create(m, op, path, tokenizer, (uint64_t)opt.seed, &err), &err);
         if (s->init.path) {
             InitConfig init = s->init;
             init.verbose = verbose;
-            init_student(&t->student, &init);
+            init_student(m, &init);
         }
     }
-    if (s->has_teacher && tokenizer_same(&t->student.tokenizer, &teacher->model.tokenizer, &err))
+    if (s->has_teacher && tokenizer_same(&m->tokenizer, &teacher->model.tokenizer, &err))
         die("teacher %s and student %s do not share a tokenizer: %s", opt.teacher, path, err.text);
-    if (opt.lora) die_if(lora_create(&t->student, &s->lora, (uint64_t)opt.seed, &err), &err);
-    model_train(&t->student, s->groups, s->recompute);
+    if (opt.lora) die_if(lora_create(m, &s->lora, (uint64_t)opt.seed, &err), &err);
 }
 
 /* Opens the student on op. ranks: the data-parallel processes. */
 static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const RunFolder *folder,
                          const Teacher *teacher, int ranks, bool verbose) {
     Error err;
-    *t = (Trainer){.op = op, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
+    *t = (Trainer){.op = op, .folder = folder, .best = INFINITY, .saved = -1, .restored_warmup = -1, .restored_total = -1};
     t->images = (int64_t)s->batch * s->accum * ranks / s->group;
-    student_open(t, s, folder, teacher, verbose);
+    student_open(&t->student, op, s, folder, teacher, verbose);
+    model_train(&t->student, s->groups, s->recompute);
     if (s->objective.w_layer <= 0) return;
     t->pairs = s->layer_pairs;
     if (layer_pairs_resolve(&t->pairs, t->student.c.lm.layers, teacher->model.c.lm.layers, &err))
@@ -130,6 +132,7 @@ static void trainer_close(Trainer *t) {
     layer_loss_close(&t->layers);
     optimizer_close(&t->optimizer);
     replay_free(&t->replay);
+    replay_free(&t->ahead);
     model_close(&t->student);
 }
 
