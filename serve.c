@@ -43,6 +43,7 @@ int main(int argc, char **argv) {
             h->o.web ? "" : " (no web page: there is no folder web)");
     wait_for_signals(h, &signals);
     stop(h, http);
+    free((void *)files.items);
     return 0;
 }
 

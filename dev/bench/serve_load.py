@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Load on serve over the loopback: programs a second with few and many clients, and how long /healthz takes meanwhile.
 
-    dev/bench/serve_load.py BUILD_DIR [--clients 1,16] [--seconds 20] [--image FILE] [-- OPTION...]
+    dev/bench/serve_load.py BUILD_DIR [--clients 1,16] [--seconds 20] [--image FILE]
+        [--model FILE | --wide WIDTH LAYERS] [--tokens N] [-- OPTION...]
 
-Starts BUILD_DIR/serve with the shipped student, or the model of --model, and the OPTIONs. Every client sends one request after another, greedy and without TeX;
-one more asks for /healthz twenty times a second. A client that is told to come again (429, 503) does so after a tenth of a second.
+Starts BUILD_DIR/serve with the shipped student, or the model of --model, and the OPTIONs. Every client sends one request
+after another, greedy and without TeX; another process asks for /healthz twenty times a second. A client that is told to come
+again (429, 503) does so after a tenth of a second.
 Prints a line for each number of clients: programs and tokens a second, the median and the 99th percentile of a program's
 time, the server's processor time for a program, the 99th percentile and the longest of /healthz, the server's memory at the
 end, and the statuses.
@@ -12,10 +14,14 @@ end, and the statuses.
 import argparse
 import asyncio
 import collections
+import http.client
 import json
+import math
+import multiprocessing
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -60,22 +66,33 @@ class Load:
         if writer:
             writer.close()
 
-    async def healthy(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        while time.monotonic() < self.until:
-            begin = time.monotonic()
-            status, _ = await self.ask(reader, writer, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-            self.health.append(time.monotonic() - begin)
-            if status != 200:
-                self.statuses[f"healthz {status}"] += 1
-            await asyncio.sleep(0.05)
-        writer.close()
-
     async def run(self, clients, seconds):
         self.until = time.monotonic() + seconds
         begin = time.monotonic()
-        await asyncio.gather(self.healthy(), *(self.client() for _ in range(clients)))
-        return time.monotonic() - begin
+        mine, other = multiprocessing.Pipe()
+        probe = multiprocessing.Process(target=ask_health, args=(self.port, self.until, other))
+        probe.start()
+        await asyncio.gather(*(self.client() for _ in range(clients)))
+        seconds = time.monotonic() - begin
+        self.health, wrong = mine.recv()
+        probe.join()
+        self.statuses.update({"healthz": wrong} if wrong else {})
+        return seconds
+
+
+def ask_health(port, until, out):
+    """In a process of its own, so that the times are the server's: sends how long each took, and how many were not 200."""
+    times, wrong = [], 0
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    while time.monotonic() < until:
+        begin = time.monotonic()
+        connection.request("GET", "/healthz")
+        answer = connection.getresponse()
+        answer.read()
+        times.append(time.monotonic() - begin)
+        wrong += answer.status != 200
+        time.sleep(0.05)
+    out.send((times, wrong))
 
 
 def percentile(values, share):
@@ -93,17 +110,60 @@ def processor(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def random_bf16(n):
+    """n numbers of either sign, of 1/128 to 1/64."""
+    out = bytearray(2 * n)
+    out[0::2] = os.urandom(n)
+    out[1::2] = os.urandom(n).translate(bytes(0x3C if b < 128 else 0xBC for b in range(256)))
+    return bytes(out)
+
+
+def wide_model(path, width, layers):
+    """Writes a model with the student's encoder and tokenizer, and a random decoder of another size: what it writes means
+    nothing, but it takes the time of a real one."""
+    data = (ROOT / "dev/starter/student.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header, body = json.loads(data[8:8 + length]), data[8 + length:]
+    metadata = header.pop("__metadata__")
+    ffn, vocab = 8 * width // 3 // 32 * 32, int(metadata["lm.vocab"])
+    metadata |= {"lm.width": str(width), "lm.layers": str(layers), "lm.heads": str(width // 64), "lm.kv_heads": str(width // 64),
+                 "lm.head_dim": "64", "lm.ffn": str(ffn)}
+    shapes = {"connector.weight": [width, int(metadata["vision.width"])], "connector.bias": [width],
+              "lm.embed": [vocab, width], "lm.head": [vocab, width], "lm.norm": [width]}
+    for k in range(layers):
+        shapes |= {f"lm.{k}.{name}": shape for name, shape in {
+            "norm1": [width], "norm2": [width], "qkv.weight": [3 * width, width], "out.weight": [width, width],
+            "gate_up.weight": [2 * ffn, width], "down.weight": [width, ffn]}.items()}
+    tensors = {name: (t["dtype"], t["shape"], body[slice(*t["data_offsets"])]) for name, t in header.items()
+               if not name.startswith(("lm.", "connector."))}
+    tensors |= {name: ("BF16", shape, random_bf16(math.prod(shape))) for name, shape in shapes.items()}
+    entries, at = {"__metadata__": metadata}, 0
+    for name, (dtype, shape, values) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(values)]}
+        at += len(values)
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        f.writelines(values for _, _, values in tensors.values())
+    return path
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("build")
     p.add_argument("--clients", default="1,16")
     p.add_argument("--seconds", type=float, default=20)
     p.add_argument("--model", default="dev/starter/student.safetensors")
+    p.add_argument("--wide", type=int, nargs=2, metavar=("WIDTH", "LAYERS"), help="instead a random decoder of this size")
+    p.add_argument("--tokens", type=int, default=0, help="longest program")
     p.add_argument("--image", default=ROOT / "dev/starter/example.png")
     o, rest = p.parse_known_args()
     image = pathlib.Path(o.image).read_bytes()
-    body = (b'--x\r\nContent-Disposition: form-data; name="compile"\r\n\r\nfalse\r\n'
-            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%s\r\n--x--\r\n' % image)
+    if o.wide:
+        o.model = wide_model(pathlib.Path(o.build) / "wide.safetensors", *o.wide)
+    body = (b'--x\r\nContent-Disposition: form-data; name="max_tokens"\r\n\r\n%d\r\n--x\r\nContent-Disposition: form-data; name="compile"\r\n\r\nfalse\r\n'
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%s\r\n--x--\r\n' % (o.tokens, image))
     server = subprocess.Popen([f"{o.build}/serve", "--port", "0", "--quiet", o.model, *[a for a in rest if a != "--"]],
                               stderr=subprocess.PIPE, text=True, cwd=ROOT)
     line = server.stderr.readline()
