@@ -31,6 +31,7 @@ async function accept(file) {
   } catch (error) {
     return complain(error);
   }
+  stop();
   entry = null;
   showInput(image);
   showResult(null);
@@ -162,6 +163,7 @@ function begin(text) {
   work = new AbortController();
   byId("notice").replaceChildren();
   byId("count").textContent = "";
+  setWriting(false);
   say(text);
   showButtons();
   return work.signal;
@@ -233,19 +235,17 @@ async function copyProgram() {
   say("Copied.");
 }
 
-// What is not there yet, or was made of another program, is made now.
+// What is not there yet is made now; a program that was edited is also shown as TeX draws it.
 async function download(format) {
-  const program = getProgram(), wanted = format === "tex" ? "document" : format;
-  if (result?.program !== program || !result[wanted]) {
+  const program = getProgram(), task = taskNow(), wanted = format === "tex" ? "document" : format;
+  const edited = result?.program !== program;
+  if (edited || !result[wanted]) {
     const signal = begin(`Making the .${format}…`);
     try {
-      const task = taskNow();
-      const answer = await render(program, task, format === "tex" ? [] : [format], signal);
-      if (!answer[wanted]) {
-        showErrors(answer.errors);
-        return say(`There is no .${format} of a program that does not compile.`);
-      }
-      result = { ...(result?.program === program ? result : {}), ...answer, program, task };
+      const formats = new Set([...(edited ? ["png", "svg"] : []), ...(format === "tex" ? [] : [format])]);
+      const answer = await render(program, task, [...formats], signal);
+      showResult({ ...(edited ? {} : result), ...answer, program, task });
+      if (!answer[wanted]) return say(`There is no .${format} of a program that does not compile.`);
       say("");
     } catch (error) {
       return failed(signal, error, "Stopped.");

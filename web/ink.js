@@ -1,7 +1,8 @@
 // Compares what is drawn on two images, whatever their sizes, margins and paper.
 //
-// The paper is white where a tenth of an image's border is, else the median colour of its border. The ink of a pixel is how far each channel lies from the paper's, so
-// that white on black has the ink of black on white. Both images are cut to their ink and scaled to the same frame.
+// The paper is white where a tenth of an image's border is, else the median colour of its border. The ink of a pixel is how
+// far each channel lies from the paper's, so that white on black has the ink of black on white. Both images are cut to their
+// ink and scaled to the same frame.
 
 const threshold = 40;  // of 255: less is paper, or noise on it
 const tolerance = 2;   // pixels of the frame by which equal lines may always be apart: antialiasing does that much
@@ -27,8 +28,8 @@ export function putIntoFrame(image, frame) {
 }
 
 // Compares what two calls of putIntoFrame returned. Ink is common where the other image has ink of its colour as near as the
-// coarser image can tell. Returns {picture: ImageData, which shows common ink in grey and the rest in the colours `onlyFirst` and
-// `onlySecond` ([r, g, b]), agreement: twice the common ink over all ink, from 0 to 1}.
+// coarser image can tell. Returns {picture: ImageData, which shows common ink in grey and the rest in the colours `onlyFirst`
+// and `onlySecond` ([r, g, b]), agreement: the share of the ink of both that is common, from 0 to 1}.
 export function compareInk(first, second, onlyFirst, onlySecond) {
   const { width, height } = first;
   const a = inkOf(first.canvas), b = inkOf(second.canvas);
@@ -36,17 +37,15 @@ export function compareInk(first, second, onlyFirst, onlySecond) {
   const picture = new ImageData(width, height);
   let common = 0, all = 0;
   const show = (pixel, colour, opacity) => picture.data.set([...colour, opacity], 4 * pixel);
-  for (let y = 0, pixel = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, pixel++) {
-      const inA = isInk(a, pixel), inB = isInk(b, pixel);
-      if (!inA && !inB) continue;
-      const foundA = inA && isNear(a, b, pixel, reach, width);
-      const foundB = inB && isNear(b, a, pixel, reach, width);
-      common += foundA + foundB;
-      all += inA + inB;
-      if (foundA || foundB) show(pixel, [60, 60, 60], 40 + strength(a, pixel) / 2);
-      else show(pixel, inA ? onlyFirst : onlySecond, 255);
-    }
+  for (let pixel = 0; pixel < width * height; pixel++) {
+    const inA = isInk(a, pixel), inB = isInk(b, pixel);
+    if (!inA && !inB) continue;
+    const foundA = inA && isNear(a, b, pixel, reach, width);
+    const foundB = inB && isNear(b, a, pixel, reach, width);
+    common += foundA + foundB;
+    all += inA + inB;
+    if (foundA || foundB) show(pixel, [60, 60, 60], 40 + strength(a, pixel) / 2);
+    else show(pixel, inA ? onlyFirst : onlySecond, 255);
   }
   return { picture, agreement: all ? common / all : 1 };
 }
