@@ -47,6 +47,7 @@ int main(int argc, char **argv) {
                        .tidy = opt.tidy,
                        .style = opt.display ? FORMULA_DISPLAY : opt.inline_math ? FORMULA_INLINE : FORMULA_PLAIN,
                        .render = opt.render,
+                       .quiet = opt.quiet,
                        .repeat_guard = !strcmp(opt.repeat_guard, "on"),
                        .generated = opt.dataset ? &generated : NULL};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));

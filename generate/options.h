@@ -124,7 +124,7 @@ static const Option table[] = {
      0},
     {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
     {"verbose", 'v', OPT_FLAG, &opt.verbose, NULL, "say on stderr what was done to an image", 0, 0},
-    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing on stderr", 0, 0},
+    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing and no doubts on stderr", 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 

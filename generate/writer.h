@@ -22,6 +22,7 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
+    bool quiet;                // no warnings of doubtful programs
     FormulaStyle style;        // of formulas
     GeneratedData *generated;  // --dataset: takes the programs; NULL
 } WriterOptions;
@@ -214,9 +215,9 @@ static inline char *program_wrapped(const Program *p, const Writer *w, size_t *b
  * for other figures 30 %, for formulas 17 % (dev/formula/README.md). */
 static const double program_doubtful[] = {[RENDER_TIKZ] = 0.9, [RENDER_FORMULA] = 0.8};
 
-static inline void program_doubt(const Program *p) {
+static inline void program_doubt(const Program *p, const Writer *w) {
     const bool formula = p->model->task == RENDER_FORMULA;
-    if (p->failed || !p->ended || !(p->confidence < program_doubtful[p->model->task])) return;  // NAN: not known
+    if (w->o.quiet || p->failed || !p->ended || !(p->confidence < program_doubtful[p->model->task])) return;  // NAN: not known
     warn("%s: the model is not sure of its %s (confidence %.2f); the image may show what it does not know", p->input->path,
          formula ? "formula" : "program", p->confidence);
 }
@@ -313,7 +314,7 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
         program_give(p, w);
     } else {
         if (p->memory) program_warn(p, w);
-        program_doubt(p);
+        program_doubt(p, w);
         if (p->memory) program_output(p, w);
         program_compile(p, w);
     }
