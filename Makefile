@@ -330,9 +330,9 @@ demo:
 
 -include $(wildcard $(BUILD)/*.d)
 
-# Not what scripts/deps.sh downloaded: build/venv, build/venv-logs and build/cuda.
+# Not what scripts/deps.sh downloaded: build/venv, build/venv-logs, build/venv-page and build/cuda.
 clean:
-	rm -rf $(filter-out build/venv build/venv-logs build/cuda,$(wildcard build/*)) $(PROGRAMS)
+	rm -rf $(filter-out build/venv build/venv-logs build/venv-page build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: all clean demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
+.PHONY: all clean install deb demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
     all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized

@@ -22,7 +22,7 @@ static void print_timing(const Session *s, int count, double start);
 int main(int argc, char **argv) {
     static Session sessions[SESSIONS];  // one for each model
     static GeneratedData generated;     // --dataset
-    Inputs inputs;
+    Inputs inputs = {0};
     Writer writer;
     Drawing drawing;
     StringList images = {NULL, 0};
@@ -47,7 +47,7 @@ int main(int argc, char **argv) {
                        .tidy = opt.tidy,
                        .style = opt.display ? FORMULA_DISPLAY : opt.inline_math ? FORMULA_INLINE : FORMULA_PLAIN,
                        .render = opt.render,
-                       .quiet = opt.quiet,
+                       .doubts = !opt.quiet && opt.temperature == 0,  // what is sampled is unlikely anyway
                        .repeat_guard = !strcmp(opt.repeat_guard, "on"),
                        .generated = opt.dataset ? &generated : NULL};
     o.to_folder = opt.output && (o.several || is_folder(opt.output));

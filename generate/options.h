@@ -35,7 +35,7 @@ static const Option table[] = {
      0, 0},
     {"task", 0, OPT_STRING, &opt.task, "tikz|formula|auto",
      "what the images show and the model writes: figures in TikZ, or formulas in LaTeX; auto: what the model says of "
-     "itself, and without --model each image is told by its looks (default: auto)",
+     "itself; without --model, infer tells from each image which it shows (default: auto)",
      0, 0},
     {"lora", 0, OPT_STRING, &opt.lora, "FILE", "adapter of the model, from train_distill --lora", 0, 0},
     {"output", 'o', OPT_STRING, &opt.output, "FILE|DIR",
@@ -124,7 +124,7 @@ static const Option table[] = {
      0},
     {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
     {"verbose", 'v', OPT_FLAG, &opt.verbose, NULL, "say on stderr what was done to an image", 0, 0},
-    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing and no doubts on stderr", 0, 0},
+    {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing, no task that was told and no warning of low confidence on stderr", 0, 0},
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 

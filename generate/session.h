@@ -1,5 +1,5 @@
-/* What the images that one model of infer reads share: the model, its generator, and the memory for the way to generate that the
- * options ask for. */
+/* A session: one model of infer, its generator, and the memory that its images share in the way of generating that the options
+ * ask for. */
 #ifndef GENERATE_SESSION_H
 #define GENERATE_SESSION_H
 
@@ -58,7 +58,7 @@ static void session_plan(Session *s) {
     if (opt.attention && T < max_tokens + 1) T = max_tokens + 1;  // the whole program is read once more
     images = generator_fit(m, images, each_image, !opt.batch, T, max_tokens);
     session_open_generator(s, &s->generator, m, images, each_image, T);
-    s->generator.scored = (opt.json || session_scores(m)) && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
+    s->generator.scored = (opt.json || (opt.temperature == 0 && session_scores(m))) && !opt.candidates && !opt.search && !opt.draft && !opt.beam;
     if (!opt.draft) return;
     session_open_generator(s, &s->drafter, &s->draft, 1, 1, T);
     speculator_open(&s->speculator, &s->generator, &s->drafter);

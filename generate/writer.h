@@ -22,7 +22,7 @@ typedef struct {
     bool json;          // one object per image on stdout, instead of the program
     bool finish, tidy;  // completes programs that were cut; only the packages that are used, laid out
     bool repeat_guard, render;
-    bool quiet;                // no warnings of doubtful programs
+    bool doubts;               // warns of programs of low confidence
     FormulaStyle style;        // of formulas
     GeneratedData *generated;  // --dataset: takes the programs; NULL
 } WriterOptions;
@@ -193,9 +193,9 @@ static inline void program_end_text(Program *p, const Writer *w, int prefix_coun
 
 static inline void program_warn(Program *p, Writer *w) {
     const char *then =
-        w->o.finish                      ? "its last statement was dropped and what was open was closed"
+        w->o.finish                        ? "its last statement was dropped and what was open was closed"
         : p->model->task == RENDER_FORMULA ? "the formula is not complete"
-                                      : "the document is not complete";
+                                           : "the document is not complete";
     if (p->ended || p->failed) return;
     w->cut++;
     if (p->looped)
@@ -217,7 +217,7 @@ static const double program_doubtful[] = {[RENDER_TIKZ] = 0.9, [RENDER_FORMULA] 
 
 static inline void program_doubt(const Program *p, const Writer *w) {
     const bool formula = p->model->task == RENDER_FORMULA;
-    if (w->o.quiet || p->failed || !p->ended || !(p->confidence < program_doubtful[p->model->task])) return;  // NAN: not known
+    if (!w->o.doubts || p->failed || !p->ended || !(p->confidence < program_doubtful[p->model->task])) return;  // NAN: not known
     warn("%s: the model is not sure of its %s (confidence %.2f); the image may show what it does not know", p->input->path,
          formula ? "formula" : "program", p->confidence);
 }

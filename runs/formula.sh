@@ -6,7 +6,8 @@
 # after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
 # what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
 # cores. SHORT is the number of steps with short formulas only, TRUNK that of steps at the full learning rate, COOL that of the
-# steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random order.
+# steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random
+# order (it counts only where the list has not been drawn yet).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then

@@ -58,15 +58,15 @@ static const Option table[] = {
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 
-/* Without --model: the last training run's best checkpoint or else its student, else the shipped starter student; and the
- * shipped reader of formulas, if it is there. */
+/* Without --model: the last training run's best checkpoint or else its student, then the shipped starter student and the shipped
+ * reader of formulas, as far as they are there. The first that writes a task is the default for it. */
 static void default_models(StringList *models) {
     static const char *const trained[] = {"out/best.safetensors", "out/student.safetensors"};
     const char *starter = shipped_file("dev/starter/student.safetensors");
     const char *reader = shipped_file("dev/formula/reader.safetensors");
     for (int i = 0; i < 2 && !models->count; i++)
         if (file_exists(trained[i])) string_list_add(models, trained[i]);
-    if (!models->count && file_exists(starter)) string_list_add(models, options_keep(format_string("starter=%s", starter)));
+    if (file_exists(starter)) string_list_add(models, options_keep(format_string("starter=%s", starter)));
     if (file_exists(reader)) string_list_add(models, options_keep(format_string("reader=%s", reader)));
     if (!models->count)
         die("there is no model here: neither %s nor %s nor %s; name one with --model", trained[0], trained[1], starter);

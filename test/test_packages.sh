@@ -10,9 +10,8 @@ has() { command -v "$1" >/dev/null || { echo "not tested here: there is no $1"; 
 
 # install.sh takes programs from the root of a checkout; this one has these programs.
 mkdir "$tmp/root"
-ln -s "$root"/{packages,dev,LICENSE,Makefile} "$tmp/root"
-[ ! -d "$root/web" ] || ln -s "$root/web" "$tmp/root"
-cp -r "$root/packages" "$tmp/root/copy" && rm "$tmp/root/packages" && mv "$tmp/root/copy" "$tmp/root/packages"
+ln -s "$root"/{dev,web,LICENSE,Makefile} "$tmp/root"
+cp -r "$root/packages" "$tmp/root"
 names=(infer eval quantize train_distill)
 [ ! -f "$programs/serve" ] || names+=(serve)
 for name in "${names[@]}"; do ln "$programs/$name" "$tmp/root/" 2>/dev/null || cp "$programs/$name" "$tmp/root/"; done

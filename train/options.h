@@ -371,7 +371,7 @@ static Recalled options_recall(int argc, char **argv, const char *state_path, co
     return (Recalled){images, opt.warmup != warmup};
 }
 
-/* The defaults, and whatever else ships, are found from any folder. */
+/* What ships, such as the defaults, is found from any folder. */
 static void options_find_shipped(void) {
     opt.teacher = shipped_file(opt.teacher);
     opt.data = shipped_file(opt.data);

@@ -102,7 +102,7 @@ async function redraw() {
     say(answer.compiles ? "It compiles." : "It does not compile.");
     keepEntry();
   } catch (error) {
-    failed(signal, error, "Stopped.");
+    failed(signal, error, "Stopped.", redraw);
   } finally {
     end(signal);
   }
@@ -137,14 +137,14 @@ function say(text) {
   byId("status").textContent = text;
 }
 
-// An error, as a sentence, with what can be done about it.
-function complain(error) {
+// An error, as a sentence, with what can be done about it: `retry` does what failed again.
+function complain(error, retry = models.length ? convert : connect) {
   const notice = byId("notice");
   notice.replaceChildren(error.message);
   if (error.type === "unauthorized") {
     notice.append(" ", noticeButton("Enter the key", openKey));
   } else if (["away", "busy", "timeout"].includes(error.type)) {
-    notice.append(" ", noticeButton("Try again", () => { notice.replaceChildren(); models.length ? convert() : connect(); }));
+    notice.append(" ", noticeButton("Try again", () => { notice.replaceChildren(); retry(); }));
   }
   if (!(error instanceof ServerError) && error.constructor !== Error) throw error; // a mistake of this page
 }
@@ -182,16 +182,16 @@ function stop() {
   work?.abort();
 }
 
-function failed(signal, error, whenStopped) {
+function failed(signal, error, whenStopped, retry) {
   if (work?.signal !== signal) return; // newer work has begun
   if (error.name === "AbortError") return say(whenStopped);
   say("");
-  complain(error);
+  complain(error, retry);
 }
 
 function taskNow() {
   if (result?.task) return result.task;
-  const { model, task } = readOptions() ?? {};
+  const { model: { value: model }, task: { value: task } } = byId("options").elements;
   if (task === "formula" || task === "tikz") return task;
   return models.find(({ id }) => !model || id === model)?.task ?? "tikz";
 }
@@ -209,10 +209,10 @@ async function connect() {
 
 async function keepEntry() {
   if (!image) return;
-  const { program, task, png } = result, own = entry;
+  const { program, task, png } = result, own = entry, of = image;
   const kept = { ...own, name: image.name, image: image.blob, program, task, png };
   const id = await keep(kept);
-  if (own === entry) entry = { ...kept, id };
+  if (of === image && own === entry) entry = { ...kept, id };
 }
 
 async function reopen(old) {
@@ -248,7 +248,7 @@ async function download(format) {
       if (!answer[wanted]) return say(`There is no .${format} of a program that does not compile.`);
       say("");
     } catch (error) {
-      return failed(signal, error, "Stopped.");
+      return failed(signal, error, "Stopped.", () => download(format));
     } finally {
       end(signal);
     }
@@ -277,7 +277,8 @@ byId("draw").addEventListener("click", () => {
   drawImage((model?.image_width ?? 1) / (model?.image_height ?? 1)).then(accept);
 });
 byId("example").addEventListener("click", async () => {
-  const example = await fetch("example.png");
+  const example = await fetch("example.png").catch(() => null);
+  if (!example?.ok) return complain(new ServerError("The example could not be loaded.", "away"), () => byId("example").click());
   accept(new File([await example.blob()], "example.png", { type: "image/png" }));
 });
 

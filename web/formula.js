@@ -4,14 +4,16 @@
 const figure = document.getElementById("formula-figure");
 const view = document.getElementById("formula-view");
 
+let shown = 0; // counts what was to be shown
 let loading = null; // a promise of KaTeX, or of null where there is none
 
 // Shows a formula, or nothing where `program` is null, KaTeX is missing, or does not know what the formula uses.
 export async function showFormula(program) {
+  const number = ++shown;
   figure.hidden = true;
   if (!program) return;
   const katex = await (loading ??= loadKatex());
-  if (!katex) return;
+  if (!katex || number !== shown) return; // something newer is shown
   try {
     katex.render(stripDelimiters(program), view, { displayMode: true, throwOnError: true });
     figure.hidden = false;

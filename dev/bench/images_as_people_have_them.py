@@ -6,7 +6,7 @@
 
 Takes the first N samples of a dataset, makes a variant of each as an image file, runs infer over all of them, and prints for
 each variant and --preprocess mode two shares: of programs that equal the model's own for the unchanged image ("same"), and of
-programs that equal the reference ("right"). --other is a dataset of the same texts drawn otherwise, such as in another font.
+programs that equal the reference ("correct"). --other is a dataset of the same texts drawn otherwise, such as in another font.
 The same arguments make the same files. --keep keeps the images and programs.
 """
 import argparse
@@ -73,7 +73,7 @@ def sized(image, scale):
 
 
 def underlined(image):
-    """A line under the picture, as under a formula that someone marked."""
+    """A line under the image, as under a formula that someone marked."""
     taller = ImageOps.expand(image, (0, 0, 0, 8), (255, 255, 255))
     ImageDraw.Draw(taller).rectangle((0, taller.height - 3, taller.width, taller.height - 2), (0, 0, 0))
     return taller
@@ -190,17 +190,16 @@ def measure(args, folder):
     rows = [(name, name, images) for name in [UNCHANGED, *(v for v in args.variants if v != UNCHANGED)]]
     for name, path in args.other:
         others, texts = read_samples(path, tokenizer, args.count)
-        kept = [i for i, text in enumerate(texts) if i < len(references) and text == references[i]]
-        if len(kept) < len(references):
+        if texts != references:
             sys.exit(f"images_as_people_have_them.py: error: {path} has other texts than {args.data}")
         rows.append((name, UNCHANGED, others))
-    print(f"| {len(images)} images |" + "".join(f" {m}: same | right |" for m in args.modes))
+    print(f"| {len(images)} images |" + "".join(f" {m}: same | correct |" for m in args.modes))
     print("|---|" + "---|---|" * len(args.modes))
     own = {}
-    for name, variant, pictures in rows:
+    for name, variant, originals in rows:
         place = folder / name.replace(" ", "-").replace(",", "")
         place.mkdir(parents=True, exist_ok=True)
-        paths, row = make_variant(variant, pictures, place), ""
+        paths, row = make_variant(variant, originals, place), ""
         for mode in args.modes:
             programs = [program.rstrip("\n") for program in run_infer(args, mode, paths, place / mode)]
             own.setdefault(mode, programs)  # the first row is that of the unchanged images

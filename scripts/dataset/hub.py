@@ -2,9 +2,10 @@
 
     parquet files anywhere below it          DaTikZ v1 to v4 and most data sets of the Hub    parquet.Parquet
     im2latex_formulas.lst and its like       im2latex-100K                                    sources.Im2latex
-    images/ and train.txt                    UniMER-1M: line N of the list, from 0, is the formula of N.png, in seven
-    NAME/ and NAME.txt                       UniMER-Test: digits; NAME is spe, cpe, sce or hwe          Numbered
-The folder may also hold one of the last two as UniMER-1M or UniMER-Test.
+    images/ and train.txt                    UniMER-1M                                        Numbered
+    NAME/ and NAME.txt                       UniMER-Test; NAME is spe, cpe, sce or hwe        Numbered
+Numbered images have the line of their formula for a name, from 0, in seven digits. The folder may also hold one of the last two
+as UniMER-1M or UniMER-Test.
 """
 import os
 
@@ -95,10 +96,13 @@ def open_folder(folder, split, image_column, code_column):
     """The source that reads a folder. A layout that is none of these is an error that says what is there."""
     if not os.path.isdir(folder):
         raise tikzc.FormatError(f"{folder}: not a folder; --hub needs one with a data set of the Hub.")
-    if source := open_numbered(folder, split):
+    source = open_numbered(folder, split)
+    if not source and any(os.path.exists(os.path.join(folder, name)) for name in sources.FORMULAS):
+        source = sources.Im2latex(folder, split)
+    if source and (image_column or code_column):
+        raise tikzc.FormatError(f"{folder}: --image-column and --code-column are for parquet files; this folder has none.")
+    if source:
         return source
-    if any(os.path.exists(os.path.join(folder, name)) for name in sources.FORMULAS):
-        return sources.Im2latex(folder, split)
     if has_parquet(folder):
         return parquet.Parquet([folder], image_column, code_column, split)
     names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))

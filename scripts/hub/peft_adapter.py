@@ -25,6 +25,7 @@ TARGETS = {"qkv": r"lm\.\d+\.qkv", "out": r"lm\.\d+\.out", "gate_up": r"lm\.\d+\
 
 # Settings of PEFT that change what an adapter computes, and what each means for the reader of the message.
 REFUSED = {"use_dora": "DoRA, whose magnitudes an adapter of tikz.c has no place for",
+           "alora_invocation_tokens": "aLoRA, which acts only after certain tokens",
            "modules_to_save": "whole layers that were trained beside the adapters",
            "rank_pattern": "layers with ranks of their own", "alpha_pattern": "layers with an alpha of their own",
            "layer_replication": "layers that are repeated", "lora_bias": "biases of B",
@@ -52,6 +53,9 @@ def read_settings(folder):
     for key, meaning in REFUSED.items():
         if config.get(key):
             raise FormatError(f"{where}: {key} is {shown(config[key])}: {meaning}; this cannot be imported.")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in ("gaussian", "eva", "orthogonal"):
+        raise FormatError(f"{where}: init_lora_weights is {shown(init)}: the base was changed, too; this cannot be imported.")
     if config.get("bias", "none") != "none":
         raise FormatError(f"{where}: bias is {shown(config['bias'])}: biases were trained beside the adapters; only \"none\" "
                           f"can be imported.")
