@@ -96,10 +96,21 @@ static int jobs_left(House *h) {
     return n;
 }
 
+/* Whether an answer is still being sent. */
+static bool clients_left(House *h) {
+    bool left = false;
+    pthread_mutex_lock(&h->lock);
+    for (const Visitor *v = h->visitors; v && !left; v = v->older) left = v->asking;
+    pthread_mutex_unlock(&h->lock);
+    return left;
+}
+
 /* Refuses new requests, finishes those that are there, and closes all. A second signal ends the program at once: the default
  * effect is back. */
 static void stop(House *h, struct MHD_Daemon *http) {
+    pthread_mutex_lock(&h->lock);  // after it, no job can enter
     __atomic_store_n(&h->stopping, true, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&h->lock);
     signals_default();
     const int left = jobs_left(h);
     fprintf(stderr, "%s: stopping; %d request%s to finish\n", program_name_text, left, left == 1 ? " is" : "s are");
@@ -113,7 +124,7 @@ static void stop(House *h, struct MHD_Daemon *http) {
     pthread_join(h->writer_thread, NULL);
     __atomic_store_n(&h->watching, false, __ATOMIC_RELEASE);
     pthread_join(h->watch_thread, NULL);
-    usleep(200000);  // the library's thread sends the last answers
+    for (double end = seconds_now() + h->o.patience; clients_left(h) && seconds_now() < end;) usleep(20000);
     MHD_stop_daemon(http);
     for (int i = 0; i < h->registry.count; i++) h->registry.models[i].current->references--;
     registry_sweep(&h->registry);

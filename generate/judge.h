@@ -213,6 +213,7 @@ static inline void judge_close(Judge *j) {
     pthread_cond_broadcast(&j->work);
     pthread_mutex_unlock(&j->lock);
     for (int i = 0; i < j->o.threads; i++) pthread_join(j->threads[i], NULL);
+    __atomic_store_n(&judge_stop, false, __ATOMIC_RELEASE);  // another judge may be open
     renderer_close(&j->renderer);
     pthread_mutex_destroy(&j->lock);
     pthread_cond_destroy(&j->work);

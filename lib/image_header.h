@@ -12,9 +12,8 @@ typedef struct {
 /* JPEG: the frame header is the first segment SOF0 to SOF15 that is not DHT, JPG or DAC (ITU T.81, table B.1). */
 static inline bool image_header_jpeg(const uint8_t *p, size_t n, ImageHeader *h) {
     for (size_t at = 2; at + 9 <= n;) {
-        if (p[at] != 0xff) return false;
         const uint8_t marker = p[at + 1];
-        if (marker == 0xff) {  // a fill byte
+        if (p[at] != 0xff || marker == 0xff) {  // what a decoder skips, or a fill byte
             at++;
             continue;
         }
@@ -57,8 +56,8 @@ static inline bool image_header_tiff(const uint8_t *p, size_t n, ImageHeader *h)
         const uint32_t tag = image_integer(e, 2, motorola), type = image_integer(e + 2, 2, motorola);
         const uint32_t size = type == 3 ? 2 : 4;  // SHORT or LONG
         const uint32_t number = image_integer(value + (big && motorola && type == 16 ? 4 : 0), (int)size, motorola);
-        if (tag == 256) h->width = number;
-        if (tag == 257) h->height = number;
+        if (tag == 256 && !h->width) h->width = number;  // of several, a decoder takes the first
+        if (tag == 257 && !h->height) h->height = number;
     }
     return h->width > 0 && h->height > 0;
 }

@@ -26,13 +26,15 @@ export SOURCE_DATE_EPOCH=$(date -d "$date" +%s)
 
 # dpkg-shlibdeps wants a debian/control to be there.
 printf 'Source: tikzc\n\nPackage: tikzc\nArchitecture: any\n' >"$out/debian/control"
-depends=$(cd "$out" && dpkg-shlibdeps -O --ignore-missing-info tikzc-tree/usr/lib/tikzc/* 2>/dev/null | sed -n 's/^shlibs:Depends=//p')
+depends=$(cd "$out" && dpkg-shlibdeps -O --ignore-missing-info tikzc-tree/usr/lib/tikzc/* 2>shlibdeps.log) ||
+    { echo "deb.sh: error: dpkg-shlibdeps failed: $(tail -n 3 "$out/shlibdeps.log")" >&2; exit 1; }
+depends=${depends#shlibs:Depends=}
 cat >"$tree/DEBIAN/control" <<CONTROL
 Package: tikzc
 Version: $version
 Architecture: $architecture
 Maintainer: $maintainer
-Installed-Size: $(du -sk --exclude=DEBIAN "$tree" | cut -f1)
+Installed-Size: $(find "$tree/usr" -type f -printf '%s\n' | awk '{ n += int(($1 + 1023) / 1024) } END { print n }')
 Depends: $depends
 Recommends: texlive-latex-extra, texlive-pictures, lmodern, poppler-utils
 Suggests: texlive-xetex, texlive-luatex, bash-completion

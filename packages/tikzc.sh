@@ -2,7 +2,7 @@
 # tikzc COMMAND OPTION...: the installed programs of tikz.c under one name, because some have names that others use, too.
 programs=$(dirname "$(readlink -f "$0")")/../lib/tikzc
 command=${1:-}
-if [ -n "$command" ] && [ "${command#*/}" = "$command" ] && [ -x "$programs/$command" ]; then
+if [ -n "$command" ] && [ "${command#*/}" = "$command" ] && [ -f "$programs/$command" ] && [ -x "$programs/$command" ]; then
     shift
     exec "$programs/$command" "$@"
 fi

@@ -102,8 +102,7 @@ static inline void alone_beam(Instance *i, Job *j) {
     s.stopped = interrupted;
     beam_run(&s);
     BeamImage *image = &s.image[0];
-    if (interrupted()) {
-        job_fail(j, 500, "the search was stopped");
+    if (job_left(j)) {  // which has failed it
     } else if (image->failed) {
         decode_fail_not_finite(i, j);
     } else {
@@ -157,10 +156,14 @@ static inline void alone_candidates(Instance *i, Job *j) {
     Ranked *ranked = (Ranked *)xcalloc(n, sizeof(Ranked));
     judge_begin(&b->judge, j->pixels, j->program.longest);
     candidates_sample(&c, 0, j->pixels);
-    if (c.not_finite)
+    if (job_left(j)) {  // which has failed it
+    } else if (c.not_finite) {
         decode_fail_not_finite(i, j);
-    else if (alone_rank(i, &c, ranked, &count, &err) || count == 0)
-        job_fail(j, 500, "the candidates could not be compared: %s", count ? err.text : "there is none");
+    } else if (alone_rank(i, &c, ranked, &count, &err)) {
+        if (!job_left(j)) job_fail(j, 500, "the candidates could not be compared: %s", err.text);
+    } else if (!count) {
+        job_fail(j, 500, "the candidates could not be compared: there is none");
+    }
     for (int k = 0; k < count && k < ALONE_CANDIDATES && !j->done; k++) {
         const TokenIds *ids = &c.texts[ranked[k].index];
         Candidate *candidate = alone_add(i, j, ids->ids, ids->count);

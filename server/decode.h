@@ -61,7 +61,7 @@ static inline void decode_fail_not_finite(Instance *i, Job *j) {
 /* The program is complete: a drawer or the writer goes on with it. */
 static inline void decode_end_program(Instance *i, Job *j, Outlet *outlet) {
     Program *p = &j->program;
-    const size_t sent = p->bytes;
+    const size_t sent = i->task == RENDER_FORMULA ? 0 : p->bytes;
     const int written = p->ids.count - i->prefix.count;
     j->generate_seconds = seconds_now() - j->generate_seconds;
     if (written > 0) p->confidence = exp(p->log_probability / written);
@@ -79,7 +79,8 @@ static inline bool decode_take(Instance *i, Job *j, int b, int id) {
     p->log_probability += generator_log_probability(&i->generator, b, id);
     const bool more = program_add(p, &i->writer, id) && p->tokens < j->max_tokens;
     fflush(p->memory);
-    if (j->fields.stream) decode_stream(j, p->text + before, p->bytes - before);
+    if (j->fields.stream && i->task != RENDER_FORMULA)  // whose spaces change at the end
+        decode_stream(j, p->text + before, p->bytes - before);
     return more;
 }
 

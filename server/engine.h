@@ -12,7 +12,7 @@ typedef struct {
     Outlet *outlet;  // where finished programs go
     int threads;     // of the model's arithmetic; 0: all processors
     pthread_t thread;
-    bool reload;  // below queue.lock
+    bool reload, sweep;  // below queue.lock: models are to be loaded again, or closed
     pthread_mutex_t alone_lock;
     Job *alone;  // the job that runs alone now; below alone_lock
 } Engine;
@@ -71,10 +71,10 @@ static inline int engine_running(const Registry *r) {
 static inline bool engine_wait(Engine *e, Job **job, bool *reload) {
     pthread_mutex_lock(&e->queue.lock);
     const int running = engine_running(e->registry);
-    while (!running && !e->queue.first && !e->reload && !e->queue.closed)
+    while (!running && !e->queue.first && !e->reload && !e->sweep && !e->queue.closed)
         pthread_cond_wait(&e->queue.more, &e->queue.lock);
     *reload = e->reload;
-    e->reload = false;
+    e->reload = e->sweep = false;
     *job = engine_pick(e);
     const bool over = e->queue.closed && !running && !*job;
     pthread_mutex_unlock(&e->queue.lock);
@@ -107,6 +107,14 @@ static inline void *engine_thread(void *argument) {
         registry_sweep(e->registry);
     }
     return NULL;
+}
+
+/* Has the engine close the models that nobody uses. */
+static inline void engine_ask_sweep(Engine *e) {
+    pthread_mutex_lock(&e->queue.lock);
+    e->sweep = true;
+    pthread_cond_signal(&e->queue.more);
+    pthread_mutex_unlock(&e->queue.lock);
 }
 
 /* Asks for engine_reload. */

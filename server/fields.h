@@ -135,8 +135,12 @@ static inline int fields_add_formats(unsigned *formats, const Field *f, const ch
     return 0;
 }
 
+enum { FIELD_TEXT_BYTES = 1 << 20 };  // of a text
+
 static inline int fields_set_text(Fields *to, const Field *f, const char *text, Error *err) {
     char **at = (char **)((char *)to + f->offset);
+    if (strlen(text) > FIELD_TEXT_BYTES)
+        return error_set(err, "the field %s is longer than %d bytes", f->name, FIELD_TEXT_BYTES);
     if (f->values && !fields_has_word(f->values, text, strlen(text)))
         return error_set(err, "the field %s must be one of %.*s, not '%.40s'", f->name, (int)strlen(f->values) - 1,
                          f->values, text);
@@ -182,7 +186,7 @@ static inline int fields_set_part(Fields *to, const Field *f, const char *bytes,
         to->image_bytes = n;
         return 0;
     }
-    if (strlen(bytes) != n || n > (1 << 20)) return error_set(err, "the field %s is not a text", f->name);
+    if (strlen(bytes) != n || n > FIELD_TEXT_BYTES) return error_set(err, "the field %s is not a text", f->name);
     if (f->type == VALUE_TEXT) return fields_set_text(to, f, bytes, err);
     if (f->type == VALUE_FORMATS) return fields_add_formats((unsigned *)((char *)to + f->offset), f, bytes, err);
     if (f->type == VALUE_FLAG) {

@@ -67,12 +67,12 @@ static inline void job_free(House *h, Job *j) {
     free(j->answer);
     free(j->events);
     fields_free(&j->fields);
-    if (j->instance) instance_release(&h->registry, j->instance);
+    if (j->instance && instance_release(&h->registry, j->instance)) engine_ask_sweep(&h->engine);
     pthread_mutex_destroy(&j->lock);
     free(j);
 }
 
-/* A job of the house: it has a place until house_release has been called twice, by its connection and by its worker. */
+/* A new job. It is freed when both its connection and its worker have released it. */
 static inline Job *house_job(House *h, const Route *route) {
     Job *j = (Job *)xcalloc(1, sizeof *j);
     j->route = route;
@@ -93,7 +93,7 @@ static inline void house_release(House *h, Job *j) {
 /* Enters a job whose body has been read into the list. False: the house is full. */
 static inline bool house_enter(House *h, Job *j) {
     pthread_mutex_lock(&h->lock);
-    const bool full = h->job_count >= h->o.queue;
+    const bool full = h->stopping || h->job_count >= h->o.queue;
     if (!full) {
         j->older = h->jobs;
         if (h->jobs) h->jobs->newer = j;

@@ -109,7 +109,7 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
     House *h = x->house;
     const char *type = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Type"),
                *length = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Length");
-    const bool form = request_is_form(type), json = type && !strncasecmp(type, "application/json", 16);
+    const bool form = request_is_form(type), json = request_is_of_type(type, "application/json");
     const bool takes_form = x->route->request == FOR_CONVERT || x->route->request == FOR_FILE,
                takes_json = x->route->request != FOR_FILE;
     char *end = NULL;
@@ -124,7 +124,8 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
                           type ? type : "without a type");
     if (rest && (*end || width < 1 || width > 16))
         return http_error(x, c, 422, NULL, NULL, "the beam width must be a number from 1 to 16, not %.40s", rest);
-    // a client that is still sending does not read: what it sends is dropped, unless it waits or that would be too much
+    // A client that is still sending its body does not read the answer. So the body is received and dropped before the 413,
+    // unless the client waits (Expect) or the body is larger than HTTP_BODIES times the limit.
     const bool waits = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Expect") != NULL;
     const unsigned long long bytes = length ? strtoull(length, NULL, 10) : 0;
     x->cut = bytes > h->o.max_body;
@@ -160,8 +161,6 @@ static inline enum MHD_Result http_begin(Exchange *x, struct MHD_Connection *c, 
 static inline enum MHD_Result http_add_body(Exchange *x, const char *data, size_t n) {
     House *h = x->house;
     Job *j = x->job;
-    if (seconds_now() - x->began > h->o.timeout)
-        return MHD_NO;  // sent too slowly; no answer can be sent in its middle
     x->cut |= j->body_bytes + n > h->o.max_body;
     x->full |= __atomic_load_n(&h->bodies, __ATOMIC_RELAXED) > (int64_t)(HTTP_BODIES * h->o.max_body);
     if (x->cut || x->full) return MHD_YES;
@@ -183,13 +182,14 @@ static inline enum MHD_Result http_submit(Exchange *x, struct MHD_Connection *c)
     if (x->cut)
         return http_error(x, c, 413, NULL, NULL, "the body is too long; at most %zu bytes are taken here",
                           h->o.max_body);
-    if (house_stopping(h))
-        return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
     if (x->full)
         return http_error(x, c, 503, "Retry-After", "5",
                           "the bodies of other requests fill the memory for them; try again");
     if (!x->job->body_bytes) return http_error(x, c, 400, NULL, NULL, "the request has no body");
-    if (!house_enter(h, x->job))
+    const bool entered = house_enter(h, x->job);
+    if (!entered && house_stopping(h))
+        return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
+    if (!entered)
         return http_error(x, c, 429, "Retry-After", "2",
                           "%d requests are waiting or worked on, and no more are taken; try again", h->o.queue);
     x->submitted = true;
@@ -232,6 +232,8 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
     if (*size) {
         const size_t n = *size;
         *size = 0;
+        if (seconds_now() - x->began > x->house->o.timeout)
+            return MHD_NO;  // sent too slowly; no answer can be sent in its middle
         if (x->refused) return MHD_YES;
         return x->job ? http_add_body(x, data, n) : MHD_YES;
     }
@@ -242,16 +244,17 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
 
 /* One line on stderr: who asked for what, and how it was answered. */
 static inline void http_log(const Exchange *x, struct MHD_Connection *c, int status, double seconds) {
-    char address[INET6_ADDRSTRLEN] = "-", path[201];
+    char address[INET6_ADDRSTRLEN] = "-", asked[224];
     const struct sockaddr *a = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS)->client_addr;
     if (a->sa_family == AF_INET)
         inet_ntop(AF_INET, &((const struct sockaddr_in *)a)->sin_addr, address, sizeof address);
     if (a->sa_family == AF_INET6)
         inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)a)->sin6_addr, address, sizeof address);
-    snprintf(path, sizeof path, "%s", x->path);
-    for (char *at = path; *at; at++)
-        if (*at <= ' ' || *at > '~') *at = '?';
-    fprintf(stderr, "%s %s %s %d %zu bytes %.3f s\n", address, x->method, path, status, x->bytes, seconds);
+    const int method = snprintf(asked, sizeof asked, "%.20s", x->method);
+    snprintf(asked + method, sizeof asked - (size_t)method, " %.200s", x->path);
+    for (char *at = asked; *at; at++)
+        if ((*at <= ' ' && at != asked + method) || *at > '~') *at = '?';
+    fprintf(stderr, "%s %s %d %zu bytes %.3f s\n", address, asked, status, x->bytes, seconds);
 }
 
 /* A request has ended, well or not: counts it, logs it, and lets go of its job. */

@@ -54,7 +54,6 @@ typedef struct Job {
     const char *type;
     char *answer;
     size_t answer_bytes;
-    int retry_after;  // seconds; 0: not said
 
     pthread_mutex_t lock;
     bool done;       // `answer` is whole
@@ -146,10 +145,6 @@ static inline void job_finish(Job *j, int status, const char *type, char *answer
     pthread_mutex_unlock(&j->lock);
 }
 
-static inline void job_finish_json(Job *j, JsonWriter *w) {
-    job_finish(j, 200, "application/json", w->text, w->length);
-}
-
 /* Fails the job with a status and one sentence; where events are being sent, with a last event. */
 __attribute__((format(printf, 3, 4))) static inline void job_fail(Job *j, int status, const char *format, ...) {
     Error e;
@@ -228,9 +223,10 @@ static inline bool queue_remove(JobQueue *q, Job *j) {
     pthread_mutex_lock(&q->lock);
     for (Job **at = &q->first; *at && !found; at = &(*at)->next) {
         found = *at == j;
-        if (!found) continue;
-        queue_take(q, at);
-        break;
+        if (found) {
+            queue_take(q, at);
+            break;
+        }
     }
     pthread_mutex_unlock(&q->lock);
     return found;

@@ -25,11 +25,10 @@ static inline void metrics_add(uint64_t *counter, uint64_t n) { __atomic_fetch_a
 
 /* Counts a request that was answered. */
 static inline void metrics_request(Metrics *m, const Route *route, int status, double seconds) {
-    const int r = route ? (int)(route - routes) : ROUTES;
+    const int r = route && route->kind != ROUTE_FILE ? (int)(route - routes) : ROUTES;
     int bucket = 0;
     while (bucket < METRICS_BUCKETS - 1 && seconds > metrics_bounds[bucket]) bucket++;
-    metrics_add(&m->requests[r >= 0 && r < ROUTES ? r : ROUTES][status > 0 && status < METRICS_STATUSES ? status : 0],
-                1);
+    metrics_add(&m->requests[r][status > 0 && status < METRICS_STATUSES ? status : 0], 1);
     metrics_add(&m->durations[bucket], 1);
     metrics_add(&m->microseconds, (uint64_t)(seconds * 1e6));
 }

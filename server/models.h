@@ -100,10 +100,12 @@ static inline void instance_close(Instance *i) {
     free(i);
 }
 
-static inline void instance_release(Registry *r, Instance *i) {
+/* Returns whether nobody uses the instance any more. */
+static inline bool instance_release(Registry *r, Instance *i) {
     pthread_mutex_lock(&r->lock);
-    i->references--;
+    const bool unused = --i->references == 0;
     pthread_mutex_unlock(&r->lock);
+    return unused;
 }
 
 /* ---- the registry ---- */
@@ -144,6 +146,7 @@ static inline int registry_load(Registry *r, ServedModel *served, Error *err) {
 
 /* Closes the instances that nobody uses. On the thread that owns the device. */
 static inline void registry_sweep(Registry *r) {
+    Instance *unused = NULL;
     pthread_mutex_lock(&r->lock);
     for (Instance **at = &r->all; *at;) {
         Instance *i = *at;
@@ -152,9 +155,15 @@ static inline void registry_sweep(Registry *r) {
             continue;
         }
         *at = i->next;
-        instance_close(i);
+        i->next = unused;
+        unused = i;
     }
     pthread_mutex_unlock(&r->lock);
+    while (unused) {  // which takes long, while others use the registry
+        Instance *next = unused->next;
+        instance_close(unused);
+        unused = next;
+    }
 }
 
 /* Whether there are models of figures and of formulas. */
@@ -166,7 +175,7 @@ static inline bool registry_has_both(Registry *r) {
     return has[0] && has[1];
 }
 
-/* The model of a request: by its name, or the first of the task, in *found; the caller releases it. Returns 0, or the status of
+/* The model of a request: by its name, or the first of the task, in *out; the caller releases it. Returns 0, or the status of
  * the failure with *err filled. */
 static inline int registry_get(Registry *r, const char *name, const char *task, Instance **out, Error *err) {
     Instance *found = NULL;

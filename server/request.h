@@ -76,8 +76,14 @@ static inline int request_read_form(Job *j, Error *err) {
     return 0;
 }
 
+/* Whether a Content-Type is `type`, with parameters or without. */
+static inline bool request_is_of_type(const char *content_type, const char *type) {
+    const size_t n = strlen(type);
+    return content_type && !strncasecmp(content_type, type, n) && strchr("; \t", content_type[n]);
+}
+
 static inline bool request_is_form(const char *content_type) {
-    return content_type && !strncasecmp(content_type, "multipart/form-data", 19);
+    return request_is_of_type(content_type, "multipart/form-data");
 }
 
 /* Reads the fields, checks that the required ones are there, and frees the body. */
