@@ -141,7 +141,8 @@ def refused_imports(name, folder, model, born):
                           ({"modules_to_save": ["lm_head"]}, ["modules_to_save"]), ({"rank_pattern": {"q_proj": 4}}, ["rank_pattern"]),
                           ({"alpha_pattern": {"q_proj": 4}}, ["alpha_pattern"]), ({"r": 3}, ["lora_A of", "ask for [3, "]),
                           ({"peft_type": "LOHA"}, ["peft_type is", "expected"]), ({"lora_alpha": "high"}, ["lora_alpha is"]),
-                          ({"fan_in_fan_out": True}, ["fan_in_fan_out"])):
+                          ({"fan_in_fan_out": True}, ["fan_in_fan_out"]), ({"alora_invocation_tokens": [1]}, ["aLoRA"]),
+                          ({"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights is", "the base was changed"])):
         (copy / "adapter_config.json").write_text(json.dumps(good | change))
         complaint(f"lora {name}: {words}", script("import_lora.py", model, copy, out), words)
     (copy / "adapter_config.json").write_text(json.dumps(good))
