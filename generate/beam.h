@@ -311,15 +311,25 @@ static inline void beam_run(BeamSearch *s) {
     }
 }
 
-/* The best finished program; of equals the latest. */
+/* Finishes what the limit has cut, and sorts the image's programs: the best first, of equals the latest. */
+static inline void beam_rank(BeamSearch *s, BeamImage *image) {
+    BeamHypothesis *h = image->hypotheses;
+    for (int rank = 0; rank < image->live && !image->done; rank++)
+        beam_finish(s, image, image->slots[rank], image->sums[rank], false);
+    for (int k = 1; k < image->finished; k++) {
+        const BeamHypothesis x = h[k];
+        int at = k;
+        for (; at > 0 && x.score >= h[at - 1].score; at--) h[at] = h[at - 1];
+        h[at] = x;
+    }
+}
+
+/* The best program. */
 static inline BeamResult beam_result(BeamSearch *s, int i) {
     BeamImage *image = &s->image[i];
     if (image->failed) return (BeamResult){.failed = true};
-    for (int rank = 0; rank < image->live && !image->done; rank++)
-        beam_finish(s, image, image->slots[rank], image->sums[rank], false);
+    beam_rank(s, image);
     BeamHypothesis *best = image->hypotheses;
-    for (int k = 1; k < image->finished; k++)
-        if (image->hypotheses[k].score >= best->score) best = &image->hypotheses[k];
     BeamResult r = {best->ids, best->count, best->ended, false, best->sum, best->score};
     best->ids = NULL;  // the result's now
     return r;

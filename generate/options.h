@@ -7,6 +7,7 @@
 #include "../weights.h"
 #include "best.h"
 #include "dataset_write.h"
+#include "default_model.h"
 #include "draw.h"
 #include "prepare.h"
 
@@ -204,29 +205,6 @@ static char *dataset_settings(WeightFormat format, const char *preprocess, int m
                          opt.length_penalty, opt.search ? opt.search : "", opt.exploration, opt.reward,
                          opt.repeat_guard, opt.draft ? opt.draft : "", preprocess, opt.trim_near_white, opt.invert,
                          (int)format);
-}
-
-/* Whether a model file says that it writes programs of a task; one that says nothing writes TikZ. */
-static bool model_writes(const char *path, RenderTask task) {
-    SafeTensors file;
-    Error err;
-    if (safetensors_open(&file, path, &err)) return task == RENDER_TIKZ;  // opening it as a model will say why
-    const char *said = safetensors_metadata(&file, "tokenizer.task");
-    const bool formulas = said && !strcmp(said, "formula");
-    safetensors_close(&file);
-    return formulas == (task == RENDER_FORMULA);
-}
-
-static const char *const shipped_models[] = {[RENDER_TIKZ] = "dev/starter/student.safetensors",
-                                             [RENDER_FORMULA] = "dev/formula/reader.safetensors"};
-
-/* The default of --model for a task: the last training run's best checkpoint or else its student, if it writes that, else the
- * shipped model. NULL: there is none. */
-static const char *default_model(RenderTask task) {
-    const char *const models[] = {"out/best.safetensors", "out/student.safetensors", shipped_file(shipped_models[task])};
-    for (int i = 0; i < 3; i++)
-        if (file_exists(models[i]) && model_writes(models[i], task)) return models[i];
-    return NULL;
 }
 
 /* Without --model: the model for --task, or, where there is one for each task, both, unless another option belongs to one model

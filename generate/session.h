@@ -108,6 +108,33 @@ static void session_open(Session *s, const char *path, const Ops *op, WeightForm
     session_plan(s);
 }
 
+/* The task of an input, as the models see it. One that cannot be read has none, which is said later: a figure. */
+static RenderTask input_task(Input *input) {
+    Error err;
+    Image image;
+    if (input_load(input, &image, &err)) return RENDER_TIKZ;
+    if (opt.invert) image_invert(&image);
+    const RenderTask task = tell_task(&image, !opt.preprocess || !strcmp(opt.preprocess, "auto"));
+    image_free(&image);
+    return task;
+}
+
+/* Tells the tasks of all inputs, and how many images there are of each; says on stderr what was told. */
+static void tell_tasks(Inputs *inputs, RenderTask *tasks, int *images) {
+    static const char *const kinds[] = {[RENDER_TIKZ] = "a figure", [RENDER_FORMULA] = "a formula"};
+    images[RENDER_TIKZ] = images[RENDER_FORMULA] = 0;
+    for (int i = 0; i < inputs->count; i++) {
+        tasks[i] = input_task(&inputs->items[i]);
+        images[tasks[i]]++;
+        if (opt.verbose || (inputs->count == 1 && !opt.quiet))
+            fprintf(stderr, "%s: taken for %s; --task %s takes it for %s\n", inputs->items[i].path, kinds[tasks[i]],
+                    render_task_names[!tasks[i]], kinds[!tasks[i]]);
+    }
+    if (inputs->count > 1 && !opt.verbose && !opt.quiet)
+        fprintf(stderr, "%d of %d images taken for formulas, the others for figures; --verbose says which\n",
+                images[RENDER_FORMULA], inputs->count);
+}
+
 /* Opens a session for the model, or, where there are one of figures and one of formulas, for each of them that has images of its
  * task. Returns the number of sessions. */
 static int sessions_open(Session *sessions, Writer *w, Inputs *inputs, const Ops *op, WeightFormat format) {

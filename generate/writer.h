@@ -269,7 +269,7 @@ static inline void program_print_json(Program *p, const Writer *w, const Compile
     char *text = p->text ? program_wrapped(p, w, &r.program_bytes) : NULL;
     r.program = text;
     r.tokens = p->tokens;
-    r.task = p->model->task == RENDER_FORMULA ? "formula" : "tikz";
+    r.task = render_task_names[p->model->task];
     r.log_probability = p->log_probability;
     r.confidence = p->confidence;
     r.complete = p->ended;

@@ -7,6 +7,7 @@
 #include "error.h"
 
 typedef enum { RENDER_TIKZ, RENDER_FORMULA } RenderTask;
+static const char *const render_task_names[] = {[RENDER_TIKZ] = "tikz", [RENDER_FORMULA] = "formula"};  // as in --task
 
 /* Without page numbers; before the class, because the first line may end in a comment. */
 #define TEX_EMPTY_PAGES "\\AtBeginDocument{\\thispagestyle{empty}\\pagestyle{empty}}"

@@ -60,21 +60,10 @@ static inline double alone_score(Instance *i, const Job *j, const int *ids, int 
 
 /* ---- beam search ---- */
 
-/* The best first, of equals the latest, as beam_result takes them. */
-static inline void alone_sort_beams(BeamHypothesis *h, int n) {
-    for (int k = 1; k < n; k++) {
-        const BeamHypothesis x = h[k];
-        int at = k;
-        for (; at > 0 && x.score >= h[at - 1].score; at--) h[at] = h[at - 1];
-        h[at] = x;
-    }
-}
-
 /* The finished programs of a search, the best first, become the job's candidates. */
-static inline void alone_take_beams(Instance *i, Job *j, BeamImage *image) {
+static inline void alone_take_beams(Instance *i, Job *j, const BeamImage *image) {
     TokenIds whole = {0};
-    BeamHypothesis *h = image->hypotheses;
-    alone_sort_beams(h, image->finished);
+    const BeamHypothesis *h = image->hypotheses;
     for (int k = 0; k < image->finished && k < ALONE_CANDIDATES; k++) {
         whole.count = 0;
         for (int n = 0; n < i->prefix.count; n++) token_ids_add(&whole, i->prefix.ids[n]);
@@ -106,8 +95,7 @@ static inline void alone_beam(Instance *i, Job *j) {
     } else if (image->failed) {
         decode_fail_not_finite(i, j);
     } else {
-        for (int rank = 0; rank < image->live && !image->done; rank++)
-            beam_finish(&s, image, image->slots[rank], image->sums[rank], false);
+        beam_rank(&s, image);
         alone_take_beams(i, j, image);
     }
     beam_close(&s);

@@ -64,7 +64,7 @@ static inline char *answer_convert(const Job *j, const Drawn *drawn, Drawn *cand
     const Program *p = &j->program;
     json_begin_object(&w);
     answer_string(&w, "model", j->instance->name);
-    answer_string(&w, "task", task_names[j->instance->task]);
+    answer_string(&w, "task", render_task_names[j->instance->task]);
     json_key(&w, "program");
     json_string_bytes(&w, p->text, p->bytes);
     answer_document(&w, j->instance->task, p->text, p->bytes);
@@ -182,7 +182,7 @@ static inline char *answer_models(Registry *r, size_t *size) {
         answer_string(&w, "id", r->models[m].name);
         answer_string(&w, "object", "model");
         answer_string(&w, "owned_by", "tikz.c");
-        answer_string(&w, "task", task_names[i->task]);
+        answer_string(&w, "task", render_task_names[i->task]);
         answer_string(&w, "file", base ? base + 1 : r->models[m].path);
         for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) {
             json_key(&w, numbers[k].key);

@@ -14,6 +14,16 @@ static inline void answer_number(JsonWriter *w, const char *key, double x) {
     json_number(w, x);
 }
 
+/* The data of the event `begin`, allocated: who writes what. */
+static inline char *begin_event(const Instance *i) {
+    JsonWriter w = {0};
+    json_begin_object(&w);
+    answer_string(&w, "model", i->name);
+    answer_string(&w, "task", render_task_names[i->task]);
+    json_end_object(&w);
+    return w.text;
+}
+
 /* The data of the event `token`, allocated. */
 static inline char *token_event(const char *bytes, size_t n) {
     JsonWriter w = {0};

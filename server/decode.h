@@ -44,8 +44,13 @@ static inline void decode_stream(Job *j, const char *bytes, size_t n) {
     free(data);
 }
 
-/* Begins the text of a job's program. */
+/* Begins the text of a job's program, and the stream of /v1/convert. */
 static inline void decode_begin_program(Instance *i, Job *j) {
+    if (j->fields.stream && j->route->kind == ROUTE_CONVERT) {
+        char *data = begin_event(i);
+        job_event(j, "begin", data);
+        free(data);
+    }
     j->program.log_probability = 0;
     j->generate_seconds = seconds_now();
     program_begin_text(&j->program, &i->writer, i->prefix.ids, i->prefix.count);

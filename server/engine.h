@@ -109,21 +109,15 @@ static inline void *engine_thread(void *argument) {
     return NULL;
 }
 
-/* Has the engine close the models that nobody uses. */
-static inline void engine_ask_sweep(Engine *e) {
+static inline void engine_ask(Engine *e, bool *what) {
     pthread_mutex_lock(&e->queue.lock);
-    e->sweep = true;
+    *what = true;
     pthread_cond_signal(&e->queue.more);
     pthread_mutex_unlock(&e->queue.lock);
 }
 
-/* Asks for engine_reload. */
-static inline void engine_ask_reload(Engine *e) {
-    pthread_mutex_lock(&e->queue.lock);
-    e->reload = true;
-    pthread_cond_signal(&e->queue.more);
-    pthread_mutex_unlock(&e->queue.lock);
-}
+static inline void engine_ask_sweep(Engine *e) { engine_ask(e, &e->sweep); }
+static inline void engine_ask_reload(Engine *e) { engine_ask(e, &e->reload); }
 
 static inline void engine_open(Engine *e, Registry *r, Outlet *outlet, Metrics *m, int threads) {
     e->registry = r;

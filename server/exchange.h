@@ -16,8 +16,10 @@ typedef struct {
     const Route *route;  // NULL: there is none
     Job *job;            // of a request with a body
     bool zero;           // the path has a zero byte, at which it seems to end
-    bool refused;        // its answer has been queued
+    bool sending;        // the client is still sending the body, and does not read before it is done
+    bool refused;        // its answer is known
     bool cut, full;      // the body, or all bodies together, are too long: what comes of it is dropped
+    struct MHD_Response *waits;  // an answer that waits for the end of the body; NULL: none
     bool submitted;      // the job has set out
     int status;
     size_t bytes;
@@ -40,9 +42,14 @@ static inline void http_headers(const House *h, struct MHD_Response *r, const ch
     if (strcmp(h->o.cors, "*")) http_header(r, "Vary", "Origin");
 }
 
+/* Sends an answer, or keeps it until the body is there: after one that comes before, the connection would be reset. */
 static inline enum MHD_Result http_queue(Exchange *x, struct MHD_Connection *c, int status, struct MHD_Response *r) {
     x->status = status;
     x->refused = true;
+    if (x->sending) {
+        x->waits = r;
+        return MHD_YES;
+    }
     const enum MHD_Result ok = MHD_queue_response(c, (unsigned)status, r);
     MHD_destroy_response(r);
     return ok;

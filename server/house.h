@@ -49,7 +49,8 @@ static inline bool house_stopping(const House *h) { return __atomic_load_n(&h->s
 
 /* ---- jobs ---- */
 
-static inline void job_free(House *h, Job *j) {
+/* Frees what was worked on: a client that reads its answer slowly keeps no more than the answer. */
+static inline void job_free_work(House *h, Job *j) {
     Program *p = &j->program;
     if (p->memory) {
         fclose(p->memory);
@@ -58,16 +59,23 @@ static inline void job_free(House *h, Job *j) {
     free(p->text);
     free(p->ids.ids);
     free(p->preprocessing);
+    *p = (Program){0};
     for (int k = 0; k < j->candidate_count; k++) free(j->candidates[k].text);
     free(j->candidates);
     free(j->pixels);
+    j->candidates = NULL, j->candidate_count = 0, j->pixels = NULL;
+    fields_free(&j->fields);
+    if (j->instance && instance_release(&h->registry, j->instance)) engine_ask_sweep(&h->engine);
+    j->instance = NULL;
+}
+
+static inline void job_free(House *h, Job *j) {
+    job_free_work(h, j);
     __atomic_fetch_sub(&h->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
     free(j->body);
     free(j->content_type);
     free(j->answer);
     free(j->events);
-    fields_free(&j->fields);
-    if (j->instance && instance_release(&h->registry, j->instance)) engine_ask_sweep(&h->engine);
     pthread_mutex_destroy(&j->lock);
     free(j);
 }
@@ -117,6 +125,7 @@ static inline void house_leave(House *h, Job *j) {
     h->job_count--;
     __atomic_store_n(&h->metrics.jobs, h->job_count, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&h->lock);
+    job_free_work(h, j);
     house_release(h, j);
 }
 

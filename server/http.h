@@ -104,11 +104,24 @@ static inline enum MHD_Result http_preflight(Exchange *x, struct MHD_Connection 
     return http_queue(x, c, 204, r);
 }
 
+/* What the headers say of the body's length; 0: nothing. */
+static inline unsigned long long http_body_bytes(struct MHD_Connection *c) {
+    const char *length = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Length");
+    return length ? strtoull(length, NULL, 10) : 0;
+}
+
+/* Whether the client sends a body without waiting for a word (Expect), and not one so long that it is not worth receiving. */
+static inline bool http_is_sending(const House *h, struct MHD_Connection *c) {
+    const unsigned long long bytes = http_body_bytes(c);
+    const bool chunked = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Transfer-Encoding") != NULL;
+    return (bytes || chunked) && bytes <= HTTP_BODIES * h->o.max_body &&
+           !MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Expect");
+}
+
 /* Checks what can be known before the body comes, and makes the job. */
 static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection *c, const char *rest) {
     House *h = x->house;
-    const char *type = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Type"),
-               *length = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Length");
+    const char *type = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Type");
     const bool form = request_is_form(type), json = request_is_of_type(type, "application/json");
     const bool takes_form = x->route->request == FOR_CONVERT || x->route->request == FOR_FILE,
                takes_json = x->route->request != FOR_FILE;
@@ -124,12 +137,8 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
                           type ? type : "without a type");
     if (rest && (*end || width < 1 || width > 16))
         return http_error(x, c, 422, NULL, NULL, "the beam width must be a number from 1 to 16, not %.40s", rest);
-    // A client that is still sending its body does not read the answer. So the body is received and dropped before the 413,
-    // unless the client waits (Expect) or the body is larger than HTTP_BODIES times the limit.
-    const bool waits = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Expect") != NULL;
-    const unsigned long long bytes = length ? strtoull(length, NULL, 10) : 0;
-    x->cut = bytes > h->o.max_body;
-    if (x->cut && (waits || bytes > HTTP_BODIES * h->o.max_body))
+    const unsigned long long bytes = http_body_bytes(c);
+    if (bytes > h->o.max_body)
         return http_error(x, c, 413, NULL, NULL, "the body has %llu bytes; at most %zu are taken here", bytes,
                           h->o.max_body);
     x->job = house_job(h, x->route);
@@ -227,6 +236,7 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
         http_note(x->house, c, true);
         x->path = xstrdup(path);
         x->method = method;
+        x->sending = http_is_sending(x->house, c);
         return http_begin(x, c, method);
     }
     if (*size) {
@@ -236,6 +246,12 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
             return MHD_NO;  // sent too slowly; no answer can be sent in its middle
         if (x->refused) return MHD_YES;
         return x->job ? http_add_body(x, data, n) : MHD_YES;
+    }
+    x->sending = false;
+    if (x->waits) {
+        struct MHD_Response *r = x->waits;
+        x->waits = NULL;
+        return http_queue(x, c, x->status, r);
     }
     if (x->refused) return MHD_YES;
     if (!x->job) return http_get(x, c);
@@ -278,6 +294,7 @@ static inline void http_on_end(void *context, struct MHD_Connection *c, void **s
         job_cancel(j, GONE);
         house_release(h, j);
     }
+    if (x->waits) MHD_destroy_response(x->waits);
     free(x->path);
     free(x);
     *state = NULL;

@@ -44,8 +44,6 @@ typedef struct {
     Instance *all;         // list; only the engine's thread, which owns the device, changes it
 } Registry;
 
-static const char *const task_names[] = {[RENDER_TIKZ] = "tikz", [RENDER_FORMULA] = "formula"};
-
 /* Plans the memory of an instance: one image at a time is encoded, up to `slots` programs are written together. */
 static inline void instance_plan(Instance *i, int slots) {
     Model *m = &i->model;
@@ -175,15 +173,15 @@ static inline bool registry_has_both(Registry *r) {
     return has[0] && has[1];
 }
 
-/* The model of a request: by its name, or the first of the task, in *out; the caller releases it. Returns 0, or the status of
+/* The model of a request: by its name, or the first of the task (NULL: any), in *out; the caller releases it. Returns 0, or the status of
  * the failure with *err filled. */
 static inline int registry_get(Registry *r, const char *name, const char *task, Instance **out, Error *err) {
     Instance *found = NULL;
-    const bool any = !task || !strcmp(task, "auto");
+    const bool any = !task;
     pthread_mutex_lock(&r->lock);
     for (int i = 0; i < r->count && !found; i++) {
         Instance *current = r->models[i].current;
-        if (name ? !strcmp(r->models[i].name, name) : any || !strcmp(task_names[current->task], task))
+        if (name ? !strcmp(r->models[i].name, name) : any || !strcmp(render_task_names[current->task], task))
             found = current;
     }
     if (found) found->references++;
@@ -191,8 +189,8 @@ static inline int registry_get(Registry *r, const char *name, const char *task, 
     *out = found;
     if (!found && name) return error_set(err, "there is no model '%.100s'; GET /v1/models lists them", name), 404;
     if (!found) return error_set(err, "no model here writes the task %s; GET /v1/models lists them", task), 422;
-    if (!name || any || !strcmp(task_names[found->task], task)) return 0;
-    error_set(err, "the model %s writes the task %s, not %s", name, task_names[found->task], task);
+    if (!name || any || !strcmp(render_task_names[found->task], task)) return 0;
+    error_set(err, "the model %s writes the task %s, not %s", name, render_task_names[found->task], task);
     instance_release(r, found);
     *out = NULL;
     return 422;

@@ -2,6 +2,7 @@
 #ifndef SERVER_OPTIONS_H
 #define SERVER_OPTIONS_H
 
+#include "../generate/default_model.h"
 #include "../lib/options.h"
 #include "house.h"
 
@@ -58,18 +59,19 @@ static const Option table[] = {
 };
 enum { OPTIONS = sizeof table / sizeof table[0] };
 
-/* Without --model: the last training run's best checkpoint or else its student, then the shipped starter student and the shipped
- * reader of formulas, as far as they are there. The first that writes a task is the default for it. */
+// The shipped models are not called after their files.
+static const char *const shipped_names[] = {[RENDER_TIKZ] = "starter", [RENDER_FORMULA] = "reader"};
+
+/* Without --model: infer's default model of figures, and that of formulas, as far as they are there. */
 static void default_models(StringList *models) {
-    static const char *const trained[] = {"out/best.safetensors", "out/student.safetensors"};
-    const char *starter = shipped_file("dev/starter/student.safetensors");
-    const char *reader = shipped_file("dev/formula/reader.safetensors");
-    for (int i = 0; i < 2 && !models->count; i++)
-        if (file_exists(trained[i])) string_list_add(models, trained[i]);
-    if (file_exists(starter)) string_list_add(models, options_keep(format_string("starter=%s", starter)));
-    if (file_exists(reader)) string_list_add(models, options_keep(format_string("reader=%s", reader)));
+    for (int task = RENDER_TIKZ; task <= RENDER_FORMULA; task++) {
+        const char *path = default_model((RenderTask)task), *shipped = shipped_file(shipped_models[task]);
+        if (path)
+            string_list_add(models, strcmp(path, shipped) ? path : options_keep(format_string("%s=%s", shipped_names[task], path)));
+    }
     if (!models->count)
-        die("there is no model here: neither %s nor %s nor %s; name one with --model", trained[0], trained[1], starter);
+        die("there is no model here: neither out/best.safetensors nor out/student.safetensors nor %s; name one with --model",
+            shipped_models[RENDER_TIKZ]);
 }
 
 /* Lets the program have as many descriptors as its connections need, where the system allows it. */

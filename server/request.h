@@ -2,9 +2,8 @@
 #ifndef SERVER_REQUEST_H
 #define SERVER_REQUEST_H
 
-#include "../lib/image_clean.h"
+#include "../generate/tell_task.h"
 #include "../lib/image_header.h"
-#include "../lib/image_kind.h"
 #include "house.h"
 #include "multipart.h"
 
@@ -160,55 +159,54 @@ static inline int request_check_pixels(const House *h, const Job *j, Error *err)
                      size.width, size.height, (double)h->o.max_pixels / 1e6);
 }
 
-/* The task of the request: where none is asked for and there are models of both, the image's looks tell, as in infer. */
-static inline int request_task(House *h, const Fields *f, const char **task, Error *err) {
-    Image image;
-    *task = f->task;
-    if (f->model || (f->task && strcmp(f->task, "auto")) || !registry_has_both(&h->registry)) return 0;
-    if (image_decode(&image, f->image, f->image_bytes, "of the request", err)) return -1;
-    image_clean(&image, NULL);
-    *task = task_names[image_formula_score(&image) > 0 ? RENDER_FORMULA : RENDER_TIKZ];
-    image_free(&image);
-    return 0;
+/* The task that the model must have, or NULL: any. Where none is asked for and there are models of both, the image tells it, as in
+ * infer. */
+static inline const char *request_task(House *h, const Fields *f, const Image *image) {
+    if (f->task && strcmp(f->task, "auto")) return f->task;
+    return f->model || !registry_has_both(&h->registry) ? NULL : render_task_names[tell_task(image, true)];
 }
 
-/* Decodes the image and prepares it as infer does. */
-static inline int request_prepare_image(Job *j, Error *err) {
+/* Prepares the image as infer does. */
+static inline int request_prepare_image(Job *j, Image *image, Error *err) {
     const Instance *i = j->instance;
-    Image image;
     ImageBox box;
     j->input = (Input){.path = (char *)"of the request"};
     j->program.input = &j->input;
     j->program.model = &i->known;
-    if (image_decode(&image, j->fields.image, j->fields.image_bytes, "of the request", err)) return -1;
-    int bad = program_preprocess(&j->program, &i->prepare, &image, &box, err);
-    if (!bad) {
-        j->pixels = (uint8_t *)xmalloc(image_size_bytes(i->prepare.size));
-        image_prepare_box(j->pixels, &image, box, i->prepare.size);
-        j->program.longest = box.width > box.height ? box.width : box.height;
-    }
-    image_free(&image);
-    free(j->fields.image);
-    j->fields.image = NULL;
-    return bad;
+    if (program_preprocess(&j->program, &i->prepare, image, &box, err)) return -1;
+    j->pixels = (uint8_t *)xmalloc(image_size_bytes(i->prepare.size));
+    image_prepare_box(j->pixels, image, box, i->prepare.size);
+    j->program.longest = box.width > box.height ? box.width : box.height;
+    return 0;
+}
+
+/* Chooses the model, and plans the work for an image. Returns 0, or the status of the failure. */
+static inline int request_begin_image(House *h, Job *j, Image *image, Error *err) {
+    const Fields *f = &j->fields;
+    const int status = registry_get(&h->registry, f->model, request_task(h, f, image), &j->instance, err);
+    if (status) return status;
+    if (request_check(h, j, err)) return 422;
+    request_plan(h, j);
+    return request_prepare_image(j, image, err) ? 422 : 0;
 }
 
 /* Reads a request. Returns 0, or the status of the failure. */
 static inline int request_begin(House *h, Job *j, Error *err) {
     Fields *f = &j->fields;
+    Image image;
     int status = request_read(h, j, err);
     if (status) return status;
     j->draws = j->route->kind == ROUTE_RENDER;
     if (j->draws) return 0;
     if (j->route->kind != ROUTE_CONVERT) f->compile = false;
     if (j->route->kind == ROUTE_PREDICT_BEAM) f->beam = j->beam_width;
-    const char *task;
     if (request_check_pixels(h, j, err)) return 413;
-    if (request_task(h, f, &task, err)) return 422;
-    if ((status = registry_get(&h->registry, f->model, task, &j->instance, err))) return status;
-    if (request_check(h, j, err)) return 422;
-    request_plan(h, j);
-    return request_prepare_image(j, err) ? 422 : 0;
+    if (image_decode(&image, f->image, f->image_bytes, "of the request", err)) return 422;
+    free(f->image);
+    f->image = NULL;
+    status = request_begin_image(h, j, &image, err);
+    image_free(&image);
+    return status;
 }
 
 static inline void *request_thread(void *argument) {

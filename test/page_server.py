@@ -124,6 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        self.event("begin", {"model": "student", "task": task})
         several = field("candidates") or field("beam") or field("search")
         pieces = PIECE.findall(program)
         for piece in [] if several else pieces:

@@ -254,7 +254,8 @@ def test_stream(s):
     line = first.readline()
     at_first = time.monotonic() - begin
     rest = first.read()
-    check(line == b"event: token\n" and time.monotonic() - begin > at_first and b"event: result" in rest,
+    check(found[0] == ("begin", '{"model":"starter","task":"tikz"}'), "a stream says first who writes what", found[0])
+    check(line == b"event: begin\n" and time.monotonic() - begin > at_first and b"event: result" in rest,
           "tokens come one after another")
     check_error(s.convert(b"no image", stream=True), 422, "neither PNG")
 
@@ -453,6 +454,12 @@ def test_limits():
             s.ask("GET", "/v1/models", headers=headers)
         check_error((status, json.loads(body)), 401, "asks for its key", "unauthorized")
         check(answer_headers["WWW-Authenticate"] == "Bearer", "401 says how")
+    long = b"x" * 12_000_000  # more than a socket holds: it must be taken off before its sender reads
+    for path, headers, status in (("/v1/convert", {"Content-Type": "application/json"}, 401), ("/docs", key, 405),
+                                  ("/v1/convert", {"Content-Type": "text/plain", **key}, 415),
+                                  ("/v1/convert", {"Content-Type": "application/json", **key}, 413)):
+        answer = s.ask("POST", path, long, headers)
+        check(answer[0] == status, f"a sender of much gets its {status}", answer[0])
     check(s.ask("GET", "/v1/models", headers=key)[0] == 200 and s.ask("GET", "/healthz")[0] == 200, "the key opens")
     check(s.ask("OPTIONS", "/v1/convert")[1]["Access-Control-Allow-Origin"] == "https://a.example", "--cors")
     image = base64.b64encode(IMAGE).decode()

@@ -46,30 +46,33 @@ async function convert() {
   setProgram("");
   showResult(null);
   setWriting(true);
-  let tokens = 0;
+  let tokens = 0, task = null;
   try {
     for await (const { name, data } of convertOnServer(image, options, signal)) {
-      if (name === "token") {
+      if (name === "begin") {
+        task = data.task;
+      } else if (name === "token") {
         if (tokens++ === 0) say("Writing the program…");
         byId("count").textContent = `${tokens} tokens`;
         appendToProgram(data.text);
       } else if (name === "candidate") {
         say("Comparing candidates…");
-        if (addCandidate(data)) showCandidate(data);
+        if (addCandidate(data)) showCandidate(data, task);
       } else if (name === "result") {
         showAnswer(data);
       }
     }
   } catch (error) {
+    if (!result && task && work?.signal === signal) showResult({ task }); // what is written so far can be rendered
     failed(signal, error, tokens > 0 ? `Stopped after ${tokens} tokens.` : "Stopped.");
   } finally {
     end(signal);
   }
 }
 
-function showCandidate(candidate) {
+function showCandidate(candidate, task = taskNow()) {
   setProgram(candidate.program);
-  showResult({ ...candidate, task: taskNow() });
+  showResult({ ...candidate, task });
 }
 
 function showAnswer(answer) {

@@ -25,8 +25,8 @@ export async function listModels() {
   return (await answer.json()).data;
 }
 
-// Turns an image into a program. Yields what the server says while it works, as {name, data}: "token" {text}, "candidate"
-// {program, score, ...}, and at the end "result", the whole answer. Leaving the loop or aborting `signal` ends the work.
+// Turns an image into a program. Yields what the server says while it works, as {name, data}: "begin" {model,
+// task}, "token" {text}, "candidate" {program, score, ...}, and at the end "result", the whole answer. Leaving the loop or aborting `signal` ends the work.
 export async function* convert(image, options, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries({ ...options, render: "png,svg", stream: "true" })) form.append(name, value);
