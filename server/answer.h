@@ -2,7 +2,7 @@
 #ifndef SERVER_ANSWER_H
 #define SERVER_ANSWER_H
 
-#include "house.h"
+#include "server.h"
 
 /* What became of one program. */
 typedef struct {

@@ -14,13 +14,13 @@ enum { HTTP_BODIES = 16 };  // so many times the longest body may be in memory
 /* ---- the job's answer ---- */
 
 /* Callback of the library: copies events into its buffer; without any, the connection is suspended until there are. */
-static inline ssize_t http_read_events(void *context, uint64_t position, char *buffer, size_t room) {
+static inline ssize_t http_read_events(void *context, uint64_t position, char *buffer, size_t capacity) {
     Exchange *x = (Exchange *)context;
     Job *j = x->job;
     (void)position;
     pthread_mutex_lock(&j->lock);
     size_t n = j->event_bytes - j->event_sent;
-    if (n > room) n = room;
+    if (n > capacity) n = capacity;
     memcpy(buffer, j->events + j->event_sent, n);
     j->event_sent += n;
     x->bytes += n;
@@ -36,7 +36,7 @@ static inline ssize_t http_read_events(void *context, uint64_t position, char *b
 
 static inline enum MHD_Result http_stream(Exchange *x, struct MHD_Connection *c) {
     struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 4096, http_read_events, x, NULL);
-    http_headers(x->house, r, "text/event-stream; charset=utf-8");
+    http_headers(x->server, r, "text/event-stream; charset=utf-8");
     http_header(r, "Cache-Control", "no-store");
     http_header(r, "X-Accel-Buffering", "no");
     return http_queue(x, c, 200, r);
@@ -70,14 +70,15 @@ static inline bool http_same_key(const char *given, const char *key) {
     return !different;
 }
 
-static inline bool http_allowed(const House *h, const Route *route, struct MHD_Connection *c) {
-    if (!h->o.api_key || route->open) return true;
+static inline bool http_allowed(const Server *server, const Route *route, struct MHD_Connection *c) {
+    if (!server->o.api_key || route->open) return true;
     const char *given = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Authorization");
-    return given && !strncasecmp(given, "Bearer ", 7) && http_same_key(given + 7, h->o.api_key);
+    return given && !strncasecmp(given, "Bearer ", 7) && http_same_key(given + 7, server->o.api_key);
 }
 
 /* Finds the route; *allow: the methods of the path. */
-static inline const Route *http_route(Exchange *x, const char *method, char *allow, size_t room, const char **rest) {
+static inline const Route *http_route(Exchange *x, const char *method, char *allow, size_t capacity,
+                                      const char **rest) {
     const bool head = !strcmp(method, "HEAD");
     bool known = false;
     *allow = '\0';
@@ -87,17 +88,17 @@ static inline const Route *http_route(Exchange *x, const char *method, char *all
         known = true;
         *rest = segment;
         if (!strcmp(routes[i].method, method) || (head && !strcmp(routes[i].method, "GET"))) return &routes[i];
-        snprintf(allow, room, "%s", strcmp(routes[i].method, "GET") ? routes[i].method : "GET, HEAD");
+        snprintf(allow, capacity, "%s", strcmp(routes[i].method, "GET") ? routes[i].method : "GET, HEAD");
     }
     if (!known && (!strcmp(method, "GET") || head)) return &route_file;
-    if (!known) snprintf(allow, room, "GET, HEAD");
+    if (!known) snprintf(allow, capacity, "GET, HEAD");
     return NULL;
 }
 
 /* What a browser asks before it sends a request of another page's. */
 static inline enum MHD_Result http_preflight(Exchange *x, struct MHD_Connection *c) {
     struct MHD_Response *r = MHD_create_response_from_buffer(0, (void *)"", MHD_RESPMEM_PERSISTENT);
-    http_headers(x->house, r, "text/plain");
+    http_headers(x->server, r, "text/plain");
     http_header(r, "Access-Control-Allow-Methods", "GET, POST");
     http_header(r, "Access-Control-Allow-Headers", "Authorization, Content-Type");
     http_header(r, "Access-Control-Max-Age", "600");
@@ -111,23 +112,23 @@ static inline unsigned long long http_body_bytes(struct MHD_Connection *c) {
 }
 
 /* Whether the client sends a body without waiting for a word (Expect), and not one so long that it is not worth receiving. */
-static inline bool http_is_sending(const House *h, struct MHD_Connection *c) {
+static inline bool http_is_sending(const Server *server, struct MHD_Connection *c) {
     const unsigned long long bytes = http_body_bytes(c);
     const bool chunked = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Transfer-Encoding") != NULL;
-    return (bytes || chunked) && bytes <= HTTP_BODIES * h->o.max_body &&
+    return (bytes || chunked) && bytes <= HTTP_BODIES * server->o.max_body &&
            !MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Expect");
 }
 
 /* Checks what can be known before the body comes, and makes the job. */
 static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection *c, const char *rest) {
-    House *h = x->house;
+    Server *server = x->server;
     const char *type = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Type");
     const bool form = request_is_form(type), json = request_is_of_type(type, "application/json");
     const bool takes_form = x->route->request == FOR_CONVERT || x->route->request == FOR_FILE,
                takes_json = x->route->request != FOR_FILE;
     char *end = NULL;
     const long width = rest ? strtol(rest, &end, 10) : 1;
-    if (house_stopping(h))
+    if (server_stopping(server))
         return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
     if (!(form && takes_form) && !(json && takes_json))
         return http_error(x, c, 415, NULL, NULL, "the body must be %s, not %.60s",
@@ -138,10 +139,10 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
     if (rest && (*end || width < 1 || width > 16))
         return http_error(x, c, 422, NULL, NULL, "the beam width must be a number from 1 to 16, not %.40s", rest);
     const unsigned long long bytes = http_body_bytes(c);
-    if (bytes > h->o.max_body)
+    if (bytes > server->o.max_body)
         return http_error(x, c, 413, NULL, NULL, "the body has %llu bytes; at most %zu are taken here", bytes,
-                          h->o.max_body);
-    x->job = house_job(h, x->route);
+                          server->o.max_body);
+    x->job = server_job(server, x->route);
     x->job->content_type = xstrdup(type);
     x->job->beam_width = (int)width;
     x->job->connection = c;
@@ -153,12 +154,12 @@ static inline enum MHD_Result http_begin_job(Exchange *x, struct MHD_Connection 
 static inline enum MHD_Result http_begin(Exchange *x, struct MHD_Connection *c, const char *method) {
     char allow[40];
     const char *rest = NULL;
-    House *h = x->house;
+    Server *server = x->server;
     if (x->zero) return http_error(x, c, 400, NULL, NULL, "the path has a zero byte");
-    if (!strcmp(method, "OPTIONS") && h->o.cors) return http_preflight(x, c);
+    if (!strcmp(method, "OPTIONS") && server->o.cors) return http_preflight(x, c);
     x->route = http_route(x, method, allow, sizeof allow, &rest);
     if (!x->route) return http_error(x, c, 405, "Allow", allow, "%.20s is not possible here; %s is", method, allow);
-    if (!http_allowed(h, x->route, c))
+    if (!http_allowed(server, x->route, c))
         return http_error(x, c, 401, "WWW-Authenticate", "Bearer",
                           "this server asks for its key: send the header Authorization: Bearer KEY");
     return x->route->request ? http_begin_job(x, c, rest) : MHD_YES;
@@ -168,15 +169,15 @@ static inline enum MHD_Result http_begin(Exchange *x, struct MHD_Connection *c, 
 
 /* Adds a piece of the body; the memory of all bodies together is limited. */
 static inline enum MHD_Result http_add_body(Exchange *x, const char *data, size_t n) {
-    House *h = x->house;
+    Server *server = x->server;
     Job *j = x->job;
-    x->cut |= j->body_bytes + n > h->o.max_body;
-    x->full |= __atomic_load_n(&h->bodies, __ATOMIC_RELAXED) > (int64_t)(HTTP_BODIES * h->o.max_body);
+    x->cut |= j->body_bytes + n > server->o.max_body;
+    x->full |= __atomic_load_n(&server->bodies, __ATOMIC_RELAXED) > (int64_t)(HTTP_BODIES * server->o.max_body);
     if (x->cut || x->full) return MHD_YES;
     if (j->body_bytes + n + 1 > j->body_capacity) {
         const size_t before = j->body_capacity;
         j->body_capacity = 2 * (j->body_bytes + n) + 1024;
-        __atomic_fetch_add(&h->bodies, (int64_t)(j->body_capacity - before), __ATOMIC_RELAXED);
+        __atomic_fetch_add(&server->bodies, (int64_t)(j->body_capacity - before), __ATOMIC_RELAXED);
         j->body = (char *)xrealloc(j->body, j->body_capacity);
     }
     memcpy(j->body + j->body_bytes, data, n);
@@ -187,22 +188,22 @@ static inline enum MHD_Result http_add_body(Exchange *x, const char *data, size_
 
 /* The body is there: the job sets out. */
 static inline enum MHD_Result http_submit(Exchange *x, struct MHD_Connection *c) {
-    House *h = x->house;
+    Server *server = x->server;
     if (x->cut)
         return http_error(x, c, 413, NULL, NULL, "the body is too long; at most %zu bytes are taken here",
-                          h->o.max_body);
+                          server->o.max_body);
     if (x->full)
         return http_error(x, c, 503, "Retry-After", "5",
                           "the bodies of other requests fill the memory for them; try again");
     if (!x->job->body_bytes) return http_error(x, c, 400, NULL, NULL, "the request has no body");
-    const bool entered = house_enter(h, x->job);
-    if (!entered && house_stopping(h))
+    const bool entered = server_enter(server, x->job);
+    if (!entered && server_stopping(server))
         return http_error(x, c, 503, "Retry-After", "10", "the server is stopping and takes no new requests");
     if (!entered)
         return http_error(x, c, 429, "Retry-After", "2",
-                          "%d requests are waiting or worked on, and no more are taken; try again", h->o.queue);
+                          "%d requests are waiting or worked on, and no more are taken; try again", server->o.queue);
     x->submitted = true;
-    queue_push(&h->readers, x->job);
+    queue_push(&server->readers, x->job);
     return http_continue(x, c);
 }
 
@@ -213,18 +214,18 @@ static inline void *http_on_uri(void *context, const char *uri, struct MHD_Conne
     Exchange *x = (Exchange *)xcalloc(1, sizeof *x);
     (void)c;
     x->zero = strstr(uri, "%00") != NULL;
-    x->house = (House *)context;
+    x->server = (Server *)context;
     x->began = seconds_now();
     return x;
 }
 
 /* Notes that the connection's request has all its headers, or has ended. */
-static inline void http_note(House *h, struct MHD_Connection *c, bool asking) {
-    Visitor *v = (Visitor *)MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
-    pthread_mutex_lock(&h->lock);
+static inline void http_note(Server *server, struct MHD_Connection *c, bool asking) {
+    Connection *v = (Connection *)MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
+    pthread_mutex_lock(&server->lock);
     v->asking = asking;
     v->since = seconds_now();
-    pthread_mutex_unlock(&h->lock);
+    pthread_mutex_unlock(&server->lock);
 }
 
 static inline enum MHD_Result http_on_request(void *context, struct MHD_Connection *c, const char *path,
@@ -233,16 +234,16 @@ static inline enum MHD_Result http_on_request(void *context, struct MHD_Connecti
     Exchange *x = (Exchange *)*state;
     (void)context, (void)version;
     if (!x->path) {  // the headers are there
-        http_note(x->house, c, true);
+        http_note(x->server, c, true);
         x->path = xstrdup(path);
         x->method = method;
-        x->sending = http_is_sending(x->house, c);
+        x->sending = http_is_sending(x->server, c);
         return http_begin(x, c, method);
     }
     if (*size) {
         const size_t n = *size;
         *size = 0;
-        if (seconds_now() - x->began > x->house->o.timeout)
+        if (seconds_now() - x->began > x->server->o.timeout)
             return MHD_NO;  // sent too slowly; no answer can be sent in its middle
         if (x->refused) return MHD_YES;
         return x->job ? http_add_body(x, data, n) : MHD_YES;
@@ -279,20 +280,20 @@ static inline void http_on_end(void *context, struct MHD_Connection *c, void **s
     Exchange *x = (Exchange *)*state;
     (void)context;
     if (!x) return;
-    House *h = x->house;
+    Server *server = x->server;
     Job *j = x->job;
     const double seconds = seconds_now() - x->began;
-    http_note(h, c, false);
+    http_note(server, c, false);
     const int status = why == MHD_REQUEST_TERMINATED_COMPLETED_OK ? x->status : 499;  // 499: the client has gone
-    if (x->path) metrics_request(&h->metrics, x->route, status, seconds);
-    if (x->path && !h->o.quiet) http_log(x, c, status, seconds);
+    if (x->path) metrics_request(&server->metrics, x->route, status, seconds);
+    if (x->path && !server->o.quiet) http_log(x, c, status, seconds);
     if (j) {
         pthread_mutex_lock(&j->lock);
         j->connection = NULL;
         j->suspended = false;
         pthread_mutex_unlock(&j->lock);
         job_cancel(j, GONE);
-        house_release(h, j);
+        server_release(server, j);
     }
     if (x->waits) MHD_destroy_response(x->waits);
     free(x->path);
@@ -303,21 +304,21 @@ static inline void http_on_end(void *context, struct MHD_Connection *c, void **s
 /* A connection begins or ends. */
 static inline void http_on_connection(void *context, struct MHD_Connection *c, void **state,
                                       enum MHD_ConnectionNotificationCode what) {
-    House *h = (House *)context;
+    Server *server = (Server *)context;
     const bool begins = what == MHD_CONNECTION_NOTIFY_STARTED;
-    Visitor *v = begins ? (Visitor *)xcalloc(1, sizeof *v) : (Visitor *)*state;
-    __atomic_fetch_add(&h->metrics.connections, begins ? 1 : -1, __ATOMIC_RELAXED);
-    pthread_mutex_lock(&h->lock);
+    Connection *v = begins ? (Connection *)xcalloc(1, sizeof *v) : (Connection *)*state;
+    __atomic_fetch_add(&server->metrics.connections, begins ? 1 : -1, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&server->lock);
     if (begins) {
-        *v = (Visitor){MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd, false,
-                       seconds_now(), NULL, h->visitors};
+        *v = (Connection){MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd, false,
+                          seconds_now(), NULL, server->connections_open};
         if (v->older) v->older->newer = v;
-        h->visitors = v;
+        server->connections_open = v;
     } else {
-        *(v->newer ? &v->newer->older : &h->visitors) = v->older;
+        *(v->newer ? &v->newer->older : &server->connections_open) = v->older;
         if (v->older) v->older->newer = v->newer;
     }
-    pthread_mutex_unlock(&h->lock);
+    pthread_mutex_unlock(&server->lock);
     *state = begins ? v : NULL;
     if (!begins) free(v);
 }
@@ -351,13 +352,13 @@ static inline int http_listen(const char *address, int *port, Error *err) {
     return fd;
 }
 
-static inline struct MHD_Daemon *http_start(House *h, int listener, Error *err) {
+static inline struct MHD_Daemon *http_start(Server *server, int listener, Error *err) {
     struct MHD_Daemon *d = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, http_on_request, h,
-        MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_URI_LOG_CALLBACK, http_on_uri, h, MHD_OPTION_NOTIFY_COMPLETED,
-        http_on_end, h, MHD_OPTION_NOTIFY_CONNECTION, http_on_connection, h, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)h->o.connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)h->o.patience,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_END);
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, http_on_request, server,
+        MHD_OPTION_LISTEN_SOCKET, listener, MHD_OPTION_URI_LOG_CALLBACK, http_on_uri, server,
+        MHD_OPTION_NOTIFY_COMPLETED, http_on_end, server, MHD_OPTION_NOTIFY_CONNECTION, http_on_connection, server,
+        MHD_OPTION_CONNECTION_LIMIT, (unsigned)server->o.connections, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)server->o.header_timeout, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_END);
     if (!d) error_set(err, "the HTTP server cannot be started: %s", strerror(errno));
     return d;
 }

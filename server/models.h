@@ -19,7 +19,7 @@ typedef struct Instance {
     RenderTask task;
     ProgramModel known;  // the model, for its programs
     Writer writer;       // the settings of server/decode.h's programs
-    Best best;      // where best_open says that it is open: for candidates and search
+    Best best;           // where best_open says that it is open: for candidates and search
     bool best_open;
     int max_tokens;              // of a program, with the prefix
     int64_t parameters, opened;  // opened: seconds since 1970

@@ -81,8 +81,9 @@ static inline int multipart_next(Multipart *m, MultipartPart *p, Error *err) {
     if (all - at < 2 || memcmp(at, "\r\n", 2))
         return error_set(err, "the form is broken: it ends without its last boundary");
     if (++m->parts > MULTIPART_PARTS) return error_set(err, "the form has more than %d parts", MULTIPART_PARTS);
-    const size_t room = (size_t)(all - at);
-    const char *blank = (const char *)memmem(at, room < MULTIPART_HEADER ? room : MULTIPART_HEADER, "\r\n\r\n", 4);
+    const size_t capacity = (size_t)(all - at);
+    const char *blank =
+        (const char *)memmem(at, capacity < MULTIPART_HEADER ? capacity : MULTIPART_HEADER, "\r\n\r\n", 4);
     if (!blank) return error_set(err, "the form is broken: the headers of a part do not end");
     const char *begin = blank + 4;
     if (blank == at || multipart_name(p, at + 2, (size_t)(blank - at - 2), err))

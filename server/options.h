@@ -4,7 +4,7 @@
 
 #include "../generate/default_model.h"
 #include "../lib/options.h"
-#include "house.h"
+#include "server.h"
 
 #include <sys/resource.h>
 
@@ -12,7 +12,7 @@ static struct {
     const char *address, *web, *device, *weights, *api_key, *cors;
     StringList models;
     int64_t port, batch, threads, queue, jobs, max_body, max_pixels, connections;
-    double timeout, patience;
+    double timeout, header_timeout;
     bool quiet;
 } opt = {.address = "127.0.0.1",
          .device = "auto",
@@ -22,7 +22,7 @@ static struct {
          .max_pixels = 25,
          .connections = 2000,
          .timeout = 120,
-         .patience = 30};
+         .header_timeout = 30};
 
 static const Option table[] = {
     {"model", 'm', OPT_LIST, &opt.models, "NAME=FILE",
@@ -43,7 +43,7 @@ static const Option table[] = {
      "requests that may wait or be worked on; more are answered with status 429", 1, 1e6},
     {"timeout", 0, OPT_FLOAT, &opt.timeout, "SECONDS", "time that a request may take, with status 504 afterwards",
      0.1, 86400},
-    {"patience", 0, OPT_FLOAT, &opt.patience, "SECONDS",
+    {"header-timeout", 0, OPT_FLOAT, &opt.header_timeout, "SECONDS",
      "time that a connection may be silent, and that the headers of a request may take", 1, 3600},
     {"jobs", 0, OPT_INT, &opt.jobs, "N",
      "programs that TeX compiles at a time; 0: one for every second processor, 2 to 8", 0, DRAWERS_MOST},
@@ -114,7 +114,7 @@ static void serve_options_parse(int argc, char **argv, StringList *files, ServeL
                        .drawers = drawers,
                        .connections = (int)opt.connections,
                        .timeout = opt.timeout,
-                       .patience = opt.patience,
+                       .header_timeout = opt.header_timeout,
                        .max_body = (size_t)opt.max_body << 20,
                        .max_pixels = (size_t)opt.max_pixels * 1000000,
                        .quiet = opt.quiet};

@@ -4,7 +4,7 @@
 
 #include "../generate/tell_task.h"
 #include "../lib/image_header.h"
-#include "house.h"
+#include "server.h"
 #include "multipart.h"
 
 enum { JSON_VALUES = 10000 };  // of a body: each takes 36 times the memory of its two bytes
@@ -86,7 +86,7 @@ static inline bool request_is_form(const char *content_type) {
 }
 
 /* Reads the fields, checks that the required ones are there, and frees the body. */
-static inline int request_read(House *h, Job *j, Error *err) {
+static inline int request_read(Server *server, Job *j, Error *err) {
     int status = request_is_form(j->content_type) ? request_read_form(j, err) : request_read_json(j, err);
     for (int i = 0; i < FIELD_COUNT && !status; i++) {
         const Field *f = &fields_table[i];
@@ -96,7 +96,7 @@ static inline int request_read(House *h, Job *j, Error *err) {
     }
     free(j->body);
     j->body = NULL;
-    __atomic_fetch_sub(&h->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
+    __atomic_fetch_sub(&server->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
     j->body_capacity = j->body_bytes = 0;
     return status;
 }
@@ -104,7 +104,7 @@ static inline int request_read(House *h, Job *j, Error *err) {
 /* ---- what the fields mean together ---- */
 
 /* Refuses what cannot be done together, and what the model cannot do. */
-static inline int request_check(const House *h, const Job *j, Error *err) {
+static inline int request_check(const Server *server, const Job *j, Error *err) {
     const Fields *f = &j->fields;
     const Instance *i = j->instance;
     BestOptions budget = {0};
@@ -121,23 +121,23 @@ static inline int request_check(const House *h, const Job *j, Error *err) {
         return error_set(
             err, "search must be seconds, such as 10s, or a number of programs, such as 200, not '%.40s'", f->search);
     }
-    if (budget.seconds > h->o.timeout - 1)
+    if (budget.seconds > server->o.timeout - 1)
         return error_set(err, "search must be shorter than the %g s that a request may take on this server",
-                         h->o.timeout);
-    if ((f->candidates > 1 || f->search) && !h->renders)
-        return error_set(err, "candidates and search need TeX: %s", h->no_tex.text);
+                         server->o.timeout);
+    if ((f->candidates > 1 || f->search) && !server->renders)
+        return error_set(err, "candidates and search need TeX: %s", server->no_tex.text);
     if (f->max_tokens && f->max_tokens <= i->prefix.count)
         return error_set(err, "max_tokens must be more than %d for this model", i->prefix.count);
     return 0;
 }
 
 /* Decides how the program is written. */
-static inline void request_plan(const House *h, Job *j) {
+static inline void request_plan(const Server *server, Job *j) {
     const Fields *f = &j->fields;
     const Instance *i = j->instance;
     const bool best = f->candidates > 1 || f->search;
     j->alone = best || f->beam > 1;
-    j->draws = f->formats || (f->compile && h->renders);
+    j->draws = f->formats || (f->compile && server->renders);
     j->max_tokens = f->max_tokens && f->max_tokens < i->max_tokens ? (int)f->max_tokens : i->max_tokens;
     j->sampling = (Sampling){.temperature = (float)(!isnan(f->temperature) ? f->temperature
                                                     : best                 ? 0.8
@@ -150,20 +150,21 @@ static inline void request_plan(const House *h, Job *j) {
 /* ---- the image ---- */
 
 /* Refuses an image with too many pixels, before it takes memory. */
-static inline int request_check_pixels(const House *h, const Job *j, Error *err) {
+static inline int request_check_pixels(const Server *server, const Job *j, Error *err) {
     ImageHeader size;
     const Fields *f = &j->fields;
-    if (!image_header_read(f->image, f->image_bytes, &size) || (uint64_t)size.width * size.height <= h->o.max_pixels)
+    if (!image_header_read(f->image, f->image_bytes, &size) ||
+        (uint64_t)size.width * size.height <= server->o.max_pixels)
         return 0;
     return error_set(err, "the image has %u x %u pixels; at most %.6g million are taken here, so make it smaller",
-                     size.width, size.height, (double)h->o.max_pixels / 1e6);
+                     size.width, size.height, (double)server->o.max_pixels / 1e6);
 }
 
 /* The task that the model must have, or NULL: any. Where none is asked for and there are models of both, the image tells it, as in
  * infer. */
-static inline const char *request_task(House *h, const Fields *f, const Image *image) {
+static inline const char *request_task(Server *server, const Fields *f, const Image *image) {
     if (f->task && strcmp(f->task, "auto")) return f->task;
-    return f->model || !registry_has_both(&h->registry) ? NULL : render_task_names[tell_task(image, true)];
+    return f->model || !registry_has_both(&server->registry) ? NULL : render_task_names[tell_task(image, true)];
 }
 
 /* Prepares the image as infer does. */
@@ -181,44 +182,44 @@ static inline int request_prepare_image(Job *j, Image *image, Error *err) {
 }
 
 /* Chooses the model, and plans the work for an image. Returns 0, or the status of the failure. */
-static inline int request_begin_image(House *h, Job *j, Image *image, Error *err) {
+static inline int request_begin_image(Server *server, Job *j, Image *image, Error *err) {
     const Fields *f = &j->fields;
-    const int status = registry_get(&h->registry, f->model, request_task(h, f, image), &j->instance, err);
+    const int status = registry_get(&server->registry, f->model, request_task(server, f, image), &j->instance, err);
     if (status) return status;
-    if (request_check(h, j, err)) return 422;
-    request_plan(h, j);
+    if (request_check(server, j, err)) return 422;
+    request_plan(server, j);
     return request_prepare_image(j, image, err) ? 422 : 0;
 }
 
 /* Reads a request. Returns 0, or the status of the failure. */
-static inline int request_begin(House *h, Job *j, Error *err) {
+static inline int request_begin(Server *server, Job *j, Error *err) {
     Fields *f = &j->fields;
     Image image;
-    int status = request_read(h, j, err);
+    int status = request_read(server, j, err);
     if (status) return status;
     j->draws = j->route->kind == ROUTE_RENDER;
     if (j->draws) return 0;
     if (j->route->kind != ROUTE_CONVERT) f->compile = false;
     if (j->route->kind == ROUTE_PREDICT_BEAM) f->beam = j->beam_width;
-    if (request_check_pixels(h, j, err)) return 413;
+    if (request_check_pixels(server, j, err)) return 413;
     if (image_decode(&image, f->image, f->image_bytes, "of the request", err)) return 422;
     free(f->image);
     f->image = NULL;
-    status = request_begin_image(h, j, &image, err);
+    status = request_begin_image(server, j, &image, err);
     image_free(&image);
     return status;
 }
 
 static inline void *request_thread(void *argument) {
-    House *h = (House *)argument;
-    for (Job *j; (j = queue_pop(&h->readers));) {
+    Server *server = (Server *)argument;
+    for (Job *j; (j = queue_pop(&server->readers));) {
         Error err;
-        const int status = job_cancelled(j) ? 0 : request_begin(h, j, &err);
+        const int status = job_cancelled(j) ? 0 : request_begin(server, j, &err);
         if (status) job_fail(j, status, "%s", err.text);
         if (!j->done && !job_left(j) && j->route->kind != ROUTE_RENDER)
-            queue_push(&h->engine.queue, j);
+            queue_push(&server->engine.queue, j);
         else
-            outlet_push(&h->outlet, j);
+            outlet_push(&server->outlet, j);
     }
     return NULL;
 }

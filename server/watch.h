@@ -3,7 +3,7 @@
 #ifndef SERVER_WATCH_H
 #define SERVER_WATCH_H
 
-#include "house.h"
+#include "server.h"
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -22,49 +22,50 @@ static inline bool watch_client_gone(Job *j) {
 }
 
 /* A cancelled job that only waits is finished here; one that is worked on is left by its worker. */
-static inline void watch_end(House *h, Job *j) {
-    JobQueue *const queues[] = {&h->readers, &h->engine.queue, &h->outlet.drawers, &h->outlet.writers};
+static inline void watch_end(Server *server, Job *j) {
+    JobQueue *const queues[] = {&server->readers, &server->engine.queue, &server->outlet.drawers,
+                                &server->outlet.writers};
     bool waited = false;
-    engine_interrupt(&h->engine, j);
+    engine_interrupt(&server->engine, j);
     for (int q = 0; q < 4 && !waited; q++) waited = queue_remove(queues[q], j);
     if (!waited) return;
     if (!j->done) job_left(j);
-    house_leave(h, j);
+    server_leave(server, j);
 }
 
-static inline void watch_once(House *h) {
+static inline void watch_once(Server *server) {
     Job *ended[WATCH_JOBS];
     int n = 0;
     const double now = seconds_now();
-    pthread_mutex_lock(&h->lock);
-    for (Job *j = h->jobs; j && n < WATCH_JOBS; j = j->older) {
+    pthread_mutex_lock(&server->lock);
+    for (Job *j = server->jobs; j && n < WATCH_JOBS; j = j->older) {
         if (now > j->deadline) job_cancel(j, LATE);
         if (watch_client_gone(j)) job_cancel(j, GONE);
         if (job_cancelled(j) == GOES_ON) continue;
         __atomic_add_fetch(&j->references, 1, __ATOMIC_ACQ_REL);
         ended[n++] = j;
     }
-    pthread_mutex_unlock(&h->lock);
+    pthread_mutex_unlock(&server->lock);
     for (int i = 0; i < n; i++) {
-        watch_end(h, ended[i]);
-        house_release(h, ended[i]);
+        watch_end(server, ended[i]);
+        server_release(server, ended[i]);
     }
 }
 
 /* Hangs up on those whose headers take too long. */
-static inline void watch_visitors(House *h) {
+static inline void watch_connections(Server *server) {
     const double now = seconds_now();
-    pthread_mutex_lock(&h->lock);
-    for (const Visitor *v = h->visitors; v; v = v->older)
-        if (!v->asking && now - v->since > h->o.patience) shutdown(v->descriptor, SHUT_RDWR);
-    pthread_mutex_unlock(&h->lock);
+    pthread_mutex_lock(&server->lock);
+    for (const Connection *v = server->connections_open; v; v = v->older)
+        if (!v->asking && now - v->since > server->o.header_timeout) shutdown(v->descriptor, SHUT_RDWR);
+    pthread_mutex_unlock(&server->lock);
 }
 
 static inline void *watch_thread(void *argument) {
-    House *h = (House *)argument;
-    while (__atomic_load_n(&h->watching, __ATOMIC_ACQUIRE)) {
-        watch_once(h);
-        watch_visitors(h);
+    Server *server = (Server *)argument;
+    while (__atomic_load_n(&server->watching, __ATOMIC_ACQUIRE)) {
+        watch_once(server);
+        watch_connections(server);
         usleep(WATCH_MS * 1000);
     }
     return NULL;

@@ -98,7 +98,7 @@ def memory(pid):
 
 def main():
     build, count, seed = sys.argv[1], int((sys.argv[2:] or [2000])[0]), int((sys.argv[3:] or [1])[0])
-    server = subprocess.Popen([f"{build}/serve", "--port", "0", "--quiet", "--patience", "2", "--max-pixels", "1",
+    server = subprocess.Popen([f"{build}/serve", "--port", "0", "--quiet", "--header-timeout", "2", "--max-pixels", "1",
                                "dev/starter/student.safetensors"], stderr=subprocess.PIPE, text=True, cwd=ROOT)
     port = int(re.search(r":(\d+)", server.stderr.readline().split("http://")[1]).group(1))
     statuses, rounds = collections.Counter(), []

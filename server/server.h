@@ -1,30 +1,30 @@
 /* All that the server's threads share. */
-#ifndef SERVER_HOUSE_H
-#define SERVER_HOUSE_H
+#ifndef SERVER_SERVER_H
+#define SERVER_SERVER_H
 
 #include "engine.h"
 
 enum { READERS = 2, DRAWERS_MOST = 16 };
 
 /* A connection: the library closes one that is silent, but not one whose headers come byte by byte for ever. */
-typedef struct Visitor {
+typedef struct Connection {
     int descriptor;
     bool asking;   // the headers of a request are there, and its answer is not sent yet
     double since;  // when it came, or its last request ended
-    struct Visitor *newer, *older;
-} Visitor;
+    struct Connection *newer, *older;
+} Connection;
 
 /* What the command line says. */
 typedef struct {
     const char *address, *web, *api_key, *cors;
     int port, queue, drawers, connections;
-    double timeout;   // seconds that a request may take
-    double patience;  // seconds that the headers of a request may take
+    double timeout;         // seconds that a request may take
+    double header_timeout;  // seconds that the headers of a request may take
     size_t max_body, max_pixels;
     bool quiet;
 } ServeLimits;
 
-typedef struct House {
+typedef struct Server {
     ServeLimits o;
     Registry registry;
     Metrics metrics;
@@ -40,17 +40,19 @@ typedef struct House {
     int64_t bodies;    // bytes of the bodies in memory; atomic
     int64_t requests;  // numbers of the jobs; atomic
     pthread_mutex_t lock;
-    Visitor *visitors;  // below lock
-    Job *jobs;          // that are not finished, the newest first; below lock
+    Connection *connections_open;  // below lock
+    Job *jobs;                     // that are not finished, the newest first; below lock
     int job_count;
-} House;
+} Server;
 
-static inline bool house_stopping(const House *h) { return __atomic_load_n(&h->stopping, __ATOMIC_ACQUIRE); }
+static inline bool server_stopping(const Server *server) {
+    return __atomic_load_n(&server->stopping, __ATOMIC_ACQUIRE);
+}
 
 /* ---- jobs ---- */
 
 /* Frees what was worked on: a client that reads its answer slowly keeps no more than the answer. */
-static inline void job_free_work(House *h, Job *j) {
+static inline void job_free_work(Server *server, Job *j) {
     Program *p = &j->program;
     if (p->memory) {
         fclose(p->memory);
@@ -65,13 +67,13 @@ static inline void job_free_work(House *h, Job *j) {
     free(j->pixels);
     j->candidates = NULL, j->candidate_count = 0, j->pixels = NULL;
     fields_free(&j->fields);
-    if (j->instance && instance_release(&h->registry, j->instance)) engine_ask_sweep(&h->engine);
+    if (j->instance && instance_release(&server->registry, j->instance)) engine_ask_sweep(&server->engine);
     j->instance = NULL;
 }
 
-static inline void job_free(House *h, Job *j) {
-    job_free_work(h, j);
-    __atomic_fetch_sub(&h->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
+static inline void job_free(Server *server, Job *j) {
+    job_free_work(server, j);
+    __atomic_fetch_sub(&server->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
     free(j->body);
     free(j->content_type);
     free(j->answer);
@@ -81,52 +83,52 @@ static inline void job_free(House *h, Job *j) {
 }
 
 /* A new job. It is freed when both its connection and its worker have released it. */
-static inline Job *house_job(House *h, const Route *route) {
+static inline Job *server_job(Server *server, const Route *route) {
     Job *j = (Job *)xcalloc(1, sizeof *j);
     j->route = route;
     j->fields = fields_default;
-    j->number = __atomic_add_fetch(&h->requests, 1, __ATOMIC_RELAXED);
+    j->number = __atomic_add_fetch(&server->requests, 1, __ATOMIC_RELAXED);
     j->references = 1;
     j->arrived = seconds_now();
-    j->deadline = j->arrived + h->o.timeout;
+    j->deadline = j->arrived + server->o.timeout;
     j->program.log_probability = j->program.confidence = j->program.similarity = NAN;
     pthread_mutex_init(&j->lock, NULL);
     return j;
 }
 
-static inline void house_release(House *h, Job *j) {
-    if (__atomic_sub_fetch(&j->references, 1, __ATOMIC_ACQ_REL) == 0) job_free(h, j);
+static inline void server_release(Server *server, Job *j) {
+    if (__atomic_sub_fetch(&j->references, 1, __ATOMIC_ACQ_REL) == 0) job_free(server, j);
 }
 
-/* Enters a job whose body has been read into the list. False: the house is full. */
-static inline bool house_enter(House *h, Job *j) {
-    pthread_mutex_lock(&h->lock);
-    const bool full = h->stopping || h->job_count >= h->o.queue;
+/* Enters a job whose body has been read into the list. False: the queue is full, or the server stops. */
+static inline bool server_enter(Server *server, Job *j) {
+    pthread_mutex_lock(&server->lock);
+    const bool full = server->stopping || server->job_count >= server->o.queue;
     if (!full) {
-        j->older = h->jobs;
-        if (h->jobs) h->jobs->newer = j;
-        h->jobs = j;
-        h->job_count++;
+        j->older = server->jobs;
+        if (server->jobs) server->jobs->newer = j;
+        server->jobs = j;
+        server->job_count++;
         j->references++;
-        __atomic_store_n(&h->metrics.jobs, h->job_count, __ATOMIC_RELAXED);
+        __atomic_store_n(&server->metrics.jobs, server->job_count, __ATOMIC_RELAXED);
     }
-    pthread_mutex_unlock(&h->lock);
+    pthread_mutex_unlock(&server->lock);
     return !full;
 }
 
 /* The job is finished: takes it out of the list. Its worker calls it last. */
-static inline void house_leave(House *h, Job *j) {
-    pthread_mutex_lock(&h->lock);
+static inline void server_leave(Server *server, Job *j) {
+    pthread_mutex_lock(&server->lock);
     if (j->newer)
         j->newer->older = j->older;
     else
-        h->jobs = j->older;
+        server->jobs = j->older;
     if (j->older) j->older->newer = j->newer;
-    h->job_count--;
-    __atomic_store_n(&h->metrics.jobs, h->job_count, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&h->lock);
-    job_free_work(h, j);
-    house_release(h, j);
+    server->job_count--;
+    __atomic_store_n(&server->metrics.jobs, server->job_count, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&server->lock);
+    job_free_work(server, j);
+    server_release(server, j);
 }
 
 #endif
