@@ -4,17 +4,12 @@
 #   test/test_packages.sh build/BF16      the folder with the programs; needs what `make` needs, checks with man, zsh, fish,
 #                                         dpkg-dev and lintian what it can
 . "$(dirname "$0")/check.sh"
+. "$(dirname "$0")/packages.sh"
 programs=$(cd "${1:-build/BF16}" && pwd) || exit 1
 begin_test packages
 has() { command -v "$1" >/dev/null || { echo "not tested here: there is no $1"; return 1; }; }
 
-# install.sh takes programs from the root of a checkout; this one has these programs.
-mkdir "$tmp/root"
-ln -s "$root"/{dev,web,LICENSE,Makefile} "$tmp/root"
-cp -r "$root/packages" "$tmp/root"
-names=(infer eval quantize train_distill)
-[ ! -f "$programs/serve" ] || names+=(serve)
-for name in "${names[@]}"; do ln "$programs/$name" "$tmp/root/" 2>/dev/null || cp "$programs/$name" "$tmp/root/"; done
+checkout_with "$tmp/root" "$programs"
 succeeds "$tmp/root/packages/install.sh" "$tmp/usr" "${names[@]}"
 cd "$tmp" || exit 1
 tikzc=$tmp/usr/bin/tikzc
