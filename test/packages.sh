@@ -2,6 +2,8 @@
 # packages/deb.sh want them.
 # shellcheck shell=bash disable=SC2034,SC2154
 
+export DPKG_DEB_COMPRESSOR_LEVEL=0 # compressing takes longer than all the rest
+
 # checkout_with FOLDER PROGRAMS: makes it in FOLDER, with the programs of the folder PROGRAMS, and lists them in `names`
 checkout_with() {
     local name

@@ -123,5 +123,5 @@ fi
 
 within "$tmp/system" root apt-get purge -y -q tikzc
 check "$release: apt removes the package" [ $status = 0 ]
-check "$release: nothing is left" [ ! -e "$tmp/system/usr/lib/tikzc" ] && [ ! -e "$tmp/system/usr/share/tikzc" ]
+check "$release: nothing is left" [ -z "$(find "$tmp/system/usr" -path '*tikzc*' -print -quit)" ]
 end_test
