@@ -136,12 +136,14 @@ static inline void model_declare(Model *m, const char *owner) {
 /* Rotation angles of every position, fp32 [max_positions, D]: cosines, then sines. Frequencies are theta^(-2i/D).
  * `linear` scaling divides the position by the factor (Chen et al. 2023). `llama3` divides low frequencies by it, keeps
  * high ones and blends between, by the number of rotations within the original context (Llama 3.1). */
-static inline void model_make_rope(Model *m) {
+static inline int model_make_rope(Model *m, Error *err) {
     const LmConfig *c = &m->c.lm;
     int half = c->head_dim / 2;
     size_t D = c->head_dim, n = (size_t)c->max_positions * D;
-    float *host = xmalloc(n * sizeof(float));
-    for (int i = 0; i < half; i++) {
+    float *host = malloc(n * sizeof(float));
+    m->rope = m->op->alloc(n * sizeof(float));
+    const bool fits = host && m->rope;
+    for (int i = 0; i < half && fits; i++) {
         double frequency = pow((double)c->rope_theta, -(double)i / half);
         if (c->rope_scaling == ROPE_LINEAR) frequency /= (double)c->rope_factor;
         if (c->rope_scaling == ROPE_LLAMA3) {
@@ -155,10 +157,9 @@ static inline void model_make_rope(Model *m) {
             host[t * D + half + i] = (float)sin(t * frequency);
         }
     }
-    m->rope = m->op->alloc(n * sizeof(float));
-    if (!m->rope) die("cannot allocate the rotary table for %d positions", c->max_positions);
-    m->op->upload(m->rope, host, n * sizeof(float));
+    if (fits) m->op->upload(m->rope, host, n * sizeof(float));
     free(host);
+    return fits ? 0 : error_set(err, "cannot allocate the rotary table for %d positions", c->max_positions);
 }
 
 /* ---- opening and saving ---- */
@@ -195,14 +196,10 @@ static inline int model_open_as(Model *m, const Ops *op, const char *path, const
     if (!bad) {
         m->op = op;
         model_declare(m, owner);
-        bad = params_load(&m->params, &m->file, op, format, err);
+        bad = params_load(&m->params, &m->file, op, format, err) || model_make_rope(m, err);
     }
-    if (bad) {
-        model_close(m);
-        return -1;
-    }
-    model_make_rope(m);
-    return 0;
+    if (bad) model_close(m);
+    return bad ? -1 : 0;
 }
 
 static inline int model_open(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
@@ -251,8 +248,9 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     params_init_random(&m->params, op, seed);
     vision_init_patch_bias(&m->vision, op);
     vision_init_positions(&m->vision, op);
-    model_make_rope(m);
-    return 0;
+    if (!model_make_rope(m, err)) return 0;
+    model_close(m);
+    return -1;
 }
 
 /* The metadata of a model file; `text` holds the values of the configuration. Returns how many pairs there are. */
@@ -371,16 +369,23 @@ static inline size_t model_activation_bytes(Model *m, int B, int T) {
 }
 
 /* Allocates the buffers for passes over up to B images with up to T text tokens each. Called once, after
- * model_train. */
-static inline void model_plan(Model *m, int B, int T) {
+ * model_train. -1: they do not fit. */
+static inline int model_try_plan(Model *m, int B, int T, Error *err) {
     m->max_B = B;
     m->max_T = T;
     model_plan_arena(m);
-    arena_allocate(&m->arena, m->op, m->params.owner, "activations");
+    if (arena_try_allocate(&m->arena, m->op, m->params.owner, "activations", err)) return -1;
     model_plan_arena(m);
     m->host_input_ids = xmalloc((size_t)B * model_sequence(m, T) * sizeof(int));
     m->host_target_rows = xmalloc((size_t)B * T * sizeof(int));
     m->labels = xmalloc((size_t)B * T * sizeof(int));
+    return 0;
+}
+
+/* The same for programs that end where they do not fit. */
+static inline void model_plan(Model *m, int B, int T) {
+    Error err;
+    die_if(model_try_plan(m, B, T, &err), &err);
 }
 
 /* Shares the teacher's encoder with the student if the student's is frozen and identical in shape and weights; returns

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -478,6 +479,39 @@ def test_limits():
     check(status == 0 and "429" in log, "the server stops", (status, log[-300:]))
 
 
+def with_positions(count):
+    """The shipped student with room for so many positions; nothing else in its file changes."""
+    data = STUDENT.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    head = json.loads(data[8:8 + size])
+    head["__metadata__"]["lm.max_positions"] = str(count)
+    head = json.dumps(head).encode()
+    head += b" " * (-len(head) % 8)
+    return struct.pack("<Q", len(head)) + head + data[8 + size:]
+
+
+def test_memory():
+    """A model that does not fit beside the one that serves is refused, and that one goes on serving."""
+    model = folder / "grows.safetensors"
+    shutil.copy(STUDENT, model)
+    s = Server(model=model)
+    (folder / "next").write_bytes(with_positions(131072))
+    os.replace(folder / "next", model)
+    used = int(re.search(r"VmSize:\s+(\d+)", pathlib.Path(f"/proc/{s.process.pid}/status").read_text()).group(1)) << 10
+    resource.prlimit(s.process.pid, resource.RLIMIT_AS, (used + (400 << 20), resource.RLIM_INFINITY))
+    for failed in 1, 2:
+        s.process.send_signal(signal.SIGHUP)
+        s.wait_for(r"(?s)(the model starter stays as it was: cannot allocate 16\d\d\.\d MB on device cpu for the key-value cache.*){%d}"
+                   % failed)
+        check(s.convert(max_tokens=20)[0] == 200 and s.metric("failed_reloads_total") == failed, "the old model serves on")
+    resource.prlimit(s.process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    (folder / "next").write_bytes(with_positions(5000))
+    os.replace(folder / "next", model)
+    s.process.send_signal(signal.SIGHUP)
+    s.wait_for("loaded starter again from")
+    check(s.convert(max_tokens=20)[0] == 200 and s.stop()[0] == 0, "one that fits is taken afterwards")
+
+
 def test_signals():
     model = folder / "model.safetensors"
     shutil.copy(STUDENT, model)
@@ -536,7 +570,7 @@ def main():
         test_files(s, web)
     status, log = s.stop()
     check(status == 0 and "ERROR: " not in log and "runtime error" not in log, "the server stops clean", log[-3000:])
-    for test in test_limits, test_signals:
+    for test in test_limits, test_memory, test_signals:
         if not wanted or test.__name__[5:] in wanted:
             test()
     shutil.rmtree(folder)
