@@ -268,7 +268,8 @@ def test_forms(s):
     check(s.form("/v1/convert", {"compile": "off"})[1]["program"] == plain, "a form")
     check(s.json("/v1/convert", {"image": data, "compile": False, "model": "starter", "task": "tikz", "top_k": None})[1]
           ["program"] == plain, "a data: URL, null fields")
-    check(s.form("/predict/", {}, name="file") == (200, plain.rstrip("\n")), "pix2tex's shape")
+    for path in "/predict/", "/bytes/":
+        check(s.form(path, {}, name="file") == (200, plain.rstrip("\n")), f"pix2tex's shape at {path}")
     answer = s.form("/predict/1", {}, name="file")
     check(answer == (200, {"message": "OK", "status-code": 200, "data": {"pred": plain.rstrip("\n")}}),
           "image-to-latex's shape", answer)
@@ -296,7 +297,7 @@ def test_reading(s):
     check(s.ask("GET", "/healthz")[::2] == (200, b'{"status":"ok"}'), "health")
     check(s.ask("HEAD", "/healthz")[::2] == (200, b""), "HEAD")
     document = json.loads(s.ask("GET", "/openapi.json")[2])
-    check(document["openapi"] == "3.1.0" and set(document["paths"]) >= {"/v1/convert", "/v1/render", "/predict/{beam_width}"}
+    check(document["openapi"] == "3.1.0" and set(document["paths"]) >= {"/v1/convert", "/v1/render", "/predict/{beam_width}", "/bytes/"}
           and document["paths"]["/v1/convert"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
           ["beam"]["maximum"] == 16, "the OpenAPI document")
     status, headers, page = s.ask("GET", "/docs")
@@ -312,7 +313,8 @@ def test_statuses(s):
     check(s.ask("OPTIONS", "/v1/convert")[0] == 405, "no preflight without --cors")
     check(s.ask("POST", "/v1/convert", "x", {"Content-Type": "text/plain"})[0] == 415, "415")
     check(s.ask("POST", "/v1/render", *form({}))[0] == 415, "415 for a form where JSON is expected")
-    check(s.ask("POST", "/predict/", "{}", {"Content-Type": "application/json"})[0] == 415, "415 for JSON where a form is")
+    for path in "/predict/", "/bytes/":
+        check(s.ask("POST", path, "{}", {"Content-Type": "application/json"})[0] == 415, f"415 for JSON at {path}, where a form is")
     check(s.ask("POST", "/v1/convert", "", {"Content-Type": "application/json"})[0] == 400, "400 for no body")
     check_error(s.json("/v1/convert", []), 422, "must be a JSON object")
     check_error(s.json("/v1/convert", {}), 422, "the field image is missing")
