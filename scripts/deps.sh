@@ -15,7 +15,8 @@
 #   scripts/deps.sh page       KaTeX                       for formulas on the page of serve; optional. Chromium, tidy and
 #                                                          Playwright for the tests of that page and of eval's reports:
 #                                                          build/venv-page
-#   scripts/deps.sh ci         clang, OpenMP, lintian      for the checks of .ci/run
+#   scripts/deps.sh ci         clang, OpenMP, lintian, ... for the checks of .ci/run: zsh and fish for their completions,
+#                                                          debootstrap for the package in a clean system
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
@@ -40,7 +41,7 @@ for group in "${@:-build}"; do
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
     page) packages+=(python3-venv) optional+=(libjs-katex chromium tidy) page=yes ;;
-    ci) packages+=(clang libomp-dev) optional+=(lintian) ;;
+    ci) packages+=(clang libomp-dev) optional+=(lintian zsh fish debootstrap) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
