@@ -223,8 +223,9 @@ def write_lm_5(folder, tiny, form="safetensors"):
     """A language model as transformers 5 writes its configuration."""
     write_lm(folder, tiny, form)
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    rope = {key: config.pop(key, None) for key in ("rope_theta", "rope_scaling")}
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": rope["rope_theta"], **(rope["rope_scaling"] or {})}
+    if "rope_parameters" not in config:
+        rope = {key: config.pop(key, None) for key in ("rope_theta", "rope_scaling")}
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": rope["rope_theta"], **(rope["rope_scaling"] or {})}
     config["dtype"] = config.pop("torch_dtype", None) or "float32"
     if config["model_type"].startswith("qwen"):
         config |= {"layer_types": ["full_attention"] * config["num_hidden_layers"], "sliding_window": None}
