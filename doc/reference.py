@@ -21,9 +21,10 @@ strings (doc/glossary.md has Hugging Face's names for both). Shapes: B images, P
 T text tokens, L = I + T - 1 positions that the decoder sees, C and W the widths of encoder and decoder, V vocabulary.
 model.h writes P for I and S for L.
 
-Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Qwen team 2024 and 2025 (Qwen2, Qwen3), Su et al. 2021 (RoPE, here with the half rotation
-and the `linear` and `llama3` scalings of Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector),
-Hinton et al. 2015 (distillation), Loshchilov & Hutter 2019 (AdamW).
+Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Qwen Team 2024 and 2025 (Qwen2: biases of q, k and v;
+Qwen3: norms of q and k), Su et al. 2021 (RoPE, here with the half rotation and the `linear` and `llama3` scalings of
+Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector), Hinton et al. 2015 (distillation), Loshchilov &
+Hutter 2019 (AdamW).
 """
 
 import math

@@ -5,11 +5,11 @@
     export_hf.py MODEL.safetensors OUT_DIR --lora ADAPTER.safetensors
 
 A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and SiglipVisionModel and
-LlamaForCausalLM (Qwen2ForCausalLM, Qwen3ForCausalLM) of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
-checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
-downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
-for bit. A model of rectangular images cannot be exported: SiglipVisionModel has square ones, and no position embeddings of
-rows and of columns.
+LlamaForCausalLM (Qwen2ForCausalLM, Qwen3ForCausalLM) of transformers load its parts. A model whose connector has a bias
+becomes a DeTikZify v1 checkpoint, whose language model must be a Llama, with the vision tower in OUT_DIR/vision under timm's
+names. DeTikZify's v1 code is made for towers that timm downloads by their name; what it needs for this one is printed.
+Converting the folder again gives the same file, bit for bit. A model of rectangular images cannot be exported:
+SiglipVisionModel has square ones, and no position embeddings of rows and of columns.
 
 With --lora, OUT_DIR gets the adapter alone, as PEFT reads it (adapter_config.json, adapter_model.safetensors), for the
 model that the same command writes without --lora.

@@ -160,6 +160,7 @@ CASES = {
     "Qwen3, tied, transformers 5": case(
         as_pair_5, vision(), text(40, 2, 2, head_dim=12, tie_word_embeddings=True, sliding_window=None), "safetensors.shards",
         family="qwen3", connector=False, dtype="bf16"),
+    "v2 with Qwen2": case(in_v2, vision(), text(kv=1), family="qwen2"),
     "v2 with Qwen3": case(in_v2, vision(), text(32, 2, 1, head_dim=24, sliding_window=None), family="qwen3"),
     "v2 fp32 to bf16": case(in_v2, vision(), text(), options=("--dtype", "bf16")),
 }

@@ -67,7 +67,7 @@ class Tiny:
 
     @property
     def tower(self):
-        return self.siglip.vision_model
+        return getattr(self.siglip, "vision_model", self.siglip)       # transformers 5 has it in one
 
     def image_tokens(self, pixels):
         """pixels u8 [B, S, S, 3] -> [B, P / concat, W]"""
@@ -187,7 +187,7 @@ def write_config(folder, config):
 def write_v2(folder, tiny, form="safetensors"):
     """DeTikZify v2's names: the language model without its own `model.`, the head at the top."""
     folder.mkdir()
-    tensors = state(tiny.siglip, "model.vision_model.", tiny.dtype)
+    tensors = state(tiny.tower, "model.vision_model.vision_model.", tiny.dtype)
     tensors |= state(tiny.connector, "model.connector.modality_projection.proj.", tiny.dtype)
     tensors |= state(tiny.lm.model, "model.text_model.", tiny.dtype)
     if not tiny.lm.config.tie_word_embeddings:
@@ -297,7 +297,7 @@ def load_export(folder):
         text["sliding_window"] = None
     tiny = Tiny(vision, text, concat=concat, bias=not v2, family=family)
     connector = "model.connector.modality_projection.proj." if v2 else "model.mm_projector."
-    put(tiny.siglip, tensors, "model.vision_model." if v2 else "")
+    put(tiny.tower, tensors, "model.vision_model.vision_model." if v2 else "vision_model.")
     put(tiny.connector, tensors, connector)
     put(tiny.lm.model, tensors, "model.text_model." if v2 else "model.")
     if not tied:

@@ -73,7 +73,8 @@ static void draw_vectors(const Model *m) {
 }
 
 /* The decoder: key head 1 of each layer gives nothing; of the query heads that are left, the first of each group attends to
- * everything alike, the other sharply, and nothing reads the first; neurons 3 .. 9 and channels 5 .. 18 are 0. The last layer adds nothing. */
+ * everything alike, the other sharply, and nothing reads the first; neurons 3 .. 9 and channels 5 .. 18 are 0. The last layer
+ * adds nothing. */
 static void empty_decoder(const Model *m) {
     for (int l = 0; l < 3; l++) {
         Param *qkv = find(m, "lm.%d.qkv.weight", l), *out = find(m, "lm.%d.out.weight", l);
