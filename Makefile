@@ -278,7 +278,7 @@ test-rest:
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --smoke cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
-	    'build/FP32-emulated/test_model test/fixtures cuda gqa mapped rect layers' \
+	    'build/FP32-emulated/test_model test/fixtures cuda gqa mapped rect layers qwen' \
 	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'build/FP32-emulated/test_lora test/fixtures cuda' 'build/FP32-emulated/test_rollout cuda' \
 	    'build/FP32-emulated/test_init cuda' \
 	    'build/FP32-emulated/test_teacher_cache cuda' \

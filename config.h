@@ -37,6 +37,8 @@ typedef struct {
     RopeScaling rope_scaling;
     float rope_factor, rope_low, rope_high;
     int rope_original;  // positions the model was first trained on (llama3 scaling)
+    bool qkv_bias;      // queries, keys and values have a bias (Qwen2)
+    bool qk_norm;       // each head of queries and keys has an RMS norm (Qwen3)
     bool tied;          // the language-model head is the token embedding
 } LmConfig;
 
@@ -59,7 +61,8 @@ static inline int vision_tokens(const VisionConfig *c) { return vision_patches(c
 
 /* ---- the keys ---- */
 
-typedef enum { FIELD_INT, FIELD_FLOAT, FIELD_BOOL, FIELD_ACTIVATION, FIELD_ROPE } FieldType;
+/* FIELD_FLAG: true or false, written only where true; model files from before the key was there mean false. */
+typedef enum { FIELD_INT, FIELD_FLOAT, FIELD_BOOL, FIELD_FLAG, FIELD_ACTIVATION, FIELD_ROPE } FieldType;
 
 typedef struct {
     const char *key;
@@ -100,6 +103,8 @@ static const ConfigField config_fields[] = {
     LM_FIELD("lm.rope_low", FIELD_FLOAT, rope_low, 0, 1e6),
     LM_FIELD("lm.rope_high", FIELD_FLOAT, rope_high, 0, 1e6),
     LM_FIELD("lm.rope_original", FIELD_INT, rope_original, 1, 1 << 24),
+    LM_FIELD("lm.qkv_bias", FIELD_FLAG, qkv_bias, 0, 1),
+    LM_FIELD("lm.qk_norm", FIELD_FLAG, qk_norm, 0, 1),
     LM_FIELD("lm.tied", FIELD_BOOL, tied, 0, 1),
 };
 enum { CONFIG_FIELDS = sizeof config_fields / sizeof config_fields[0] };
@@ -111,6 +116,11 @@ static const char *const rope_names[] = {"none", "linear", "llama3"};
 static inline bool config_applies(const ModelConfig *c, const ConfigField *f) {
     return strncmp(f->key, "vision.image_", 13) ||
            vision_rectangular(&c->vision) == (strcmp(f->key, "vision.image_size") != 0);
+}
+
+/* Whether a model file has the key. */
+static inline bool config_stored(const ModelConfig *c, const ConfigField *f) {
+    return config_applies(c, f) && (f->type != FIELD_FLAG || *(const bool *)((const char *)c + f->offset));
 }
 
 /* The index of `text` among names, or -1. */
@@ -136,6 +146,7 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         if (!is_number) break;
         *(float *)member = (float)number;
         return 0;
+    case FIELD_FLAG:
     case FIELD_BOOL:
         if (strcmp(text, "true") && strcmp(text, "false")) break;
         *(bool *)member = text[0] == 't';
@@ -153,9 +164,9 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         return error_set(err, "%s: %s is \"%.40s\"; expected a number from %g to %g", where, f->key, text, f->min,
                          f->max);
     return error_set(err, "%s: %s is \"%.40s\"; expected %s", where, f->key, text,
-                     f->type == FIELD_BOOL         ? "true or false"
-                     : f->type == FIELD_ACTIVATION ? "gelu_tanh or gelu"
-                                                   : "none, linear or llama3");
+                     f->type == FIELD_ACTIVATION ? "gelu_tanh or gelu"
+                     : f->type == FIELD_ROPE     ? "none, linear or llama3"
+                                                 : "true or false");
 }
 
 /* The text of one key, as config_set reads it. */
@@ -164,6 +175,7 @@ static inline void config_get(const ModelConfig *c, const ConfigField *f, char *
     switch (f->type) {
     case FIELD_INT: snprintf(text, size, "%d", *(const int *)member); break;
     case FIELD_FLOAT: snprintf(text, size, "%.9g", *(const float *)member); break;
+    case FIELD_FLAG:
     case FIELD_BOOL: snprintf(text, size, "%s", *(const bool *)member ? "true" : "false"); break;
     case FIELD_ACTIVATION: snprintf(text, size, "%s", activation_names[*(const Activation *)member]); break;
     case FIELD_ROPE: snprintf(text, size, "%s", rope_names[*(const RopeScaling *)member]); break;
@@ -217,6 +229,7 @@ static inline int config_load(ModelConfig *c, const SafeTensors *st, Error *err)
     for (int i = 0; i < CONFIG_FIELDS; i++) {
         if (!config_applies(c, &config_fields[i])) continue;
         const char *text = safetensors_metadata(st, config_fields[i].key);
+        if (!text && config_fields[i].type == FIELD_FLAG) continue;
         if (!text)
             return error_set(err, "%s: the config key %s is missing from the metadata", st->file.path,
                              config_fields[i].key);

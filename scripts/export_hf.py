@@ -4,12 +4,12 @@
     export_hf.py MODEL.safetensors OUT_DIR
     export_hf.py MODEL.safetensors OUT_DIR --lora ADAPTER.safetensors
 
-A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
-and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
-checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
-downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
-for bit. A model of rectangular images cannot be exported: SiglipVisionModel has square ones, and no position embeddings of
-rows and of columns.
+A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and SiglipVisionModel and
+LlamaForCausalLM (Qwen2ForCausalLM, Qwen3ForCausalLM) of transformers load its parts. A model whose connector has a bias
+becomes a DeTikZify v1 checkpoint, whose language model must be a Llama, with the vision tower in OUT_DIR/vision under timm's
+names. DeTikZify's v1 code is made for towers that timm downloads by their name; what it needs for this one is printed.
+Converting the folder again gives the same file, bit for bit. A model of rectangular images cannot be exported:
+SiglipVisionModel has square ones, and no position embeddings of rows and of columns.
 
 With --lora, OUT_DIR gets the adapter alone, as PEFT reads it (adapter_config.json, adapter_model.safetensors), for the
 model that the same command writes without --lora.
@@ -94,6 +94,17 @@ class Export:
         return next((i for i, name in self.names.items() if name == text), None)
 
 
+def check_family(c, path):
+    """Refuses a decoder for which a checkpoint has no class."""
+    what = ["biases on q, k and v (lm.qkv_bias)"] * c["lm.qkv_bias"] + ["norms of q and k (lm.qk_norm)"] * c["lm.qk_norm"]
+    if hub.lm_family(c) is None:
+        raise FormatError(f"{path}: its decoder has {' and '.join(what)}; Qwen2 of transformers has the first, Qwen3 the second, "
+                          f"and no class has both.")
+    if c["connector.bias"] and what:
+        raise FormatError(f"{path}: its decoder has {what[0]}, and its connector a bias, which only DeTikZify v1 has, whose decoder "
+                          f"is a Llama without them; train with connector.bias=false to export it as v2.")
+
+
 # ---- configurations ----
 
 def siglip_config(c):
@@ -104,7 +115,8 @@ def siglip_config(c):
             "attention_dropout": 0.0, "vision_use_head": False}
 
 
-def llama_config(x):
+def lm_config(x, family):
+    """The configuration of a language model. family: its model_type in transformers."""
     c, kind = x.config, x.config["lm.rope_scaling"]
     longest, scaling = c["lm.max_positions"], None
     if kind != "none":
@@ -114,26 +126,29 @@ def llama_config(x):
                     "original_max_position_embeddings": c["lm.rope_original"]}
         longest = max(longest, int(c["lm.rope_original"] * c["lm.rope_factor"]))
     ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
+    qwen = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": c["lm.layers"]}
+    biases = {"llama": {"attention_bias": False, "mlp_bias": False}, "qwen2": qwen, "qwen3": {"attention_bias": False, **qwen}}
     return {"vocab_size": c["lm.vocab"], "hidden_size": c["lm.width"], "intermediate_size": c["lm.ffn"],
             "num_hidden_layers": c["lm.layers"], "num_attention_heads": c["lm.heads"],
             "num_key_value_heads": c["lm.kv_heads"], "head_dim": c["lm.head_dim"], "hidden_act": "silu",
             "max_position_embeddings": longest, "rms_norm_eps": c["lm.eps"], "rope_theta": c["lm.rope_theta"],
-            "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+            "rope_scaling": scaling, **biases[family], "attention_dropout": 0.0,
             "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.ends, **ids}
 
 
 def v2_config(x):
-    c, text = x.config, llama_config(x)
+    c, family = x.config, hub.lm_family(x.config)
+    text = lm_config(x, family)
     return {"architectures": ["DetikzifyForConditionalGeneration"], "model_type": "detikzify",
             "image_token_id": x.image, "concat_factor": c["connector.concat"], "pad_token_id": text["pad_token_id"],
             "tie_word_embeddings": c["lm.tied"], "torch_dtype": TORCH[x.kind],
-            "text_config": {"model_type": "llama", **text},
+            "text_config": {"model_type": family, **text},
             "vision_config": {"model_type": "detikzify", **siglip_config(c)}}
 
 
 def v1_config(x):
     c = x.config
-    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **llama_config(x),
+    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **lm_config(x, "llama"),
             "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": f"local-dir:{TOWER}",
             "mm_hidden_size": c["connector.concat"] * c["vision.width"], "concat_patches": c["connector.concat"],
             "num_patches": hub.patches(c) // c["connector.concat"], "feature_layer": c["vision.layers"] - 1,
@@ -229,6 +244,7 @@ def write_adapter_folder(x, adapter, folder):
 def export(source, out, lora=None):
     """Exports a model, or an adapter of it. The folder appears under its name when it is complete."""
     x, out, adapter = Export(source), Path(out), lora and Adapter(lora)
+    check_family(x.config, x.path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
     if not out.absolute().parent.is_dir():

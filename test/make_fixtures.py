@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the fixtures that test_model.c compares with: six pairs of tiny random models (student and teacher), inputs,
+"""Makes the fixtures that test_model.c compares with: seven pairs of tiny random models (student and teacher), inputs,
 and what doc/reference.py computes from them in float64.
 
     make_fixtures.py [--out DIR]     writes DIR/*.safetensors (default: fixtures/ beside this file)
@@ -39,9 +39,9 @@ STEPS = 5
 
 
 def config(image, concat, bias, vision, lm, rope=None, tied=False, activation="gelu_tanh", vision_eps=1e-6,
-           lm_eps=1e-5):
+           lm_eps=1e-5, flags=()):
     """image: (size, patch), or (height, width, patch); vision: (width, layers, heads, mlp); lm: (vocab, width, layers, heads, kv_heads,
-    head_dim, ffn); rope: changed keys."""
+    head_dim, ffn); rope: changed keys; flags: keys of the decoder that are true, absent elsewhere."""
     c = {"format": "tikz.c/1"}
     sizes = ("image_size",) if len(image) == 2 else ("image_height", "image_width")
     c |= dict(zip([f"vision.{key}" for key in (*sizes, "patch")], image))
@@ -52,6 +52,7 @@ def config(image, concat, bias, vision, lm, rope=None, tied=False, activation="g
     c |= {f"lm.{name}": value for name, value in zip(names, lm)}
     c |= {"lm.max_positions": 40, "lm.eps": lm_eps, "lm.rope_theta": 10000.0, "lm.rope_scaling": "none"}
     c |= {"lm.rope_factor": 1.0, "lm.rope_low": 1.0, "lm.rope_high": 4.0, "lm.rope_original": 40, "lm.tied": tied}
+    c |= {f"lm.{name}": True for name in flags}
     c |= {f"lm.rope_{key}": value for key, value in (rope or {}).items()}
     return {key: str(value).lower() for key, value in c.items()}
 
@@ -132,6 +133,17 @@ PAIRS = {
             dict(w_ce=0.3, w_layer=2.0, layer_loss="cosine", layer_pairs="2:3,1:2", gradient=True),
             dict(w_ce=0.4, w_soft=0.3, w_layer=0.5, layer_loss="mse", layer_pairs="2:1,1:3", temperature=2.0,
                  gradient=True),
+        ],
+    },
+    # biases of q, k and v and norms of q and k, in two blocks; a teacher with norms alone, as Qwen3
+    "qwen": {
+        "student": config((12, 4), 3, False, (12, 1, 2, 14), (28, 18, 2, 4, 2, 8, 14), tied=True,
+                          flags=("qkv_bias", "qk_norm")),
+        "teacher": config((8, 4), 1, True, (10, 1, 1, 12), (28, 14, 2, 2, 1, 6, 16), flags=("qk_norm",)),
+        "lengths": (6, 9, 4),
+        "settings": [
+            dict(w_ce=0.5, w_soft=0.5, temperature=2.0, soft="kl", gradient=True),
+            dict(w_ce=0.4, w_hard=0.3, w_soft=0.3, temperature=1.5, soft="jsd", gradient=True),
         ],
     },
 }
