@@ -313,7 +313,7 @@ static void test_write(const Ops *op, const char *folder) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
+    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle"};
     program_begin(argv);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
     Error err;
