@@ -25,7 +25,7 @@ from hub_cases import SCRIPTS, TOKENS, check, complaint, counts, must, run, scri
 import tikzc
 from hub import idefics3
 
-PROMPT = "Q003;Q077;<image>Q009;<end_of_utterance>Q005;"
+PROMPT = "<s><pad><image><s><end_of_utterance><pad>"
 MARKERS = ["<fake_token_around_image>", "<global-img>", "<image>", "<end_of_utterance>"]
 FAKE, GLOBAL, IMAGE, UTTERANCE = range(TOKENS, TOKENS + 4)
 GREEDY = 40
@@ -120,10 +120,11 @@ def check_case(build, name, folder, prompt, **shape):
 def check_cases(build, folder):
     check_case(build, "prompt", folder / "1", PROMPT)
     check_case(build, "bare, tied, 3 x 3", folder / "2", "<image>", seed=2, scale=3, tied=True)
-    check_case(build, "exact gelu", folder / "3", "<image>Q017;", seed=3, act="gelu")
+    check_case(build, "exact gelu", folder / "3", "<image><pad>", seed=3, act="gelu")
     _, metadata = tikzc.read_header(folder / "1" / "model.safetensors")
     markers = [metadata[f"tokenizer.{side}_image"] for side in ("before", "after")]
-    check(markers == [f"3,77,{FAKE},{GLOBAL}", f"{FAKE},9,{UTTERANCE},5"], f"markers: {markers}")
+    check(markers == [f"{oracle.BOS},{oracle.PAD},{FAKE},{GLOBAL}",
+                      f"{FAKE},{oracle.BOS},{UTTERANCE},{oracle.PAD}"], f"markers: {markers}")
     check((metadata["connector.kind"], metadata["connector.scale_factor"]) == ("shuffle", "2")
           and "connector.concat" not in metadata, f"connector: {metadata}")
     out = folder / "smolvlm"
@@ -149,6 +150,24 @@ def check_sides(folder):
 
 
 # ---- a student that was trained here ----
+
+def check_prompts(exported, folder, tokenizer):
+    """The prompt of a folder, where it says one, where it does not, and as the user says."""
+    encode = lambda text: tokenizer.encode(text)[:-1]
+    (exported / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    for name, options, before, after in (
+            ("the folder's", [], "Fig:", ""), ("the user's", ["--prompt", "a\n<image>[x]"], "a\n", "[x]"),
+            ("a guess", [], "User:", "<end_of_utterance>\nAssistant:")):
+        if name == "a guess":
+            (exported / "chat_template.json").unlink()
+        result = script("convert_hf.py", exported, folder / "p", *options)
+        if must(result, f"prompts: {name}"):
+            found = tikzc.Tokenizer.load(folder / "p")
+            check(found.before_image == encode(f"{before}<fake_token_around_image><global-img>")
+                  and found.after_image == encode(f"<fake_token_around_image>{after}"), f"prompts: {name}: {found.before_image}")
+            said = 'every image gets the prompt "User:<image><end_of_utterance>\\nAssistant:"; --prompt sets another one'
+            check((said in result.stderr) == (name == "a guess"), f"prompts: {name}: {result.stderr}")
+
 
 def check_student(build, folder):
     shipped = SCRIPTS.parent / "dev" / "starter"
@@ -176,6 +195,7 @@ def check_student(build, folder):
         with torch.no_grad():
             want = loaded(**x).logits[0, -36:]
         mine = load_file(folder / "logits")["logits"][0][:36]
+        check_prompts(exported, folder, tikzc.Tokenizer.load(file))
         check(float((mine - want).abs().max()) <= 1e-4 * float(want.abs().max()), "student: logits differ from transformers'")
 
 
@@ -242,12 +262,10 @@ def check_refused_imports(folder):
     refused(f"{source}: 6 x 6 patches cannot be joined in blocks of 4 x 4.", scale_factor=4)
     refused(f"{source / 'config.json'}: text_config: model_type gemma is not supported; expected llama.",
             text_config={**config["text_config"], "model_type": "gemma"})
-    refused(f"{source}: 14 positions leave no room for text after the image and the prompt.", "--positions", 14)
+    refused(f"{source}: 12 positions leave no room for text after the image and the prompt.", "--prompt", "<image>",
+            "--positions", 12)
+    refused(f"{source}: the tokenizer does not keep the prompt: 'User:' becomes ''.")
     oracle.write_config(source, config)
-    result = script("convert_hf.py", source, folder / "guess")
-    check(must(result, "a guessed prompt") and result.stderr.count("note:") == 1 and
-          'every image gets the prompt "User:<image><end_of_utterance>\\nAssistant:"; --prompt sets another one'
-          in result.stderr, result.stderr)
     (source / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4]}))
     complaint("another mean", script("convert_hf.py", source, folder / "out"), ["preprocessor_config.json", "image_mean", "0.4"])
     oracle.write_tokenizer(source, oracle.tokenizer_json(TOKENS, added=MARKERS[:3]))
@@ -268,7 +286,7 @@ def check_refused_shapes(build, folder):
             ("tiny,connector.scale_factor=2", "connector.kind shuffle and connector.scale_factor belong together; one is missing"),
             ("tiny,connector.kind=pool", 'connector.kind is "pool"; expected concat or shuffle')):
         result = train(shape)
-        check(result.returncode == 1 and result.stderr.strip().split("\n")[-1].endswith(f"model shape: {words}"),
+        check(result.returncode == 2 and result.stderr.strip().split("\n")[-1].endswith(f"model shape: {words} (try --help)"),
               f"{shape}: {result.stderr[-300:]}")
     tokenizer, words = folder / "t.safetensors", ": 50 positions leave no room for text after 48 image tokens and 3 markers around them"
     must(script("add_markers.py", SCRIPTS.parent / "dev" / "starter" / "student.safetensors", tokenizer), "shapes: markers")

@@ -51,13 +51,24 @@ def split_prompt(text):
     return parts[0] + FAKE + GLOBAL, FAKE + parts[1]
 
 
+def marker_text(tokenizer, ids):
+    """The text of ids, that of special tokens included."""
+    return b"".join(tokenizer.tokens[i] for i in ids).decode("utf-8", "replace")
+
+
 def set_prompt(tokenizer, text, where):
     """Sets a tokenizer's markers to those of a prompt such as "<image>"."""
     known = {token for token, special in zip(tokenizer.tokens, tokenizer.special) if special}
     missing = [marker for marker in MARKERS if marker.encode() not in known]
     if missing:
         raise FormatError(f"{where}: the tokenizer has no special token {missing[0]}, which stands beside the image.")
-    tokenizer.before_image, tokenizer.after_image = (tokenizer.encode(part)[:-1] for part in split_prompt(text))
+    parts = split_prompt(text)
+    tokenizer.before_image, tokenizer.after_image = (tokenizer.encode(part)[:-1] for part in parts)
+    for part, ids in zip(parts, (tokenizer.before_image, tokenizer.after_image)):
+        kept = marker_text(tokenizer, ids)
+        if kept != part and tokenizer.kind == "byte_level_bpe":     # the other kind puts a space before a text
+            part, kept = (text.replace(FAKE, "").replace(GLOBAL, "")[:100] for text in (part, kept))
+            raise FormatError(f"{where}: the tokenizer does not keep the prompt: '{part}' becomes '{kept}'.")
     if max(len(tokenizer.before_image), len(tokenizer.after_image)) > tikzc.MAX_MARKERS:
         raise FormatError(f"{where}: the prompt has more than {tikzc.MAX_MARKERS} tokens before or after the image.")
 
@@ -113,8 +124,7 @@ def prompt_text(x):
     if missing:
         raise FormatError(f"{where}: its tokenizer has no token {missing[0]}; scripts/add_markers.py makes a tokenizer with "
                           f"all of them, to train a student with.")
-    before, after = ("".join(x.names[i] if t.special[i] else t.tokens[i].decode("utf-8", "replace") for i in side)
-                     for side in (t.before_image, t.after_image))
+    before, after = marker_text(t, t.before_image), marker_text(t, t.after_image)
     if not before.endswith(FAKE + GLOBAL) or not after.startswith(FAKE):
         raise FormatError(f"{where}: the tokens {FAKE} and {GLOBAL} do not stand before the image, or {FAKE} not after it; "
                           f"transformers' processor always puts them there.")
