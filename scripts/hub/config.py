@@ -71,7 +71,7 @@ def vision_entries(c, naming, prefix):
 
 def connector_entries(c, name):
     """The entries of the connector. name: the name of its linear layer in the checkpoint."""
-    shape = (c["lm.width"], c["connector.concat"] * c["vision.width"])
+    shape = (c["lm.width"], joined(c) * c["vision.width"])
     yield entry("connector.weight", shape, (f"{name}.weight", shape))
     if c["connector.bias"]:
         yield entry("connector.bias", shape[:1], (f"{name}.bias", shape[:1]))
@@ -134,7 +134,8 @@ def pooling_head(names, prefix):
 
 CONFIG = {          # every key of a tikz.c configuration, in the order of config.h
     "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.patch": int,
-    "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
+    "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int, "vision.activation": str, "vision.eps": float,
+    "connector.kind": str, "connector.scale_factor": int, "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
     "lm.ffn": int, "lm.max_positions": int, "lm.eps": float, "lm.rope_theta": float, "lm.rope_scaling": str,
     "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int,
@@ -151,9 +152,17 @@ def is_rectangular(c):
     return "vision.image_height" in c
 
 
+CONCAT, SHUFFLE = {"connector.concat"}, {"connector.kind", "connector.scale_factor"}    # and either of these
+
+
+def is_shuffle(c):
+    return "connector.kind" in c
+
+
 def config_keys(c):
-    """{key: type} of the keys that a configuration of square or of rectangular images has. c: what is there of it."""
-    other = SQUARE if is_rectangular(c) else RECTANGULAR
+    """{key: type} of the keys that a configuration of square or of rectangular images, and of its kind of connector, has.
+    c: what is there of it."""
+    other = (SQUARE if is_rectangular(c) else RECTANGULAR) | (CONCAT if is_shuffle(c) else SHUFFLE)
     return {key: kind for key, kind in CONFIG.items() if key not in other}
 
 
@@ -165,6 +174,15 @@ def image_size(c):
 def patches(c):
     height, width = image_size(c)
     return (height // c["vision.patch"]) * (width // c["vision.patch"])
+
+
+def joined(c):
+    """Patches that are joined into one image token."""
+    return c["connector.scale_factor"] ** 2 if is_shuffle(c) else c["connector.concat"]
+
+
+def image_tokens(c):
+    return patches(c) // joined(c)
 
 
 def config_text(c):
@@ -208,14 +226,18 @@ def check_config(c, where):
     else:
         need(p <= width <= 2048, f"the image is {width} pixels wide, expected from one patch ({p}) to 2048")
     need(C % c["vision.heads"] == 0, f"the vision width {C} is not a multiple of its {c['vision.heads']} heads")
-    need(patches(c) % c["connector.concat"] == 0,
-         f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
+    if is_shuffle(c):
+        rows, columns, s = height // p, width // p, c["connector.scale_factor"]
+        need(c["connector.kind"] == "shuffle", f"connector.kind is {c['connector.kind'][:40]}, expected shuffle or no such key")
+        need(rows % s == 0 and columns % s == 0, f"{rows} x {columns} patches cannot be joined in blocks of {s} x {s}")
+    else:
+        need(patches(c) % c["connector.concat"] == 0,
+             f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
     need(c["lm.heads"] % c["lm.kv_heads"] == 0,
          f"{c['lm.heads']} attention heads are not a multiple of {c['lm.kv_heads']} key-value heads")
     need(c["lm.head_dim"] % 2 == 0, f"head_dim {c['lm.head_dim']} is odd; rotary positions need an even one")
-    need(c["lm.max_positions"] > patches(c) // c["connector.concat"],
-         f"{c['lm.max_positions']} positions leave no room for text after "
-         f"{patches(c) // c['connector.concat']} image tokens")
+    need(c["lm.max_positions"] > image_tokens(c),
+         f"{c['lm.max_positions']} positions leave no room for text after {image_tokens(c)} image tokens")
 
 
 def activation(s, key, default):
