@@ -18,6 +18,7 @@
 typedef struct {
     int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored; 0: rectangular
     int image_height, image_width;                      // of rectangular images, multiples of patch_size; 0: square
+    int letter;                                         // pixels: the height that letters get; 0: images as large as fits
     int patch_size;                                     // p, in pixels
     int hidden_size, layers, heads, intermediate_size;  // C, L, H, M
     Activation activation;
@@ -47,7 +48,8 @@ typedef struct {
 
 static inline bool vision_rectangular(const VisionConfig *c) { return !c->image_size; }
 static inline ImageSize vision_size(const VisionConfig *c) {
-    return vision_rectangular(c) ? (ImageSize){c->image_height, c->image_width} : image_square(c->image_size);
+    const int side = c->image_size;
+    return (ImageSize){side ? side : c->image_height, side ? side : c->image_width, c->letter};
 }
 
 /* Rows and columns of patches, and their number. */
@@ -66,16 +68,18 @@ typedef struct {
     FieldType type;
     size_t offset;    // in ModelConfig
     double min, max;  // inclusive, of a number
+    bool optional;    // 0 or false where a file does not say, and then not written: older files lack it
 } ConfigField;
 
 #define VISION_FIELD(key, type, member, min, max) \
-    { key, type, offsetof(ModelConfig, vision.member), min, max }
+    { key, type, offsetof(ModelConfig, vision.member), min, max, false }
 #define LM_FIELD(key, type, member, min, max) \
-    { key, type, offsetof(ModelConfig, lm.member), min, max }
+    { key, type, offsetof(ModelConfig, lm.member), min, max, false }
 static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
     VISION_FIELD("vision.image_height", FIELD_INT, image_height, 4, 4096),
     VISION_FIELD("vision.image_width", FIELD_INT, image_width, 4, 4096),
+    {"vision.letter", FIELD_INT, offsetof(ModelConfig, vision.letter), 0, 256, .optional = true},
     VISION_FIELD("vision.patch", FIELD_INT, patch_size, 1, 64),
     VISION_FIELD("vision.width", FIELD_INT, hidden_size, 4, 16384),
     VISION_FIELD("vision.layers", FIELD_INT, layers, 1, 256),
@@ -107,8 +111,10 @@ enum { CONFIG_FIELDS = sizeof config_fields / sizeof config_fields[0] };
 static const char *const activation_names[] = {"none", "gelu_tanh", "gelu"};
 static const char *const rope_names[] = {"none", "linear", "llama3"};
 
-/* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width). */
+/* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width); an optional
+ * key that is 0 says nothing. */
 static inline bool config_applies(const ModelConfig *c, const ConfigField *f) {
+    if (f->optional && !*(const int *)((const char *)c + f->offset)) return false;
     return strncmp(f->key, "vision.image_", 13) ||
            vision_rectangular(&c->vision) == (strcmp(f->key, "vision.image_size") != 0);
 }
@@ -185,6 +191,8 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     if (vision_rectangular(v) && (s.height % v->patch_size || s.width % v->patch_size))
         return error_set(err, "%s: images of %d x %d pixels are not multiples of vision.patch %d", where, s.height,
                          s.width, v->patch_size);
+    if (v->letter && !vision_rectangular(v))
+        return error_set(err, "%s: vision.letter is for rectangular images (vision.image_height, image_width)", where);
     if (v->hidden_size % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->hidden_size,
                          v->heads);
@@ -215,8 +223,10 @@ static inline int config_load(ModelConfig *c, const SafeTensors *st, Error *err)
                          st->file.path, format ? format : "missing");
     c->vision.image_size = !safetensors_metadata(st, "vision.image_height");  // which of the image's keys are read
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        if (!config_applies(c, &config_fields[i])) continue;
+        const bool optional = config_fields[i].optional;
+        if (!optional && !config_applies(c, &config_fields[i])) continue;
         const char *text = safetensors_metadata(st, config_fields[i].key);
+        if (!text && optional) continue;
         if (!text)
             return error_set(err, "%s: the config key %s is missing from the metadata", st->file.path,
                              config_fields[i].key);

@@ -126,8 +126,9 @@ def pooling_head(names, prefix):
 # ---- configuration ----
 
 CONFIG = {          # every key of a tikz.c configuration, in the order of config.h
-    "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.patch": int,
-    "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int, "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
+    "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.letter": int,
+    "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int,
+    "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
     "lm.ffn": int, "lm.max_positions": int, "lm.eps": float, "lm.rope_theta": float, "lm.rope_scaling": str,
     "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int, "lm.tied": bool}
@@ -136,6 +137,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu
 
 
 SQUARE, RECTANGULAR = {"vision.image_size"}, {"vision.image_height", "vision.image_width"}    # a model has either
+OPTIONAL = {"vision.letter"}        # 0 where it is missing
 
 
 def is_rectangular(c):
@@ -144,7 +146,7 @@ def is_rectangular(c):
 
 def config_keys(c):
     """{key: type} of the keys that a configuration of square or of rectangular images has. c: what is there of it."""
-    other = SQUARE if is_rectangular(c) else RECTANGULAR
+    other = (SQUARE if is_rectangular(c) else RECTANGULAR) | (OPTIONAL - c.keys())
     return {key: kind for key, kind in CONFIG.items() if key not in other}
 
 
