@@ -18,7 +18,7 @@
  *
  * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
  * In training, loss.cuh applies the head chunk by chunk; this file stops at `hidden`. Gradient checkpointing
- * (--recompute) is decoder_block_recompute here and the table at Recompute in vision.h.
+ * (--recompute) is decoder_block_recompute here and the table in recompute.h.
  *
  * A model file is one safetensors file: weights under the names declared here and in vision.h, the configuration in
  * its metadata (config.h), the tokenizer as tensors (lib/tokenizer.h). Metadata hub.* about the tokenizer's origin is
@@ -40,7 +40,7 @@ typedef struct {
 } DecoderLayer;
 
 /* The activations of one block; N = B * S rows, S the sequence length. Buffers that need not be stored are shared by all
- * blocks (see Recompute in vision.h). */
+ * blocks (see recompute.h). */
 typedef struct {
     floatX *residual;                   // [N, W] the residual stream at the block's input
     floatX *normed1, *qkv, *attention;  // [N, W], [N, (H + 2K) D], [N, H D]
@@ -97,11 +97,14 @@ typedef struct {
 static inline size_t model_pixels(const Model *m) { return image_size_bytes(vision_size(&m->c.vision)); }
 static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
 
-/* The maximum number of text tokens after the image tokens. */
-static inline int model_max_text(const Model *m) { return m->c.lm.max_positions - model_image_tokens(m); }
+/* The positions before the text: the image tokens, and the tokenizer's markers before and after them. */
+static inline int model_prompt(const Model *m) { return model_image_tokens(m) + tokenizer_markers(&m->tokenizer); }
+
+/* The maximum number of text tokens. */
+static inline int model_max_text(const Model *m) { return m->c.lm.max_positions - model_prompt(m); }
 
 /* The sequence length for T text tokens: the last one is predicted but never read. */
-static inline int model_sequence(const Model *m, int T) { return model_image_tokens(m) + T - 1; }
+static inline int model_sequence(const Model *m, int T) { return model_prompt(m) + T - 1; }
 
 /* ---- parameters ---- */
 
@@ -188,7 +191,8 @@ static inline int model_open_as(Model *m, const Ops *op, const char *path, const
                                 Error *err) {
     *m = (Model){0};
     if (safetensors_open(&m->file, path, err)) return -1;
-    int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err);
+    int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err) ||
+              tokenizer_fits(&m->tokenizer, vision_tokens(&m->c.vision), m->c.lm.max_positions, path, err);
     if (!bad && m->tokenizer.count > m->c.lm.vocab)
         bad = error_set(err, "%s: the tokenizer has %d tokens but the embedding only %d rows", path,
                         m->tokenizer.count, m->c.lm.vocab);
@@ -235,7 +239,8 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     *m = (Model){0};
     if (safetensors_open(&m->file, tokenizer_file, err)) return -1;
     if (tokenizer_load(&m->tokenizer, &m->file, err) ||
-        config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, err)) {
+        config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, err) ||
+        tokenizer_fits(&m->tokenizer, vision_tokens(&m->c.vision), m->c.lm.max_positions, tokenizer_file, err)) {
         model_close(m);
         return -1;
     }
@@ -378,6 +383,7 @@ static inline void model_plan(Model *m, int B, int T) {
     model_plan_arena(m);
     arena_allocate(&m->arena, m->op, m->params.owner, "activations");
     model_plan_arena(m);
+    connector_fill(&m->vision.connector, &m->c.vision, m->op, B);
     m->host_input_ids = xmalloc((size_t)B * model_sequence(m, T) * sizeof(int));
     m->host_target_rows = xmalloc((size_t)B * T * sizeof(int));
     m->labels = xmalloc((size_t)B * T * sizeof(int));
@@ -465,10 +471,10 @@ static inline void decoder_block_forward(Model *m, int l, int B, int T, const KV
 }
 
 /* Lays out the decoder's input for B rows of T text ids (padding is -1, at the end of a row): image positions get the
- * id -1, padding gets token 0, which causal masking hides from every counted position. Also lists the
+ * id -1, markers their ids, padding gets token 0, which causal masking hides from every counted position. Also lists the
  * positions that predict a token, and the tokens. */
 static inline void model_layout(Model *m, const int *ids, int B, int T) {
-    int P = model_image_tokens(m), S = model_sequence(m, T);
+    int P = model_prompt(m), S = model_sequence(m, T);
     if (B > m->max_B || T > m->max_T)
         die("internal error: a batch of %d x %d tokens for a model planned for %d x %d", B, T, m->max_B, m->max_T);
     m->B = B;
@@ -476,7 +482,7 @@ static inline void model_layout(Model *m, const int *ids, int B, int T) {
     m->n = 0;
     for (int b = 0; b < B; b++) {
         int *row = m->host_input_ids + (size_t)b * S;
-        for (int s = 0; s < P; s++) row[s] = -1;
+        tokenizer_prompt(&m->tokenizer, row, model_image_tokens(m));
         for (int t = 0; t < T; t++) {
             int id = ids[(size_t)b * T + t];
             if (t + 1 < T) row[P + t] = id < 0 ? 0 : id;
@@ -495,12 +501,13 @@ static inline void model_upload_pixels(Model *m, const uint8_t *pixels, int B) {
     if (!m->vision.source) m->op->upload(m->pixels, pixels, B * model_pixels(m));
 }
 
-/* Embeds the input: image tokens, then the embeddings of the text; and the first block's norm. */
+/* Embeds the input: image tokens, and the embeddings of the markers and of the text; and the first block's norm. */
 static inline void decoder_embed(Model *m, int B, int S) {
     const LmConfig *c = &m->c.lm;
     DecoderActs *a = &m->acts[0];
     size_t N = (size_t)B * S, row = c->hidden_size * sizeof(floatX), P = model_image_tokens(m);
-    m->op->copy_rows(a->residual, S * row, m->vision.tokens, P * row, P * row, B);
+    floatX *image = a->residual + (size_t)m->tokenizer.before_image.count * c->hidden_size;
+    m->op->copy_rows(image, S * row, m->vision.tokens, P * row, P * row, B);
     m->op->embedding_forward(a->residual, m->input_ids, param_weight(m->embed_tokens), N);
     m->op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, m->layer[0].input_layernorm->value, N, c->hidden_size,
                            c->eps);
@@ -543,7 +550,7 @@ static inline void model_logits(Model *m, int B, float *logits) {
     linear_logits(m->op, logits, m->hidden, m->lm_head, B);
 }
 
-/* The decoder's part of a prefill: reads the S positions of each sequence that model_layout laid out, behind the image
+/* The decoder's part of a prefill: reads the S positions of each sequence that model_layout laid out, with the image
  * tokens that the encoder left in m->vision.tokens, and fills the cache. logits as below. */
 static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache, float *logits) {
     size_t row = m->c.lm.hidden_size * sizeof(floatX);
@@ -557,7 +564,7 @@ static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache,
  * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {
-    int S = model_image_tokens(m) + prefix_count, T = prefix_count + 1;
+    int S = model_prompt(m) + prefix_count, T = prefix_count + 1;
     int *ids = xcalloc((size_t)B * T, sizeof(int));  // the last one of a row is never read
     for (int b = 0; b < B && prefix_count; b++) memcpy(ids + b * T, prefix, prefix_count * sizeof(int));
     model_layout(m, ids, B, T);
@@ -679,23 +686,13 @@ static inline void model_backward(Model *m) {
         model_graph_end(m);
     }
     if (!(m->trained & (GROUP_VISION | GROUP_CONNECTOR))) return;
-    op->copy_rows(m->d_image_tokens, P * row, m->d_residual, S * row, P * row, B);
+    const floatX *d_image = m->d_residual + (size_t)m->tokenizer.before_image.count * W;
+    op->copy_rows(m->d_image_tokens, P * row, d_image, S * row, P * row, B);
     if (m->d_embed_loss) op->residual_forward(m->d_image_tokens, m->d_image_tokens, m->d_embed_loss, B * P * W);
     if (!model_graph_launch(m, GRAPH_BACKWARD_VISION)) {
         vision_backward(&m->vision, op, m->d_image_tokens, m->B, &m->hook);
         model_graph_end(m);
     }
-}
-
-/* FLOPs of one forward pass (a multiply-add counts 2): the encoder unless it is shared, the connector, the decoder, and
- * the head on n positions. The backward pass costs twice that, minus the encoder where it is frozen. */
-static inline double model_flops(const Model *m, int B, int T, int n) {
-    const LmConfig *c = &m->c.lm;
-    double S = model_sequence(m, T), W = c->hidden_size, A = (double)c->heads * c->head_dim;
-    double weights = W * (c->heads + 2 * c->kv_heads) * c->head_dim + A * W + 3 * W * c->intermediate_size;
-    double per_position = c->layers * (2 * weights + 2 * S * A);  // causal attention: half of 4 S A
-    double connector = 2.0 * vision_patches(&m->c.vision) * m->c.vision.hidden_size * W;
-    return vision_flops(&m->vision, B) + B * (connector + S * per_position) + 2.0 * n * W * c->vocab;
 }
 
 #endif

@@ -58,13 +58,37 @@ class Config:
         return tuple(self.int(f"vision.{key}") for key in keys)
 
     @property
-    def patches(self):
+    def grid(self):
+        """(rows, columns) of patches."""
         height, width = self.size
-        return (height // self.int("vision.patch")) * (width // self.int("vision.patch"))
+        return height // self.int("vision.patch"), width // self.int("vision.patch")
+
+    @property
+    def patches(self):
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def shuffles(self):
+        return self.text.get("connector.kind") == "shuffle"
+
+    @property
+    def joined(self):
+        """Patches that are joined into one image token."""
+        return self.int("connector.scale_factor") ** 2 if self.shuffles else self.int("connector.concat")
 
     @property
     def image_tokens(self):
-        return self.patches // self.int("connector.concat")
+        return self.patches // self.joined
+
+    def markers(self, side):
+        """Ids of the tokens before or after the image."""
+        return [int(n) for n in self.text.get(f"tokenizer.{side}_image", "").split(",") if n]
+
+    @property
+    def prompt(self):
+        """Positions before the text."""
+        return len(self.markers("before")) + self.image_tokens + len(self.markers("after"))
 
 
 def layer_norm(x, weight, bias, eps):
@@ -134,10 +158,13 @@ def encode(p, c, pixels):
 
 
 def connect(p, c, features):
-    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches side by side through one linear map."""
+    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches, or those of a block of scale_factor rows and columns,
+    side by side through one linear map."""
     B, P, C = features.shape
-    concat = c.int("connector.concat")
-    x = features.reshape(B, P // concat, concat * C) @ p["connector.weight"].T
+    if c.shuffles:
+        s, (rows, columns) = c.int("connector.scale_factor"), c.grid
+        features = features.reshape(B, rows // s, s, columns // s, s, C).transpose(2, 3)  # B, block row, column, y, x, C
+    x = features.reshape(B, c.image_tokens, c.joined * C) @ p["connector.weight"].T
     return x + p["connector.bias"] if c.bool("connector.bias") else x
 
 
@@ -203,15 +230,16 @@ def forward(p, c, pixels, ids):
     block."""
     image = connect(p, c, encode(p, c, pixels))
     text = p["lm.embed"][ids[:, :-1].clamp(min=0)]
-    hidden, layers = decode(p, c, torch.cat([image, text], 1))
-    first = image.shape[1] - 1
+    before, after = (p["lm.embed"][c.markers(side)].expand(len(ids), -1, -1) for side in ("before", "after"))
+    hidden, layers = decode(p, c, torch.cat([before, image, after, text], 1))
+    first = c.prompt - 1
     logits = hidden[:, first:] @ head(p, c).T
     return image, hidden, logits, [x[:, first:] for x in layers]
 
 
-def predicting(ids, image_tokens):
-    """Mask [B, L] of the positions that predict a token: position I - 1 + t predicts ids[:, t]."""
-    none = torch.zeros(len(ids), image_tokens - 1, dtype=torch.bool)
+def predicting(ids, prompt):
+    """Mask [B, L] of the positions that predict a token: position prompt - 1 + t predicts ids[:, t]."""
+    none = torch.zeros(len(ids), prompt - 1, dtype=torch.bool)
     return torch.cat([none, ids >= 0], 1)
 
 
@@ -232,7 +260,7 @@ def shapes(c):
             shape = linear.get(part, (C,))
             s[f"vision.{layer}.{name}"] = shape if kind == "weight" else shape[:1]
     s |= {"vision.norm.weight": (C,), "vision.norm.bias": (C,)}
-    s["connector.weight"] = (W, c.int("connector.concat") * C)
+    s["connector.weight"] = (W, c.joined * C)
     if c.bool("connector.bias"):
         s["connector.bias"] = (W,)
     s["lm.embed"] = (V, W)
