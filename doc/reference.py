@@ -70,13 +70,17 @@ class Config:
         return rows * columns
 
     @property
-    def shuffles(self):
-        return self.text.get("connector.kind") == "shuffle"
+    def block(self):
+        """(height, width) of the block of patches that is joined into one image token; None for patches that follow each other."""
+        kind, rows = self.text.get("connector.kind", "concat"), self.grid[0]
+        if kind == "shuffle":
+            return self.int("connector.scale_factor"), self.int("connector.scale_factor")
+        return (rows, self.int("connector.concat") // rows) if kind == "strips" else None
 
     @property
     def joined(self):
         """Patches that are joined into one image token."""
-        return self.int("connector.scale_factor") ** 2 if self.shuffles else self.int("connector.concat")
+        return self.block[0] * self.block[1] if self.block else self.int("connector.concat")
 
     @property
     def image_tokens(self):
@@ -159,12 +163,12 @@ def encode(p, c, pixels):
 
 
 def connect(p, c, features):
-    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches, or those of a block of scale_factor rows and columns,
+    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches, or those of a block,
     side by side through one linear map."""
     B, P, C = features.shape
-    if c.shuffles:
-        s, (rows, columns) = c.int("connector.scale_factor"), c.grid
-        features = features.reshape(B, rows // s, s, columns // s, s, C).transpose(2, 3)  # B, block row, column, y, x, C
+    if c.block:
+        (h, w), (rows, columns) = c.block, c.grid
+        features = features.reshape(B, rows // h, h, columns // w, w, C).transpose(2, 3)  # B, block row, column, y, x, C
     x = features.reshape(B, c.image_tokens, c.joined * C) @ p["connector.weight"].T
     return x + p["connector.bias"] if c.bool("connector.bias") else x
 

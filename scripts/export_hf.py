@@ -58,6 +58,8 @@ class Export:
             raise FormatError(f"{path}: its images have {height} x {width} pixels, and its position embeddings are those of "
                               f"rows and of columns; SiglipVisionModel of Hugging Face has square images and one table of "
                               f"positions, so that such a model cannot be represented there.")
+        if self.config.get("connector.kind") == "strips":
+            raise FormatError(f"{path}: its connector joins strips of patches (connector.kind), and no model of Hugging Face does.")
         self.tokenizer = tikzc.Tokenizer.load(path)
         self.names = token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
         if self.tokenizer.end not in self.names:

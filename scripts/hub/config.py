@@ -133,14 +133,15 @@ def pooling_head(names, prefix):
 # ---- configuration ----
 
 CONFIG = {          # every key of a tikz.c configuration, in the order of config.h
-    "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.patch": int,
-    "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int, "vision.activation": str, "vision.eps": float,
-    "connector.kind": str, "connector.scale_factor": int, "connector.concat": int, "connector.bias": bool,
+    "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.letter": int,
+    "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int,
+    "vision.activation": str, "vision.eps": float, "connector.kind": str, "connector.scale_factor": int,
+    "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
     "lm.ffn": int, "lm.max_positions": int, "lm.eps": float, "lm.rope_theta": float, "lm.rope_scaling": str,
     "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int,
     "lm.qkv_bias": bool, "lm.qk_norm": bool, "lm.tied": bool}
-FLAGS = {"lm.qkv_bias", "lm.qk_norm"}       # written only where true, as FIELD_FLAG of config.h
+FLAGS = {"lm.qkv_bias", "lm.qk_norm"}       # written only where true, as the optional ones of config.h
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh",
                "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
 
@@ -152,17 +153,18 @@ def is_rectangular(c):
     return "vision.image_height" in c
 
 
-CONCAT, SHUFFLE = {"connector.concat"}, {"connector.kind", "connector.scale_factor"}    # and either of these
+CONCAT, SCALE = {"connector.concat"}, {"connector.scale_factor"}    # and either of these
 
 
 def is_shuffle(c):
-    return "connector.kind" in c
+    return c.get("connector.kind") == "shuffle"
 
 
 def config_keys(c):
     """{key: type} of the keys that a configuration of square or of rectangular images, and of its kind of connector, has.
     c: what is there of it."""
-    other = (SQUARE if is_rectangular(c) else RECTANGULAR) | (CONCAT if is_shuffle(c) else SHUFFLE)
+    other = (SQUARE if is_rectangular(c) else RECTANGULAR) | (CONCAT if is_shuffle(c) else SCALE)
+    other |= {"vision.letter", "connector.kind"} - c.keys()
     return {key: kind for key, kind in CONFIG.items() if key not in other}
 
 
@@ -226,9 +228,10 @@ def check_config(c, where):
     else:
         need(p <= width <= 2048, f"the image is {width} pixels wide, expected from one patch ({p}) to 2048")
     need(C % c["vision.heads"] == 0, f"the vision width {C} is not a multiple of its {c['vision.heads']} heads")
+    kind = c.get("connector.kind", "concat")
+    need(kind in ("concat", "shuffle", "strips"), f"connector.kind is {kind[:40]}, expected concat, shuffle or strips")
     if is_shuffle(c):
         rows, columns, s = height // p, width // p, c["connector.scale_factor"]
-        need(c["connector.kind"] == "shuffle", f"connector.kind is {c['connector.kind'][:40]}, expected shuffle or no such key")
         need(rows % s == 0 and columns % s == 0, f"{rows} x {columns} patches cannot be joined in blocks of {s} x {s}")
     else:
         need(patches(c) % c["connector.concat"] == 0,
