@@ -103,7 +103,7 @@ static inline int generator_try_open(Generator *g, Model *m, int B, int max_toke
         return error_set(err, "at most %d programs are generated together; %d were asked for, take a smaller --batch",
                          GENERATOR_MAX_BATCH, B);
     *g = (Generator){.m = m, .max_B = B};
-    g->cache.capacity = model_image_tokens(m) + max_tokens;
+    g->cache.capacity = model_prompt(m) + max_tokens;
     g->cache.keys = xcalloc(layers, sizeof(floatX *));
     g->cache.values = xcalloc(layers, sizeof(floatX *));
     generator_plan(g);
@@ -118,7 +118,7 @@ static inline int generator_try_open(Generator *g, Model *m, int B, int max_toke
     g->host = xmalloc(B * sizeof(int));
     g->row = xmalloc(m->c.lm.vocab * sizeof(float));
     g->sampling = (Sampling){.top_p = 1};
-    g->first = model_image_tokens(m);
+    g->first = model_prompt(m);
     generator_mask_tokens(g);
     params_move_to_large_pages(&m->params, m->op, GROUP_LM);
     return 0;
@@ -149,7 +149,7 @@ static inline void generator_set_sampling(Generator *g, float temperature, float
     g->sampling.top_p = top_p;
     g->sampling.top_k = top_k;
     g->sampling.seed = seed;
-    g->first = model_image_tokens(g->m) + first;
+    g->first = model_prompt(g->m) + first;
     g->m->op->graph_free(g);
 }
 

@@ -14,7 +14,7 @@ static inline int generator_try_fit(Model *m, int images, int each_image, bool o
     const size_t available = host ? machine : m->op->memory_free();
     const size_t limit = host ? available / 4 : available / 20 * 19;
     const size_t sequences =
-        each_image * (kv_cache_bytes(&m->c.lm, model_image_tokens(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
+        each_image * (kv_cache_bytes(&m->c.lm, model_prompt(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
     while (or_less && images > 1 && model_activation_bytes(m, images, T) + images * sequences > limit) images /= 2;
     const size_t bytes = model_activation_bytes(m, images, T) + images * sequences;
     const int programs = images * each_image;
