@@ -48,7 +48,8 @@ static void create(Model *m, const Ops *op, const char *shape) {
         for (size_t done = n; done < x->n; done *= 2)
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
     }
-    m->rope = rope_table(&m->c.lm, op);
+    m->rope = rope_table(&m->c.lm, op, &err);
+    die_if(!m->rope, &err);
 }
 
 static void make(const char *path, const char *shape) {
