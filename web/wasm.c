@@ -41,6 +41,7 @@ static struct {
     PrepareOptions prepare;
     int prefix[1], prefix_count;  // the begin token, if the model has one
     int max_new_tokens;
+    char *image_name;  // for messages
     Image image;
     ImageCanvas canvas;
     uint8_t *tile;    // [PAGE_TILE * PAGE_TILE, 4] RGBA
@@ -115,9 +116,11 @@ EMSCRIPTEN_KEEPALIVE void page_open(const char *path) {
 /* ---- the image ---- */
 
 /* Begins an image. Returns where the pixels of its tiles are put, RGBA. */
-EMSCRIPTEN_KEEPALIVE uint8_t *page_image_begin(int width, int height) {
+EMSCRIPTEN_KEEPALIVE uint8_t *page_image_begin(const char *name, int width, int height) {
     Error err;
-    die_if(image_check_size((uint64_t)width, (uint64_t)height, "in this browser", &err), &err);
+    die_if(image_check_size((uint64_t)width, (uint64_t)height, name, &err), &err);
+    free(page.image_name);
+    page.image_name = xstrdup(name);
     if (!page.tile) page.tile = xmalloc((size_t)PAGE_TILE * PAGE_TILE * 4);
     image_free(&page.image);
     page.canvas = image_canvas(&page.image, width, height, 1);
@@ -134,7 +137,7 @@ EMSCRIPTEN_KEEPALIVE void page_image_put(int x, int y, int width, int height) {
 static void page_prepare(ImageCleaned *cleaned) {
     Error err;
     ImageBox box;
-    die_if(preprocess_image(&page.image, &page.prepare, "in this browser", &box, cleaned, &err), &err);
+    die_if(preprocess_image(&page.image, &page.prepare, page.image_name, &box, cleaned, &err), &err);
     image_prepare_box(page.pixels, &page.image, box, page.prepare.size);
     image_free(&page.image);
 }
@@ -265,12 +268,25 @@ static void page_rank(void) {
     }
 }
 
+/* "document": the program as a whole .tex file, or null where it cannot be one. */
+static void page_add_document(JsonWriter *w, const char *program, size_t n) {
+    Error ignored;
+    char *document = tex_document(page.task, program, n, &ignored);
+    json_key(w, "document");
+    if (document)
+        json_string(w, document + sizeof TEX_EMPTY_PAGES - 1);
+    else
+        json_null(w);
+    free(document);
+}
+
 /* Event "result": the best program, and all of them where there are several. */
 static void page_answer(const ImageCleaned *cleaned) {
     JsonWriter w = {0};
     json_begin_object(&w);
     page_add_string(&w, "task", render_task_names[page.task]);
     page_add_program(&w, &page.programs[0]);
+    page_add_document(&w, page.programs[0].text, page.programs[0].bytes);
     page_add_string(&w, "preprocessing", cleaned->text);
     if (page.count > 1) {
         json_key(&w, "candidates");
@@ -308,17 +324,10 @@ EMSCRIPTEN_KEEPALIVE void page_convert(double temperature, double seed, int beam
     }
 }
 
-/* Event "document": the program as a whole .tex file, or null where it cannot be one. */
+/* Event "document": of a program that was edited. */
 EMSCRIPTEN_KEEPALIVE void page_document(const char *program) {
-    Error ignored;
     JsonWriter w = {0};
-    char *document = tex_document(page.task, program, strlen(program), &ignored);
     json_begin_object(&w);
-    json_key(&w, "document");
-    if (document)
-        json_string(&w, document + sizeof TEX_EMPTY_PAGES - 1);
-    else
-        json_null(&w);
+    page_add_document(&w, program, strlen(program));
     page_event("document", &w);
-    free(document);
 }
