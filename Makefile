@@ -142,8 +142,8 @@ deb:
 # build/wasm: a folder for any web server, with the page in web/, a model, and what generates programs compiled to WebAssembly,
 # with SIMD128 and, for browsers that lack it, without. One thread runs it, so nothing is locked.
 WASM_MODEL   ?= dev/starter/student.safetensors
-WASM_FLAGS   := -std=gnu11 $(WARNINGS) -Wno-unknown-pragmas -O3 -ffp-contract=fast -fno-math-errno -MMD -MP -D_GNU_SOURCE \
-    -DPTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP=PTHREAD_MUTEX_INITIALIZER
+WASM_FLAGS   := -std=gnu11 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function -O3 -ffp-contract=fast -fno-math-errno \
+    -MMD -MP -D_GNU_SOURCE -DKERNELS_FORWARD_ONLY -DPTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP=PTHREAD_MUTEX_INITIALIZER
 WASM_LINK    := -O2 -sMODULARIZE -sEXPORT_ES6 -sENVIRONMENT=worker -sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=4GB \
     -sFORCE_FILESYSTEM -sEXPORTED_FUNCTIONS=_malloc,_free -sEXPORTED_RUNTIME_METHODS=FS,ccall
 FLAGS_simd128 := -msimd128
