@@ -11,10 +11,12 @@ export const draws = false;
 let worker = null;  // a Worker; null: none, the next order starts one
 let opened = null;  // a promise of what it says of its model
 
-// The models that this page has: one.
+// The models that this page has: one. Afterwards the browser keeps the page, for when there is no network.
 export async function listModels() {
-  navigator.serviceWorker?.register("offline.js").catch((error) => console.info(`This page will need its server again: ${error.message}`));
-  return [await start()];
+  const model = await start();
+  navigator.serviceWorker?.register("offline.js", { updateViaCache: "none" })
+    .catch((error) => console.info(`This page will need its server again: ${error.message}`));
+  return [model];
 }
 
 // Turns an image into a program. Yields what server.js's convert yields, without drawings.

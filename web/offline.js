@@ -14,13 +14,19 @@ addEventListener("install", (event) => event.waitUntil(install()));
 async function install() {
   const cache = await keep();
   await Promise.all(Object.entries(self.files).map(async ([name, hash]) => {
-    if (await cache.match(keyOf(hash))) return;
-    const answer = await fetch(name, { cache: "no-cache" });
-    const digest = await crypto.subtle.digest("SHA-256", await answer.clone().arrayBuffer());
-    const found = [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    if (!answer.ok || found !== hash) throw new Error(`${name} is not the file of this version`);
-    await cache.put(keyOf(hash), answer);
+    if (!await cache.match(keyOf(hash))) await cache.put(keyOf(hash), await download(name, hash));
   }));
+}
+
+// The browser may still have the file from opening the page; if that is another version's, it is asked for again.
+async function download(name, hash) {
+  for (const cache of ["default", "reload"]) {
+    const answer = await fetch(name, { cache });
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await answer.clone().arrayBuffer()));
+    const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    if (answer.ok && found === hash) return answer;
+  }
+  throw new Error(`${name} is not the file of this version`);
 }
 
 addEventListener("activate", (event) => event.waitUntil(activate()));

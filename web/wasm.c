@@ -26,10 +26,11 @@ enum {
 
 /* A program while it is generated. */
 typedef struct {
-    TokenIds ids;  // with the begin token and the end token, if there are any
+    TokenIds ids;  // with the begin token; of sampled programs with the end token
+    int tokens;    // their number, without the end token
     RepeatGuard guard;
     double log_probability;
-    bool ended, looped, done;
+    bool ended, looped;
     char *text;  // once it is done
     size_t bytes;
 } PageProgram;
@@ -146,9 +147,11 @@ static void page_prepare(ImageCleaned *cleaned) {
 
 /* The text of a program that is done; of a loop, the first round. */
 static void page_finish(PageProgram *p) {
-    p->done = true;
-    if (p->looped) p->ids.count = page.prefix_count + p->guard.begin + p->guard.period;
-    tokenizer_decode(&page.model.tokenizer, p->ids.ids, p->ids.count - p->ended, &p->text, &p->bytes);
+    const Tokenizer *t = &page.model.tokenizer;
+    p->tokens = p->ids.count;
+    if (p->looped) p->tokens = page.prefix_count + p->guard.begin + p->guard.period;
+    if (p->tokens && tokenizer_ends(t, p->ids.ids[p->tokens - 1])) p->tokens--;
+    tokenizer_decode(t, p->ids.ids, p->tokens, &p->text, &p->bytes);
     if (page.task == RENDER_FORMULA) {
         char *before = p->text;
         p->text = formula_tidy(before, p->bytes, &p->bytes);
@@ -160,12 +163,12 @@ static void page_finish(PageProgram *p) {
 }
 
 static void page_add_program(JsonWriter *w, const PageProgram *p) {
-    const int written = p->ids.count - page.prefix_count;
+    const int written = p->tokens - page.prefix_count + p->ended;
     json_key(w, "program");
     json_string_bytes(w, p->text, p->bytes);
     page_add_number(w, "log_probability", p->log_probability);
     page_add_number(w, "confidence", written > 0 ? exp(p->log_probability / written) : NAN);
-    page_add_number(w, "tokens", p->ids.count - p->ended);
+    page_add_number(w, "tokens", p->tokens);
     json_key(w, "ended");
     json_bool(w, p->ended);
     json_key(w, "compiles");  // which only TeX knows
