@@ -67,34 +67,34 @@ function fail({ message, type }, reject) {
 // Gives the worker an order and yields its events, up to the one named `last`. Aborting `signal` ends the worker, which hears
 // nothing while it computes, and starts another.
 async function* ask(order, last, signal) {
-  let stopped = null, wake = () => {};
+  let ended = null, wake = () => {};
   const events = [];
-  const own = await Promise.race([start().then(() => worker), aborted(signal)]);
-  const end = (error) => { stopped = error; wake(); };
+  const own = await unlessAborted(start().then(() => worker), signal);
+  const end = (error) => { ended = error; wake(); };
   own.onmessage = ({ data }) => data.name === "error" ? fail(data.data, end) : wake(events.push(data));
   own.onerror = (event) => fail({ message: `The model failed: ${event.message}` }, end);
-  aborted(signal).catch((error) => {
-    if (stopped || own !== worker) return;
-    end(error);
+  signal.addEventListener("abort", () => {
+    if (ended || own !== worker) return;
     stop();
     start();
+    end(signal.reason);
   });
   own.postMessage(order);
   for (;;) {
-    while (events.length) {
-      const event = events.shift();
+    for (const event of events.splice(0)) {
+      if (event.name === last) ended = event; // a later abort is none of this order's
       yield event;
-      if (event.name === last) {
-        stopped = true; // a later abort is none of this order's
-        return;
-      }
+      if (ended === event) return;
     }
-    if (stopped) throw stopped;
+    if (ended) throw ended;
     await new Promise((resolve) => { wake = resolve; });
   }
 }
 
-const aborted = (signal) => new Promise((_, reject) => {
-  if (signal.aborted) reject(signal.reason);
-  signal.addEventListener("abort", () => reject(signal.reason));
-});
+function unlessAborted(promise, signal) {
+  const aborted = new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason));
+  });
+  return Promise.race([promise, aborted]);
+}
