@@ -142,49 +142,49 @@ deb:
 # build/wasm: a folder for any web server, with the page in web/, a model, and what generates programs compiled to WebAssembly,
 # with SIMD128 and, for browsers that lack it, without. One thread runs it, so nothing is locked.
 WASM_MODEL   ?= dev/starter/student.safetensors
+WASM_SETS    := simd128 portable
 WASM_FLAGS   := -std=gnu11 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function -O3 -ffp-contract=fast -fno-math-errno \
     -MMD -MP -D_GNU_SOURCE -DKERNELS_FORWARD_ONLY -DPTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP=PTHREAD_MUTEX_INITIALIZER
 WASM_LINK    := -O2 -sMODULARIZE -sEXPORT_ES6 -sENVIRONMENT=worker -sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=4GB \
     -sFORCE_FILESYSTEM -sEXPORTED_FUNCTIONS=_malloc,_free -sEXPORTED_RUNTIME_METHODS=FS,ccall
 FLAGS_simd128 := -msimd128
-WASM_PAGE    := $(addprefix build/wasm/,$(notdir $(filter-out web/index.html,$(wildcard web/*.js web/*.css web/*.svg web/*.png web/*.html))) \
-    index.html $(notdir $(WASM_MODEL)) model-simd128.js model-portable.js)
+WASM_COPIED  := $(patsubst web/%,build/wasm/%,$(wildcard $(addprefix web/*.,js css svg png)))
+WASM_MODULES := $(WASM_SETS:%=build/wasm/model-%.js)
 
 # Debian's Emscripten needs a module of Node's that only Debian's own Node finds by itself.
 wasm: export NODE_PATH := /usr/share/nodejs$(if $(NODE_PATH),:$(NODE_PATH))
 wasm: build/wasm/files.js
 	@echo "the page is in build/wasm; try: python3 -m http.server -d build/wasm, and open http://127.0.0.1:8000/"
 
-build/wasm/files.js: $(WASM_PAGE)
-	@cd build/wasm && { echo 'self.files = {'; sha256sum $(filter-out offline.js,$(notdir $^)) model-simd128.wasm model-portable.wasm | \
+build/wasm/files.js: build/wasm/index.html $(WASM_COPIED) $(WASM_MODULES) build/wasm/$(notdir $(WASM_MODEL))
+	@cd build/wasm && { echo 'self.files = {'; sha256sum $(filter-out offline.js,$(notdir $^)) $(WASM_SETS:%=model-%.wasm) | \
 	    awk '{ printf "  \"%s\": \"%s\",\n", $$2, $$1 }'; echo '};'; } >files.js.partial && mv files.js.partial files.js
 
 build/wasm/index.html: web/index.html FORCE | build/wasm
 	@sed 's/^<html /&data-model="$(notdir $(WASM_MODEL))" /' $< >$@.partial
 	@if cmp -s $@.partial $@; then rm $@.partial; else mv $@.partial $@; fi
 
-$(filter-out %/index.html %/model-simd128.js %/model-portable.js %.safetensors,$(WASM_PAGE)): build/wasm/%: web/% | build/wasm
+$(WASM_COPIED): build/wasm/%: web/% | build/wasm
 	@cp $< $@
 
 build/wasm/$(notdir $(WASM_MODEL)): $(WASM_MODEL) | build/wasm
 	@cp $< $@
 
-build/wasm/model-%.js: build/wasm-objects/wasm.o build/wasm-objects/cpu_%.o build/wasm-objects/choose_%.o | build/wasm
+$(WASM_MODULES): build/wasm/model-%.js: $(addprefix build/wasm-objects/,wasm.o cpu_%.o choose_%.o) | build/wasm
 	emcc $(WASM_LINK) $^ -o $@
 
 build/wasm-objects/wasm.o: web/wasm.c | build/wasm-objects
 	emcc $(WASM_FLAGS) -c $< -o $@
 
-build/wasm-objects/cpu_%.o: kernels/cpu/cpu.c | build/wasm-objects
+$(WASM_SETS:%=build/wasm-objects/cpu_%.o): build/wasm-objects/cpu_%.o: kernels/cpu/cpu.c | build/wasm-objects
 	emcc $(WASM_FLAGS) $(FLAGS_$*) -DKERNEL_SET=$* -c $< -o $@
 
-build/wasm-objects/choose_%.o: kernels/cpu/choose.c | build/wasm-objects
+$(WASM_SETS:%=build/wasm-objects/choose_%.o): build/wasm-objects/choose_%.o: kernels/cpu/choose.c | build/wasm-objects
 	emcc $(WASM_FLAGS) '-DCPU_SETS(set)=set($*)' -c $< -o $@
 
 build/wasm build/wasm-objects:
 	@command -v emcc >/dev/null || { echo "make wasm needs Emscripten, whose compiler emcc is not installed: scripts/deps.sh wasm installs it" >&2; exit 1; }
 	@mkdir -p $@
-.SECONDARY: $(foreach s,simd128 portable,$(addprefix build/wasm-objects/,cpu_$s.o choose_$s.o))
 
 -include $(wildcard build/wasm-objects/*.d)
 
