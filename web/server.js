@@ -1,5 +1,5 @@
-// Talks to the server. Addresses are relative, so that the page also works behind a proxy, under a path of its own. local.js has the
-// same functions for a page without a server.
+// Talks to the server. Addresses are relative, so that the page also works behind a proxy, under a path of its own. local.js has
+// the same functions for a page without a server.
 
 import { Failure } from "./failure.js";
 

@@ -54,9 +54,8 @@ static struct {
 
 /* ---- events ---- */
 
-EM_JS(void, page_send, (const char *name, const char *json), {
-    Module["onEvent"](UTF8ToString(name), JSON.parse(UTF8ToString(json)));
-});
+EM_JS(void, page_send, (const char *name, const char *json),
+      { Module["onEvent"](UTF8ToString(name), JSON.parse(UTF8ToString(json))); });
 
 static void page_event(const char *name, JsonWriter *w) {
     json_end_object(w);
@@ -194,15 +193,17 @@ static void page_send_candidate(const PageProgram *p) {
     page_event("candidate", &w);
 }
 
+static void page_not_finite(void) {
+    Error why;
+    model_not_finite(&page.model, &why);
+    die("no program can be written: %s", why.text);
+}
+
 /* Reader of the generator: takes the next token of a program. */
 static bool page_read(void *context, int sequence, int id) {
     PageProgram *p = &page.programs[page.first + sequence];
-    Error why;
     (void)context;
-    if (id < 0) {
-        model_not_finite(&page.model, &why);
-        die("no program can be written: %s", why.text);
-    }
+    if (id < 0) page_not_finite();
     token_ids_add(&p->ids, id);
     p->log_probability += page.generator.log_probability;
     p->ended = tokenizer_ends(&page.model.tokenizer, id);
@@ -246,7 +247,7 @@ static void page_beam(int beams) {
     s.start = page.generator.length;
     beam_run(&s);
     BeamImage *image = &s.image[0];
-    if (image->failed) page_read(NULL, 0, -1);
+    if (image->failed) page_not_finite();
     beam_rank(&s, image);
     page.count = image->finished;
     for (int k = 0; k < page.count; k++) {

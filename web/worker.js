@@ -29,7 +29,7 @@ const orders = {
 
   async convert({ blob, file, options }) {
     const image = await decodeImage(blob);
-    if (!image) return say("error", { message: `The browser cannot read the image ${file}: it is damaged, or of a kind that the browser does not know` });
+    if (!image) throw failure(`The browser cannot read the image ${file}: it is damaged, or of a kind that it does not know`);
     const place = model.ccall("page_image_begin", "number", ["string", "number", "number"], [file, image.width, image.height]);
     for await (const { x, y, width, height, rgba } of tilesOf(image, tileSide)) {
       model.HEAPU8.set(rgba, place);
@@ -62,5 +62,8 @@ async function download(file) {
   const answer = await fetch(file).catch(() => null);
   if (answer?.ok) return new Uint8Array(await answer.arrayBuffer());
   const why = answer ? `the server answers with status ${answer.status}` : "the server does not answer";
-  throw Object.assign(new Error(`The model's file ${file} could not be loaded: ${why}`), { type: "away" });
+  throw failure(`The model's file ${file} could not be loaded: ${why}`, "away");
 }
+
+// An error whose message is a sentence for the user.
+const failure = (message, type = "local") => Object.assign(new Error(message), { type });
