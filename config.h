@@ -15,14 +15,19 @@
 
 /* ---- the structs ---- */
 
+typedef enum { CONNECTOR_CONCAT, CONNECTOR_SHUFFLE, CONNECTOR_STRIPS } ConnectorKind;  // see connector.h
+
 typedef struct {
     int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored; 0: rectangular
     int image_height, image_width;                      // of rectangular images, multiples of patch_size; 0: square
+    int letter;                                         // pixels: the height that letters get; 0: images as large as fits
     int patch_size;                                     // p, in pixels
     int hidden_size, layers, heads, intermediate_size;  // C, L, H, M
     Activation activation;
     float eps;            // of the layer norms
-    int concat;           // connector: patch features joined into one image token
+    ConnectorKind connector;
+    int concat;           // of kind concat: patches joined into one image token
+    int scale_factor;     // s, of kind shuffle: s x s patches are
     bool connector_bias;  // the connector has a bias
     int output_size;      // W: the decoder's hidden size; not a key, follows from lm.width
 } VisionConfig;
@@ -37,6 +42,8 @@ typedef struct {
     RopeScaling rope_scaling;
     float rope_factor, rope_low, rope_high;
     int rope_original;  // positions the model was first trained on (llama3 scaling)
+    bool qkv_bias;      // queries, keys and values have a bias (Qwen2)
+    bool qk_norm;       // each head of queries and keys has an RMS norm (Qwen3)
     bool tied;          // the language-model head is the token embedding
 } LmConfig;
 
@@ -47,7 +54,8 @@ typedef struct {
 
 static inline bool vision_rectangular(const VisionConfig *c) { return !c->image_size; }
 static inline ImageSize vision_size(const VisionConfig *c) {
-    return vision_rectangular(c) ? (ImageSize){c->image_height, c->image_width} : image_square(c->image_size);
+    const int side = c->image_size;
+    return (ImageSize){side ? side : c->image_height, side ? side : c->image_width, c->letter};
 }
 
 /* Rows and columns of patches, and their number. */
@@ -55,27 +63,33 @@ static inline int vision_rows(const VisionConfig *c) { return vision_size(c).hei
 static inline int vision_columns(const VisionConfig *c) { return vision_size(c).width / c->patch_size; }
 static inline int vision_patches(const VisionConfig *c) { return vision_rows(c) * vision_columns(c); }
 
-static inline int vision_tokens(const VisionConfig *c) { return vision_patches(c) / c->concat; }
+/* Patches that are joined into one image token, and the number of image tokens. */
+static inline int vision_joined(const VisionConfig *c) {
+    return c->connector == CONNECTOR_SHUFFLE ? c->scale_factor * c->scale_factor : c->concat;
+}
+static inline int vision_tokens(const VisionConfig *c) { return vision_patches(c) / vision_joined(c); }
 
 /* ---- the keys ---- */
 
-typedef enum { FIELD_INT, FIELD_FLOAT, FIELD_BOOL, FIELD_ACTIVATION, FIELD_ROPE } FieldType;
+typedef enum { FIELD_INT, FIELD_FLOAT, FIELD_BOOL, FIELD_ACTIVATION, FIELD_CONNECTOR, FIELD_ROPE } FieldType;
 
 typedef struct {
     const char *key;
     FieldType type;
     size_t offset;    // in ModelConfig
     double min, max;  // inclusive, of a number
+    bool optional;    // where a file lacks it, it is 0, false or the first of the names; then it is not written, either
 } ConfigField;
 
 #define VISION_FIELD(key, type, member, min, max) \
-    { key, type, offsetof(ModelConfig, vision.member), min, max }
+    { key, type, offsetof(ModelConfig, vision.member), min, max, false }
 #define LM_FIELD(key, type, member, min, max) \
-    { key, type, offsetof(ModelConfig, lm.member), min, max }
+    { key, type, offsetof(ModelConfig, lm.member), min, max, false }
 static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
     VISION_FIELD("vision.image_height", FIELD_INT, image_height, 4, 4096),
     VISION_FIELD("vision.image_width", FIELD_INT, image_width, 4, 4096),
+    {"vision.letter", FIELD_INT, offsetof(ModelConfig, vision.letter), 0, 256, .optional = true},
     VISION_FIELD("vision.patch", FIELD_INT, patch_size, 1, 64),
     VISION_FIELD("vision.width", FIELD_INT, hidden_size, 4, 16384),
     VISION_FIELD("vision.layers", FIELD_INT, layers, 1, 256),
@@ -83,6 +97,8 @@ static const ConfigField config_fields[] = {
     VISION_FIELD("vision.mlp", FIELD_INT, intermediate_size, 1, 65536),
     VISION_FIELD("vision.activation", FIELD_ACTIVATION, activation, 0, 0),
     VISION_FIELD("vision.eps", FIELD_FLOAT, eps, 0, 1),
+    {"connector.kind", FIELD_CONNECTOR, offsetof(ModelConfig, vision.connector), 0, 0, .optional = true},
+    {"connector.scale_factor", FIELD_INT, offsetof(ModelConfig, vision.scale_factor), 1, 16, .optional = true},
     VISION_FIELD("connector.concat", FIELD_INT, concat, 1, 64),
     VISION_FIELD("connector.bias", FIELD_BOOL, connector_bias, 0, 1),
     LM_FIELD("lm.vocab", FIELD_INT, vocab, 2, 1 << 20),
@@ -100,17 +116,29 @@ static const ConfigField config_fields[] = {
     LM_FIELD("lm.rope_low", FIELD_FLOAT, rope_low, 0, 1e6),
     LM_FIELD("lm.rope_high", FIELD_FLOAT, rope_high, 0, 1e6),
     LM_FIELD("lm.rope_original", FIELD_INT, rope_original, 1, 1 << 24),
+    {"lm.qkv_bias", FIELD_BOOL, offsetof(ModelConfig, lm.qkv_bias), 0, 1, .optional = true},
+    {"lm.qk_norm", FIELD_BOOL, offsetof(ModelConfig, lm.qk_norm), 0, 1, .optional = true},
     LM_FIELD("lm.tied", FIELD_BOOL, tied, 0, 1),
 };
 enum { CONFIG_FIELDS = sizeof config_fields / sizeof config_fields[0] };
 
 static const char *const activation_names[] = {"none", "gelu_tanh", "gelu"};
+static const char *const connector_names[] = {"concat", "shuffle", "strips"};
 static const char *const rope_names[] = {"none", "linear", "llama3"};
 
-/* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width). */
+/* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width), and the
+ * connector joins blocks of scale_factor or a number of patches. */
 static inline bool config_applies(const ModelConfig *c, const ConfigField *f) {
+    if (!strcmp(f->key, "connector.concat")) return c->vision.connector != CONNECTOR_SHUFFLE;
     return strncmp(f->key, "vision.image_", 13) ||
            vision_rectangular(&c->vision) == (strcmp(f->key, "vision.image_size") != 0);
+}
+
+/* Whether a model file has the key. */
+static inline bool config_stored(const ModelConfig *c, const ConfigField *f) {
+    const void *member = (const char *)c + f->offset;
+    if (f->optional && !(f->type == FIELD_BOOL ? *(const bool *)member : *(const int *)member != 0)) return false;
+    return config_applies(c, f);
 }
 
 /* The index of `text` among names, or -1. */
@@ -144,6 +172,10 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         if ((name = name_index(text, activation_names, 3)) < 1) break;
         *(Activation *)member = (Activation)name;
         return 0;
+    case FIELD_CONNECTOR:
+        if ((name = name_index(text, connector_names, 3)) < 0) break;
+        *(ConnectorKind *)member = (ConnectorKind)name;
+        return 0;
     case FIELD_ROPE:
         if ((name = name_index(text, rope_names, 3)) < 0) break;
         *(RopeScaling *)member = (RopeScaling)name;
@@ -153,9 +185,10 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         return error_set(err, "%s: %s is \"%.40s\"; expected a number from %g to %g", where, f->key, text, f->min,
                          f->max);
     return error_set(err, "%s: %s is \"%.40s\"; expected %s", where, f->key, text,
-                     f->type == FIELD_BOOL         ? "true or false"
-                     : f->type == FIELD_ACTIVATION ? "gelu_tanh or gelu"
-                                                   : "none, linear or llama3");
+                     f->type == FIELD_ACTIVATION  ? "gelu_tanh or gelu"
+                     : f->type == FIELD_CONNECTOR ? "concat, shuffle or strips"
+                     : f->type == FIELD_ROPE      ? "none, linear or llama3"
+                                                  : "true or false");
 }
 
 /* The text of one key, as config_set reads it. */
@@ -166,6 +199,7 @@ static inline void config_get(const ModelConfig *c, const ConfigField *f, char *
     case FIELD_FLOAT: snprintf(text, size, "%.9g", *(const float *)member); break;
     case FIELD_BOOL: snprintf(text, size, "%s", *(const bool *)member ? "true" : "false"); break;
     case FIELD_ACTIVATION: snprintf(text, size, "%s", activation_names[*(const Activation *)member]); break;
+    case FIELD_CONNECTOR: snprintf(text, size, "%s", connector_names[*(const ConnectorKind *)member]); break;
     case FIELD_ROPE: snprintf(text, size, "%s", rope_names[*(const RopeScaling *)member]); break;
     }
 }
@@ -185,12 +219,21 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     if (vision_rectangular(v) && (s.height % v->patch_size || s.width % v->patch_size))
         return error_set(err, "%s: images of %d x %d pixels are not multiples of vision.patch %d", where, s.height,
                          s.width, v->patch_size);
+    if (v->letter && !vision_rectangular(v))
+        return error_set(err, "%s: vision.letter is for rectangular images (vision.image_height, image_width)", where);
     if (v->hidden_size % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->hidden_size,
                          v->heads);
-    if (vision_patches(v) % v->concat)
+    if ((v->connector == CONNECTOR_SHUFFLE) != (v->scale_factor > 0))
+        return error_set(err, "%s: connector.kind shuffle and connector.scale_factor belong together; one is missing", where);
+    if (v->scale_factor && (vision_rows(v) % v->scale_factor || vision_columns(v) % v->scale_factor))
+        return error_set(err, "%s: %d x %d patches cannot be joined in blocks of %d x %d (connector.scale_factor)", where,
+                         vision_rows(v), vision_columns(v), v->scale_factor, v->scale_factor);
+    if (!v->scale_factor && vision_patches(v) % v->concat)
         return error_set(err, "%s: %d patches cannot be joined in groups of connector.concat %d", where,
                          vision_patches(v), v->concat);
+    if (v->connector == CONNECTOR_STRIPS && v->concat % vision_rows(v))
+        return error_set(err, "%s: connector.concat %d is no whole number of strips of %d patches", where, v->concat, vision_rows(v));
     if (l->heads % l->kv_heads)
         return error_set(err, "%s: lm.heads %d is not a multiple of lm.kv_heads %d", where, l->heads, l->kv_heads);
     if (l->head_dim % 2)
@@ -215,8 +258,10 @@ static inline int config_load(ModelConfig *c, const SafeTensors *st, Error *err)
                          st->file.path, format ? format : "missing");
     c->vision.image_size = !safetensors_metadata(st, "vision.image_height");  // which of the image's keys are read
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        if (!config_applies(c, &config_fields[i])) continue;
+        const bool optional = config_fields[i].optional;
+        if (!optional && !config_applies(c, &config_fields[i])) continue;
         const char *text = safetensors_metadata(st, config_fields[i].key);
+        if (!text && optional) continue;
         if (!text)
             return error_set(err, "%s: the config key %s is missing from the metadata", st->file.path,
                              config_fields[i].key);
@@ -294,7 +339,7 @@ static inline int config_from_shape(ModelConfig *c, const char *shape, int vocab
         if (config_set(c, &config_fields[f], equals + 1, "model shape", err)) return -1;
         if (!strcmp(item, "vision.image_size"))
             c->vision.image_height = c->vision.image_width = 0;  // square or rectangular: as the last key says
-        else if (!config_applies(c, &config_fields[f]))
+        else if (!strncmp(item, "vision.image_", 13))
             c->vision.image_size = 0;
     }
     return config_check(c, "model shape", err);

@@ -274,14 +274,26 @@ static ModelConfig read_config(const char *path) {
     return c;
 }
 
+/* Tokens of the longest text that a model can take. */
+static int read_max_text(const char *path) {
+    Error err;
+    SafeTensors file;
+    ModelConfig c;
+    Tokenizer t;
+    die_if(safetensors_open(&file, path, &err), &err);
+    die_if(config_load(&c, &file, &err) || tokenizer_load(&t, &file, &err), &err);
+    const int most = c.lm.max_positions - vision_tokens(&c.vision) - tokenizer_markers(&t);
+    safetensors_close(&file);
+    return most;
+}
+
 /* Tokens of the longest text that the models and the teacher (or NULL) can all take, so that all are measured on the same
  * samples. */
 static int common_max_tokens(const char *const *paths, int count, const Model *teacher, const Dataset *d) {
     int tokens = (int)d->longest;
     if (teacher && teacher->max_T < tokens) tokens = teacher->max_T;
     for (int i = 0; i < count; i++) {
-        const ModelConfig c = read_config(paths[i]);
-        const int most = c.lm.max_positions - vision_tokens(&c.vision);
+        const int most = read_max_text(paths[i]);
         if (most < tokens) tokens = most;
     }
     return tokens;

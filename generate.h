@@ -103,7 +103,7 @@ static inline void generator_open(Generator *g, Model *m, int B, int max_tokens)
         die("at most %d programs are generated together; %d were asked for, take a smaller --batch",
             GENERATOR_MAX_BATCH, B);
     *g = (Generator){.m = m, .max_B = B};
-    g->cache.capacity = model_image_tokens(m) + max_tokens;
+    g->cache.capacity = model_prompt(m) + max_tokens;
     g->cache.keys = xcalloc(layers, sizeof(floatX *));
     g->cache.values = xcalloc(layers, sizeof(floatX *));
     generator_plan(g);
@@ -114,7 +114,7 @@ static inline void generator_open(Generator *g, Model *m, int B, int max_tokens)
     g->host = xmalloc(B * sizeof(int));
     g->row = xmalloc(m->c.lm.vocab * sizeof(float));
     g->sampling = (Sampling){.top_p = 1};
-    g->first = model_image_tokens(m);
+    g->first = model_prompt(m);
     generator_mask_tokens(g);
     params_move_to_large_pages(&m->params, m->op, GROUP_LM);
 }
@@ -139,7 +139,7 @@ static inline int generator_fit(Model *m, int images, int each_image, bool or_le
     const size_t available = host ? machine : m->op->memory_free();
     const size_t limit = host ? available / 4 : available / 20 * 19;
     const size_t sequences =
-        each_image * (kv_cache_bytes(&m->c.lm, model_image_tokens(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
+        each_image * (kv_cache_bytes(&m->c.lm, model_prompt(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
     while (or_less && images > 1 && model_activation_bytes(m, images, T) + images * sequences > limit) images /= 2;
     const size_t bytes = model_activation_bytes(m, images, T) + images * sequences;
     const int programs = images * each_image;
@@ -161,7 +161,7 @@ static inline void generator_set_sampling(Generator *g, float temperature, float
     g->sampling.top_p = top_p;
     g->sampling.top_k = top_k;
     g->sampling.seed = seed;
-    g->first = model_image_tokens(g->m) + first;
+    g->first = model_prompt(g->m) + first;
     g->m->op->graph_free(g);
 }
 

@@ -16,9 +16,10 @@
  *                                    |
  *             logits = hidden W_headᵀ   position P-1+t predicts text token t   [n, V]
  *
- * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+ * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions (rope.h), grouped-query attention, SwiGLU, no
+ * biases; with a bias on q, k and v as in Qwen2, or norms of q and k (qk_norm.h) as in Qwen3.
  * In training, loss.cuh applies the head chunk by chunk; this file stops at `hidden`. Gradient checkpointing
- * (--recompute) is decoder_block_recompute here and the table at Recompute in vision.h.
+ * (--recompute) is decoder_block_recompute here and the table in recompute.h.
  *
  * A model file is one safetensors file: weights under the names declared here and in vision.h, the configuration in
  * its metadata (config.h), the tokenizer as tensors (lib/tokenizer.h). Metadata hub.* about the tokenizer's origin is
@@ -29,18 +30,22 @@
 #include "config.h"
 #include "kernels/ops.h"
 #include "lib/tokenizer.h"
+#include "qk_norm.h"
+#include "rope.h"
 #include "vision.h"
 #include "vision_init.h"
 #include "weights.h"
 
 typedef struct {
     Param *input_layernorm, *qkv_proj, *o_proj, *post_attention_layernorm, *gate_up_proj, *down_proj;
+    Param *qkv_bias;         // NULL: none
+    QkNorm qk_norm;
     bool keeps_output;       // nothing overwrites the block's output before the next pass
     const floatX *d_output;  // [N, W] what a loss of its own adds to the gradient of the block's output, or NULL
 } DecoderLayer;
 
 /* The activations of one block; N = B * S rows, S the sequence length. Buffers that need not be stored are shared by all
- * blocks (see Recompute in vision.h). */
+ * blocks (see recompute.h). */
 typedef struct {
     floatX *residual;                   // [N, W] the residual stream at the block's input
     floatX *normed1, *qkv, *attention;  // [N, W], [N, (H + 2K) D], [N, H D]
@@ -48,6 +53,7 @@ typedef struct {
     floatX *mid_residual, *normed2;     // [N, W] the residual stream after attention, and its norm
     floatX *gate_up, *swiglu;           // [N, 2F], [N, F]
     float *rstd1, *rstd2;               // [N] statistics of the two norms
+    QkNormActs qk;
 } DecoderActs;
 
 /* Keys (rotated) and values of the positions so far, per layer [B, K, capacity, D]. generate.h owns the memory. */
@@ -97,11 +103,14 @@ typedef struct {
 static inline size_t model_pixels(const Model *m) { return image_size_bytes(vision_size(&m->c.vision)); }
 static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
 
-/* The maximum number of text tokens after the image tokens. */
-static inline int model_max_text(const Model *m) { return m->c.lm.max_positions - model_image_tokens(m); }
+/* The positions before the text: the image tokens, and the tokenizer's markers before and after them. */
+static inline int model_prompt(const Model *m) { return model_image_tokens(m) + tokenizer_markers(&m->tokenizer); }
+
+/* The maximum number of text tokens. */
+static inline int model_max_text(const Model *m) { return m->c.lm.max_positions - model_prompt(m); }
 
 /* The sequence length for T text tokens: the last one is predicted but never read. */
-static inline int model_sequence(const Model *m, int T) { return model_image_tokens(m) + T - 1; }
+static inline int model_sequence(const Model *m, int T) { return model_prompt(m) + T - 1; }
 
 /* ---- parameters ---- */
 
@@ -111,7 +120,7 @@ static inline void model_declare(Model *m, const char *owner) {
     float in = 1 / sqrtf(3.0f * W), deep = 1 / sqrtf(2.0f * c->layers);
     float from_heads = deep / sqrtf(3.0f * A), from_mlp = deep / sqrtf(3.0f * F);
     Params *p = &m->params;
-    params_reserve(p, 11 + 12 * m->c.vision.layers + 6 * c->layers, owner);
+    params_reserve(p, 11 + 12 * m->c.vision.layers + 9 * c->layers, owner);
     m->vision.c = m->c.vision;
     vision_declare(&m->vision, p);
     m->layer = xcalloc(c->layers, sizeof(DecoderLayer));
@@ -123,6 +132,8 @@ static inline void model_declare(Model *m, const char *owner) {
         y->input_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm1", W, 0, 1);
         y->qkv_proj =
             param_add(p, GROUP_LM, "lm.", l, "qkv.weight", (c->heads + 2 * c->kv_heads) * c->head_dim, W, in);
+        if (c->qkv_bias) y->qkv_bias = param_add(p, GROUP_LM, "lm.", l, "qkv.bias", y->qkv_proj->rows, 0, 0);
+        if (c->qk_norm) qk_norm_declare(&y->qk_norm, p, l, c->head_dim);
         y->o_proj = param_add(p, GROUP_LM, "lm.", l, "out.weight", W, A, from_heads);
         y->post_attention_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm2", W, 0, 1);
         y->gate_up_proj = param_add(p, GROUP_LM, "lm.", l, "gate_up.weight", 2 * F, W, in);
@@ -131,34 +142,6 @@ static inline void model_declare(Model *m, const char *owner) {
     m->norm = param_add(p, GROUP_LM, "lm.", -1, "norm", W, 0, 1);
     m->lm_head = c->tied ? m->embed_tokens : param_add(p, GROUP_LM, "lm.", -1, "head", c->vocab, W, in);
     m->lm_head->least_bits = 8;
-}
-
-/* Rotation angles of every position, fp32 [max_positions, D]: cosines, then sines. Frequencies are theta^(-2i/D).
- * `linear` scaling divides the position by the factor (Chen et al. 2023). `llama3` divides low frequencies by it, keeps
- * high ones and blends between, by the number of rotations within the original context (Llama 3.1). */
-static inline void model_make_rope(Model *m) {
-    const LmConfig *c = &m->c.lm;
-    int half = c->head_dim / 2;
-    size_t D = c->head_dim, n = (size_t)c->max_positions * D;
-    float *host = xmalloc(n * sizeof(float));
-    for (int i = 0; i < half; i++) {
-        double frequency = pow((double)c->rope_theta, -(double)i / half);
-        if (c->rope_scaling == ROPE_LINEAR) frequency /= (double)c->rope_factor;
-        if (c->rope_scaling == ROPE_LLAMA3) {
-            double turns = c->rope_original * frequency / (2 * 3.14159265358979323846);
-            double blend = (turns - (double)c->rope_low) / ((double)c->rope_high - (double)c->rope_low);
-            blend = blend < 0 ? 0 : blend > 1 ? 1 : blend;
-            frequency = (1 - blend) * frequency / (double)c->rope_factor + blend * frequency;
-        }
-        for (int t = 0; t < c->max_positions; t++) {
-            host[t * D + i] = (float)cos(t * frequency);
-            host[t * D + half + i] = (float)sin(t * frequency);
-        }
-    }
-    m->rope = m->op->alloc(n * sizeof(float));
-    if (!m->rope) die("cannot allocate the rotary table for %d positions", c->max_positions);
-    m->op->upload(m->rope, host, n * sizeof(float));
-    free(host);
 }
 
 /* ---- opening and saving ---- */
@@ -188,7 +171,8 @@ static inline int model_open_as(Model *m, const Ops *op, const char *path, const
                                 Error *err) {
     *m = (Model){0};
     if (safetensors_open(&m->file, path, err)) return -1;
-    int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err);
+    int bad = config_load(&m->c, &m->file, err) || tokenizer_load(&m->tokenizer, &m->file, err) ||
+              tokenizer_fits(&m->tokenizer, vision_tokens(&m->c.vision), m->c.lm.max_positions, path, err);
     if (!bad && m->tokenizer.count > m->c.lm.vocab)
         bad = error_set(err, "%s: the tokenizer has %d tokens but the embedding only %d rows", path,
                         m->tokenizer.count, m->c.lm.vocab);
@@ -201,7 +185,7 @@ static inline int model_open_as(Model *m, const Ops *op, const char *path, const
         model_close(m);
         return -1;
     }
-    model_make_rope(m);
+    m->rope = rope_table(&m->c.lm, op);
     return 0;
 }
 
@@ -235,7 +219,8 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     *m = (Model){0};
     if (safetensors_open(&m->file, tokenizer_file, err)) return -1;
     if (tokenizer_load(&m->tokenizer, &m->file, err) ||
-        config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, err)) {
+        config_from_shape(&m->c, shape, (m->tokenizer.count + 15) / 16 * 16, err) ||
+        tokenizer_fits(&m->tokenizer, vision_tokens(&m->c.vision), m->c.lm.max_positions, tokenizer_file, err)) {
         model_close(m);
         return -1;
     }
@@ -251,7 +236,7 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     params_init_random(&m->params, op, seed);
     vision_init_patch_bias(&m->vision, op);
     vision_init_positions(&m->vision, op);
-    model_make_rope(m);
+    m->rope = rope_table(&m->c.lm, op);
     return 0;
 }
 
@@ -262,7 +247,7 @@ static inline int model_metadata(const Model *m, const char **keys, const char *
     keys[n] = "format";
     values[n++] = "tikz.c/1";
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        if (!config_applies(&m->c, &config_fields[i])) continue;
+        if (!config_stored(&m->c, &config_fields[i])) continue;
         config_get(&m->c, &config_fields[i], text[i], sizeof text[i]);
         keys[n] = config_fields[i].key;
         values[n++] = text[i];
@@ -329,6 +314,7 @@ static inline void model_plan_acts(Model *m, int l, size_t N) {
         a->gate_up = arena_x(arena, N * 2 * F);
         a->rstd1 = arena_f32(arena, N);
         a->rstd2 = arena_f32(arena, N);
+        if (c->qk_norm) qk_norm_plan(&a->qk, arena, c, N);
     }
 }
 
@@ -378,6 +364,7 @@ static inline void model_plan(Model *m, int B, int T) {
     model_plan_arena(m);
     arena_allocate(&m->arena, m->op, m->params.owner, "activations");
     model_plan_arena(m);
+    connector_fill(&m->vision.connector, &m->c.vision, m->op, B);
     m->host_input_ids = xmalloc((size_t)B * model_sequence(m, T) * sizeof(int));
     m->host_target_rows = xmalloc((size_t)B * T * sizeof(int));
     m->labels = xmalloc((size_t)B * T * sizeof(int));
@@ -448,7 +435,8 @@ static inline void decoder_block_forward(Model *m, int l, int B, int T, const KV
     size_t N = (size_t)B * T;
     if (recompute)  // h = rmsnorm(x)
         op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, y->input_layernorm->value, N, W, c->eps);
-    linear(op, a->qkv, a->normed1, y->qkv_proj, N);     // q, k, v = h W_qkvᵀ
+    linear_act(op, a->qkv, a->normed1, y->qkv_proj, y->qkv_bias, ACT_NONE, NULL, N);  // q, k, v = h W_qkvᵀ + b
+    qk_norm_forward(op, c, &y->qk_norm, &a->qk, a->qkv, a->attention, N);             // q, k = rmsnorm(q), rmsnorm(k)
     decoder_attention(m, l, B, T, cache, positions);    // attention = softmax(rope(q) rope(k)ᵀ / √D) v
     linear(op, m->branch, a->attention, y->o_proj, N);  // o = attention W_oᵀ
     op->residual_rmsnorm_forward(a->mid_residual, a->normed2, a->rstd2, a->residual, m->branch,
@@ -465,10 +453,10 @@ static inline void decoder_block_forward(Model *m, int l, int B, int T, const KV
 }
 
 /* Lays out the decoder's input for B rows of T text ids (padding is -1, at the end of a row): image positions get the
- * id -1, padding gets token 0, which causal masking hides from every counted position. Also lists the
+ * id -1, markers their ids, padding gets token 0, which causal masking hides from every counted position. Also lists the
  * positions that predict a token, and the tokens. */
 static inline void model_layout(Model *m, const int *ids, int B, int T) {
-    int P = model_image_tokens(m), S = model_sequence(m, T);
+    int P = model_prompt(m), S = model_sequence(m, T);
     if (B > m->max_B || T > m->max_T)
         die("internal error: a batch of %d x %d tokens for a model planned for %d x %d", B, T, m->max_B, m->max_T);
     m->B = B;
@@ -476,7 +464,7 @@ static inline void model_layout(Model *m, const int *ids, int B, int T) {
     m->n = 0;
     for (int b = 0; b < B; b++) {
         int *row = m->host_input_ids + (size_t)b * S;
-        for (int s = 0; s < P; s++) row[s] = -1;
+        tokenizer_prompt(&m->tokenizer, row, model_image_tokens(m));
         for (int t = 0; t < T; t++) {
             int id = ids[(size_t)b * T + t];
             if (t + 1 < T) row[P + t] = id < 0 ? 0 : id;
@@ -495,12 +483,13 @@ static inline void model_upload_pixels(Model *m, const uint8_t *pixels, int B) {
     if (!m->vision.source) m->op->upload(m->pixels, pixels, B * model_pixels(m));
 }
 
-/* Embeds the input: image tokens, then the embeddings of the text; and the first block's norm. */
+/* Embeds the input: image tokens, and the embeddings of the markers and of the text; and the first block's norm. */
 static inline void decoder_embed(Model *m, int B, int S) {
     const LmConfig *c = &m->c.lm;
     DecoderActs *a = &m->acts[0];
     size_t N = (size_t)B * S, row = c->hidden_size * sizeof(floatX), P = model_image_tokens(m);
-    m->op->copy_rows(a->residual, S * row, m->vision.tokens, P * row, P * row, B);
+    floatX *image = a->residual + (size_t)m->tokenizer.before_image.count * c->hidden_size;
+    m->op->copy_rows(image, S * row, m->vision.tokens, P * row, P * row, B);
     m->op->embedding_forward(a->residual, m->input_ids, param_weight(m->embed_tokens), N);
     m->op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, m->layer[0].input_layernorm->value, N, c->hidden_size,
                            c->eps);
@@ -543,7 +532,7 @@ static inline void model_logits(Model *m, int B, float *logits) {
     linear_logits(m->op, logits, m->hidden, m->lm_head, B);
 }
 
-/* The decoder's part of a prefill: reads the S positions of each sequence that model_layout laid out, behind the image
+/* The decoder's part of a prefill: reads the S positions of each sequence that model_layout laid out, with the image
  * tokens that the encoder left in m->vision.tokens, and fills the cache. logits as below. */
 static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache, float *logits) {
     size_t row = m->c.lm.hidden_size * sizeof(floatX);
@@ -557,7 +546,7 @@ static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache,
  * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {
-    int S = model_image_tokens(m) + prefix_count, T = prefix_count + 1;
+    int S = model_prompt(m) + prefix_count, T = prefix_count + 1;
     int *ids = xcalloc((size_t)B * T, sizeof(int));  // the last one of a row is never read
     for (int b = 0; b < B && prefix_count; b++) memcpy(ids + b * T, prefix, prefix_count * sizeof(int));
     model_layout(m, ids, B, T);
@@ -629,7 +618,8 @@ static inline void decoder_block_backward(Model *m, int l, int B, int S) {
     if (linear_backward(op, m->d_narrow, d_x, a->attention, y->o_proj, NULL, N)) return;  // d_attention = d_x W_o
     op->attention_backward(m->d_wide, m->d_narrow, a->attention, a->lse, a->qkv,
                            decoder_attention_shape(m, B, S));                     // d_q, d_k, d_v
-    if (linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, NULL, N)) return;  // d_h = d_qkv W_qkv
+    qk_norm_backward(op, c, &y->qk_norm, &a->qk, m->d_wide, m->d_narrow, a->attention, N);
+    if (linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, y->qkv_bias, N)) return;  // d_h = d_qkv W_qkv
     op->rmsnorm_backward(m->d_residual, y->input_layernorm->gradient, m->branch, a->residual,
                          y->input_layernorm->value, a->rstd1, N, W);  // d_x += rmsnorm'(d_h)
 }
@@ -679,23 +669,13 @@ static inline void model_backward(Model *m) {
         model_graph_end(m);
     }
     if (!(m->trained & (GROUP_VISION | GROUP_CONNECTOR))) return;
-    op->copy_rows(m->d_image_tokens, P * row, m->d_residual, S * row, P * row, B);
+    const floatX *d_image = m->d_residual + (size_t)m->tokenizer.before_image.count * W;
+    op->copy_rows(m->d_image_tokens, P * row, d_image, S * row, P * row, B);
     if (m->d_embed_loss) op->residual_forward(m->d_image_tokens, m->d_image_tokens, m->d_embed_loss, B * P * W);
     if (!model_graph_launch(m, GRAPH_BACKWARD_VISION)) {
         vision_backward(&m->vision, op, m->d_image_tokens, m->B, &m->hook);
         model_graph_end(m);
     }
-}
-
-/* FLOPs of one forward pass (a multiply-add counts 2): the encoder unless it is shared, the connector, the decoder, and
- * the head on n positions. The backward pass costs twice that, minus the encoder where it is frozen. */
-static inline double model_flops(const Model *m, int B, int T, int n) {
-    const LmConfig *c = &m->c.lm;
-    double S = model_sequence(m, T), W = c->hidden_size, A = (double)c->heads * c->head_dim;
-    double weights = W * (c->heads + 2 * c->kv_heads) * c->head_dim + A * W + 3 * W * c->intermediate_size;
-    double per_position = c->layers * (2 * weights + 2 * S * A);  // causal attention: half of 4 S A
-    double connector = 2.0 * vision_patches(&m->c.vision) * m->c.vision.hidden_size * W;
-    return vision_flops(&m->vision, B) + B * (connector + S * per_position) + 2.0 * n * W * c->vocab;
 }
 
 #endif

@@ -200,7 +200,7 @@ static inline void search_prepare(Search *s, Generator *g, const TokenLines *lin
                                .distinct = !s->o.published,
                                .compiler_only = s->o.compiler_only,
                                .seed = s->o.seed,
-                               .max_length = g->cache.capacity - model_image_tokens(g->m)};
+                               .max_length = g->cache.capacity - model_prompt(g->m)};
     search_tree_open(&s->tree, &rules, lines, prefix, prefix_count);
     s->rollouts.greedy_first = !s->o.published;
     s->rollouts.feed_again = s->o.feed_again;

@@ -4,40 +4,26 @@
  *     -> patches [B, P, 3 p p],  P = floor(S/p)², or R Q in R rows and Q columns
  *     -> x [B, P, C] = patches W_patchᵀ + b + position [P, C], or + rows [R, C] + columns [Q, C]
  *     -> `layers` pre-norm blocks -> LayerNorm -> features [B, P, C]
- *     -> `concat` neighbours joined [B, P/concat, concat C] -> linear -> image tokens [B, P/concat, W]
+ *     -> connector.h: neighbours joined [B, P/j, j C] -> linear -> image tokens [B, P/j, W]
  *
  *   block:  x = x + out_proj(attention(qkv_proj(layernorm1(x))))
  *           x = x + fc2(gelu(fc1(layernorm2(x))))
  *
- * Encoder: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training". Connector: Belouadi et al. 2024,
- * "DeTikZify". No class token, no dropout. */
+ * Encoder: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training". No class token, no
+ * dropout. */
 #ifndef VISION_H
 #define VISION_H
 
-#include "config.h"
+#include "connector.h"
 #include "kernels/ops.h"
-#include "linear.h"
-
-/* Gradient checkpointing: what a block does not store for its backward pass but computes again there, with the same
- * bits. Nothing; what needs no matmul (outputs of norms and activation functions); everything but the block's input
- * (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Bytes per position and block in bf16, with the
- * letters of config.h (Q = (H + 2K) D, A = H D), and for the shape tl-1.1b:
- *
- *                encoder                           decoder
- *   none         2 (8 C + 2 M) + 4 H + 16   35728     2 (4 W + Q + A + 3 F) + 4 H + 8   59528
- *   activations  2 (6 C + M) + 4 H + 16     22512     2 (2 W + Q + A + 2 F) + 4 H + 8   40072
- *   blocks       2 C                         2304     2 W                                4096
- *
- * In addition, all blocks share one set of the buffers that are not stored. A frozen decoder never stores more than
- * with `activations`: only the gradients of weights would read the rest. */
-typedef enum { RECOMPUTE_NONE, RECOMPUTE_ACTIVATIONS, RECOMPUTE_BLOCKS } Recompute;
+#include "recompute.h"
 
 typedef struct {
     Param *layernorm1_w, *layernorm1_b, *qkv_w, *qkv_b, *out_w, *out_b;
     Param *layernorm2_w, *layernorm2_b, *fc1_w, *fc1_b, *fc2_w, *fc2_b;
 } VisionLayer;
 
-/* The activations of one block, N = B * P rows. What a block need not store (see Recompute; without a backward pass
+/* The activations of one block, N = B * P rows. What a block need not store (see recompute.h; without a backward pass
  * that is everything) lies in buffers that all blocks share. */
 typedef struct {
     floatX *residual;                      // [N, C] the residual stream at the block's input
@@ -50,17 +36,18 @@ typedef struct {
 
 typedef struct Vision {
     VisionConfig c;
-    Param *patch_w, *patch_b, *norm_w, *norm_b, *connector_w, *connector_b;
+    Param *patch_w, *patch_b, *norm_w, *norm_b;
+    Connector connector;
     Param *position;        // of square images; NULL: rectangular, with the next two
     Param *rows, *columns;  // position embeddings of the rows and of the columns of patches
     VisionLayer *layer;     // [layers]
     VisionActs *acts;       // [layers]
     floatX *patches;        // [N, 3 p p]
     floatX *final_hidden;   // [N, C] the residual stream after the last block
-    floatX *features;       // [N, C] its norm; the connector reads it as [B * P/concat, concat C]
+    floatX *features;       // [N, C] its norm, which the connector reads
     float *mean, *rstd;     // [N] of the final norm
     floatX *branch;         // [N, C] the residual branch that is about to be added; scratch in the backward pass
-    floatX *tokens;         // [B, P/concat, W] the image tokens
+    floatX *tokens;         // [B, P/j, W] the image tokens
     floatX *d_residual;     // [N, C]; only when the encoder is trained, as the next one
     floatX *d_wide;         // [N, max(3C, M)]
     bool trains_encoder;
@@ -110,12 +97,7 @@ static inline void vision_declare(Vision *v, Params *p) {
     }
     v->norm_w = param_add(p, GROUP_VISION, "vision.", -1, "norm.weight", C, 0, 1);
     v->norm_b = param_add(p, GROUP_VISION, "vision.", -1, "norm.bias", C, 0, 0);
-    int joined = c->concat * C;
-    v->connector_w =
-        param_add(p, GROUP_CONNECTOR, "connector.", -1, "weight", c->output_size, joined, 1 / sqrtf(3.0f * joined));
-    v->connector_w->least_bits = 8;  // small, and everything in the picture passes through it
-    if (c->connector_bias)
-        v->connector_b = param_add(p, GROUP_CONNECTOR, "connector.", -1, "bias", c->output_size, 0, 0);
+    connector_declare(&v->connector, c, p);
 }
 
 /* ---- memory ---- */
@@ -148,6 +130,7 @@ static inline void vision_plan(Vision *v, Arena *arena, size_t B) {
     const VisionConfig *c = &v->c;
     size_t N = B * vision_patches(c), C = c->hidden_size, M = c->intermediate_size;
     v->tokens = arena_x(arena, B * vision_tokens(c) * c->output_size);
+    connector_plan(&v->connector, c, arena, B);
     if (!v->source || v->source_op) v->features = arena_x(arena, N * C);
     if (v->source) return;
     for (int l = 0; l < c->layers; l++) vision_plan_acts(v, l, arena, N);
@@ -239,8 +222,7 @@ static inline void vision_forward(Vision *v, const Ops *op, const uint8_t *pixel
         vision_use_shared_features(v, op, B);
     else
         vision_encode(v, op, pixels, B);
-    linear_act(op, v->tokens, v->features, v->connector_w, v->connector_b, ACT_NONE, NULL,
-               (size_t)B * vision_tokens(&v->c));
+    connector_forward(&v->connector, &v->c, op, v->tokens, v->features, B);
 }
 
 /* ---- backward ---- */
@@ -284,15 +266,14 @@ static inline void vision_block_backward(Vision *v, const Ops *op, int l, int B)
                            a->residual, y->layernorm1_w->value, a->mean1, a->rstd1, N, C);
 }
 
-/* d_tokens [B, P/concat, W]: the gradient of the image tokens. */
+/* d_tokens [B, P/j, W]: the gradient of the image tokens. */
 static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tokens, int B,
                                    const GradientHook *hook) {
     const VisionConfig *c = &v->c;
     int C = c->hidden_size, P = vision_patches(c);
-    size_t N = (size_t)B * P, tokens = (size_t)B * vision_tokens(c);
-    linear_backward(op, v->trains_encoder ? v->branch : NULL, d_tokens, v->features, v->connector_w, v->connector_b,
-                    tokens);
-    gradients_ready(hook, v->connector_w);
+    size_t N = (size_t)B * P;
+    connector_backward(&v->connector, c, op, v->trains_encoder ? v->branch : NULL, d_tokens, v->features, v->d_wide, B);
+    gradients_ready(hook, v->connector.w);
     if (!v->trains_encoder) return;
     op->zero(v->d_residual, N * C * sizeof(floatX));
     op->layernorm_backward(v->d_residual, v->norm_w->gradient, v->norm_b->gradient, v->branch, v->final_hidden,
@@ -309,15 +290,6 @@ static inline void vision_backward(Vision *v, const Ops *op, const floatX *d_tok
                                  vision_columns(c), C);
     linear_backward(op, NULL, v->d_residual, v->patches, v->patch_w, v->patch_b, N);
     gradients_ready(hook, v->patch_w);
-}
-
-/* FLOPs of encoding B images (a multiply-add counts 2): matmuls and attention, without the connector. 0 where the
- * encoder is shared. */
-static inline double vision_flops(const Vision *v, int B) {
-    const VisionConfig *c = &v->c;
-    double P = vision_patches(c), C = c->hidden_size, M = c->intermediate_size;
-    double per_patch = 2 * 3.0 * c->patch_size * c->patch_size * C + c->layers * (8 * C * C + 4 * C * M + 4 * P * C);
-    return v->source ? 0 : B * P * per_patch;
 }
 
 static inline void vision_free(Vision *v) {

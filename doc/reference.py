@@ -7,7 +7,7 @@ models, and test/test_model.c compares the C and CUDA code with that.
 Where a formula is in C:
 
     encode, connect         vision_encode, vision_forward             vision.h
-    rope_frequencies        model_make_rope                           model.h
+    rope_frequencies        rope_table                                rope.h
     decode, forward         decoder_block_forward, model_forward      model.h
     predicting              model_layout                              model.h
     row_terms, divergence   distill_rows                              kernels/cpu/distill.h
@@ -21,9 +21,10 @@ strings (doc/glossary.md has Hugging Face's names for both). Shapes: B images, P
 T text tokens, L = I + T - 1 positions that the decoder sees, C and W the widths of encoder and decoder, V vocabulary.
 model.h writes P for I and S for L.
 
-Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE, here with the half rotation
-and the `linear` and `llama3` scalings of Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector),
-Hinton et al. 2015 (distillation), Loshchilov & Hutter 2019 (AdamW).
+Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Qwen Team 2024 and 2025 (Qwen2: biases of q, k and v;
+Qwen3: norms of q and k), Su et al. 2021 (RoPE, here with the half rotation and the `linear` and `llama3` scalings of
+Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector), Hinton et al. 2015 (distillation), Loshchilov &
+Hutter 2019 (AdamW).
 """
 
 import math
@@ -45,7 +46,7 @@ class Config:
         return float(self.text[key])
 
     def bool(self, key):
-        return self.text[key] == "true"
+        return self.text.get(key) == "true"
 
     @property
     def square(self):
@@ -58,13 +59,41 @@ class Config:
         return tuple(self.int(f"vision.{key}") for key in keys)
 
     @property
-    def patches(self):
+    def grid(self):
+        """(rows, columns) of patches."""
         height, width = self.size
-        return (height // self.int("vision.patch")) * (width // self.int("vision.patch"))
+        return height // self.int("vision.patch"), width // self.int("vision.patch")
+
+    @property
+    def patches(self):
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def block(self):
+        """(height, width) of the block of patches that is joined into one image token; None for patches that follow each other."""
+        kind, rows = self.text.get("connector.kind", "concat"), self.grid[0]
+        if kind == "shuffle":
+            return self.int("connector.scale_factor"), self.int("connector.scale_factor")
+        return (rows, self.int("connector.concat") // rows) if kind == "strips" else None
+
+    @property
+    def joined(self):
+        """Patches that are joined into one image token."""
+        return self.block[0] * self.block[1] if self.block else self.int("connector.concat")
 
     @property
     def image_tokens(self):
-        return self.patches // self.int("connector.concat")
+        return self.patches // self.joined
+
+    def markers(self, side):
+        """Ids of the tokens before or after the image."""
+        return [int(n) for n in self.text.get(f"tokenizer.{side}_image", "").split(",") if n]
+
+    @property
+    def prompt(self):
+        """Positions before the text."""
+        return len(self.markers("before")) + self.image_tokens + len(self.markers("after"))
 
 
 def layer_norm(x, weight, bias, eps):
@@ -134,10 +163,13 @@ def encode(p, c, pixels):
 
 
 def connect(p, c, features):
-    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches side by side through one linear map."""
+    """[B, P, C] -> image tokens [B, I, W]: `concat` consecutive patches, or those of a block,
+    side by side through one linear map."""
     B, P, C = features.shape
-    concat = c.int("connector.concat")
-    x = features.reshape(B, P // concat, concat * C) @ p["connector.weight"].T
+    if c.block:
+        (h, w), (rows, columns) = c.block, c.grid
+        features = features.reshape(B, rows // h, h, columns // w, w, C).transpose(2, 3)  # B, block row, column, y, x, C
+    x = features.reshape(B, c.image_tokens, c.joined * C) @ p["connector.weight"].T
     return x + p["connector.bias"] if c.bool("connector.bias") else x
 
 
@@ -177,9 +209,12 @@ def decode(p, c, x):
     for layer in range(c.int("lm.layers")):
         w = {name: p[f"lm.{layer}.{name}"] for name in LM_LAYER}
         y = rms_norm(x, w["norm1"], eps)
-        qkv = (y @ w["qkv.weight"].T).reshape(B, L, H + 2 * K, D).transpose(1, 2)
-        q, k, v = rotate(qkv[:, :H], frequency), rotate(qkv[:, H : H + K], frequency), qkv[:, H + K :]
-        y = attention(q, k, v, causal=True).transpose(1, 2).reshape(B, L, H * D)
+        qkv = y @ w["qkv.weight"].T + p.get(f"lm.{layer}.qkv.bias", 0)
+        qkv = qkv.reshape(B, L, H + 2 * K, D).transpose(1, 2)
+        q, k, v = qkv[:, :H], qkv[:, H : H + K], qkv[:, H + K :]
+        if c.bool("lm.qk_norm"):
+            q, k = rms_norm(q, p[f"lm.{layer}.q_norm"], eps), rms_norm(k, p[f"lm.{layer}.k_norm"], eps)
+        y = attention(rotate(q, frequency), rotate(k, frequency), v, causal=True).transpose(1, 2).reshape(B, L, H * D)
         x = x + y @ w["out.weight"].T
         y = rms_norm(x, w["norm2"], eps) @ w["gate_up.weight"].T
         x = x + (F.silu(y[..., :intermediate]) * y[..., intermediate:]) @ w["down.weight"].T
@@ -203,15 +238,16 @@ def forward(p, c, pixels, ids):
     block."""
     image = connect(p, c, encode(p, c, pixels))
     text = p["lm.embed"][ids[:, :-1].clamp(min=0)]
-    hidden, layers = decode(p, c, torch.cat([image, text], 1))
-    first = image.shape[1] - 1
+    before, after = (p["lm.embed"][c.markers(side)].expand(len(ids), -1, -1) for side in ("before", "after"))
+    hidden, layers = decode(p, c, torch.cat([before, image, after, text], 1))
+    first = c.prompt - 1
     logits = hidden[:, first:] @ head(p, c).T
     return image, hidden, logits, [x[:, first:] for x in layers]
 
 
-def predicting(ids, image_tokens):
-    """Mask [B, L] of the positions that predict a token: position I - 1 + t predicts ids[:, t]."""
-    none = torch.zeros(len(ids), image_tokens - 1, dtype=torch.bool)
+def predicting(ids, prompt):
+    """Mask [B, L] of the positions that predict a token: position prompt - 1 + t predicts ids[:, t]."""
+    none = torch.zeros(len(ids), prompt - 1, dtype=torch.bool)
     return torch.cat([none, ids >= 0], 1)
 
 
@@ -232,13 +268,17 @@ def shapes(c):
             shape = linear.get(part, (C,))
             s[f"vision.{layer}.{name}"] = shape if kind == "weight" else shape[:1]
     s |= {"vision.norm.weight": (C,), "vision.norm.bias": (C,)}
-    s["connector.weight"] = (W, c.int("connector.concat") * C)
+    s["connector.weight"] = (W, c.joined * C)
     if c.bool("connector.bias"):
         s["connector.bias"] = (W,)
     s["lm.embed"] = (V, W)
-    block = [(W,), ((H + 2 * K) * D, W), (W, H * D), (W,), (2 * intermediate, W), (W, intermediate)]
+    block = {"norm1": (W,), "qkv.weight": ((H + 2 * K) * D, W)}
+    block |= {"qkv.bias": ((H + 2 * K) * D,)} if c.bool("lm.qkv_bias") else {}
+    block |= {"q_norm": (D,), "k_norm": (D,)} if c.bool("lm.qk_norm") else {}
+    block |= {"out.weight": (W, H * D), "norm2": (W,), "gate_up.weight": (2 * intermediate, W)}
+    block["down.weight"] = (W, intermediate)
     for layer in range(c.int("lm.layers")):
-        s |= {f"lm.{layer}.{name}": shape for name, shape in zip(LM_LAYER, block)}
+        s |= {f"lm.{layer}.{name}": shape for name, shape in block.items()}
     s["lm.norm"] = (W,)
     if not c.bool("lm.tied"):
         s["lm.head"] = (V, W)

@@ -85,11 +85,11 @@ static inline void attention_add_block(float *maps, const BlockAttention *a, int
 /* The maps of a program: n > 0 token ids (each one of the vocabulary, the prefix included), written for an image (host u8
  * [height, width, 3]). model_plan must have been called for at least 1 image and n tokens; what a generator keeps is not
  * touched.
- * Returns fp32 [n, P + n - 1], which the caller frees: row t belongs to ids[t], sums to 1, and is 0 from position P + t on;
- * the first P values belong to the image tokens. NULL with *err filled: the model computes values that are not finite. */
+ * Returns fp32 [n, S], S = model_sequence, which the caller frees: row t belongs to ids[t], sums to 1, and is 0 behind what
+ * the token sees; the image tokens' values are the P after those of the markers before the image. NULL with *err filled: the model computes values that are not finite. */
 static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *ids, int n, Error *err) {
     const int S = model_sequence(m, n), layers = m->c.lm.layers;
-    BlockAttention a = {.s = decoder_attention_shape(m, 1, S), .first = model_image_tokens(m) - 1};
+    BlockAttention a = {.s = decoder_attention_shape(m, 1, S), .first = model_prompt(m) - 1};
     const size_t D = a.s.D, H = a.s.H, K = a.s.K;
     float *maps = xcalloc((size_t)n * S, sizeof(float)), *rope = xmalloc(S * D * sizeof(float));
     bool finite = true;
@@ -123,7 +123,7 @@ static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *
 /* ---- pictures ---- */
 
 /* Paints the image as the model sees it (host u8 [height, width, 3]), paled, with red where map [P] is large: pure red at its
- * largest value. An image token covers `concat` patches that follow each other row by row. The picture is as many whole
+ * largest value. connector_token says which patches an image token covers. The picture is as many whole
  * times larger as make its longest side at least ATTENTION_PICTURE pixels. The caller frees it. */
 static inline Image attention_paint(const VisionConfig *c, const uint8_t *pixels, const float *map) {
     const ImageSize s = vision_size(c);
@@ -138,7 +138,7 @@ static inline Image attention_paint(const VisionConfig *c, const uint8_t *pixels
             uint8_t *to = picture.rgb + 3 * ((size_t)y * picture.width + x);
             const int row = y / enlarge / c->patch_size, column = x / enlarge / c->patch_size;
             const bool seen = row < rows && column < columns && most > 0;  // not what is left after the last patch
-            const float red = seen ? map[(row * columns + column) / c->concat] / most : 0;
+            const float red = seen ? map[connector_token(c, row, column)] / most : 0;
             for (int k = 0; k < 3; k++) {
                 const float pale = 255 - (float)(255 - from[k]) / 2;
                 to[k] = (uint8_t)lrintf(k == 0 ? pale : pale * (1 - red));
@@ -202,10 +202,10 @@ static inline void attention_page_row(FILE *f, const Tokenizer *t, int number, i
 /* Writes the picture of every token and adds it to the page. */
 static inline int attention_write_pictures(FILE *page, const Model *m, const uint8_t *pixels, const int *ids, int n,
                                            const float *maps, const char *folder, Error *err) {
-    const int P = model_image_tokens(m), S = model_sequence(m, n);
+    const int P = model_image_tokens(m), first = m->tokenizer.before_image.count, S = model_sequence(m, n);
     int bad = 0;
     for (int t = 0; t < n && !bad; t++) {
-        const float *map = maps + (size_t)t * S;
+        const float *map = maps + (size_t)t * S + first;
         char *file = attention_file_name(&m->tokenizer, t, ids[t]), *path = format_string("%s/%s", folder, file);
         Image picture = attention_paint(&m->c.vision, pixels, map);
         bad = image_save_png(&picture, path, err);

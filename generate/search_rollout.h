@@ -94,7 +94,7 @@ static inline void rollouts_close(Rollouts *r) {
 
 /* Reads token number i of the leaf at its place; all before it must be in the slot's cache. */
 static inline void rollout_feed(Rollouts *r, RolloutSlot *slot, const int *ids, int i) {
-    slot->g.length = model_image_tokens(r->g->m) + i;
+    slot->g.length = model_prompt(r->g->m) + i;
     generator_append(&slot->g, &ids[i]);
     r->fed++;
 }
@@ -107,7 +107,7 @@ static inline int rollout_common(const RolloutSlot *slot, const int *ids, int co
 
 /* Brings the keys and values of a node's tokens, up to token `end`, into the slot; `have` tokens are there. Parents first. */
 static inline int rollout_bring(Rollouts *r, RolloutSlot *slot, SearchNode *n, const int *ids, int have, int end) {
-    const int P = model_image_tokens(r->g->m);
+    const int P = model_prompt(r->g->m);
     if (n->length > have && n->parent) have = rollout_bring(r, slot, n->parent, ids, have, end);
     KvRows *rows = n->rows;
     if (n->length < end) end = n->length;
@@ -133,7 +133,7 @@ static inline void rollout_begin(Rollouts *r, RolloutSlot *slot, const SearchTre
         generator_set_all(g, g->positions, g->length - 1);
         r->fed += length;
     } else if (length == root) {
-        g->length = model_image_tokens(g->m) + root;
+        g->length = model_prompt(g->m) + root;
         g->m->op->copy(g->logits, r->root_logits, (size_t)g->m->c.lm.vocab * sizeof(float));
         generator_set_all(g, g->positions, g->length - 1);
     } else {
@@ -189,7 +189,7 @@ static inline int rollout_run(Rollouts *r, SearchTree *t, SearchRollout *o, int 
 static inline void rollout_keep(Rollouts *r, const SearchRollout *o, int s) {
     RolloutSlot *slot = &r->slots[s];
     const SearchProgram *p = o->program;
-    const int P = model_image_tokens(r->g->m), have = rollout_common(slot, p->ids, p->count);
+    const int P = model_prompt(r->g->m), have = rollout_common(slot, p->ids, p->count);
     if (r->feed_again) return;
     for (SearchNode *n = o->deepest; n->parent; n = n->parent) {
         const int first = n->length - n->own, end = n->length < have ? n->length : have;

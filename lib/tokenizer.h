@@ -4,8 +4,9 @@
  * Tensors: tokenizer.bytes U8 [total] (all tokens one after another), tokenizer.offsets I32 [V+1], tokenizer.flags
  * U8 [V] (bit 0: special token, never printed; bit 1: a byte token of byte fallback), tokenizer.json U8 [n]
  * (optional; as Hugging Face's `tokenizers` writes it). Metadata: tokenizer.kind, tokenizer.end (id of the end
- * token), and optionally tokenizer.more_ends ("7,9": ids of other tokens that end a text when they are generated),
- * tokenizer.begin (id of the token that begins every sequence), tokenizer.strip (number of leading spaces of a text
+ * token), and optionally tokenizer.before_image and tokenizer.after_image ("4,17": ids of the markers around the image,
+ * which precede the text of every sequence), tokenizer.more_ends ("7,9": ids of other tokens that end a text when they are
+ * generated), tokenizer.begin (id of the token that begins every text), tokenizer.strip (number of leading spaces of a text
  * that are not printed).
  *
  * Kinds: in byte_level_bpe (GPT-2, DeepSeek, Llama 3) tokens are byte strings, and a character may span several
@@ -20,7 +21,13 @@
 #include "safetensors.h"
 #include "utf8.h"
 
-enum { TOKEN_SPECIAL = 1, TOKEN_BYTE = 2, TOKENIZER_MORE_ENDS = 15 };
+enum { TOKEN_SPECIAL = 1, TOKEN_BYTE = 2, TOKENIZER_MORE_ENDS = 15, TOKENIZER_MARKERS = 256 };
+
+/* Markers beside the image. */
+typedef struct {
+    int ids[TOKENIZER_MARKERS], count;
+    char text[12 * TOKENIZER_MARKERS];  // decimal, as in the metadata; empty: absent
+} Markers;
 
 typedef struct {
     int count;  // vocabulary size
@@ -30,6 +37,7 @@ typedef struct {
     int end;                                             // id of the end token, with which the texts of a dataset end
     int more_ends[TOKENIZER_MORE_ENDS], more_end_count;  // other ids that end a generated text
     int begin;                                           // id of the token that begins every sequence, -1: none
+    Markers before_image, after_image;
     int strip;                                           // leading spaces of a text that are dropped
     bool byte_fallback;                                  // whether kind is byte_fallback_bpe
     uint64_t fingerprint;                                // see tokenizer_hash
@@ -81,25 +89,29 @@ static inline int tokenizer_number(const SafeTensors *st, const char *key, int l
     return 0;
 }
 
-/* Reads tokenizer.more_ends: ids with a comma between them. */
-static inline int tokenizer_more_ends_read(Tokenizer *t, const SafeTensors *st, Error *err) {
-    const char *value = safetensors_metadata(st, "tokenizer.more_ends"), *at = value;
+/* Reads up to `most` ids with a comma between them, and their text [size], from the metadata. They may be absent. */
+static inline int tokenizer_ids(const Tokenizer *t, const SafeTensors *st, const char *key, int *ids, int *count, int most,
+                                char *text, size_t size, Error *err) {
+    const char *value = safetensors_metadata(st, key), *at = value;
     for (bool more = value != NULL; more;) {
         char *rest = NULL;
         long id = *at >= '0' && *at <= '9' ? strtol(at, &rest, 10) : -1;
-        if (id < 0 || id >= t->count || (*rest != ',' && *rest != '\0') || t->more_end_count == TOKENIZER_MORE_ENDS)
-            return error_set(
-                err,
-                "%s: the metadata tokenizer.more_ends is '%.40s', up to %d numbers from 0 to %d with commas "
-                "between them were expected",
-                st->file.path, value, TOKENIZER_MORE_ENDS, t->count - 1);
-        size_t used = strlen(t->more_ends_text);
-        snprintf(t->more_ends_text + used, sizeof t->more_ends_text - used, "%s%d", used ? "," : "", (int)id);
-        t->more_ends[t->more_end_count++] = (int)id;
+        if (id < 0 || id >= t->count || (*rest != ',' && *rest != '\0') || *count == most)
+            return error_set(err,
+                             "%s: the metadata %s is '%.40s', up to %d numbers from 0 to %d with commas between them were "
+                             "expected",
+                             st->file.path, key, value, most, t->count - 1);
+        size_t used = strlen(text);
+        snprintf(text + used, size - used, "%s%d", used ? "," : "", (int)id);
+        ids[(*count)++] = (int)id;
         more = *rest == ',';
         at = rest + 1;
     }
     return 0;
+}
+
+static inline int tokenizer_markers_read(const Tokenizer *t, Markers *m, const char *key, const SafeTensors *st, Error *err) {
+    return tokenizer_ids(t, st, key, m->ids, &m->count, TOKENIZER_MARKERS, m->text, sizeof m->text, err);
 }
 
 /* Reads what the texts are. */
@@ -123,7 +135,10 @@ static inline int tokenizer_metadata_read(Tokenizer *t, const SafeTensors *st, E
     t->byte_fallback = !strcmp(kind, "byte_fallback_bpe");
     t->begin = -1;
     return tokenizer_number(st, "tokenizer.end", t->count, true, &t->end, t->end_text, err) ||
-           tokenizer_more_ends_read(t, st, err) ||
+           tokenizer_ids(t, st, "tokenizer.more_ends", t->more_ends, &t->more_end_count, TOKENIZER_MORE_ENDS,
+                         t->more_ends_text, sizeof t->more_ends_text, err) ||
+           tokenizer_markers_read(t, &t->before_image, "tokenizer.before_image", st, err) ||
+           tokenizer_markers_read(t, &t->after_image, "tokenizer.after_image", st, err) ||
            tokenizer_number(st, "tokenizer.begin", t->count, false, &t->begin, t->begin_text, err) ||
            tokenizer_number(st, "tokenizer.strip", 1000, false, &t->strip, t->strip_text, err) ||
            tokenizer_task_read(t, st, err);
@@ -185,6 +200,24 @@ static inline int tokenizer_load(Tokenizer *t, const SafeTensors *st, Error *err
     if (t->byte_fallback && tokenizer_check_fallback(t, path, err) != 0) return -1;
     t->fingerprint = tokenizer_hash(t);
     return 0;
+}
+
+/* The number of markers around the image. */
+static inline int tokenizer_markers(const Tokenizer *t) { return t->before_image.count + t->after_image.count; }
+
+/* What precedes the text: the ids of the markers around `image_tokens` times -1. */
+static inline void tokenizer_prompt(const Tokenizer *t, int *ids, int image_tokens) {
+    const Markers *before = &t->before_image, *after = &t->after_image;
+    for (int i = 0; i < before->count; i++) *ids++ = before->ids[i];
+    for (int i = 0; i < image_tokens; i++) *ids++ = -1;
+    for (int i = 0; i < after->count; i++) *ids++ = after->ids[i];
+}
+
+/* Checks that image and markers leave room for text in so many positions. path: where the tokenizer is from. */
+static inline int tokenizer_fits(const Tokenizer *t, int image_tokens, int positions, const char *path, Error *err) {
+    if (image_tokens + tokenizer_markers(t) < positions) return 0;
+    return error_set(err, "%s: %d positions leave no room for text after %d image tokens and %d markers around them", path,
+                     positions, image_tokens, tokenizer_markers(t));
 }
 
 /* Whether a text ends where this token is generated. */
@@ -394,12 +427,13 @@ static inline int tokenizer_specs(const Tokenizer *t, SafeTensorSpec specs[4]) {
 }
 
 /* Fills 2 to TOKENIZER_METADATA keys and values, which are valid as long as t, and returns their number. */
-enum { TOKENIZER_METADATA = 6 };
+enum { TOKENIZER_METADATA = 8 };
 static inline int tokenizer_metadata(const Tokenizer *t, const char **keys, const char **values) {
     const char *const names[] = {"tokenizer.kind", "tokenizer.end", "tokenizer.more_ends", "tokenizer.begin",
-                                 "tokenizer.strip", "tokenizer.task"};
+                                 "tokenizer.strip", "tokenizer.task", "tokenizer.before_image",
+                                 "tokenizer.after_image"};
     const char *const texts[] = {t->kind, t->end_text, t->more_ends_text, t->begin_text, t->strip_text,
-                                 t->task};
+                                 t->task, t->before_image.text, t->after_image.text};
     int n = 0;
     for (int i = 0; i < TOKENIZER_METADATA; i++) {
         if (!*texts[i]) continue;

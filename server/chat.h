@@ -81,7 +81,7 @@ static inline char *chat_chunk(const Job *j, const char *bytes, size_t n, const 
 static inline char *chat_answer(const Job *j, size_t *size) {
     JsonWriter w = {0};
     const Program *p = &j->program;
-    const int image_tokens = model_image_tokens(&j->instance->model);
+    const int prompt_tokens = model_prompt(&j->instance->model);
     chat_head(&w, j, "chat.completion");
     json_key(&w, "message");
     json_begin_object(&w);
@@ -95,11 +95,11 @@ static inline char *chat_answer(const Job *j, size_t *size) {
     json_key(&w, "usage");
     json_begin_object(&w);
     json_key(&w, "prompt_tokens");
-    json_integer(&w, image_tokens);
+    json_integer(&w, prompt_tokens);
     json_key(&w, "completion_tokens");
     json_integer(&w, p->tokens);
     json_key(&w, "total_tokens");
-    json_integer(&w, image_tokens + p->tokens);
+    json_integer(&w, prompt_tokens + p->tokens);
     json_end_object(&w);
     json_end_object(&w);
     *size = w.length;

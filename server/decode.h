@@ -98,7 +98,7 @@ static inline void decode_leave(Instance *i, int b) {
     const Job *moved = i->slots[last];
     int *const arrays[] = {g->ids, g->positions, g->streams};
     kv_cache_move(&g->cache, &i->model.c.lm, op, b, last, 0,
-                  model_image_tokens(&i->model) + moved->program.ids.count);
+                  model_prompt(&i->model) + moved->program.ids.count);
     for (int k = 0; k < 3; k++) op->copy(arrays[k] + b, arrays[k] + last, sizeof(int));
     i->slots[b] = i->slots[last];
 }

@@ -76,7 +76,7 @@ static void ref_block(double *maps, double *x, const Model *m, int l, const Atte
     const DecoderLayer *y = &m->layer[l];
     const size_t S = s->T, W = c->hidden_size, F = c->intermediate_size;
     double *h = ref_rmsnorm(op, x, y->input_layernorm, S, (int)W, c->eps), *qkv = ref_linear(op, h, y->qkv_proj, S);
-    double *attention = ref_attention(maps, qkv, s, model_image_tokens(m) - 1, c->layers);
+    double *attention = ref_attention(maps, qkv, s, model_prompt(m) - 1, c->layers);
     ref_add(x, ref_linear(op, attention, y->o_proj, S), S * W);
     double *h2 = ref_rmsnorm(op, x, y->post_attention_layernorm, S, (int)W, c->eps),
            *gate_up = ref_linear(op, h2, y->gate_up_proj, S), *swiglu = xmalloc(S * F * sizeof(double));
@@ -101,8 +101,13 @@ static double *ref_maps(const Model *m, const int *ids, int n) {
     s.rope = rope;
     double *maps = xcalloc(n * S, sizeof(double)), *x = xmalloc(S * W * sizeof(double)),
            *image = download_x(m->op, m->vision.tokens, P * W), *table = download_param(m->op, m->embed_tokens);
-    memcpy(x, image, P * W * sizeof(double));
-    for (int t = 0; t + 1 < n; t++) memcpy(x + (P + t) * W, table + ids[t] * W, W * sizeof(double));
+    const Markers *before = &m->tokenizer.before_image, *after = &m->tokenizer.after_image;
+    double *to = x;
+    for (int i = 0; i < before->count; i++, to += W) memcpy(to, table + before->ids[i] * W, W * sizeof(double));
+    memcpy(to, image, P * W * sizeof(double));
+    to += P * W;
+    for (int i = 0; i < after->count; i++, to += W) memcpy(to, table + after->ids[i] * W, W * sizeof(double));
+    for (int t = 0; t + 1 < n; t++, to += W) memcpy(to, table + ids[t] * W, W * sizeof(double));
     for (int l = 0; l < m->c.lm.layers; l++) ref_block(maps, x, m, l, &s);
     free(rope);
     free(x);
@@ -153,17 +158,16 @@ static void test_maps(const Ops *op, const char *folder, const char *name) {
     Error err;
     open_fixture(&m, &data, op, folder, name);
     const SafeTensor *ids = safetensors_find(&data, "ids");
-    const size_t S = m.c.vision.image_size;
     for (int b = 0; b < (int)ids->shape[0]; b++) {
         const int T = (int)ids->shape[1], *row = (const int *)ids->data + b * T;
         int n = 0;
         while (n < T && row[n] >= 0) n++;
         for (int count = n; count > 0; count -= n > 1 ? n - 1 : 1) {  // also of the first token alone
-            const uint8_t *pixels = safetensors_find(&data, "pixels")->data + b * S * S * 3;
+            const uint8_t *pixels = safetensors_find(&data, "pixels")->data + b * model_pixels(&m);
             float *maps = attention_maps(&m, pixels, row, count, &err);
             if (!maps) die("%s", err.text);
             double *expected = ref_maps(&m, row, count);
-            compare_maps(maps, expected, count, model_image_tokens(&m), model_sequence(&m, count));
+            compare_maps(maps, expected, count, model_prompt(&m), model_sequence(&m, count));
             free(maps);
             free(expected);
         }
@@ -241,6 +245,25 @@ static void test_paint_rectangular(void) {
     image_free(&p);
 }
 
+/* Four rows of six patches of a pixel, of which blocks of 2 x 2 make an image token. */
+static void test_paint_shuffled(void) {
+    const VisionConfig c = {
+        .image_height = 4, .image_width = 6, .patch_size = 1, .connector = CONNECTOR_SHUFFLE, .scale_factor = 2};
+    const float map[6] = {0, 0.25f, 0.5f, 0.125f, 0, 0.5f};
+    uint8_t pixels[4 * 6 * 3];
+    memset(pixels, 255, sizeof pixels);
+    Image p = attention_paint(&c, pixels, map);
+    CHECK(p.width == 384 && p.height == 256);
+    bool same = true;
+    for (int y = 0; y < 256; y++)
+        for (int x = 0; x < 384; x++) {
+            static const int rest[] = {255, 128, 0, 191, 255, 0};
+            same = same && p.rgb[3 * (y * 384 + x) + 1] == rest[y / 128 * 3 + x / 128];
+        }
+    CHECK(same);
+    image_free(&p);
+}
+
 static void test_texts(void) {
     static const uint8_t bytes[] = "\\draw\na1 <&\"\xff../..ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijk";
     static const int32_t offsets[] = {0, 6, 8, 12, 13, 18, 65, 65};
@@ -271,12 +294,12 @@ static void test_texts(void) {
 }
 
 /* The page names every picture, and each picture is there and is the right one. */
-static void test_write(const Ops *op, const char *folder) {
+static void test_write(const Ops *op, const char *folder, const char *model) {
     Model m;
     SafeTensors data;
     Error err;
     enum { N = 3 };
-    open_fixture(&m, &data, op, folder, "gqa");
+    open_fixture(&m, &data, op, folder, model);
     const int *ids = (const int *)safetensors_find(&data, "ids")->data;
     const uint8_t *pixels = safetensors_find(&data, "pixels")->data;
     samples_begin();
@@ -291,7 +314,7 @@ static void test_write(const Ops *op, const char *folder) {
         char *name = attention_file_name(&m.tokenizer, t, ids[t]), *path = format_string("%s/%s", to, name);
         char *link = format_string("src=\"%s\"", name);
         CHECK(strstr(text, link) != NULL);
-        Image got, expected = attention_paint(&m.c.vision, pixels, maps + t * model_sequence(&m, N));
+        Image got, expected = attention_paint(&m.c.vision, pixels, maps + t * model_sequence(&m, N) + m.tokenizer.before_image.count);
         CHECK_OK(image_load(&got, path, &err), err);
         CHECK(got.rgb && got.width == expected.width && got.height == expected.height &&
               !memcmp(got.rgb, expected.rgb, 3 * (size_t)got.width * got.height));
@@ -313,17 +336,19 @@ static void test_write(const Ops *op, const char *folder) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
+    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle", "strips"};
     program_begin(argv);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
     Error err;
     const Ops *op = ops_open(device, &err);
     if (!op) die("%s", err.text);
-    for (int i = 0; i < 4; i++) test_maps(op, folder, names[i]);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) test_maps(op, folder, names[i]);
     test_damaged(op, folder);
     test_paint();
     test_paint_rectangular();
+    test_paint_shuffled();
     test_texts();
-    test_write(op, folder);
+    test_write(op, folder, "gqa");
+    test_write(op, folder, "shuffle");
     return checks_report();
 }

@@ -269,7 +269,7 @@ static void check_searches(Case *c, int prefix_count) {
     generator_close(&g);
 }
 
-/* Logits that are not finite end one image's search and no other's. */
+/* Logits that are not finite end one image's search and no other's, up to the rounding of a smaller batch. */
 static void check_not_finite(Case *c) {
     static const float bad[] = {NAN, INFINITY};
     const BeamOptions o = {3, 1};
@@ -287,7 +287,7 @@ static void check_not_finite(Case *c) {
         for (int i = 0; i < c->images; i++) {
             BeamResult r = beam_result(&s, i);
             check(r.failed == (i == 1) &&
-                      (r.failed ? r.ids == NULL : r.count == want[i].count && r.score == want[i].score),
+                      (r.failed ? r.ids == NULL : r.count == want[i].count && fabs(r.score - want[i].score) < 1e-6 * fabs(r.score)),
                   "%s: image %d beside one with logits of %g", c->name, i, (double)bad[k]);
             beam_result_free(&r);
         }
@@ -332,14 +332,13 @@ static void check_case(const Ops *op, const char *folder, const char *name) {
     char *other = format_string("%s/%s.expected.safetensors", folder, name);
     if (model_open(&c.m, op, path, "", &err) || safetensors_open(&c.expected, other, &err)) die("%s", err.text);
     const SafeTensor *pixels = safetensors_find(&c.expected, "pixels");
-    const size_t S = (size_t)c.m.c.vision.image_size;
     if (!pixels || pixels->shape[0] > IMAGES) die("%s has not the images that were expected", other);
     c.pixels = pixels->data;
     c.images = (int)pixels->shape[0];
     model_plan(&c.m, c.images * BEAMS, PREFIX + TOKENS + 1);
     for (int i = 0; i < c.images; i++)
         c.plain[i] = (Plain){.m = &c.m,
-                             .pixels = c.pixels + (size_t)i * S * S * 3,
+                             .pixels = c.pixels + i * model_pixels(&c.m),
                              .prefix = {4, 9},
                              .number = i,
                              .known = xcalloc(KNOWN, sizeof *c.plain[i].known)};
@@ -384,8 +383,7 @@ static int print_ids(int count, char **arguments) {
     MappedFile file;
     if (count < 5) die("usage: test_beam --ids MODEL PIXELS BEAMS PENALTY TOKENS [ID...]");
     if (model_open(&m, cpu_ops(), arguments[0], "", &err) || file_map(&file, arguments[1], &err)) die("%s", err.text);
-    const size_t S = (size_t)m.c.vision.image_size;
-    const int images = (int)(file.size / (S * S * 3)), max_tokens = atoi(arguments[4]), prefix_count = count - 5;
+    const int images = (int)(file.size / model_pixels(&m)), max_tokens = atoi(arguments[4]), prefix_count = count - 5;
     const BeamOptions o = {atoi(arguments[2]), atof(arguments[3])};
     int *prefix = xcalloc((size_t)prefix_count + 1, sizeof(int));
     for (int i = 0; i < prefix_count; i++) prefix[i] = atoi(arguments[5 + i]);
@@ -408,12 +406,12 @@ static int print_ids(int count, char **arguments) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect"};
+    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle", "strips"};
     program_begin(argv);
     if (argc > 1 && !strcmp(argv[1], "--ids")) return print_ids(argc - 2, argv + 2);
     Error err;
     const Ops *op = ops_open(argc > 2 ? argv[2] : "cpu", &err);
     if (!op) die("%s", err.text);
-    for (int i = 0; i < 4; i++) check_case(op, argc > 1 ? argv[1] : "test/fixtures", names[i]);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_case(op, argc > 1 ? argv[1] : "test/fixtures", names[i]);
     return checks_end();
 }

@@ -2,6 +2,7 @@
 #ifndef TRAIN_TRAINER_H
 #define TRAIN_TRAINER_H
 
+#include "../flops.h"
 #include "../lib/progress.h"
 #include "../lora.h"
 #include "init.h"

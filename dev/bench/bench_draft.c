@@ -110,7 +110,7 @@ static double time_pass(Bench *b, Generator *g, int n) {
     for (int i = -2; i < ROUNDS; i++) {
         g->m->op->sync();
         double start = seconds_now();
-        speculator_extend(&b->s, g, tokens, n, model_image_tokens(g->m), NULL);
+        speculator_extend(&b->s, g, tokens, n, model_prompt(g->m), NULL);
         g->m->op->sync();
         if (i >= 0) times[i] = seconds_now() - start;
     }

@@ -101,7 +101,7 @@ static double measure_speed(Generator *g, const uint8_t *pixels, bool feed_again
     const SearchRules rules = {.exploration = opt.exploration,
                                .distinct = !opt.published,
                                .seed = (uint64_t)opt.seed,
-                               .max_length = g->cache.capacity - model_image_tokens(g->m)};
+                               .max_length = g->cache.capacity - model_prompt(g->m)};
     TokenLines *lines = token_lines_of(&g->m->tokenizer, g->m->c.lm.vocab);
     const int count = opt.rollouts ? (int)opt.rollouts : 200;
     die_if(rollouts_open(&s.rollouts, g, 1, pixels, NULL, 0, (size_t)opt.store << 20, &err), &err);

@@ -48,7 +48,7 @@ static void create(Model *m, const Ops *op, const char *shape) {
         for (size_t done = n; done < x->n; done *= 2)
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
     }
-    model_make_rope(m);
+    m->rope = rope_table(&m->c.lm, op);
 }
 
 static void make(const char *path, const char *shape) {
@@ -136,7 +136,7 @@ static double step_bytes(const Generator *d) {
 /* What generator_prefill leaves, without looking: B empty texts after as many positions as an image has. */
 static void begin(Generator *d, int B) {
     d->B = B;
-    d->length = model_image_tokens(d->m);
+    d->length = model_prompt(d->m);
     generator_set_all(d, d->positions, d->length - 1);
     generator_set_all(d, d->streams, 0);
     generator_set_all(d, d->ids, 0);
@@ -209,7 +209,7 @@ static double time_decode(Generator *d, int B) {
 /* Seconds that the decoder needs to read S positions of one text, the image tokens among them; the encoder does not
  * run again. */
 static double time_prefill(Generator *d, int S) {
-    const int T = S - model_image_tokens(d->m) + 1;
+    const int T = S - model_prompt(d->m) + 1;
     int *ids = (int *)xcalloc((size_t)T, sizeof(int));
     model_layout(d->m, ids, 1, T);
     free(ids);
@@ -222,7 +222,7 @@ static double time_prefill(Generator *d, int S) {
 
 /* Seconds of what a line asks for; ends the program if it asks for something else. */
 static double answer(Generator *d, const char *line) {
-    const int image = model_image_tokens(d->m), most = image + TOKENS;
+    const int image = model_prompt(d->m), most = image + TOKENS;
     char what[16];
     int n = 0;
     if (sscanf(line, "%15s %d", what, &n) == 2) {
@@ -245,7 +245,7 @@ static void serve(const Ops *op, const char *path, int B) {
     uint8_t *grey = grey_image(&m);
     generator_prefill(&d, grey, 1, NULL, 0);
     op->sync();
-    printf("%d %d\n", model_image_tokens(&m), model_image_tokens(&m) + TOKENS);
+    printf("%d %d\n", model_prompt(&m), model_prompt(&m) + TOKENS);
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
         printf("%.6f\n", 1e3 * answer(&d, line));
