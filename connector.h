@@ -29,6 +29,12 @@ static inline int connector_token(const VisionConfig *c, int row, int column) {
     return connector_shuffles(c) ? row / s * (columns / s) + column / s : (row * columns + column) / c->concat;
 }
 
+/* Whether two encoders with equally many image tokens make each of the same part of the picture: by strips, or by blocks. A token
+ * of one patch is both. */
+static inline bool connector_same_places(const VisionConfig *a, const VisionConfig *b) {
+    return connector_shuffles(a) == connector_shuffles(b) || vision_joined(connector_shuffles(a) ? b : a) == 1;
+}
+
 static inline void connector_declare(Connector *k, const VisionConfig *c, Params *p) {
     const int joined = vision_joined(c) * c->hidden_size, W = c->output_size;
     k->w = param_add(p, GROUP_CONNECTOR, "connector.", -1, "weight", W, joined, 1 / sqrtf(3.0f * joined));

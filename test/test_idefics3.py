@@ -195,6 +195,10 @@ def check_student(build, folder):
         with torch.no_grad():
             want = loaded(**x).logits[0, -36:]
         mine = load_file(folder / "logits")["logits"][0][:36]
+        train[1], train[3], train[-1] = file, "tiny,vision.image_size=48,connector.concat=4", folder / "o"
+        result = run(build / "train_distill", *train, "--steps", 1, "--w-embed", 0.1)
+        check(result.returncode == 1 and "--w-embed compares image tokens of the same place, but the connectors of student and "
+              "teacher join other patches" in result.stderr, f"student: other places: {result.stderr[-300:]}")
         check_prompts(exported, folder, tikzc.Tokenizer.load(file))
         check(float((mine - want).abs().max()) <= 1e-4 * float(want.abs().max()), "student: logits differ from transformers'")
 
