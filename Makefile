@@ -154,8 +154,8 @@ METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_me
 FP32_TESTS := test_attention_maps test_beam test_generate test_lora test_rollout test_adaptive_skew test_init
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output \
     test_tidy test_search test_reward test_image_clean test_augment test_teacher_cache $(FP32_TESTS) $(METRICS_TESTS) test_cdm
-# These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS))): private OPTIMISE := \
+# These spend their time in the compiler, not in loops. With QUICK=1 the programs do so, too, but for the kernels.
+$(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS)) $(if $(QUICK),$(PROGRAMS))): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -278,7 +278,7 @@ test-rest:
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --smoke cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
-	    'build/FP32-emulated/test_model test/fixtures cuda gqa mapped rect layers' \
+	    'build/FP32-emulated/test_model test/fixtures cuda gqa mapped rect layers qwen' \
 	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'build/FP32-emulated/test_lora test/fixtures cuda' 'build/FP32-emulated/test_rollout cuda' \
 	    'build/FP32-emulated/test_init cuda' \
 	    'build/FP32-emulated/test_teacher_cache cuda' \

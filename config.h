@@ -15,11 +15,12 @@
 
 /* ---- the structs ---- */
 
-typedef enum { CONNECTOR_CONCAT, CONNECTOR_SHUFFLE } ConnectorKind;  // see connector.h
+typedef enum { CONNECTOR_CONCAT, CONNECTOR_SHUFFLE, CONNECTOR_STRIPS } ConnectorKind;  // see connector.h
 
 typedef struct {
     int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored; 0: rectangular
     int image_height, image_width;                      // of rectangular images, multiples of patch_size; 0: square
+    int letter;                                         // pixels: the height that letters get; 0: images as large as fits
     int patch_size;                                     // p, in pixels
     int hidden_size, layers, heads, intermediate_size;  // C, L, H, M
     Activation activation;
@@ -41,6 +42,8 @@ typedef struct {
     RopeScaling rope_scaling;
     float rope_factor, rope_low, rope_high;
     int rope_original;  // positions the model was first trained on (llama3 scaling)
+    bool qkv_bias;      // queries, keys and values have a bias (Qwen2)
+    bool qk_norm;       // each head of queries and keys has an RMS norm (Qwen3)
     bool tied;          // the language-model head is the token embedding
 } LmConfig;
 
@@ -51,7 +54,8 @@ typedef struct {
 
 static inline bool vision_rectangular(const VisionConfig *c) { return !c->image_size; }
 static inline ImageSize vision_size(const VisionConfig *c) {
-    return vision_rectangular(c) ? (ImageSize){c->image_height, c->image_width} : image_square(c->image_size);
+    const int side = c->image_size;
+    return (ImageSize){side ? side : c->image_height, side ? side : c->image_width, c->letter};
 }
 
 /* Rows and columns of patches, and their number. */
@@ -74,16 +78,18 @@ typedef struct {
     FieldType type;
     size_t offset;    // in ModelConfig
     double min, max;  // inclusive, of a number
+    bool optional;    // where a file lacks it, it is 0, false or the first of the names; then it is not written, either
 } ConfigField;
 
 #define VISION_FIELD(key, type, member, min, max) \
-    { key, type, offsetof(ModelConfig, vision.member), min, max }
+    { key, type, offsetof(ModelConfig, vision.member), min, max, false }
 #define LM_FIELD(key, type, member, min, max) \
-    { key, type, offsetof(ModelConfig, lm.member), min, max }
+    { key, type, offsetof(ModelConfig, lm.member), min, max, false }
 static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
     VISION_FIELD("vision.image_height", FIELD_INT, image_height, 4, 4096),
     VISION_FIELD("vision.image_width", FIELD_INT, image_width, 4, 4096),
+    {"vision.letter", FIELD_INT, offsetof(ModelConfig, vision.letter), 0, 256, .optional = true},
     VISION_FIELD("vision.patch", FIELD_INT, patch_size, 1, 64),
     VISION_FIELD("vision.width", FIELD_INT, hidden_size, 4, 16384),
     VISION_FIELD("vision.layers", FIELD_INT, layers, 1, 256),
@@ -91,8 +97,8 @@ static const ConfigField config_fields[] = {
     VISION_FIELD("vision.mlp", FIELD_INT, intermediate_size, 1, 65536),
     VISION_FIELD("vision.activation", FIELD_ACTIVATION, activation, 0, 0),
     VISION_FIELD("vision.eps", FIELD_FLOAT, eps, 0, 1),
-    VISION_FIELD("connector.kind", FIELD_CONNECTOR, connector, 0, 0),
-    VISION_FIELD("connector.scale_factor", FIELD_INT, scale_factor, 1, 16),
+    {"connector.kind", FIELD_CONNECTOR, offsetof(ModelConfig, vision.connector), 0, 0, .optional = true},
+    {"connector.scale_factor", FIELD_INT, offsetof(ModelConfig, vision.scale_factor), 1, 16, .optional = true},
     VISION_FIELD("connector.concat", FIELD_INT, concat, 1, 64),
     VISION_FIELD("connector.bias", FIELD_BOOL, connector_bias, 0, 1),
     LM_FIELD("lm.vocab", FIELD_INT, vocab, 2, 1 << 20),
@@ -110,22 +116,29 @@ static const ConfigField config_fields[] = {
     LM_FIELD("lm.rope_low", FIELD_FLOAT, rope_low, 0, 1e6),
     LM_FIELD("lm.rope_high", FIELD_FLOAT, rope_high, 0, 1e6),
     LM_FIELD("lm.rope_original", FIELD_INT, rope_original, 1, 1 << 24),
+    {"lm.qkv_bias", FIELD_BOOL, offsetof(ModelConfig, lm.qkv_bias), 0, 1, .optional = true},
+    {"lm.qk_norm", FIELD_BOOL, offsetof(ModelConfig, lm.qk_norm), 0, 1, .optional = true},
     LM_FIELD("lm.tied", FIELD_BOOL, tied, 0, 1),
 };
 enum { CONFIG_FIELDS = sizeof config_fields / sizeof config_fields[0] };
 
 static const char *const activation_names[] = {"none", "gelu_tanh", "gelu"};
-static const char *const connector_names[] = {"concat", "shuffle"};
+static const char *const connector_names[] = {"concat", "shuffle", "strips"};
 static const char *const rope_names[] = {"none", "linear", "llama3"};
 
 /* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width), and the
- * connector is a concat (connector.concat) or says what else it is (connector.kind, scale_factor). */
+ * connector joins blocks of scale_factor or a number of patches. */
 static inline bool config_applies(const ModelConfig *c, const ConfigField *f) {
-    if (!strcmp(f->key, "connector.kind") || !strcmp(f->key, "connector.scale_factor"))
-        return c->vision.connector == CONNECTOR_SHUFFLE;
-    if (!strcmp(f->key, "connector.concat")) return c->vision.connector == CONNECTOR_CONCAT;
+    if (!strcmp(f->key, "connector.concat")) return c->vision.connector != CONNECTOR_SHUFFLE;
     return strncmp(f->key, "vision.image_", 13) ||
            vision_rectangular(&c->vision) == (strcmp(f->key, "vision.image_size") != 0);
+}
+
+/* Whether a model file has the key. */
+static inline bool config_stored(const ModelConfig *c, const ConfigField *f) {
+    const void *member = (const char *)c + f->offset;
+    if (f->optional && !(f->type == FIELD_BOOL ? *(const bool *)member : *(const int *)member != 0)) return false;
+    return config_applies(c, f);
 }
 
 /* The index of `text` among names, or -1. */
@@ -160,7 +173,7 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         *(Activation *)member = (Activation)name;
         return 0;
     case FIELD_CONNECTOR:
-        if ((name = name_index(text, connector_names, 2)) < 0) break;
+        if ((name = name_index(text, connector_names, 3)) < 0) break;
         *(ConnectorKind *)member = (ConnectorKind)name;
         return 0;
     case FIELD_ROPE:
@@ -172,10 +185,10 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         return error_set(err, "%s: %s is \"%.40s\"; expected a number from %g to %g", where, f->key, text, f->min,
                          f->max);
     return error_set(err, "%s: %s is \"%.40s\"; expected %s", where, f->key, text,
-                     f->type == FIELD_BOOL         ? "true or false"
-                     : f->type == FIELD_ACTIVATION ? "gelu_tanh or gelu"
-                     : f->type == FIELD_CONNECTOR  ? "concat or shuffle"
-                                                   : "none, linear or llama3");
+                     f->type == FIELD_ACTIVATION  ? "gelu_tanh or gelu"
+                     : f->type == FIELD_CONNECTOR ? "concat, shuffle or strips"
+                     : f->type == FIELD_ROPE      ? "none, linear or llama3"
+                                                  : "true or false");
 }
 
 /* The text of one key, as config_set reads it. */
@@ -206,6 +219,8 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     if (vision_rectangular(v) && (s.height % v->patch_size || s.width % v->patch_size))
         return error_set(err, "%s: images of %d x %d pixels are not multiples of vision.patch %d", where, s.height,
                          s.width, v->patch_size);
+    if (v->letter && !vision_rectangular(v))
+        return error_set(err, "%s: vision.letter is for rectangular images (vision.image_height, image_width)", where);
     if (v->hidden_size % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->hidden_size,
                          v->heads);
@@ -217,6 +232,8 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
     if (!v->scale_factor && vision_patches(v) % v->concat)
         return error_set(err, "%s: %d patches cannot be joined in groups of connector.concat %d", where,
                          vision_patches(v), v->concat);
+    if (v->connector == CONNECTOR_STRIPS && v->concat % vision_rows(v))
+        return error_set(err, "%s: connector.concat %d is no whole number of strips of %d patches", where, v->concat, vision_rows(v));
     if (l->heads % l->kv_heads)
         return error_set(err, "%s: lm.heads %d is not a multiple of lm.kv_heads %d", where, l->heads, l->kv_heads);
     if (l->head_dim % 2)
@@ -240,10 +257,11 @@ static inline int config_load(ModelConfig *c, const SafeTensors *st, Error *err)
                          "must be converted first",
                          st->file.path, format ? format : "missing");
     c->vision.image_size = !safetensors_metadata(st, "vision.image_height");  // which of the image's keys are read
-    c->vision.connector = safetensors_metadata(st, "connector.kind") ? CONNECTOR_SHUFFLE : CONNECTOR_CONCAT;
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        if (!config_applies(c, &config_fields[i])) continue;
+        const bool optional = config_fields[i].optional;
+        if (!optional && !config_applies(c, &config_fields[i])) continue;
         const char *text = safetensors_metadata(st, config_fields[i].key);
+        if (!text && optional) continue;
         if (!text)
             return error_set(err, "%s: the config key %s is missing from the metadata", st->file.path,
                              config_fields[i].key);

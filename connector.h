@@ -5,9 +5,11 @@
  *   concat   j = `concat` patches that follow each other, row by row (Belouadi et al. 2024, "DeTikZify")
  *   shuffle  j = s x s patches of one block, s = `scale_factor`: Idefics3's pixel shuffle (Laurençon et al. 2024, "Building
  *            and better understanding vision-language models"); blocks and the patches in a block row by row
+ *   strips   j = `concat` patches that stand in strips as high as the image, from left to right: the tokens of a line of text
+ *            follow each other as its letters do
  *
- * concat moves nothing in memory. shuffle moves runs of s patches of one row, s C numbers each: token (r, q) is made of run q
- * of the rows s r .. s r + s - 1 of patches. */
+ * concat moves nothing in memory. The others join blocks of h x w patches (shuffle: s x s, strips: rows x j / rows), and move
+ * runs of w patches of one row, w C numbers each: token (r, q) is made of run q of the rows h r .. h r + h - 1 of patches. */
 #ifndef CONNECTOR_H
 #define CONNECTOR_H
 
@@ -17,16 +19,28 @@
 
 typedef struct {
     Param *w, *b;      // [W, j C], [W]; b NULL: no bias
-    int *run_order;    // shuffle: device [B P/s], the run of the features at each place of `joined`; else NULL
-    floatX *shuffled;  // shuffle: [B P/s, s C], kept for the backward pass
+    int *run_order;    // of blocks: device [B P/w], the run of the features at each place of `joined`; else NULL
+    floatX *shuffled;  // of blocks: [B P/w, w C], kept for the backward pass
 } Connector;
 
-static inline bool connector_shuffles(const VisionConfig *c) { return c->connector == CONNECTOR_SHUFFLE; }
+/* The patches of a block, h rows of w; {1, j} for concat, which has no blocks. */
+typedef struct {
+    int h, w;
+} ConnectorBlock;
+
+static inline ConnectorBlock connector_block(const VisionConfig *c) {
+    const int rows = vision_rows(c);
+    if (c->connector == CONNECTOR_SHUFFLE) return (ConnectorBlock){c->scale_factor, c->scale_factor};
+    return c->connector == CONNECTOR_STRIPS ? (ConnectorBlock){rows, c->concat / rows} : (ConnectorBlock){1, c->concat};
+}
+
+static inline bool connector_shuffles(const VisionConfig *c) { return c->connector != CONNECTOR_CONCAT; }
 
 /* The image token that the patch in this row and column is part of. */
 static inline int connector_token(const VisionConfig *c, int row, int column) {
-    const int s = c->scale_factor, columns = vision_columns(c);
-    return connector_shuffles(c) ? row / s * (columns / s) + column / s : (row * columns + column) / c->concat;
+    const ConnectorBlock b = connector_block(c);
+    const int columns = vision_columns(c);
+    return connector_shuffles(c) ? row / b.h * (columns / b.w) + column / b.w : (row * columns + column) / c->concat;
 }
 
 /* Whether two encoders with equally many image tokens make each of the same part of the picture: by strips, or by blocks. A token
@@ -45,7 +59,7 @@ static inline void connector_declare(Connector *k, const VisionConfig *c, Params
 /* Hands out the buffers for batches of up to B images. */
 static inline void connector_plan(Connector *k, const VisionConfig *c, Arena *arena, size_t B) {
     if (!connector_shuffles(c)) return;
-    k->run_order = arena_int(arena, B * vision_patches(c) / c->scale_factor);
+    k->run_order = arena_int(arena, B * vision_patches(c) / connector_block(c).w);
     k->shuffled = arena_x(arena, B * vision_patches(c) * c->hidden_size);
 }
 
@@ -53,11 +67,12 @@ static inline void connector_plan(Connector *k, const VisionConfig *c, Arena *ar
  * block, row in the block when shuffled. */
 static inline void connector_fill(const Connector *k, const VisionConfig *c, const Ops *op, int B) {
     if (!connector_shuffles(c)) return;
-    const int s = c->scale_factor, across = vision_columns(c) / s, rows = B * vision_rows(c);
+    const ConnectorBlock b = connector_block(c);
+    const int across = vision_columns(c) / b.w, rows = B * vision_rows(c);
     int *order = xmalloc((size_t)rows * across * sizeof(int)), n = 0;
-    for (int top = 0; top < rows; top += s)
+    for (int top = 0; top < rows; top += b.h)
         for (int q = 0; q < across; q++)
-            for (int row = top; row < top + s; row++) order[n++] = row * across + q;
+            for (int row = top; row < top + b.h; row++) order[n++] = row * across + q;
     op->upload(k->run_order, order, n * sizeof(int));
     free(order);
 }
@@ -67,8 +82,8 @@ static inline void connector_forward(Connector *k, const VisionConfig *c, const 
                                      const floatX *features, int B) {
     const size_t patches = (size_t)B * vision_patches(c);
     if (connector_shuffles(c)) {
-        const int s = c->scale_factor;
-        op->gather_rows(k->shuffled, features, k->run_order, patches / s, s * c->hidden_size);
+        const int w = connector_block(c).w;
+        op->gather_rows(k->shuffled, features, k->run_order, patches / w, w * c->hidden_size);
         features = k->shuffled;
     }
     linear_act(op, tokens, features, k->w, k->b, ACT_NONE, NULL, patches / vision_joined(c));
@@ -83,9 +98,10 @@ static inline void connector_backward(Connector *k, const VisionConfig *c, const
         linear_backward(op, d_features, d_tokens, features, k->w, k->b, tokens);
         return;
     }
-    const size_t runs = patches / c->scale_factor;
+    const int w = connector_block(c).w;
+    const size_t runs = patches / w;
     linear_backward(op, d_features ? scratch : NULL, d_tokens, k->shuffled, k->w, k->b, tokens);
-    if (d_features) op->scatter_rows(d_features, scratch, k->run_order, runs, runs, c->scale_factor * c->hidden_size);
+    if (d_features) op->scatter_rows(d_features, scratch, k->run_order, runs, runs, w * c->hidden_size);
 }
 
 #endif

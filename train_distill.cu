@@ -220,7 +220,7 @@ static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p
 static LoaderConfig loader_config(const Data *d, const Settings *s, const Trainer *t, const Teacher *teacher,
                                   const Parallel *p, int rows, bool training) {
     bool has_teacher = s->has_teacher;
-    const ImageSize second = has_teacher ? vision_size(&teacher->model.c.vision) : (ImageSize){0, 0};
+    const ImageSize second = has_teacher ? vision_size(&teacher->model.c.vision) : (ImageSize){0};
     LoaderConfig c =
         loader_config_for(rows, d->max_tokens, vision_size(&t->student.c.vision), t->student.tokenizer.count, second,
                           has_teacher ? teacher->model.c.lm.vocab : (int)teacher->cache.h.vocab);

@@ -6,17 +6,7 @@
 #include "image_pixels.h"
 #include "image_prepare.h"
 
-static inline const uint8_t *image_at(const Image *p, int x, int y) {
-    return p->rgb + 3 * ((size_t)y * p->width + x);
-}
-
 static inline int image_brightness(const uint8_t *rgb) { return (rgb[0] + 2 * rgb[1] + rgb[2]) / 4; }
-
-/* The darkest of a pixel's three values below white: 0 for white, 255 for black and for every full colour. */
-static inline int image_depth(const uint8_t *rgb) {
-    const int least = rgb[0] < rgb[1] ? rgb[0] : rgb[1];
-    return 255 - (least < rgb[2] ? least : rgb[2]);
-}
 
 static inline bool image_near(const uint8_t *a, const uint8_t *b, int tolerance) {
     return abs(a[0] - b[0]) <= tolerance && abs(a[1] - b[1]) <= tolerance && abs(a[2] - b[2]) <= tolerance;

@@ -52,37 +52,6 @@ static inline void image_ink_map(ImageInkMap *ink, const Image *p) {
     free(darkest);
 }
 
-/* ---- connected pieces ---- */
-
-static inline int image_piece_root(int *parent, int i) {
-    while (parent[i] != i) i = parent[i] = parent[parent[i]];
-    return i;
-}
-
-/* Counts the pieces of ink, whose pixels touch at sides or corners; *largest: pixels of the largest one. */
-static inline int image_pieces(const ImageInkMap *ink, int *largest) {
-    const int W = ink->width, n = W * ink->height;
-    int *parent = xmalloc((size_t)n * sizeof *parent), *sizes = xcalloc((size_t)n, sizeof *sizes), pieces = 0;
-    for (int i = 0; i < n; i++) {
-        const int x = i % W;
-        const int before[4] = {x > 0 ? i - 1 : -1, x > 0 ? i - W - 1 : -1, i - W, x < W - 1 ? i - W + 1 : -1};
-        parent[i] = i;
-        for (int k = 0; k < 4 && ink->hues[i]; k++)
-            if (before[k] >= 0 && ink->hues[before[k]])
-                parent[image_piece_root(parent, before[k])] = image_piece_root(parent, i);
-    }
-    *largest = 0;
-    for (int i = 0; i < n; i++) {
-        if (!ink->hues[i]) continue;
-        const int root = image_piece_root(parent, i);
-        pieces += sizes[root]++ == 0;
-        if (sizes[root] > *largest) *largest = sizes[root];
-    }
-    free(parent);
-    free(sizes);
-    return pieces;
-}
-
 /* ---- the score ---- */
 
 /* The share of columns without ink. */
@@ -101,13 +70,16 @@ static inline double image_empty_columns(const ImageInkMap *ink) {
 static inline double image_formula_score(const Image *p) {
     ImageInkMap ink;
     size_t counts[IMAGE_KIND_HUES + 1] = {0}, usual = 0;
-    int largest;
+    ImagePiece *piece;
+    int largest = 0;
     image_ink_map(&ink, p);
     const size_t pixels = (size_t)ink.width * ink.height;
     for (size_t i = 0; i < pixels; i++) counts[ink.hues[i]]++;
     for (int k = 1; k <= IMAGE_KIND_HUES; k++) usual = counts[k] > usual ? counts[k] : usual;
     const double total = (double)(pixels - counts[0]), empty = image_empty_columns(&ink);
-    const int pieces = image_pieces(&ink, &largest);
+    const int pieces = image_pieces(ink.hues, ink.width, ink.height, &piece);
+    for (int i = 0; i < pieces; i++) largest = piece[i].ink > largest ? piece[i].ink : largest;
+    free(piece);
     free(ink.hues);
     if (total == 0) return -INFINITY;
     const double other = 1 - (double)usual / total;  // ink of other hues than the most frequent one

@@ -22,6 +22,16 @@ static inline void image_free(Image *p) {
     memset(p, 0, sizeof *p);
 }
 
+static inline const uint8_t *image_at(const Image *p, int x, int y) {
+    return p->rgb + 3 * ((size_t)y * p->width + x);
+}
+
+/* The darkest of a pixel's three values below white: 0 for white, 255 for black and for every full colour. */
+static inline int image_depth(const uint8_t *rgb) {
+    const int least = rgb[0] < rgb[1] ? rgb[0] : rgb[1];
+    return 255 - (least < rgb[2] ? least : rgb[2]);
+}
+
 /* A copy, to be freed with image_free. */
 static inline Image image_copy(const Image *p) {
     const size_t bytes = 3 * (size_t)p->width * p->height;

@@ -3,60 +3,16 @@
  *
  * image_prepare trims the white border, pads with white to the shape of the input, and resizes with a bicubic filter. So the
  * image keeps its aspect and is as large as fits: one that is wider than the input's shape, such as a long formula, becomes
- * smaller until its width fits. The pixels equal those of Pillow (ImageChops.difference + crop, ImageOps.pad,
+ * smaller until its width fits. Where the size says how high letters are (size.letter), the image gets the scale that makes
+ * them so, as far as it fits, and stands at the left edge: a reader of text then sees each letter in one size. The pixels equal those of Pillow (ImageChops.difference + crop, ImageOps.pad,
  * Image.resize). */
 #ifndef LIB_IMAGE_PREPARE_H
 #define LIB_IMAGE_PREPARE_H
 
-#include "image_pixels.h"
+#include "image_letters.h"
 #include "image_size.h"
 
 #include <math.h>
-
-/* ---- trimming ---- */
-
-typedef struct {
-    int x, y, width, height;
-} ImageBox;
-
-/* What counts as white: the encoders are trained on images without an exactly white margin. JPEG leaves pixels near
- * white in a white margin. */
-enum { IMAGE_WHITE = 255, IMAGE_NEAR_WHITE = 240 };
-
-static inline bool image_row_white(const uint8_t *row, size_t bytes, uint8_t white) {
-    size_t i = 0;
-    for (; i + 64 <= bytes; i += 64) {  // blocks of a fixed size, so that the compiler vectorizes
-        uint8_t least = 255;
-        for (int k = 0; k < 64; k++) least = row[i + k] < least ? row[i + k] : least;
-        if (least < white) return false;
-    }
-    for (; i < bytes; i++)
-        if (row[i] < white) return false;
-    return true;
-}
-
-/* The bounding box of all pixels with a colour value below `white`; the whole image when there is none. */
-static inline ImageBox image_trim(const Image *p, uint8_t white) {
-    const size_t stride = 3 * (size_t)p->width;
-    ImageBox whole = {0, 0, p->width, p->height}, box;
-    int top = 0, bottom = p->height;
-    while (top < bottom && image_row_white(p->rgb + top * stride, stride, white)) top++;
-    if (top == bottom) return whole;
-    while (image_row_white(p->rgb + (bottom - 1) * stride, stride, white)) bottom--;
-    size_t left = stride, right = 0;  // in bytes; each row searches only outside the box of the rows before it
-    for (int y = top; y < bottom; y++) {
-        const uint8_t *row = p->rgb + y * stride;
-        for (size_t i = 0; i < left; i++)
-            if (row[i] < white) left = i;
-        for (size_t i = stride; i > right; i--)
-            if (row[i - 1] < white) right = i;
-    }
-    box.x = (int)(left / 3);
-    box.y = top;
-    box.width = (int)((right + 2) / 3) - box.x;
-    box.height = bottom - top;
-    return box;
-}
 
 /* ---- resizing ---- */
 
@@ -254,7 +210,7 @@ static inline void image_resample(uint8_t *out, const Image *p, ImageBox box, in
 /* The least area of the shape of `size` that a part of an image fits in: as wide as the part or as high, and the other side
  * rounded half to even. */
 static inline ImageSize image_padded(ImageBox box, ImageSize size) {
-    ImageSize area = {box.height, box.width};
+    ImageSize area = image_size(box.height, box.width);
     if ((int64_t)box.width * size.height >= (int64_t)box.height * size.width)
         area.height = (int)nearbyint((double)box.width * size.height / size.width);
     else
@@ -264,11 +220,26 @@ static inline ImageSize image_padded(ImageBox box, ImageSize size) {
     return area;
 }
 
-/* Centres a part of an image in a white area of the input's shape and resizes that to `size`. out: [height, width, 3]. As in
- * ImageOps.pad, the offset of the centred part is rounded half to even. */
+/* The area that becomes the input: in which letters have their height, or the least one, if the part does not fit into that. */
+static inline ImageSize image_area(const Image *p, ImageBox box, ImageSize size) {
+    const ImageSize least = image_padded(box, size);
+    if (!size.letter) return least;
+    const double scale = (double)image_letter_height(p, box) / size.letter;
+    const ImageSize area = image_size((int)nearbyint(scale * size.height), (int)nearbyint(scale * size.width));
+    return area.height > least.height && area.width > least.width ? area : least;
+}
+
+/* The height of the letters in the input, in pixels: size.letter, or less if the part would not fit otherwise. */
+static inline double image_letter_drawn(const Image *p, ImageBox box, ImageSize size) {
+    return (double)image_letter_height(p, box) * size.width / image_area(p, box, size).width;
+}
+
+/* Puts a part of an image into a white area of the input's shape and resizes that to `size`: in the middle, or, where letters
+ * have a height, at its left edge. out: [height, width, 3]. As in ImageOps.pad, the offset of what is in the middle is rounded
+ * half to even. */
 static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, ImageSize size) {
-    const ImageSize area = image_padded(box, size);
-    const int left = (int)nearbyint((area.width - box.width) * 0.5);
+    const ImageSize area = image_area(p, box, size);
+    const int left = size.letter ? 0 : (int)nearbyint((area.width - box.width) * 0.5);
     const int top = (int)nearbyint((area.height - box.height) * 0.5);
     ImageTaps across = image_taps(image_filter_bicubic, area.width, size.width);
     ImageTaps down = image_taps(image_filter_bicubic, area.height, size.height);
@@ -368,13 +339,16 @@ static inline double image_dark_share(const Image *p, ImageBox box) {
 /* A strip whose short side becomes less than this many pixels of a rectangular input may not be legible. A rule of thumb. */
 enum { IMAGE_LEGIBLE = 12 };
 
+/* The share of their height at which letters can still be read. A rule of thumb as well. */
+#define IMAGE_LETTER_LEGIBLE 0.6
+
 /* Whether a part of an image is made so small to fit into a rectangular input that text in it cannot be read. drawn: its size
  * there. Square inputs are for figures, in which a thin line is none of text. */
 static inline bool image_illegible(ImageBox box, ImageSize size, ImageSize *drawn) {
     const ImageSize area = image_padded(box, size);
     drawn->height = (int)ceil((double)box.height * size.height / area.height);
     drawn->width = (int)ceil((double)box.width * size.width / area.width);
-    return size.height != size.width && area.height > size.height &&
+    return size.height != size.width && area.height > size.height && !size.letter &&
            (drawn->height < IMAGE_LEGIBLE || drawn->width < IMAGE_LEGIBLE);
 }
 
@@ -403,6 +377,11 @@ static inline bool image_remark(char *text, size_t capacity, const Image *p, Ima
             "its %d x %d pixels become only %d x %d in the model's %d x %d, too small to read text in them; break a "
             "long line into several images, or cut out a part",
             box.width, box.height, drawn.width, drawn.height, size.width, size.height);
+    else if (size.letter && image_letter_drawn(p, box, size) < IMAGE_LETTER_LEGIBLE * size.letter)
+        snprintf(text, capacity,
+                 "its letters become %.1f pixels high in the model's %d x %d, where %d are right; break a long line into "
+                 "several images, or cut out a part",
+                 image_letter_drawn(p, box, size), size.height, size.width, size.letter);
     else if (image_texture_share(p, box) > 0.75)
         snprintf(text, capacity,
                  "its colours change from pixel to pixel, as in a photo, and the models know drawings; their answer may "

@@ -15,7 +15,7 @@ typedef struct {
 static inline void dataset_pass_open(DatasetPass *p, const Dataset *d, const Model *m, const Model *teacher,
                                      int batch, int64_t limit, int max_tokens) {
     Error err;
-    const ImageSize none = {0, 0};
+    const ImageSize none = {0};
     LoaderConfig c =
         loader_config_for(batch, max_tokens, vision_size(&m->c.vision), m->tokenizer.count,
                           teacher ? vision_size(&teacher->c.vision) : none, teacher ? teacher->c.lm.vocab : 0);

@@ -96,7 +96,7 @@ typedef struct {
 } SimilarityInk;
 
 /* A quarter of a size, rounded up. */
-static inline ImageSize similarity_quarter(ImageSize s) { return (ImageSize){(s.height + 3) / 4, (s.width + 3) / 4}; }
+static inline ImageSize similarity_quarter(ImageSize s) { return image_size((s.height + 3) / 4, (s.width + 3) / 4); }
 
 /* Adds up squares of 4 x 4. to [height / 4, width / 4, 3], rounded up, zeroed; from [height, width, 3] */
 static inline void similarity_add_squares(float *to, const float *from, ImageSize s) {

@@ -5,7 +5,9 @@ configuration and the tokenizer.
     convert_hf.py DETIKZIFY_V2 OUT.safetensors
     convert_hf.py DETIKZIFY_V1 --vision SIGLIP OUT.safetensors
     convert_hf.py SMOLVLM OUT.safetensors                      and Idefics3
-    convert_hf.py LLAMA --vision SIGLIP OUT.safetensors        a new combination, with an untrained connector
+    convert_hf.py LM --vision SIGLIP OUT.safetensors           a new combination, with an untrained connector
+
+LM is a folder of a Llama (Llama 3.2, SmolLM2, TinyLlama, ...), Mistral, Qwen2 or Qwen3; a SigLIP 2 of one resolution is a SIGLIP.
 
 Weights are converted a few megabytes at a time, whatever the size of the model is. The same sources and options give
 the same bytes.
@@ -117,8 +119,9 @@ def read_v2(s, folder, options):
     if options.vision:
         raise FormatError(f"{s.where}: a DeTikZify v2 model brings its own vision tower; leave out --vision.")
     text = s.section("text_config")
-    if text.get("model_type", str, "llama") != "llama":
-        raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected llama.")
+    if text.get("model_type", str, "llama") not in hub.LM_FAMILIES:
+        raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected one of "
+                          f"{', '.join(hub.LM_FAMILIES)}.")
     if (folder / "adapter").exists():
         note(f"{folder / 'adapter'}: left out; it is for captions, and images do not need it")
     text.values["tie_word_embeddings"] = s.get("tie_word_embeddings", bool, False)
@@ -154,7 +157,7 @@ def read_idefics3(s, folder, options):
 
 
 def read_pair(s, folder, options):
-    """A Llama checkpoint and a SigLIP folder, to be joined by a new connector."""
+    """A language model and a SigLIP folder, to be joined by a new connector."""
     if not options.vision:
         raise FormatError(f"{s.where}: a language model alone; name a SigLIP folder to go with it with --vision.")
     model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder, note))], [])
@@ -188,7 +191,7 @@ def read_model(options):
     check_folder(folder)
     s = Section(read_json(folder / "config.json"), str(folder / "config.json"))
     kind = s.get("model_type", str, "(missing)")
-    pair = kind in ("llama", "mistral") and "mm_hidden_size" not in s.values
+    pair = kind in hub.LM_FAMILIES and "mm_hidden_size" not in s.values
     if not pair and (options.concat or options.connector_bias):
         raise FormatError(f"{s.where}: a model with a connector of its own; leave out --concat and --connector-bias.")
     if options.prompt is not None and kind not in idefics3.CLASSES:
@@ -206,8 +209,9 @@ def read_model(options):
                           f"--vision.")
     else:
         built = shown(s.values.get("architectures"))
-        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported; expected a "
-                          f"detikzify, idefics3 or smolvlm model, or llama or mistral with --vision.")
+        moe = " it is a mixture of experts, and blocks here have one MLP;" if "num_experts" in s.values else ""
+        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported;{moe} expected a "
+                          f"detikzify, idefics3 or smolvlm model, or one of {', '.join(hub.LM_FAMILIES)} with --vision.")
     generation = read_json(folder / "generation_config.json", needed=False) or {}
     ends = (values.get("eos_token_id") for values in (generation, text, s.values))
     model.ends = next((end for end in ends if end is not None), None)

@@ -5,12 +5,12 @@
     export_hf.py MODEL.safetensors OUT_DIR --as smolvlm
     export_hf.py MODEL.safetensors OUT_DIR --lora ADAPTER.safetensors
 
-A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
-and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
-checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
-downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
-for bit. A model of rectangular images cannot be exported: SiglipVisionModel has square ones, and no position embeddings of
-rows and of columns.
+A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and SiglipVisionModel and
+LlamaForCausalLM (Qwen2ForCausalLM, Qwen3ForCausalLM) of transformers load its parts. A model whose connector has a bias
+becomes a DeTikZify v1 checkpoint, whose language model must be a Llama, with the vision tower in OUT_DIR/vision under timm's
+names. DeTikZify's v1 code is made for towers that timm downloads by their name; what it needs for this one is printed.
+Converting the folder again gives the same file, bit for bit. A model of rectangular images cannot be exported:
+SiglipVisionModel has square ones, and no position embeddings of rows and of columns.
 
 A model whose connector is a shuffle becomes an Idefics3 checkpoint, or, with --as smolvlm, one of SmolVLM, which is the same
 under other names: its tokenizer must have Idefics3's markers, and its connector no bias (scripts/add_markers.py). With
@@ -58,6 +58,8 @@ class Export:
             raise FormatError(f"{path}: its images have {height} x {width} pixels, and its position embeddings are those of "
                               f"rows and of columns; SiglipVisionModel of Hugging Face has square images and one table of "
                               f"positions, so that such a model cannot be represented there.")
+        if self.config.get("connector.kind") == "strips":
+            raise FormatError(f"{path}: its connector joins strips of patches (connector.kind), and no model of Hugging Face does.")
         self.tokenizer = tikzc.Tokenizer.load(path)
         self.names = token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
         if self.tokenizer.end not in self.names:
@@ -101,6 +103,17 @@ class Export:
         return next((i for i, name in self.names.items() if name == text), None)
 
 
+def check_family(c, path):
+    """Refuses a decoder for which a checkpoint has no class."""
+    what = ["biases on q, k and v (lm.qkv_bias)"] * c["lm.qkv_bias"] + ["norms of q and k (lm.qk_norm)"] * c["lm.qk_norm"]
+    if hub.lm_family(c) is None:
+        raise FormatError(f"{path}: its decoder has {' and '.join(what)}; Qwen2 of transformers has the first, Qwen3 the second, "
+                          f"and no class has both.")
+    if c["connector.bias"] and what:
+        raise FormatError(f"{path}: its decoder has {what[0]}, and its connector a bias, which only DeTikZify v1 has, whose decoder "
+                          f"is a Llama without them; train with connector.bias=false to export it as v2.")
+
+
 # ---- configurations ----
 
 def siglip_config(c):
@@ -111,7 +124,8 @@ def siglip_config(c):
             "attention_dropout": 0.0, "vision_use_head": False}
 
 
-def llama_config(x):
+def lm_config(x, family):
+    """The configuration of a language model. family: its model_type in transformers."""
     c, kind = x.config, x.config["lm.rope_scaling"]
     longest, scaling = c["lm.max_positions"], None
     if kind != "none":
@@ -121,26 +135,29 @@ def llama_config(x):
                     "original_max_position_embeddings": c["lm.rope_original"]}
         longest = max(longest, int(c["lm.rope_original"] * c["lm.rope_factor"]))
     ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
+    qwen = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": c["lm.layers"]}
+    biases = {"llama": {"attention_bias": False, "mlp_bias": False}, "qwen2": qwen, "qwen3": {"attention_bias": False, **qwen}}
     return {"vocab_size": c["lm.vocab"], "hidden_size": c["lm.width"], "intermediate_size": c["lm.ffn"],
             "num_hidden_layers": c["lm.layers"], "num_attention_heads": c["lm.heads"],
             "num_key_value_heads": c["lm.kv_heads"], "head_dim": c["lm.head_dim"], "hidden_act": "silu",
             "max_position_embeddings": longest, "rms_norm_eps": c["lm.eps"], "rope_theta": c["lm.rope_theta"],
-            "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+            "rope_scaling": scaling, **biases[family], "attention_dropout": 0.0,
             "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.ends, **ids}
 
 
 def v2_config(x):
-    c, text = x.config, llama_config(x)
+    c, family = x.config, hub.lm_family(x.config)
+    text = lm_config(x, family)
     return {"architectures": ["DetikzifyForConditionalGeneration"], "model_type": "detikzify",
             "image_token_id": x.image, "concat_factor": c["connector.concat"], "pad_token_id": text["pad_token_id"],
             "tie_word_embeddings": c["lm.tied"], "torch_dtype": TORCH[x.kind],
-            "text_config": {"model_type": "llama", **text},
+            "text_config": {"model_type": family, **text},
             "vision_config": {"model_type": "detikzify", **siglip_config(c)}}
 
 
 def v1_config(x):
     c = x.config
-    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **llama_config(x),
+    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **lm_config(x, "llama"),
             "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": f"local-dir:{TOWER}",
             "mm_hidden_size": c["connector.concat"] * c["vision.width"], "concat_patches": c["connector.concat"],
             "num_patches": hub.image_tokens(c), "feature_layer": c["vision.layers"] - 1,
@@ -259,6 +276,7 @@ def kind_of(x, wanted, adapter):
 def export(source, out, wanted=None, lora=None):
     """Exports a model, or an adapter of it. The folder appears under its name when it is complete."""
     x, out, adapter = Export(source), Path(out), lora and Adapter(lora)
+    check_family(x.config, x.path)
     kind = kind_of(x, wanted, adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageOps
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import image_files  # noqa: E402
@@ -24,6 +25,8 @@ from dataset import images  # noqa: E402
 SIZES = ((96, 96), (31, 31), (384, 384))  # width, height
 FRAMES = ((384, 64), (40, 96), (97, 32))  # of rectangular models; whose images are
 OF_FRAMES = ("drawing", "noise", "all_", "corner")
+LETTERS = ((192, 32, 8), (96, 40, 12))  # and the height that letters get
+OF_LETTERS = ("drawing", "noise", "all_", "corner", "text")
 
 
 def drawing(mode, size, seed):
@@ -38,6 +41,34 @@ def drawing(mode, size, seed):
         box = (int(min(x)), int(min(y)), int(max(x)), int(max(y)))
         draw.rectangle(box, fill=colour) if rng.random() < 0.5 else draw.line(box, fill=colour, width=2)
     return image.convert(mode)
+
+
+def text(zoom):
+    image = Image.new("RGB", (160, 40), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((10, 12), "f(x) = gh - 2.i, |y_1|", fill=(40, 40, 80))
+    draw.line((100, 34, 140, 34), fill="black")
+    return image.resize((160 * zoom, 40 * zoom), Image.Resampling.BICUBIC)
+
+
+def letter_height(image):
+    """The height of the letters in an RGB image: of the pieces of ink that are no bars, each counted as often as it is high,
+    the median."""
+    depth = 255 - np.asarray(image).min(axis=2).astype(int)
+    factor = 1
+    while (image.width // factor) * (image.height // factor) > 1000000:
+        factor += 1
+    depth = np.pad(depth, ((0, -depth.shape[0] % factor), (0, -depth.shape[1] % factor)))
+    depth = depth.reshape(depth.shape[0] // factor, factor, -1, factor).max(axis=(1, 3))
+    ink = 3 * depth >= max(depth.max(), 1)
+    labels, _ = ndimage.label(ink, structure=np.ones((3, 3)))
+    heights, widest = [], 0
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        full = 5 * np.count_nonzero(labels[rows, columns] == number) >= 4 * width * height
+        widest = max(widest, width)
+        heights += [height] * (0 if width >= 3 * height and full else height)
+    return factor * max(1, sorted(heights)[(len(heights) - 1) // 2] if heights else -(-2 * widest // 3))
 
 
 def noise(mode, size, seed):
@@ -119,6 +150,8 @@ def make_images(folder):
     add("all_black.png", Image.new("L", (70, 30), 0))
     add("corner.png", ImageOps.expand(Image.new("RGB", (1, 2), "red"), (0, 5, 40, 0), "white"))
     add("huge.png", drawing("RGB", (6000, 3500), 302))
+    for zoom in (1, 2, 3):
+        add(f"text{zoom}.png", text(zoom))
     rng = np.random.default_rng(5)
     for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")):
         values = rng.integers(0, 65536, (37, 53, channels), dtype=np.uint16)
@@ -159,7 +192,14 @@ def padded(image, size, detikzify=False):
     wide = image.width * size[1] >= image.height * size[0]
     area = (image.width, max(image.height, round(image.width * size[1] / size[0]))) if wide else (
         max(image.width, round(image.height * size[0] / size[1])), image.height)
+    if len(size) == 3:
+        scale = letter_height(image) / size[2]
+        natural = round(size[0] * scale), round(size[1] * scale)
+        area = natural if natural[0] > area[0] and natural[1] > area[1] else area
     white = Image.new("RGB", area, "white")
+    if len(size) == 3:
+        white.paste(image, (0, round((area[1] - image.height) * 0.5)))
+        return white
     white.paste(image, (round((area[0] - image.width) * 0.5), round((area[1] - image.height) * 0.5)))
     return white
 
@@ -180,7 +220,7 @@ def reference(image, size, processor, detikzify=False):
     if processor:  # the layout is said, because an image of 1 or 3 pixels a side would be taken for [C, H, W]
         pixels = processor(padded(image, size), size={"height": size[1], "width": size[0]}, input_data_format="channels_last")
         return np.asarray(pixels["pixel_values"][0], np.float32).transpose(1, 2, 0)
-    return encoder_input(np.asarray(padded(image, size).resize(size, Image.Resampling.BICUBIC)))
+    return encoder_input(np.asarray(padded(image, size).resize(size[:2], Image.Resampling.BICUBIC)))
 
 
 def encoder_input(pixels):
@@ -201,7 +241,7 @@ def prepare(test_lib, size, paths, folder, detikzify=False):
     """What lib/image.h makes of the files, uint8 [files, height, width, 3]."""
     out = folder / "out"
     what = "--prepare-detikzify" if detikzify else "--prepare"
-    subprocess.run([test_lib, what, f"{size[0]}x{size[1]}", str(out)] + [str(p) for p in paths], check=True)
+    subprocess.run([test_lib, what, "x".join(map(str, size)), str(out)] + [str(p) for p in paths], check=True)
     return np.fromfile(out, dtype=np.uint8).reshape(len(paths), size[1], size[0], 3)
 
 
@@ -228,8 +268,9 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = make_images(folder)
-        for size in SIZES + FRAMES:
-            some = made if size in SIZES else [m for m in made if m[0].name.startswith(OF_FRAMES)]
+        for size in SIZES + FRAMES + LETTERS:
+            names = OF_FRAMES if size in FRAMES else OF_LETTERS
+            some = made if size in SIZES else [m for m in made if m[0].name.startswith(names)]
             ours = prepare(sys.argv[1], size, [p for p, _ in some], folder)
             for (path, image), mine in zip(some, ours):
                 expected = reference(image or Image.open(path), size, processor)
@@ -241,8 +282,8 @@ def main():
         stored = compare_stored(sys.argv[1], [p for p, _ in made], folder)
     for suffix in sorted({r[0] for r in results}):
         of_kind = [r for r in results if r[0] == suffix]
-        sizes = SIZES + FRAMES if suffix == ".png" else SIZES
-        print(f"{len(of_kind)} comparisons of {suffix[1:]} images at {', '.join(f'{w} x {h}' for w, h in sizes)} with "
+        sizes = SIZES + FRAMES + LETTERS if suffix == ".png" else SIZES
+        print(f"{len(of_kind)} comparisons of {suffix[1:]} images at {', '.join('x'.join(map(str, s)) for s in sizes)} with "
               f"{'SiglipImageProcessor' if processor else 'Pillow'}: differ by at most "
               f"{max(r[2] for r in of_kind):.4f} levels of 255, on average {np.mean([r[3] for r in of_kind]):.4f}")
     passed, total = sum(bool(r[1]) for r in results) + sum(stored) + sum(enlarged), len(results) + len(stored) + len(enlarged)

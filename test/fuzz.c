@@ -145,7 +145,7 @@ static int read_image(const char *path, const uint8_t *bytes, size_t size, Error
     if (image_decode(&p, bytes, size, path, err) != 0) return -1;
     if ((int64_t)p.width * p.height <
         1000000) {  // a mutated header may ask for a large image; that is slow, not wrong
-        image_prepare(out, &p, (ImageSize){6, 24});
+        image_prepare(out, &p, image_size(6, 24));
         touch(out, sizeof out);
     }
     image_free(&p);

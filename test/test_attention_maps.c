@@ -336,7 +336,7 @@ static void test_write(const Ops *op, const char *folder, const char *model) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle"};
+    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle", "strips"};
     program_begin(argv);
     const char *folder = argc > 1 ? argv[1] : "test/fixtures", *device = argc > 2 ? argv[2] : "cpu";
     Error err;

@@ -406,7 +406,7 @@ static int print_ids(int count, char **arguments) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle"};
+    static const char *const names[] = {"gqa", "linear", "llama3", "mapped", "rect", "shuffle", "strips"};
     program_begin(argv);
     if (argc > 1 && !strcmp(argv[1], "--ids")) return print_ids(argc - 2, argv + 2);
     Error err;

@@ -27,7 +27,7 @@ static LoaderConfig config_make(int batch, bool shuffle) {
     memset(&c, 0, sizeof c);
     c.batch = batch;
     c.sizes[0] = image_square(SIZE);
-    c.sizes[1] = (ImageSize){TEACHER, TEACHER_WIDTH};
+    c.sizes[1] = image_size(TEACHER, TEACHER_WIDTH);
     c.size_count = 2;
     c.seed = 11;
     c.shuffle = shuffle;
@@ -184,7 +184,7 @@ static void test_bits(void) {
 
 static void check_batch(const Dataset *d, const Batch *b) {
     uint8_t pixels[TEACHER * TEACHER_WIDTH * 3];
-    const ImageSize sizes[2] = {{SIZE, SIZE}, {TEACHER, TEACHER_WIDTH}};
+    const ImageSize sizes[2] = {{SIZE, SIZE, 0}, {TEACHER, TEACHER_WIDTH, 0}};
     int longest = 0, tokens = 0, bad_ids = 0, bad_pixels = 0;
     Error err;
     for (int i = 0; i < b->B; i++) {
@@ -476,7 +476,7 @@ static void test_errors(void) {
     c = config_make(0, true);
     CHECK_ERROR(load_all("part-0.bin", c, &err), err, "the batch size is 0");
     c = config_make(1, true);
-    c.sizes[1] = (ImageSize){16, 5000};
+    c.sizes[1] = image_size(16, 5000);
     CHECK_ERROR(load_all("part-0.bin", c, &err), err, "the image size is 16 x 5000");
 }
 

@@ -233,7 +233,7 @@ static void test_starter(const Ops *op) {
         die("%s", err.text);
     const int side = t.target.c.vision.image_size, most = op->host_memory ? 190 : 8;
     const int images = op->host_memory ? (SLOW ? 3 : 12) : 1;
-    const LoaderConfig c = loader_config_for(1, 190, image_square(side), t.target.tokenizer.count, (ImageSize){0, 0}, 0);
+    const LoaderConfig c = loader_config_for(1, 190, image_square(side), t.target.tokenizer.count, (ImageSize){0}, 0);
     if (loader_start(&loader, &data, c, &err)) die("%s", err.text);
     t.pixels = (uint8_t *)xmalloc((size_t)side * side * 3);
     t.draft_pixels = (uint8_t *)xmalloc((size_t)side * side * 3);

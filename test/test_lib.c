@@ -874,21 +874,23 @@ static void test_image_remark(void) {
 
 /* Strips of black and white, which a rectangular input holds as large as fits; below a certain height the image is too small. */
 static void test_remark_of_strips(void) {
-    const ImageSize frame = {64, 384};
+    const ImageSize frame = image_size(64, 384);
     static const struct {
         int width, height;
         ImageSize frame;
         const char *part;
-    } cases[] = {{10000, 100, {64, 384}, "its 10000 x 100 pixels become only 384 x 4 in the model's 384 x 64"},
-                 {1500, 100, {64, 384}, ""},
-                 {300, 8, {64, 384}, ""},  // enlarged
-                 {8, 60, {64, 384}, ""},
-                 {100, 3000, {64, 384}, "become only 3 x 64"},
-                 {10000, 100, {384, 384}, ""}};
+    } cases[] = {{10000, 100, {64, 384, 0}, "its 10000 x 100 pixels become only 384 x 4 in the model's 384 x 64"},
+                 {1500, 100, {64, 384, 0}, ""},
+                 {300, 8, {64, 384, 0}, ""},  // enlarged
+                 {8, 60, {64, 384, 0}, ""},
+                 {100, 3000, {64, 384, 0}, "become only 3 x 64"},
+                 {10000, 100, {384, 384, 0}, ""},
+                 {1500, 10, {64, 384, 5}, "its letters become 2.6 pixels high in the model's 64 x 384, where 5 are right"},
+                 {700, 10, {64, 384, 5}, ""}};
     uint8_t *out = (uint8_t *)xmalloc(3 * 384 * 384);
     char text[256];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const ImageSize s = {cases[i].height, cases[i].width};
+        const ImageSize s = image_size(cases[i].height, cases[i].width);
         Image p = {s.width, s.height, (uint8_t *)xcalloc(image_size_bytes(s), 1)};
         for (size_t k = 0; k < image_size_bytes(s); k++) p.rgb[k] = k / 3 % 8 < 4 ? 0 : 255;
         const ImageBox box = image_trim(&p, IMAGE_WHITE);
@@ -903,6 +905,44 @@ static void test_remark_of_strips(void) {
     const ImageSize high = image_padded((ImageBox){0, 0, 100, 50}, frame),
                     wide = image_padded((ImageBox){0, 0, 900, 50}, frame);
     CHECK(high.width == 300 && high.height == 50 && wide.width == 900 && wide.height == 150);
+}
+
+/* Draws a stroke: n blocks of 2 x 2 pixels, `zoom` times as large. */
+static void draw_blocks(Image *p, const int (*at)[2], int n, int zoom) {
+    for (int i = 0; i < n; i++)
+        for (int y = 0; y < 2 * zoom; y++)
+            for (int x = 0; x < 2 * zoom; x++)
+                memset(p->rgb + 3 * ((size_t)(zoom * at[i][1] + y) * p->width + zoom * at[i][0] + x), 0, 3);
+}
+
+/* Two letters 8 high, a bar, and a dot, in several sizes: the letters' height is found, and becomes that of the input's letters. */
+static void test_letters(void) {
+    static const int blocks[][2] = {{4, 6}, {4, 8}, {4, 10}, {4, 12}, {10, 6}, {12, 8}, {10, 10}, {12, 12}, {16, 12},
+                                    {2, 18}, {4, 18}, {6, 18}, {8, 18}, {10, 18}, {12, 18}, {14, 18}};
+    const int n = sizeof blocks / sizeof *blocks;
+    uint8_t out[3 * 32 * 64], first[3 * 32 * 64];
+    for (int zoom = 1; zoom <= 5; zoom += 2) {
+        Image p = {40 * zoom, 30 * zoom, (uint8_t *)xmalloc(3 * 1200 * (size_t)(zoom * zoom))};
+        memset(p.rgb, 255, 3 * 1200 * (size_t)(zoom * zoom));
+        draw_blocks(&p, blocks, n, zoom);
+        const ImageBox box = image_trim(&p, IMAGE_WHITE);
+        CHECK(image_letter_height(&p, box) == 8 * zoom);
+        image_prepare_box(out, &p, box, (ImageSize){32, 64, 8});
+        CHECK(out[3 * (64 * 9 + 2)] < 64 && out[3 * (64 * 9 + 1)] > 191);  // at the left edge, 14 of 32 rows
+        if (zoom == 1) memcpy(first, out, sizeof out);
+        int most = 0;
+        for (size_t i = 0; i < sizeof out; i++) most = abs(out[i] - first[i]) > most ? abs(out[i] - first[i]) : most;
+        CHECK(most < 64);  // the bicubic filter blurs the edges a little
+        const ImageSize least = image_area(&p, box, (ImageSize){8, 64, 8});  // 14 rows do not fit into 8
+        CHECK(least.height == 14 * zoom && least.width == 14 * zoom * 8);
+        image_free(&p);
+    }
+    uint8_t pixels[3 * 30 * 4];
+    Image bar = {30, 4, pixels};
+    memset(pixels, 0, sizeof pixels);
+    CHECK(image_letter_height(&bar, (ImageBox){0, 0, 30, 4}) == 20);
+    memset(pixels, 255, sizeof pixels);
+    CHECK(image_letter_height(&bar, (ImageBox){0, 0, 30, 4}) >= 1);  // white is one large piece
 }
 
 static void test_jpeg_refused(void) {
@@ -993,10 +1033,10 @@ static void test_enlarge_refused(void) {
 }
 
 static int prepare_images(int count, char **arguments, bool enlarge) {
-    ImageSize size = {0, 0};
-    if (count > 2 && sscanf(arguments[0], "%dx%d", &size.width, &size.height) == 1) size.height = size.width;
+    ImageSize size = {0};
+    if (count > 2 && sscanf(arguments[0], "%dx%dx%d", &size.width, &size.height, &size.letter) == 1) size.height = size.width;
     if (size.width < 1 || size.width > 4096 || size.height < 1 || size.height > 4096)
-        die("usage: --prepare|--prepare-detikzify SIZE|WIDTHxHEIGHT OUT IMG...");
+        die("usage: --prepare|--prepare-detikzify SIZE|WIDTHxHEIGHT[xLETTER] OUT IMG...");
     FILE *f = fopen(arguments[1], "wb");
     if (!f) die("cannot write %s: %s", arguments[1], strerror(errno));
     size_t bytes = image_size_bytes(size);
@@ -1075,6 +1115,7 @@ int main(int argc, char **argv) {
     test_jpeg_refused();
     test_jpeg_scans();
     test_image_remark();
+    test_letters();
     test_remark_of_strips();
     test_image_prepare();
     test_image_turn();

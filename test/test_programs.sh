@@ -189,10 +189,12 @@ adapters() {
 
 # Images of another shape than the teacher's: everything that sees images.
 rectangular() {
-    local flat=${shape/image_size=48/image_height=16},vision.image_width=96 key
+    local flat=${shape/image_size=48/image_height=16},vision.image_width=96,vision.letter=5 key
     resume_case flat "${taught[@]}" --student "$flat" --augment light --steps 60 --lr 0.01
     check "a rectangular file has a height in place of the size" eval 'grep -aq vision.image_height flat-a/student.safetensors &&
         ! grep -aq vision.image_size flat-a/student.safetensors && ! grep -aq vision.image_height teacher.safetensors'
+    check "it says how high letters are, and other files do not" eval 'grep -aq vision.letter flat-a/student.safetensors &&
+        ! grep -aq vision.letter teacher.safetensors'
     "$damage" json flat-a/log.jsonl loss >losses
     check "the loss falls" below "$(tail -1 losses)" "$(head -1 losses)"
     for key in rows columns; do "$damage" tensor flat-a/student.safetensors vision.position.$key >$key; done
@@ -219,7 +221,8 @@ rectangular() {
     done
     for key in "vision.image_height=20,vision.image_width=96|20 x 96 pixels are not multiples of vision.patch 8" \
         "vision.image_width=96|vision.image_height and vision.image_width belong together" \
-        "vision.image_height=0|vision.image_height is \"0\""; do
+        "vision.image_height=0|vision.image_height is \"0\"" "vision.letter=-1|vision.letter is \"-1\"" \
+        "vision.letter=8|vision.letter is for rectangular images"; do
         refuses 2 "${key#*|}" "${alone[@]}" --student "$shape,${key%|*}" --steps 1 --out refused
     done
 }

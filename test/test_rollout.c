@@ -43,7 +43,7 @@ static void setup_open(Setup *s, const Ops *op, int limit) {
                                     : model_create(&s->m, op, TINY, "dev/starter/tokenizer.safetensors", 1, &err);
     die_if(bad || dataset_open(&data, "dev/starter/val.bin", &err), &err);
     const LoaderConfig c =
-        loader_config_for(IMAGES, 0, vision_size(&s->m.c.vision), s->m.c.lm.vocab, (ImageSize){0, 0}, 0);
+        loader_config_for(IMAGES, 0, vision_size(&s->m.c.vision), s->m.c.lm.vocab, (ImageSize){0}, 0);
     die_if(loader_start(&loader, &data, c, &err), &err);
     const Batch *b = loader_next(&loader, &err);
     if (!b) die("%s", err.text);

@@ -412,7 +412,7 @@ static void test_similarity(void) {
 
 /* Rectangular images are as alike as the same ones turned on their sides. */
 static void test_similarity_rectangular(void) {
-    const ImageSize lying = {5, 70}, standing = {70, 5};
+    const ImageSize lying = image_size(5, 70), standing = image_size(70, 5);
     uint8_t *pixels = xmalloc(4 * image_size_bytes(lying)), *image[4];
     Random random;
     random_seed(&random, 5);

@@ -184,7 +184,7 @@ static void cache_write_run(CacheWriter *w) {
     const uint32_t longest = w->data.longest < w->h.max_tokens ? w->data.longest : w->h.max_tokens;
     const int T = (int)((longest + 7) / 8 * 8 < w->h.max_tokens ? (longest + 7) / 8 * 8 : w->h.max_tokens);
     LoaderConfig c = loader_config_for(batch_rows, T, vision_size(&w->teacher.c.vision), w->teacher.tokenizer.count,
-                                       (ImageSize){0, 0}, 0);
+                                       (ImageSize){0}, 0);
     c.shuffle = true;  // which makes batches of samples of similar length
     die_if(loader_start(&loader, &w->data, c, &err), &err);
     const size_t positions = (size_t)batch_rows * (size_t)T;

@@ -218,7 +218,7 @@ static inline int importance_measure(Importance t[TOWERS], const Ops *op, const 
     model_train(&m, GROUP_ALL, RECOMPUTE_NONE);  // so that every block keeps its activations
     model_plan(&m, 1, max_tokens);
     LoaderConfig c =
-        loader_config_for(1, max_tokens, vision_size(&m.c.vision), m.tokenizer.count, (ImageSize){0, 0}, 0);
+        loader_config_for(1, max_tokens, vision_size(&m.c.vision), m.tokenizer.count, (ImageSize){0}, 0);
     c.seed = seed;
     c.shuffle = true;
     if (loader_start(&loader, &d, c, err)) return -1;

@@ -48,7 +48,7 @@ static void create(Model *m, const Ops *op, const char *shape) {
         for (size_t done = n; done < x->n; done *= 2)
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
     }
-    model_make_rope(m);
+    m->rope = rope_table(&m->c.lm, op);
 }
 
 static void make(const char *path, const char *shape) {

@@ -186,6 +186,9 @@ def refuse(x):
     if c["connector.bias"]:
         raise FormatError(f"{x.path}: its connector has a bias, and Idefics3's has none; train a student with "
                           f"connector.bias=false.")
+    if c["lm.qkv_bias"] or c["lm.qk_norm"]:
+        raise FormatError(f"{x.path}: its decoder is a Qwen's, and Idefics3 is exported with a Llama's; train a student without "
+                          f"lm.qkv_bias and lm.qk_norm.")
     side = c["vision.image_size"] // c["vision.patch"]
     if side in WRONG_SIDES:
         raise FormatError(f"{x.path}: Idefics3's code gives some of {side} patches a side the position embedding of their "
