@@ -288,7 +288,7 @@ def check_refused_shapes(build, folder):
              "2 x 5 patches cannot be joined in blocks of 2 x 2 (connector.scale_factor)"),
             ("tiny,connector.kind=shuffle", "connector.kind shuffle and connector.scale_factor belong together; one is missing"),
             ("tiny,connector.scale_factor=2", "connector.kind shuffle and connector.scale_factor belong together; one is missing"),
-            ("tiny,connector.kind=pool", 'connector.kind is "pool"; expected concat or shuffle')):
+            ("tiny,connector.kind=pool", 'connector.kind is "pool"; expected concat, shuffle or strips')):
         result = train(shape)
         check(result.returncode == 2 and result.stderr.strip().split("\n")[-1].endswith(f"model shape: {words} (try --help)"),
               f"{shape}: {result.stderr[-300:]}")
