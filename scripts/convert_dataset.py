@@ -217,7 +217,7 @@ def load_tokenizer(args):
     if args.model:
         _, metadata = tikzc.read_header(args.model)
         try:
-            shuffle = "connector.kind" in metadata
+            shuffle = metadata.get("connector.kind") == "shuffle"
             patch, joined, positions = (int(metadata[key]) for key in (
                 "vision.patch", "connector.scale_factor" if shuffle else "connector.concat", "lm.max_positions"))
             sides = ("height", "width") if "vision.image_height" in metadata else ("size", "size")

@@ -16,6 +16,7 @@
 #   scripts/deps.sh page       KaTeX                       for formulas on the page of serve; optional. Chromium, tidy and
 #                                                          Playwright for the tests of that page and of eval's reports:
 #                                                          build/venv-page
+#   scripts/deps.sh wasm       Emscripten                  for `make wasm`, the page that needs no server; optional
 #   scripts/deps.sh ci         clang, OpenMP, lintian, ... for the checks of .ci/run: zsh and fish for their completions,
 #                                                          debootstrap for the package in a clean system
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
@@ -42,15 +43,16 @@ for group in "${@:-build}"; do
     idefics3) packages+=(python3-torch python3-pil python3-venv) idefics3=yes ;;
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
-    page) packages+=(python3-venv) optional+=(libjs-katex chromium tidy) page=yes ;;
+    page) packages+=(python3-venv python3-pil python3-numpy) optional+=(libjs-katex chromium tidy) page=yes ;;
+    wasm) optional+=(emscripten) ;;
     ci) packages+=(clang libomp-dev) optional+=(lintian zsh fish debootstrap) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build serve mpi tex python fixtures idefics3 logs cuda page ci aarch64 ;;
+    all) exec "$0" build serve mpi tex python fixtures idefics3 logs cuda page wasm ci aarch64 ;;
     *)
         echo "deps.sh: unknown group '$group'; expected build, serve, mpi, tex, tex-fonts, python, fixtures, idefics3, logs, cuda," \
-            "page, ci, aarch64 or all" >&2
+            "page, wasm, ci, aarch64 or all" >&2
         exit 2
         ;;
     esac

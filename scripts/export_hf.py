@@ -229,7 +229,8 @@ def write_idefics3(x, kind, folder):
     """A checkpoint of Idefics3 or SmolVLM, without its tokenizer."""
     before, after = idefics3.prompt_text(x)
     image = next(i for i, name in x.names.items() if name == idefics3.IMAGE)
-    write_json(folder / "config.json", idefics3.config(x, kind, siglip_config(x.config), llama_config(x), image, TORCH[x.kind]))
+    write_json(folder / "config.json", idefics3.config(x, kind, siglip_config(x.config), lm_config(x, "llama"), image,
+                                                     TORCH[x.kind]))
     x.settings["chat_template"] = idefics3.write_processor(x, kind, folder, before, after, write_json)
     x.settings["processor_class"] = f"{idefics3.CLASSES[kind]}Processor"
 

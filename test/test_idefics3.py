@@ -195,6 +195,10 @@ def check_student(build, folder):
         with torch.no_grad():
             want = loaded(**x).logits[0, -36:]
         mine = load_file(folder / "logits")["logits"][0][:36]
+        train[1], train[3], train[-1] = file, "tiny,vision.image_size=48,connector.concat=4", folder / "o"
+        result = run(build / "train_distill", *train, "--steps", 1, "--w-embed", 0.1)
+        check(result.returncode == 1 and "--w-embed compares image tokens of the same place, but the connectors of student and "
+              "teacher join other patches" in result.stderr, f"student: other places: {result.stderr[-300:]}")
         check_prompts(exported, folder, tikzc.Tokenizer.load(file))
         check(float((mine - want).abs().max()) <= 1e-4 * float(want.abs().max()), "student: logits differ from transformers'")
 
@@ -284,7 +288,7 @@ def check_refused_shapes(build, folder):
              "2 x 5 patches cannot be joined in blocks of 2 x 2 (connector.scale_factor)"),
             ("tiny,connector.kind=shuffle", "connector.kind shuffle and connector.scale_factor belong together; one is missing"),
             ("tiny,connector.scale_factor=2", "connector.kind shuffle and connector.scale_factor belong together; one is missing"),
-            ("tiny,connector.kind=pool", 'connector.kind is "pool"; expected concat or shuffle')):
+            ("tiny,connector.kind=pool", 'connector.kind is "pool"; expected concat, shuffle or strips')):
         result = train(shape)
         check(result.returncode == 2 and result.stderr.strip().split("\n")[-1].endswith(f"model shape: {words} (try --help)"),
               f"{shape}: {result.stderr[-300:]}")
