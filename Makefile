@@ -364,7 +364,7 @@ all-noformats:
 	+@$(MAKE) --no-print-directory FORMATS=0 CUDA=0 build/BF16-noformats-cpu/test_lib
 all-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
-	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_lora test_rollout test_adaptive_skew test_init test_teacher_cache test_logits_metrics test_comm train_distill infer)
+	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_lora test_rollout test_adaptive_skew test_init test_teacher_cache test_logits_metrics test_comm train_distill infer $(if $(HTTP),serve))
 all-emulated-sanitized:
 	+@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))

@@ -179,14 +179,10 @@ static inline int model_open_as(Model *m, const Ops *op, const char *path, const
     if (!bad) {
         m->op = op;
         model_declare(m, owner);
-        bad = params_load(&m->params, &m->file, op, format, err);
+        bad = params_load(&m->params, &m->file, op, format, err) || !(m->rope = rope_table(&m->c.lm, op, err));
     }
-    if (bad) {
-        model_close(m);
-        return -1;
-    }
-    m->rope = rope_table(&m->c.lm, op);
-    return 0;
+    if (bad) model_close(m);
+    return bad ? -1 : 0;
 }
 
 static inline int model_open(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
@@ -236,8 +232,10 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     params_init_random(&m->params, op, seed);
     vision_init_patch_bias(&m->vision, op);
     vision_init_positions(&m->vision, op);
-    m->rope = rope_table(&m->c.lm, op);
-    return 0;
+    m->rope = rope_table(&m->c.lm, op, err);
+    if (m->rope) return 0;
+    model_close(m);
+    return -1;
 }
 
 /* The metadata of a model file; `text` holds the values of the configuration. Returns how many pairs there are. */
@@ -357,17 +355,24 @@ static inline size_t model_activation_bytes(Model *m, int B, int T) {
 }
 
 /* Allocates the buffers for passes over up to B images with up to T text tokens each. Called once, after
- * model_train. */
-static inline void model_plan(Model *m, int B, int T) {
+ * model_train. -1: they do not fit. */
+static inline int model_try_plan(Model *m, int B, int T, Error *err) {
     m->max_B = B;
     m->max_T = T;
     model_plan_arena(m);
-    arena_allocate(&m->arena, m->op, m->params.owner, "activations");
+    if (arena_try_allocate(&m->arena, m->op, m->params.owner, "activations", err)) return -1;
     model_plan_arena(m);
     connector_fill(&m->vision.connector, &m->c.vision, m->op, B);
     m->host_input_ids = xmalloc((size_t)B * model_sequence(m, T) * sizeof(int));
     m->host_target_rows = xmalloc((size_t)B * T * sizeof(int));
     m->labels = xmalloc((size_t)B * T * sizeof(int));
+    return 0;
+}
+
+/* The same for programs that end where they do not fit. */
+static inline void model_plan(Model *m, int B, int T) {
+    Error err;
+    die_if(model_try_plan(m, B, T, &err), &err);
 }
 
 /* Shares the teacher's encoder with the student if the student's is frozen and identical in shape and weights; returns

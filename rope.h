@@ -9,13 +9,14 @@
 
 /* The angles of every position on the device, fp32 [max_positions, D]: cosines, then sines. Frequencies are theta^(-2i/D).
  * `linear` scaling divides the position by the factor (Chen et al. 2023). `llama3` divides low frequencies by it, keeps
- * high ones and blends between, by the number of rotations within the original context (Llama 3.1). Ends the program where
- * the table cannot be allocated; the caller releases it. */
-static inline float *rope_table(const LmConfig *c, const Ops *op) {
+ * high ones and blends between, by the number of rotations within the original context (Llama 3.1). NULL with *err
+ * filled: the table cannot be allocated. The caller releases it. */
+static inline float *rope_table(const LmConfig *c, const Ops *op, Error *err) {
     int half = c->head_dim / 2;
     size_t D = c->head_dim, n = (size_t)c->max_positions * D;
-    float *host = xmalloc(n * sizeof(float));
-    for (int i = 0; i < half; i++) {
+    float *host = malloc(n * sizeof(float)), *table = host ? op->alloc(n * sizeof(float)) : NULL;
+    if (!table) error_set(err, "cannot allocate the rotary table for %d positions", c->max_positions);
+    for (int i = 0; i < half && table; i++) {
         double frequency = pow((double)c->rope_theta, -(double)i / half);
         if (c->rope_scaling == ROPE_LINEAR) frequency /= (double)c->rope_factor;
         if (c->rope_scaling == ROPE_LLAMA3) {
@@ -29,9 +30,7 @@ static inline float *rope_table(const LmConfig *c, const Ops *op) {
             host[t * D + half + i] = (float)sin(t * frequency);
         }
     }
-    float *table = op->alloc(n * sizeof(float));
-    if (!table) die("cannot allocate the rotary table for %d positions", c->max_positions);
-    op->upload(table, host, n * sizeof(float));
+    if (table) op->upload(table, host, n * sizeof(float));
     free(host);
     return table;
 }

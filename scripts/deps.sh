@@ -17,7 +17,8 @@
 #                                                          Playwright for the tests of that page and of eval's reports:
 #                                                          build/venv-page
 #   scripts/deps.sh wasm       Emscripten                  for `make wasm`, the page that needs no server; optional
-#   scripts/deps.sh ci         clang, OpenMP, lintian      for the checks of .ci/run
+#   scripts/deps.sh ci         clang, OpenMP, lintian, ... for the checks of .ci/run: zsh and fish for their completions,
+#                                                          debootstrap for the package in a clean system
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
@@ -44,7 +45,7 @@ for group in "${@:-build}"; do
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
     page) packages+=(python3-venv python3-pil python3-numpy) optional+=(libjs-katex chromium tidy) page=yes ;;
     wasm) optional+=(emscripten) ;;
-    ci) packages+=(clang libomp-dev) optional+=(lintian) ;;
+    ci) packages+=(clang libomp-dev) optional+=(lintian zsh fish debootstrap) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;

@@ -13,7 +13,7 @@
  *
  *     decode N     milliseconds of one token of each of N <= B texts: the median of 64 steps, or of 16 if N > 1
  *     prefill N    milliseconds of the decoder alone for N positions of one text, image tokens included */
-#include "../../generate.h"
+#include "../../generate/fit.h"
 #include "../../lib/json.h"
 #include "../../kernels/peak.h"
 #include "../../lib/progress.h"
