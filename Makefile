@@ -1,6 +1,7 @@
 # tikz.c
 #   make                 train_distill, infer, eval, quantize; serve, where libmicrohttpd is installed
 #   make demo            installs what is missing, builds, distils the starter student, shows an image and its code
+#   make wasm            the web page with the shipped student in it, for any web server: build/wasm (needs Emscripten)
 #   make starter         makes everything in dev/starter again (hours; needs TeX and Python)
 #   make test            what a change must not break, in ten minutes on two cores; needs what `make` needs
 #   make test-all        everything that can be tested without a GPU; both end with "N passed, M failed"
@@ -136,6 +137,57 @@ deb:
 	$(MAKE) CUDA=0 MPI=0 $(PROGRAMS)
 	packages/deb.sh build $(PROGRAMS)
 
+# ---- the page without a server ----
+
+# build/wasm: a folder for any web server, with the page in web/, a model, and what generates programs compiled to WebAssembly,
+# with SIMD128 and, for browsers that lack it, without. One thread runs it, so nothing is locked.
+WASM_MODEL   ?= dev/starter/student.safetensors
+WASM_SETS    := simd128 portable
+WASM_FLAGS   := -std=gnu11 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function -O3 -ffp-contract=fast -fno-math-errno \
+    -MMD -MP -D_GNU_SOURCE -DKERNELS_FORWARD_ONLY -DPTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP=PTHREAD_MUTEX_INITIALIZER
+WASM_LINK    := -O2 -sMODULARIZE -sEXPORT_ES6 -sENVIRONMENT=worker -sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=4GB \
+    -sFORCE_FILESYSTEM -sEXPORTED_FUNCTIONS=_malloc,_free -sEXPORTED_RUNTIME_METHODS=FS,ccall
+FLAGS_simd128 := -msimd128
+WASM_COPIED  := $(patsubst web/%,build/wasm/%,$(wildcard $(addprefix web/*.,js css svg png)))
+WASM_MODULES := $(WASM_SETS:%=build/wasm/model-%.js)
+
+# Debian's Emscripten needs a module of Node's that only Debian's own Node finds by itself.
+wasm: export NODE_PATH := /usr/share/nodejs$(if $(NODE_PATH),:$(NODE_PATH))
+wasm: build/wasm/files.js
+	@echo "the page is in build/wasm; try: python3 -m http.server -d build/wasm, and open http://127.0.0.1:8000/"
+
+build/wasm/files.js: build/wasm/index.html $(WASM_COPIED) $(WASM_MODULES) build/wasm/$(notdir $(WASM_MODEL))
+	@cd build/wasm && { echo 'self.files = {'; sha256sum $(filter-out offline.js,$(notdir $^)) $(WASM_SETS:%=model-%.wasm) | \
+	    awk '{ printf "  \"%s\": \"%s\",\n", $$2, $$1 }'; echo '};'; } >files.js.partial && mv files.js.partial files.js
+
+build/wasm/index.html: web/index.html FORCE | build/wasm
+	@sed 's/^<html /&data-model="$(notdir $(WASM_MODEL))" /' $< >$@.partial
+	@if cmp -s $@.partial $@; then rm $@.partial; else mv $@.partial $@; fi
+
+$(WASM_COPIED): build/wasm/%: web/% | build/wasm
+	@cp $< $@
+
+build/wasm/$(notdir $(WASM_MODEL)): $(WASM_MODEL) | build/wasm
+	@cp $< $@
+
+$(WASM_MODULES): build/wasm/model-%.js: $(addprefix build/wasm-objects/,wasm.o cpu_%.o choose_%.o) | build/wasm
+	emcc $(WASM_LINK) $^ -o $@
+
+build/wasm-objects/wasm.o: web/wasm.c | build/wasm-objects
+	emcc $(WASM_FLAGS) -c $< -o $@
+
+$(WASM_SETS:%=build/wasm-objects/cpu_%.o): build/wasm-objects/cpu_%.o: kernels/cpu/cpu.c | build/wasm-objects
+	emcc $(WASM_FLAGS) $(FLAGS_$*) -DKERNEL_SET=$* -c $< -o $@
+
+$(WASM_SETS:%=build/wasm-objects/choose_%.o): build/wasm-objects/choose_%.o: kernels/cpu/choose.c | build/wasm-objects
+	emcc $(WASM_FLAGS) '-DCPU_SETS(set)=set($*)' -c $< -o $@
+
+build/wasm build/wasm-objects:
+	@command -v emcc >/dev/null || { echo "make wasm needs Emscripten, whose compiler emcc is not installed: scripts/deps.sh wasm installs it" >&2; exit 1; }
+	@mkdir -p $@
+
+-include $(wildcard build/wasm-objects/*.d)
+
 # Kernels in teaching order (dev/learn/README.md).
 LESSONS := objective_rows rmsnorm attention
 
@@ -154,8 +206,8 @@ METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_me
 FP32_TESTS := test_attention_maps test_beam test_generate test_lora test_rollout test_adaptive_skew test_init
 TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer test_comm test_sandbox test_render test_output \
     test_tidy test_search test_reward test_image_clean test_augment test_teacher_cache $(FP32_TESTS) $(METRICS_TESTS) test_cdm
-# These spend their time in the compiler, not in loops.
-$(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS))): private OPTIMISE := \
+# These spend their time in the compiler, not in loops. With QUICK=1 the programs do so, too, but for the kernels.
+$(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS)) $(if $(QUICK),$(PROGRAMS))): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
@@ -278,7 +330,7 @@ test-rest:
 	    build/BF16-sanitize-thread/test_dataloader build/BF16-sanitize-1-emulated/test_emulator \
 	    'dev/learn/test.sh build/BF16-sanitize-1-emulated $(LESSONS)' \
 	    'build/BF16-sanitize-1-emulated/test_kernels --smoke cuda' 'build/FP32-emulated/test_kernels --quick cuda' \
-	    'build/FP32-emulated/test_model test/fixtures cuda gqa mapped rect layers' \
+	    'build/FP32-emulated/test_model test/fixtures cuda gqa mapped rect layers qwen' \
 	    'build/FP32-emulated/test_attention_maps test/fixtures cuda' 'build/FP32-emulated/test_generate cuda' 'build/FP32-emulated/test_lora test/fixtures cuda' 'build/FP32-emulated/test_rollout cuda' \
 	    'build/FP32-emulated/test_init cuda' \
 	    'build/FP32-emulated/test_teacher_cache cuda' \
@@ -312,7 +364,7 @@ all-noformats:
 	+@$(MAKE) --no-print-directory FORMATS=0 CUDA=0 build/BF16-noformats-cpu/test_lib
 all-emulated:
 	+@$(MAKE) --no-print-directory CUDA=emulated PRECISION=FP32 \
-	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_lora test_rollout test_adaptive_skew test_init test_teacher_cache test_logits_metrics test_comm train_distill infer)
+	    $(addprefix build/FP32-emulated/,test_kernels test_model test_attention_maps test_generate test_lora test_rollout test_adaptive_skew test_init test_teacher_cache test_logits_metrics test_comm train_distill infer $(if $(HTTP),serve))
 all-emulated-sanitized:
 	+@$(MAKE) --no-print-directory CUDA=emulated SANITIZE=1 \
 	    $(addprefix build/BF16-sanitize-1-emulated/,test_emulator test_kernels $(LESSONS))
@@ -334,5 +386,5 @@ demo:
 clean:
 	rm -rf $(filter-out build/venv build/venv-logs build/venv-page build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
-.PHONY: all clean install deb demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
+.PHONY: all clean install deb wasm demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
     all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized

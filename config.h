@@ -42,6 +42,8 @@ typedef struct {
     RopeScaling rope_scaling;
     float rope_factor, rope_low, rope_high;
     int rope_original;  // positions the model was first trained on (llama3 scaling)
+    bool qkv_bias;      // queries, keys and values have a bias (Qwen2)
+    bool qk_norm;       // each head of queries and keys has an RMS norm (Qwen3)
     bool tied;          // the language-model head is the token embedding
 } LmConfig;
 
@@ -76,7 +78,7 @@ typedef struct {
     FieldType type;
     size_t offset;    // in ModelConfig
     double min, max;  // inclusive, of a number
-    bool optional;    // 0 or false where a file does not say, and then not written: older files lack it
+    bool optional;    // where a file lacks it, it is 0, false or the first of the names; then it is not written, either
 } ConfigField;
 
 #define VISION_FIELD(key, type, member, min, max) \
@@ -114,6 +116,8 @@ static const ConfigField config_fields[] = {
     LM_FIELD("lm.rope_low", FIELD_FLOAT, rope_low, 0, 1e6),
     LM_FIELD("lm.rope_high", FIELD_FLOAT, rope_high, 0, 1e6),
     LM_FIELD("lm.rope_original", FIELD_INT, rope_original, 1, 1 << 24),
+    {"lm.qkv_bias", FIELD_BOOL, offsetof(ModelConfig, lm.qkv_bias), 0, 1, .optional = true},
+    {"lm.qk_norm", FIELD_BOOL, offsetof(ModelConfig, lm.qk_norm), 0, 1, .optional = true},
     LM_FIELD("lm.tied", FIELD_BOOL, tied, 0, 1),
 };
 enum { CONFIG_FIELDS = sizeof config_fields / sizeof config_fields[0] };
@@ -123,12 +127,18 @@ static const char *const connector_names[] = {"concat", "shuffle", "strips"};
 static const char *const rope_names[] = {"none", "linear", "llama3"};
 
 /* Whether the key applies: images are square (vision.image_size) or rectangular (vision.image_height, image_width), and the
- * connector joins blocks (connector.scale_factor) or a number of patches (connector.concat). An optional key that is 0 says nothing. */
+ * connector joins blocks of scale_factor or a number of patches. */
 static inline bool config_applies(const ModelConfig *c, const ConfigField *f) {
-    if (f->optional && !*(const int *)((const char *)c + f->offset)) return false;
     if (!strcmp(f->key, "connector.concat")) return c->vision.connector != CONNECTOR_SHUFFLE;
     return strncmp(f->key, "vision.image_", 13) ||
            vision_rectangular(&c->vision) == (strcmp(f->key, "vision.image_size") != 0);
+}
+
+/* Whether a model file has the key. */
+static inline bool config_stored(const ModelConfig *c, const ConfigField *f) {
+    const void *member = (const char *)c + f->offset;
+    if (f->optional && !(f->type == FIELD_BOOL ? *(const bool *)member : *(const int *)member != 0)) return false;
+    return config_applies(c, f);
 }
 
 /* The index of `text` among names, or -1. */
@@ -175,10 +185,10 @@ static inline int config_set(ModelConfig *c, const ConfigField *f, const char *t
         return error_set(err, "%s: %s is \"%.40s\"; expected a number from %g to %g", where, f->key, text, f->min,
                          f->max);
     return error_set(err, "%s: %s is \"%.40s\"; expected %s", where, f->key, text,
-                     f->type == FIELD_BOOL         ? "true or false"
-                     : f->type == FIELD_ACTIVATION ? "gelu_tanh or gelu"
-                     : f->type == FIELD_CONNECTOR  ? "concat, shuffle or strips"
-                                                   : "none, linear or llama3");
+                     f->type == FIELD_ACTIVATION  ? "gelu_tanh or gelu"
+                     : f->type == FIELD_CONNECTOR ? "concat, shuffle or strips"
+                     : f->type == FIELD_ROPE      ? "none, linear or llama3"
+                                                  : "true or false");
 }
 
 /* The text of one key, as config_set reads it. */

@@ -31,7 +31,8 @@ typedef struct {
 static inline ConnectorBlock connector_block(const VisionConfig *c) {
     const int rows = vision_rows(c);
     if (c->connector == CONNECTOR_SHUFFLE) return (ConnectorBlock){c->scale_factor, c->scale_factor};
-    return c->connector == CONNECTOR_STRIPS ? (ConnectorBlock){rows, c->concat / rows} : (ConnectorBlock){1, c->concat};
+    return c->connector == CONNECTOR_STRIPS ? (ConnectorBlock){rows, c->concat / rows}
+                                            : (ConnectorBlock){1, c->concat};
 }
 
 static inline bool connector_shuffles(const VisionConfig *c) { return c->connector != CONNECTOR_CONCAT; }
@@ -41,6 +42,15 @@ static inline int connector_token(const VisionConfig *c, int row, int column) {
     const ConnectorBlock b = connector_block(c);
     const int columns = vision_columns(c);
     return connector_shuffles(c) ? row / b.h * (columns / b.w) + column / b.w : (row * columns + column) / c->concat;
+}
+
+/* Whether two encoders with equally many image tokens make each of the same part of the picture: of blocks in equally many rows. What
+ * concat joins need not be blocks; two of these are taken to be alike. */
+static inline bool connector_same_places(const VisionConfig *a, const VisionConfig *b) {
+    const ConnectorBlock x = connector_block(a), y = connector_block(b);
+    if (!connector_shuffles(a) && !connector_shuffles(b)) return true;
+    return vision_columns(a) % x.w == 0 && vision_columns(b) % y.w == 0 &&
+           vision_rows(a) / x.h == vision_rows(b) / y.h;
 }
 
 static inline void connector_declare(Connector *k, const VisionConfig *c, Params *p) {

@@ -2,6 +2,7 @@
  *
  *   for each model: a teacher-forced pass over all samples (metrics/forced.h: the objective's terms and the metrics of
  *                   the logits), then greedy generation from all images (exact match with the reference). */
+#include "generate/fit.h"
 #include "lib/json.h"
 #include "lib/options.h"
 #include "lib/program.h"

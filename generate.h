@@ -96,18 +96,22 @@ static inline void generator_mask_tokens(const Generator *g) {
 }
 
 /* Opens a generator for up to B sequences of up to max_tokens text tokens, the prefix included. model_plan must have been
- * called for B images and at least prefix + 1 tokens. Greedy until generator_set_sampling. */
-static inline void generator_open(Generator *g, Model *m, int B, int max_tokens) {
+ * called for B images and at least prefix + 1 tokens. Greedy until generator_set_sampling. -1: it does not fit. */
+static inline int generator_try_open(Generator *g, Model *m, int B, int max_tokens, Error *err) {
     const int layers = m->c.lm.layers;
     if (B > GENERATOR_MAX_BATCH)
-        die("at most %d programs are generated together; %d were asked for, take a smaller --batch",
-            GENERATOR_MAX_BATCH, B);
+        return error_set(err, "at most %d programs are generated together; %d were asked for, take a smaller --batch",
+                         GENERATOR_MAX_BATCH, B);
     *g = (Generator){.m = m, .max_B = B};
     g->cache.capacity = model_prompt(m) + max_tokens;
     g->cache.keys = xcalloc(layers, sizeof(floatX *));
     g->cache.values = xcalloc(layers, sizeof(floatX *));
     generator_plan(g);
-    arena_allocate(&g->arena, m->op, "", "the key-value cache");
+    if (arena_try_allocate(&g->arena, m->op, "", "the key-value cache", err)) {
+        free(g->cache.keys);
+        free(g->cache.values);
+        return -1;
+    }
     generator_plan(g);
     g->slot.keys = xcalloc(layers, sizeof(floatX *));
     g->slot.values = xcalloc(layers, sizeof(floatX *));
@@ -117,6 +121,13 @@ static inline void generator_open(Generator *g, Model *m, int B, int max_tokens)
     g->first = model_prompt(m);
     generator_mask_tokens(g);
     params_move_to_large_pages(&m->params, m->op, GROUP_LM);
+    return 0;
+}
+
+/* The same for programs that end where it does not fit. */
+static inline void generator_open(Generator *g, Model *m, int B, int max_tokens) {
+    Error err;
+    die_if(generator_try_open(g, m, B, max_tokens, &err), &err);
 }
 
 static inline void generator_close(Generator *g) {
@@ -128,29 +139,6 @@ static inline void generator_close(Generator *g) {
     free(g->slot.values);
     free(g->host);
     free(g->row);
-}
-
-/* How many images are generated for together: the largest number <= `images` whose sequences, each_image for an image, fit
- * into a quarter of the RAM, or 95 % of the free GPU memory; `images` itself unless or_less. Ends the program when they exceed
- * all available memory, because an allocation on the CPU may not fail. T as for model_plan, which comes afterwards. */
-static inline int generator_fit(Model *m, int images, int each_image, bool or_less, int T, int max_tokens) {
-    const bool host = m->op->host_memory;
-    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    const size_t available = host ? machine : m->op->memory_free();
-    const size_t limit = host ? available / 4 : available / 20 * 19;
-    const size_t sequences =
-        each_image * (kv_cache_bytes(&m->c.lm, model_prompt(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
-    while (or_less && images > 1 && model_activation_bytes(m, images, T) + images * sequences > limit) images /= 2;
-    const size_t bytes = model_activation_bytes(m, images, T) + images * sequences;
-    const int programs = images * each_image;
-    if (bytes > available)
-        die("%d program%s of up to %d tokens and %s %.1f MB of memory beside the model, and %s %.1f MB; %sfewer "
-            "tokens or a smaller model need less",
-            programs, programs == 1 ? "" : "s together", max_tokens,
-            programs == 1 ? "its image need" : "their images need", (double)bytes / 1e6,
-            host ? "this machine has" : "the GPU has free", (double)available / 1e6,
-            programs == 1 ? "" : "a smaller --batch, ");
-    return images;
 }
 
 /* How tokens are sampled from now on (Sampling in kernels/ops.h). first: index of the first

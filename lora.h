@@ -113,7 +113,7 @@ static inline uint64_t lora_fingerprint(const Model *m) {
     uint64_t hash = hash_bytes(HASH_BEGIN, &m->tokenizer.fingerprint, sizeof m->tokenizer.fingerprint);
     char text[32];
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        if (!config_applies(&m->c, &config_fields[i])) continue;
+        if (!config_stored(&m->c, &config_fields[i])) continue;
         config_get(&m->c, &config_fields[i], text, sizeof text);
         hash = hash_bytes(hash, text, strlen(text) + 1);
     }

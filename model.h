@@ -16,7 +16,8 @@
  *                                    |
  *             logits = hidden W_headᵀ   position P-1+t predicts text token t   [n, V]
  *
- * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+ * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions (rope.h), grouped-query attention, SwiGLU, no
+ * biases; with a bias on q, k and v as in Qwen2, or norms of q and k (qk_norm.h) as in Qwen3.
  * In training, loss.cuh applies the head chunk by chunk; this file stops at `hidden`. Gradient checkpointing
  * (--recompute) is decoder_block_recompute here and the table in recompute.h.
  *
@@ -29,12 +30,16 @@
 #include "config.h"
 #include "kernels/ops.h"
 #include "lib/tokenizer.h"
+#include "qk_norm.h"
+#include "rope.h"
 #include "vision.h"
 #include "vision_init.h"
 #include "weights.h"
 
 typedef struct {
     Param *input_layernorm, *qkv_proj, *o_proj, *post_attention_layernorm, *gate_up_proj, *down_proj;
+    Param *qkv_bias;         // NULL: none
+    QkNorm qk_norm;
     bool keeps_output;       // nothing overwrites the block's output before the next pass
     const floatX *d_output;  // [N, W] what a loss of its own adds to the gradient of the block's output, or NULL
 } DecoderLayer;
@@ -48,6 +53,7 @@ typedef struct {
     floatX *mid_residual, *normed2;     // [N, W] the residual stream after attention, and its norm
     floatX *gate_up, *swiglu;           // [N, 2F], [N, F]
     float *rstd1, *rstd2;               // [N] statistics of the two norms
+    QkNormActs qk;
 } DecoderActs;
 
 /* Keys (rotated) and values of the positions so far, per layer [B, K, capacity, D]. generate.h owns the memory. */
@@ -114,7 +120,7 @@ static inline void model_declare(Model *m, const char *owner) {
     float in = 1 / sqrtf(3.0f * W), deep = 1 / sqrtf(2.0f * c->layers);
     float from_heads = deep / sqrtf(3.0f * A), from_mlp = deep / sqrtf(3.0f * F);
     Params *p = &m->params;
-    params_reserve(p, 11 + 12 * m->c.vision.layers + 6 * c->layers, owner);
+    params_reserve(p, 11 + 12 * m->c.vision.layers + 9 * c->layers, owner);
     m->vision.c = m->c.vision;
     vision_declare(&m->vision, p);
     m->layer = xcalloc(c->layers, sizeof(DecoderLayer));
@@ -126,6 +132,8 @@ static inline void model_declare(Model *m, const char *owner) {
         y->input_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm1", W, 0, 1);
         y->qkv_proj =
             param_add(p, GROUP_LM, "lm.", l, "qkv.weight", (c->heads + 2 * c->kv_heads) * c->head_dim, W, in);
+        if (c->qkv_bias) y->qkv_bias = param_add(p, GROUP_LM, "lm.", l, "qkv.bias", y->qkv_proj->rows, 0, 0);
+        if (c->qk_norm) qk_norm_declare(&y->qk_norm, p, l, c->head_dim);
         y->o_proj = param_add(p, GROUP_LM, "lm.", l, "out.weight", W, A, from_heads);
         y->post_attention_layernorm = param_add(p, GROUP_LM, "lm.", l, "norm2", W, 0, 1);
         y->gate_up_proj = param_add(p, GROUP_LM, "lm.", l, "gate_up.weight", 2 * F, W, in);
@@ -134,34 +142,6 @@ static inline void model_declare(Model *m, const char *owner) {
     m->norm = param_add(p, GROUP_LM, "lm.", -1, "norm", W, 0, 1);
     m->lm_head = c->tied ? m->embed_tokens : param_add(p, GROUP_LM, "lm.", -1, "head", c->vocab, W, in);
     m->lm_head->least_bits = 8;
-}
-
-/* Rotation angles of every position, fp32 [max_positions, D]: cosines, then sines. Frequencies are theta^(-2i/D).
- * `linear` scaling divides the position by the factor (Chen et al. 2023). `llama3` divides low frequencies by it, keeps
- * high ones and blends between, by the number of rotations within the original context (Llama 3.1). */
-static inline void model_make_rope(Model *m) {
-    const LmConfig *c = &m->c.lm;
-    int half = c->head_dim / 2;
-    size_t D = c->head_dim, n = (size_t)c->max_positions * D;
-    float *host = xmalloc(n * sizeof(float));
-    for (int i = 0; i < half; i++) {
-        double frequency = pow((double)c->rope_theta, -(double)i / half);
-        if (c->rope_scaling == ROPE_LINEAR) frequency /= (double)c->rope_factor;
-        if (c->rope_scaling == ROPE_LLAMA3) {
-            double turns = c->rope_original * frequency / (2 * 3.14159265358979323846);
-            double blend = (turns - (double)c->rope_low) / ((double)c->rope_high - (double)c->rope_low);
-            blend = blend < 0 ? 0 : blend > 1 ? 1 : blend;
-            frequency = (1 - blend) * frequency / (double)c->rope_factor + blend * frequency;
-        }
-        for (int t = 0; t < c->max_positions; t++) {
-            host[t * D + i] = (float)cos(t * frequency);
-            host[t * D + half + i] = (float)sin(t * frequency);
-        }
-    }
-    m->rope = m->op->alloc(n * sizeof(float));
-    if (!m->rope) die("cannot allocate the rotary table for %d positions", c->max_positions);
-    m->op->upload(m->rope, host, n * sizeof(float));
-    free(host);
 }
 
 /* ---- opening and saving ---- */
@@ -199,14 +179,10 @@ static inline int model_open_as(Model *m, const Ops *op, const char *path, const
     if (!bad) {
         m->op = op;
         model_declare(m, owner);
-        bad = params_load(&m->params, &m->file, op, format, err);
+        bad = params_load(&m->params, &m->file, op, format, err) || !(m->rope = rope_table(&m->c.lm, op, err));
     }
-    if (bad) {
-        model_close(m);
-        return -1;
-    }
-    model_make_rope(m);
-    return 0;
+    if (bad) model_close(m);
+    return bad ? -1 : 0;
 }
 
 static inline int model_open(Model *m, const Ops *op, const char *path, const char *owner, Error *err) {
@@ -256,8 +232,10 @@ static inline int model_create(Model *m, const Ops *op, const char *shape, const
     params_init_random(&m->params, op, seed);
     vision_init_patch_bias(&m->vision, op);
     vision_init_positions(&m->vision, op);
-    model_make_rope(m);
-    return 0;
+    m->rope = rope_table(&m->c.lm, op, err);
+    if (m->rope) return 0;
+    model_close(m);
+    return -1;
 }
 
 /* The metadata of a model file; `text` holds the values of the configuration. Returns how many pairs there are. */
@@ -267,7 +245,7 @@ static inline int model_metadata(const Model *m, const char **keys, const char *
     keys[n] = "format";
     values[n++] = "tikz.c/1";
     for (int i = 0; i < CONFIG_FIELDS; i++) {
-        if (!config_applies(&m->c, &config_fields[i])) continue;
+        if (!config_stored(&m->c, &config_fields[i])) continue;
         config_get(&m->c, &config_fields[i], text[i], sizeof text[i]);
         keys[n] = config_fields[i].key;
         values[n++] = text[i];
@@ -334,6 +312,7 @@ static inline void model_plan_acts(Model *m, int l, size_t N) {
         a->gate_up = arena_x(arena, N * 2 * F);
         a->rstd1 = arena_f32(arena, N);
         a->rstd2 = arena_f32(arena, N);
+        if (c->qk_norm) qk_norm_plan(&a->qk, arena, c, N);
     }
 }
 
@@ -376,17 +355,24 @@ static inline size_t model_activation_bytes(Model *m, int B, int T) {
 }
 
 /* Allocates the buffers for passes over up to B images with up to T text tokens each. Called once, after
- * model_train. */
-static inline void model_plan(Model *m, int B, int T) {
+ * model_train. -1: they do not fit. */
+static inline int model_try_plan(Model *m, int B, int T, Error *err) {
     m->max_B = B;
     m->max_T = T;
     model_plan_arena(m);
-    arena_allocate(&m->arena, m->op, m->params.owner, "activations");
+    if (arena_try_allocate(&m->arena, m->op, m->params.owner, "activations", err)) return -1;
     model_plan_arena(m);
     connector_fill(&m->vision.connector, &m->c.vision, m->op, B);
     m->host_input_ids = xmalloc((size_t)B * model_sequence(m, T) * sizeof(int));
     m->host_target_rows = xmalloc((size_t)B * T * sizeof(int));
     m->labels = xmalloc((size_t)B * T * sizeof(int));
+    return 0;
+}
+
+/* The same for programs that end where they do not fit. */
+static inline void model_plan(Model *m, int B, int T) {
+    Error err;
+    die_if(model_try_plan(m, B, T, &err), &err);
 }
 
 /* Shares the teacher's encoder with the student if the student's is frozen and identical in shape and weights; returns
@@ -454,7 +440,8 @@ static inline void decoder_block_forward(Model *m, int l, int B, int T, const KV
     size_t N = (size_t)B * T;
     if (recompute)  // h = rmsnorm(x)
         op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, y->input_layernorm->value, N, W, c->eps);
-    linear(op, a->qkv, a->normed1, y->qkv_proj, N);     // q, k, v = h W_qkvᵀ
+    linear_act(op, a->qkv, a->normed1, y->qkv_proj, y->qkv_bias, ACT_NONE, NULL, N);  // q, k, v = h W_qkvᵀ + b
+    qk_norm_forward(op, c, &y->qk_norm, &a->qk, a->qkv, a->attention, N);             // q, k = rmsnorm(q), rmsnorm(k)
     decoder_attention(m, l, B, T, cache, positions);    // attention = softmax(rope(q) rope(k)ᵀ / √D) v
     linear(op, m->branch, a->attention, y->o_proj, N);  // o = attention W_oᵀ
     op->residual_rmsnorm_forward(a->mid_residual, a->normed2, a->rstd2, a->residual, m->branch,
@@ -636,7 +623,8 @@ static inline void decoder_block_backward(Model *m, int l, int B, int S) {
     if (linear_backward(op, m->d_narrow, d_x, a->attention, y->o_proj, NULL, N)) return;  // d_attention = d_x W_o
     op->attention_backward(m->d_wide, m->d_narrow, a->attention, a->lse, a->qkv,
                            decoder_attention_shape(m, B, S));                     // d_q, d_k, d_v
-    if (linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, NULL, N)) return;  // d_h = d_qkv W_qkv
+    qk_norm_backward(op, c, &y->qk_norm, &a->qk, m->d_wide, m->d_narrow, a->attention, N);
+    if (linear_backward(op, m->branch, m->d_wide, a->normed1, y->qkv_proj, y->qkv_bias, N)) return;  // d_h = d_qkv W_qkv
     op->rmsnorm_backward(m->d_residual, y->input_layernorm->gradient, m->branch, a->residual,
                          y->input_layernorm->value, a->rstd1, N, W);  // d_x += rmsnorm'(d_h)
 }

@@ -109,11 +109,17 @@ static inline void params_plan(Params *p) {
     }
 }
 
+static inline int params_try_allocate(Params *p, const Ops *op, Error *err) {
+    params_plan(p);
+    if (!p->arena.used) return 0;
+    if (arena_try_allocate(&p->arena, op, p->owner, "parameters", err)) return -1;
+    params_plan(p);
+    return 0;
+}
+
 static inline void params_allocate(Params *p, const Ops *op) {
-    params_plan(p);
-    if (!p->arena.used) return;
-    arena_allocate(&p->arena, op, p->owner, "parameters");
-    params_plan(p);
+    Error err;
+    die_if(params_try_allocate(p, op, &err), &err);
 }
 
 /* Frees the values of the groups in the mask, which have moved to the optimizer's array; compacts the rest. */

@@ -166,7 +166,7 @@ static inline int params_load(Params *p, const SafeTensors *st, const Ops *op, W
         bad = param_find(&stored[i], x, st, err) || param_choose_dtype(x, s, format, st->file.path, err);
         if (!bad && op->host_memory && s->values->dtype == x->dtype) param_use_in_place(x, s);
     }
-    if (!bad) params_allocate(p, op);
+    if (!bad) bad = params_try_allocate(p, op, err);
     for (int i = 0; i < p->count && !bad; i++)
         if (!p->list[i].in_file) param_load(&p->list[i], &stored[i], op);
     free(stored);

@@ -10,9 +10,9 @@ function floor(f) {
     if (f ~ /^lib\//) return 0
     if (f ~ /^kernels\/[^\/]*$/) return 1
     if (f ~ /^(kernels|dist)\//) return 2
-    if (f ~ /^(config|weights|params|linear)\.h$/) return 3
-    if (f ~ /^(vision|vision_init|dataloader)\.h$/) return 4
-    if (f ~ /^(model|teacher_output)\.h$/) return 5
+    if (f ~ /^(config|weights|params|linear|rope|qk_norm)\.h$/) return 3
+    if (f ~ /^(connector|recompute|vision|vision_init|dataloader)\.h$/) return 4
+    if (f ~ /^(flops|model|teacher_output)\.h$/) return 5
     if (f == "loss.cuh" || f == "lora.h") return 6
     if (f == "generate.h") return 7
     if (f ~ /^(metrics\/|generate\/|search\.h)/) return 8

@@ -7,7 +7,7 @@ models, and test/test_model.c compares the C and CUDA code with that.
 Where a formula is in C:
 
     encode, connect         vision_encode, vision_forward             vision.h
-    rope_frequencies        model_make_rope                           model.h
+    rope_frequencies        rope_table                                rope.h
     decode, forward         decoder_block_forward, model_forward      model.h
     predicting              model_layout                              model.h
     row_terms, divergence   distill_rows                              kernels/cpu/distill.h
@@ -21,9 +21,10 @@ strings (doc/glossary.md has Hugging Face's names for both). Shapes: B images, P
 T text tokens, L = I + T - 1 positions that the decoder sees, C and W the widths of encoder and decoder, V vocabulary.
 model.h writes P for I and S for L.
 
-Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE, here with the half rotation
-and the `linear` and `llama3` scalings of Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector),
-Hinton et al. 2015 (distillation), Loshchilov & Hutter 2019 (AdamW).
+Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Qwen Team 2024 and 2025 (Qwen2: biases of q, k and v;
+Qwen3: norms of q and k), Su et al. 2021 (RoPE, here with the half rotation and the `linear` and `llama3` scalings of
+Hugging Face's transformers), Belouadi et al. 2024 (DeTikZify: connector), Hinton et al. 2015 (distillation), Loshchilov &
+Hutter 2019 (AdamW).
 """
 
 import math
@@ -45,7 +46,7 @@ class Config:
         return float(self.text[key])
 
     def bool(self, key):
-        return self.text[key] == "true"
+        return self.text.get(key) == "true"
 
     @property
     def square(self):
@@ -208,9 +209,12 @@ def decode(p, c, x):
     for layer in range(c.int("lm.layers")):
         w = {name: p[f"lm.{layer}.{name}"] for name in LM_LAYER}
         y = rms_norm(x, w["norm1"], eps)
-        qkv = (y @ w["qkv.weight"].T).reshape(B, L, H + 2 * K, D).transpose(1, 2)
-        q, k, v = rotate(qkv[:, :H], frequency), rotate(qkv[:, H : H + K], frequency), qkv[:, H + K :]
-        y = attention(q, k, v, causal=True).transpose(1, 2).reshape(B, L, H * D)
+        qkv = y @ w["qkv.weight"].T + p.get(f"lm.{layer}.qkv.bias", 0)
+        qkv = qkv.reshape(B, L, H + 2 * K, D).transpose(1, 2)
+        q, k, v = qkv[:, :H], qkv[:, H : H + K], qkv[:, H + K :]
+        if c.bool("lm.qk_norm"):
+            q, k = rms_norm(q, p[f"lm.{layer}.q_norm"], eps), rms_norm(k, p[f"lm.{layer}.k_norm"], eps)
+        y = attention(rotate(q, frequency), rotate(k, frequency), v, causal=True).transpose(1, 2).reshape(B, L, H * D)
         x = x + y @ w["out.weight"].T
         y = rms_norm(x, w["norm2"], eps) @ w["gate_up.weight"].T
         x = x + (F.silu(y[..., :intermediate]) * y[..., intermediate:]) @ w["down.weight"].T
@@ -268,9 +272,13 @@ def shapes(c):
     if c.bool("connector.bias"):
         s["connector.bias"] = (W,)
     s["lm.embed"] = (V, W)
-    block = [(W,), ((H + 2 * K) * D, W), (W, H * D), (W,), (2 * intermediate, W), (W, intermediate)]
+    block = {"norm1": (W,), "qkv.weight": ((H + 2 * K) * D, W)}
+    block |= {"qkv.bias": ((H + 2 * K) * D,)} if c.bool("lm.qkv_bias") else {}
+    block |= {"q_norm": (D,), "k_norm": (D,)} if c.bool("lm.qk_norm") else {}
+    block |= {"out.weight": (W, H * D), "norm2": (W,), "gate_up.weight": (2 * intermediate, W)}
+    block["down.weight"] = (W, intermediate)
     for layer in range(c.int("lm.layers")):
-        s |= {f"lm.{layer}.{name}": shape for name, shape in zip(LM_LAYER, block)}
+        s |= {f"lm.{layer}.{name}": shape for name, shape in block.items()}
     s["lm.norm"] = (W,)
     if not c.bool("lm.tied"):
         s["lm.head"] = (V, W)

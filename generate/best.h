@@ -5,6 +5,7 @@
 
 #include "../lib/bpe.h"
 #include "../search.h"
+#include "multiply.h"
 
 enum {
     BEST_IN_FLIGHT = 3
@@ -85,17 +86,6 @@ static inline int best_open(Best *b, BestOptions o, Generator *g, const int *pre
 static inline void best_close(Best *b) { judge_close(&b->judge); }
 
 /* ---- candidates ---- */
-
-/* Makes n sequences of the first one: what follows differs by the random stream alone. */
-static inline void generator_multiply(Generator *g, int n) {
-    const size_t row = (size_t)g->m->c.lm.vocab;
-    for (int i = 1; i < n; i++) {
-        kv_cache_move(&g->cache, &g->m->c.lm, g->m->op, i, 0, 0, g->length);
-        g->m->op->copy(g->logits + i * row, g->logits, row * sizeof(float));
-    }
-    g->B = n;
-    generator_set_all(g, g->positions, g->length - 1);
-}
 
 /* The programs that are being sampled. */
 typedef struct {

@@ -2,42 +2,13 @@
 #ifndef GENERATE_PREPARE_H
 #define GENERATE_PREPARE_H
 
-#include "../lib/image_clean.h"
-#include "../model.h"
+#include "preprocess.h"
 #include "writer.h"
-
-typedef struct {
-    const char *preprocess;  // auto: images are cleaned; detikzify: enlarged; plain
-    bool trim_near_white, invert, verbose, show;
-    ImageSize size, draft_size;  // of the model's images and of the draft's
-} PrepareOptions;
-
-static inline bool prepare_knows(const char *preprocess) {
-    return !strcmp(preprocess, "auto") || !strcmp(preprocess, "plain") || !strcmp(preprocess, "detikzify");
-}
-
-/* What is done to images where the user does not say: what the model's metadata says, else auto. scripts/convert_hf.py writes
- * plain for models trained elsewhere. NULL and an error if the metadata says something unknown. */
-static inline const char *prepare_default(const Model *m, Error *err) {
-    const char *said = safetensors_metadata(&m->file, "hub.preprocess");
-    if (!said) return "auto";
-    if (prepare_knows(said)) return said;
-    error_set(err, "%s: the metadata hub.preprocess is '%.40s', auto, plain or detikzify was expected",
-              m->file.file.path, said);
-    return NULL;
-}
 
 /* Changes an image as o->preprocess says, and finds the part of it that the model sees. */
 static inline int program_preprocess(Program *p, const PrepareOptions *o, Image *image, ImageBox *box, Error *err) {
-    ImageCleaned cleaned = {.text = ""};
-    if (o->invert) image_invert(image);
-    if (!strcmp(o->preprocess, "auto")) image_clean(image, &cleaned);
-    if (!strcmp(o->preprocess, "detikzify")) {
-        if (image_enlarge(image, p->input->path, err)) return -1;
-        *box = (ImageBox){0, 0, image->width, image->height};
-    } else {
-        *box = image_trim(image, o->trim_near_white ? IMAGE_NEAR_WHITE : IMAGE_WHITE);
-    }
+    ImageCleaned cleaned;
+    if (preprocess_image(image, o, p->input->path, box, &cleaned, err)) return -1;
     if (*cleaned.text) p->preprocessing = xstrdup(cleaned.text);
     if (*cleaned.text && o->verbose) fprintf(stderr, "%s: %s\n", p->input->path, cleaned.text);
     return 0;

@@ -6,6 +6,7 @@
 #include "../lib/file_checksum.h"
 #include "../lora.h"
 #include "best.h"
+#include "fit.h"
 #include "options.h"
 #include "prefix.h"
 #include "prepare.h"

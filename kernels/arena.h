@@ -64,19 +64,28 @@ static inline void arena_listing(char *text, size_t size, const Ops *op) {
 /* ---- allocation ---- */
 
 /* Allocates what was counted and rewinds. owner and content name the arena in messages ("the teacher's ",
- * "activations"; owner is "" where there is one model) and must outlive it. Ends the program with a sentence when the
- * memory does not fit. */
-static inline void arena_allocate(Arena *a, const Ops *op, const char *owner, const char *content) {
-    char held[1024];
-    a->base = (char *)op->alloc(a->used ? a->used : 64);
+ * "activations"; owner is "" where there is one model) and must outlive it. Returns -1 when the memory does not fit; the
+ * arena is then empty. */
+static inline int arena_try_allocate(Arena *a, const Ops *op, const char *owner, const char *content, Error *err) {
+    char held[640];
+    const size_t bytes = a->used;
+    a->base = (char *)op->alloc(bytes ? bytes : 64);
+    a->used = 0;
     if (!a->base) {
         arena_listing(held, sizeof held, op);
-        die("cannot allocate %.1f MB on device %s for %s%s; it holds %s already; a smaller --batch or model needs "
-            "less, and in training also a smaller --chunk, or --recompute",
-            (double)a->used / 1e6, op->name, owner, content, held);
+        return error_set(err,
+                         "cannot allocate %.1f MB on device %s for %s%s; it holds %s already; a smaller --batch or "
+                         "model needs less, and in training also a smaller --chunk, or --recompute",
+                         (double)bytes / 1e6, op->name, owner, content, held);
     }
-    arena_list(a->base, op, owner, content, a->used);
-    a->used = 0;
+    arena_list(a->base, op, owner, content, bytes);
+    return 0;
+}
+
+/* The same for programs that end where the memory does not fit. */
+static inline void arena_allocate(Arena *a, const Ops *op, const char *owner, const char *content) {
+    Error err;
+    die_if(arena_try_allocate(a, op, owner, content, &err), &err);
 }
 
 static inline void arena_release(Arena *a, const Ops *op) {

@@ -16,7 +16,7 @@ install -D packages/tikzc.sh "$prefix/bin/tikzc"
 install -d "$prefix/lib/tikzc"
 install "$@" "$prefix/lib/tikzc"
 for file in dev/starter/{student,teacher,tokenizer}.safetensors dev/starter/{train,val,test}.bin dev/starter/example.png \
-    dev/formula/*.safetensors web/*; do
+    dev/formula/*.safetensors web/*.{html,css,js,svg,png}; do
     [ ! -f "$file" ] || put "$file" "$share/tikzc/$file"
 done
 manuals=$share/man/man1

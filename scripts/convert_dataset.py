@@ -217,11 +217,14 @@ def load_tokenizer(args):
     if args.model:
         _, metadata = tikzc.read_header(args.model)
         try:
-            patch, concat, positions = (int(metadata[key]) for key in (
-                "vision.patch", "connector.concat", "lm.max_positions"))
+            shuffle = metadata.get("connector.kind") == "shuffle"
+            patch, joined, positions = (int(metadata[key]) for key in (
+                "vision.patch", "connector.scale_factor" if shuffle else "connector.concat", "lm.max_positions"))
             sides = ("height", "width") if "vision.image_height" in metadata else ("size", "size")
             height, width = (int(metadata[f"vision.image_{side}"]) for side in sides)
-            image = (height // patch) * (width // patch) // concat
+            markers = [metadata.get(f"tokenizer.{side}_image") for side in ("before", "after")]
+            image = sum(text.count(",") + 1 for text in markers if text)
+            image += (height // patch) * (width // patch) // (joined ** 2 if shuffle else joined)
         except (KeyError, ValueError, ZeroDivisionError) as e:
             raise tikzc.FormatError(f"{args.model}: not a model of tikz.c; its metadata give no sizes ({e!r}).")
         max_tokens, reason = positions - image, f" ({positions} positions of the model less {image} of the image)"

@@ -4,12 +4,16 @@ configuration and the tokenizer.
 
     convert_hf.py DETIKZIFY_V2 OUT.safetensors
     convert_hf.py DETIKZIFY_V1 --vision SIGLIP OUT.safetensors
-    convert_hf.py LLAMA --vision SIGLIP OUT.safetensors        a new combination, with an untrained connector
+    convert_hf.py SMOLVLM OUT.safetensors                      and Idefics3
+    convert_hf.py LM --vision SIGLIP OUT.safetensors           a new combination, with an untrained connector
+
+LM is a folder of a Llama (Llama 3.2, SmolLM2, TinyLlama, ...), Mistral, Qwen2 or Qwen3; a SigLIP 2 of one resolution is a SIGLIP.
 
 Weights are converted a few megabytes at a time, whatever the size of the model is. The same sources and options give
 the same bytes.
 """
 import argparse
+import json
 import math
 import sys
 from dataclasses import dataclass, field
@@ -20,6 +24,7 @@ import numpy as np
 
 import files
 import hub.config as hub
+import hub.idefics3 as idefics3
 from hub.files import Section, read_json, shown
 from hub.tokenizer import read_tokenizer
 from hub.weights import FLOATS, check_folder, folder_tensors, pieces, same_values
@@ -47,6 +52,7 @@ class Model:
     fresh: list                 # entries that are randomly initialized
     image: object = None        # id of the token at the image positions, None: choose one
     ends: object = None         # id or ids that end a sequence, as in config.json
+    prompted: bool = False      # there are markers around the image
 
 
 # ---- the three kinds of checkpoints ----
@@ -113,8 +119,9 @@ def read_v2(s, folder, options):
     if options.vision:
         raise FormatError(f"{s.where}: a DeTikZify v2 model brings its own vision tower; leave out --vision.")
     text = s.section("text_config")
-    if text.get("model_type", str, "llama") != "llama":
-        raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected llama.")
+    if text.get("model_type", str, "llama") not in hub.LM_FAMILIES:
+        raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected one of "
+                          f"{', '.join(hub.LM_FAMILIES)}.")
     if (folder / "adapter").exists():
         note(f"{folder / 'adapter'}: left out; it is for captions, and images do not need it")
     text.values["tie_word_embeddings"] = s.get("tie_word_embeddings", bool, False)
@@ -130,8 +137,27 @@ def read_v2(s, folder, options):
     return model
 
 
+def read_idefics3(s, folder, options):
+    """Idefics3 and SmolVLM: one checkpoint."""
+    if options.vision:
+        raise FormatError(f"{s.where}: a model that brings its own vision tower; leave out --vision.")
+    text, vision = s.section("text_config"), s.section("vision_config")
+    if text.get("model_type", str, "llama") != "llama":
+        raise FormatError(f"{text.where}: model_type {text.values['model_type']} is not supported; expected llama.")
+    text.values["tie_word_embeddings"] = s.get("tie_word_embeddings", bool, False)
+    source = Source(folder, folder_tensors(folder, note))
+    model = Model(hub.lm_config(text, positions(folder, options)) | hub.vision_config(vision, idefics3.VISION), [source], [])
+    model.config |= {"connector.kind": "shuffle", "connector.scale_factor": s.size("scale_factor", 2, 16),
+                     "connector.bias": False}
+    idefics3.check_preprocessing(folder, note)
+    source.entries = list(hub.vision_entries(model.config, "hf", idefics3.NAMES["vision"]))
+    add_lm(model, idefics3.NAMES, with_connector=True)
+    model.image, model.prompted = s.get("image_token_id", int, 128257), True
+    return model
+
+
 def read_pair(s, folder, options):
-    """A Llama checkpoint and a SigLIP folder, to be joined by a new connector."""
+    """A language model and a SigLIP folder, to be joined by a new connector."""
     if not options.vision:
         raise FormatError(f"{s.where}: a language model alone; name a SigLIP folder to go with it with --vision.")
     model = Model(hub.lm_config(s, positions(folder, options)), [Source(folder, folder_tensors(folder, note))], [])
@@ -165,10 +191,14 @@ def read_model(options):
     check_folder(folder)
     s = Section(read_json(folder / "config.json"), str(folder / "config.json"))
     kind = s.get("model_type", str, "(missing)")
-    pair = kind in ("llama", "mistral") and "mm_hidden_size" not in s.values
+    pair = kind in hub.LM_FAMILIES and "mm_hidden_size" not in s.values
     if not pair and (options.concat or options.connector_bias):
         raise FormatError(f"{s.where}: a model with a connector of its own; leave out --concat and --connector-bias.")
-    if kind == "detikzify" and "text_config" in s.values:
+    if options.prompt is not None and kind not in idefics3.CLASSES:
+        raise FormatError(f"{s.where}: --prompt goes with a model of idefics3 or smolvlm, and this is one of {kind}.")
+    if kind in idefics3.CLASSES:
+        model, text = read_idefics3(s, folder, options), s.section("text_config").values
+    elif kind == "detikzify" and "text_config" in s.values:
         model, text = read_v2(s, folder, options), s.section("text_config").values
     elif "mm_hidden_size" in s.values or (kind == "detikzify" and "use_mm_proj" in s.values):
         model, text = read_v1(s, folder, options), s.values
@@ -179,8 +209,9 @@ def read_model(options):
                           f"--vision.")
     else:
         built = shown(s.values.get("architectures"))
-        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported; expected a "
-                          f"detikzify model, or llama or mistral with --vision.")
+        moe = " it is a mixture of experts, and blocks here have one MLP;" if "num_experts" in s.values else ""
+        raise FormatError(f"{s.where}: model_type {kind} (architectures: {built}) is not supported;{moe} expected a "
+                          f"detikzify, idefics3 or smolvlm model, or one of {', '.join(hub.LM_FAMILIES)} with --vision.")
     generation = read_json(folder / "generation_config.json", needed=False) or {}
     ends = (values.get("eos_token_id") for values in (generation, text, s.values))
     model.ends = next((end for end in ends if end is not None), None)
@@ -272,6 +303,15 @@ def convert(options):
         check_source(source)
     tokenizer, metadata = read_tokenizer(tokenizer_folder(options.source, options), model.config["lm.vocab"],
                                          model.ends, model.image, options.end_token, note)
+    if model.prompted:
+        prompt, guessed = idefics3.read_prompt(Path(options.source), tokenizer, options.prompt)
+        idefics3.set_prompt(tokenizer, prompt, options.source)
+        if guessed:
+            note(f"{options.source}: every image gets the prompt {json.dumps(prompt)}; --prompt sets another one")
+        metadata = idefics3.without_template(metadata)
+        if len(tokenizer.before_image + tokenizer.after_image) + hub.image_tokens(model.config) >= model.config["lm.max_positions"]:
+            raise FormatError(f"{options.source}: {model.config['lm.max_positions']} positions leave no room for text after the "
+                              f"image and the prompt.")
     metadata["hub.preprocess"] = "plain"    # infer cleans the model's images only when asked
     for source in model.sources:
         if any(Path(stored.path).resolve() == Path(options.out).resolve() for stored in source.tensors.values()):
@@ -281,7 +321,7 @@ def convert(options):
     write(options.out, model, tokenizer, metadata, kind, options.seed)
     c, count = model.config, sum(math.prod(e.shape) for source in model.sources for e in source.entries)
     print(f"{files.printable(options.out)}: {count / 1e6:.2f} M parameters in {kind}, "
-          f"{hub.patches(c) // c['connector.concat']} image tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
+          f"{hub.image_tokens(c)} image tokens of {c['lm.max_positions']} positions, {len(tokenizer.tokens)} tokens of {c['lm.vocab']} rows"
           + (", the connector is untrained" if model.fresh else ""))
 
 
@@ -300,6 +340,9 @@ def parser():
                         f"{DETIKZIFY_POSITIONS}, whichever is least)")
     parser.add_argument("--concat", type=whole(1, 1 << 24), metavar="N",
                         help="of a new pair: patches joined into one image token (default 3)")
+    parser.add_argument("--prompt", metavar="TEXT",
+                        help="of Idefics3 and SmolVLM: the text around <image>, with <image> in it (default: that of an exported "
+                        "model, else a question without a text)")
     parser.add_argument("--connector-bias", action="store_true", help="of a new pair: the connector has a bias")
     parser.add_argument("--seed", type=whole(0, (1 << 32) - 1), default=1, metavar="N",
                         help="of a new pair's connector (default 1)")

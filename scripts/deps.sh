@@ -10,17 +10,20 @@
 #   scripts/deps.sh tex-fonts  Fira, Libertine, STIX, ...  fonts for dev/formula/render.py, 500 MB; optional, not in "all"
 #   scripts/deps.sh python     a Python with NumPy, ...    to convert models and data: build/venv, scripts/requirements.txt
 #   scripts/deps.sh fixtures   PyTorch, transformers, PEFT the references of the tests, added to build/venv
+#   scripts/deps.sh idefics3   a newer transformers        what test/test_idefics3.py compares with: build/venv-idefics3
 #   scripts/deps.sh logs       TensorBoard, MLflow, W&B    what exported logs are tested with: build/venv-logs
 #   scripts/deps.sh cuda       CUDA compiler               for the compile proof of the kernels; see cuda_toolkit.sh
 #   scripts/deps.sh page       KaTeX                       for formulas on the page of serve; optional. Chromium, tidy and
 #                                                          Playwright for the tests of that page and of eval's reports:
 #                                                          build/venv-page
-#   scripts/deps.sh ci         clang, OpenMP, lintian      for the checks of .ci/run
+#   scripts/deps.sh wasm       Emscripten                  for `make wasm`, the page that needs no server; optional
+#   scripts/deps.sh ci         clang, OpenMP, lintian, ... for the checks of .ci/run: zsh and fish for their completions,
+#                                                          debootstrap for the package in a clean system
 #   scripts/deps.sh aarch64    a cross compiler, qemu      for test/aarch64.sh; optional
 #   scripts/deps.sh all
 set -euo pipefail
 
-packages=() optional=() foreign= toolkit= requirements=() logs= page=
+packages=() optional=() foreign= toolkit= requirements=() logs= page= idefics3=
 for group in "${@:-build}"; do
     case $group in
     build)
@@ -37,17 +40,19 @@ for group in "${@:-build}"; do
     fixtures)
         packages+=(python3-torch python3-venv python3-psutil python3-yaml)
         requirements+=(scripts/requirements.txt test/requirements.txt test/requirements-alone.txt) ;;
+    idefics3) packages+=(python3-torch python3-pil python3-venv) idefics3=yes ;;
     logs) packages+=(python3-numpy python3-venv) logs=yes ;;
     cuda) packages+=(build-essential python3-venv) toolkit=yes ;;
-    page) packages+=(python3-venv) optional+=(libjs-katex chromium tidy) page=yes ;;
-    ci) packages+=(clang libomp-dev) optional+=(lintian) ;;
+    page) packages+=(python3-venv python3-pil python3-numpy) optional+=(libjs-katex chromium tidy) page=yes ;;
+    wasm) optional+=(emscripten) ;;
+    ci) packages+=(clang libomp-dev) optional+=(lintian zsh fish debootstrap) ;;
     aarch64)
         foreign=arm64
         optional+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user {libpng,zlib1g,libjpeg}-dev:arm64) ;;
-    all) exec "$0" build serve mpi tex python fixtures logs cuda page ci aarch64 ;;
+    all) exec "$0" build serve mpi tex python fixtures idefics3 logs cuda page wasm ci aarch64 ;;
     *)
-        echo "deps.sh: unknown group '$group'; expected build, serve, mpi, tex, tex-fonts, python, fixtures, logs, cuda," \
-            "page, ci, aarch64 or all" >&2
+        echo "deps.sh: unknown group '$group'; expected build, serve, mpi, tex, tex-fonts, python, fixtures, idefics3, logs, cuda," \
+            "page, wasm, ci, aarch64 or all" >&2
         exit 2
         ;;
     esac
@@ -84,6 +89,7 @@ finish() { # installs what is not a system package, and exits
     cd "$(dirname "$0")/.."
     [ -z "$toolkit" ] || scripts/cuda_toolkit.sh >/dev/null || exit 1
     [ ${#requirements[@]} -eq 0 ] || virtual_environment build/venv "${requirements[@]}" || exit 1
+    [ -z "$idefics3" ] || virtual_environment build/venv-idefics3 test/requirements-idefics3.txt || exit 1
     [ -z "$logs" ] || virtual_environment build/venv-logs test/requirements-logs.txt || exit 1
     [ -z "$page" ] || virtual_environment build/venv-page test/requirements-page.txt || exit 1
     exit 0

@@ -2,14 +2,20 @@
 """Exports a tikz.c file as a folder in the layout of the Hugging Face Hub.
 
     export_hf.py MODEL.safetensors OUT_DIR
+    export_hf.py MODEL.safetensors OUT_DIR --as smolvlm
     export_hf.py MODEL.safetensors OUT_DIR --lora ADAPTER.safetensors
 
-A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and LlamaForCausalLM
-and SiglipVisionModel of transformers load its parts. A model whose connector has a bias becomes a DeTikZify v1
-checkpoint, with the vision tower in OUT_DIR/vision under timm's names. DeTikZify's v1 code is made for towers that timm
-downloads by their name; what it needs for this one is printed. Converting the folder again gives the same file, bit
-for bit. A model of rectangular images cannot be exported: SiglipVisionModel has square ones, and no position embeddings of
-rows and of columns.
+A model whose connector has no bias becomes a DeTikZify v2 checkpoint: DeTikZify's code loads it, and SiglipVisionModel and
+LlamaForCausalLM (Qwen2ForCausalLM, Qwen3ForCausalLM) of transformers load its parts. A model whose connector has a bias
+becomes a DeTikZify v1 checkpoint, whose language model must be a Llama, with the vision tower in OUT_DIR/vision under timm's
+names. DeTikZify's v1 code is made for towers that timm downloads by their name; what it needs for this one is printed.
+Converting the folder again gives the same file, bit for bit. A model of rectangular images cannot be exported:
+SiglipVisionModel has square ones, and no position embeddings of rows and of columns.
+
+A model whose connector is a shuffle becomes an Idefics3 checkpoint, or, with --as smolvlm, one of SmolVLM, which is the same
+under other names: its tokenizer must have Idefics3's markers, and its connector no bias (scripts/add_markers.py). With
+Idefics3ForConditionalGeneration and its processor it writes what infer writes, from the same pixels. Their preprocessing differs:
+here white margins are cut off, and the rest is scaled to fit and centred on white; there the picture is stretched to a square.
 
 With --lora, OUT_DIR gets the adapter alone, as PEFT reads it (adapter_config.json, adapter_model.safetensors), for the
 model that the same command writes without --lora.
@@ -28,6 +34,7 @@ import numpy as np
 
 import files
 import hub.config as hub
+import hub.idefics3 as idefics3
 from hub.adapter import Adapter, write_adapter
 from hub.files import parse_object
 from hub.tokenizer import image_token, token_names, token_text, tokenizer_settings
@@ -51,6 +58,8 @@ class Export:
             raise FormatError(f"{path}: its images have {height} x {width} pixels, and its position embeddings are those of "
                               f"rows and of columns; SiglipVisionModel of Hugging Face has square images and one table of "
                               f"positions, so that such a model cannot be represented there.")
+        if self.config.get("connector.kind") == "strips":
+            raise FormatError(f"{path}: its connector joins strips of patches (connector.kind), and no model of Hugging Face does.")
         self.tokenizer = tikzc.Tokenizer.load(path)
         self.names = token_names(self.tokenizer.json_text, f"{path}: tokenizer.json")
         if self.tokenizer.end not in self.names:
@@ -94,6 +103,17 @@ class Export:
         return next((i for i, name in self.names.items() if name == text), None)
 
 
+def check_family(c, path):
+    """Refuses a decoder for which a checkpoint has no class."""
+    what = ["biases on q, k and v (lm.qkv_bias)"] * c["lm.qkv_bias"] + ["norms of q and k (lm.qk_norm)"] * c["lm.qk_norm"]
+    if hub.lm_family(c) is None:
+        raise FormatError(f"{path}: its decoder has {' and '.join(what)}; Qwen2 of transformers has the first, Qwen3 the second, "
+                          f"and no class has both.")
+    if c["connector.bias"] and what:
+        raise FormatError(f"{path}: its decoder has {what[0]}, and its connector a bias, which only DeTikZify v1 has, whose decoder "
+                          f"is a Llama without them; train with connector.bias=false to export it as v2.")
+
+
 # ---- configurations ----
 
 def siglip_config(c):
@@ -104,7 +124,8 @@ def siglip_config(c):
             "attention_dropout": 0.0, "vision_use_head": False}
 
 
-def llama_config(x):
+def lm_config(x, family):
+    """The configuration of a language model. family: its model_type in transformers."""
     c, kind = x.config, x.config["lm.rope_scaling"]
     longest, scaling = c["lm.max_positions"], None
     if kind != "none":
@@ -114,29 +135,32 @@ def llama_config(x):
                     "original_max_position_embeddings": c["lm.rope_original"]}
         longest = max(longest, int(c["lm.rope_original"] * c["lm.rope_factor"]))
     ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
+    qwen = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": c["lm.layers"]}
+    biases = {"llama": {"attention_bias": False, "mlp_bias": False}, "qwen2": qwen, "qwen3": {"attention_bias": False, **qwen}}
     return {"vocab_size": c["lm.vocab"], "hidden_size": c["lm.width"], "intermediate_size": c["lm.ffn"],
             "num_hidden_layers": c["lm.layers"], "num_attention_heads": c["lm.heads"],
             "num_key_value_heads": c["lm.kv_heads"], "head_dim": c["lm.head_dim"], "hidden_act": "silu",
             "max_position_embeddings": longest, "rms_norm_eps": c["lm.eps"], "rope_theta": c["lm.rope_theta"],
-            "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+            "rope_scaling": scaling, **biases[family], "attention_dropout": 0.0,
             "tie_word_embeddings": c["lm.tied"], "eos_token_id": x.ends, **ids}
 
 
 def v2_config(x):
-    c, text = x.config, llama_config(x)
+    c, family = x.config, hub.lm_family(x.config)
+    text = lm_config(x, family)
     return {"architectures": ["DetikzifyForConditionalGeneration"], "model_type": "detikzify",
             "image_token_id": x.image, "concat_factor": c["connector.concat"], "pad_token_id": text["pad_token_id"],
             "tie_word_embeddings": c["lm.tied"], "torch_dtype": TORCH[x.kind],
-            "text_config": {"model_type": "llama", **text},
+            "text_config": {"model_type": family, **text},
             "vision_config": {"model_type": "detikzify", **siglip_config(c)}}
 
 
 def v1_config(x):
     c = x.config
-    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **llama_config(x),
+    return {"architectures": ["DetikzifyForCausalLM"], "model_type": "detikzify", **lm_config(x, "llama"),
             "torch_dtype": TORCH[x.kind], "use_mm_proj": True, "vision_tower": f"local-dir:{TOWER}",
             "mm_hidden_size": c["connector.concat"] * c["vision.width"], "concat_patches": c["connector.concat"],
-            "num_patches": hub.patches(c) // c["connector.concat"], "feature_layer": c["vision.layers"] - 1,
+            "num_patches": hub.image_tokens(c), "feature_layer": c["vision.layers"] - 1,
             "patch_token_id": x.image}
 
 
@@ -181,11 +205,12 @@ def write_weights(path, tensors):
                 bar.update((total - w.bytes_left) // 10**6)
 
 
-def write_tokenizer(x, folder):
+def write_tokenizer(x, folder, more):
+    """more: of generation_config.json."""
     (folder / "tokenizer.json").write_text(x.tokenizer.json_text, "utf-8", newline="")
     write_json(folder / "tokenizer_config.json", {**x.settings, "model_max_length": x.config["lm.max_positions"]})
     ids = {f"{name}_token_id": x.token_id(f"{name}_token") for name in ("bos", "pad")}
-    write_json(folder / "generation_config.json", {"eos_token_id": x.ends,
+    write_json(folder / "generation_config.json", {"eos_token_id": x.ends, **more,
                                                    **{key: i for key, i in ids.items() if i is not None}})
 
 
@@ -197,12 +222,25 @@ def write_processor(x, folder):
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True})
     write_json(folder / "processor_config.json", {
         "processor_class": "DetikzifyProcessor", "image_token": x.names.get(x.image),
-        "image_seq_len": hub.patches(c) // c["connector.concat"], "model_expects_text": False})
+        "image_seq_len": hub.image_tokens(c), "model_expects_text": False})
 
 
-def write_folder(x, folder):
+def write_idefics3(x, kind, folder):
+    """A checkpoint of Idefics3 or SmolVLM, without its tokenizer."""
+    before, after = idefics3.prompt_text(x)
+    image = next(i for i, name in x.names.items() if name == idefics3.IMAGE)
+    write_json(folder / "config.json", idefics3.config(x, kind, siglip_config(x.config), lm_config(x, "llama"), image,
+                                                     TORCH[x.kind]))
+    x.settings["chat_template"] = idefics3.write_processor(x, kind, folder, before, after, write_json)
+    x.settings["processor_class"] = f"{idefics3.CLASSES[kind]}Processor"
+
+
+def write_folder(x, folder, kind):
     c = x.config
-    if c["connector.bias"]:
+    if kind in idefics3.CLASSES:
+        write_idefics3(x, kind, folder)
+        names, entries = idefics3.NAMES, [*hub.vision_entries(c, "hf", idefics3.NAMES["vision"])]
+    elif c["connector.bias"]:
         (folder / TOWER).mkdir()
         write_json(folder / TOWER / "config.json", timm_config(c))
         write_weights(folder / TOWER / "model.safetensors", x.parts(hub.vision_entries(c, "timm", "")))
@@ -214,7 +252,7 @@ def write_folder(x, folder):
         write_processor(x, folder)
     entries += [*hub.connector_entries(c, names["connector"]), *hub.lm_entries(c, names["lm"], names["head"])]
     write_weights(folder / "model.safetensors", x.parts(entries))
-    write_tokenizer(x, folder)
+    write_tokenizer(x, folder, idefics3.generation(x) if kind in idefics3.CLASSES else {})
 
 
 def write_adapter_folder(x, adapter, folder):
@@ -226,9 +264,21 @@ def write_adapter_folder(x, adapter, folder):
     write_adapter(x, adapter, vision + rest, rest if c["connector.bias"] else vision + rest, folder)
 
 
-def export(source, out, lora=None):
+def kind_of(x, wanted, adapter):
+    """v1, v2, idefics3 or smolvlm."""
+    if hub.is_shuffle(x.config) and adapter:
+        raise FormatError(f"{x.path}: adapters of a model whose connector is a shuffle are not exported; train without --lora.")
+    if hub.is_shuffle(x.config) or wanted:
+        idefics3.refuse(x)
+        return wanted or "idefics3"
+    return "v1" if x.config["connector.bias"] else "v2"
+
+
+def export(source, out, wanted=None, lora=None):
     """Exports a model, or an adapter of it. The folder appears under its name when it is complete."""
     x, out, adapter = Export(source), Path(out), lora and Adapter(lora)
+    check_family(x.config, x.path)
+    kind = kind_of(x, wanted, adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
     if not out.absolute().parent.is_dir():
@@ -239,16 +289,16 @@ def export(source, out, lora=None):
         if adapter:
             write_adapter_folder(x, adapter, temporary)
         else:
-            write_folder(x, temporary)
+            write_folder(x, temporary, kind)
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if adapter:
         print(f"{files.printable(out)}: an adapter for PEFT, rank {adapter.rank}, {len(adapter.layers)} layers")
         return
-    kind = "v1" if x.config["connector.bias"] else "v2"
-    print(f"{files.printable(out)}: a DeTikZify {kind} checkpoint, {TORCH[x.kind]}")
-    if x.config["connector.bias"]:
+    name = idefics3.CLASSES.get(kind, f"DeTikZify {kind}")
+    print(f"{files.printable(out)}: {'an' if name[0] == 'I' else 'a'} {name} checkpoint, {TORCH[x.kind]}")
+    if kind == "v1":
         explain_v1(files.printable(out), x.config["vision.image_size"])
 
 
@@ -269,10 +319,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN", help="the tikz.c file")
     parser.add_argument("out", metavar="OUT_DIR", help="the folder to make")
+    parser.add_argument("--as", dest="kind", choices=[*idefics3.CLASSES], metavar="KIND",
+                        help="idefics3 or smolvlm (default: idefics3 where the connector is a shuffle, else DeTikZify)")
     parser.add_argument("--lora", metavar="ADAPTER", help="write this adapter of the model, as PEFT reads it")
     options = parser.parse_args()
     try:
-        export(options.source, options.out, options.lora)
+        export(options.source, options.out, options.kind, options.lora)
     except FormatError as e:
         files.fail("export_hf.py", e)
     except OSError as e:

@@ -300,6 +300,9 @@ def read_vocabulary(parsed):
     return texts
 
 
+MAX_MARKERS = 256   # before or after the image; as in lib/tokenizer.h
+
+
 def metadata_numbers(path, metadata, key, limit):
     """The numbers below limit, with commas between them, that a key of the metadata holds; [] without the key."""
     if key not in metadata:
@@ -323,6 +326,7 @@ class Tokenizer:
         self.begin = begin                     # id of the token that begins every sequence, or None
         self.strip = strip                     # number of leading spaces of a text that are not printed
         self.more_ends = []                    # ids of other tokens that end a generated text
+        self.before_image, self.after_image = [], []    # ids of the markers around the image
         self.task = None                       # "formula" or "tikz": what the texts are; None: tikz
         self._encoder = None
 
@@ -400,13 +404,14 @@ class Tokenizer:
         except UnicodeDecodeError as e:
             raise FormatError(f"{path}: 'tokenizer.json' is not UTF-8 ({e}).")
         numbers = {name: metadata_numbers(path, metadata, f"tokenizer.{name}", 1000 if name == "strip" else len(tokens))
-                   for name in ("end", "more_ends", "begin", "strip")}
+                   for name in ("end", "more_ends", "begin", "strip", "before_image", "after_image")}
         if any(len(numbers[name]) > 1 for name in ("end", "begin", "strip")):
             raise FormatError(f"{path}: one of 'tokenizer.end', 'tokenizer.begin' and 'tokenizer.strip' has a comma; "
                               f"expected one number.")
         tokenizer = cls(tokens, [bool(f & 1) for f in flags], numbers["end"][0], json_text, kind,
                         np.flatnonzero(flags & 2).tolist(), next(iter(numbers["begin"]), None), sum(numbers["strip"]))
-        tokenizer.more_ends = numbers["more_ends"]
+        for name in ("more_ends", "before_image", "after_image"):
+            setattr(tokenizer, name, numbers[name])
         tokenizer.task = metadata.get("tokenizer.task")
         if tokenizer.task not in (None, "tikz", "formula"):
             raise FormatError(f"{path}: 'tokenizer.task' is '{tokenizer.task[:40]}'; expected tikz or formula.")
@@ -435,6 +440,9 @@ class Tokenizer:
             metadata["tokenizer.strip"] = str(self.strip)
         if self.task:
             metadata["tokenizer.task"] = self.task
+        for name in ("before_image", "after_image"):
+            if getattr(self, name):
+                metadata[f"tokenizer.{name}"] = ",".join(map(str, getattr(self, name)))
         return metadata
 
     def save(self, path):

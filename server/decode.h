@@ -67,7 +67,7 @@ static inline void decode_fail_not_finite(Instance *i, Job *j) {
 static inline void decode_end_program(Instance *i, Job *j, Outlet *outlet) {
     Program *p = &j->program;
     const size_t sent = i->task == RENDER_FORMULA ? 0 : p->bytes;
-    const int written = p->ids.count - i->prefix.count;
+    const int written = p->tokens - i->prefix.count + p->ended;
     j->generate_seconds = seconds_now() - j->generate_seconds;
     if (written > 0) p->confidence = exp(p->log_probability / written);
     program_end_text(p, &i->writer, i->prefix.count);

@@ -55,6 +55,10 @@ static inline void docs_schema(JsonWriter *w, const Field *f, bool form) {
     }
     if (f->type == VALUE_TEXT && f->values) docs_enum(w, f->values, null);
     if (f->type == VALUE_IMAGE) answer_string(w, form ? "format" : "contentEncoding", form ? "binary" : "base64");
+    if (f->type == VALUE_IMAGE || f->type == VALUE_MESSAGES) {
+        json_key(w, f->type == VALUE_IMAGE ? "minLength" : "minItems");
+        json_integer(w, 1);
+    }
     if (f->type == VALUE_NUMBER || f->type == VALUE_INTEGER) {
         answer_number(w, "minimum", f->min);
         answer_number(w, "maximum", f->max);

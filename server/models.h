@@ -5,6 +5,7 @@
 #define SERVER_MODELS_H
 
 #include "../generate/best.h"
+#include "../generate/fit.h"
 #include "../generate/prefix.h"
 #include "job.h"
 
@@ -44,16 +45,18 @@ typedef struct {
     Instance *all;         // list; only the engine's thread, which owns the device, changes it
 } Registry;
 
-/* Plans the memory of an instance: one image at a time is encoded, up to `slots` programs are written together. */
-static inline void instance_plan(Instance *i, int slots) {
+/* Plans the memory of an instance: one image at a time is encoded, up to `slots` programs are written together. -1: it does not
+ * fit; model_close frees what is there. */
+static inline int instance_plan(Instance *i, int slots, Error *err) {
     Model *m = &i->model;
     const int T = slots > i->prefix.count + 1 ? slots : i->prefix.count + 1;
-    slots = generator_fit(m, slots, 1, true, T, i->max_tokens);
-    model_plan(m, 1, T);
-    generator_open(&i->generator, m, slots, i->max_tokens);
+    slots = generator_try_fit(m, slots, 1, true, T, i->max_tokens, err);
+    if (slots < 0 || model_try_plan(m, 1, T, err) || generator_try_open(&i->generator, m, slots, i->max_tokens, err))
+        return -1;
     generator_set_sampling(&i->generator, 0, 1, 0, 1, m->tokenizer.begin >= 0);  // for `first`
     i->generator.scored = true;
     i->slots = (Job **)xcalloc((size_t)i->generator.max_B, sizeof(Job *));
+    return 0;
 }
 
 static inline int64_t instance_count(const Model *m) {
@@ -70,20 +73,21 @@ static inline Instance *instance_open(const Registry *r, const ServedModel *serv
         free(i);
         return NULL;
     }
+    i->max_tokens = model_max_text(m);
     const char *preprocess = prepare_default(m, err);
-    if (!preprocess || prefix_read(&i->prefix, NULL, &m->tokenizer, served->path, err)) {
+    if (!preprocess || prefix_read(&i->prefix, NULL, &m->tokenizer, served->path, err) ||
+        instance_plan(i, r->slots, err)) {
         model_close(m);
+        free(i->prefix.ids);
         free(i);
         return NULL;
     }
     i->name = served->name;
     i->task = strcmp(m->tokenizer.task, "formula") ? RENDER_TIKZ : RENDER_FORMULA;
     i->prepare = (PrepareOptions){.preprocess = preprocess, .size = vision_size(&m->c.vision)};
-    i->max_tokens = model_max_text(m);
     i->parameters = instance_count(m);
     i->opened = (int64_t)time(NULL);
     i->references = 1;
-    instance_plan(i, r->slots);
     i->known = (ProgramModel){&m->tokenizer, i->task, i->prepare.size, i->max_tokens};
     i->writer = (Writer){.o = {.json = true, .repeat_guard = true}};
     return i;

@@ -36,6 +36,8 @@ static const Route routes[] = {
      "an object chat.completion, or its chunks"},
     {ROUTE_PREDICT, "POST", "/predict/", FOR_FILE, false, "As pix2tex's server: the program as a JSON string.",
      "the program as a string"},
+    {ROUTE_PREDICT, "POST", "/bytes/", FOR_FILE, false, "The same, where pix2tex's own page sends its images.",
+     "the program as a string"},
     {ROUTE_PREDICT_BEAM, "POST", "/predict/{beam_width}", FOR_FILE, false,
      "As image-to-latex's server: beam search; the program's tokens with spaces between them.",
      "{\"message\": \"OK\", \"status-code\": 200, \"data\": {\"pred\": ...}}"},

@@ -1,6 +1,7 @@
 """What the tests of Hub folders share: counting checks, running the scripts, and the configurations, each written as
 folders in one of the Hub's layouts."""
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -88,6 +89,13 @@ def as_pair(tiny, folder, form, tower=oracle.write_tower):
     return [folder / "model", "--vision", folder / "tower"]
 
 
+def as_pair_5(tiny, folder, form):
+    arguments = as_pair(tiny, folder, form)
+    shutil.rmtree(folder / "model")
+    oracle.write_lm_5(folder / "model", tiny, form)
+    return arguments
+
+
 def as_pair_timm(tiny, folder, form):
     return as_pair(tiny, folder, form, oracle.write_timm)
 
@@ -135,6 +143,25 @@ CASES = {
     "pair, bf16 to fp32, added token beyond": case(
         as_pair, vision(), text(kv=4), "bin", "beyond", ("--seed", 3, "--dtype", "fp32"), dtype="bf16",
         connector=False),
+    "SmolLM2": case(as_pair, vision(), text(36, 6, 2, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True),
+                    connector=False, dtype="bf16"),
+    "Llama 3.2, transformers 5": case(
+        as_pair_5, vision(), text(64, 4, 1, rope_theta=5e5, tie_word_embeddings=True,
+                                  rope_scaling={"rope_type": "llama3", **LLAMA3, "factor": 32.0}), connector=False),
+    "Mistral, a window beyond the positions": case(
+        as_pair, vision(), text(kv=1, sliding_window=160), family="mistral", connector=False),
+    "Qwen2": case(as_pair, vision(), text(), family="qwen2", connector=False, full_siglip=True),
+    "Qwen2.5, tied, transformers 5": case(
+        as_pair_5, vision(act="gelu"), text(40, 2, 1, tie_word_embeddings=True, rope_theta=1e6, sliding_window=8),
+        family="qwen2", connector=False, dtype="bf16"),
+    "Qwen3, wide heads": case(
+        as_pair, vision(), text(32, 4, 2, head_dim=16, rope_theta=1e6, sliding_window=None, rms_norm_eps=1e-3),
+        family="qwen3", connector=False),
+    "Qwen3, tied, transformers 5": case(
+        as_pair_5, vision(), text(40, 2, 2, head_dim=12, tie_word_embeddings=True, sliding_window=None), "safetensors.shards",
+        family="qwen3", connector=False, dtype="bf16"),
+    "v2 with Qwen2": case(in_v2, vision(), text(kv=1), family="qwen2"),
+    "v2 with Qwen3": case(in_v2, vision(), text(32, 2, 1, head_dim=24, sliding_window=None), family="qwen3"),
     "v2 fp32 to bf16": case(in_v2, vision(), text(), options=("--dtype", "bf16")),
 }
 

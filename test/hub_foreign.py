@@ -171,6 +171,77 @@ def check_refused(folder):
         check(result.returncode == 2 and words in result.stderr, f"{option} {value}: {result.stderr}")
 
 
+# What a language model may have that this decoder lacks: (case, keys of its config.json, the sentence after its path).
+QWEN2, QWEN3 = "Qwen2", "Qwen3, wide heads"
+WINDOW = ("sliding_window = 100 is not supported: it is shorter than the 160 positions used, and attention here sees all of "
+          "them; --positions sets how many are used.")
+LACKS = "is not supported; the decoder and the encoder here have no such thing."
+FAMILIES = "expected a detikzify model, or one of llama, mistral, qwen2, qwen3 with --vision."
+LM_REFUSED = [
+    ("SmolLM2", {"model_type": "mistral", "sliding_window": 100}, WINDOW),
+    (QWEN2, {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 100}, WINDOW),
+    (QWEN3, {"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 100},
+     WINDOW),
+    (QWEN3, {"layer_types": ["full_attention", "linear_attention"]},
+     'layer_types = ["full_attention", "linear_attention"] is not supported; expected full_attention or sliding_attention for '
+     'each layer.'),
+    (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+     'rope_scaling: the type "yarn" is not supported; expected default, linear or llama3.'),
+    (QWEN3, {"rope_scaling": None, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
+     'rope_parameters: the type "yarn" is not supported; expected default, linear or llama3.'),
+    (QWEN3, {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+     "rope_parameters: has different rotations for different kinds of layers; all layers here have the same."),
+    (QWEN3, {"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+     f"rope_parameters: partial_rotary_factor = 0.5 {LACKS}"),
+    (QWEN3, {"attention_bias": True}, f"attention_bias = true {LACKS}"),
+    ("SmolLM2", {"attention_bias": True}, f"attention_bias = true {LACKS}"),
+    (QWEN2, {"hidden_act": "gelu"}, f'hidden_act = "gelu" {LACKS}'),
+    (QWEN3, {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8},
+     'model_type qwen3_moe (architectures: ["Qwen3MoeForCausalLM"]) is not supported; it is a mixture of experts, and blocks '
+     f"here have one MLP; {FAMILIES}"),
+    (QWEN2, {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]},
+     f'model_type gemma2 (architectures: ["Gemma2ForCausalLM"]) is not supported; {FAMILIES}'),
+]
+
+
+def check_language_models(folder):
+    """What is refused of Llama's relatives, with the exact sentence, and that a window that reaches as far as the positions
+    do is none; what no checkpoint can hold."""
+    places = {}
+    for case in dict.fromkeys(case for case, *_ in LM_REFUSED):
+        places[case] = folder / case
+        places[case].mkdir()
+        _, arguments = make_case(case, places[case])
+        places[case] = places[case], arguments
+    for case, keys, sentence in LM_REFUSED:
+        place, arguments = places[case]
+        config = place / "model" / "config.json"
+        before = config.read_text("utf-8")
+        edit(config, lambda c: c.update(keys))
+        result = script("convert_hf.py", *arguments, folder / "no.safetensors")
+        want = f"convert_hf.py: error: {config}: {sentence}"
+        check(result.returncode == 1 and result.stderr.strip().split("\n")[-1] == want,
+              f"{case}, {keys}: expected {want}, found {result.stderr.strip()[-400:]}")
+        if sentence == WINDOW:
+            result = script("convert_hf.py", *arguments, folder / "short.safetensors", "--positions", 100)
+            must(result, f"{case}, a window as long as the positions")
+        config.write_text(before, "utf-8")
+    place, arguments = places[QWEN3]
+    must(script("convert_hf.py", *arguments, "--connector-bias", folder / "bias.safetensors"), "Qwen3 with a connector's bias")
+    result = script("export_hf.py", folder / "bias.safetensors", folder / "none")
+    check(result.returncode == 1 and result.stderr == (
+        f"export_hf.py: error: {folder / 'bias.safetensors'}: its decoder has norms of q and k (lm.qk_norm), and its connector a "
+        "bias, which only DeTikZify v1 has, whose decoder is a Llama without them; train with connector.bias=false to export it "
+        "as v2.\n"), f"Qwen3 as v1: {result.stderr}")
+    both = folder / "both.safetensors"
+    tensors, metadata = tikzc.read_safetensors(folder / "bias.safetensors")
+    tikzc.write_safetensors(both, tensors, metadata | {"lm.qkv_bias": "true"})
+    result = script("export_hf.py", both, folder / "none")
+    check(result.returncode == 1 and result.stderr == (
+        f"export_hf.py: error: {both}: its decoder has biases on q, k and v (lm.qkv_bias) and norms of q and k (lm.qk_norm); Qwen2 "
+        "of transformers has the first, Qwen3 the second, and no class has both.\n"), f"biases and norms: {result.stderr}")
+
+
 def check_tokenizer_settings(folder):
     """What transformers 5 writes is exported as what 4 reads, too."""
     _, arguments = make_case("v2", folder)
@@ -242,7 +313,7 @@ def check_added(folder):
 
 
 def check_all(build, folder):
-    parts = (check_same, check_other_head, check_pointers, check_refused, check_tokenizer_settings,
+    parts = (check_same, check_other_head, check_pointers, check_refused, check_language_models, check_tokenizer_settings,
              lambda f: check_ends(build, f), check_added)
     for i, part in enumerate(parts):
         place = Path(folder) / f"foreign{i}"

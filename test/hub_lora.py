@@ -16,10 +16,11 @@ except ImportError:     # scripts/deps.sh fixtures installs it
     peft = None
 
 CASES = {"v2": "all", "v2 linear bin": "qkv,gate_up,vision.qkv",
-         "v1 OpenCLIP's prefix, tied, fp16": "lm,connector"}
+         "v2 with Qwen2": "qkv,out", "v1 OpenCLIP's prefix, tied, fp16": "lm,connector"}
 BORN = {"v2": {"target_modules": ["q_proj", "v_proj", "down_proj", "fc1"], "lora_alpha": 3},     # made by PEFT
         "v2 linear bin": {"target_modules": ["o_proj", "gate_proj", "up_proj"], "use_rslora": True, "lora_alpha": 5,
                           "layers_to_transform": [1]},
+        "v2 with Qwen2": {"target_modules": ["q_proj", "k_proj"], "lora_alpha": 2},
         "v1 OpenCLIP's prefix, tied, fp16": {"target_modules": ["k_proj", "mm_projector"], "lora_dropout": 0.25}}
 
 

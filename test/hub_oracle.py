@@ -1,6 +1,6 @@
 """Tiny random models in the Hub's layouts, and what transformers' own modules compute with them.
 
-A Tiny holds a SiglipVisionModel, a linear connector and a LlamaForCausalLM (or Mistral's), glued together as
+A Tiny holds a SiglipVisionModel, a linear connector and a LlamaForCausalLM (or Mistral's, Qwen2's, Qwen3's), glued together as
 DeTikZify does: the features of one layer, normalised; neighbours joined; one linear map; image tokens, then text. It
 is the oracle that test_hub.py compares tikz.c with; nothing here uses our own code.
 """
@@ -11,11 +11,32 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, SiglipConfig, SiglipModel,
-                          SiglipVisionConfig, SiglipVisionModel)
+from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM, SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVisionModel)
+
+try:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+except ImportError:     # before 4.51: made of Mistral's modules, whose heads may have any size
+    class Qwen3Config(MistralConfig):
+        model_type = "qwen3"
+
+    class Qwen3ForCausalLM(MistralForCausalLM):
+        """Each head of queries and keys goes through Mistral's own RMS norm before the rotation."""
+
+        def __init__(self, config):
+            super().__init__(config)
+            for layer in self.model.layers:
+                attention = layer.self_attn
+                for name, projection in (("q_norm", attention.q_proj), ("k_norm", attention.k_proj)):
+                    norm = type(self.model.norm)(attention.head_dim, config.rms_norm_eps)
+                    setattr(attention, name, norm)
+                    projection.register_forward_hook(
+                        lambda _, inputs, out, norm=norm, D=attention.head_dim:
+                        norm(out.reshape(*out.shape[:-1], -1, D)).reshape(out.shape))
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM)}
+FAMILIES = {"llama": (LlamaConfig, LlamaForCausalLM), "mistral": (MistralConfig, MistralForCausalLM),
+            "qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
 SPECIAL = ["<s>", "</s>", "<pad>"]      # of the tests' tokenizer: ids 0, 1, 2
 BOS, END, PAD = range(3)
 
@@ -46,7 +67,7 @@ class Tiny:
 
     @property
     def tower(self):
-        return self.siglip.vision_model
+        return getattr(self.siglip, "vision_model", self.siglip)       # transformers 5 has it in one
 
     def image_tokens(self, pixels):
         """pixels u8 [B, S, S, 3] -> [B, P / concat, W]"""
@@ -166,7 +187,7 @@ def write_config(folder, config):
 def write_v2(folder, tiny, form="safetensors"):
     """DeTikZify v2's names: the language model without its own `model.`, the head at the top."""
     folder.mkdir()
-    tensors = state(tiny.siglip, "model.vision_model.", tiny.dtype)
+    tensors = state(tiny.tower, "model.vision_model.vision_model.", tiny.dtype)
     tensors |= state(tiny.connector, "model.connector.modality_projection.proj.", tiny.dtype)
     tensors |= state(tiny.lm.model, "model.text_model.", tiny.dtype)
     if not tiny.lm.config.tie_word_embeddings:
@@ -196,6 +217,19 @@ def write_lm(folder, tiny, form="safetensors"):
     folder.mkdir()
     save(folder, state(tiny.lm, "", tiny.dtype, tiny.lm.config.tie_word_embeddings), form)
     write_config(folder, tiny.lm.config.to_dict())
+
+
+def write_lm_5(folder, tiny, form="safetensors"):
+    """A language model as transformers 5 writes its configuration."""
+    write_lm(folder, tiny, form)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if "rope_parameters" not in config:
+        rope = {key: config.pop(key, None) for key in ("rope_theta", "rope_scaling")}
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": rope["rope_theta"], **(rope["rope_scaling"] or {})}
+    config["dtype"] = config.pop("torch_dtype", None) or "float32"
+    if config["model_type"].startswith("qwen"):
+        config |= {"layer_types": ["full_attention"] * config["num_hidden_layers"], "sliding_window": None}
+    write_config(folder, config)
 
 
 def write_tower(folder, tiny, form="safetensors"):
@@ -253,7 +287,9 @@ def load_export(folder):
         text, concat = dict(config), config["concat_patches"]
         tensors |= timm_to_hf(load_file(folder / "vision" / "model.safetensors"))
     heads, width = text["num_attention_heads"], text["hidden_size"]
-    family = "llama" if text["head_dim"] * heads == width else "mistral"     # this version's Llama has no head_dim
+    family = text["model_type"] if v2 else "llama"
+    if family == "llama" and text["head_dim"] * heads != width:
+        family = "mistral"      # this version's Llama has no head_dim
     for key in ("model_type", "architectures"):
         text.pop(key, None)
     text["tie_word_embeddings"] = tied = config["tie_word_embeddings"]
@@ -261,7 +297,7 @@ def load_export(folder):
         text["sliding_window"] = None
     tiny = Tiny(vision, text, concat=concat, bias=not v2, family=family)
     connector = "model.connector.modality_projection.proj." if v2 else "model.mm_projector."
-    put(tiny.siglip, tensors, "model.vision_model." if v2 else "")
+    put(tiny.tower, tensors, "model.vision_model.vision_model." if v2 else "vision_model.")
     put(tiny.connector, tensors, connector)
     put(tiny.lm.model, tensors, "model.text_model." if v2 else "model.")
     if not tied:

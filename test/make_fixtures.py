@@ -39,10 +39,10 @@ STEPS = 5
 
 
 def config(image, concat, bias, vision, lm, rope=None, tied=False, activation="gelu_tanh", vision_eps=1e-6,
-           lm_eps=1e-5, shuffle=0, strips=False, markers=()):
+           lm_eps=1e-5, flags=(), shuffle=0, strips=False, markers=()):
     """image: (size, patch), or (height, width, patch); vision: (width, layers, heads, mlp); lm: (vocab, width, layers, heads, kv_heads,
-    head_dim, ffn); rope: changed keys; shuffle: scale factor, in place of concat; strips: the patches of concat stand in
-    strips; markers: ids before and after the image."""
+    head_dim, ffn); rope: changed keys; flags: keys of the decoder that are true, absent elsewhere; shuffle: scale factor, in
+    place of concat; strips: the patches of concat stand in strips; markers: ids before and after the image."""
     c = {"format": "tikz.c/1"}
     sizes = ("image_size",) if len(image) == 2 else ("image_height", "image_width")
     c |= dict(zip([f"vision.{key}" for key in (*sizes, "patch")], image))
@@ -55,6 +55,7 @@ def config(image, concat, bias, vision, lm, rope=None, tied=False, activation="g
     c |= {f"lm.{name}": value for name, value in zip(names, lm)}
     c |= {"lm.max_positions": 40, "lm.eps": lm_eps, "lm.rope_theta": 10000.0, "lm.rope_scaling": "none"}
     c |= {"lm.rope_factor": 1.0, "lm.rope_low": 1.0, "lm.rope_high": 4.0, "lm.rope_original": 40, "lm.tied": tied}
+    c |= {f"lm.{name}": True for name in flags}
     c |= {f"lm.rope_{key}": value for key, value in (rope or {}).items()}
     return {key: str(value).lower() for key, value in c.items()}
 
@@ -135,6 +136,17 @@ PAIRS = {
             dict(w_ce=0.3, w_layer=2.0, layer_loss="cosine", layer_pairs="2:3,1:2", gradient=True),
             dict(w_ce=0.4, w_soft=0.3, w_layer=0.5, layer_loss="mse", layer_pairs="2:1,1:3", temperature=2.0,
                  gradient=True),
+        ],
+    },
+    # biases of q, k and v and norms of q and k, in two blocks; a teacher with norms alone, as Qwen3
+    "qwen": {
+        "student": config((12, 4), 3, False, (12, 1, 2, 14), (28, 18, 2, 4, 2, 8, 14), tied=True,
+                          flags=("qkv_bias", "qk_norm")),
+        "teacher": config((8, 4), 1, True, (10, 1, 1, 12), (28, 14, 2, 2, 1, 6, 16), flags=("qk_norm",)),
+        "lengths": (6, 9, 4),
+        "settings": [
+            dict(w_ce=0.5, w_soft=0.5, temperature=2.0, soft="kl", gradient=True),
+            dict(w_ce=0.4, w_hard=0.3, w_soft=0.3, temperature=1.5, soft="jsd", gradient=True),
         ],
     },
     # blocks of 2 x 2 patches in a rectangular image of 4 x 6, with markers around them; a teacher that shuffles 3 x 3 of 6 x 9

@@ -269,7 +269,7 @@ static void check_searches(Case *c, int prefix_count) {
     generator_close(&g);
 }
 
-/* Logits that are not finite end one image's search and no other's. */
+/* Logits that are not finite end one image's search and no other's, up to the rounding of a smaller batch. */
 static void check_not_finite(Case *c) {
     static const float bad[] = {NAN, INFINITY};
     const BeamOptions o = {3, 1};
@@ -287,7 +287,7 @@ static void check_not_finite(Case *c) {
         for (int i = 0; i < c->images; i++) {
             BeamResult r = beam_result(&s, i);
             check(r.failed == (i == 1) &&
-                      (r.failed ? r.ids == NULL : r.count == want[i].count && r.score == want[i].score),
+                      (r.failed ? r.ids == NULL : r.count == want[i].count && fabs(r.score - want[i].score) < 1e-6 * fabs(r.score)),
                   "%s: image %d beside one with logits of %g", c->name, i, (double)bad[k]);
             beam_result_free(&r);
         }

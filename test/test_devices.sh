@@ -145,4 +145,31 @@ EMULATION_MEMORY=11200000 refuses 1 "memory is full" "$programs/train_distill" -
     --out "$tmp/large"
 check "a run that did not fit leaves no student" [ ! -e "$tmp/large/student.safetensors" ]
 
+# reloads MEMORY MODEL PART: a server on a GPU with so many bytes loads its model again, from a file that is now MODEL; what it says
+# has PART, and it goes on.
+reloads() {
+    local process
+    cp dev/starter/student.safetensors "$tmp/served.safetensors"
+    last=(serve --device cuda "$1 bytes" "$2")
+    EMULATION_MEMORY=$1 "$programs/serve" --device cuda --port 0 --model "m=$tmp/served.safetensors" 2>"$tmp/err" &
+    process=$!
+    wait_for $process grep -q listening "$tmp/err"
+    cp "$2" "$tmp/next" && mv "$tmp/next" "$tmp/served.safetensors"
+    kill -HUP $process
+    wait_for $process grep -q "$3" "$tmp/err"
+    check "loads the model again: $3" grep -q "$3" "$tmp/err"
+    kill -TERM $process
+    wait $process
+    check "and serves on" [ $? = 0 ]
+}
+if [ -x "$programs/serve" ]; then
+    reloads 40000000 dev/starter/student.safetensors "loaded m again"
+    reloads 12000000 dev/starter/student.safetensors "the model m stays as it was: cannot allocate 7.6 MB on device cuda:0 for parameters"
+    run "$programs/train_distill" --device cpu --teacher none --student tiny,lm.max_positions=131072 --steps 1 --batch 2 --max-tokens 16 \
+        --val-data none --out "$tmp/long"
+    reloads 40000000 "$tmp/long/student.safetensors" "the model m stays as it was: 1 program of up to 13.* tokens .* the GPU has free"
+else
+    echo "not tested here: a server on a GPU; there is no serve"
+fi
+
 end_test

@@ -18,11 +18,11 @@ static const char tokens[] = "dev/starter/tokenizer.safetensors", texts[] = "dev
 static const char large[] =
     "tiny,vision.image_size=48,vision.layers=3,vision.width=48,vision.heads=3,vision.mlp=64,vision.eps=1e-12,"
     "connector.concat=2,connector.bias=true,lm.layers=3,lm.width=40,lm.heads=6,lm.kv_heads=3,lm.head_dim=8,lm.ffn=24,"
-    "lm.eps=1e-12,lm.tied=false";
+    "lm.eps=1e-12,lm.qkv_bias=true,lm.qk_norm=true,lm.tied=false";
 static const char *small =
     "tiny,vision.image_size=48,vision.layers=2,vision.width=32,vision.heads=2,vision.mlp=44,vision.eps=1e-12,"
     "connector.concat=2,connector.bias=true,lm.layers=2,lm.width=26,lm.heads=2,lm.kv_heads=2,lm.head_dim=8,lm.ffn=17,"
-    "lm.eps=1e-12,lm.tied=false";
+    "lm.eps=1e-12,lm.qkv_bias=true,lm.qk_norm=true,lm.tied=false";
 enum { T = 9 };
 static const Ops *op;
 static Random rng;
@@ -73,14 +73,21 @@ static void draw_vectors(const Model *m) {
 }
 
 /* The decoder: key head 1 of each layer gives nothing; of the query heads that are left, the first of each group attends to
- * everything alike and nothing reads it; neurons 3 .. 9 and channels 5 .. 18 are 0. The last layer adds nothing. */
+ * everything alike, the other sharply, and nothing reads the first; neurons 3 .. 9 and channels 5 .. 18 are 0. The last layer
+ * adds nothing. */
 static void empty_decoder(const Model *m) {
     for (int l = 0; l < 3; l++) {
         Param *qkv = find(m, "lm.%d.qkv.weight", l), *out = find(m, "lm.%d.out.weight", l);
         Param *down = find(m, "lm.%d.down.weight", l), *gate_up = find(m, "lm.%d.gate_up.weight", l);
+        Param *bias = find(m, "lm.%d.qkv.bias", l);
         zero_rows(qkv, 72, 1, 8);  // its value
-        for (int h = 0; h < 6; h++) scale_part(qkv, false, 0, h, 8, h % 2 ? 40 : 0);
-        for (int h = 0; h < 6; h += 2) zero_columns(out, h, 8);
+        zero_rows(bias, 72, 1, 8);
+        scale_part(find(m, "lm.%d.q_norm", l), false, 0, 0, 8, 40);
+        for (int h = 0; h < 6; h += 2) {
+            zero_rows(qkv, 0, h, 8);
+            zero_rows(bias, 0, h, 8);
+            zero_columns(out, h, 8);
+        }
         for (int i = 3; i < 10; i++) zero_rows(gate_up, 0, i, 1);
         zero_rows(out, 5, 0, 14);
         zero_rows(down, 5, 0, 14);

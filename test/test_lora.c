@@ -451,7 +451,7 @@ static int write_gradients(char **arguments) {
 
 int main(int argc, char **argv) {
     static const char *const targets[] = {"all", "lm", "down", "gate_up,vision.proj", "connector", "vision.fc2,out"};
-    static const char *const pairs[] = {"gqa", "linear", "rect"};
+    static const char *const pairs[] = {"gqa", "linear", "rect", "qwen"};
     Error err;
     SafeTensors expected;
     program_begin(argv);

@@ -32,7 +32,7 @@ static const double FORWARD = 1e-5, LOSS = 1e-5, GRADIENT = 1e-4, WEIGHTS = 5e-5
 static const double FORWARD = 2e-2, LOSS = 2e-2, GRADIENT = 1e-1, WEIGHTS = 1.5e-1, SAME = 2e-2;
 #endif
 
-static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped", "rect", "layers", "shuffle", "strips"};
+static const char *const pair_names[] = {"gqa", "linear", "llama3", "mapped", "rect", "layers", "qwen", "shuffle", "strips"};
 enum { PAIRS = sizeof pair_names / sizeof pair_names[0], CHUNK = 7 };
 
 /* ---- comparing ---- */

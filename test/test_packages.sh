@@ -2,19 +2,14 @@
 # What `make install` and `make deb` make of built programs: they run from any folder, with manual pages and completions.
 #
 #   test/test_packages.sh build/BF16      the folder with the programs; needs what `make` needs, checks with man, zsh, fish,
-#                                         dpkg-dev and lintian what it can
+#                                         dpkg-dev and lintian what it can (scripts/deps.sh ci)
 . "$(dirname "$0")/check.sh"
+. "$(dirname "$0")/packages.sh"
 programs=$(cd "${1:-build/BF16}" && pwd) || exit 1
 begin_test packages
 has() { command -v "$1" >/dev/null || { echo "not tested here: there is no $1"; return 1; }; }
 
-# install.sh takes programs from the root of a checkout; this one has these programs.
-mkdir "$tmp/root"
-ln -s "$root"/{dev,web,LICENSE,Makefile} "$tmp/root"
-cp -r "$root/packages" "$tmp/root"
-names=(infer eval quantize train_distill)
-[ ! -f "$programs/serve" ] || names+=(serve)
-for name in "${names[@]}"; do ln "$programs/$name" "$tmp/root/" 2>/dev/null || cp "$programs/$name" "$tmp/root/"; done
+checkout_with "$tmp/root" "$programs"
 succeeds "$tmp/root/packages/install.sh" "$tmp/usr" "${names[@]}"
 cd "$tmp" || exit 1
 tikzc=$tmp/usr/bin/tikzc
@@ -55,8 +50,17 @@ check "bash: a command" [ "$(completed tikzc tr)" = train_distill ]
 check "bash: an option" [ "$(completed tikzc infer --be)" = --beam ]
 check "bash: a value" [ "$(completed tikzc infer --weights '')" = 'q8 q4' ]
 check "bash: a file is left to the shell" [ -z "$(completed tikzc infer --model '')" ]
-if has zsh; then check "zsh reads its completions" zsh -n usr/share/zsh/site-functions/_tikzc; fi
-if has fish; then check "fish reads its completions" fish -n usr/share/fish/vendor_completions.d/tikzc.fish; fi
+if has zsh; then
+    succeeds zsh -f "$root/test/complete.zsh" "$tmp/usr/share/zsh/site-functions" 'tikzc tr' 'train_distill ' 'tikzc infer --be' '--beam=' \
+        'tikzc infer --weights=' '--weights=q' 'tikzc infer --chec' '--check '
+fi
+if has fish; then
+    for word in tr 'infer --be' 'infer --weights '; do
+        PATH=$tmp/usr/bin:$PATH fish --no-config -c "set -p fish_complete_path $tmp/usr/share/fish/vendor_completions.d
+            complete -C 'tikzc $word'"
+    done | cut -f 1 >out
+    check "fish: a command, an option, values" [ "$(xargs <out)" = 'train_distill --beam q4 q8' ]
+fi
 
 if has dpkg-shlibdeps; then
     export MAINTAINER='A. Person <person@debian.org>'

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -267,7 +268,8 @@ def test_forms(s):
     check(s.form("/v1/convert", {"compile": "off"})[1]["program"] == plain, "a form")
     check(s.json("/v1/convert", {"image": data, "compile": False, "model": "starter", "task": "tikz", "top_k": None})[1]
           ["program"] == plain, "a data: URL, null fields")
-    check(s.form("/predict/", {}, name="file") == (200, plain.rstrip("\n")), "pix2tex's shape")
+    for path in "/predict/", "/bytes/":
+        check(s.form(path, {}, name="file") == (200, plain.rstrip("\n")), f"pix2tex's shape at {path}")
     answer = s.form("/predict/1", {}, name="file")
     check(answer == (200, {"message": "OK", "status-code": 200, "data": {"pred": plain.rstrip("\n")}}),
           "image-to-latex's shape", answer)
@@ -295,7 +297,7 @@ def test_reading(s):
     check(s.ask("GET", "/healthz")[::2] == (200, b'{"status":"ok"}'), "health")
     check(s.ask("HEAD", "/healthz")[::2] == (200, b""), "HEAD")
     document = json.loads(s.ask("GET", "/openapi.json")[2])
-    check(document["openapi"] == "3.1.0" and set(document["paths"]) >= {"/v1/convert", "/v1/render", "/predict/{beam_width}"}
+    check(document["openapi"] == "3.1.0" and set(document["paths"]) >= {"/v1/convert", "/v1/render", "/predict/{beam_width}", "/bytes/"}
           and document["paths"]["/v1/convert"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
           ["beam"]["maximum"] == 16, "the OpenAPI document")
     status, headers, page = s.ask("GET", "/docs")
@@ -311,7 +313,8 @@ def test_statuses(s):
     check(s.ask("OPTIONS", "/v1/convert")[0] == 405, "no preflight without --cors")
     check(s.ask("POST", "/v1/convert", "x", {"Content-Type": "text/plain"})[0] == 415, "415")
     check(s.ask("POST", "/v1/render", *form({}))[0] == 415, "415 for a form where JSON is expected")
-    check(s.ask("POST", "/predict/", "{}", {"Content-Type": "application/json"})[0] == 415, "415 for JSON where a form is")
+    for path in "/predict/", "/bytes/":
+        check(s.ask("POST", path, "{}", {"Content-Type": "application/json"})[0] == 415, f"415 for JSON at {path}, where a form is")
     check(s.ask("POST", "/v1/convert", "", {"Content-Type": "application/json"})[0] == 400, "400 for no body")
     check_error(s.json("/v1/convert", []), 422, "must be a JSON object")
     check_error(s.json("/v1/convert", {}), 422, "the field image is missing")
@@ -478,6 +481,39 @@ def test_limits():
     check(status == 0 and "429" in log, "the server stops", (status, log[-300:]))
 
 
+def with_positions(count):
+    """The shipped student with room for so many positions; nothing else in its file changes."""
+    data = STUDENT.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    head = json.loads(data[8:8 + size])
+    head["__metadata__"]["lm.max_positions"] = str(count)
+    head = json.dumps(head).encode()
+    head += b" " * (-len(head) % 8)
+    return struct.pack("<Q", len(head)) + head + data[8 + size:]
+
+
+def test_memory():
+    """A model that does not fit beside the one that serves is refused, and that one goes on serving."""
+    model = folder / "grows.safetensors"
+    shutil.copy(STUDENT, model)
+    s = Server(model=model)
+    (folder / "next").write_bytes(with_positions(131072))
+    os.replace(folder / "next", model)
+    used = int(re.search(r"VmSize:\s+(\d+)", pathlib.Path(f"/proc/{s.process.pid}/status").read_text()).group(1)) << 10
+    resource.prlimit(s.process.pid, resource.RLIMIT_AS, (used + (400 << 20), resource.RLIM_INFINITY))
+    for failed in 1, 2:
+        s.process.send_signal(signal.SIGHUP)
+        s.wait_for(r"(?s)(the model starter stays as it was: cannot allocate 16\d\d\.\d MB on device cpu for the key-value cache.*){%d}"
+                   % failed)
+        check(s.convert(max_tokens=20)[0] == 200 and s.metric("failed_reloads_total") == failed, "the old model serves on")
+    resource.prlimit(s.process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    (folder / "next").write_bytes(with_positions(5000))
+    os.replace(folder / "next", model)
+    s.process.send_signal(signal.SIGHUP)
+    s.wait_for("loaded starter again from")
+    check(s.convert(max_tokens=20)[0] == 200 and s.stop()[0] == 0, "one that fits is taken afterwards")
+
+
 def test_signals():
     model = folder / "model.safetensors"
     shutil.copy(STUDENT, model)
@@ -536,7 +572,7 @@ def main():
         test_files(s, web)
     status, log = s.stop()
     check(status == 0 and "ERROR: " not in log and "runtime error" not in log, "the server stops clean", log[-3000:])
-    for test in test_limits, test_signals:
+    for test in test_limits, test_memory, test_signals:
         if not wanted or test.__name__[5:] in wanted:
             test()
     shutil.rmtree(folder)

@@ -219,6 +219,8 @@ static const struct {
     {"norm1", AXIS_CHANNEL, AXIS_SAME, 1},
     {"norm2", AXIS_CHANNEL, AXIS_SAME, 2},
     {"qkv.weight", AXIS_QKV, AXIS_CHANNEL, 0},
+    {"q_norm", AXIS_SAME, AXIS_SAME, 0},
+    {"k_norm", AXIS_SAME, AXIS_SAME, 0},
     {"out.weight", AXIS_CHANNEL, AXIS_HEADS, 0},
     {"gate_up.weight", AXIS_GATE_UP, AXIS_CHANNEL, 0},
     {"down.weight", AXIS_CHANNEL, AXIS_NEURONS, 0},

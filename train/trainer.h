@@ -117,6 +117,8 @@ static void trainer_plan(Trainer *t, const Settings *s, const Teacher *teacher, 
     if (s->has_teacher && s->objective.w_embed > 0 && model_image_tokens(&teacher->model) != tokens)
         die("--w-embed needs as many image tokens in the student (%d) as in the teacher (%d)", tokens,
             model_image_tokens(&teacher->model));
+    if (s->has_teacher && s->objective.w_embed > 0 && !connector_same_places(&student->c.vision, &teacher->model.c.vision))
+        die("--w-embed compares image tokens of the same place, but the connectors of student and teacher join other patches");
     objective_open(&t->objective, s->objective, student, teacher->head, (int)opt.chunk, s->batch * max_tokens,
                    s->batch, (uint64_t)opt.seed);
     layer_loss_open(&t->layers, s->layer_loss, s->objective.w_layer, &t->pairs, student, teacher->head.cols, s->batch,

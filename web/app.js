@@ -7,11 +7,15 @@ import { showDrawing, showInput } from "./compare.js";
 import { bytesOf, dataAddress, save } from "./download.js";
 import { drawImage } from "./draw.js";
 import { appendToProgram, getProgram, setProgram, setWriting, showErrors, startEditor } from "./editor.js";
+import { Failure } from "./failure.js";
 import { showFormula } from "./formula.js";
 import { addCandidate, markChosen, showCandidates, startGallery } from "./gallery.js";
 import { keep, startHistory } from "./history.js";
 import { offerModels, readOptions, startOptions } from "./options.js";
-import { ServerError, convert as convertOnServer, getApiKey, listModels, render, setApiKey } from "./server.js";
+import { getApiKey, setApiKey } from "./server.js";
+
+// The server, or the model in this browser where the page was made for that.
+const engine = await import(document.documentElement.dataset.model ? "./local.js" : "./server.js");
 
 const byId = (id) => document.getElementById(id);
 
@@ -48,7 +52,7 @@ async function convert() {
   setWriting(true);
   let tokens = 0, task = null;
   try {
-    for await (const { name, data } of convertOnServer(image, options, signal)) {
+    for await (const { name, data } of engine.convert(image, options, signal)) {
       if (name === "begin") {
         task = data.task;
       } else if (name === "token") {
@@ -84,13 +88,14 @@ function showAnswer(answer) {
   keepEntry();
 }
 
-function describe({ tokens, seconds, log_probability, ended, compiles }) {
+function describe({ tokens, seconds, log_probability, confidence, ended, compiles }) {
   const parts = [];
   if (compiles !== null) parts.push(compiles ? "It compiles." : "It does not compile.");
   if (ended === false) parts.push("It was cut off at the limit of tokens.");
   parts.push(`${tokens} tokens in ${seconds.toFixed(1)} s`);
   if (typeof log_probability === "number") parts.push(`, log p ${log_probability.toFixed(2)}`);
-  return parts.join(" ").replace(" ,", ",");
+  if (typeof confidence === "number") parts.push(`, confidence ${confidence.toFixed(2)}`);
+  return parts.join(" ").replaceAll(" ,", ",");
 }
 
 // Has TeX draw the program as it stands in the editor.
@@ -99,7 +104,7 @@ async function redraw() {
   if (program.trim() === "") return;
   const signal = begin("Rendering…");
   try {
-    const answer = await render(program, task, ["png", "svg"], signal);
+    const answer = await engine.render(program, task, ["png", "svg"], signal);
     if (program !== getProgram()) return; // edited meanwhile
     showResult({ ...answer, program, task });
     say(answer.compiles ? "It compiles." : "It does not compile.");
@@ -149,7 +154,7 @@ function complain(error, retry = models.length ? convert : connect) {
   } else if (["away", "busy", "timeout"].includes(error.type)) {
     notice.append(" ", noticeButton("Try again", () => { notice.replaceChildren(); retry(); }));
   }
-  if (!(error instanceof ServerError) && error.constructor !== Error) throw error; // a mistake of this page
+  if (!(error instanceof Failure) && error.constructor !== Error) throw error; // a mistake of this page
 }
 
 function noticeButton(text, action) {
@@ -201,7 +206,7 @@ function taskNow() {
 
 async function connect() {
   try {
-    models = await listModels();
+    models = await engine.listModels();
     offerModels(models);
   } catch (error) {
     complain(error);
@@ -245,8 +250,8 @@ async function download(format) {
   if (edited || !result[wanted]) {
     const signal = begin(`Making the .${format}…`);
     try {
-      const formats = new Set([...(edited ? ["png", "svg"] : []), ...(format === "tex" ? [] : [format])]);
-      const answer = await render(program, task, [...formats], signal);
+      const formats = new Set([...(edited && engine.draws ? ["png", "svg"] : []), ...(format === "tex" ? [] : [format])]);
+      const answer = await engine.render(program, task, [...formats], signal);
       showResult({ ...(edited ? {} : result), ...answer, program, task });
       if (!answer[wanted]) return say(`There is no .${format} of a program that does not compile.`);
       say("");
@@ -281,7 +286,7 @@ byId("draw").addEventListener("click", () => {
 });
 byId("example").addEventListener("click", async () => {
   const example = await fetch("example.png").catch(() => null);
-  if (!example?.ok) return complain(new ServerError("The example could not be loaded.", "away"), () => byId("example").click());
+  if (!example?.ok) return complain(new Failure("The example could not be loaded.", "away"), () => byId("example").click());
   accept(new File([await example.blob()], "example.png", { type: "image/png" }));
 });
 

@@ -55,7 +55,8 @@ function makeButton(candidate) {
     image.alt = "";
     button.append(image);
   } else {
-    button.append(part("none", candidate.compiles === false ? "Does not compile" : "No drawing"));
+    const length = candidate.tokens ? `${candidate.tokens} tokens` : "No drawing";
+    button.append(part("none", candidate.compiles === false ? "Does not compile" : length));
   }
   if (typeof candidate.score === "number") button.append(part("score", `Score ${candidate.score.toFixed(3)}`));
   if (typeof candidate.log_probability === "number")

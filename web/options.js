@@ -6,7 +6,9 @@ const methods = {
   greedy: "Takes the likeliest token each time. The fastest, and always the same.",
   sample: "Draws each token at random, as the model's probabilities say.",
   beam: "Follows several beginnings at once and keeps the likeliest program.",
-  candidates: "Samples several programs and keeps the one that compiles and is most like the image.",
+  candidates: document.documentElement.dataset.model
+    ? "Samples several programs and keeps the likeliest."
+    : "Samples several programs and keeps the one that compiles and is most like the image.",
   search: "Tree search for a figure: TeX draws each attempt, and what is like the image is followed further.",
 };
 

@@ -1,4 +1,7 @@
-// Talks to the server. Addresses are relative, so that the page also works behind a proxy, under a path of its own.
+// Talks to the server. Addresses are relative, so that the page also works behind a proxy, under a path of its own. local.js has
+// the same functions for a page without a server.
+
+import { Failure } from "./failure.js";
 
 let apiKey = localStorage.getItem("api-key") ?? sessionStorage.getItem("api-key") ?? "";
 
@@ -11,13 +14,7 @@ export function setApiKey(key, remember) {
 
 export const getApiKey = () => ({ key: apiKey, remembered: localStorage.getItem("api-key") !== null });
 
-// What went wrong, as a sentence, and its kind: "away", or the server's own type ("busy", "too_large", "unauthorized", ...).
-export class ServerError extends Error {
-  constructor(message, type) {
-    super(message[0].toUpperCase() + message.slice(1).replace(/\.?$/, "."));
-    this.type = type;
-  }
-}
+export const draws = true; // programs can be rendered
 
 // The models that the server has: [{id, task, image_height, image_width, ...}].
 export async function listModels() {
@@ -33,11 +30,11 @@ export async function* convert(image, options, signal) {
   form.append("image", image.blob, image.name);
   const answer = await request("v1/convert", { method: "POST", body: form, signal }, image.blob.size);
   for await (const event of readEvents(answer.body)) {
-    if (event.name === "error") throw new ServerError(event.data.error.message, event.data.error.type);
+    if (event.name === "error") throw new Failure(event.data.error.message, event.data.error.type);
     yield event;
     if (event.name === "result") return;
   }
-  throw new ServerError("The server ended its answer before the result. Its own messages say why.", "internal");
+  throw new Failure("The server ended its answer before the result. Its own messages say why.", "internal");
 }
 
 // Has TeX draw a program. Returns {compiles, errors: [{line, message}], document, and what `formats` names in base64}.
@@ -58,21 +55,21 @@ async function request(path, options = {}, bytes = 0) {
   }
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
-  throw new ServerError(error?.message ?? `The server answered with status ${answer.status}.`,
+  throw new Failure(error?.message ?? `The server answered with status ${answer.status}.`,
                         error?.type ?? { 401: "unauthorized", 413: "too_large", 429: "busy" }[answer.status] ?? "internal");
 }
 
 // A server that finds a body too large may hang up while the browser still sends, and the browser then sees no answer.
 async function whyNoAnswer(bytes) {
   const alive = bytes > 0 && await fetch("healthz").then((answer) => answer.ok, () => false);
-  if (!alive) return new ServerError(`The server at ${location.host} does not answer. Is ./serve running?`, "away");
+  if (!alive) return new Failure(`The server at ${location.host} does not answer. Is ./serve running?`, "away");
   const size = (bytes / 1e6).toFixed(1);
-  return new ServerError(`The server hung up while it was sent ${size} MB. A smaller image may be accepted.`, "too_large");
+  return new Failure(`The server hung up while it was sent ${size} MB. A smaller image may be accepted.`, "too_large");
 }
 
 function whyBroken(error) {
   if (error.name === "AbortError") throw error;
-  throw new ServerError(`The connection to ${location.host} broke before the result came.`, "away");
+  throw new Failure(`The connection to ${location.host} broke before the result came.`, "away");
 }
 
 // Server-sent events: blocks of "event: NAME" and "data: JSON" lines, each ended by an empty line.

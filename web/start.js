@@ -1,4 +1,5 @@
-// Runs before the page is drawn: sets the theme, so that a dark page never flashes white, and loads the page's modules.
+// Runs before the page is drawn: sets the theme, so that a dark page never flashes white, and loads the page's modules; the
+// model first, where it runs in the browser.
 // A browser loads no modules from file://, and there would be no server to ask; index.html then says what to do.
 
 const darkSystem = matchMedia("(prefers-color-scheme: dark)");
@@ -21,6 +22,9 @@ function switchTheme() {
 showTheme();
 darkSystem.addEventListener("change", showTheme);
 document.documentElement.dataset.opened = location.protocol === "file:" ? "file" : "server";
+if (document.documentElement.dataset.model && location.protocol !== "file:") {
+  import("./local.js").then(({ listModels }) => listModels()).catch(() => {}); // app.js asks again, and says what is wrong
+}
 addEventListener("DOMContentLoaded", () => {
   showTheme();
   document.getElementById("theme").addEventListener("click", switchTheme);

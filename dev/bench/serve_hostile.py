@@ -18,7 +18,7 @@ import threading
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGE = (ROOT / "dev/starter/example.png").read_bytes()
 KNOWN = {200, 204, 304, 400, 401, 404, 405, 408, 411, 413, 414, 415, 417, 422, 429, 431, 494, 500, 501, 503, 504, 505}
-PATHS = ["/", "/v1/convert", "/v1/render", "/predict/", "/predict/3", "/v1/chat/completions", "/v1/models", "/healthz",
+PATHS = ["/", "/v1/convert", "/v1/render", "/predict/", "/bytes/", "/predict/3", "/v1/chat/completions", "/v1/models", "/healthz",
          "/metrics", "/openapi.json", "/../../etc/passwd", "/%2e%2e/x", "//", "/predict/-1", "/" + "a" * 3000]
 
 

@@ -13,7 +13,7 @@
  *
  *     decode N     milliseconds of one token of each of N <= B texts: the median of 64 steps, or of 16 if N > 1
  *     prefill N    milliseconds of the decoder alone for N positions of one text, image tokens included */
-#include "../../generate.h"
+#include "../../generate/fit.h"
 #include "../../lib/json.h"
 #include "../../kernels/peak.h"
 #include "../../lib/progress.h"
@@ -48,7 +48,7 @@ static void create(Model *m, const Ops *op, const char *shape) {
         for (size_t done = n; done < x->n; done *= 2)
             op->copy(x->value + done, x->value, (x->n - done < done ? x->n - done : done) * sizeof(floatX));
     }
-    model_make_rope(m);
+    m->rope = rope_table(&m->c.lm, op);
 }
 
 static void make(const char *path, const char *shape) {

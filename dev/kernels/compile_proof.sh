@@ -46,7 +46,7 @@ link() { # PRECISION: the programs, with the object that was just made, and the 
     read -r -a programs <<<"train_distill infer eval $(sed -n 's/^LESSONS := //p' Makefile)"
     cp "$build/sm_90.o" "$build/cuda.o"
     rm -f "${programs[@]/#/$build/}"
-    make -k -j2 -Otarget --no-print-directory NVCC="$nvcc" PRECISION="$1" BUILD="$build" "${programs[@]/#/$build/}" \
+    make -k -j2 -Otarget --no-print-directory QUICK=1 NVCC="$nvcc" PRECISION="$1" BUILD="$build" "${programs[@]/#/$build/}" \
         >"$build/link.txt" 2>&1
     for program in "${programs[@]}"; do
         [ -x "$build/$program" ] && pass || fail "$program, $1: $(grep -A 5 "$program" "$build/link.txt" | head -10)"

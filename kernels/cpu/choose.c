@@ -60,6 +60,8 @@ static MAYBE_UNUSED bool has_dotprod(void) {
     const unsigned long asimddp = 1ul << 20;  // HWCAP_ASIMDDP (the kernel's Documentation/arch/arm64/elf_hwcaps.rst)
     return getauxval(AT_HWCAP) & asimddp;
 }
+#elif defined(__wasm__)
+static MAYBE_UNUSED bool has_simd128(void) { return true; }  // a browser without it has not loaded this module
 #endif
 
 #define DECLARE(set) extern const Ops cpu_ops_##set;

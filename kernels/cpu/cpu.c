@@ -18,6 +18,8 @@
 #include "pointwise.h"
 #include "sample.h"
 
+#include "forward_only.h"  // the last one: it renames what the others define
+
 #define TABLE_OF(set) cpu_ops_##set
 #define TABLE(set) TABLE_OF(set)
 #define NAME_OF(set) #set

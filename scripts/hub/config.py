@@ -7,11 +7,11 @@ Folders
            `model.mm_projector`. The SigLIP tower is in a folder of its own, with timm's or Hugging Face's names.
     v2     DeTikZify v2 and v2.5: vision tower, connector and language model in one checkpoint, with `vision_config`
            and `text_config`.
-    plain  a SigLIP folder and a Llama folder, to be combined into a new model.
+    plain  a SigLIP folder and one of a language model (Llama, Mistral, Qwen2, Qwen3), to be combined into a new model.
 weights.py and torch_file.py read the weight files, files.py JSON, tokenizer.py the tokenizer's files.
 
-Sources: github.com/potamides/DeTikZify (detikzify/model, detikzify/model/v1), the SiglipVisionModel and
-LlamaForCausalLM of transformers, VisionTransformer and the siglip entries of timm.
+Sources: github.com/potamides/DeTikZify (detikzify/model, detikzify/model/v1), the SiglipVisionModel, LlamaForCausalLM,
+MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM of transformers, VisionTransformer and the siglip entries of timm.
 """
 import math
 import re
@@ -20,7 +20,7 @@ from collections import namedtuple
 import numpy as np
 
 import tikzc
-from hub.files import Section
+from hub.files import Section, shown
 from tikzc import FormatError
 
 # ---- tensor names, for both directions ----
@@ -71,7 +71,7 @@ def vision_entries(c, naming, prefix):
 
 def connector_entries(c, name):
     """The entries of the connector. name: the name of its linear layer in the checkpoint."""
-    shape = (c["lm.width"], c["connector.concat"] * c["vision.width"])
+    shape = (c["lm.width"], joined(c) * c["vision.width"])
     yield entry("connector.weight", shape, (f"{name}.weight", shape))
     if c["connector.bias"]:
         yield entry("connector.bias", shape[:1], (f"{name}.bias", shape[:1]))
@@ -80,7 +80,8 @@ def connector_entries(c, name):
 def lm_entries(c, prefix, head):
     """The entries of the language model. head: the name of the output head in the checkpoint."""
     W, F, V = c["lm.width"], c["lm.ffn"], c["lm.vocab"]
-    Q, K = c["lm.heads"] * c["lm.head_dim"], c["lm.kv_heads"] * c["lm.head_dim"]
+    D = c["lm.head_dim"]
+    Q, K = c["lm.heads"] * D, c["lm.kv_heads"] * D
     yield entry("lm.embed", (V, W), (prefix + "embed_tokens.weight", (V, W)))
     for layer in range(c["lm.layers"]):
         ours, block = f"lm.{layer}.", f"{prefix}layers.{layer}."
@@ -88,6 +89,12 @@ def lm_entries(c, prefix, head):
         yield entry(ours + "norm1", (W,), (block + "input_layernorm.weight", (W,)))
         yield entry(ours + "qkv.weight", (Q + 2 * K, W), (attention + "q_proj.weight", (Q, W)),
                     (attention + "k_proj.weight", (K, W)), (attention + "v_proj.weight", (K, W)))
+        if c["lm.qkv_bias"]:
+            yield entry(ours + "qkv.bias", (Q + 2 * K,), (attention + "q_proj.bias", (Q,)),
+                        (attention + "k_proj.bias", (K,)), (attention + "v_proj.bias", (K,)))
+        if c["lm.qk_norm"]:
+            for part in ("q_norm", "k_norm"):
+                yield entry(ours + part, (D,), (f"{attention}{part}.weight", (D,)))
         yield entry(ours + "out.weight", (W, Q), (attention + "o_proj.weight", (W, Q)))
         yield entry(ours + "norm2", (W,), (block + "post_attention_layernorm.weight", (W,)))
         yield entry(ours + "gate_up.weight", (2 * F, W), (mlp + "gate_proj.weight", (F, W)),
@@ -128,25 +135,36 @@ def pooling_head(names, prefix):
 CONFIG = {          # every key of a tikz.c configuration, in the order of config.h
     "vision.image_size": int, "vision.image_height": int, "vision.image_width": int, "vision.letter": int,
     "vision.patch": int, "vision.width": int, "vision.layers": int, "vision.heads": int, "vision.mlp": int,
-    "vision.activation": str, "vision.eps": float, "connector.concat": int, "connector.bias": bool,
+    "vision.activation": str, "vision.eps": float, "connector.kind": str, "connector.scale_factor": int,
+    "connector.concat": int, "connector.bias": bool,
     "lm.vocab": int, "lm.width": int, "lm.layers": int, "lm.heads": int, "lm.kv_heads": int, "lm.head_dim": int,
     "lm.ffn": int, "lm.max_positions": int, "lm.eps": float, "lm.rope_theta": float, "lm.rope_scaling": str,
-    "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int, "lm.tied": bool}
+    "lm.rope_factor": float, "lm.rope_low": float, "lm.rope_high": float, "lm.rope_original": int,
+    "lm.qkv_bias": bool, "lm.qk_norm": bool, "lm.tied": bool}
+FLAGS = {"lm.qkv_bias", "lm.qk_norm"}       # written only where true, as the optional ones of config.h
 ACTIVATIONS = {"gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh",
                "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
 
 
 SQUARE, RECTANGULAR = {"vision.image_size"}, {"vision.image_height", "vision.image_width"}    # a model has either
-OPTIONAL = {"vision.letter"}        # 0 where it is missing
 
 
 def is_rectangular(c):
     return "vision.image_height" in c
 
 
+CONCAT, SCALE = {"connector.concat"}, {"connector.scale_factor"}    # and either of these
+
+
+def is_shuffle(c):
+    return c.get("connector.kind") == "shuffle"
+
+
 def config_keys(c):
-    """{key: type} of the keys that a configuration of square or of rectangular images has. c: what is there of it."""
-    other = (SQUARE if is_rectangular(c) else RECTANGULAR) | (OPTIONAL - c.keys())
+    """{key: type} of the keys that a configuration of square or of rectangular images, and of its kind of connector, has.
+    c: what is there of it."""
+    other = (SQUARE if is_rectangular(c) else RECTANGULAR) | (CONCAT if is_shuffle(c) else SCALE)
+    other |= {"vision.letter", "connector.kind"} - c.keys()
     return {key: kind for key, kind in CONFIG.items() if key not in other}
 
 
@@ -160,13 +178,22 @@ def patches(c):
     return (height // c["vision.patch"]) * (width // c["vision.patch"])
 
 
+def joined(c):
+    """Patches that are joined into one image token."""
+    return c["connector.scale_factor"] ** 2 if is_shuffle(c) else c["connector.concat"]
+
+
+def image_tokens(c):
+    return patches(c) // joined(c)
+
+
 def config_text(c):
     """{key: value} -> the metadata of a model file, {key: text}, formatted as by the C code."""
     def text(value):
         if isinstance(value, bool):
             return str(value).lower()
         return format(float(np.float32(value)), ".9g") if isinstance(value, float) else str(value)
-    return {key: text(kind(c[key])) for key, kind in config_keys(c).items()}
+    return {key: text(kind(c[key])) for key, kind in config_keys(c).items() if key not in FLAGS or c[key]}
 
 
 def config_read(metadata, path):
@@ -177,7 +204,7 @@ def config_read(metadata, path):
                           f"expected {tikzc.FORMAT}).")
     c = {}
     for key, kind in config_keys(metadata).items():
-        text = metadata.get(key, "(missing)")
+        text = metadata.get(key, "false" if key in FLAGS else "(missing)")
         try:
             c[key] = (float(str(np.float32(text))) if kind is float else kind(text) if kind is not bool
                       else {"true": True, "false": False}[text])
@@ -201,14 +228,19 @@ def check_config(c, where):
     else:
         need(p <= width <= 2048, f"the image is {width} pixels wide, expected from one patch ({p}) to 2048")
     need(C % c["vision.heads"] == 0, f"the vision width {C} is not a multiple of its {c['vision.heads']} heads")
-    need(patches(c) % c["connector.concat"] == 0,
-         f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
+    kind = c.get("connector.kind", "concat")
+    need(kind in ("concat", "shuffle", "strips"), f"connector.kind is {kind[:40]}, expected concat, shuffle or strips")
+    if is_shuffle(c):
+        rows, columns, s = height // p, width // p, c["connector.scale_factor"]
+        need(rows % s == 0 and columns % s == 0, f"{rows} x {columns} patches cannot be joined in blocks of {s} x {s}")
+    else:
+        need(patches(c) % c["connector.concat"] == 0,
+             f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
     need(c["lm.heads"] % c["lm.kv_heads"] == 0,
          f"{c['lm.heads']} attention heads are not a multiple of {c['lm.kv_heads']} key-value heads")
     need(c["lm.head_dim"] % 2 == 0, f"head_dim {c['lm.head_dim']} is odd; rotary positions need an even one")
-    need(c["lm.max_positions"] > patches(c) // c["connector.concat"],
-         f"{c['lm.max_positions']} positions leave no room for text after "
-         f"{patches(c) // c['connector.concat']} image tokens")
+    need(c["lm.max_positions"] > image_tokens(c),
+         f"{c['lm.max_positions']} positions leave no room for text after {image_tokens(c)} image tokens")
 
 
 def activation(s, key, default):
@@ -286,10 +318,13 @@ def rope_config(s):
     """The RoPE keys of tikz.c, from the keys of transformers 4 (rope_theta, rope_scaling with type or rope_type) or 5
     (rope_parameters)."""
     values = s.values.get("rope_scaling") or s.values.get("rope_parameters") or {}
-    rope = Section(values, f"{s.where}: rope_scaling")
+    rope = Section(values, f"{s.where}: {'rope_scaling' if s.values.get('rope_scaling') else 'rope_parameters'}")
     kind = values.get("rope_type", values.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
-        raise FormatError(f"{rope.where}: the type {kind} is not supported; expected default, linear or llama3.")
+        raise FormatError(f"{rope.where}: the type {shown(kind)} is not supported; expected default, linear or llama3.")
+    if any(isinstance(value, dict) for value in values.values()):
+        raise FormatError(f"{rope.where}: has different rotations for different kinds of layers; all layers here have the same.")
+    rope.refuse("partial_rotary_factor", 1)
     theta = s.get("rope_theta", float, values.get("rope_theta", 10000.0))
     c = {"lm.rope_theta": theta, "lm.rope_scaling": "none" if kind == "default" else kind, "lm.rope_factor": 1.0,
          "lm.rope_low": 1.0, "lm.rope_high": 4.0}
@@ -302,24 +337,60 @@ def rope_config(s):
     return c
 
 
+# The language models that can be read, by model_type, with the defaults of their classes where these are not Llama's. Mistral
+# is Llama with a sliding window; Qwen2 has biases on q, k and v, Qwen3 norms of q and k.
+LM_FAMILIES = {
+    "llama": {},
+    "mistral": dict(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096),
+    "qwen2": dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
+                  sliding_window=4096),
+    "qwen3": dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
+                  sliding_window=4096, head_dim=128)}
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def lm_family(c):
+    """The model_type of transformers that computes what a tikz.c configuration says; None: there is none."""
+    names = {(False, False): "llama", (True, False): "qwen2", (False, True): "qwen3"}
+    return names.get((c["lm.qkv_bias"], c["lm.qk_norm"]))
+
+
+def check_window(s, family, positions, layers):
+    """Refuses a sliding window that is shorter than the positions used: attention here sees all of them."""
+    window = s.values.get("sliding_window", LM_FAMILIES[family].get("sliding_window"))
+    kinds = s.values.get("layer_types") or []
+    if not isinstance(kinds, list) or not all(kind in LAYER_TYPES for kind in kinds):
+        raise FormatError(f"{s.where}: layer_types = {shown(kinds)} is not supported; expected full_attention or "
+                          f"sliding_attention for each layer.")
+    if family.startswith("qwen"):       # only layers from max_window_layers on, and only where use_sliding_window says so
+        first = s.get("max_window_layers", int, 28)
+        slides = s.get("use_sliding_window", bool, False) and ("sliding_attention" in kinds if kinds else first < layers)
+    else:
+        slides = True
+    if slides and window is not None and not (type(window) is int and window >= positions):
+        raise FormatError(f"{s.where}: sliding_window = {shown(window)} is not supported: it is shorter than the {positions} "
+                          f"positions used, and attention here sees all of them; --positions sets how many are used.")
+
+
 def lm_config(s, positions):
-    """A LlamaConfig, or a MistralConfig without sliding window -> the lm keys of tikz.c. positions: upper limit of
+    """The configuration of a language model of LM_FAMILIES -> the lm keys of tikz.c. positions: upper limit of
     lm.max_positions."""
+    family = s.get("model_type", str, "llama")
+    family = family if family in LM_FAMILIES else "llama"       # DeTikZify's own
+    defaults = dict(vocab_size=32000, intermediate_size=11008, max_position_embeddings=2048) | LM_FAMILIES[family]
     heads, width = s.size("num_attention_heads", 32), s.size("hidden_size", 4096)
-    c = {"lm.vocab": s.size("vocab_size", 32000), "lm.width": width, "lm.heads": heads,
-         "lm.layers": s.size("num_hidden_layers", 32, 256), "lm.kv_heads": s.size("num_key_value_heads", heads),
-         "lm.head_dim": s.size("head_dim", width // heads), "lm.ffn": s.size("intermediate_size", 11008),
-         "lm.max_positions": min(s.size("max_position_embeddings", 2048), positions),
-         "lm.eps": s.get("rms_norm_eps", float, 1e-6), "lm.tied": s.get("tie_word_embeddings", bool, False)}
+    layers = s.size("num_hidden_layers", 32, 256)
+    c = {"lm.vocab": s.size("vocab_size", defaults["vocab_size"]), "lm.width": width, "lm.heads": heads, "lm.layers": layers,
+         "lm.kv_heads": s.size("num_key_value_heads", defaults.get("num_key_value_heads", heads)),
+         "lm.head_dim": s.size("head_dim", defaults.get("head_dim", width // heads)),
+         "lm.ffn": s.size("intermediate_size", defaults["intermediate_size"]),
+         "lm.max_positions": min(s.size("max_position_embeddings", defaults["max_position_embeddings"]), positions),
+         "lm.eps": s.get("rms_norm_eps", float, 1e-6), "lm.tied": s.get("tie_word_embeddings", bool, False),
+         "lm.qkv_bias": family == "qwen2", "lm.qk_norm": family == "qwen3"}
     for key, neutral in (("attention_bias", False), ("mlp_bias", False), ("partial_rotary_factor", 1),
                          ("quantization_config", None)):
         s.refuse(key, neutral)
     if s.get("hidden_act", str, "silu") not in ("silu", "swish"):
         s.refuse("hidden_act")
-    window = s.values.get("sliding_window", 4096 if s.values.get("model_type") == "mistral" else None)
-    if window is not None and not (isinstance(window, int) and window >= c["lm.max_positions"]):
-        raise FormatError(f"{s.where}: sliding_window = {window} is not supported: it is shorter than the "
-                          f"{c['lm.max_positions']} positions used, and attention here sees all of them.")
+    check_window(s, family, c["lm.max_positions"], layers)
     return {"lm.rope_original": c["lm.max_positions"]} | c | rope_config(s)
-
-

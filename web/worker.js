@@ -1,0 +1,69 @@
+// The worker in which the model runs: web/wasm.c, compiled to WebAssembly. It is given orders, {name: "open", file}, {name:
+// "convert", blob, file, options} or {name: "document", program}, and answers with events, {name, data}. After an "error",
+// {message, type}, it is of no use any more.
+
+import { decodeImage, tilesOf } from "./pixels.js";
+
+const tileSide = 1024; // PAGE_TILE of web/wasm.c
+
+// A module with one function that uses a vector: browsers without SIMD find it invalid.
+const vectorModule = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0,  // magic number and version
+  1, 5, 1, 96, 0, 1, 123,                 // a type: no arguments, a v128
+  3, 2, 1, 0,                             // a function of this type:
+  10, 8, 1, 6, 0, 65, 0, 253, 17, 11);    // i32.const 0, i32x4.splat, end
+
+let model = null; // the module, once it has opened the model
+
+const say = (name, data) => postMessage({ name, data });
+
+const orders = {
+  async open({ file }) {
+    const bytes = download(file);
+    const kernels = WebAssembly.validate(vectorModule) ? "simd128" : "portable";
+    const { default: begin } = await import(`./model-${kernels}.js`);
+    model = await begin({ onEvent: say, printErr: (text) => console.info(text) });
+    model.FS.writeFile(file, await bytes);
+    model.ccall("page_open", null, ["string"], [file]);
+    model.FS.unlink(file); // the module has mapped it
+  },
+
+  async convert({ blob, file, options }) {
+    const image = await decodeImage(blob);
+    if (!image) throw failure(`The browser cannot read the image ${file}: it is damaged, or of a kind that it does not know`);
+    const place = model.ccall("page_image_begin", "number", ["string", "number", "number"], [file, image.width, image.height]);
+    for await (const { x, y, width, height, rgba } of tilesOf(image, tileSide)) {
+      model.HEAPU8.set(rgba, place);
+      model._page_image_put(x, y, width, height);
+    }
+    image.close();
+    const { temperature = 0, seed = 1, beam = 1, candidates = 1 } = options;
+    model._page_convert(Number(temperature), Number(seed), Number(beam), Number(candidates));
+  },
+
+  document({ program }) {
+    const bytes = new TextEncoder().encode(`${program}\0`); // which may be too long for the stack, where ccall puts texts
+    const place = model._malloc(bytes.length);
+    model.HEAPU8.set(bytes, place);
+    model._page_document(place);
+    model._free(place);
+  },
+};
+
+addEventListener("message", async ({ data: order }) => {
+  try {
+    await orders[order.name](order);
+  } catch (error) {
+    if (error.name === "ExitStatus") return; // the module has said why
+    say("error", { message: error.type ? error.message : `The model failed: ${error.message}`, type: error.type });
+  }
+});
+
+async function download(file) {
+  const answer = await fetch(file).catch(() => null);
+  if (answer?.ok) return new Uint8Array(await answer.arrayBuffer());
+  const why = answer ? `the server answers with status ${answer.status}` : "the server does not answer";
+  throw failure(`The model's file ${file} could not be loaded: ${why}`, "away");
+}
+
+// An error whose message is a sentence for the user.
+const failure = (message, type = "local") => Object.assign(new Error(message), { type });
