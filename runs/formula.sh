@@ -19,8 +19,9 @@ out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
 short=${SHORT:-4000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
 mkdir -p "$out"
 
-# Images of 64 x 512 pixels in patches of 16, two patches a token: 64 image tokens. 1.8 and 7.5 million parameters.
-frame=vision.image_height=64,vision.image_width=512,vision.patch=16,connector.concat=2
+# Images of 48 x 384 pixels, with letters 8 high, in patches of 8. A token is a strip of 6 patches, so the tokens follow each other
+# as the formula is read. 1.8 and 7.5 million parameters.
+frame=vision.image_height=48,vision.image_width=384,vision.letter=8,vision.patch=8,connector.kind=strips,connector.concat=6
 student=base,$frame,vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
 student+=,lm.layers=3,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384
 teacher=base,$frame,vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024
