@@ -89,7 +89,7 @@ static const ConfigField config_fields[] = {
     VISION_FIELD("vision.image_size", FIELD_INT, image_size, 4, 2048),
     VISION_FIELD("vision.image_height", FIELD_INT, image_height, 4, 4096),
     VISION_FIELD("vision.image_width", FIELD_INT, image_width, 4, 4096),
-    {"vision.letter", FIELD_INT, offsetof(ModelConfig, vision.letter), 0, 256, .optional = true},
+    {"vision.letter", FIELD_INT, offsetof(ModelConfig, vision.letter), 4, 256, .optional = true},
     VISION_FIELD("vision.patch", FIELD_INT, patch_size, 1, 64),
     VISION_FIELD("vision.width", FIELD_INT, hidden_size, 4, 16384),
     VISION_FIELD("vision.layers", FIELD_INT, layers, 1, 256),
