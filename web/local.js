@@ -86,6 +86,7 @@ async function* ask(order, last, signal) {
       yield event;
       if (ended === event) return;
     }
+    if (events.length) continue; // they came while the last one was being dealt with
     if (ended) throw ended;
     await new Promise((resolve) => { wake = resolve; });
   }
