@@ -82,7 +82,7 @@ static void empty_decoder(const Model *m) {
         Param *bias = find(m, "lm.%d.qkv.bias", l);
         zero_rows(qkv, 72, 1, 8);  // its value
         zero_rows(bias, 72, 1, 8);
-        scale_part(find(m, "lm.%d.q_norm", l), false, 0, 0, 8, 40);
+        scale_part(find(m, "lm.%d.q_norm", l), false, 0, 0, 8, 10);
         for (int h = 0; h < 6; h += 2) {
             zero_rows(qkv, 0, h, 8);
             zero_rows(bias, 0, h, 8);
