@@ -138,7 +138,7 @@ BROKEN = {
     "no tokenizer.json": (unlink("tokenizer.json"), ["tokenizer.json", "no such file"]),
     "config.json not JSON": (lambda f: (f / "model" / "config.json").write_text("{"), ["config.json", "not a JSON"]),
     "an unknown architecture": (config("model_type", value="llava"), ["config.json", "llava"]),
-    "an unknown language model": (text_config("model_type", "qwen2"), ["config.json", "qwen2"]),
+    "an unknown language model": (text_config("model_type", "gemma2"), ["config.json", "gemma2"]),
     "attention biases": (text_config("attention_bias", True), ["attention_bias"]),
     "mlp biases": (text_config("mlp_bias", True), ["mlp_bias"]),
     "a sliding window": (text_config("sliding_window", 64), ["sliding_window", "64"]),

@@ -176,7 +176,7 @@ QWEN2, QWEN3 = "Qwen2", "Qwen3, wide heads"
 WINDOW = ("sliding_window = 100 is not supported: it is shorter than the 160 positions used, and attention here sees all of "
           "them; --positions sets how many are used.")
 LACKS = "is not supported; the decoder and the encoder here have no such thing."
-FAMILIES = "expected a detikzify model, or one of llama, mistral, qwen2, qwen3 with --vision."
+FAMILIES = "expected a detikzify, idefics3 or smolvlm model, or one of llama, mistral, qwen2, qwen3 with --vision."
 LM_REFUSED = [
     ("SmolLM2", {"model_type": "mistral", "sliding_window": 100}, WINDOW),
     (QWEN2, {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 100}, WINDOW),
