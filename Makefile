@@ -167,8 +167,8 @@ build/wasm/index.html: web/index.html FORCE | build/wasm
 $(WASM_COPIED): build/wasm/%: web/% | build/wasm
 	@cp $< $@
 
-build/wasm/$(notdir $(WASM_MODEL)): $(WASM_MODEL) | build/wasm
-	@cp $< $@
+build/wasm/$(notdir $(WASM_MODEL)): $(WASM_MODEL) FORCE | build/wasm
+	@cmp -s $< $@ || cp $< $@
 
 $(WASM_MODULES): build/wasm/model-%.js: $(addprefix build/wasm-objects/,wasm.o cpu_%.o choose_%.o) | build/wasm
 	emcc $(WASM_LINK) $^ -o $@
@@ -382,9 +382,9 @@ demo:
 
 -include $(wildcard $(BUILD)/*.d)
 
-# Not what scripts/deps.sh downloaded: build/venv, build/venv-logs, build/venv-page and build/cuda.
+# Not what scripts/deps.sh downloaded: build/venv, other environments beside it, and build/cuda.
 clean:
-	rm -rf $(filter-out build/venv build/venv-logs build/venv-page build/cuda,$(wildcard build/*)) $(PROGRAMS)
+	rm -rf $(filter-out build/venv% build/cuda,$(wildcard build/*)) $(PROGRAMS)
 
 .PHONY: all clean install deb wasm demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
     all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized
