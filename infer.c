@@ -261,7 +261,7 @@ static void run_best(Session *s) {
     while (!interrupted() && (number = next_image(s, pixels, NULL)) >= 0) {
         Program *p = &s->writer->programs[number];
         BestProgram found;
-        die_if(best_find(&best, number, p->input->path, pixels, p->longest, &found, &err), &err);
+        die_if(best_find(&best, number, p->input->path, pixels, p->extent, &found, &err), &err);
         if (opt.dataset && interrupted()) {  // what a search has found so far is not what it would have found
             free(found.ids);
             break;

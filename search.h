@@ -2,7 +2,7 @@
  * with the drawings most like the image first.
  *
  *   generator_set_sampling(&g, 0.8, 0.95, 0, seed, ...);      // rollouts are sampled
- *   search_run(&(SearchOptions){.seconds = 10, .exploration = 0.6}, &g, &judge, pixels, longest, prefix, prefix_count,
+ *   search_run(&(SearchOptions){.seconds = 10, .exploration = 0.6}, &g, &judge, pixels, extent, prefix, prefix_count,
  *              report, context, &result, &err);
  *
  *   generate/search_tree.h     the rules (Monte Carlo tree search of DeTikZify)
@@ -208,12 +208,12 @@ static inline void search_prepare(Search *s, Generator *g, const TokenLines *lin
     s->rollouts.context = s;
 }
 
-/* Searches programs for one image: pixels u8 [height, width, 3] as infer prepares them; longest as for judge_begin; prefix
+/* Searches programs for one image: pixels u8 [height, width, 3] as infer prepares them; extent as for judge_begin; prefix
  * [prefix_count]: the tokens that all programs begin with. g is open, with sequences for all rollouts in flight, and its
  * sampling is set; its image and prefix are read here. Stops early when the user interrupts, and at an exact drawing. Returns
  * 0 with a result (free it with search_result_free), which may have no programs if there was no time; or -1 with *err
  * filled: the model's numbers are not finite, or TeX cannot be run. */
-static inline int search_run(const SearchOptions *o, Generator *g, Judge *judge, const uint8_t *pixels, int longest,
+static inline int search_run(const SearchOptions *o, Generator *g, Judge *judge, const uint8_t *pixels, ImageExtent extent,
                              const int *prefix, int prefix_count, SearchReport report, void *context,
                              SearchResult *result, Error *err) {
     Search s = {.o = *o, .judge = judge, .tokenizer = &g->m->tokenizer, .report = report, .context = context};
@@ -226,7 +226,7 @@ static inline int search_run(const SearchOptions *o, Generator *g, Judge *judge,
     s.begin = seconds_now();
     s.best = -2;  // below all scores
     *result = (SearchResult){0};
-    judge_begin(judge, pixels, longest);
+    judge_begin(judge, pixels, extent);
     if (rollouts_open(&s.rollouts, g, in_flight, pixels, prefix, prefix_count, search_store_bytes(o, g->m->op), err))
         return -1;
     TokenLines *lines = token_lines_of(&g->m->tokenizer, g->m->c.lm.vocab);

@@ -160,13 +160,13 @@ static inline int candidates_choose(Candidates *c, Error *err) {
     return best;
 }
 
-static inline int best_of_candidates(Best *b, int number, const uint8_t *pixels, int longest, BestProgram *found,
+static inline int best_of_candidates(Best *b, int number, const uint8_t *pixels, ImageExtent extent, BestProgram *found,
                                      Error *err) {
     const size_t n = (size_t)b->o.candidates;
     Candidates c = {.best = b};
     c.texts = (TokenIds *)xcalloc(n, sizeof(TokenIds));
     c.judged = (Judged **)xcalloc(n, sizeof(Judged *));
-    judge_begin(&b->judge, pixels, longest);
+    judge_begin(&b->judge, pixels, extent);
     candidates_sample(&c, number, pixels);
     const int best = candidates_choose(&c, err);
     found->not_finite = c.not_finite && best < 0;
@@ -200,7 +200,7 @@ static inline void best_print_ranks(const char *name, const SearchResult *r) {
                                     : "draws nothing");
 }
 
-static inline int best_of_search(Best *b, int number, const char *name, const uint8_t *pixels, int longest,
+static inline int best_of_search(Best *b, int number, const char *name, const uint8_t *pixels, ImageExtent extent,
                                  BestProgram *found, Error *err) {
     SearchResult r;
     const SearchOptions o = {.seconds = b->o.seconds,
@@ -210,7 +210,7 @@ static inline int best_of_search(Best *b, int number, const char *name, const ui
                              .compiler_only = b->o.compiler_only,
                              .in_flight = BEST_IN_FLIGHT,
                              .seed = b->o.seed + (uint64_t)number};
-    if (search_run(&o, b->g, &b->judge, pixels, longest, b->prefix, b->prefix_count, best_report, b, &r, err))
+    if (search_run(&o, b->g, &b->judge, pixels, extent, b->prefix, b->prefix_count, best_report, b, &r, err))
         return -1;
     if (r.count) {
         found->ids = search_copy_ids(r.found[0].ids, r.found[0].count);
@@ -223,12 +223,12 @@ static inline int best_of_search(Best *b, int number, const char *name, const ui
 }
 
 /* Finds the best program for an image: its number, for its random stream, and its name, for messages; pixels u8 [height,
- * width, 3]; longest: as for judge_begin. The caller frees found->ids. -1 with *err filled: TeX or the model failed. */
-static inline int best_find(Best *b, int number, const char *name, const uint8_t *pixels, int longest,
+ * width, 3]; extent: as for judge_begin. The caller frees found->ids. -1 with *err filled: TeX or the model failed. */
+static inline int best_find(Best *b, int number, const char *name, const uint8_t *pixels, ImageExtent extent,
                             BestProgram *found, Error *err) {
     *found = (BestProgram){.similarity = NAN};
-    return b->o.candidates ? best_of_candidates(b, number, pixels, longest, found, err)
-                           : best_of_search(b, number, name, pixels, longest, found, err);
+    return b->o.candidates ? best_of_candidates(b, number, pixels, extent, found, err)
+                           : best_of_search(b, number, name, pixels, extent, found, err);
 }
 
 #endif

@@ -2,7 +2,7 @@
  *
  *   Judge j;
  *   if (judge_open(&j, &(JudgeOptions){.model = &model, .threads = 2}, &err)) ...
- *   judge_begin(&j, pixels, longest);             // the input image: forgets the programs judged before
+ *   judge_begin(&j, pixels, extent);              // the input image: forgets the programs judged before
  *   Judged *p = judge_submit(&j, text, n);        // returns at once; threads compile and draw
  *   if (judge_wait(&j, p, 0, &err) == 0) ...      // p->clean, p->drawn, p->error_line, p->message
  *   judge_score(&j, p);                           // p->similarity, p->same
@@ -43,7 +43,7 @@ typedef enum { JUDGED_WAITING, JUDGED_RUNNING, JUDGED_DONE } JudgedState;
 typedef struct Judged {
     char *text;
     size_t bytes;
-    int longest;  // pixels of its drawing's longest side
+    ImageExtent like;  // of the input that it is drawn for
     JudgedState state;
     bool orphan;        // its image is no longer of interest: freed by the thread that works on it
     bool drawn, clean;  // there is a drawing; the program compiles without errors
@@ -72,7 +72,7 @@ typedef struct {
     Judged *first, *last;               // the queue
     Judged *slots[JUDGE_SLOTS];         // the cache, by the hash of the text
     int count;                          // of the programs in it
-    int longest;                        // pixels of the longest side of the drawings that are submitted next
+    ImageExtent like;                   // of the input that the programs submitted next are drawn for
     uint8_t *input;                     // [height, width, 3]
     SimilarityInk ink;                  // of the input, or
     double *features, *drawn_features;  // [P, C] of the input and of a drawing
@@ -99,14 +99,15 @@ static inline void judge_draw(const Judge *j, Judged *p, const Compiled *c) {
     Image image;
     Error why;
     const size_t bytes = image_size_bytes(j->o.image_size);
-    if (render_image(&j->renderer, c, p->longest, 0, &image, &why)) {
+    const int longest = similarity_drawing_size(p->like.longest, j->o.image_size);
+    if (render_image(&j->renderer, c, longest, 0, &image, &why)) {
         if (!p->message) p->message = xstrdup(why.text);
         p->blank = p->clean;
         p->clean = false;
         return;
     }
     p->pixels = (uint8_t *)xmalloc(bytes);
-    image_prepare(p->pixels, &image, j->o.image_size);
+    image_prepare_like(p->pixels, &image, j->o.image_size, p->like);
     p->pixels_hash = hash_bytes(HASH_BEGIN, p->pixels, bytes);
     p->drawn = true;
     image_free(&image);
@@ -240,18 +241,16 @@ static inline void judge_set_input(Judge *j, const uint8_t *pixels) {
         j->ink = similarity_ink(pixels, j->o.image_size);
 }
 
-/* Pixels of the longest side of what was cut out of the input image; drawings of programs that are submitted from now on are
- * made in this size, so that they are blurred alike (0: the model's). */
-static inline void judge_set_size(Judge *j, int longest) {
-    j->longest = similarity_drawing_size(longest, j->o.image_size);
-}
+/* What was cut out of the input image; drawings of programs that are submitted from now on are made as large and prepared in the
+ * same scale, so that they are blurred alike. */
+static inline void judge_set_size(Judge *j, ImageExtent extent) { j->like = extent; }
 
 /* Begins with another input image: as for judge_set_input and judge_set_size. Forgets the programs that were judged. */
-static inline void judge_begin(Judge *j, const uint8_t *pixels, int longest) {
+static inline void judge_begin(Judge *j, const uint8_t *pixels, ImageExtent extent) {
     pthread_mutex_lock(&j->lock);
     judge_forget(j);
     pthread_mutex_unlock(&j->lock);
-    judge_set_size(j, longest);
+    judge_set_size(j, extent);
     j->best = -INFINITY;
     if (!j->o.compile_only) judge_set_input(j, pixels);
 }
@@ -305,14 +304,16 @@ static inline Judged *judge_submit(Judge *j, const char *text, size_t n) {
     const size_t slot = hash_slot(hash_bytes(HASH_BEGIN, text, n), JUDGE_SLOTS);
     pthread_mutex_lock(&j->lock);
     Judged *p = j->slots[slot];
-    while (p && (p->bytes != n || p->longest != j->longest || memcmp(p->text, text, n) != 0)) p = p->chained;
+    while (p && (p->bytes != n || p->like.longest != j->like.longest || p->like.scale != j->like.scale ||
+                 memcmp(p->text, text, n) != 0))
+        p = p->chained;
     if (!p) {
         p = (Judged *)xcalloc(1, sizeof *p);
         p->text = (char *)xmalloc(n + 1);
         memcpy(p->text, text, n);
         p->text[n] = '\0';
         p->bytes = n;
-        p->longest = j->longest;
+        p->like = j->like;
         p->chained = j->slots[slot];
         j->slots[slot] = p;
         j->count++;

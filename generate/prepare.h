@@ -28,10 +28,10 @@ static inline void program_prepare(Program *p, const PrepareOptions *o, uint8_t 
     if (program_preprocess(p, o, &image, &box, &err)) {
         program_fail(p, &err);
     } else {
-        image_prepare_box(pixels, &image, box, o->size);
+        p->extent = image_prepare_box(pixels, &image, box, o->size);
         if (draft_pixels) image_prepare_box(draft_pixels, &image, box, o->draft_size);
-        if (image_remark(remark, sizeof remark, &image, box, pixels, o->size)) warn("%s: %s", p->input->path, remark);
-        p->longest = box.width > box.height ? box.width : box.height;
+        if (image_remark(remark, sizeof remark, &image, box, pixels, o->size, p->extent.scale))
+            warn("%s: %s", p->input->path, remark);
     }
     image_free(&image);
     if (o->show && !p->failed)

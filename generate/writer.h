@@ -45,7 +45,7 @@ typedef struct {
     FILE *live;       // where it is written while it is generated; NULL: only when it is complete
     AtomicFile file;  // with --output
     uint8_t *pixels;  // [height, width, 3] the input, where it is shown or compared
-    int longest;      // pixels of its longest side, without the margin
+    ImageExtent extent;  // of it, without the margin
     TokenDecoder decoder;
     RepeatGuard guard;
     TokenIds ids;  // with the prefix, and with the end token
@@ -251,11 +251,11 @@ static inline void program_compare(Program *p, const Writer *w, const Compiled *
     Image drawn = {0}, input = {size.width, size.height, p->pixels};
     if (!p->pixels) return;
     if (c->pdf &&
-        render_image(&w->drawing->renderer, c, similarity_drawing_size(p->longest, size), 0, &drawn, &err)) {
+        render_image(&w->drawing->renderer, c, similarity_drawing_size(p->extent.longest, size), 0, &drawn, &err)) {
         warn("%s: %s", p->input->path, err.text);
     } else if (c->pdf && isnan(p->similarity)) {
         uint8_t *pixels = (uint8_t *)xmalloc(image_size_bytes(size));
-        image_prepare(pixels, &drawn, size);
+        image_prepare_like(pixels, &drawn, size, p->extent);
         p->similarity = similarity_of_pixels(p->pixels, pixels, size);
         free(pixels);
     }

@@ -220,25 +220,25 @@ static inline ImageSize image_padded(ImageBox box, ImageSize size) {
     return area;
 }
 
-/* The area that becomes the input: in which letters have their height, or the least one, if the part does not fit into that. */
-static inline ImageSize image_area(const Image *p, ImageBox box, ImageSize size) {
+/* What became of a part of an image: the pixels of its longest side (0: not known), and how many of its pixels are to be one of
+ * the input, for letters to have their height (0: it is as large as fits). */
+typedef struct {
+    int longest;
+    double scale;
+} ImageExtent;
+
+/* The area that becomes the input: the one that `scale` asks for, or the least one, if the part does not fit into that. */
+static inline ImageSize image_area(ImageBox box, ImageSize size, double scale) {
     const ImageSize least = image_padded(box, size);
-    if (!size.letter) return least;
-    const double scale = (double)image_letter_height(p, box) / size.letter;
     const ImageSize area = image_size((int)nearbyint(scale * size.height), (int)nearbyint(scale * size.width));
     return area.height > least.height && area.width > least.width ? area : least;
-}
-
-/* The height of the letters in the input, in pixels: size.letter, or less if the part would not fit otherwise. */
-static inline double image_letter_drawn(const Image *p, ImageBox box, ImageSize size) {
-    return (double)image_letter_height(p, box) * size.width / image_area(p, box, size).width;
 }
 
 /* Puts a part of an image into a white area of the input's shape and resizes that to `size`: in the middle, or, where letters
  * have a height, at its left edge. out: [height, width, 3]. As in ImageOps.pad, the offset of what is in the middle is rounded
  * half to even. */
-static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box, ImageSize size) {
-    const ImageSize area = image_area(p, box, size);
+static inline ImageExtent image_prepare_scaled(uint8_t *out, const Image *p, ImageBox box, ImageSize size, double scale) {
+    const ImageSize area = image_area(box, size, scale);
     const int left = size.letter ? 0 : (int)nearbyint((area.width - box.width) * 0.5);
     const int top = (int)nearbyint((area.height - box.height) * 0.5);
     ImageTaps across = image_taps(image_filter_bicubic, area.width, size.width);
@@ -246,6 +246,12 @@ static inline void image_prepare_box(uint8_t *out, const Image *p, ImageBox box,
     image_resample(out, p, box, left, top, &across, &down, size.width, size.height);
     image_taps_free(&across);
     image_taps_free(&down);
+    return (ImageExtent){image_longest(box), scale};
+}
+
+static inline ImageExtent image_prepare_box(uint8_t *out, const Image *p, ImageBox box, ImageSize size) {
+    const double scale = size.letter ? (double)image_letter_height(p, box) / size.letter : 0;
+    return image_prepare_scaled(out, p, box, size, scale);
 }
 
 /* What DeTikZify's own pipeline does before the model's preprocessing (Belouadi et al. 2024): cuts off the exactly white
@@ -296,8 +302,18 @@ static inline void image_shrink(Image *p, int most) {
 
 /* Makes the input of a vision encoder: trims the exactly white margin, and resizes the rest. out: [height, width,
  * 3]. */
-static inline void image_prepare(uint8_t *out, const Image *p, ImageSize size) {
-    image_prepare_box(out, p, image_trim(p, IMAGE_WHITE), size);
+static inline ImageExtent image_prepare(uint8_t *out, const Image *p, ImageSize size) {
+    return image_prepare_box(out, p, image_trim(p, IMAGE_WHITE), size);
+}
+
+/* The same for a drawing that is compared with an input: in the scale that the input had, as if both were equally long, because
+ * measuring the letters of two drawings that are nearly alike may give two heights. */
+static inline void image_prepare_like(uint8_t *out, const Image *p, ImageSize size, ImageExtent input) {
+    const ImageBox box = image_trim(p, IMAGE_WHITE);
+    if (size.letter && input.longest)
+        image_prepare_scaled(out, p, box, size, input.scale * image_longest(box) / input.longest);
+    else
+        image_prepare_box(out, p, box, size);
 }
 
 /* ---- images that a model cannot make much of ---- */
@@ -353,10 +369,11 @@ static inline bool image_illegible(ImageBox box, ImageSize size, ImageSize *draw
 }
 
 /* Writes into text [capacity] why a model will not make much of the image, and what to do. prepared [height, width, 3]
- * is what image_prepare_box made of the box. Returns false, with an empty text, when there is nothing to say. The
+ * and scale are what image_prepare_box made of the box. Returns false, with an empty text, when there is nothing to say. The
  * models are trained on dark lines on white without a margin. */
 static inline bool image_remark(char *text, size_t capacity, const Image *p, ImageBox box, const uint8_t *prepared,
-                                ImageSize size) {
+                                ImageSize size, double scale) {
+    const double letter = size.letter * scale * size.width / image_area(box, size, scale).width;
     const int side = image_padded(box, size).width;
     const int near_side = image_padded(image_trim(p, IMAGE_NEAR_WHITE), size).width;
     const int ink = 255 - image_darkest(p->rgb, 3 * (size_t)p->width * p->height);
@@ -377,11 +394,11 @@ static inline bool image_remark(char *text, size_t capacity, const Image *p, Ima
             "its %d x %d pixels become only %d x %d in the model's %d x %d, too small to read text in them; break a "
             "long line into several images, or cut out a part",
             box.width, box.height, drawn.width, drawn.height, size.width, size.height);
-    else if (size.letter && image_letter_drawn(p, box, size) < IMAGE_LETTER_LEGIBLE * size.letter)
+    else if (size.letter && letter < IMAGE_LETTER_LEGIBLE * size.letter)
         snprintf(text, capacity,
                  "its letters become %.1f pixels high in the model's %d x %d, where %d are right; break a long line into "
                  "several images, or cut out a part",
-                 image_letter_drawn(p, box, size), size.height, size.width, size.letter);
+                 letter, size.height, size.width, size.letter);
     else if (image_texture_share(p, box) > 0.75)
         snprintf(text, capacity,
                  "its colours change from pixel to pixel, as in a photo, and the models know drawings; their answer may "

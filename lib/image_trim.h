@@ -8,6 +8,8 @@ typedef struct {
     int x, y, width, height;
 } ImageBox;
 
+static inline int image_longest(ImageBox b) { return b.width > b.height ? b.width : b.height; }
+
 /* What counts as white: the encoders are trained on images without an exactly white margin. JPEG leaves pixels near
  * white in a white margin. */
 enum { IMAGE_WHITE = 255, IMAGE_NEAR_WHITE = 240 };

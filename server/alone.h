@@ -142,7 +142,7 @@ static inline void alone_candidates(Instance *i, Job *j) {
     c.judged = (Judged **)xcalloc(n, sizeof(Judged *));
     c.log_probabilities = (double *)xcalloc(n, sizeof(double));
     Ranked *ranked = (Ranked *)xcalloc(n, sizeof(Ranked));
-    judge_begin(&b->judge, j->pixels, j->program.longest);
+    judge_begin(&b->judge, j->pixels, j->program.extent);
     candidates_sample(&c, 0, j->pixels);
     if (job_left(j)) {  // which has failed it
     } else if (c.not_finite) {
@@ -195,7 +195,7 @@ static inline void alone_search(Instance *i, Job *j) {
                              .exploration = b->o.exploration,
                              .in_flight = BEST_IN_FLIGHT,
                              .seed = b->o.seed};
-    if (search_run(&o, &i->generator, &i->best.judge, j->pixels, j->program.longest, i->prefix.ids, i->prefix.count,
+    if (search_run(&o, &i->generator, &i->best.judge, j->pixels, j->program.extent, i->prefix.ids, i->prefix.count,
                    alone_report, j, &r, &err)) {
         job_fail(j, 500, "the search failed: %s", err.text);
         return;

@@ -176,8 +176,7 @@ static inline int request_prepare_image(Job *j, Image *image, Error *err) {
     j->program.model = &i->known;
     if (program_preprocess(&j->program, &i->prepare, image, &box, err)) return -1;
     j->pixels = (uint8_t *)xmalloc(image_size_bytes(i->prepare.size));
-    image_prepare_box(j->pixels, image, box, i->prepare.size);
-    j->program.longest = box.width > box.height ? box.width : box.height;
+    j->program.extent = image_prepare_box(j->pixels, image, box, i->prepare.size);
     return 0;
 }
 

@@ -51,24 +51,39 @@ def text(zoom):
     return image.resize((160 * zoom, 40 * zoom), Image.Resampling.BICUBIC)
 
 
+def matrix(zoom):
+    """Letters between delimiters three times as high, on grey paper."""
+    image = Image.new("RGB", (80, 50), (210, 205, 200))
+    draw = ImageDraw.Draw(image)
+    draw.arc((10, 5, 30, 45), 120, 240, fill="black", width=2)
+    draw.arc((45, 5, 65, 45), -60, 60, fill="black", width=2)
+    draw.text((24, 8), "a b", fill="black")
+    draw.text((24, 28), "c d", fill="black")
+    return image.resize((80 * zoom, 50 * zoom), Image.Resampling.BICUBIC)
+
+
 def letter_height(image):
-    """The height of the letters in an RGB image: of the pieces of ink that are no bars, each counted as often as it is high,
-    the median."""
+    """The height of the letters in an RGB image: the lower third over the pieces of ink that are no bars and no dots, each counted
+    by its height, and by the square of its width over its height where it is narrow."""
     depth = 255 - np.asarray(image).min(axis=2).astype(int)
-    factor = 1
+    paper = np.sort(depth, axis=None)[-(-depth.size // 10) - 1]
+    darkest, factor = depth.max(), 1
     while (image.width // factor) * (image.height // factor) > 1000000:
         factor += 1
     depth = np.pad(depth, ((0, -depth.shape[0] % factor), (0, -depth.shape[1] % factor)))
     depth = depth.reshape(depth.shape[0] // factor, factor, -1, factor).max(axis=(1, 3))
-    ink = 3 * depth >= max(depth.max(), 1)
-    labels, _ = ndimage.label(ink, structure=np.ones((3, 3)))
-    heights, widest = [], 0
+    labels, _ = ndimage.label(5 * (depth - paper) >= darkest - paper, structure=np.ones((3, 3)))
+    letters, widest = [], 0
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        full = 5 * np.count_nonzero(labels[rows, columns] == number) >= 4 * width * height
-        widest = max(widest, width)
-        heights += [height] * (0 if width >= 3 * height and full else height)
-    return factor * max(1, sorted(heights)[(len(heights) - 1) // 2] if heights else -(-2 * widest // 3))
+        if 3 * width >= 2 * height and 4 * np.count_nonzero(labels[rows, columns] == number) >= 3 * width * height:
+            widest = max(widest, width)
+        else:
+            letters.append((height, 64 * min(width, height) ** 2 // height + 1))
+    if not letters:
+        return factor * -(-2 * widest // 3)
+    heights, weights = zip(*sorted(letters))
+    return factor * heights[np.searchsorted(3 * np.cumsum(weights), sum(weights))]
 
 
 def noise(mode, size, seed):
@@ -152,6 +167,7 @@ def make_images(folder):
     add("huge.png", drawing("RGB", (6000, 3500), 302))
     for zoom in (1, 2, 3):
         add(f"text{zoom}.png", text(zoom))
+        add(f"text-matrix{zoom}.png", matrix(zoom))
     rng = np.random.default_rng(5)
     for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")):
         values = rng.integers(0, 65536, (37, 53, channels), dtype=np.uint16)

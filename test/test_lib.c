@@ -857,7 +857,7 @@ static void test_image_remark(void) {
             }
         ImageBox box = image_trim(&p, IMAGE_WHITE);
         image_prepare_box(out, &p, box, image_square(SIZE));
-        const bool remark = image_remark(text, sizeof text, &p, box, out, image_square(SIZE));
+        const bool remark = image_remark(text, sizeof text, &p, box, out, image_square(SIZE), 0);
         check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part,
               text);
         if (!strstr(text, "try")) continue;
@@ -866,7 +866,7 @@ static void test_image_remark(void) {
         else
             box = image_trim(&p, IMAGE_NEAR_WHITE);
         image_prepare_box(out, &p, box, image_square(SIZE));
-        check(!image_remark(text, sizeof text, &p, box, out, image_square(SIZE)), __FILE__, __LINE__,
+        check(!image_remark(text, sizeof text, &p, box, out, image_square(SIZE), 0), __FILE__, __LINE__,
               "the remedy helps", text);
     }
     free(rgb);
@@ -894,9 +894,9 @@ static void test_remark_of_strips(void) {
         Image p = {s.width, s.height, (uint8_t *)xcalloc(image_size_bytes(s), 1)};
         for (size_t k = 0; k < image_size_bytes(s); k++) p.rgb[k] = k / 3 % 8 < 4 ? 0 : 255;
         const ImageBox box = image_trim(&p, IMAGE_WHITE);
-        image_prepare_box(out, &p, box, cases[i].frame);
+        const double scale = image_prepare_box(out, &p, box, cases[i].frame).scale;
         const bool remark =
-            image_remark(text, sizeof text, &p, (ImageBox){0, 0, s.width, s.height}, out, cases[i].frame);
+            image_remark(text, sizeof text, &p, (ImageBox){0, 0, s.width, s.height}, out, cases[i].frame, scale);
         check(*cases[i].part ? remark && strstr(text, cases[i].part) : !remark, __FILE__, __LINE__, cases[i].part,
               text);
         image_free(&p);
@@ -915,26 +915,37 @@ static void draw_blocks(Image *p, const int (*at)[2], int n, int zoom) {
                 memset(p->rgb + 3 * ((size_t)(zoom * at[i][1] + y) * p->width + zoom * at[i][0] + x), 0, 3);
 }
 
-/* Two letters 8 high, a bar, and a dot, in several sizes: the letters' height is found, and becomes that of the input's letters. */
+/* Two letters 8 high, a bar, a dot and two delimiters 14 high, in several sizes: the letters' height is found, on grey paper,
+ * too, and becomes that of the input's letters. */
 static void test_letters(void) {
     static const int blocks[][2] = {{4, 6}, {4, 8}, {4, 10}, {4, 12}, {10, 6}, {12, 8}, {10, 10}, {12, 12}, {16, 12},
-                                    {2, 18}, {4, 18}, {6, 18}, {8, 18}, {10, 18}, {12, 18}, {14, 18}};
+                                    {2, 18}, {4, 18}, {6, 18}, {8, 18}, {10, 18}, {12, 18}, {14, 18},
+                                    {22, 6}, {22, 8}, {22, 10}, {22, 12}, {22, 14}, {22, 16}, {22, 18},
+                                    {26, 6}, {26, 8}, {26, 10}, {26, 12}, {26, 14}, {26, 16}, {26, 18}};
     const int n = sizeof blocks / sizeof *blocks;
-    uint8_t out[3 * 32 * 64], first[3 * 32 * 64];
+    uint8_t out[3 * 32 * 64], first[3 * 32 * 64], like[3 * 32 * 64];
+    ImageExtent input = {0, 0};
     for (int zoom = 1; zoom <= 5; zoom += 2) {
         Image p = {40 * zoom, 30 * zoom, (uint8_t *)xmalloc(3 * 1200 * (size_t)(zoom * zoom))};
         memset(p.rgb, 255, 3 * 1200 * (size_t)(zoom * zoom));
         draw_blocks(&p, blocks, n, zoom);
         const ImageBox box = image_trim(&p, IMAGE_WHITE);
         CHECK(image_letter_height(&p, box) == 8 * zoom);
-        image_prepare_box(out, &p, box, (ImageSize){32, 64, 8});
+        const ImageExtent extent = image_prepare_box(out, &p, box, (ImageSize){32, 64, 8});
+        if (zoom == 1) input = extent;
+        image_prepare_like(like, &p, (ImageSize){32, 64, 8}, input);  // the same drawing, larger
+        CHECK(!memcmp(like, out, sizeof out));
+        image_prepare_like(like, &p, (ImageSize){32, 64, 8}, (ImageExtent){input.longest, 2 * input.scale});
+        CHECK(like[3 * (64 * 14 + 1)] < 128 && like[3 * (64 * 14 + 2)] > 191 && memcmp(like, out, sizeof out) != 0);  // half as large, whatever its letters are
         CHECK(out[3 * (64 * 9 + 2)] < 64 && out[3 * (64 * 9 + 1)] > 191);  // at the left edge, 14 of 32 rows
         if (zoom == 1) memcpy(first, out, sizeof out);
         int most = 0;
         for (size_t i = 0; i < sizeof out; i++) most = abs(out[i] - first[i]) > most ? abs(out[i] - first[i]) : most;
         CHECK(most < 64);  // the bicubic filter blurs the edges a little
-        const ImageSize least = image_area(&p, box, (ImageSize){8, 64, 8});  // 14 rows do not fit into 8
+        const ImageSize least = image_area(box, (ImageSize){8, 64, 8}, zoom);  // 14 rows do not fit into 8
         CHECK(least.height == 14 * zoom && least.width == 14 * zoom * 8);
+        for (size_t i = 0; i < 3600 * (size_t)(zoom * zoom); i++) p.rgb[i] = p.rgb[i] ? 150 : 0;
+        CHECK(image_letter_height(&p, (ImageBox){0, 0, p.width, p.height}) == 8 * zoom);
         image_free(&p);
     }
     uint8_t pixels[3 * 30 * 4];
@@ -942,7 +953,7 @@ static void test_letters(void) {
     memset(pixels, 0, sizeof pixels);
     CHECK(image_letter_height(&bar, (ImageBox){0, 0, 30, 4}) == 20);
     memset(pixels, 255, sizeof pixels);
-    CHECK(image_letter_height(&bar, (ImageBox){0, 0, 30, 4}) >= 1);  // white is one large piece
+    CHECK(image_letter_height(&bar, (ImageBox){0, 0, 30, 4}) == 20);  // all of one colour, whichever it is, is a bar
 }
 
 static void test_jpeg_refused(void) {

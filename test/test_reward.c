@@ -75,8 +75,8 @@ static void targets_make(Rewards *w, RewardTarget *targets) {
     Error err = {""};
     const size_t bytes = image_size_bytes(w->judge.o.image_size);
     for (int i = 0; i < 2; i++) {
-        targets[i] = (RewardTarget){.pixels = xcalloc(bytes, 1), .longest = i ? 160 : 80};
-        judge_begin(&w->judge, targets[i].pixels, targets[i].longest);
+        targets[i] = (RewardTarget){.pixels = xcalloc(bytes, 1), .extent = {i ? 160 : 80, 0}};
+        judge_begin(&w->judge, targets[i].pixels, targets[i].extent);
         Judged *p = judge_submit(&w->judge, line, strlen(line));
         if (judge_wait(&w->judge, p, 0, &err) || !p->drawn) die("the line is not drawn: %s", err.text);
         memcpy(targets[i].pixels, p->pixels, bytes);

@@ -538,11 +538,11 @@ static void test_judge(const char *cache) {
     uint8_t input[S * S * 3];
     memset(input, 255, sizeof input);
     CHECK_OK(judge_open(&j, &(JudgeOptions){.image_size = image_square(S), .threads = 2, .cache = cache}, &err), err);
-    judge_begin(&j, input, 64);
+    judge_begin(&j, input, (ImageExtent){64, 0});
     Judged *a = judge_now(&j, line);
     CHECK(a->clean && a->drawn && !a->message && a->pixels);
     memcpy(input, a->pixels, sizeof input);
-    judge_begin(&j, input, 64);  // the drawing itself is the input now; everything is forgotten
+    judge_begin(&j, input, (ImageExtent){64, 0});  // the drawing itself is the input now; everything is forgotten
     CHECK(j.count == 0);
     Judged *b = judge_submit(&j, bad, strlen(bad)), *c = judge_submit(&j, "no figure", 9);
     a = judge_now(&j, line);
@@ -560,7 +560,7 @@ static void test_judge(const char *cache) {
     static const char endless[] = FIGURE("\\def\\x{\\x}\\x");
     const double begin = seconds_now();
     CHECK(judge_wait(&j, judge_submit(&j, endless, strlen(endless)), seconds_now() + 0.3, &err) == 1);
-    judge_begin(&j, input, 64);  // while it runs
+    judge_begin(&j, input, (ImageExtent){64, 0});  // while it runs
     CHECK(judge_now(&j, line)->clean);
     judge_close(&j);
     CHECK(seconds_now() - begin < 8);  // and is not waited for
@@ -600,7 +600,7 @@ static void test_search_run(const char *cache) {
             .model = &m, .threads = 1 + k, .cache = cache, .similarity = k == 1 ? SIMILARITY_EMD : SIMILARITY_PIXELS};
         const SearchOptions s = {.rollouts = 6, .exploration = 0.6, .in_flight = 3};
         CHECK_OK(judge_open(&j, &o, &err), err);
-        CHECK_OK(search_run(&s, &g, &j, pixels, image.width, NULL, 0, k ? NULL : on_report, &seen, &r[k], &err), err);
+        CHECK_OK(search_run(&s, &g, &j, pixels, (ImageExtent){image.width, 0}, NULL, 0, k ? NULL : on_report, &seen, &r[k], &err), err);
         judge_close(&j);
         CHECK(r[k].rollouts == 6 && r[k].count >= 1 && r[k].count <= 6);
         for (int i = 1; i < r[k].count; i++) CHECK(search_compare(&r[k].found[i - 1], &r[k].found[i]) < 0);

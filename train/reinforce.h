@@ -112,8 +112,7 @@ static void reinforce_target(const Reinforce *r, RewardTarget *target, uint32_t 
     char *name = format_string("of record %llu in %s", (unsigned long long)s.number, s.path);
     die_if(image_decode(&image, s.image, s.image_bytes, name, &err), &err);
     const ImageBox box = image_trim(&image, IMAGE_WHITE);
-    image_prepare_box(target->pixels, &image, box, r->rewards.judge.o.image_size);
-    target->longest = box.width > box.height ? box.width : box.height;
+    target->extent = image_prepare_box(target->pixels, &image, box, r->rewards.judge.o.image_size);
     image_free(&image);
     free(name);
     free(target->text);

@@ -24,7 +24,7 @@ static const SandboxLimits reward_limits = {10, 600, (size_t)1 << 30, 64 << 20, 
 /* An image that programs are written for. */
 typedef struct {
     uint8_t *pixels;  // [height, width, 3] as the model sees it
-    int longest;      // pixels of the longest side of what was cut out of the image, as for judge_set_size
+    ImageExtent extent;  // of what was cut out of the image, as for judge_set_size
     char *text;       // the program that the data has for it; NULL: none is known
     size_t bytes;
     Judged *judged;
@@ -160,11 +160,11 @@ static inline int reward_score(Rewards *w, const RewardTarget *target, RewardedP
 /* Rewards n programs. Waits for TeX, and uses the model on the calling thread. -1 with *err filled: no verdict was possible, for
  * example because the disk is full. */
 static inline int rewards_compute(Rewards *w, RewardTarget *targets, RewardedProgram *programs, int n, Error *err) {
-    if (n) judge_begin(&w->judge, targets[programs[0].target].pixels, targets[programs[0].target].longest);
+    if (n) judge_begin(&w->judge, targets[programs[0].target].pixels, targets[programs[0].target].extent);
     for (int i = 0; i < n; i++) {
         RewardedProgram *p = &programs[i];
         RewardTarget *target = &targets[p->target];
-        judge_set_size(&w->judge, target->longest);
+        judge_set_size(&w->judge, target->extent);
         if (target->text) target->judged = judge_submit(&w->judge, target->text, target->bytes);
         if (!p->ended) continue;
         p->judged = judge_submit(&w->judge, p->text, p->bytes);

@@ -161,10 +161,8 @@ static void search_figure(Generator *g, Judge *j, const Dataset *d, int number, 
     die_if(dataset_check_sample(&sample, g->m->tokenizer.count, &err), &err);
     die_if(image_decode(&image, sample.image, sample.image_bytes, "of the dataset", &err), &err);
     const ImageBox box = image_trim(&image, IMAGE_WHITE);
-    image_prepare_box(pixels, &image, box, vision_size(&g->m->c.vision));
-    die_if(
-        search_run(&o, g, j, pixels, box.width > box.height ? box.width : box.height, NULL, 0, NULL, NULL, &r, &err),
-        &err);
+    const ImageExtent extent = image_prepare_box(pixels, &image, box, vision_size(&g->m->c.vision));
+    die_if(search_run(&o, g, j, pixels, extent, NULL, 0, NULL, NULL, &r, &err), &err);
     char *reference;
     size_t n;
     tokenizer_decode(&g->m->tokenizer, (const int *)sample.tokens, (int)sample.token_count, &reference, &n);
