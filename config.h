@@ -20,14 +20,14 @@ typedef enum { CONNECTOR_CONCAT, CONNECTOR_SHUFFLE, CONNECTOR_STRIPS } Connector
 typedef struct {
     int image_size;  // S: images are S x S pixels; the last S mod patch_size rows and columns are ignored; 0: rectangular
     int image_height, image_width;                      // of rectangular images, multiples of patch_size; 0: square
-    int letter;                                         // pixels: the height that letters get; 0: images as large as fits
+    int letter;                                         // pixels: the height that letters get; 0: images are scaled to fit
     int patch_size;                                     // p, in pixels
     int hidden_size, layers, heads, intermediate_size;  // C, L, H, M
     Activation activation;
     float eps;            // of the layer norms
     ConnectorKind connector;
-    int concat;           // of kind concat: patches joined into one image token
-    int scale_factor;     // s, of kind shuffle: s x s patches are
+    int concat;           // of kinds concat and strips: patches joined into one image token
+    int scale_factor;     // block side s of kind shuffle: s x s patches make one token
     bool connector_bias;  // the connector has a bias
     int output_size;      // W: the decoder's hidden size; not a key, follows from lm.width
 } VisionConfig;
@@ -221,6 +221,8 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
                          s.width, v->patch_size);
     if (v->letter && !vision_rectangular(v))
         return error_set(err, "%s: vision.letter is for rectangular images (vision.image_height, image_width)", where);
+    if (v->letter > s.height)
+        return error_set(err, "%s: vision.letter %d is higher than the images, %d pixels", where, v->letter, s.height);
     if (v->hidden_size % v->heads)
         return error_set(err, "%s: vision.width %d is not a multiple of vision.heads %d", where, v->hidden_size,
                          v->heads);
@@ -233,7 +235,8 @@ static inline int config_check(ModelConfig *c, const char *where, Error *err) {
         return error_set(err, "%s: %d patches cannot be joined in groups of connector.concat %d", where,
                          vision_patches(v), v->concat);
     if (v->connector == CONNECTOR_STRIPS && v->concat % vision_rows(v))
-        return error_set(err, "%s: connector.concat %d is no whole number of strips of %d patches", where, v->concat, vision_rows(v));
+        return error_set(err, "%s: connector.concat %d is not a multiple of the %d rows of patches (kind strips)", where, v->concat,
+                         vision_rows(v));
     if (l->heads % l->kv_heads)
         return error_set(err, "%s: lm.heads %d is not a multiple of lm.kv_heads %d", where, l->heads, l->kv_heads);
     if (l->head_dim % 2)

@@ -283,6 +283,7 @@ static int read_max_text(const char *path) {
     Tokenizer t;
     die_if(safetensors_open(&file, path, &err), &err);
     die_if(config_load(&c, &file, &err) || tokenizer_load(&t, &file, &err), &err);
+    die_if(tokenizer_fits(&t, vision_tokens(&c.vision), c.lm.max_positions, path, &err), &err);
     const int most = c.lm.max_positions - vision_tokens(&c.vision) - tokenizer_markers(&t);
     safetensors_close(&file);
     return most;

@@ -111,7 +111,10 @@ static inline bool lora_is_target(const Param *p, unsigned targets) {
 static inline uint64_t lora_fingerprint(const Model *m) {
     enum { RUNS = 16, RUN = 64 };
     uint64_t hash = hash_bytes(HASH_BEGIN, &m->tokenizer.fingerprint, sizeof m->tokenizer.fingerprint);
+    const char *const markers[] = {m->tokenizer.before_image.text, m->tokenizer.after_image.text};
     char text[32];
+    for (int i = 0; i < 2; i++)
+        if (markers[i] && *markers[i]) hash = hash_bytes(hash_bytes(hash, &i, sizeof i), markers[i], strlen(markers[i]) + 1);
     for (int i = 0; i < CONFIG_FIELDS; i++) {
         if (!config_stored(&m->c, &config_fields[i])) continue;
         config_get(&m->c, &config_fields[i], text, sizeof text);

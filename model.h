@@ -3,7 +3,7 @@
  *      image [S x S]                                  "\draw (0,0) ..."  token ids
  *          |  vision.h: patches, encoder, connector          |  token embedding
  *          v                                                 v
- *      [P image tokens] --------------------------- [text tokens ... end]     x [B, P + T - 1, W]
+ *      [P image tokens*] -------------------------- [text tokens ... end]     x [B, P + T - 1, W]
  *                                    |
  *            +-----------------------v-----------------------+
  *            |  h = rmsnorm(x)                               |
@@ -16,8 +16,10 @@
  *                                    |
  *             logits = hidden W_headᵀ   position P-1+t predicts text token t   [n, V]
  *
+ * (* and the markers around them, where the tokenizer has some: model_prompt counts both.)
+ *
  * The decoder is Llama's (Touvron et al. 2023): RMSNorm, rotary positions (rope.h), grouped-query attention, SwiGLU, no
- * biases; with a bias on q, k and v as in Qwen2, or norms of q and k (qk_norm.h) as in Qwen3.
+ * biases. Two options make it Qwen's: a bias on q, k and v (Qwen2), and norms of q and k (Qwen3, qk_norm.h).
  * In training, loss.cuh applies the head chunk by chunk; this file stops at `hidden`. Gradient checkpointing
  * (--recompute) is decoder_block_recompute here and the table in recompute.h.
  *
@@ -59,7 +61,7 @@ typedef struct {
 /* Keys (rotated) and values of the positions so far, per layer [B, K, capacity, D]. generate.h owns the memory. */
 typedef struct {
     floatX **keys, **values;
-    int capacity;  // positions a sequence can have, image tokens included
+    int capacity;  // positions a sequence can have, the prompt included
 } KVCache;
 
 typedef struct {
@@ -492,9 +494,9 @@ static inline void model_upload_pixels(Model *m, const uint8_t *pixels, int B) {
 static inline void decoder_embed(Model *m, int B, int S) {
     const LmConfig *c = &m->c.lm;
     DecoderActs *a = &m->acts[0];
-    size_t N = (size_t)B * S, row = c->hidden_size * sizeof(floatX), P = model_image_tokens(m);
+    size_t N = (size_t)B * S, row = c->hidden_size * sizeof(floatX), bytes = model_image_tokens(m) * row;
     floatX *image = a->residual + (size_t)m->tokenizer.before_image.count * c->hidden_size;
-    m->op->copy_rows(image, S * row, m->vision.tokens, P * row, P * row, B);
+    m->op->copy_rows(image, S * row, m->vision.tokens, bytes, bytes, B);
     m->op->embedding_forward(a->residual, m->input_ids, param_weight(m->embed_tokens), N);
     m->op->rmsnorm_forward(a->normed1, a->rstd1, a->residual, m->layer[0].input_layernorm->value, N, c->hidden_size,
                            c->eps);
@@ -664,7 +666,7 @@ static inline void model_graph_end(Model *m) {
 static inline void model_backward(Model *m) {
     const Ops *op = m->op;
     int W = m->c.lm.hidden_size;
-    size_t B = m->B, P = model_image_tokens(m), S = model_sequence(m, m->T), n = m->n, row = W * sizeof(floatX);
+    size_t B = m->B, image = model_image_tokens(m), S = model_sequence(m, m->T), n = m->n, row = W * sizeof(floatX);
     op->zero(m->d_selected, n * row);
     op->rmsnorm_backward(m->d_selected, m->norm->gradient, m->d_hidden, m->selected, m->norm->value, m->rstd, n, W);
     gradients_ready(&m->hook, m->norm);
@@ -675,8 +677,8 @@ static inline void model_backward(Model *m) {
     }
     if (!(m->trained & (GROUP_VISION | GROUP_CONNECTOR))) return;
     const floatX *d_image = m->d_residual + (size_t)m->tokenizer.before_image.count * W;
-    op->copy_rows(m->d_image_tokens, P * row, d_image, S * row, P * row, B);
-    if (m->d_embed_loss) op->residual_forward(m->d_image_tokens, m->d_image_tokens, m->d_embed_loss, B * P * W);
+    op->copy_rows(m->d_image_tokens, image * row, d_image, S * row, image * row, B);
+    if (m->d_embed_loss) op->residual_forward(m->d_image_tokens, m->d_image_tokens, m->d_embed_loss, B * image * W);
     if (!model_graph_launch(m, GRAPH_BACKWARD_VISION)) {
         vision_backward(&m->vision, op, m->d_image_tokens, m->B, &m->hook);
         model_graph_end(m);

@@ -12,6 +12,8 @@
  *   activations  2 (6 C + M) + 4 H + 16     22512     2 (2 W + Q + A + 2 F) + 4 H + 8   40072
  *   blocks       2 C                         2304     2 W                                4096
  *
+ * Norms of q and k (qk_norm.h) add 2 (H + K) D + 4 (H + K) to the decoder's first two.
+ *
  * In addition, all blocks share one set of the buffers that are not stored. A frozen decoder never stores more than
  * with `activations`: only the gradients of weights would read the rest. */
 typedef enum { RECOMPUTE_NONE, RECOMPUTE_ACTIVATIONS, RECOMPUTE_BLOCKS } Recompute;

@@ -9,8 +9,7 @@
  *   block:  x = x + out_proj(attention(qkv_proj(layernorm1(x))))
  *           x = x + fc2(gelu(fc1(layernorm2(x))))
  *
- * Encoder: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training". No class token, no
- * dropout. */
+ * Encoder: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training". No class token, no dropout. */
 #ifndef VISION_H
 #define VISION_H
 

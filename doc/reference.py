@@ -17,9 +17,9 @@ Where a formula is in C:
     AdamW                   adamw                                     kernels/cpu/optimizer.h
 
 Parameters are a dict of tensors by their names in a model file; the config is the file's flat metadata as a dict of
-strings (doc/glossary.md has Hugging Face's names for both). Shapes: B images, P patches, I = P / concat image tokens,
-T text tokens, L = I + T - 1 positions that the decoder sees, C and W the widths of encoder and decoder, V vocabulary.
-model.h writes P for I and S for L.
+strings (doc/glossary.md has Hugging Face's names for both). Shapes: B images, P patches, I = P / j image tokens,
+T text tokens, L = I + markers + T - 1 positions that the decoder sees, C and W the widths of encoder and decoder, V vocabulary.
+model.h writes P for I and the markers, and S for L.
 
 Sources: Zhai et al. 2023 (SigLIP), Touvron et al. 2023 (Llama), Qwen Team 2024 and 2025 (Qwen2: biases of q, k and v;
 Qwen3: norms of q and k), Su et al. 2021 (RoPE, here with the half rotation and the `linear` and `llama3` scalings of

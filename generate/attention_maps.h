@@ -1,7 +1,7 @@
 /* Where in the image a model looks when it chooses each token of a program (infer --attention).
  *
  * The program's tokens run through the decoder once more, together, as in training. Row P - 1 + t of the attention predicts
- * text token t: p = softmax(rope(q) rope(k)ᵀ / √D) over the P image tokens and the text before t. The map of token t is the
+ * text token t: p = softmax(rope(q) rope(k)ᵀ / √D) over the P positions before the text, which are image tokens and markers, and the text before t. The map of token t is the
  * mean of p over the heads of all blocks. The kernels do not store p (FlashAttention), so the host computes it again from
  * each block's queries and keys.
  *
@@ -86,7 +86,8 @@ static inline void attention_add_block(float *maps, const BlockAttention *a, int
  * [height, width, 3]). model_plan must have been called for at least 1 image and n tokens; what a generator keeps is not
  * touched.
  * Returns fp32 [n, S], S = model_sequence, which the caller frees: row t belongs to ids[t], sums to 1, and is 0 behind what
- * the token sees; the image tokens' values are the P after those of the markers before the image. NULL with *err filled: the model computes values that are not finite. */
+ * the token sees; the image tokens come after the markers before the image. NULL with *err filled: the model computes values
+ * that are not finite. */
 static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *ids, int n, Error *err) {
     const int S = model_sequence(m, n), layers = m->c.lm.layers;
     BlockAttention a = {.s = decoder_attention_shape(m, 1, S), .first = model_prompt(m) - 1};
@@ -174,7 +175,7 @@ static inline void attention_page_begin(FILE *f, const char *name) {
           "over all "
           "heads and blocks. In each picture the image token with the most attention is pure red; the table says how "
           "much "
-          "that is, and how much all image tokens have together. The rest is on the text before.</p>\n"
+          "that is, and how much all image tokens have together. The rest is on what else stands before the token.</p>\n"
           "<table>\n<tr><th>number<th>token<th>whole image<th>most on one<th>picture\n",
           f);
 }

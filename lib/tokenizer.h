@@ -36,7 +36,7 @@ typedef struct {
     const uint8_t *flags;
     int end;                                             // id of the end token, with which the texts of a dataset end
     int more_ends[TOKENIZER_MORE_ENDS], more_end_count;  // other ids that end a generated text
-    int begin;                                           // id of the token that begins every sequence, -1: none
+    int begin;                                           // id of the token that begins every text, -1: none
     Markers before_image, after_image;
     int strip;                                           // leading spaces of a text that are dropped
     bool byte_fallback;                                  // whether kind is byte_fallback_bpe

@@ -19,8 +19,8 @@ out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
 short=${SHORT:-4000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
 mkdir -p "$out"
 
-# Images of 48 x 384 pixels, with letters 8 high, in patches of 8. A token is a strip of 6 patches, so the tokens follow each other
-# as the formula is read. 1.8 and 7.5 million parameters.
+# Images of 48 x 384 pixels, with letters 8 high, in patches of 8. A token is a strip of 6 patches, so the 48 tokens follow each
+# other as the formula is read.
 frame=vision.image_height=48,vision.image_width=384,vision.letter=8,vision.patch=8,connector.kind=strips,connector.concat=6
 student=base,$frame,vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
 student+=,lm.layers=3,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384

@@ -227,7 +227,7 @@ def load_tokenizer(args):
             image += (height // patch) * (width // patch) // (joined ** 2 if shuffle else joined)
         except (KeyError, ValueError, ZeroDivisionError) as e:
             raise tikzc.FormatError(f"{args.model}: not a model of tikz.c; its metadata give no sizes ({e!r}).")
-        max_tokens, reason = positions - image, f" ({positions} positions of the model less {image} of the image)"
+        max_tokens, reason = positions - image, f" ({positions} positions of the model less {image} of the image and its markers)"
         if max_tokens < 1:
             raise tikzc.FormatError(f"{args.model}: {positions} positions leave no room for text after {image} of "
                                     f"the image.")

@@ -149,6 +149,10 @@ def read_idefics3(s, folder, options):
     model = Model(hub.lm_config(text, positions(folder, options)) | hub.vision_config(vision, idefics3.VISION), [source], [])
     model.config |= {"connector.kind": "shuffle", "connector.scale_factor": s.size("scale_factor", 2, 16),
                      "connector.bias": False}
+    side = model.config["vision.image_size"] // model.config["vision.patch"]
+    if idefics3.wrong_positions(side):
+        note(f"{s.where}: with {side} patches a side, Idefics3's code gives some the position embedding of their neighbours, since it "
+             f"rounds down in fp32; here each has its own, so the logits differ")
     idefics3.check_preprocessing(folder, note)
     source.entries = list(hub.vision_entries(model.config, "hf", idefics3.NAMES["vision"]))
     add_lm(model, idefics3.NAMES, with_connector=True)

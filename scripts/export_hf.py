@@ -15,7 +15,7 @@ SiglipVisionModel has square ones, and no position embeddings of rows and of col
 A model whose connector is a shuffle becomes an Idefics3 checkpoint, or, with --as smolvlm, one of SmolVLM, which is the same
 under other names: its tokenizer must have Idefics3's markers, and its connector no bias (scripts/add_markers.py). With
 Idefics3ForConditionalGeneration and its processor it writes what infer writes, from the same pixels. Their preprocessing differs:
-here white margins are cut off, and the rest is scaled to fit and centred on white; there the picture is stretched to a square.
+here white margins are cut off, and the rest is scaled to fit and centred on white; there the image is stretched to a square.
 
 With --lora, OUT_DIR gets the adapter alone, as PEFT reads it (adapter_config.json, adapter_model.safetensors), for the
 model that the same command writes without --lora.
@@ -277,8 +277,9 @@ def kind_of(x, wanted, adapter):
 def export(source, out, wanted=None, lora=None):
     """Exports a model, or an adapter of it. The folder appears under its name when it is complete."""
     x, out, adapter = Export(source), Path(out), lora and Adapter(lora)
-    check_family(x.config, x.path)
     kind = kind_of(x, wanted, adapter)
+    if kind in ("v1", "v2"):
+        check_family(x.config, x.path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FormatError(f"{out}: exists and is not an empty folder; name a new one.")
     if not out.absolute().parent.is_dir():

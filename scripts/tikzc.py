@@ -21,8 +21,9 @@ Tokenizer, inside a safetensors file (a model, or a file of its own)
     tokenizer.json     U8 [n]      tokenizer.json of the package `tokenizers`, UTF-8, for encoding
     metadata: "tokenizer.kind" = "byte_level_bpe" or "byte_fallback_bpe", "tokenizer.end" = id of the end token,
               decimal; optional: "tokenizer.more_ends" = "7,9", ids of other tokens that end a text when they are
-              generated, "tokenizer.begin" = id of the token that begins every sequence, "tokenizer.strip" = number
-              of leading spaces of a text that are not printed
+              generated, "tokenizer.begin" = id of the token that begins every text, "tokenizer.strip" = number
+              of leading spaces of a text that are not printed, "tokenizer.before_image", "tokenizer.after_image" = ids of
+              the markers around the image
 Kinds: in byte_level_bpe a text is the concatenated bytes of its tokens, and invalid UTF-8 is printed as U+FFFD. In
 byte_fallback_bpe tokens are text; a run of byte tokens is text if all of it is valid UTF-8, else one U+FFFD for each
 byte (lib/tokenizer.h specifies both).
@@ -310,6 +311,8 @@ def metadata_numbers(path, metadata, key, limit):
     parts = metadata[key].split(",")
     if not all(n.isascii() and n.isdigit() and len(n) < 10 and int(n) < limit for n in parts):
         raise FormatError(f"{path}: '{key}' is '{metadata[key][:40]}'; expected a number from 0 to {limit - 1}.")
+    if len(parts) > MAX_MARKERS:
+        raise FormatError(f"{path}: '{key}' has {len(parts)} numbers; expected at most {MAX_MARKERS}.")
     return [int(n) for n in parts]
 
 
@@ -323,7 +326,7 @@ class Tokenizer:
         self.json_text = json_text
         self.kind = kind
         self.byte_tokens = set(byte_tokens)    # ids of the byte tokens of byte fallback
-        self.begin = begin                     # id of the token that begins every sequence, or None
+        self.begin = begin                     # id of the token that begins every text, or None
         self.strip = strip                     # number of leading spaces of a text that are not printed
         self.more_ends = []                    # ids of other tokens that end a generated text
         self.before_image, self.after_image = [], []    # ids of the markers around the image

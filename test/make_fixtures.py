@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the fixtures that test_model.c compares with: seven pairs of tiny random models (student and teacher), inputs,
+"""Makes the fixtures that test_model.c compares with: nine pairs of tiny random models (student and teacher), inputs,
 and what doc/reference.py computes from them in float64.
 
     make_fixtures.py [--out DIR]     writes DIR/*.safetensors (default: fixtures/ beside this file)

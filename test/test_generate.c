@@ -192,7 +192,7 @@ static bool rows_are_same(const Ops *op) { return op->host_memory || sizeof(floa
 
 /* model_extend over n tokens against as many steps over one. */
 static void test_extend(Two *t) {
-    const int V = t->target.c.lm.vocab, P = model_image_tokens(&t->target);
+    const int V = t->target.c.lm.vocab, P = model_prompt(&t->target);
     const int tokens[SPECULATE_ROWS] = {40, 41, 42, 43, 44, 45, 46, 47};
     float *many = (float *)xmalloc(SPECULATE_ROWS * V * sizeof(float)), *one = (float *)xmalloc(V * sizeof(float));
     generator_prefill(&t->g, t->pixels, 1, NULL, 0);

@@ -219,6 +219,28 @@ static void check_parse(void) {
           kept[1], kept[2]);
 }
 
+/* Which connectors have tokens of the same places, and which order patches alike, so that one may begin with the other's weights. */
+static void check_connectors(void) {
+    const VisionConfig concat = {.image_height = 16, .image_width = 32, .patch_size = 4, .concat = 4};
+    VisionConfig other = concat, strips = concat, shuffle = concat;
+    strips.connector = CONNECTOR_STRIPS;
+    shuffle.connector = CONNECTOR_SHUFFLE, shuffle.scale_factor = 2;
+    check(connector_joins_alike(&concat, &other) && connector_joins_alike(&strips, &strips), "connectors of one kind");
+    check(!connector_joins_alike(&concat, &strips) && !connector_joins_alike(&concat, &shuffle) &&
+              !connector_joins_alike(&strips, &shuffle),
+          "connectors of different kinds with weights of one shape");
+    check(connector_same_places(&concat, &other) && connector_same_places(&strips, &strips), "tokens of the same places");
+    check(!connector_same_places(&strips, &shuffle) && !connector_same_places(&concat, &strips), "tokens of other places");
+    other.letter = 8;
+    check(!connector_same_places(&concat, &other), "letters have a height in one of two models");
+    strips.letter = 8;
+    VisionConfig finer = {.image_height = 32, .image_width = 64, .patch_size = 8, .concat = 4, .letter = 16};
+    finer.connector = CONNECTOR_STRIPS;
+    check(connector_same_places(&strips, &finer), "the same letters at twice the resolution");
+    finer.letter = 8;
+    check(!connector_same_places(&strips, &finer), "letters of another share of the image");
+}
+
 int main(int argc, char **argv) {
     Error err;
     Model teacher;
@@ -231,6 +253,7 @@ int main(int argc, char **argv) {
     if (descriptor < 0) die("cannot make a temporary file in /tmp: %s", strerror(errno));
     close(descriptor);
     check_parse();
+    check_connectors();
     random_seed(&rng, 7);
     new_model(&teacher, large, 1);
     draw_vectors(&teacher);

@@ -222,7 +222,9 @@ rectangular() {
     for key in "vision.image_height=20,vision.image_width=96|20 x 96 pixels are not multiples of vision.patch 8" \
         "vision.image_width=96|vision.image_height and vision.image_width belong together" \
         "vision.image_height=0|vision.image_height is \"0\"" "vision.letter=-1|vision.letter is \"-1\"" \
-        "vision.letter=8|vision.letter is for rectangular images"; do
+        "vision.letter=8|vision.letter is for rectangular images" \
+        "vision.image_height=16,vision.image_width=96,vision.letter=17|vision.letter 17 is higher than the images, 16 pixels" \
+        "vision.image_height=16,vision.image_width=96,connector.kind=strips,connector.concat=3|is not a multiple of the 2 rows"; do
         refuses 2 "${key#*|}" "${alone[@]}" --student "$shape,${key%|*}" --steps 1 --out refused
     done
 }

@@ -84,7 +84,7 @@ static const int *row_ids(const Rollout *r, int row) { return r->ids + (size_t)r
 /* Draws the tokens of a row again, from a forward pass over it; returns how many are the same. */
 static int draw_again(Setup *s, int row, int image, int sample, int64_t step, float *logits, Distribution *p) {
     Model *m = &s->m;
-    const int n = s->r.lengths[row], V = m->c.lm.vocab, P = model_image_tokens(m);
+    const int n = s->r.lengths[row], V = m->c.lm.vocab, P = model_prompt(m);
     int same = 0;
     uint8_t *mask = xmalloc(2 * V);
     m->op->download(mask, s->r.g.first_mask, V);

@@ -324,6 +324,7 @@ static inline bool init_take(const Model *student, Param *p, InitSource *s, cons
     Param source = *p;
     int tower, layer, at = 0;
     const char *name = init_place(p->name, &tower, &layer);
+    if (p == student->vision.connector.w && !connector_joins_alike(&s->config.vision, &student->c.vision)) return false;
     if (layer >= 0)
         snprintf(source.name, sizeof source.name, "%s.%d.%s", tower == TOWER_LM ? "lm" : "vision",
                  s->cut[tower].layer[layer], name);

@@ -227,13 +227,19 @@ def check_config(c, where):
              f"the image has {height} x {width} pixels, expected multiples of the patch ({p}) up to 4096")
     else:
         need(p <= width <= 2048, f"the image is {width} pixels wide, expected from one patch ({p}) to 2048")
+    letter = c.get("vision.letter")
+    need(letter is None or is_rectangular(c) and 4 <= letter <= min(256, height),
+         f"vision.letter is {letter}, expected a number from 4 to the height of rectangular images, at most 256")
     need(C % c["vision.heads"] == 0, f"the vision width {C} is not a multiple of its {c['vision.heads']} heads")
     kind = c.get("connector.kind", "concat")
     need(kind in ("concat", "shuffle", "strips"), f"connector.kind is {kind[:40]}, expected concat, shuffle or strips")
     if is_shuffle(c):
         rows, columns, s = height // p, width // p, c["connector.scale_factor"]
+        need(s <= 16, f"connector.scale_factor is {s}, expected a number from 1 to 16")
         need(rows % s == 0 and columns % s == 0, f"{rows} x {columns} patches cannot be joined in blocks of {s} x {s}")
     else:
+        need(kind != "strips" or c["connector.concat"] % (height // p) == 0,
+             f"connector.concat {c['connector.concat']} is not a multiple of the {height // p} rows of patches (kind strips)")
         need(patches(c) % c["connector.concat"] == 0,
              f"{patches(c)} patches cannot be joined in groups of {c['connector.concat']}")
     need(c["lm.heads"] % c["lm.kv_heads"] == 0,

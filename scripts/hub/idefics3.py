@@ -151,7 +151,7 @@ def encode(x, text):
 def add_markers(tokenizer, where):
     """The same tokenizer with the markers that it lacks as special tokens behind its last ones."""
     parsed = parse_object(tokenizer.json_text, where)
-    added = parsed.setdefault("added_tokens", [])
+    added = parsed["added_tokens"] = parsed.get("added_tokens") or []
     there, count = {token["content"] for token in added}, len(tokenizer.tokens)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     new = [marker for marker in MARKERS if marker not in there]
@@ -175,6 +175,11 @@ WRONG_SIDES = {
     116, 118, 121, 122, 123, 124, 125, 127}
 
 
+def wrong_positions(side):
+    """Whether Idefics3's positions are wrong for this many patches a side, or may be: larger ones were not measured."""
+    return side > 128 or side in WRONG_SIDES
+
+
 # ---- configurations ----
 
 def refuse(x):
@@ -190,7 +195,7 @@ def refuse(x):
         raise FormatError(f"{x.path}: its decoder is a Qwen's, and Idefics3 is exported with a Llama's; train a student without "
                           f"lm.qkv_bias and lm.qk_norm.")
     side = c["vision.image_size"] // c["vision.patch"]
-    if side in WRONG_SIDES:
+    if wrong_positions(side):
         raise FormatError(f"{x.path}: Idefics3's code gives some of {side} patches a side the position embedding of their "
                           f"neighbours, since it rounds down in fp32; choose another vision.image_size or vision.patch.")
 
