@@ -140,7 +140,7 @@ deb:
 # ---- the page without a server ----
 
 # build/wasm: a folder for any web server, with the page in web/, a model, and what generates programs compiled to WebAssembly,
-# with SIMD128 and, for browsers that lack it, without. One thread runs it, so nothing is locked.
+# with SIMD128 and, for browsers that lack it, without. One thread runs it, so nothing is locked. Tried with Emscripten 3.1.6.
 WASM_MODEL   ?= dev/starter/student.safetensors
 WASM_SETS    := simd128 portable
 WASM_FLAGS   := -std=gnu11 $(WARNINGS) -Wno-unknown-pragmas -Wno-unused-function -O3 -ffp-contract=fast -fno-math-errno \
@@ -152,13 +152,14 @@ WASM_COPIED  := $(patsubst web/%,build/wasm/%,$(wildcard $(addprefix web/*.,js c
 WASM_MODULES := $(WASM_SETS:%=build/wasm/model-%.js)
 
 # Debian's Emscripten needs a module of Node's that only Debian's own Node finds by itself.
-wasm: export NODE_PATH := /usr/share/nodejs$(if $(NODE_PATH),:$(NODE_PATH))
+wasm: export NODE_PATH := $(wildcard /usr/share/nodejs)$(if $(NODE_PATH),:$(NODE_PATH))
 wasm: build/wasm/files.js
 	@echo "the page is in build/wasm; try: python3 -m http.server -d build/wasm, and open http://127.0.0.1:8000/"
 
 build/wasm/files.js: build/wasm/index.html $(WASM_COPIED) $(WASM_MODULES) build/wasm/$(notdir $(WASM_MODEL))
-	@cd build/wasm && { echo 'self.files = {'; sha256sum $(filter-out offline.js,$(notdir $^)) $(WASM_SETS:%=model-%.wasm) | \
-	    awk '{ printf "  \"%s\": \"%s\",\n", $$2, $$1 }'; echo '};'; } >files.js.partial && mv files.js.partial files.js
+	@cd build/wasm && sha256sum $(filter-out offline.js,$(notdir $^)) $(WASM_SETS:%=model-%.wasm) >files.sums && \
+	    awk 'BEGIN { print "self.files = {" } { printf "  \"%s\": \"%s\",\n", $$2, $$1 } END { print "};" }' files.sums \
+	    >files.js.partial && rm files.sums && mv files.js.partial files.js
 
 build/wasm/index.html: web/index.html FORCE | build/wasm
 	@sed 's/^<html /&data-model="$(notdir $(WASM_MODEL))" /' $< >$@.partial

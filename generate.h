@@ -277,6 +277,9 @@ static inline int generator_refill(Generator *g, const Generation *s, Slots *p, 
     return id;
 }
 
+/* How sure a model is of a program: the geometric mean of the probabilities of its n tokens, the end included. NAN: of none. */
+static inline double generator_confidence(double log_probability, int n) { return n > 0 ? exp(log_probability / n) : NAN; }
+
 /* Gives a token to the reader. When the sequence in slot b ends, the next image takes the slot; without one, the slot
  * stays empty, at position 0, so that its further steps stay inside the cache. */
 static inline void generator_give(Generator *g, const Generation *s, Slots *p, int b, int id, int started) {

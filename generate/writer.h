@@ -307,8 +307,7 @@ static inline void program_give(Program *p, const Writer *w) {
 }
 
 static inline void program_finish(Program *p, Writer *w, int prefix_count) {
-    const int written = p->tokens - prefix_count + p->ended;  // tokens, with the end
-    if (written > 0) p->confidence = exp(p->log_probability / written);
+    p->confidence = generator_confidence(p->log_probability, p->tokens - prefix_count + p->ended);
     if (p->memory) program_end_text(p, w, prefix_count);
     if (w->o.generated) {
         program_give(p, w);

@@ -113,4 +113,12 @@ static inline char *tex_document(RenderTask task, const char *program, size_t n,
     return document;
 }
 
+/* The same as a .tex file for a person, without what keeps the drawing's page empty. NULL: it is not a document. */
+static inline char *tex_document_to_keep(RenderTask task, const char *program, size_t n) {
+    Error ignored;
+    char *document = tex_document(task, program, n, &ignored);
+    if (document) memmove(document, document + sizeof TEX_EMPTY_PAGES - 1, strlen(document) - sizeof TEX_EMPTY_PAGES + 2);
+    return document;
+}
+
 #endif

@@ -38,11 +38,10 @@ static inline void answer_drawn(JsonWriter *w, const Drawn *d, unsigned formats)
 
 /* "document": the program as a whole .tex file, or null where it cannot be one. */
 static inline void answer_document(JsonWriter *w, RenderTask task, const char *text, size_t n) {
-    Error ignored;
-    char *document = tex_document(task, text, n, &ignored);
+    char *document = tex_document_to_keep(task, text, n);
     json_key(w, "document");
     if (document)
-        json_string(w, document + sizeof TEX_EMPTY_PAGES - 1);
+        json_string(w, document);
     else
         json_null(w);
     free(document);

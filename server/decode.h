@@ -67,9 +67,8 @@ static inline void decode_fail_not_finite(Instance *i, Job *j) {
 static inline void decode_end_program(Instance *i, Job *j, Outlet *outlet) {
     Program *p = &j->program;
     const size_t sent = i->task == RENDER_FORMULA ? 0 : p->bytes;
-    const int written = p->tokens - i->prefix.count + p->ended;
     j->generate_seconds = seconds_now() - j->generate_seconds;
-    if (written > 0) p->confidence = exp(p->log_probability / written);
+    p->confidence = generator_confidence(p->log_probability, p->tokens - i->prefix.count + p->ended);
     program_end_text(p, &i->writer, i->prefix.count);
     p->memory = NULL;
     if (j->fields.stream && !j->alone && p->bytes > sent + 1) decode_stream(j, p->text + sent, p->bytes - sent - 1);

@@ -498,7 +498,7 @@ def test_bad_rows(folder):
     expected = [(1, "the row has no image"), (2, "the row has no image"), (3, "the row has no code"),
                 (4, "the code is not UTF-8"), (5, "the code is empty"), (6, "the code is empty"),
                 (7, "the code contains a special token of the tokenizer"),
-                (8, f"more than {ROOM} tokens (256 positions of the model less 64 of the image)"),
+                (8, f"more than {ROOM} tokens (256 positions of the model less 64 of the image and its markers)"),
                 (9, "the image has an unknown format"), (10, damaged),
                 (11, "the image has more than 20000 pixels a side or 100 million in all"), (12, damaged),
                 (13, "the image has a pixel format that is not supported"), (14, damaged)]

@@ -45,13 +45,20 @@ FIGURES, SLOW_FIGURES = 24, 6  # that are converted with SIMD and without
 
 
 class Folder(ThreadingHTTPServer):
-    """A server of a folder's files, as any web server."""
+    """A server of a folder's files, as any web server. It redirects index.html to the folder, as many do."""
     daemon_threads = True
 
     def __init__(self, path):
         class Handler(SimpleHTTPRequestHandler):
             def __init__(self, *arguments):
                 super().__init__(*arguments, directory=path)
+
+            def do_GET(self):
+                if not self.path.endswith("/index.html"):
+                    return super().do_GET()
+                self.send_response(308)
+                self.send_header("Location", "./")
+                self.end_headers()
 
             def log_message(self, *_):
                 pass
@@ -188,8 +195,7 @@ def test_programs(browser, address, figures, expected, kernels):
 def test_methods(browser, address, folder, pictures):
     with page_at(browser, address, "methods", expected="readback") as page:
         check(convert(page, EXAMPLE) == infer(folder, EXAMPLE), "greedy: not infer's program")
-        page.wait_for_function("() => /^61 tokens in [0-9.]+ s, log p -0.65, confidence 0.99$/.test(status.textContent)"
-                               .replace("status", "document.querySelector('#status')"))
+        wait_for_text(page, "#status", r"^61 tokens in [0-9.]+ s, log p -0\.65, confidence 0\.99$")
         for selector in ("#render", "[data-download=pdf]", "#open-key", "[name=method][value=search]", "footer a"):
             check(page.is_hidden(selector), f"{selector} needs a server, and is offered")
         page.get_by_role("radio", name="Sample").check()
@@ -270,7 +276,12 @@ def test_offline(browser, site, expected):
         (site / "ink.js").write_text("broken")  # not the file of the list: a version that is only half there
         write_list(site)
         (site / "ink.js").write_text((BUILT / "ink.js").read_text())
-        page.evaluate("navigator.serviceWorker.getRegistration().then((r) => r.update()).catch(() => {})")
+        page.evaluate("""navigator.serviceWorker.getRegistration().then(async (registration) => {
+            await registration.update().catch(() => {});
+            for (let i = 0; i < 100 && registration.installing; i++) await new Promise((resolve) => setTimeout(resolve, 50));
+            window.waits = Boolean(registration.waiting);
+        })""")
+        check(not page.evaluate("window.waits"), "half of a new version waits to take over")
         page.reload()
         check(page.inner_text("h1") == "tikz.c", "half of a new version was taken over")
         write_list(site)
@@ -321,6 +332,19 @@ def test_model_file(browser, site):
             model.write_bytes(whole)
             if name == "missing":
                 page.click("#notice button")
+            convert(page, EXAMPLE)
+
+
+def test_module_file(browser, site):
+    server = Folder(site)
+    for name, sentence in (("model-simd128.wasm", r"^The page's file model-simd128\.js or \.wasm could not be loaded\."),
+                           ("model-simd128.js", r"^The page's file model-simd128\.js or \.wasm could not be loaded\."),
+                           ("worker.js", r"^The page's file worker\.js, or one that it needs, could not be loaded\.")):
+        (site / name).rename(site / "away")
+        with page_at(browser, server.address, f"{name} missing", expected="404|Aborted") as page:
+            wait_for_text(page, "#notice", sentence)
+            (site / "away").rename(site / name)
+            page.click("#notice button")
             convert(page, EXAMPLE)
 
 
@@ -378,6 +402,7 @@ def run_tests(playwright, folder, pictures, scratch):
         shutil.copytree(BUILT, scratch / name)
     test_offline(browser, scratch / "offline", expected)
     test_model_file(browser, scratch / "model")
+    test_module_file(browser, scratch / "model")
     test_refusals(browser, server.address)
     test_no_wasm(browser, server.address)
     test_from_file(browser)

@@ -1,4 +1,4 @@
-// The page: what happens when. An image comes in from anywhere, convert() sends it and shows what the server answers, and
+// The page: what happens when. An image comes in from anywhere, convert() gives it to the engine and shows what that answers, and
 // redraw() has TeX draw what the user made of the program.
 
 import { readClipboard, readImage, firstFile } from "./image_input.js";
@@ -11,17 +11,17 @@ import { Failure } from "./failure.js";
 import { showFormula } from "./formula.js";
 import { addCandidate, markChosen, showCandidates, startGallery } from "./gallery.js";
 import { keep, startHistory } from "./history.js";
+import { getApiKey, setApiKey } from "./key.js";
 import { offerModels, readOptions, startOptions } from "./options.js";
-import { getApiKey, setApiKey } from "./server.js";
 
-// The server, or the model in this browser where the page was made for that.
+// The engine: the server, or the model in this browser where the page was made for that.
 const engine = await import(document.documentElement.dataset.model ? "./local.js" : "./server.js");
 
 const byId = (id) => document.getElementById(id);
 
 let image = null;       // what readImage returned; null: none yet
-let models = [];        // as the server lists them
-let work = null;        // an AbortController while the server works for us; null: it does not
+let models = [];        // as the engine lists them
+let work = null;        // an AbortController while the engine works; null: it does not
 let result = null;      // the newest drawing: {program, task, document, png, svg, pdf}; null: none
 let entry = null;       // the history's entry of this image
 
@@ -163,7 +163,7 @@ function noticeButton(text, action) {
   return button;
 }
 
-// ---- the server's work ----
+// ---- the engine's work ----
 
 // Newer work ends older work.
 function begin(text) {
@@ -253,7 +253,8 @@ async function download(format) {
       const formats = new Set([...(edited && engine.draws ? ["png", "svg"] : []), ...(format === "tex" ? [] : [format])]);
       const answer = await engine.render(program, task, [...formats], signal);
       showResult({ ...(edited ? {} : result), ...answer, program, task });
-      if (!answer[wanted]) return say(`There is no .${format} of a program that does not compile.`);
+      if (!answer[wanted]) return say(engine.draws ? `There is no .${format} of a program that does not compile.`
+        : "The program is no figure, so there is no .tex of it.");
       say("");
     } catch (error) {
       return failed(signal, error, "Stopped.", () => download(format));

@@ -43,10 +43,11 @@ function start() {
     return Promise.reject(new Failure("This browser has no WebAssembly, which the model needs to run in it; use a newer " +
       "browser, or open the page of a server (./serve)", "local"));
   }
-  worker = new Worker("worker.js", { type: "module" });
+  const own = worker = new Worker("worker.js", { type: "module" });
   opened = new Promise((resolve, reject) => {
-    worker.onmessage = ({ data: { name, data } }) => name === "model" ? resolve(data) : fail(data, reject);
-    worker.onerror = (event) => fail({ message: event.message || "the browser cannot start its worker" }, reject);
+    own.onmessage = ({ data: { name, data } }) => name === "model" ? resolve(data) : fail(own, data, reject);
+    own.onerror = ({ message }) => fail(own, message ? { message } :
+      { message: "The page's file worker.js, or one that it needs, could not be loaded", type: "away" }, reject);
   });
   opened.catch(() => {}); // whoever waits for it says it
   worker.postMessage({ name: "open", file: modelFile });
@@ -58,9 +59,9 @@ function stop() {
   worker = null;
 }
 
-// After an error the worker is of no use any more.
-function fail({ message, type }, reject) {
-  stop();
+// After an error a worker is of no use any more.
+function fail(own, { message, type }, reject) {
+  if (own === worker) stop();
   reject(new Failure(message, type ?? "local"));
 }
 
@@ -71,8 +72,8 @@ async function* ask(order, last, signal) {
   const events = [];
   const own = await unlessAborted(start().then(() => worker), signal);
   const end = (error) => { ended = error; wake(); };
-  own.onmessage = ({ data }) => data.name === "error" ? fail(data.data, end) : wake(events.push(data));
-  own.onerror = (event) => fail({ message: `The model failed: ${event.message}` }, end);
+  own.onmessage = ({ data }) => data.name === "error" ? fail(own, data.data, end) : wake(events.push(data));
+  own.onerror = (event) => fail(own, { message: `The model failed: ${event.message}` }, end);
   signal.addEventListener("abort", () => {
     if (ended || own !== worker) return;
     stop();

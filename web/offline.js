@@ -2,14 +2,18 @@
 //
 // files.js, which `make wasm` writes, has the SHA-256 of each file. A file is kept under its hash. A new version's files.js
 // differs, so the browser installs this again: what has changed is downloaded, checked and kept, and what no version needs is
-// deleted. A new version takes over when the page is opened next and no other tab shows it.
+// deleted. A new version takes over when the page is opened next and at most one tab shows it already. What is missing, because
+// the browser or another version has deleted it, is downloaded once more.
 
 importScripts("files.js"); // self.files: {name: hash}
 
 const keep = () => caches.open("tikz.c");
 const keyOf = (hash) => new URL(`kept/${hash}`, registration.scope);
 
-addEventListener("install", (event) => event.waitUntil(install()));
+addEventListener("install", (event) => event.waitUntil(install().catch((error) => {
+  console.info(`This page will need its server again: ${error.message}`);
+  throw error;
+})));
 
 async function install() {
   const cache = await keep();
@@ -54,5 +58,14 @@ async function answer(request, name) {
     registration.waiting.postMessage("take over");
     return new Response("", { headers: { Refresh: "0" } }); // the new version answers
   }
-  return await (await keep()).match(keyOf(self.files[name])) ?? fetch(request);
+  const cache = await keep(), key = keyOf(self.files[name]);
+  const kept = await cache.match(key);
+  if (kept) return kept;
+  try {
+    const fresh = await download(name, self.files[name]);
+    await cache.put(key, fresh.clone());
+    return fresh;
+  } catch {
+    return fetch(request);
+  }
 }

@@ -34,9 +34,8 @@ function readOpaque(tile) {
 
 function readTransparent(tile) {
   gl ??= new OffscreenCanvas(1, 1).getContext("webgl");
-  if (!gl) return canvas.getImageData(0, 0, tile.width, tile.height).data; // nearly the same
+  if (!gl || gl.isContextLost()) return canvas.getImageData(0, 0, tile.width, tile.height).data; // nearly the same
   const rgba = new Uint8Array(4 * tile.width * tile.height);
-  gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
   const texture = gl.createTexture();
   gl.bindTexture(gl.TEXTURE_2D, texture);
   gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, tile);
@@ -46,5 +45,5 @@ function readTransparent(tile) {
   gl.readPixels(0, 0, tile.width, tile.height, gl.RGBA, gl.UNSIGNED_BYTE, rgba);
   gl.deleteFramebuffer(frame);
   gl.deleteTexture(texture);
-  return rgba;
+  return gl.isContextLost() ? canvas.getImageData(0, 0, tile.width, tile.height).data : rgba;
 }

@@ -2,17 +2,7 @@
 // the same functions for a page without a server.
 
 import { Failure } from "./failure.js";
-
-let apiKey = localStorage.getItem("api-key") ?? sessionStorage.getItem("api-key") ?? "";
-
-// `remember`: also after the browser has been closed.
-export function setApiKey(key, remember) {
-  apiKey = key;
-  for (const storage of [localStorage, sessionStorage]) storage.removeItem("api-key");
-  if (key) (remember ? localStorage : sessionStorage).setItem("api-key", key);
-}
-
-export const getApiKey = () => ({ key: apiKey, remembered: localStorage.getItem("api-key") !== null });
+import { getApiKey } from "./key.js";
 
 export const draws = true; // programs can be rendered
 
@@ -45,7 +35,8 @@ export async function render(program, task, formats, signal) {
 }
 
 async function request(path, options = {}, bytes = 0) {
-  const headers = { ...options.headers, ...(apiKey && { Authorization: `Bearer ${apiKey}` }) };
+  const { key } = getApiKey();
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   let answer;
   try {
     answer = await fetch(path, { ...options, headers });

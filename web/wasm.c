@@ -29,7 +29,7 @@ typedef struct {
     TokenIds ids;  // with the begin token; of sampled programs with the end token
     int tokens;    // their number, without the end token
     RepeatGuard guard;
-    double log_probability;
+    double log_probability, confidence;
     bool ended, looped;
     char *text;  // once it is done
     size_t bytes;
@@ -42,6 +42,7 @@ static struct {
     PrepareOptions prepare;
     int prefix[1], prefix_count;  // the begin token, if the model has one
     int max_new_tokens;
+    int sequences;  // programs that are written together: PAGE_SEQUENCES, or fewer where memory is short
     char *image_name;  // for messages
     Image image;
     ImageCanvas canvas;
@@ -100,7 +101,9 @@ EMSCRIPTEN_KEEPALIVE void page_open(const char *path) {
     if (m->tokenizer.begin >= 0) page.prefix[page.prefix_count++] = m->tokenizer.begin;
     page.max_new_tokens = model_max_text(m) - page.prefix_count;
     model_plan(m, 1, PAGE_SEQUENCES);
-    generator_open(&page.generator, m, PAGE_SEQUENCES, model_max_text(m));
+    for (page.sequences = PAGE_SEQUENCES; generator_try_open(&page.generator, m, page.sequences, model_max_text(m), &err);
+         page.sequences /= 2)
+        if (page.sequences == 1) die("the model is too large for the memory that a browser gives: %s", err.text);
     page.generator.scored = true;
     page.pixels = xmalloc(model_pixels(m));
     json_begin_object(&w);
@@ -148,8 +151,9 @@ static void page_prepare(ImageCleaned *cleaned) {
 static void page_finish(PageProgram *p) {
     const Tokenizer *t = &page.model.tokenizer;
     p->tokens = p->ids.count;
-    if (p->looped) p->tokens = page.prefix_count + p->guard.begin + p->guard.period;
     if (p->tokens && tokenizer_ends(t, p->ids.ids[p->tokens - 1])) p->tokens--;
+    p->confidence = generator_confidence(p->log_probability, p->tokens - page.prefix_count + p->ended);
+    if (p->looped) p->tokens = page.prefix_count + p->guard.begin + p->guard.period;
     tokenizer_decode(t, p->ids.ids, p->tokens, &p->text, &p->bytes);
     if (page.task == RENDER_FORMULA) {
         char *before = p->text;
@@ -162,11 +166,10 @@ static void page_finish(PageProgram *p) {
 }
 
 static void page_add_program(JsonWriter *w, const PageProgram *p) {
-    const int written = p->tokens - page.prefix_count + p->ended;
     json_key(w, "program");
     json_string_bytes(w, p->text, p->bytes);
     page_add_number(w, "log_probability", p->log_probability);
-    page_add_number(w, "confidence", written > 0 ? exp(p->log_probability / written) : NAN);
+    page_add_number(w, "confidence", p->confidence);
     page_add_number(w, "tokens", p->tokens);
     json_key(w, "ended");
     json_bool(w, p->ended);
@@ -229,8 +232,8 @@ static void page_sample(void) {
     int streams[PAGE_SEQUENCES];
     token_decoder_begin(&page.decoder, &page.model.tokenizer);
     for (int i = 0; i < page.count; i++) page_new_program(i);
-    for (page.first = 0; page.first < page.count; page.first += PAGE_SEQUENCES) {
-        const int left = page.count - page.first, B = left < PAGE_SEQUENCES ? left : PAGE_SEQUENCES;
+    for (page.first = 0; page.first < page.count; page.first += page.sequences) {
+        const int left = page.count - page.first, B = left < page.sequences ? left : page.sequences;
         for (int i = 0; i < B; i++) streams[i] = page.first + i;
         generator_prefill(g, page.pixels, 1, page.prefix, page.prefix_count);
         if (B > 1) generator_multiply(g, B);
@@ -274,11 +277,10 @@ static void page_rank(void) {
 
 /* "document": the program as a whole .tex file, or null where it cannot be one. */
 static void page_add_document(JsonWriter *w, const char *program, size_t n) {
-    Error ignored;
-    char *document = tex_document(page.task, program, n, &ignored);
+    char *document = tex_document_to_keep(page.task, program, n);
     json_key(w, "document");
     if (document)
-        json_string(w, document + sizeof TEX_EMPTY_PAGES - 1);
+        json_string(w, document);
     else
         json_null(w);
     free(document);
@@ -317,7 +319,7 @@ EMSCRIPTEN_KEEPALIVE void page_convert(double temperature, double seed, int beam
     page.count = candidates > PAGE_CANDIDATES ? PAGE_CANDIDATES : candidates < 1 ? 1 : candidates;
     generator_set_sampling(&page.generator, (float)temperature, 1, 0, (uint64_t)seed, page.prefix_count);
     if (beams > 1)
-        page_beam(beams < PAGE_SEQUENCES ? beams : PAGE_SEQUENCES);
+        page_beam(beams < page.sequences ? beams : page.sequences);
     else
         page_sample();
     if (beams <= 1) page_rank();

@@ -2,6 +2,7 @@
 // "convert", blob, file, options} or {name: "document", program}, and answers with events, {name, data}. After an "error",
 // {message, type}, it is of no use any more.
 
+import { Failure } from "./failure.js";
 import { decodeImage, tilesOf } from "./pixels.js";
 
 const tileSide = 1024; // PAGE_TILE of web/wasm.c
@@ -20,19 +21,20 @@ const orders = {
   async open({ file }) {
     const bytes = download(file);
     const kernels = WebAssembly.validate(vectorModule) ? "simd128" : "portable";
-    const { default: begin } = await import(`./model-${kernels}.js`);
-    model = await begin({ onEvent: say, printErr: (text) => console.info(text) });
-    model.FS.writeFile(file, await bytes);
+    const [module, contents] = await Promise.all([startModule(kernels), bytes]);
+    model = module;
+    model.FS.writeFile(file, contents, { canOwn: true });
     model.ccall("page_open", null, ["string"], [file]);
     model.FS.unlink(file); // the module has mapped it
   },
 
   async convert({ blob, file, options }) {
     const image = await decodeImage(blob);
-    if (!image) throw failure(`The browser cannot read the image ${file}: it is damaged, or of a kind that it does not know`);
-    const place = model.ccall("page_image_begin", "number", ["string", "number", "number"], [file, image.width, image.height]);
+    if (!image) throw new Failure(`The browser cannot read the image ${file}: it is damaged, or of a kind that it does not know`, "local");
+    const address = model.ccall("page_image_begin", "number", ["string", "number", "number"],
+      [file, image.width, image.height]) >>> 0; // an address above 2 GB comes as a negative number
     for await (const { x, y, width, height, rgba } of tilesOf(image, tileSide)) {
-      model.HEAPU8.set(rgba, place);
+      model.HEAPU8.set(rgba, address);
       model._page_image_put(x, y, width, height);
     }
     image.close();
@@ -42,10 +44,10 @@ const orders = {
 
   document({ program }) {
     const bytes = new TextEncoder().encode(`${program}\0`); // which may be too long for the stack, where ccall puts texts
-    const place = model._malloc(bytes.length);
-    model.HEAPU8.set(bytes, place);
-    model._page_document(place);
-    model._free(place);
+    const address = model._malloc(bytes.length) >>> 0;
+    model.HEAPU8.set(bytes, address);
+    model._page_document(address);
+    model._free(address);
   },
 };
 
@@ -58,12 +60,20 @@ addEventListener("message", async ({ data: order }) => {
   }
 });
 
+// The module for these kernels.
+async function startModule(kernels) {
+  try {
+    const { default: begin } = await import(`./model-${kernels}.js`);
+    return await begin({ onEvent: say, printErr: (text) => console.info(text) });
+  } catch (error) {
+    console.info(error.message);
+    throw new Failure(`The page's file model-${kernels}.js or .wasm could not be loaded`, "away");
+  }
+}
+
 async function download(file) {
   const answer = await fetch(file).catch(() => null);
   if (answer?.ok) return new Uint8Array(await answer.arrayBuffer());
   const why = answer ? `the server answers with status ${answer.status}` : "the server does not answer";
-  throw failure(`The model's file ${file} could not be loaded: ${why}`, "away");
+  throw new Failure(`The model's file ${file} could not be loaded: ${why}`, "away");
 }
-
-// An error whose message is a sentence for the user.
-const failure = (message, type = "local") => Object.assign(new Error(message), { type });
