@@ -241,6 +241,34 @@ static void check_connectors(void) {
     check(!connector_same_places(&strips, &finer), "letters of another share of the image");
 }
 
+/* Images of 16 x 24 pixels become images of 8 x 48: of the position embeddings, both have one row and three columns. */
+static void check_larger_images(const char *path) {
+    static const char shape[] = "tiny,vision.patch=8,connector.concat=2,vision.image_";
+    char before[256], after[256];
+    Error err;
+    Model teacher, student, random;
+    snprintf(before, sizeof before, "%sheight=16,vision.image_width=24", shape);
+    snprintf(after, sizeof after, "%sheight=8,vision.image_width=48", shape);
+    new_model(&teacher, before, 1);
+    new_model(&student, after, 2);
+    new_model(&random, after, 2);
+    die_if(model_save(&teacher, path, &err), &err);
+    init_student(&student, &(InitConfig){.path = path, .must_match = true});
+    const Param *rows[3] = {teacher.vision.rows, student.vision.rows, random.vision.rows};
+    const Param *columns[3] = {teacher.vision.columns, student.vision.columns, random.vision.columns};
+    floatX *r[3], *c[3];
+    for (int i = 0; i < 3; i++) r[i] = values_of(rows[i]), c[i] = values_of(columns[i]);
+    const size_t C = (size_t)rows[0]->cols;
+    check(rows[1]->rows == 1 && columns[1]->rows == 6, "a frame of 1 x 6 patches");
+    check(!memcmp(r[1], r[0], C * sizeof(floatX)), "the first row of positions");
+    check(!memcmp(c[1], c[0], 3 * C * sizeof(floatX)), "the first three columns of positions");
+    check(!memcmp(c[1] + 3 * C, c[2] + 3 * C, 3 * C * sizeof(floatX)), "further columns start at random");
+    for (int i = 0; i < 3; i++) free(r[i]), free(c[i]);
+    model_close(&teacher);
+    model_close(&student);
+    model_close(&random);
+}
+
 int main(int argc, char **argv) {
     Error err;
     Model teacher;
@@ -268,6 +296,7 @@ int main(int argc, char **argv) {
     check_cut(path, "2,1", expected, n, false);
     free(expected);
     model_close(&teacher);
+    check_larger_images(path);
     unlink(path);
     return checks_end();
 }

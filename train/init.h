@@ -2,7 +2,8 @@
  *
  * Layers of another depth are taken at even spacing, the first for the first and the last for the last (Sanh et al. 2019,
  * "DistilBERT", take every other layer); or the most influential ones are kept, in their order; or those of a list. A tensor is
- * copied where its name and shape then agree.
+ * copied where its name and shape then agree. Of the position embeddings of rectangular images' rows and columns, as many are
+ * copied as both models have, so that images may be larger than before.
  *
  * --init-width importance also cuts tensors that are wider than the student's. It keeps the parts that train/importance.h
  * measures as the largest:
@@ -198,7 +199,7 @@ typedef struct {
 
 typedef enum {
     AXIS_SAME,
-    AXIS_VOCAB,
+    AXIS_FIRST,  // as many as both have, from the first on
     AXIS_CHANNEL,
     AXIS_QKV,
     AXIS_HEADS,
@@ -213,8 +214,8 @@ static const struct {
     AxisKind rows, cols;
     int norm;  // 1, 2: that norm of a block; 3: the last one; 0: none
 } init_axes[] = {
-    {"embed", AXIS_VOCAB, AXIS_CHANNEL, 0},
-    {"head", AXIS_VOCAB, AXIS_CHANNEL, 0},
+    {"embed", AXIS_FIRST, AXIS_CHANNEL, 0},
+    {"head", AXIS_FIRST, AXIS_CHANNEL, 0},
     {"norm", AXIS_CHANNEL, AXIS_SAME, 3},
     {"norm1", AXIS_CHANNEL, AXIS_SAME, 1},
     {"norm2", AXIS_CHANNEL, AXIS_SAME, 2},
@@ -227,8 +228,8 @@ static const struct {
     {"patch.weight", AXIS_CHANNEL, AXIS_SAME, 0},
     {"patch.bias", AXIS_CHANNEL, AXIS_SAME, 0},
     {"position", AXIS_SAME, AXIS_CHANNEL, 0},
-    {"position.rows", AXIS_SAME, AXIS_CHANNEL, 0},
-    {"position.columns", AXIS_SAME, AXIS_CHANNEL, 0},
+    {"position.rows", AXIS_FIRST, AXIS_CHANNEL, 0},
+    {"position.columns", AXIS_FIRST, AXIS_CHANNEL, 0},
     {"norm.weight", AXIS_CHANNEL, AXIS_SAME, 3},
     {"norm.bias", AXIS_CHANNEL, AXIS_SAME, 0},
     {"norm1.weight", AXIS_CHANNEL, AXIS_SAME, 1},
@@ -254,8 +255,8 @@ static inline void axis_add(Axis *a, int first, const int *part, int n, int size
 }
 
 /* The indices of one axis in layer l of a tower (of its first layer where the tensor is of no layer). size: the student's;
- * from_vocab: rows of the other model's embedding. */
-static inline Axis init_axis(AxisKind kind, const Cut cuts[TOWERS], int tower, int l, int size, int from_vocab) {
+ * from_count: the other model's, of AXIS_FIRST. */
+static inline Axis init_axis(AxisKind kind, const Cut cuts[TOWERS], int tower, int l, int size, int from_count) {
     const Cut *cut = &cuts[tower], *vision = &cuts[TOWER_VISION];
     const TowerShape *from = &cut->from, *to = &cut->to;
     const int D = from->head_dim, *heads = cut->head + (size_t)l * to->heads,
@@ -264,7 +265,7 @@ static inline Axis init_axis(AxisKind kind, const Cut cuts[TOWERS], int tower, i
     Axis a = {.from = size};
     switch (kind) {
     case AXIS_SAME: axis_add(&a, 0, NULL, size, 1); break;
-    case AXIS_VOCAB: axis_add(&a, 0, NULL, size < (a.from = from_vocab) ? size : from_vocab, 1); break;
+    case AXIS_FIRST: axis_add(&a, 0, NULL, size < (a.from = from_count) ? size : from_count, 1); break;
     case AXIS_CHANNEL: a.from = from->width, axis_add(&a, 0, cut->channel, to->width, 1); break;
     case AXIS_HEADS: a.from = from->heads * D, axis_add(&a, 0, heads, to->heads, D); break;
     case AXIS_QKV:
@@ -317,6 +318,13 @@ static inline const char *init_place(const char *name, int *tower, int *layer) {
     return *layer < 0 ? rest : rest + length;
 }
 
+/* How many rows the other model's tensor has for an axis of AXIS_FIRST. */
+static inline int init_rows_from(const Model *student, const Param *p, const ModelConfig *from) {
+    if (p == student->vision.rows) return vision_rows(&from->vision);
+    if (p == student->vision.columns) return vision_columns(&from->vision);
+    return from->lm.vocab;
+}
+
 /* Copies one parameter's tensor, cut where it is wider. Returns whether it was there with the shape that was expected. */
 static inline bool init_take(const Model *student, Param *p, InitSource *s, const InitConfig *c) {
     Error err;
@@ -328,7 +336,8 @@ static inline bool init_take(const Model *student, Param *p, InitSource *s, cons
     if (layer >= 0)
         snprintf(source.name, sizeof source.name, "%s.%d.%s", tower == TOWER_LM ? "lm" : "vision",
                  s->cut[tower].layer[layer], name);
-    if (!c->width) {
+    const bool positions = p == student->vision.rows || p == student->vision.columns;
+    if (!c->width && !(positions && s->cut[tower].from.width == s->cut[tower].to.width)) {
         if (param_find(&stored, &source, &s->st, &err)) return false;
         if (stored.scales) die("--init: %s has quantised weights; name the model that it was made of", c->path);
         param_copy_from(p, stored.values, student->op);
@@ -336,7 +345,7 @@ static inline bool init_take(const Model *student, Param *p, InitSource *s, cons
     }
     while (strcmp(init_axes[at].name, name)) at++;
     const int l = layer < 0 ? 0 : layer, norm = init_axes[at].norm;
-    Axis rows = init_axis(init_axes[at].rows, s->cut, tower, l, p->rows, s->config.lm.vocab);
+    Axis rows = init_axis(init_axes[at].rows, s->cut, tower, l, p->rows, init_rows_from(student, p, &s->config));
     Axis cols = init_axis(init_axes[at].cols, s->cut, tower, l, p->cols, 0);
     source.rows = rows.from;
     source.cols = cols.from;
