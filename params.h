@@ -9,9 +9,9 @@
 #include "kernels/arena.h"
 #include "kernels/quantised.h"
 #include "lib/file.h"
+#include "lib/memory.h"
 #include "lib/random.h"
 
-#include <unistd.h>
 
 /* Parameter groups (a bit mask); each is trained or frozen as a whole. */
 enum { GROUP_VISION = 1, GROUP_CONNECTOR = 2, GROUP_LM = 4, GROUP_ALL = 7 };
@@ -157,12 +157,12 @@ static inline void *move_from_file(char **to, const void *from, size_t n, const 
  * than half of the RAM or cannot be allocated. The file's pages are given back one parameter after the other. */
 static inline void params_move_to_large_pages(Params *p, const Ops *op, int groups) {
     const size_t least = (size_t)32 << 20;
-    size_t bytes = 0, machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    size_t bytes = 0;
     for (int i = 0; i < p->count; i++) {
         const Param *x = &p->list[i];
         if (x->group & groups && x->in_file) bytes += param_value_bytes(x) + param_scale_bytes(x) + 128;
     }
-    if (!op->host_memory || p->large_pages || bytes < least || bytes > machine / 2) return;
+    if (!op->host_memory || p->large_pages || bytes < least || bytes > memory_available() / 2) return;
     char *to = op->alloc(bytes);
     if (!to) return;
     p->large_pages = to;

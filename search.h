@@ -17,6 +17,7 @@
 
 #include "generate/judge.h"
 #include "generate/search_rollout.h"
+#include "lib/memory.h"
 
 typedef struct {
     double seconds;      // the search ends after the result that comes after this time; 0: no limit
@@ -189,8 +190,7 @@ static inline void search_take_results(const Search *s, SearchResult *result) {
 /* ---- the search ---- */
 
 static inline size_t search_store_bytes(const SearchOptions *o, const Ops *op) {
-    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    return o->store_bytes ? o->store_bytes : op->host_memory ? machine / 8 : op->memory_free() / 4;
+    return o->store_bytes ? o->store_bytes : op->host_memory ? memory_available() / 8 : op->memory_free() / 4;
 }
 
 static inline void search_prepare(Search *s, Generator *g, const TokenLines *lines, const int *prefix,

@@ -3,6 +3,7 @@
 #define GENERATE_FIT_H
 
 #include "../generate.h"
+#include "../lib/memory.h"
 
 /* How many images are generated for together: the largest number <= `images` whose sequences, each_image for an image, fit
  * into a quarter of the RAM, or 95 % of the free GPU memory; `images` itself unless or_less. -1 when they exceed all available
@@ -10,8 +11,7 @@
 static inline int generator_try_fit(Model *m, int images, int each_image, bool or_less, int T, int max_tokens,
                                     Error *err) {
     const bool host = m->op->host_memory;
-    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    const size_t available = host ? machine : m->op->memory_free();
+    const size_t available = host ? memory_available() : m->op->memory_free();
     const size_t limit = host ? available / 4 : available / 20 * 19;
     const size_t sequences =
         each_image * (kv_cache_bytes(&m->c.lm, model_prompt(m) + max_tokens) + m->c.lm.vocab * sizeof(float));
@@ -24,7 +24,7 @@ static inline int generator_try_fit(Model *m, int images, int each_image, bool o
                      "%sfewer tokens or a smaller model need less",
                      programs, programs == 1 ? "" : "s together", max_tokens,
                      programs == 1 ? "its image need" : "their images need", (double)bytes / 1e6,
-                     host ? "this machine has" : "the GPU has free", (double)available / 1e6,
+                     host ? "this process may use" : "the GPU has free", (double)available / 1e6,
                      programs == 1 ? "" : "a smaller --batch, ");
 }
 

@@ -4,6 +4,7 @@
 
 #include "../kernels/arena.h"
 #include "../lib/json.h"
+#include "../lib/memory.h"
 #include "../lib/options.h"
 #include "../lib/image.h"
 #include "../lib/image_prepare.h"
@@ -43,6 +44,44 @@ static void test_map(void) {
     CHECK_OK(file_map(&files[1], sample_path("three"), &err), err);
     CHECK(mapped_path(files[1].data) == files[1].path && mapped_path(files[0].data) == files[0].path);
     for (int i = 0; i < 3; i++) file_unmap(&files[i]);
+}
+
+/* ---- memory ---- */
+
+static void group_file(const char *path, const char *text) {
+    char full[512], *slash;
+    snprintf(full, sizeof full, "%s", sample_path(path));
+    for (slash = strchr(full + strlen(samples_folder) + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        CHECK(mkdir(full, 0700) == 0 || errno == EEXIST);
+        *slash = '/';
+    }
+    write_bytes(full, text, strlen(text));
+}
+
+static void test_memory(void) {
+    const size_t machine = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    char folder[512], list[512];
+    CHECK(memory_available() > 0 && memory_available() <= machine);
+    snprintf(folder, sizeof folder, "%s", sample_path("groups"));
+    snprintf(list, sizeof list, "%s", sample_path("groups/list"));
+    group_file("groups/service/part/memory.max", "max\n");
+    group_file("groups/service/memory.max", "5000000000\n");
+    group_file("groups/memory/old/memory.limit_in_bytes", "4000000000\n");
+    group_file("groups/memory/memory.limit_in_bytes", "9223372036854771712\n");  // none, in version 1
+    group_file("groups/list", "0::/service/part\n");
+    CHECK(memory_groups_limit(list, folder) == 5000000000);  // of the group above
+    group_file("groups/list", "0::/not/seen\n");
+    CHECK(memory_groups_limit(list, folder) == SIZE_MAX);
+    group_file("groups/list", "3:cpu:/old\n4:memory:/old\n0::/service\n");
+    CHECK(memory_groups_limit(list, folder) == 4000000000);
+    group_file("groups/list", "4:memory:/\n0::/\n");
+    CHECK(memory_groups_limit(list, folder) == 9223372036854771712u);
+    group_file("groups/memory.max", "3000000000\n");  // of a container, which sees only its own group
+    CHECK(memory_groups_limit(list, folder) == 3000000000);
+    group_file("groups/list", "nonsense\n");
+    CHECK(memory_groups_limit(list, folder) == SIZE_MAX);
+    CHECK(memory_groups_limit(sample_path("none"), folder) == SIZE_MAX);
 }
 
 static void *read_first(void *byte) {
@@ -1102,6 +1141,7 @@ int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "--prepare-detikzify")) return prepare_images(argc - 2, argv + 2, true);
     samples_begin();
     test_map();
+    test_memory();
     test_cut_map();
     test_own_names();
     test_many_partial();
