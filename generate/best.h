@@ -5,7 +5,7 @@
 
 #include "../lib/bpe.h"
 #include "../search.h"
-#include "multiply.h"
+#include "replicate.h"
 
 enum {
     BEST_IN_FLIGHT = 3
@@ -131,7 +131,7 @@ static inline void candidates_sample(Candidates *c, int number, const uint8_t *p
             for (int k = 0; k < b->prefix_count; k++) token_ids_add(&c->texts[c->first + i], b->prefix[k]);
         }
         generator_prefill(b->g, pixels, 1, b->prefix, b->prefix_count);
-        generator_multiply(b->g, B);
+        generator_replicate(b->g, B);
         generator_run(b->g, streams, b->o.max_new_tokens, candidates_read, c);
     }
     free(streams);

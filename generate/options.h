@@ -140,7 +140,7 @@ static void check_values(WeightFormat *format) {
     if (weight_format(opt.weights, format)) options_die("--weights must be q8 or q4, not '%.40s'", opt.weights);
     if (strcmp(opt.repeat_guard, "on") && strcmp(opt.repeat_guard, "off"))
         options_die("--repeat-guard must be on or off, not '%.40s'", opt.repeat_guard);
-    if (opt.preprocess && !prepare_knows(opt.preprocess))
+    if (opt.preprocess && !preprocess_known(opt.preprocess))
         options_die("--preprocess must be auto, plain or detikzify, not '%.40s'", opt.preprocess);
     if (opt.task && strcmp(opt.task, "auto") && strcmp(opt.task, "tikz") && strcmp(opt.task, "formula"))
         options_die("--task must be tikz, formula or auto, not '%.40s'", opt.task);

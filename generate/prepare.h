@@ -6,7 +6,7 @@
 #include "writer.h"
 
 /* Changes an image as o->preprocess says, and finds the part of it that the model sees. */
-static inline int program_preprocess(Program *p, const PrepareOptions *o, Image *image, ImageBox *box, Error *err) {
+static inline int program_preprocess(Program *p, const PreprocessOptions *o, Image *image, ImageBox *box, Error *err) {
     ImageCleaned cleaned;
     if (preprocess_image(image, o, p->input->path, box, &cleaned, err)) return -1;
     if (*cleaned.text) p->preprocessing = xstrdup(cleaned.text);
@@ -16,7 +16,7 @@ static inline int program_preprocess(Program *p, const PrepareOptions *o, Image 
 
 /* Reads a program's image, and prepares it as the input of the model, u8 [height, width, 3], and of the draft, where draft_pixels
  * is not NULL. Fails the program where it cannot; warns of an image that a model cannot make much of. */
-static inline void program_prepare(Program *p, const PrepareOptions *o, uint8_t *pixels, uint8_t *draft_pixels) {
+static inline void program_prepare(Program *p, const PreprocessOptions *o, uint8_t *pixels, uint8_t *draft_pixels) {
     Error err;
     Image image;
     ImageBox box;

@@ -9,18 +9,18 @@ typedef struct {
     const char *preprocess;  // auto: images are cleaned; detikzify: enlarged; plain
     bool trim_near_white, invert, verbose, show;
     ImageSize size, draft_size;  // of the model's images and of the draft's
-} PrepareOptions;
+} PreprocessOptions;
 
-static inline bool prepare_knows(const char *preprocess) {
+static inline bool preprocess_known(const char *preprocess) {
     return !strcmp(preprocess, "auto") || !strcmp(preprocess, "plain") || !strcmp(preprocess, "detikzify");
 }
 
 /* What is done to images where the user does not say: what the model's metadata says, else auto. scripts/convert_hf.py writes
  * plain for models trained elsewhere. NULL and an error if the metadata says something unknown. */
-static inline const char *prepare_default(const Model *m, Error *err) {
+static inline const char *preprocess_of_model(const Model *m, Error *err) {
     const char *said = safetensors_metadata(&m->file, "hub.preprocess");
     if (!said) return "auto";
-    if (prepare_knows(said)) return said;
+    if (preprocess_known(said)) return said;
     error_set(err, "%s: the metadata hub.preprocess is '%.40s', auto, plain or detikzify was expected",
               m->file.file.path, said);
     return NULL;
@@ -28,7 +28,7 @@ static inline const char *prepare_default(const Model *m, Error *err) {
 
 /* Changes an image as o->preprocess says, finds the part of it that the model sees, and notes what was done in `cleaned`. `name`
  * identifies the image in error messages. */
-static inline int preprocess_image(Image *image, const PrepareOptions *o, const char *name, ImageBox *box,
+static inline int preprocess_image(Image *image, const PreprocessOptions *o, const char *name, ImageBox *box,
                                    ImageCleaned *cleaned, Error *err) {
     *cleaned = (ImageCleaned){.text = ""};
     if (o->invert) image_invert(image);

@@ -21,7 +21,7 @@ typedef struct {
     Writer *writer;      // shared by all sessions
     const Inputs *inputs;
     TokenIds prefix;
-    PrepareOptions prepare;
+    PreprocessOptions prepare;
     int images, max_new_tokens;
     int taken;           // of the inputs, how many were looked at so far
     double first_token;  // its time, from seconds_now; 0: no token yet
@@ -84,9 +84,9 @@ static void session_open(Session *s, const char *path, const Ops *op, WeightForm
     Model *m = &s->model;
     die_if(model_open_as(m, op, path, "", format, &err), &err);
     if (opt.lora) die_if(lora_open(m, opt.lora, &err), &err);
-    const char *preprocess = opt.preprocess ? opt.preprocess : opt.dataset ? "plain" : prepare_default(m, &err);
+    const char *preprocess = opt.preprocess ? opt.preprocess : opt.dataset ? "plain" : preprocess_of_model(m, &err);
     if (!preprocess) die("%s", err.text);
-    s->prepare = (PrepareOptions){.preprocess = preprocess,
+    s->prepare = (PreprocessOptions){.preprocess = preprocess,
                                   .trim_near_white = opt.trim_near_white,
                                   .invert = opt.invert,
                                   .verbose = opt.verbose,

@@ -16,7 +16,7 @@ typedef struct Instance {
     Model model;
     Generator generator;
     TokenIds prefix;
-    PrepareOptions prepare;
+    PreprocessOptions prepare;
     RenderTask task;
     ProgramModel known;  // the model, for its programs
     Writer writer;       // the settings of server/decode.h's programs
@@ -74,7 +74,7 @@ static inline Instance *instance_open(const Registry *r, const ServedModel *serv
         return NULL;
     }
     i->max_tokens = model_max_text(m);
-    const char *preprocess = prepare_default(m, err);
+    const char *preprocess = preprocess_of_model(m, err);
     if (!preprocess || prefix_read(&i->prefix, NULL, &m->tokenizer, served->path, err) ||
         instance_plan(i, r->slots, err)) {
         model_close(m);
@@ -84,7 +84,7 @@ static inline Instance *instance_open(const Registry *r, const ServedModel *serv
     }
     i->name = served->name;
     i->task = strcmp(m->tokenizer.task, "formula") ? RENDER_TIKZ : RENDER_FORMULA;
-    i->prepare = (PrepareOptions){.preprocess = preprocess, .size = vision_size(&m->c.vision)};
+    i->prepare = (PreprocessOptions){.preprocess = preprocess, .size = vision_size(&m->c.vision)};
     i->parameters = instance_count(m);
     i->opened = (int64_t)time(NULL);
     i->references = 1;

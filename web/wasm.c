@@ -10,7 +10,7 @@
  * module, after an event of its own. */
 #include "../generate/beam.h"
 #include "../generate/formula_text.h"
-#include "../generate/multiply.h"
+#include "../generate/replicate.h"
 #include "../generate/preprocess.h"
 #include "../generate/repeat.h"
 #include "../lib/bpe.h"
@@ -39,7 +39,7 @@ static struct {
     Model model;
     Generator generator;
     RenderTask task;
-    PrepareOptions prepare;
+    PreprocessOptions prepare;
     int prefix[1], prefix_count;  // the begin token, if the model has one
     int max_new_tokens;
     int sequences;  // programs that are written together: PAGE_SEQUENCES, or fewer where memory is short
@@ -95,7 +95,7 @@ EMSCRIPTEN_KEEPALIVE void page_open(const char *path) {
     JsonWriter w = {0};
     die_hook = page_error;
     die_if(model_open_as(m, cpu_ops(), path, "", WEIGHTS_AS_STORED, &err), &err);
-    page.prepare = (PrepareOptions){.preprocess = prepare_default(m, &err), .size = vision_size(&m->c.vision)};
+    page.prepare = (PreprocessOptions){.preprocess = preprocess_of_model(m, &err), .size = vision_size(&m->c.vision)};
     if (!page.prepare.preprocess) die("%s", err.text);
     page.task = strcmp(m->tokenizer.task, "formula") ? RENDER_TIKZ : RENDER_FORMULA;
     if (m->tokenizer.begin >= 0) page.prefix[page.prefix_count++] = m->tokenizer.begin;
@@ -236,7 +236,7 @@ static void page_sample(void) {
         const int left = page.count - page.first, B = left < page.sequences ? left : page.sequences;
         for (int i = 0; i < B; i++) streams[i] = page.first + i;
         generator_prefill(g, page.pixels, 1, page.prefix, page.prefix_count);
-        if (B > 1) generator_multiply(g, B);
+        if (B > 1) generator_replicate(g, B);
         generator_run(g, streams, page.max_new_tokens, page_read, NULL);
     }
     token_decoder_free(&page.decoder);

@@ -1,11 +1,11 @@
 /* Several sequences that begin alike, from one encoded image. */
-#ifndef GENERATE_MULTIPLY_H
-#define GENERATE_MULTIPLY_H
+#ifndef GENERATE_REPLICATE_H
+#define GENERATE_REPLICATE_H
 
 #include "../generate.h"
 
 /* Makes n sequences of the first one: what follows differs by the random stream alone. */
-static inline void generator_multiply(Generator *g, int n) {
+static inline void generator_replicate(Generator *g, int n) {
     const size_t row = (size_t)g->m->c.lm.vocab;
     for (int i = 1; i < n; i++) {
         kv_cache_move(&g->cache, &g->m->c.lm, g->m->op, i, 0, 0, g->length);
