@@ -8,6 +8,7 @@
 # cores. SHORT is the number of steps with the shortest formulas, MIDDLE that with longer ones, TRUNK that with all formulas at
 # the full learning rate, COOL that of the steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many
 # formulas of the list are drawn, the first ones of its random order (it counts only where the list has not been drawn yet).
+# VALIDATION is the number of formulas to measure on. PROGRAMS is the folder of train_distill and eval, if not the repository's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -15,8 +16,9 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
     exit 2
 fi
 lists=$1 stage=${2:-}
-out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
-short=${SHORT:-12000} middle=${MIDDLE:-12000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
+out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}
+short=${SHORT:-12000} middle=${MIDDLE:-12000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
+formulas=${FORMULAS:-1000000000} validation=${VALIDATION:-1000}
 mkdir -p "$out"
 
 # Images of 48 x 384 pixels, with letters 8 high, in patches of 8. A token is a strip of 6 patches, so the 48 tokens follow each
@@ -42,9 +44,9 @@ train() { # FOLDER STEPS OPTION...
     shift 2
     finished "$folder" "$steps" && return
     if [ -f "$folder/state.safetensors" ]; then
-        ./train_distill --resume --out "$folder" --steps "$steps"
+        "$programs/train_distill" --resume --out "$folder" --steps "$steps"
     else
-        ./train_distill --out "$folder" --steps "$steps" --overwrite "$@"
+        "$programs/train_distill" --out "$folder" --steps "$steps" --overwrite "$@"
     fi
     finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
 }
@@ -76,7 +78,7 @@ make_data() {
     [ -f "$out/tokenizer.safetensors" ] || $python dev/formula/tokens.py --formulas "$out/train.txt" \
         --out "$out/tokenizer.safetensors"
     [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.txt"
-    draw val val 2 --count 1000
+    draw val val 2 --count "$validation"
     draw drawn train 1
     draw drawn short 1 --max-tokens 16
     draw drawn middle 1 --max-tokens 48
@@ -110,7 +112,7 @@ score() { # of every model that there is: numbers, and a report with images
         [ -f "$out/$name/student.safetensors" ] && models+=(--model "$out/$name/student.safetensors")
     done
     [ ${#models[@]} -gt 0 ] || { echo "score: no model is trained yet" >&2; exit 1; }
-    ./eval "${models[@]}" --data "$out/val.bin" --texts-are formulas --report "$out/report"
+    "$programs/eval" "${models[@]}" --data "$out/val.bin" --texts-are formulas --report "$out/report"
 }
 
 case $stage in
