@@ -55,6 +55,27 @@ static inline bool blocks_see(const Blocks *b, int i, int j) {
     return true;
 }
 
+/* The segments of a link from block i to block j: one, or two of an elbow, along the row of i, then along the column of j.
+ * Returns their number. */
+static inline int link_segments(const Blocks *b, int i, int j, bool elbow, Segment *s) {
+    Point corner = point(b->at[j].x, b->at[i].y);
+    s[0] = segment(b->at[i], elbow ? corner : b->at[j]);
+    if (elbow) s[1] = segment(corner, b->at[j]);
+    return elbow ? 2 : 1;
+}
+
+/* Whether a new link would cross one that is there. */
+static inline bool link_crosses(const Blocks *b, int i, int j, bool elbow) {
+    Segment s[2], r[2];
+    int n = link_segments(b, i, j, elbow, s);
+    for (int k = 0; k < b->links; k++) {
+        int m = link_segments(b, b->link[k].from, b->link[k].to, b->link[k].elbow, r);
+        for (int x = 0; x < n * m; x++)
+            if (segments_cross(s[x / m], r[x % m])) return true;
+    }
+    return false;
+}
+
 /* Whether an elbow from block i along its row to the column of block j is free: nobody is beside it, and no link uses the
  * same way. */
 static inline bool elbow_is_free(const Blocks *b, int i, int j) {
@@ -85,10 +106,13 @@ static inline bool blocks_joined(const Blocks *b, int i, int j) {
     return false;
 }
 
-/* Whether the lines of straight links cross: one along a row, one along a column. */
-static inline bool link_crosses(const Blocks *b, int i, int j) {
-    for (int k = 0; k < b->links; k++)
-        if (segments_cross(segment(b->at[b->link[k].from], b->at[b->link[k].to]), segment(b->at[i], b->at[j]))) return true;
+/* Whether a straight link would lie on an elbow. */
+static inline bool meets_elbow(const Blocks *b, int i, int j) {
+    for (int k = 0; k < b->links; k++) {
+        int row = b->row[b->link[k].from], column = b->column[b->link[k].to];
+        if (!b->link[k].elbow) continue;
+        if ((b->row[i] == row && b->row[j] == row) || (b->column[i] == column && b->column[j] == column)) return true;
+    }
     return false;
 }
 
@@ -103,9 +127,10 @@ static inline bool join_blocks(Blocks *b, int extra, int elbows) {
         for (int k = 0; k < n * n && b->links < LINKS_MAX; k++) {
             int i = pairs[k] / n, j = pairs[k] % n;
             if (i == j || blocks_joined(b, i, j) || (pass == 0 && part[i] == part[j])) continue;
-            if (pass == 1 ? !elbows || !elbow_is_free(b, i, j) : !blocks_see(b, i, j) || link_crosses(b, i, j)) continue;
+            if (link_crosses(b, i, j, pass == 1)) continue;
+            if (pass == 1 ? !elbows || !elbow_is_free(b, i, j) : !blocks_see(b, i, j)) continue;
             if (pass == 2 && !chance(extra)) continue;
-            if (pass == 2 && b->links && b->link[b->links - 1].elbow && elbows) continue;
+            if (pass == 2 && meets_elbow(b, i, j)) continue;
             bool backward = pass != 1 && (i < j) == chance(15);
             b->link[b->links++] = (Link){.from = backward ? j : i, .to = backward ? i : j, .elbow = pass == 1};
             elbows -= pass == 1;

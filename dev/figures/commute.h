@@ -6,8 +6,8 @@
 
 typedef struct {
     int rows, columns;
-    const char *object[3][4];           // NULL: none
-    char arrows[3][4][200];             // of each object, in the order right, down, diagonal
+    const char *object[3][3];        // NULL: none
+    char arrows[3][3][200];  // of each object, in the order right, down, diagonal
 } Diagram;
 
 static const char *const objects[] = {"A", "B", "C", "D", "E", "F", "G", "H", "K", "M", "N", "P", "X", "Y", "Z", "0",
@@ -40,17 +40,17 @@ static inline void random_morphisms(Diagram *d, int level) {
 }
 
 static inline bool commute_figure(Text *t, int level) {
-    static const int most[] = {0, 0, 4, 6, 8, 12};
-    Diagram d = {.rows = choose_between(1, level > 3 ? 3 : 2), .columns = choose_between(2, level > 3 ? 4 : level)};
+    static const int most[] = {0, 0, 4, 4, 6, 9}, least[] = {0, 0, 2, 3, 4, 6};
+    Diagram d = {.rows = choose_between(1, level > 3 ? 3 : 2), .columns = choose_between(2, 3)};
     int n = 0, used[16], last = level == 2 ? 24 : COUNT_OF(objects);
-    if (d.rows * d.columns > most[level] || d.rows * d.columns < (level > 2 ? most[level - 1] : 2)) return false;
+    if (d.rows * d.columns > most[level] || d.rows * d.columns < least[level]) return false;
     choose_some(used, d.rows * d.columns, last);
     bool triangle = d.rows == 2 && d.columns == 2 && chance(35);
     for (int r = 0; r < d.rows; r++)
         for (int c = 0; c < d.columns; c++, n++)
             d.object[r][c] = triangle && r == 1 && c == 0 ? NULL : objects[used[n]];
     random_morphisms(&d, level);
-    begin_document(t, "\\usepackage{tikz-cd}\n");
+    begin_document(t, "\\usepackage{amssymb}\n\\usepackage{tikz-cd}\n");
     put(t, "\\begin{tikzcd}\n");
     for (int r = 0; r < d.rows; r++) {
         put(t, "  ");

@@ -21,6 +21,13 @@ static inline Vector middle_of(const Point *p, int n) {
     return m;
 }
 
+/* "  \\fill (X,Y) circle (2pt);" */
+static inline void put_dot(Text *t, Point at) {
+    put(t, "  \\fill ");
+    put_point(t, at);
+    put(t, " circle (2pt);\n");
+}
+
 /* A label at a point, on the side away from another point. */
 static inline void put_label_at(Text *t, Point at, Vector from, const char *label) {
     put_node(t, &(Style){.more = away_from(at, from)}, 0, at, label);
@@ -54,6 +61,13 @@ static inline void first_corner(Point *p, int n) {
     memcpy(p, q, (size_t)n * sizeof *p);
 }
 
+/* Whether the angle at the i-th of n corners is wide enough for its name: 35 degrees. */
+static inline bool angle_is_wide(const Point *p, int n, int i) {
+    Point a = p[(i + n - 1) % n], b = p[i], c = p[(i + 1) % n];
+    double dot = (a.x - b.x) * (c.x - b.x) + (a.y - b.y) * (c.y - b.y);
+    return dot < 0.82 * point_distance(a, b) * point_distance(c, b);
+}
+
 /* Angles, labels of sides and corners of a polygon whose corners are named A, B, ... */
 static inline void put_polygon_labels(Text *t, const Point *p, int n, int level, int right) {
     int angles[5], sides[5];
@@ -63,13 +77,14 @@ static inline void put_polygon_labels(Text *t, const Point *p, int n, int level,
     for (int i = 0; i < n; i++) {
         char before = (char)('A' + (i + n - 1) % n), after = (char)('A' + (i + 1) % n);
         if (i == right) put(t, "  \\pic[draw, angle radius=0.25cm] {right angle=%c--%c--%c};\n", after, 'A' + i, before);
-        else if (level > 2 && chance(45))
+        else if (level > 2 && angle_is_wide(p, n, i) && chance(45))
             put(t, "  \\pic[draw, \"%s\", angle radius=0.75cm, angle eccentricity=0.6] {angle=%c--%c--%c};\n", angle_names[angles[i]], after, 'A' + i, before);
     }
     for (int i = 0; named && i < n; i++) put(t, "  \\node[%s] at (%c) {$%c$};\n", away_from(p[i], middle_of(p, n)), 'A' + i, 'A' + i);
     for (int i = 0; i < n; i++) {
         Point a = p[i], b = p[(i + 1) % n], m = point((a.x + b.x) / 2, (a.y + b.y) / 2);
-        if ((level > 2 || n == 3) && chance(level == 2 ? 35 : 50)) put_label_at(t, m, middle_of(p, n), side_names[sides[i]]);
+        if ((level > 2 || n == 3) && chance(level == 2 ? 35 : 50))
+            put_label_at(t, m, (Vector){m.x - (b.y - a.y), m.y + (b.x - a.x)}, side_names[sides[i]]);
     }
 }
 
@@ -77,7 +92,9 @@ static inline bool polygon_figure(Text *t, int level) {
     Point p[5];
     int n = chance(70) ? 3 : 4;
     bool right = n == 3 && chance(35);
-    if (!random_corners(p, n, right)) return false;
+    int tries = 0;
+    while (!random_corners(p, n, right))
+        if (++tries == 3000) return false;
     first_corner(p, n);
     int corner = right ? 0 : -1;
     begin_picture(t, level > 2 || right ? "\\usetikzlibrary{angles}\n\\usetikzlibrary{quotes}\n" : "");
@@ -121,9 +138,8 @@ static inline bool circle_figure(Text *t, int level) {
         put(t, "%s;\n", n > 2 ? " -- cycle" : "");
     }
     for (int i = 0; radii && i < n; i++) put_line(t, &(Style){.dash = level > 2 && chance(40) ? "dashed" : NULL}, centre, p[i]);
-    Style dot = {.shape = "circle", .tight = true, .size = 1, .fill = "black"};
-    put_node(t, &dot, 0, centre, "");
-    for (int i = 0; i < n && level > 2; i++) put_node(t, &dot, 0, p[i], "");
+    put_dot(t, centre);
+    for (int i = 0; i < n && level > 2; i++) put_dot(t, p[i]);
     if (names) put_node(t, &(Style){.more = "below"}, 0, centre, chance(50) ? "$O$" : "$M$");
     for (int i = 0; names && i < n; i++) {
         char name[8];
@@ -136,8 +152,8 @@ static inline bool circle_figure(Text *t, int level) {
 
 /* Vectors from the origin, on axes or a grid, with their sum or their components. */
 static inline bool vector_figure(Text *t, int level) {
-    int width = 4 * choose_between(4, 6), height = 4 * choose_between(3, 5), n = level == 2 ? 1 : choose_between(2, level > 4 ? 3 : 2), names[3];
-    Point p[3];
+    int width = 4 * choose_between(4, 6), height = 4 * choose_between(3, 5), n = level == 2 ? 1 : 2, names[2];
+    Point p[2];
     for (int i = 0; i < n; i++) p[i] = point(2 * choose_between(2, width / 2 - 2), 2 * choose_between(2, height / 2 - 2));
     for (int i = 0; i < n; i++)
         for (int k = 0; k < i; k++)
@@ -152,7 +168,8 @@ static inline bool vector_figure(Text *t, int level) {
     for (int i = 0; i < n; i++) {
         s.colour = line_colours[choose(COUNT_OF(line_colours))];
         put_path(t, &s, (Point[]){{0, 0}, p[i]}, 2);
-        put(t, " node[above] {%s};\n", vector_names[names[i]]);
+        bool left = n > 1 && cross((Vector){0, 0}, vector(p[i]), vector(p[i ? 0 : 1])) < 0;
+        put(t, " node[%s] {%s};\n", n == 1 ? "above" : left ? "above left" : "below right", vector_names[names[i]]);
     }
     Point end = point(p[0].x + p[1 % n].x, p[0].y + p[1 % n].y);
     for (int i = 0; sum && i < 2; i++) put_line(t, &(Style){.dash = "dashed"}, p[i], end);

@@ -4,12 +4,13 @@
 
 #include "labels.h"
 
-/* A grid whose cells are 0.5 or 1 cm wide; some are filled, some have a number; a path may run along its lines. */
+/* A grid whose cells are 0.5 or 1 cm wide; some are filled, some have a number. */
 static inline bool cells_figure(Text *t, int level) {
-    int step = level > 3 && chance(60) ? 2 : 4, longest = step == 4 ? level > 3 ? 6 : 5 : 9;
+    bool numbered_ones = chance(60);  // without a number nothing tells how large the cells are
+    int step = numbered_ones && level > 3 && chance(60) ? 2 : 4, longest = step == 4 ? level > 3 ? 6 : 5 : 9;
     int columns = choose_between(3, longest), rows = choose_between(2, columns), filled = 0, numbered = 0;
     if (level < 4 && columns * rows > 6 * level) return false;
-    int fills = chance(75) ? choose_between(1, 2 + 2 * level) : 0, numbers = chance(50) || !fills ? choose_between(1, 2 * level + 2) : 0;
+    int fills = chance(75) ? choose_between(1, 2 + 2 * level) : 0, numbers = numbered_ones || !fills ? choose_between(1, 2 * level + 2) : 0;
     const char *tint[2] = {random_tint(), random_tint()};
     int order[96], colours = level > 2 && chance(50) ? 2 : 1;
     bool taken[96] = {false};

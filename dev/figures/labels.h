@@ -12,7 +12,7 @@ typedef char Label[LABEL_SIZE];
 
 /* Words that fit into a block of 1.5 cm. */
 static const char *const short_words[] = {
-    "Input", "Output", "Data",  "Model", "Loss",  "Start", "Stop",  "Read", "Write", "Test", "Train", "Filter",
+    "Input", "Output", "Data",  "Model", "Loss",  "Read", "Write", "Test", "Train", "Filter",
     "Plant", "Sensor", "Query", "Cache", "Queue", "User",  "Server", "Disk", "CPU",   "GPU",  "Layer", "Pool",
     "Conv",  "Dense",  "Norm",  "Sum",   "Sort",  "Merge", "Split", "Parse", "Scan",  "Code", "Image", "Text",
     "Label", "Noise",  "Clock", "Event", "Task",  "Plan",  "Check", "Save", "Load",  "Send", "State", "Agent"};

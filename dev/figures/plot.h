@@ -24,11 +24,11 @@ static inline void put_axis(Text *t, const Plot *p, int level) {
     static const char *const sizes[] = {"width=6cm, height=5cm", "width=6cm, height=4cm", "width=5cm, height=5cm"};
     bool functions = p->kind == PLOT_FUNCTIONS, bars = p->kind == PLOT_BARS;
     const char *const *label = labels[choose(COUNT_OF(labels))];
-    put(t, "  \\begin{axis}[%s%s", sizes[choose(3)], bars ? ", ybar" : "");
-    if (bars) put(t, ", xtick=data, ymin=0, ymax=%d", p->ymax);
+    put(t, "  \\begin{axis}[%s%s", sizes[p->legend ? 0 : choose(3)], bars ? ", ybar" : "");
+    if (bars) put(t, ", xtick=data, enlarge x limits=0.2, ymin=0, ymax=%d", p->ymax);
     else put(t, ", xmin=%d, xmax=%d, ymin=%d, ymax=%d", functions ? -p->xmax : 0, p->xmax, functions ? -p->ymax : 0, p->ymax);
     if (functions && chance(50)) put(t, ", axis lines=middle");
-    else if (chance(25)) put(t, ", axis lines=left");
+    else if (!bars && chance(25)) put(t, ", axis lines=left");
     else if (level > 2 && chance(40)) put(t, ", grid=major");
     if (!functions && chance(40 + 10 * level)) {
         put(t, ", xlabel=%s", label[0]);
@@ -38,8 +38,9 @@ static inline void put_axis(Text *t, const Plot *p, int level) {
     put(t, "]\n");
 }
 
-/* Writes the points of a series at `n` places; places[i] is in tenths of the axis. */
-static inline void put_series(Text *t, const Plot *p, int n, int low, int high) {
+/* Writes the points of a series at `n` places; places[i] is in tenths of the axis. used[x] has a bit for each height that is
+ * taken at place x: no point lies on another. */
+static inline void put_series(Text *t, const Plot *p, int n, int low, int high, int *used) {
     int bars = p->kind == PLOT_BARS, places[12], before = -1;
     for (int i = 0; i < n; i++) places[i] = bars ? i + 1 : i * 10 / (n - 1);
     if (p->kind == PLOT_POINTS) {
@@ -54,6 +55,8 @@ static inline void put_series(Text *t, const Plot *p, int n, int low, int high) 
     for (int i = 0; i < n; i++) {
         int y = choose_between(low, high);
         if (y == before && p->kind == PLOT_LINES && chance(60)) y = y < high ? y + 1 : y - 1;
+        while (!bars && used[places[i]] >> y & 1) y = choose_between(low, high);
+        used[places[i]] |= 1 << y;
         before = y;
         put(t, "%s(", i ? " " : "");
         if (bars) put(t, "%d", places[i]);
@@ -74,7 +77,7 @@ static inline void put_function(Text *t, int i, int xmax) {
 
 static inline void put_plots(Text *t, const Plot *p, int level) {
     static const int points[] = {0, 0, 5, 6, 6, 11};
-    int order[3], functions[3], n = p->kind == PLOT_BARS ? choose_between(3, p->series > 1 ? 4 : 5) : p->kind == PLOT_POINTS ? choose_between(5, 8) : points[level];
+    int order[3], functions[3], used[12] = {0}, n = p->kind == PLOT_BARS ? choose_between(3, p->series > 1 ? 4 : 5) : p->kind == PLOT_POINTS ? choose_between(5, 8) : points[level];
     bool marks = p->kind == PLOT_LINES && chance(40), solid = chance(60);
     choose_some(order, 3, COUNT_OF(line_colours));
     choose_some(functions, 3, 12);
@@ -92,8 +95,8 @@ static inline void put_plots(Text *t, const Plot *p, int level) {
             continue;
         }
         if (p->kind != PLOT_BARS) put(t, "]");
-        int high = p->legend ? 6 : 9;
-        put_series(t, p, n, p->kind == PLOT_LINES ? 0 : 1, p->kind == PLOT_BARS || p->legend ? high : 10);
+        int high = p->legend ? 5 : 9;
+        put_series(t, p, n, p->kind == PLOT_LINES ? 0 : 1, p->kind == PLOT_BARS || p->legend ? high : 10, used);
     }
 }
 

@@ -14,7 +14,7 @@ static inline Style random_shape_style(const Element *e, int level) {
     int look = choose_weighted(e->closed ? closed : open, 4);
     Style s = {.colour = chance(level > 2 ? 50 : 35) ? random_colour() : NULL};
     if (!e->closed && look == 0 && chance(60)) s.arrow = level > 2 && chance(20) ? "<->" : chance(60) ? "-latex" : "->";
-    if (look == 1) s.dash = level > 2 && chance(40) ? "dotted" : "dashed";
+    if (look == 1) s.dash = level > 2 && !s.colour && chance(40) ? "dotted" : "dashed";
     if (look == 2) s.thick = true;
     if (look == 3) s.fill = random_tint();
     if (e->kind == RECTANGLE && level > 2 && chance(25)) s.rounded = true;
@@ -85,12 +85,13 @@ static inline void put_names(Text *t, const Element *e, int n) {
 static inline bool shapes_figure(Text *t, int level) {
     static const int kind_weights[] = {28, 27, 20, 25};
     Element e[SCENE_MAX];
+    Kind kind[SCENE_MAX];  // chosen once: choosing in each attempt would favour kinds that fit easily
     int n = choose_between(level, level + 2), width = SCENE_SPAN, height = 4 * choose_between(3, 6), made = 0;
     if (chance(40)) width = height, height = SCENE_SPAN;
+    for (int i = 0; i < n; i++) kind[i] = (Kind)choose_weighted(kind_weights, 4);
     for (int tries = 0; made < n; tries++) {
         if (tries > 4000) return false;
-        Kind kind = (Kind)choose_weighted(kind_weights, 4);
-        if (!random_shape(&e[made], kind, width, height)) continue;
+        if (!random_shape(&e[made], kind[made], width, height)) continue;
         e[made].filled = true;  // for the test whether it would hide another one
         Element open = e[made];
         open.filled = false;

@@ -50,10 +50,12 @@ static inline bool venn_figure(Text *t, int level) {
         if (v.n == 3 && i < 2) p.y = v.at[i].y + (below ? 1 : -1) * (v.radius / 4);
         put_node(t, &(Style){0}, 0, p, names[some[i]]);
     }
-    if (!shared && level > 2 && chance(60)) {
+    double low = lift - v.radius, high = sqrt(v.radius * v.radius - v.distance * v.distance / 4.0);  // what three circles share
+    if (!shared && level > 2 && (v.n == 2 || high - low > 3) && chance(60)) {
         char number[8];
         snprintf(number, sizeof number, "%d", choose_between(1, 40));
-        Point middle = point((v.at[0].x + v.at[1].x) / 2, v.n == 3 ? v.at[0].y + (below ? -1 : 1) * (lift / 3) : v.at[0].y);
+        int up = v.n == 2 ? 0 : (int)lround((low + high) / 2);
+        Point middle = point((v.at[0].x + v.at[1].x) / 2, v.at[0].y + (below ? -up : up));
         put_node(t, &(Style){0}, 0, middle, number);
     }
     if (framed && chance(60)) put_node(t, &(Style){0}, 0, point(2, 2), "$\\Omega$");
