@@ -103,7 +103,7 @@ static inline bool polygon_figure(Text *t, int level) {
         put_point(t, p[i]);
         put(t, ";\n");
     }
-    Style s = {.colour = chance(30) ? random_colour() : NULL, .thick = chance(25), .fill = level > 2 && chance(30) ? random_tint() : NULL};
+    Style s = {.colour = chance(30) ? random_colour() : NULL, .fill = level > 2 && chance(30) ? random_tint() : NULL};
     put(t, "  \\draw");
     put_style(t, &s);
     for (int i = 0; i < n; i++) put(t, "%s(%c)", i ? " -- " : " ", 'A' + i);

@@ -15,7 +15,7 @@ static inline Style random_shape_style(const Element *e, int level) {
     Style s = {.colour = chance(level > 2 ? 50 : 35) ? random_colour() : NULL};
     if (!e->closed && look == 0 && chance(60)) s.arrow = level > 2 && chance(20) ? "<->" : chance(60) ? "-latex" : "->";
     if (look == 1) s.dash = level > 2 && !s.colour && chance(40) ? "dotted" : "dashed";
-    if (look == 2) s.thick = true;
+    if (look == 2) s.thick = e->kind != POLYGON;  // the tips of its corners would lie outside the page
     if (look == 3) s.fill = random_tint();
     if (e->kind == RECTANGLE && level > 2 && chance(25)) s.rounded = true;
     return s;
@@ -38,6 +38,7 @@ static inline bool random_shape(Element *e, Kind kind, int width, int height) {
     for (int i = 0; i < n; i++) {
         Vector a = vector(e->p[i]), b = vector(e->p[(i + 1) % n]), c = vector(e->p[(i + 2) % n]);
         if (cross(a, b, c) < 3 * hypot(c.x - a.x, c.y - a.y)) return false;
+        if (segment_sine((Segment){a, b}, (Segment){b, c}) < 0.4) return false;
     }
     return true;
 }
