@@ -15,13 +15,14 @@
 #             in which it falls to nothing (6000, 80000, 16000)
 #   BATCH     images of a step (24)
 #   TEACHER, STUDENT     shapes of the two models
+#   TOKENIZER_FIGURES    figures that the tokenizer is trained on (20000)
 #   PROGRAMS  folder of train_distill and eval (.)
 #   PYTHON    interpreter with the packages of scripts/requirements.txt and tokenizers (build/venv/bin/python)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stage=${1:-}
 out=${FIGURES_OUT:-build/figures} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}
-figures=${FIGURES:-200000} chunk=${CHUNK:-20000} held_out=${HELD_OUT:-300} levels=${LEVELS:-1,2,3,4,5}
+figures=${FIGURES:-200000} chunk=${CHUNK:-20000} held_out=${HELD_OUT:-300} texts=${TOKENIZER_FIGURES:-20000} levels=${LEVELS:-1,2,3,4,5}
 short=${SHORT:-6000} trunk=${TRUNK:-80000} cool=${COOL:-16000} batch=${BATCH:-24}
 case $stage in
 data | teacher | student | alone | score | '') ;;
@@ -84,8 +85,8 @@ make_data() {
     local level at
     [ -x "$out/generate" ] || "${CC:-cc}" -O2 -o "$out/generate" dev/figures/generate.c -lm
     if [ ! -f "$out/tokenizer.safetensors" ]; then
-        "$out/generate" --seed 2 --count 20000 --part train >"$out/texts"
-        $python scripts/train_tokenizer.py --texts "$out/texts" --vocabulary 800 --out "$out/tokenizer.safetensors"
+        "$out/generate" --seed 2 --count "$texts" --part train >"$out/texts"
+        $python scripts/train_tokenizer.py --texts "$out/texts" --vocabulary 960 --out "$out/tokenizer.safetensors"
         rm "$out/texts"
     fi
     for level in 1 2 3 4 5; do draw "test-$level" 0 "$held_out" "--level $level --part test"; done
