@@ -48,7 +48,8 @@ static inline int block_at(const Blocks *b, int row, int column) {
 
 /* Whether a line along a row or a column from block i to block j meets no other block. */
 static inline bool blocks_see(const Blocks *b, int i, int j) {
-    int dr = (b->row[j] > b->row[i]) - (b->row[j] < b->row[i]), dc = (b->column[j] > b->column[i]) - (b->column[j] < b->column[i]);
+    int dr = (b->row[j] > b->row[i]) - (b->row[j] < b->row[i]),
+        dc = (b->column[j] > b->column[i]) - (b->column[j] < b->column[i]);
     if (dr && dc) return false;
     for (int r = b->row[i] + dr, c = b->column[i] + dc; r != b->row[j] || c != b->column[j]; r += dr, c += dc)
         if (block_at(b, r, c) >= 0) return false;
@@ -79,7 +80,8 @@ static inline bool link_crosses(const Blocks *b, int i, int j, bool elbow) {
 /* Whether an elbow from block i along its row to the column of block j is free: nobody is beside it, and no link uses the
  * same way. */
 static inline bool elbow_is_free(const Blocks *b, int i, int j) {
-    if (b->row[i] == b->row[j] || b->column[i] == b->column[j] || block_at(b, b->row[i], b->column[j]) >= 0) return false;
+    if (b->row[i] == b->row[j] || b->column[i] == b->column[j] || block_at(b, b->row[i], b->column[j]) >= 0)
+        return false;
     int r0 = b->row[i] < b->row[j] ? b->row[i] : b->row[j], r1 = b->row[i] + b->row[j] - r0;
     int c0 = b->column[i] < b->column[j] ? b->column[i] : b->column[j], c1 = b->column[i] + b->column[j] - c0;
     for (int r = r0 + 1; r < r1; r++)
@@ -123,7 +125,8 @@ static inline bool join_blocks(Blocks *b, int extra, int elbows) {
     for (int i = 0; i < n * n; i++) pairs[i] = i;
     shuffle(pairs, n * n);
     b->links = 0;
-    for (int pass = 0; pass < 3; pass++)  // 0: links that join two parts; 1: elbows, which may do so; 2: additional links
+    for (int pass = 0; pass < 3;
+         pass++)  // 0: links that join two parts; 1: elbows, which may do so; 2: additional links
         for (int k = 0; k < n * n && b->links < LINKS_MAX; k++) {
             int i = pairs[k] / n, j = pairs[k] % n;
             if (i == j || blocks_joined(b, i, j) || (pass == 0 && part[i] == part[j])) continue;
@@ -176,15 +179,19 @@ static inline void style_blocks(Blocks *b, int level, int width, bool wordless) 
 static inline void label_links(Blocks *b, int level, int gap) {
     static const char *const texts[] = {"yes", "no", "$x$", "$y$", "$u$", "$e$", "0", "1", "$k$", "in", "out", "$f$"};
     for (int i = 0; level > 2 && i < b->links; i++)
-        if (!b->link[i].elbow && gap >= 3 && chance(level == 3 ? 20 : 35)) b->link[i].label = texts[choose(COUNT_OF(texts))];
+        if (!b->link[i].elbow && gap >= 3 && chance(level == 3 ? 20 : 35))
+            b->link[i].label = texts[choose(COUNT_OF(texts))];
 }
 
 /* A block diagram with up to four columns; words need wide blocks, letters and formulas narrow ones. */
 static inline bool block_figure(Text *t, int level) {
     static const int most[] = {0, 0, 4, 5, 8, 11};
     static const int columns_of[] = {25, 30, 35, 10};
-    int columns = 1 + choose_weighted(columns_of, 4), rows = choose_between(1, columns == 1 ? 4 : level > 3 ? 4 : level);
-    LabelKind kind = columns == 4 ? LETTERS : (LabelKind[]){SHORT_WORDS, SHORT_WORDS, LONG_WORDS, LETTERS, FORMULAS}[choose(5)];
+    int columns = 1 + choose_weighted(columns_of, 4), rows = choose_between(1, columns == 1 ? 4
+                                                                               : level > 3  ? 4
+                                                                                            : level);
+    LabelKind kind =
+        columns == 4 ? LETTERS : (LabelKind[]){SHORT_WORDS, SHORT_WORDS, LONG_WORDS, LETTERS, FORMULAS}[choose(5)];
     if (columns == 4 && chance(60)) kind = FORMULAS;
     bool wordless = kind != SHORT_WORDS && kind != LONG_WORDS;
     int width = kind == SHORT_WORDS ? 6 : kind == LONG_WORDS ? 8 : columns == 4 ? 4 : choose_between(4, 5);

@@ -6,15 +6,30 @@
 
 typedef struct {
     int rows, columns;
-    const char *object[3][3];        // NULL: none
-    char arrows[3][3][200];  // of each object, in the order right, down, diagonal
+    const char *object[3][3];  // NULL: none
+    char arrows[3][3][200];    // of each object, in the order right, down, diagonal
 } Diagram;
 
-static const char *const objects[] = {"A", "B", "C", "D", "E", "F", "G", "H", "K", "M", "N", "P", "X", "Y", "Z", "0",
-                                      "A'", "B'", "X'", "Y'", "X_1", "X_2", "A_n", "\\mathbb{R}", "\\mathbb{Z}", "\\mathcal{C}",
-                                      "A \\times B", "X \\times Y", "F(X)", "F(Y)", "A \\oplus B", "\\ker f", "M/N"};
-static const char *const morphisms[] = {"f", "g", "h", "k", "p", "q", "i", "j", "u", "v", "\\alpha", "\\beta", "\\gamma",
-                                        "\\phi", "\\psi", "\\pi", "\\eta", "f'", "g'", "F", "f_1", "\\pi_1", "\\pi_2", "\\iota"};
+static const char *const objects[] = {"A",           "B",
+                                      "C",           "D",
+                                      "E",           "F",
+                                      "G",           "H",
+                                      "K",           "M",
+                                      "N",           "P",
+                                      "X",           "Y",
+                                      "Z",           "0",
+                                      "A'",          "B'",
+                                      "X'",          "Y'",
+                                      "X_1",         "X_2",
+                                      "A_n",         "\\mathbb{R}",
+                                      "\\mathbb{Z}", "\\mathcal{C}",
+                                      "A \\times B", "X \\times Y",
+                                      "F(X)",        "F(Y)",
+                                      "A \\oplus B", "\\ker f",
+                                      "M/N"};
+static const char *const morphisms[] = {"f",     "g",  "h",       "k",      "p",       "q",      "i",      "j",
+                                        "u",     "v",  "\\alpha", "\\beta", "\\gamma", "\\phi",  "\\psi",  "\\pi",
+                                        "\\eta", "f'", "g'",      "F",      "f_1",     "\\pi_1", "\\pi_2", "\\iota"};
 
 /* Appends an arrow to those of a cell. side: whether its label stands on the other side ('). */
 static inline void add_morphism(Diagram *d, int r, int c, const char *way, bool side, int level) {
@@ -22,8 +37,10 @@ static inline void add_morphism(Diagram *d, int r, int c, const char *way, bool 
     char *s = d->arrows[r][c];
     size_t n = strlen(s), size = sizeof d->arrows[r][c];
     n += (size_t)snprintf(s + n, size - n, " \\arrow[%s", way);
-    if (chance(85)) n += (size_t)snprintf(s + n, size - n, ", \"%s\"%s", morphisms[choose(COUNT_OF(morphisms))], side ? "'" : "");
-    if (level > 2 && chance(4 * level)) n += (size_t)snprintf(s + n, size - n, ", %s", looks[choose(COUNT_OF(looks))]);
+    if (chance(85))
+        n += (size_t)snprintf(s + n, size - n, ", \"%s\"%s", morphisms[choose(COUNT_OF(morphisms))], side ? "'" : "");
+    if (level > 2 && chance(4 * level))
+        n += (size_t)snprintf(s + n, size - n, ", %s", looks[choose(COUNT_OF(looks))]);
     snprintf(s + n, size - n, "]");
 }
 

@@ -7,9 +7,9 @@
 #define FLOW_SIDE 14  // quarters from the column to the steps beside it
 
 typedef struct {
-    int steps;      // in the column
-    int side[6];    // the step beside step i: 0: none, 1: on the right, which returns to a step above or goes on below
-    int back[6];    // where the step on the right leads to, or -1
+    int steps;    // in the column
+    int side[6];  // the step beside step i: 0: none, 1: on the right, which returns to a step above or goes on below
+    int back[6];  // where the step on the right leads to, or -1
     bool decision[6];
 } Flow;
 
@@ -17,7 +17,8 @@ static inline bool random_flow(Flow *f, int level) {
     *f = (Flow){.steps = choose_between(level > 3 ? 4 : 3, level > 3 ? 5 : 4)};
     int decisions = level < 3 ? choose(2) : level < 5 ? 1 : 2, made = 0;
     for (int i = 1; i + 1 < f->steps && made < decisions; i++)
-        if (chance(60) || f->steps - 2 - i < decisions - made) f->decision[i] = true, f->side[i] = made++ == 0 || chance(70);
+        if (chance(60) || f->steps - 2 - i < decisions - made)
+            f->decision[i] = true, f->side[i] = made++ == 0 || chance(70);
     for (int i = 0; i < f->steps; i++) {
         f->back[i] = -1;
         if (f->side[i] && chance(60)) f->back[i] = chance(50) ? i - 1 : i + 1;
@@ -29,7 +30,8 @@ static inline bool random_flow(Flow *f, int level) {
 }
 
 /* Writes the steps of the column and those beside it, named a, b, ... in reading order; name[i], beside[i]: their names. */
-static inline void put_flow_nodes(Text *t, const Flow *f, int dy, const char *tint[3], char *name, char *beside, bool words) {
+static inline void put_flow_nodes(Text *t, const Flow *f, int dy, const char *tint[3], char *name, char *beside,
+                                  bool words) {
     Label words_of[12], tests[4];
     int some[4];
     random_labels(words_of, 12, words ? SHORT_WORDS : FORMULAS);
@@ -37,7 +39,8 @@ static inline void put_flow_nodes(Text *t, const Flow *f, int dy, const char *ti
     for (int i = 0; i < 4; i++) snprintf(tests[i], sizeof tests[i], "%s", conditions[some[i]]);
     Style end = {.draw = true, .rounded = true, .width = 6, .height = 3, .fill = tint[0]};
     Style step = {.draw = true, .width = 6, .height = 3, .fill = tint[1]};
-    Style decision = {.shape = "diamond, aspect=2", .draw = true, .tight = true, .width = 8, .height = 4, .fill = tint[2]};
+    Style decision = {
+        .shape = "diamond, aspect=2", .draw = true, .tight = true, .width = 8, .height = 4, .fill = tint[2]};
     char next = 'a';
     for (int i = 0, test = 0; i < f->steps; i++) {
         bool outer = i == 0 || i == f->steps - 1;
@@ -54,7 +57,8 @@ static inline void put_flow_nodes(Text *t, const Flow *f, int dy, const char *ti
 }
 
 /* Writes the arrows of each step: down, to the side, and from the side. */
-static inline void put_flow_arrows(Text *t, const Flow *f, const char *arrow, const char *name, const char *beside, bool swap) {
+static inline void put_flow_arrows(Text *t, const Flow *f, const char *arrow, const char *name, const char *beside,
+                                   bool swap) {
     for (int i = 0; i < f->steps; i++) {
         const char *down = swap ? "no" : "yes", *side = swap ? "yes" : "no";
         if (i + 1 < f->steps) {

@@ -25,16 +25,20 @@
 #include "tree.h"
 #include "venn.h"
 
-enum { LEVELS = 5, LEVELS_MAX = 32, PART_OF = 32 };  // one figure of PART_OF is a validation figure, one a test figure
+enum {
+    LEVELS = 5,
+    LEVELS_MAX = 32,
+    PART_OF = 32
+};  // one figure of PART_OF is a validation figure, one a test figure
 
 static const struct {
     const char *name;
     bool (*figure)(Text *, int level);
     int weight;
-} kinds[] = {{"shapes", shapes_figure, 12},   {"blocks", block_figure, 14},       {"flow", flow_figure, 8},
-             {"tree", tree_figure, 9},        {"automaton", automaton_figure, 9}, {"graph", graph_figure, 9},
-             {"network", network_figure, 6},  {"commute", commute_figure, 8},     {"plot", plot_figure, 12},
-             {"euclid", euclid_figure, 9},    {"venn", venn_figure, 5},           {"grid", grid_figure, 9},
+} kinds[] = {{"shapes", shapes_figure, 12},    {"blocks", block_figure, 14},       {"flow", flow_figure, 8},
+             {"tree", tree_figure, 9},         {"automaton", automaton_figure, 9}, {"graph", graph_figure, 9},
+             {"network", network_figure, 6},   {"commute", commute_figure, 8},     {"plot", plot_figure, 12},
+             {"euclid", euclid_figure, 9},     {"venn", venn_figure, 5},           {"grid", grid_figure, 9},
              {"timeline", timeline_figure, 7}, {"circuit", circuit_figure, 7}};
 
 static const char *const part_names[] = {"test", "val", "train"};
@@ -67,7 +71,8 @@ static _Noreturn void refuse(const char *option, const char *expected, const cha
 static void levels_option(const char *name, const char *value) {
     level_count = 0;
     for (const char *s = value; s; s = s[1] ? s + 2 : NULL) {
-        if (s[0] < '1' || s[0] > '0' + LEVELS || (s[1] && (s[1] != ',' || !s[2])) || level_count == LEVELS_MAX) level_count = 0, s = "0";
+        if (s[0] < '1' || s[0] > '0' + LEVELS || (s[1] && (s[1] != ',' || !s[2])) || level_count == LEVELS_MAX)
+            level_count = 0, s = "0";
         if (!level_count && s[0] == '0') break;
         levels[level_count++] = s[0] - '0';
     }
@@ -86,7 +91,8 @@ static int kind_option(const char *value) {
     int n = 0;
     for (int i = 0; i < COUNT_OF(kinds); i++) {
         if (value && !strcmp(value, kinds[i].name)) return i;
-        n += snprintf(names + n, sizeof names - (size_t)n, "%s%s", i ? i + 1 < COUNT_OF(kinds) ? ", " : " or " : "", kinds[i].name);
+        n += snprintf(names + n, sizeof names - (size_t)n, "%s%s", i ? i + 1 < COUNT_OF(kinds) ? ", " : " or " : "",
+                      kinds[i].name);
     }
     refuse("--kind", names, value);
 }

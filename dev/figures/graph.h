@@ -11,7 +11,9 @@ typedef struct {
     Point at[VERTICES_MAX];
 } Net;
 
-static inline int point_compare(const void *a, const void *b) { return point_order(*(const Point *)a, *(const Point *)b); }
+static inline int point_compare(const void *a, const void *b) {
+    return point_order(*(const Point *)a, *(const Point *)b);
+}
 
 /* Places vertices at least `gap` apart in a box whose longer side is a whole number of cm, all of it used. */
 static inline bool place_vertices(Net *g, int width, int height, double gap) {
@@ -19,7 +21,9 @@ static inline bool place_vertices(Net *g, int width, int height, double gap) {
     for (int i = 0, tries = 0; i < g->n; tries++) {
         if (tries > 300) return false;
         Point p = point(choose(width + 1), choose(height + 1));
-        if (i < 4 && chance(70)) p = i % 2 ? point(choose(width + 1), chance(50) ? 0 : height) : point(chance(50) ? 0 : width, choose(height + 1));
+        if (i < 4 && chance(70))
+            p = i % 2 ? point(choose(width + 1), chance(50) ? 0 : height)
+                      : point(chance(50) ? 0 : width, choose(height + 1));
         bool clear = true;
         for (int k = 0; k < i; k++) clear = clear && point_distance(p, g->at[k]) >= gap;
         if (clear) g->at[i++] = p;
@@ -57,7 +61,8 @@ static inline bool join_vertices(Net *g, int extra) {
     for (int pass = 0; pass < 2; pass++)  // edges that join two parts, then additional ones
         for (int k = 0; k < n * n && g->arcs < ARCS_MAX; k++) {
             int i = pairs[k] / n, j = pairs[k] % n;
-            if (i >= j || (pass == 0) != (part[i] != part[j]) || !arc_is_clear(g, i, j) || (pass && !chance(extra))) continue;
+            if (i >= j || (pass == 0) != (part[i] != part[j]) || !arc_is_clear(g, i, j) || (pass && !chance(extra)))
+                continue;
             joined[i][j] = true, g->from[g->arcs] = i, g->to[g->arcs++] = j;
             for (int c = part[j], m = 0; m < n; m++)
                 if (part[m] == c) part[m] = part[i];
@@ -73,13 +78,16 @@ static inline bool join_vertices(Net *g, int extra) {
 
 /* Writes the edges; some of a directed graph's run backward, some are marked. */
 static inline void put_arcs(Text *t, const Net *g, int level, bool weighted) {
-    const char *arrow = chance(50) ? chance(60) ? "-latex" : "->" : NULL, *mark = level > 3 && chance(50) ? random_colour() : NULL;
+    const char *arrow = chance(50) ? chance(60) ? "-latex" : "->" : NULL,
+               *mark = level > 3 && chance(50) ? random_colour() : NULL;
     const char *dash = level > 3 && chance(30) ? "dashed" : NULL;
     for (int k = 0; k < g->arcs; k++) {
         bool backward = arrow && chance(30);
         Style s = {.arrow = arrow};
-        if (mark && chance(30)) s.colour = mark, s.thick = true;
-        else if (dash && chance(30)) s.dash = dash;
+        if (mark && chance(30))
+            s.colour = mark, s.thick = true;
+        else if (dash && chance(30))
+            s.dash = dash;
         put(t, "  \\draw");
         put_style(t, &s);
         put(t, " (%c) -- ", 'a' + (backward ? g->to[k] : g->from[k]));
@@ -104,7 +112,8 @@ static inline bool graph_figure(Text *t, int level) {
     const char *tint = chance(35) ? random_tint() : NULL;
     begin_picture(t, "");
     for (int i = 0; i < g.n; i++) {
-        Style s = {.shape = "circle", .draw = true, .tight = true, .size = 2, .fill = some && chance(50) ? NULL : tint};
+        Style s = {
+            .shape = "circle", .draw = true, .tight = true, .size = 2, .fill = some && chance(50) ? NULL : tint};
         if (dots) s = (Style){.shape = "circle", .tight = true, .size = 1, .fill = "black"};
         put_node(t, &s, (char)('a' + i), g.at[i], dots ? "" : label[i]);
     }

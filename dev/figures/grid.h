@@ -10,7 +10,8 @@ static inline bool cells_figure(Text *t, int level) {
     int step = numbered_ones && level > 3 && chance(60) ? 2 : 4, longest = step == 4 ? level > 3 ? 6 : 5 : 9;
     int columns = choose_between(3, longest), rows = choose_between(2, columns), filled = 0, numbered = 0;
     if (level < 4 && columns * rows > 6 * level) return false;
-    int fills = chance(75) ? choose_between(1, 2 + 2 * level) : 0, numbers = numbered_ones || !fills ? choose_between(1, 2 * level + 2) : 0;
+    int fills = chance(75) ? choose_between(1, 2 + 2 * level) : 0,
+        numbers = numbered_ones || !fills ? choose_between(1, 2 * level + 2) : 0;
     const char *tint[2] = {random_tint(), random_tint()};
     int order[96], colours = level > 2 && chance(50) ? 2 : 1;
     bool taken[96] = {false};
@@ -38,7 +39,8 @@ static inline bool cells_figure(Text *t, int level) {
         if (!taken[i]) continue;
         char number[12];
         snprintf(number, sizeof number, "%d", choose(10));
-        put_node(t, &(Style){0}, 0, point(i % columns * step + step / 2, (rows - 1 - i / columns) * step + step / 2), number);
+        put_node(t, &(Style){0}, 0, point(i % columns * step + step / 2, (rows - 1 - i / columns) * step + step / 2),
+                 number);
         numbered++;
     }
     end_picture(t);
@@ -47,7 +49,8 @@ static inline bool cells_figure(Text *t, int level) {
 
 /* Arrays as squares with their values and indices, some marked, one above another, with pointers. */
 static inline bool array_figure(Text *t, int level) {
-    int n = choose_between(3, level == 2 ? 5 : 7), size = n > 6 ? 3 : choose_between(3, 4), rows = level > 3 ? choose_between(1, 2) : 1, marked = choose(n);
+    int n = choose_between(3, level == 2 ? 5 : 7), size = n > 6 ? 3 : choose_between(3, 4),
+        rows = level > 3 ? choose_between(1, 2) : 1, marked = choose(n);
     LabelKind kind = chance(70) ? DIGITS : LETTERS;
     bool marks = chance(50), indices = chance(60), pointer = level > 2 && chance(50);
     const char *tint = random_tint();
@@ -56,7 +59,10 @@ static inline bool array_figure(Text *t, int level) {
         Label label[8];
         random_labels(label, n, kind);
         for (int i = 0; i < n; i++) {
-            Style s = {.draw = true, .tight = true, .size = size, .fill = marks && (i == marked || (level > 3 && chance(20))) ? tint : NULL};
+            Style s = {.draw = true,
+                       .tight = true,
+                       .size = size,
+                       .fill = marks && (i == marked || (level > 3 && chance(20))) ? tint : NULL};
             put_node(t, &s, 0, point(i * size, (rows - 1 - r) * 8), label[i]);
         }
     }
@@ -67,30 +73,39 @@ static inline bool array_figure(Text *t, int level) {
     }
     if (pointer) {
         int at = choose(n), top = (rows - 1) * 8;
-        put_path(t, &(Style){.arrow = "-latex"}, (Point[]){{at * size, top + 6}, {at * size, top + (size == 3 ? 2 : 3)}}, 2);
+        put_path(t, &(Style){.arrow = "-latex"},
+                 (Point[]){{at * size, top + 6}, {at * size, top + (size == 3 ? 2 : 3)}}, 2);
         put(t, ";\n");
-        put_node(t, &(Style){.more = "above"}, 0, point(at * size, top + 6), (const char *[]){"$i$", "$j$", "top", "head", "$k$"}[choose(5)]);
+        put_node(t, &(Style){.more = "above"}, 0, point(at * size, top + 6),
+                 (const char *[]){"$i$", "$j$", "top", "head", "$k$"}[choose(5)]);
     }
     for (int i = 0; rows == 2 && i < n; i++)
-        if (chance(60)) put_line(t, &(Style){.arrow = "->"}, point(i * size, 8 - (size + 1) / 2), point(i * size, (size + 1) / 2));
+        if (chance(60))
+            put_line(t, &(Style){.arrow = "->"}, point(i * size, 8 - (size + 1) / 2),
+                     point(i * size, (size + 1) / 2));
     end_picture(t);
     return true;
 }
 
 static inline bool matrix_figure(Text *t, int level) {
     static const char *const fences[][2] = {{"(", ")"}, {"{[}", "{]}"}, {"|", "|"}};
-    static const char *const symbols[] = {"a", "b", "c", "d", "x", "y", "0", "1", "\\lambda", "a_{11}", "a_{12}", "a_{21}", "a_{22}", "-1", "2", "\\cdots"};
+    static const char *const symbols[] = {"a",        "b",      "c",      "d",      "x",      "y",  "0", "1",
+                                          "\\lambda", "a_{11}", "a_{12}", "a_{21}", "a_{22}", "-1", "2", "\\cdots"};
     int rows = choose_between(2, level), columns = choose_between(2, level), fence = choose(3);
     bool digits = chance(65), identity = chance(15);
     begin_picture(t, "\\usetikzlibrary{matrix}\n");
-    put(t, "  \\matrix[matrix of math nodes, left delimiter=%s, right delimiter=%s] (m) {\n", fences[fence][0], fences[fence][1]);
+    put(t, "  \\matrix[matrix of math nodes, left delimiter=%s, right delimiter=%s] (m) {\n", fences[fence][0],
+        fences[fence][1]);
     for (int r = 0; r < rows; r++) {
         put(t, "    ");
         for (int c = 0; c < columns; c++) {
             put(t, "%s", c ? " & " : "");
-            if (identity) put(t, "%d", r == c);
-            else if (digits) put(t, "%d", choose(level > 3 ? 20 : 10));
-            else put(t, "%s", symbols[choose(COUNT_OF(symbols))]);
+            if (identity)
+                put(t, "%d", r == c);
+            else if (digits)
+                put(t, "%d", choose(level > 3 ? 20 : 10));
+            else
+                put(t, "%s", symbols[choose(COUNT_OF(symbols))]);
         }
         put(t, " \\\\\n");
     }

@@ -29,15 +29,19 @@ static inline bool network_figure(Text *t, int level) {
     bool labelled = level > 2 && chance(60), coloured = chance(25 + 10 * level), same = chance(30);
     const char *tint = random_tint();
     for (int i = 0; i < layers; i++) {
-        l[i] = (NetLayer){.units = choose_between(i + 1 == layers && i > 1 ? 1 : 2, level == 2 ? 3 : level == 3 ? 4 : level), .label = ""};
+        l[i] = (NetLayer){.units = choose_between(i + 1 == layers && i > 1 ? 1 : 2, level == 2   ? 3
+                                                                                    : level == 3 ? 4
+                                                                                                 : level),
+                          .label = ""};
         if (coloured) l[i].fill = same ? tint : random_tint();
-        if (labelled) l[i].label = i == 0 ? labels[1] : i + 1 == layers ? labels[3] : labels[chance(70) ? 2 : choose(6)];
+        if (labelled)
+            l[i].label = i == 0 ? labels[1] : i + 1 == layers ? labels[3] : labels[chance(70) ? 2 : choose(6)];
         if (l[i].units > most) most = l[i].units;
     }
-    int dx = choose_between(layers > 4 ? 5 : 6, layers > 3 ? 6 : layers > 2 ? 10 : 12);
-    if (layers == 5) dx = 5 + choose(2);
+    int dx = layers > 4 ? 5 : choose_between(6, layers > 3 ? 7 : layers > 2 ? 10 : 12);
     Style unit = {.shape = "circle", .draw = true, .tight = true, .size = choose_between(2, 3)};
-    Style edge = {.arrow = level > 2 && chance(35) ? "->" : NULL, .colour = level > 3 && chance(25) ? random_colour() : NULL};
+    Style edge = {.arrow = level > 2 && chance(35) ? "->" : NULL,
+                  .colour = level > 3 && chance(25) ? random_colour() : NULL};
     begin_picture(t, "");
     for (int i = 0; i < layers; i++) put_layer(t, &l[i], i, dx, most, &unit);
     for (int i = 0; i + 1 < layers; i++) {
@@ -45,7 +49,7 @@ static inline bool network_figure(Text *t, int level) {
         put_style(t, &edge);
         put(t, " (%c\\i) -- (%c\\j);\n", 'a' + i, 'b' + i);
     }
-    if (level > 2 && dx > 5 && chance(50))
+    if (level > 2 && layers < 5 && chance(50))
         for (int i = 0; i < layers; i++)
             put_node(t, &(Style){0}, 0, point(i * dx, 1), names[i == 0 ? 0 : i + 1 == layers ? 2 : 1]);
     end_picture(t);

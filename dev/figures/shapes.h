@@ -13,7 +13,8 @@ static inline Style random_shape_style(const Element *e, int level) {
     static const int closed[] = {35, 15, 15, 35}, open[] = {55, 20, 25, 0};
     int look = choose_weighted(e->closed ? closed : open, 4);
     Style s = {.colour = chance(level > 2 ? 50 : 35) ? random_colour() : NULL};
-    if (!e->closed && look == 0 && chance(60)) s.arrow = level > 2 && chance(20) ? "<->" : chance(60) ? "-latex" : "->";
+    if (!e->closed && look == 0 && chance(60))
+        s.arrow = level > 2 && chance(20) ? "<->" : chance(60) ? "-latex" : "->";
     if (look == 1) s.dash = level > 2 && !s.colour && chance(40) ? "dotted" : "dashed";
     if (look == 2) s.thick = e->kind != POLYGON;  // the tips of its corners would lie outside the page
     if (look == 3) s.fill = random_tint();
@@ -97,7 +98,8 @@ static inline bool shapes_figure(Text *t, int level) {
         Element open = e[made];
         open.filled = false;
         bool ok = true, free_inside = true;
-        for (int i = 0; i < made; i++) ok = ok && compatible(&e[i], &open), free_inside = free_inside && compatible(&e[i], &e[made]);
+        for (int i = 0; i < made; i++)
+            ok = ok && compatible(&e[i], &open), free_inside = free_inside && compatible(&e[i], &e[made]);
         e[made].filled = free_inside && chance(45);
         made += ok;
     }
@@ -106,7 +108,10 @@ static inline bool shapes_figure(Text *t, int level) {
     begin_picture(t, "");
     for (int i = 0; i < n; i++) {
         Style s = random_shape_style(&e[i], level);
+        Point a = e[i].p[0], b = e[i].p[1];
         if (!e[i].filled || !e[i].closed) s.fill = NULL;
+        // half of a tip on the edge of the page would lie outside of it
+        if ((a.x == b.x && (a.x == 0 || a.x == width)) || (a.y == b.y && (a.y == 0 || a.y == height))) s.arrow = NULL;
         bool swap = e[i].kind == LINE && (!s.arrow || s.arrow[0] == '<') && point_order(e[i].p[0], e[i].p[1]) > 0;
         if (swap) {
             Point p = e[i].p[0];

@@ -148,7 +148,7 @@ static inline void choose_some(int *out, int n, int all) {
 }
 
 static const char *const line_colours[] = {"red", "blue", "green", "magenta", "orange", "cyan"};
-static const char *const fill_tints[] = {"red!30",     "blue!30", "green!30", "yellow!30",
+static const char *const fill_tints[] = {"red!30",    "blue!30", "green!30", "yellow!30",
                                          "orange!30", "cyan!30", "gray!50"};
 
 static inline const char *random_colour(void) { return line_colours[choose(COUNT_OF(line_colours))]; }

@@ -6,21 +6,32 @@
 
 /* A time axis with ticks at whole places; events stand above, dates below. */
 static inline bool events_figure(Text *t, int level) {
-    int n = choose_between(level > 3 ? 4 : 3, level == 2 ? 3 : level > 3 ? 5 : 4), at[5], gap = n == 5 ? 5 : n == 4 ? 6 : 8, year = 1900 + 10 * choose(12);
+    int n = choose_between(level > 3 ? 4 : 3, level == 2  ? 3
+                                              : level > 3 ? 5
+                                                          : 4),
+        at[5],
+        gap = n == 5   ? 4
+              : n == 4 ? 6
+                       : 8,
+        year = 1900 + 10 * choose(12);
     at[0] = 2;
     for (int i = 1; i < n; i++) at[i] = at[i - 1] + gap + (i % 2 ? choose(2) : 0);
     int length = (at[n - 1] + 2 + 3) / 4 * 4;
-    if (length > 28) return false;
+    if (length > 24) return false;
     Label event[5];
     random_labels(event, n, gap > 6 ? SHORT_WORDS : chance(50) ? LETTERS : FORMULAS);
-    bool dots = chance(50), lifted = level > 2 && chance(40), years = gap >= 5 && chance(70);
+    bool dots = chance(50), lifted = level > 2 && chance(40), years = chance(70);
     const char *colour = level > 2 && chance(50) ? random_colour() : NULL;
     begin_picture(t, "");
-    put_path(t, &(Style){.arrow = chance(60) ? "-latex" : "->", .thick = chance(30)}, (Point[]){{0, 0}, {length, 0}}, 2);
+    put_path(t, &(Style){.arrow = chance(60) ? "-latex" : "->", .thick = chance(30)}, (Point[]){{0, 0}, {length, 0}},
+             2);
     put(t, "%s;\n", chance(25) ? " node[right] {$t$}" : "");
     for (int i = 0; i < n; i++) {
-        if (dots) put_node(t, &(Style){.shape = "circle", .tight = true, .size = 1, .fill = colour ? colour : "black"}, 0, point(at[i], 0), "");
-        else put_line(t, &(Style){.colour = colour}, point(at[i], -1), point(at[i], 1));
+        if (dots)
+            put_node(t, &(Style){.shape = "circle", .tight = true, .size = 1, .fill = colour ? colour : "black"}, 0,
+                     point(at[i], 0), "");
+        else
+            put_line(t, &(Style){.colour = colour}, point(at[i], -1), point(at[i], 1));
     }
     for (int i = 0; i < n; i++) {
         char date[8];
@@ -39,7 +50,8 @@ static inline bool events_figure(Text *t, int level) {
 
 /* A number line with ticks, and intervals above it whose ends are open or closed dots. */
 static inline bool interval_figure(Text *t, int level) {
-    int units = choose_between(4, 6), low = choose(2) ? 0 : -choose_between(1, 3), n = choose_between(1, level > 3 ? 3 : 2);
+    int units = choose_between(4, 6), low = choose(2) ? 0 : -choose_between(1, 3),
+        n = choose_between(1, level > 3 ? 3 : 2);
     begin_picture(t, "");
     put(t, "  \\draw[->] (0,0) -- (%d.5,0);\n", units);
     put(t, "  \\foreach \\i in {0,...,%d} \\draw (\\i,0.1) -- (\\i,-0.1);\n", units);
@@ -54,7 +66,12 @@ static inline bool interval_figure(Text *t, int level) {
         put_line(t, &(Style){.colour = colour, .thick = true}, point(4 * a, y), point(4 * b, y));
         for (int end = 0; end < 2; end++) {
             bool open = chance(40);
-            Style s = {.shape = "circle", .draw = open, .colour = open ? colour : NULL, .tight = true, .size = 1, .fill = open ? "white" : colour};
+            Style s = {.shape = "circle",
+                       .draw = open,
+                       .colour = open ? colour : NULL,
+                       .tight = true,
+                       .size = 1,
+                       .fill = open ? "white" : colour};
             put_node(t, &s, 0, point(4 * (end ? b : a), y), "");
         }
     }
@@ -79,7 +96,8 @@ static inline bool schedule_figure(Text *t, int level) {
     int end = 0;
     for (int i = 0; i < n; i++) end = to[i] > end ? to[i] : end;
     end = (end + 3) / 4 * 4;
-    if (lines) for (int x = 0; x <= end; x += 4) put_line(t, &(Style){.colour = "gray"}, point(x, 0), point(x, n * 3));
+    if (lines)
+        for (int x = 0; x <= end; x += 4) put_line(t, &(Style){.colour = "gray"}, point(x, 0), point(x, n * 3));
     for (int i = 0; i < n; i++) {
         int y = (n - 1 - i) * 3;
         put_rectangle(t, &(Style){.fill = mixed ? random_tint() : tint}, point(from[i], y), point(to[i], y + height));

@@ -104,13 +104,16 @@ static inline bool tree_figure(Text *t, int level) {
     random_labels(label, r.n, kind);
     Style inner = {.shape = "circle", .draw = true, .tight = true, .size = 2}, leaf_style;
     if (look == PLAIN) inner = (Style){0};
-    if (look == BOXES) inner = (Style){.draw = true, .tight = true, .width = kind == SHORT_WORDS ? 6 : 4, .height = 2};
-    if (look == DOTS) inner = (Style){.shape = "circle", .tight = true, .size = 1, .fill = chance(60) ? "black" : random_colour()};
+    if (look == BOXES)
+        inner = (Style){.draw = true, .tight = true, .width = kind == SHORT_WORDS ? 6 : 4, .height = 2};
+    if (look == DOTS)
+        inner = (Style){.shape = "circle", .tight = true, .size = 1, .fill = chance(60) ? "black" : random_colour()};
     for (int i = 0; look == DOTS && i < r.n; i++) label[i][0] = 0;
     leaf_style = inner;
     if (look != PLAIN && look != DOTS && level > 2 && chance(50)) inner.fill = random_tint();
     if (look != PLAIN && look != DOTS && level > 2 && chance(40)) leaf_style.fill = random_tint();
-    if (look == ROUND && level > 3 && chance(30)) leaf_style = (Style){.draw = true, .tight = true, .size = 2, .fill = leaf_style.fill};
+    if (look == ROUND && level > 3 && chance(30))
+        leaf_style = (Style){.draw = true, .tight = true, .size = 2, .fill = leaf_style.fill};
     bool labelled = level > 2 && r.spread[r.deepest] > 4 && distance > 4 && chance(30);
     TreeLook tree = {&r, label, &inner, &leaf_style, chance(25) ? "->" : NULL, labelled ? pairs[choose(4)] : NULL};
     begin_document(t, "");

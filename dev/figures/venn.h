@@ -23,14 +23,18 @@ static inline void put_shared(Text *t, const Venn *v, const char *tint) {
 }
 
 static inline bool venn_figure(Text *t, int level) {
-    static const char *const names[] = {"$A$", "$B$", "$C$", "$S$", "$T$", "$U$", "$P$", "$Q$", "$X$", "$Y$", "NP", "P", "Cats", "Dogs", "Red", "Blue"};
+    static const char *const names[] = {"$A$", "$B$", "$C$", "$S$", "$T$",  "$U$",  "$P$", "$Q$",
+                                        "$X$", "$Y$", "NP",  "P",   "Cats", "Dogs", "Red", "Blue"};
     Venn v = {.n = level == 2 ? 2 : level == 5 ? 3 : choose_between(2, 3), .radius = choose_between(5, 7)};
     v.distance = 2 * choose_between((v.radius + 2) / 2, v.radius - 2);
     if (2 * v.radius + v.distance > 26) return false;
     bool below = v.n == 3 && chance(50), framed = level > 2 && chance(30), styled = chance(50), same = chance(40);
-    int dx = framed ? v.radius + 2 : 0, lift = v.n == 3 ? v.distance : 0, dy = framed ? v.radius + 2 : 0, some[3], tints[3];
+    int dx = framed ? v.radius + 2 : 0, lift = v.n == 3 ? v.distance : 0, dy = framed ? v.radius + 2 : 0, some[3],
+        tints[3];
     for (int i = 0; i < 3; i++)
-        v.at[i] = point(dx + (i == 2 ? v.distance / 2 : i * v.distance), dy + (i == 2 ? below ? 0 : lift : below ? lift : 0));
+        v.at[i] = point(dx + (i == 2 ? v.distance / 2 : i * v.distance), dy + (i == 2  ? below ? 0 : lift
+                                                                               : below ? lift
+                                                                                       : 0));
     choose_some(some, 3, COUNT_OF(names));
     choose_some(tints, 3, COUNT_OF(line_colours));
     begin_picture(t, "");
@@ -50,7 +54,8 @@ static inline bool venn_figure(Text *t, int level) {
         if (v.n == 3 && i < 2) p.y = v.at[i].y + (below ? 1 : -1) * (v.radius / 4);
         put_node(t, &(Style){0}, 0, p, names[some[i]]);
     }
-    double low = lift - v.radius, high = sqrt(v.radius * v.radius - v.distance * v.distance / 4.0);  // what three circles share
+    double low = lift - v.radius,
+           high = sqrt(v.radius * v.radius - v.distance * v.distance / 4.0);  // what three circles share
     if (!shared && level > 2 && (v.n == 2 || high - low > 3) && chance(60)) {
         char number[8];
         snprintf(number, sizeof number, "%d", choose_between(1, 40));
