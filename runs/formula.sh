@@ -5,9 +5,10 @@
 # Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
 # after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
 # what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
-# cores. SHORT is the number of steps with short formulas only, TRUNK that of steps at the full learning rate, COOL that of the
-# steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many formulas of the list are drawn, the first ones of its random
-# order (it counts only where the list has not been drawn yet).
+# cores. SHORT is the number of steps with the shortest formulas, MIDDLE that with longer ones, TRUNK that with all formulas at
+# the full learning rate, COOL that of the steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many
+# formulas of the list are drawn, the first ones of its random order (it counts only where the list has not been drawn yet).
+# VALIDATION is the number of formulas to measure on. PROGRAMS is the folder of train_distill and eval, if not the repository's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -15,21 +16,24 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
     exit 2
 fi
 lists=$1 stage=${2:-}
-out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python}
-short=${SHORT:-4000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32} formulas=${FORMULAS:-1000000000}
+out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}
+short=${SHORT:-12000} middle=${MIDDLE:-12000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
+formulas=${FORMULAS:-1000000000} validation=${VALIDATION:-1000}
 mkdir -p "$out"
 
 # Images of 48 x 384 pixels, with letters 8 high, in patches of 8. A token is a strip of 6 patches, so the 48 tokens follow each
-# other as the formula is read.
-frame=vision.image_height=48,vision.image_width=384,vision.letter=8,vision.patch=8,connector.kind=strips,connector.concat=6
-student=base,$frame,vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
+# other as the formula is read. Formulas begin at the left, so that short ones are learned in narrower images, which cost less.
+frame() { echo "base,vision.image_height=48,vision.image_width=$1,vision.letter=8,vision.patch=8,connector.kind=strips,connector.concat=6"; }
+student=vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
 student+=,lm.layers=3,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384
-teacher=base,$frame,vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024
+teacher=vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024
 teacher+=,lm.layers=4,lm.width=256,lm.heads=4,lm.kv_heads=4,lm.head_dim=64,lm.ffn=704
 
 # What images of formulas go through before people have them. A third of the images stays as it was drawn.
 augment=scale=0.4:0.4..2.5,pad=0.2:0..0.15,blur=0.2:0.3..1.2,noise=0.2:1..12,jpeg=0.3:25..95,contrast=0.2:0.5..1
 augment+=,brightness=0.2:0..40,background=0.2:5..40,rotate=0.1:0.2..1.5,elastic=0.05:0.2..0.6,clean=0.5
+
+common=(--val-data "$out/val.bin" --batch "$batch" --cache 2000 --decay 0.05 --eval-every 2000 --eval-batches 10)
 
 finished() { # FOLDER STEPS: the training in FOLDER has reached that step
     [ -f "$1/log.jsonl" ] && tail -n 3 "$1/log.jsonl" | grep -q "\"step\":$2[,}]"
@@ -40,26 +44,32 @@ train() { # FOLDER STEPS OPTION...
     shift 2
     finished "$folder" "$steps" && return
     if [ -f "$folder/state.safetensors" ]; then
-        ./train_distill --resume --out "$folder" --steps "$steps"
+        "$programs/train_distill" --resume --out "$folder" --steps "$steps"
     else
-        ./train_distill --out "$folder" --steps "$steps" --overwrite "$@"
+        "$programs/train_distill" --out "$folder" --steps "$steps" --overwrite "$@"
     fi
     finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
 }
 
-# A training in three parts: short formulas as they were drawn, from which a model learns where to look; the trunk, all formulas
-# at a constant rate, which may be made longer at any time; and from its end the steps in which the rate falls to nothing.
-train_model() { # NAME SHAPE LR OPTION...
-    local name=$1 shape=$2 lr=$3
-    shift 3
-    set -- --val-data "$out/val.bin" --init none --batch "$batch" --cache 2000 --decay 0.05 "$@"
-    train "$out/$name-short" "$short" --student "$shape" --tokenizer "$out/tokenizer.safetensors" --data "$out/short.bin" \
-        --lr "$lr" --lr-schedule constant --warmup 500 --eval-every 2000 "$@"
-    set -- --data "$out/train.bin" --augment "$augment" "$@"
-    train "$out/$name-trunk" "$trunk" --student "$out/$name-short/student.safetensors" --lr "$lr" --lr-schedule constant \
-        --warmup 100 --eval-every 2000 "$@"
-    train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --lr "$lr" --lr-schedule linear --lr-final 0 \
-        --warmup 100 --eval-every 2000 "$@"
+# A training in four parts: short formulas as they were drawn, from which a model learns to read from left to right; longer ones,
+# as people have them; the trunk, all formulas at a constant rate, which may be made longer at any time; and from its end the
+# steps in which the rate falls to nothing. Only the last two have a teacher, so that a student with one and a student without
+# begin alike.
+begin_model() { # NAME SHAPE LR
+    set -- "$1" "$2" --tokenizer "$out/tokenizer.safetensors" --teacher none --lr "$3" --lr-schedule constant --warmup 300 "${common[@]}"
+    train "$out/$1-short" "$short" --student "$(frame 128),$2" --init none --data "$out/short.bin" "${@:3}"
+    train "$out/$1-middle" "$middle" --student "$(frame 256),$2" --init "$out/$1-short/student.safetensors" \
+        --data "$out/middle.bin" --augment "$augment" "${@:3}"
+}
+
+end_model() { # NAME SHAPE LR BEGINNING OPTION...
+    local name=$1 shape=$2 lr=$3 beginning=$4
+    shift 4
+    set -- --data "$out/train.bin" --augment "$augment" "${common[@]}" "$@"
+    train "$out/$name-trunk" "$trunk" --student "$(frame 384),$shape" --init "$out/$beginning-middle/student.safetensors" \
+        --tokenizer "$out/tokenizer.safetensors" --lr "$lr" --lr-schedule constant --warmup 300 "$@"
+    train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --init none --lr "$lr" --lr-schedule linear \
+        --lr-final 0 --warmup 100 "$@"
 }
 
 make_data() {
@@ -68,26 +78,33 @@ make_data() {
     [ -f "$out/tokenizer.safetensors" ] || $python dev/formula/tokens.py --formulas "$out/train.txt" \
         --out "$out/tokenizer.safetensors"
     [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.txt"
-    draw val val 2 --count 1000
+    draw val val 2 --count "$validation"
     draw drawn train 1
-    [ -f "$out/short.bin" ] || $python dev/formula/pack.py --parts "$out/train.parts" --tokenizer "$out/tokenizer.safetensors" \
-        --out "$out/short.bin" --max-tokens 16
+    draw drawn short 1 --max-tokens 16
+    draw drawn middle 1 --max-tokens 48
 }
 
-draw() { # LIST NAME SEED OPTION...: a list of formulas, as a dataset
+draw() { # LIST NAME SEED OPTION...: the formulas of a list, as a dataset
     local list=$1 name=$2 seed=$3
     shift 3
     [ -f "$out/$name.bin" ] && return
-    $python dev/formula/render.py --formulas "$out/$list.txt" --out "$out/$name.parts" --seed "$seed"
-    $python dev/formula/pack.py --parts "$out/$name.parts" --tokenizer "$out/tokenizer.safetensors" --out "$out/$name.bin" "$@"
+    $python dev/formula/render.py --formulas "$out/$list.txt" --out "$out/$list.parts" --seed "$seed" # drawn already, once
+    $python dev/formula/pack.py --parts "$out/$list.parts" --tokenizer "$out/tokenizer.safetensors" --out "$out/$name.bin" "$@"
 }
 
-make_teacher() { train_model teacher "$teacher" 6e-4 --teacher none; }
-make_student() {
-    train_model student "$student" 1.5e-3 --teacher "$out/teacher/student.safetensors" --temperature 2 --kd-schedule none \
-        --w-ce 0.3 --w-soft 0.7
+make_teacher() {
+    begin_model teacher "$teacher" 6e-4
+    end_model teacher "$teacher" 6e-4 teacher --teacher none
 }
-make_alone() { train_model alone "$student" 1.5e-3 --teacher none; }
+make_student() {
+    begin_model student "$student" 1.5e-3
+    end_model student "$student" 1.5e-3 student --teacher "$out/teacher/student.safetensors" --temperature 2 \
+        --kd-schedule none --w-ce 0.3 --w-soft 0.7
+}
+make_alone() {
+    begin_model student "$student" 1.5e-3
+    end_model alone "$student" 1.5e-3 student --teacher none
+}
 
 score() { # of every model that there is: numbers, and a report with images
     local models=()
@@ -95,7 +112,7 @@ score() { # of every model that there is: numbers, and a report with images
         [ -f "$out/$name/student.safetensors" ] && models+=(--model "$out/$name/student.safetensors")
     done
     [ ${#models[@]} -gt 0 ] || { echo "score: no model is trained yet" >&2; exit 1; }
-    ./eval "${models[@]}" --data "$out/val.bin" --texts-are formulas --report "$out/report"
+    "$programs/eval" "${models[@]}" --data "$out/val.bin" --texts-are formulas --report "$out/report"
 }
 
 case $stage in

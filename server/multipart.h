@@ -22,15 +22,24 @@ typedef struct {
     size_t size;
 } MultipartPart;
 
-/* Copies the value of a parameter, name="value" or name=value, of a header's text of n bytes. False: it is not there, or too
- * long. */
+/* The place of the next ';' from `at` on that is not in quotes; n: there is none. */
+static inline size_t multipart_next_parameter(const char *header, size_t n, size_t at) {
+    for (bool quoted = false; at < n && (quoted || header[at] != ';'); at++) {
+        if (header[at] == '"') quoted = !quoted;
+        if (quoted && header[at] == '\\') at++;
+    }
+    return at < n ? at : n;
+}
+
+/* Copies the value of a parameter, name="value" or name=value behind a ';', of a header's text of n bytes. False: it is not
+ * there, empty, or too long. */
 static inline bool multipart_parameter(const char *header, size_t n, const char *name, char *out, size_t capacity) {
     const size_t length = strlen(name);
-    for (size_t i = 0; i + length + 1 < n; i++) {
-        const bool begins = i == 0 || strchr("; \t", header[i - 1]);
-        if (!begins || strncasecmp(header + i, name, length) || header[i + length] != '=') continue;
+    for (size_t i = 0; (i = multipart_next_parameter(header, n, i)) < n;) {
+        while (++i < n && (header[i] == ' ' || header[i] == '\t')) {}
+        if (n - i <= length || strncasecmp(header + i, name, length) || header[i + length] != '=') continue;
         size_t at = i + length + 1, used = 0;
-        const bool quoted = header[at] == '"';
+        const bool quoted = at < n && header[at] == '"';
         at += quoted;
         while (at < n && header[at] && (quoted ? header[at] != '"' : !strchr("; \t\r\n", header[at]))) {
             if (quoted && header[at] == '\\' && at + 1 < n) at++;

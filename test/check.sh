@@ -19,7 +19,7 @@ passed=0 failed=0 last=() status=0 TIME_LIMIT=${TIME_LIMIT:-120}
 begin_test() {
     tmp=$(mktemp -d "${TMPDIR:-/tmp}/tikz-$1-XXXXXX") || exit 1
     # Only in the test itself: bash also runs this in a subshell that a signal reaches early.
-    trap '[ $BASHPID = $$ ] && { umount "$tmp/small" 2>/dev/null; rm -rf "$tmp"; }' EXIT
+    trap '[ $BASHPID = $$ ] && { umount "$tmp/small" 2>/dev/null; rm -rf --one-file-system "$tmp"; }' EXIT
     mkfifo "$tmp/clock" && exec 9<>"$tmp/clock" # never written to; `pause` waits for it
     : >"$tmp/err"
     export OMP_WAIT_POLICY=passive LC_ALL=C # threads that wait leave the processor to others

@@ -137,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
                  for i, (colour, score) in enumerate([("blue!30", 0.91), ("red!20", 0.97), ("green", 0.2), ("gray", 0.85)])]
         for candidate in found if several else []:
             self.event("candidate", candidate)
-            time.sleep(self.server.delay)
+            time.sleep(30 if self.server.mode == "ponders" and candidate is found[2] else self.server.delay)
         best = found[1]["program"] if several else program
         answer = {"model": "student", "task": task, "program": best, "log_probability": -2.125, "tokens": len(pieces),
                   "ended": True, "seconds": 1.25, **drawing_of(best, task, ["png", "svg"])}

@@ -3,7 +3,8 @@
 # user turns an image into a program.
 #
 #   test/test_deb.sh build/BF16           a package of the programs in that folder, in this system's own release
-#   FULL=1 test/test_deb.sh build/BF16    and then with the TeX that the package recommends, which draws the program
+#   FULL=1 test/test_deb.sh build/BF16    and then with the TeX that the package recommends, which draws the program; by hand,
+#                                         since it downloads for minutes
 #   RELEASE=trixie FULL=1 test/test_deb.sh     another release; the package is built there, from the last commit
 #
 # Packages come from where this system's apt gets its own; for another distribution, MIRROR names the place and KEYRING the

@@ -295,6 +295,33 @@ def test_rendering(tmp):
     check("manifest.json is damaged" in run(*pack).stderr, "a damaged manifest is refused")
 
 
+def test_recipe(tmp, programs):
+    """runs/formula.sh with a few formulas and steps."""
+    out = tmp / "recipe"
+    out.mkdir()
+    short = [("D", f"x_{{{i}}}") for i in range(8)]
+    for name, formulas in (("val", short[:4]), ("train", short + [("D", generate.formula(41, i)) for i in range(2000, 2030)])):
+        sources.write_list(out / f"{name}.txt", formulas)
+    shutil.copy(tmp / "tokenizer.safetensors", out)
+    steps = dict.fromkeys(("SHORT", "MIDDLE", "TRUNK", "COOL", "BATCH"), "2")
+
+    def recipe(*stage):
+        return subprocess.run([FORMULA.parents[1] / "runs/formula.sh", tmp, *stage], capture_output=True, text=True, env=os.environ | steps | {
+            "FORMULA_OUT": str(out), "PYTHON": sys.executable, "PROGRAMS": str(programs), "FORMULAS": "30", "VALIDATION": "4"})
+    done = recipe()
+    check(done.returncode == 0, "the recipe", done.stdout[-300:] + done.stderr[-300:])
+    if done.returncode:
+        return
+    names = [f"{model}{part}" for model in ("teacher", "student") for part in ("-short", "-middle", "-trunk", "")]
+    missing = [name for name in names if not (out / name / "student.safetensors").exists()]
+    check(not missing and (out / "report/index.html").exists(), "the recipe makes the models and the report", missing)
+    written = {name: (out / name / "log.jsonl").stat().st_mtime_ns for name in names}
+    check(recipe("alone").returncode == 0 and (out / "alone/student.safetensors").exists(), "a student without a teacher")
+    same = all((out / name / "log.jsonl").stat().st_mtime_ns == written[name] for name in names)
+    check(same, "what is complete is not trained again")
+    check(recipe("nothing").returncode == 2, "a stage that does not exist")
+
+
 def main():
     program = pathlib.Path(sys.argv[1], "test_tokenizer").resolve() if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory() as folder:
@@ -307,6 +334,8 @@ def main():
         if shutil.which("pdflatex") and shutil.which("pdftoppm"):
             test_pictures()
             test_rendering(tmp)
+            if len(sys.argv) > 1:
+                test_recipe(tmp, pathlib.Path(sys.argv[1]).resolve())
         else:
             print("note: without TeX and Poppler nothing is drawn")
     end()

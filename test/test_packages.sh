@@ -1,8 +1,10 @@
 #!/bin/bash
 # What `make install` and `make deb` make of built programs: they run from any folder, with manual pages and completions.
 #
-#   test/test_packages.sh build/BF16      the folder with the programs; needs what `make` needs, checks with man, zsh, fish,
-#                                         dpkg-dev and lintian what it can (scripts/deps.sh ci)
+#   test/test_packages.sh build/BF16      the folder with the programs
+#
+# Needs what `make` needs. What is checked with man, zsh, fish, dpkg-dev or lintian is left out where that is missing;
+# scripts/deps.sh ci installs all but man.
 . "$(dirname "$0")/check.sh"
 . "$(dirname "$0")/packages.sh"
 programs=$(cd "${1:-build/BF16}" && pwd) || exit 1

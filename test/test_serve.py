@@ -268,6 +268,9 @@ def test_forms(s):
     check(s.form("/v1/convert", {"compile": "off"})[1]["program"] == plain, "a form")
     check(s.json("/v1/convert", {"image": data, "compile": False, "model": "starter", "task": "tikz", "top_k": None})[1]
           ["program"] == plain, "a data: URL, null fields")
+    disguised = (b'--xXx\r\nContent-Disposition: form-data; filename="a; name=\\"beam\\"; name=beam"; name="image"\r\n\r\n%s\r\n--xXx--\r\n'
+                 % IMAGE, {"Content-Type": 'multipart/form-data; note="; boundary=no"; boundary="xXx"'})
+    check(json.loads(s.ask("POST", "/v1/convert", *disguised)[2])["program"] == plain, "what a quoted text holds is no parameter")
     for path in "/predict/", "/bytes/":
         check(s.form(path, {}, name="file") == (200, plain.rstrip("\n")), f"pix2tex's shape at {path}")
     answer = s.form("/predict/1", {}, name="file")

@@ -40,7 +40,7 @@ class Site:
 
     def open_tab(self, **settings):
         context = self.browser.new_context(permissions=["clipboard-read", "clipboard-write", "camera"], **settings)
-        context.set_default_timeout(10000)
+        context.set_default_timeout(60000)
         tab = context.new_page()
         tab.on("pageerror", lambda error: self.console.append(str(error)))
         tab.on("console", lambda message: self.console.append(f"{message.text} {message.location.get('url')}")
@@ -235,7 +235,7 @@ def test_other_formats(site):
 
 def test_stream_and_stop(site):
     with site.page("stream") as page:
-        site.server.delay = 0.03
+        site.server.delay = 0.15
         page.set_input_files("#file", IMAGE)
         page.wait_for_function("() => document.querySelector('#program').value.includes('documentclass')")
         early = program_of(page)
@@ -244,7 +244,7 @@ def test_stream_and_stop(site):
         check(page.get_attribute("#program", "readonly") is not None, "stream: the program can be edited while it is written")
         page.click("#stop")
         wait_for_text(page, "#status", r"^Stopped after \d+ tokens\.$")
-        check(site.server.hung_up.wait(5), "stop: the server goes on")
+        check(site.server.hung_up.wait(30), "stop: the server goes on")
         check(FIGURE.startswith(program_of(page)) and program_of(page), "stop: what was written is gone")
         check(page.evaluate("document.activeElement.id") == "convert", "stop: the focus is lost")
         page.click("#convert")
@@ -277,11 +277,12 @@ def test_candidates(site):
         page.locator(".candidate").nth(2).click()
         check("gray" in program_of(page), "candidates: another cannot be chosen")
         check(page.locator(".candidate[aria-pressed=true]").count() == 1, "candidates: one is marked")
-        site.server.delay = 0.3
+        site.server.mode = "ponders"  # after the third candidate
         page.click("#convert")
         page.wait_for_function("() => document.querySelectorAll('.candidate').length === 3")
         page.click("#stop")
         wait_for_text(page, "#status", "^Stopped.$")
+        site.server.mode = ""
         check("red!20" in program_of(page) and page.is_visible("#drawing-figure"), "stop: the best so far is not shown")
         page.get_by_role("spinbutton", name="Candidates").fill("99")
         page.click("#convert")
