@@ -34,7 +34,7 @@ esac
 mkdir -p "$out"
 
 # Images of 224 x 224 pixels in 16 x 16 patches of 14; 2 x 2 patches make an image token, 64 in all. The longest program has
-# some 330 tokens.
+# some 300 tokens.
 image=vision.image_size=224,vision.patch=14,connector.kind=shuffle,connector.scale_factor=2,lm.max_positions=448
 teacher=${TEACHER:-base,$image,vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024,lm.layers=6,lm.width=256,lm.heads=4,lm.kv_heads=4,lm.head_dim=64,lm.ffn=768}
 student=${STUDENT:-base,$image,vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512,lm.layers=4,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384}
