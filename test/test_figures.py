@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The generator of figures (dev/figures): determinism, parts, spelling, and that TeX draws different programs differently.
 
-    build/venv/bin/python test/test_figures.py [build/BF16-cpu]    about ten seconds; without TeX nothing is drawn
+    build/venv/bin/python test/test_figures.py [build/BF16-cpu]    15 s of processor time; without TeX nothing is drawn
 
-With a build folder its train_distill and eval run all stages of runs/figures.sh with a few figures and steps. Prints a check
+With a build folder its train_distill and eval run the stages of runs/figures.sh with a few figures and steps: 20 s more. Prints a check
 only when it fails, and at the end "N passed, M failed".
 """
 import os

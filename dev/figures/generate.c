@@ -68,18 +68,16 @@ static _Noreturn void refuse(const char *option, const char *expected, const cha
     exit(2);
 }
 
-static void levels_option(const char *name, const char *value) {
+/* Reads levels with commas between them. False if the text is something else. */
+static bool read_levels(const char *s) {
     level_count = 0;
-    for (const char *s = value; s; s = s[1] ? s + 2 : NULL) {
-        if (s[0] < '1' || s[0] > '0' + LEVELS || (s[1] && (s[1] != ',' || !s[2])) || level_count == LEVELS_MAX)
-            level_count = 0, s = "0";
-        if (!level_count && s[0] == '0') break;
-        levels[level_count++] = s[0] - '0';
-    }
-    if (!level_count) refuse(name, "levels from 1 to 5, such as 3 or 1,2,2", value);
+    do {
+        if (*s < '1' || *s > '0' + LEVELS || level_count == LEVELS_MAX) return false;
+        levels[level_count++] = *s++ - '0';
+    } while (*s == ',' && *s++);
+    return !*s;
 }
 
-/* The index of a name of `n`; `at(i)` is the i-th. */
 static int part_option(const char *value) {
     for (int i = 0; value && i < COUNT_OF(part_names); i++)
         if (!strcmp(value, part_names[i])) return i;
@@ -102,9 +100,9 @@ int main(int argc, char **argv) {
     program_begin(argv);
     for (int i = 1; i < argc; i += 2) {
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
-        if (!strcmp(name, "--level") || !strcmp(name, "--levels"))
-            levels_option(name, value);
-        else if (!strcmp(name, "--part"))
+        if (!strcmp(name, "--level") || !strcmp(name, "--levels")) {
+            if (!value || !read_levels(value)) refuse(name, "levels from 1 to 5, such as 3 or 1,2,2", value);
+        } else if (!strcmp(name, "--part"))
             part = part_option(value);
         else if (!strcmp(name, "--kind"))
             kind = kind_option(value);

@@ -18,6 +18,7 @@ typedef struct {
     const char *folder;
 } SequenceOptions;
 
+#define MAX_TRIES 300000  // for a new figure; then there are hardly more
 #define SEQUENCE_DEFAULTS ((SequenceOptions){.seed = 1, .count = 100, .folder = "-"})
 #define SEQUENCE_USAGE "[--seed S] [--skip K] [--count N] [--out FOLDER or -]"
 
