@@ -78,13 +78,13 @@ static inline void put_children(Text *t, const TreeLook *look, int i) {
     }
 }
 
-/* Makes a tree of a level's size that is at most 6 cm wide and 5 cm high. Returns its level distance, or 0. */
+/* Makes a tree of a level's size that is at most 7 cm wide, with its nodes, and 5 cm high. Returns its level distance, or 0. */
 static inline int random_tree(Tree *r, int level, int leaf_low, int leaf_high) {
     static const int most[] = {0, 0, 5, 7, 11, 15};
     int depth = level == 2 ? choose_between(1, 2) : level == 3 ? 2 : choose_between(2, 3);
     grow_tree(r, most[level], depth, chance(60) ? 2 : 3);
     if (r->n < (level > 3 ? most[level - 1] - 1 : 3)) return 0;
-    if (spread_tree(r, choose_between(leaf_low, leaf_high)) > 24) return 0;
+    if (spread_tree(r, choose_between(leaf_low, leaf_high)) + leaf_low - 1 > 28) return 0;
     return choose_between(4, r->deepest == 3 ? 5 : 7);
 }
 
