@@ -1,4 +1,4 @@
-/* Random choices and plane geometry for generate.c. */
+/* Random choices and plane geometry for generators of figures. */
 #ifndef STARTER_GEOMETRY_H
 #define STARTER_GEOMETRY_H
 

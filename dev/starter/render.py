@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Generates starter figures, renders them with pdflatex and pdftoppm, and packs images and token ids into a .bin
-dataset.
+"""Generates figures, renders them with pdflatex and pdftoppm, and packs images and token ids into a .bin dataset.
 
     render.py --generator BINARY --tokenizer FILE.safetensors --out OUT.bin [--seed S] [--skip K] [--count N]
-              [--jobs J] [--batch B] [--pairs FOLDER]
+              [--options OPTIONS] [--dpi LOW..HIGH] [--jobs J] [--batch B] [--pairs FOLDER]
 
-Starting TeX takes as long as 40 figures, so B figures are joined to one document, whose class makes a page of each;
-the page equals that of the figure's own document. The resolution changes every 10 pages: mostly 70 to 100 dpi (images
-of 100 to 155 pixels), sometimes up to 160. Scenes in which line widths matter get at least 92 dpi, because below that
-pdftoppm draws normal and "ultra thick" lines equally wide. The same arguments give the same file, whatever --jobs is.
-With --pairs the figures are also written as FOLDER/000000.tex and .png, for convert_dataset.py.
+Starting TeX takes as long as 40 figures, so B figures are joined to one document, whose class makes a page of each and
+which loads what any of them loads; the page equals that of the figure's own document. The resolution changes every 10
+pages. It is that of the starter's figures: mostly 70 to 100 dpi (images of 100 to 155 pixels), sometimes up to 160, but
+at least 92 dpi for scenes in which line widths matter, because below that pdftoppm draws normal and "ultra thick" lines
+equally wide. Or it lies between the two that --dpi names, evenly on a logarithmic scale. The same arguments give the
+same file, whatever --jobs is. With --pairs the figures are also written as FOLDER/000000.tex and .png, for
+convert_dataset.py.
 """
 import argparse
 import functools
@@ -70,26 +71,39 @@ def is_coarse(document):
     return "\\node" in document or "\\draw[->]" in document and "ultra thick" not in document
 
 
-def resolution(generator, coarse):
+def resolution(generator, coarse, between):
+    """A random resolution; between: the lowest and the highest, or None for the starter's."""
+    if between:
+        return round(between[0] * (between[1] / between[0]) ** generator.random())
     low = 70 if coarse else 92
     return generator.randint(low, 100) if generator.random() < 0.9 else generator.randint(100, 160)
 
 
-def render(documents, generator):
-    """Renders documents that share their preamble. Returns the PNG bytes of each."""
+def join(documents):
+    """One document with the pages of all; they share their first line, and it loads what any of them loads, in the order
+    in which they first do."""
+    preamble, bodies = {}, []
+    for document in documents:
+        begin = document.index(BEGIN)
+        preamble.update(dict.fromkeys(document[:begin].splitlines(keepends=True)))
+        bodies.append(document[begin + len(BEGIN):document.index(END)])
+    return "".join([*preamble, BEGIN, *bodies, END])
+
+
+def render(documents, generator, between=None):
+    """Renders documents. Returns the PNG bytes of each. between: as for resolution."""
     # pages with the same lower limit of the resolution are adjacent
-    order = sorted(range(len(documents)), key=lambda i: is_coarse(documents[i]))
-    bodies = [documents[i][documents[i].index(BEGIN) + len(BEGIN):documents[i].index(END)] for i in order]
-    fine = sum(not is_coarse(t) for t in documents)
+    coarse = [not between and is_coarse(t) for t in documents]
+    order = sorted(range(len(documents)), key=lambda i: coarse[i])
+    fine = len(documents) - sum(coarse)
     starts = [*range(0, fine, PAGES_PER_RESOLUTION), *range(fine, len(documents), PAGES_PER_RESOLUTION),
               len(documents)]
     images = []
     with tempfile.TemporaryDirectory() as folder:
-        document = documents[0][:documents[0].index(BEGIN)] + BEGIN + "".join(bodies) + END
         limits = tex.Limits(seconds=20 + len(documents), wall=120 + 6 * len(documents))
-        tex.compile_document(document.encode(), folder, limits)
+        tex.compile_document(join([documents[i] for i in order]).encode(), folder, limits)
         for first, last in zip(starts[:-1], starts[1:]):
-            dpi = resolution(generator, first >= fine)
+            dpi = resolution(generator, first >= fine, between)
             with tex.render_pages(folder, dpi, first + 1, last, limits) as pages:
                 images += [png_bytes(p) for p in parse_ppm(pages.read())]
     if len(images) != len(documents):
@@ -97,14 +111,15 @@ def render(documents, generator):
     return [image for _, image in sorted(zip(order, images))]
 
 
-def render_batch(seed, batch):
+def render_batch(seed, between, batch):
     number, documents = batch
-    return documents, render(documents, random.Random(seed * 1000003 + number))
+    return documents, render(documents, random.Random(seed * 1000003 + number), between)
 
 
 def generate(args):
     """Runs the generator and yields batches (number of the first figure, documents)."""
-    command = [args.generator, "--seed", str(args.seed), "--skip", str(args.skip), "--count", str(args.count)]
+    command = [args.generator, "--seed", str(args.seed), "--skip", str(args.skip), "--count", str(args.count),
+               *args.options.split()]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as e:
@@ -122,14 +137,14 @@ def generate(args):
 def pack(args):
     files.check_output(args.out)
     tokenizer = tikzc.Tokenizer.load(args.tokenizer)
-    source = f"dev/starter: generate --seed {args.seed} --skip {args.skip} --count {args.count}"
+    source = " ".join([f"{args.name}: generate --seed {args.seed} --skip {args.skip} --count {args.count}", *args.options.split()])
     if args.pairs:
         pathlib.Path(args.pairs).mkdir(parents=True, exist_ok=True)
     start, done, image_bytes, tokens, longest = time.time(), 0, 0, 0, 0
     # An interruption ends the processes, and each ends the program that it watches.
     with multiprocessing.Pool(args.jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool, \
             tikzc.DatasetWriter(args.out, tokenizer, source) as writer:
-        for documents, images in pool.imap(functools.partial(render_batch, args.seed), generate(args)):
+        for documents, images in pool.imap(functools.partial(render_batch, args.seed, args.dpi), generate(args)):
             for document, image in zip(documents, images):
                 ids = tokenizer.encode(document)
                 writer.add(image, ids)
@@ -146,6 +161,13 @@ def pack(args):
           f"{done / (time.time() - start):.0f} figures/s", file=sys.stderr)
 
 
+def dpi_range(text):
+    low, dots, high = text.partition("..")
+    if not (dots and low.isdecimal() and high.isdecimal() and 20 <= int(low) <= int(high) <= 1200):
+        raise argparse.ArgumentTypeError(f"expected two resolutions from 20 to 1200, such as 90..200, got '{text}'")
+    return int(low), int(high)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generator", required=True, help="the compiled generate.c")
@@ -154,6 +176,9 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="which sequence of figures (default 1)")
     parser.add_argument("--skip", type=int, default=0, help="figures of the sequence to leave out first (default 0)")
     parser.add_argument("--count", type=int, default=100, help="figures to pack (default 100)")
+    parser.add_argument("--options", default="", help="further options of the generator, such as --options='--levels 1,2'")
+    parser.add_argument("--name", default="dev/starter", help="of the generator, for the dataset's origin (default %(default)s)")
+    parser.add_argument("--dpi", type=dpi_range, metavar="LOW..HIGH", help="resolutions (default: the starter's)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--batch", type=int, default=200, help="figures a TeX run (default 200)")
     parser.add_argument("--pairs", help="folder to also write .tex and .png files to")
