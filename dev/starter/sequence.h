@@ -18,7 +18,9 @@ typedef struct {
     const char *folder;
 } SequenceOptions;
 
-#define MAX_TRIES 300000  // for a new figure; then there are hardly more
+/* Tries for a new figure. A try may fail because its figure belongs to another part: of these tries 3 000 make a figure of a
+ * part that is one of 32, so where none is new, fewer than one in 600 of that part's are (with a probability of 99 %). */
+#define MAX_TRIES 100000
 #define SEQUENCE_DEFAULTS ((SequenceOptions){.seed = 1, .count = 100, .folder = "-"})
 #define SEQUENCE_USAGE "[--seed S] [--skip K] [--count N] [--out FOLDER or -]"
 
@@ -96,6 +98,13 @@ static bool sequence_option(SequenceOptions *o, const char *name, const char *va
     return true;
 }
 
+/* Makes a figure that is new in the sequence. False if MAX_TRIES have made none. */
+static bool next_figure(Text *t, bool (*figure)(Text *)) {
+    for (int tries = 0; tries < MAX_TRIES; tries++)
+        if (figure(t) && is_new(t)) return true;
+    return false;
+}
+
 /* Writes the figures that are asked for. figure: writes a random figure, or returns false if it found none. */
 static void sequence_write(const SequenceOptions *o, bool (*figure)(Text *)) {
     Error err;
@@ -103,8 +112,10 @@ static void sequence_write(const SequenceOptions *o, bool (*figure)(Text *)) {
     if (strcmp(o->folder, "-")) die_if(make_folder(o->folder, &err), &err);
     random_state = o->seed;
     for (long i = 0; i < o->skip + o->count; i++) {
-        while (!figure(&t) || !is_new(&t))
-            ;
+        if (!next_figure(&t, figure))
+            die("only %ld different figures were found, %ld are needed (--skip and --count): %d more tries made no "
+                "new one. Ask for fewer, or for more kinds and levels",
+                i, o->skip + o->count, MAX_TRIES);
         if (i >= o->skip) write_figure(&t, o->folder, i);
     }
     free(seen);
