@@ -113,6 +113,7 @@ def test_spelling(program):
 def test_refusals(program):
     cases = [(("--level", "6"), "--level needs levels from 1 to 5, such as 3 or 1,2,2, got '6'"),
              (("--levels", "1,"), "--levels needs levels from 1 to 5, such as 3 or 1,2,2, got '1,'"),
+             (("--levels", "1;2"), "--levels needs levels from 1 to 5, such as 3 or 1,2,2, got '1;2'"),
              (("--levels",), "--levels needs levels from 1 to 5, such as 3 or 1,2,2, got ''"),
              (("--part", "dev"), "--part needs train, val or test, got 'dev'"),
              (("--kind", "cat"), f"--kind needs {', '.join(KINDS[:-1])} or {KINDS[-1]}, got 'cat'"),
