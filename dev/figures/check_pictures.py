@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Whether figures can be told from their pictures: draws figures of the generator and looks for what would teach a model wrongly.
 
-    check_pictures.py --generator BINARY [--levels 2,3,4,5] [--count 300] [--seed 11] [--dpi 150] [--tokenizer FILE]
+    check_pictures.py --generator BINARY [--levels 2,3,4,5] [--count 300] [--seed 11] [--dpi 150] [--kind KIND]
+                      [--tokenizer FILE]
 
 Takes COUNT figures of each level. Wrong are figures that do not compile, those with a side of more than 7.3 cm, those with ink outside
 of their page (level 1 has some: sharp corners and tips of the starter's figures), and two programs that have one picture, as they are
@@ -168,12 +169,14 @@ def main():
     parser.add_argument("--count", type=whole(2, 10**5), default=300, help="figures of each level (default 300)")
     parser.add_argument("--seed", type=whole(0, 10**9), default=11, help="which sequence of figures (default 11)")
     parser.add_argument("--dpi", type=whole(50, 600), default=150, help="resolution (default 150)")
+    parser.add_argument("--kind", help="of the figures (default: all)")
     parser.add_argument("--tokenizer", help="safetensors file with a tokenizer, to count tokens")
     args = parser.parse_args()
     wrong = 0
     try:
         for level in args.levels:
-            command = [args.generator, "--seed", str(args.seed), "--count", str(args.count), "--level", level]
+            command = [args.generator, "--seed", str(args.seed), "--count", str(args.count), "--level", level,
+                       *(["--kind", args.kind] if args.kind else [])]
             done = subprocess.run(command, stdout=subprocess.PIPE)
             if done.returncode:
                 raise RuntimeError(f"{args.generator} ended with status {done.returncode}.")

@@ -118,7 +118,8 @@ static inline void put_plots(Text *t, const Plot *p, int level) {
 
 static inline bool plot_figure(Text *t, int level) {
     static const char *const names[] = {"$f$", "$g$", "$h$", "A", "B", "C", "train", "test", "ours", "base"};
-    static const int scales[] = {4, 5, 10, 20, 100};
+    // All have a tick at their end: the picture ends with its label, and holds what reaches out of the axes there.
+    static const int scales[] = {4, 6, 10, 20, 100};
     Plot p = {.kind = (PlotKind)choose(level == 2 ? 3 : 4),
               .series = level < 4 ? 1 + (level == 3 && chance(40)) : choose_between(2, level - 2)};
     if (level > 3 && p.series > 1 && p.kind != PLOT_FUNCTIONS) p.legend = chance(60);
