@@ -50,8 +50,8 @@ static inline void random_morphisms(Diagram *d, int level) {
             if (!d->object[r][c]) continue;
             bool right = c + 1 < d->columns && d->object[r][c + 1], down = r + 1 < d->rows && d->object[r + 1][c];
             bool diagonal = r + 1 < d->rows && c + 1 < d->columns && d->object[r + 1][c + 1];
-            if (right && chance(92)) add_morphism(d, r, c, "r", r + 1 == d->rows && r, level);
-            if (down && chance(92)) add_morphism(d, r, c, "d", c == 0, level);
+            if (right && (level == 2 || chance(92))) add_morphism(d, r, c, "r", r + 1 == d->rows && r, level);
+            if (down && (level == 2 || chance(92))) add_morphism(d, r, c, "d", c == 0, level);
             if (diagonal && (!right || !down || chance(5 * level))) add_morphism(d, r, c, "dr", false, level);
         }
 }
