@@ -32,6 +32,7 @@ data | teacher | student | alone | score | '') ;;
     ;;
 esac
 mkdir -p "$out"
+. runs/training.sh
 
 # Images of 224 x 224 pixels in 16 x 16 patches of 14; 2 x 2 patches make an image token, 64 in all. The longest program has
 # some 300 tokens.
@@ -42,22 +43,6 @@ student=${STUDENT:-base,$image,vision.layers=4,vision.width=128,vision.heads=4,v
 # What images go through before people have them: other sizes, margins, JPEG, paper, scanners. Some stay as they were drawn.
 augment=scale=0.5:0.4..1.5,pad=0.25:0..0.2,blur=0.2:0.3..1.2,noise=0.2:1..10,jpeg=0.3:25..95,contrast=0.15:0.6..1
 augment+=,brightness=0.15:0..30,background=0.15:5..40,rotate=0.05:0.2..1,clean=0.5
-
-finished() { # FOLDER STEPS: the training in FOLDER has reached that step
-    [ -f "$1/log.jsonl" ] && tail -n 3 "$1/log.jsonl" | grep -q "\"step\":$2[,}]"
-}
-
-train() { # FOLDER STEPS OPTION...
-    local folder=$1 steps=$2
-    shift 2
-    finished "$folder" "$steps" && return
-    if [ -f "$folder/state.safetensors" ]; then
-        "$programs/train_distill" --resume --out "$folder" --steps "$steps"
-    else
-        "$programs/train_distill" --out "$folder" --steps "$steps" --overwrite "$@"
-    fi
-    finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
-}
 
 # A training in three parts: short programs as they were drawn, from which a model learns where to look; the trunk, all
 # figures at a constant rate, which may be made longer at any time; and from its end the steps in which the rate falls to nothing.

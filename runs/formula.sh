@@ -5,10 +5,15 @@
 # Stages: data, teacher, student, alone (the same student without a teacher), score. Without a stage all but `alone` run, one
 # after another. Everything is made in build/formula (or $FORMULA_OUT) and stays there: what is complete is not made again, and
 # what was interrupted goes on, so the script may be ended and started at any time. The trainings take days on two processor
-# cores. SHORT is the number of steps with the shortest formulas, MIDDLE that with longer ones, TRUNK that with all formulas at
-# the full learning rate, COOL that of the steps in which it falls to nothing, BATCH the images of a step, and FORMULAS how many
-# formulas of the list are drawn, the first ones of its random order (it counts only where the list has not been drawn yet).
-# VALIDATION is the number of formulas to measure on. PROGRAMS is the folder of train_distill and eval, if not the repository's.
+# cores. Of the environment:
+#
+#   SHORT, MIDDLE, TRUNK, COOL   steps with the shortest formulas; with longer ones; with all, at the full learning rate; and steps
+#               in which it falls to nothing (12000, 12000, 60000, 12000)
+#   BATCH       images of a step (32)
+#   FORMULAS    how many formulas of the list are drawn, the first ones of its random order, where none has been drawn yet (all)
+#   VALIDATION  formulas to measure on (1000)
+#   PROGRAMS    folder of train_distill and eval (.)
+#   PYTHON      interpreter with the packages of scripts/requirements.txt (build/venv/bin/python)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -20,49 +25,37 @@ out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python} progra
 short=${SHORT:-12000} middle=${MIDDLE:-12000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
 formulas=${FORMULAS:-1000000000} validation=${VALIDATION:-1000}
 mkdir -p "$out"
+. runs/training.sh
 
 # Images of 48 x 384 pixels, with letters 8 high, in patches of 8. A token is a strip of 6 patches, so the 48 tokens follow each
 # other as the formula is read. Formulas begin at the left, so that short ones are learned in narrower images, which cost less.
-frame() { echo "base,vision.image_height=48,vision.image_width=$1,vision.letter=8,vision.patch=8,connector.kind=strips,connector.concat=6"; }
+frame() { # WIDTH
+    echo "base,vision.image_height=48,vision.image_width=$1,vision.letter=8,vision.patch=8,connector.kind=strips,connector.concat=6"
+}
 student=vision.layers=4,vision.width=128,vision.heads=4,vision.mlp=512
 student+=,lm.layers=3,lm.width=128,lm.heads=4,lm.kv_heads=4,lm.head_dim=32,lm.ffn=384
 teacher=vision.layers=6,vision.width=256,vision.heads=4,vision.mlp=1024
 teacher+=,lm.layers=4,lm.width=256,lm.heads=4,lm.kv_heads=4,lm.head_dim=64,lm.ffn=704
 
-# What images of formulas go through before people have them. A third of the images stays as it was drawn.
+# What images of formulas go through before people have them. One in eleven stays as it was drawn.
 augment=scale=0.4:0.4..2.5,pad=0.2:0..0.15,blur=0.2:0.3..1.2,noise=0.2:1..12,jpeg=0.3:25..95,contrast=0.2:0.5..1
 augment+=,brightness=0.2:0..40,background=0.2:5..40,rotate=0.1:0.2..1.5,elastic=0.05:0.2..0.6,clean=0.5
 
 common=(--val-data "$out/val.bin" --batch "$batch" --cache 2000 --decay 0.05 --eval-every 2000 --eval-batches 10)
-
-finished() { # FOLDER STEPS: the training in FOLDER has reached that step
-    [ -f "$1/log.jsonl" ] && tail -n 3 "$1/log.jsonl" | grep -q "\"step\":$2[,}]"
-}
-
-train() { # FOLDER STEPS OPTION...
-    local folder=$1 steps=$2
-    shift 2
-    finished "$folder" "$steps" && return
-    if [ -f "$folder/state.safetensors" ]; then
-        "$programs/train_distill" --resume --out "$folder" --steps "$steps"
-    else
-        "$programs/train_distill" --out "$folder" --steps "$steps" --overwrite "$@"
-    fi
-    finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
-}
 
 # A training in four parts: short formulas as they were drawn, from which a model learns to read from left to right; longer ones,
 # as people have them; the trunk, all formulas at a constant rate, which may be made longer at any time; and from its end the
 # steps in which the rate falls to nothing. Only the last two have a teacher, so that a student with one and a student without
 # begin alike.
 begin_model() { # NAME SHAPE LR
-    set -- "$1" "$2" --tokenizer "$out/tokenizer.safetensors" --teacher none --lr "$3" --lr-schedule constant --warmup 300 "${common[@]}"
-    train "$out/$1-short" "$short" --student "$(frame 128),$2" --init none --data "$out/short.bin" "${@:3}"
-    train "$out/$1-middle" "$middle" --student "$(frame 256),$2" --init "$out/$1-short/student.safetensors" \
-        --data "$out/middle.bin" --augment "$augment" "${@:3}"
+    local name=$1 shape=$2 lr=$3
+    set -- --tokenizer "$out/tokenizer.safetensors" --teacher none --lr "$lr" --lr-schedule constant --warmup 300 "${common[@]}"
+    train "$out/$name-short" "$short" --student "$(frame 128),$shape" --init none --data "$out/short.bin" "$@"
+    train "$out/$name-middle" "$middle" --student "$(frame 256),$shape" --init "$out/$name-short/student.safetensors" \
+        --data "$out/middle.bin" --augment "$augment" "$@"
 }
 
-end_model() { # NAME SHAPE LR BEGINNING OPTION...
+end_model() { # NAME SHAPE LR BEGINNING OPTION...: from the middle stage of the model BEGINNING
     local name=$1 shape=$2 lr=$3 beginning=$4
     shift 4
     set -- --data "$out/train.bin" --augment "$augment" "${common[@]}" "$@"

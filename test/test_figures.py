@@ -36,7 +36,7 @@ def rank(option):
 def spelling(document):
     """What is wrong with the spelling of a figure, or None."""
     if not re.fullmatch(r"\\documentclass\[tikz\]\{standalone\}\n(\\(usepackage|usetikzlibrary|pgfplotsset)\{.*\}\n)*"
-                        r"\\begin\{document\}\n\\begin\{(tikzpicture|tikzcd)\}[\s\S]*\\end\{\1\}\n\\end\{document\}\n".replace("\\1", "\\3"), document):
+                        r"\\begin\{document\}\n\\begin\{(tikzpicture|tikzcd)\}[\s\S]*\\end\{\3\}\n\\end\{document\}\n", document):
         return "the document around it"
     body = document.split("\\begin{document}\n")[1]
     if re.search(r"[ \t]\n|\t|\n\n", body):
@@ -143,10 +143,11 @@ def test_run(programs, tmp):
              "lm.layers=1,lm.width=32,lm.heads=1,lm.kv_heads=1,lm.head_dim=32,lm.ffn=64,lm.max_positions=500")
     env = dict(os.environ, FIGURES_OUT=str(tmp / "run"), PROGRAMS=str(programs), PYTHON=sys.executable, FIGURES="20", CHUNK="10", HELD_OUT="6",
                SHORT="1", TRUNK="2", COOL="1", BATCH="2", TEACHER=shape, STUDENT=shape, OMP_NUM_THREADS="2", TOKENIZER_FIGURES="300")
-    for stage in ("data", "teacher", "student", "alone"):
+    for stage in ("data", "teacher", "student", "alone", "score"):
         done = subprocess.run([ROOT / "runs/figures.sh", stage], env=env, capture_output=True, text=True)
         check(done.returncode == 0, f"runs/figures.sh {stage}", done.stderr[-600:])
-    for name in ("train-000.bin", "train-001.bin", "val.bin", "test-5.bin", "student/student.safetensors", "alone/student.safetensors"):
+    for name in ("train-000.bin", "train-001.bin", "val.bin", "test-5.bin", "student/student.safetensors", "alone/student.safetensors",
+                 "report-5/index.html"):
         check((tmp / "run" / name).is_file(), f"it has made {name}")
     before = {p: p.stat().st_mtime_ns for p in (tmp / "run").rglob("*.*")}
     done = subprocess.run([ROOT / "runs/figures.sh", "student"], env=env, capture_output=True, text=True)

@@ -107,7 +107,7 @@ def nearest(pages):
 def show(title, documents):
     print(title)
     for document in documents:
-        print(document.split(render.BEGIN)[1].split(render.END)[0], end="\n")
+        print(document.split(render.BEGIN)[1].split(render.END)[0])
 
 
 def same_pictures(pages):

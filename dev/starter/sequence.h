@@ -18,8 +18,8 @@ typedef struct {
     const char *folder;
 } SequenceOptions;
 
-/* Tries for a new figure. A try may fail because its figure belongs to another part: of these tries 3 000 make a figure of a
- * part that is one of 32, so where none is new, fewer than one in 600 of that part's are (with a probability of 99 %). */
+/* Tries for a new figure. A part that holds one figure of 32 gets some 3 000 of them. If all of these are known, then fewer than
+ * one in 600 of the part's figures is new, with a probability of 99 %. */
 #define MAX_TRIES 100000
 #define SEQUENCE_DEFAULTS ((SequenceOptions){.seed = 1, .count = 100, .folder = "-"})
 #define SEQUENCE_USAGE "[--seed S] [--skip K] [--count N] [--out FOLDER or -]"
