@@ -1,283 +1,22 @@
-// clang-format off
-/* The dataset file format, and the loader that makes batches of it.
- *
- * File (little-endian):
- *
- *   header, 72 bytes                       index entry, 32 bytes, one for each record
- *     0  char magic[8] = "TIKZBIN1"          0  u64 offset of the record, a multiple of 4
- *     8  u32 version = 2                     8  u32 image_bytes
- *    12  u32 header_bytes = 72              12  u32 token_count, at most 2^20
- *    16  u64 count of records               16  u32 crc32 of the record
- *    24  u64 fingerprint of the tokenizer   20  u32 zero
- *    32  u64 index_offset                   24  u64 zero
- *    40  u64 source_offset
- *    48  u64 source_bytes                 record
- *    56  u64 file_bytes                     the bytes of a PNG or JPEG file, zeros up to a multiple of 4,
- *    64  u32 crc32 of the 64 bytes above,   token_count u32 ids: the program and the end token, no image tokens
- *        the source and the index
- *    68  u32 zero
- *
- * The source is UTF-8 text that says where the data came from. Version 1 has a header of 64 bytes, without the CRC;
- * the index ends there where the file does, or where the source begins.
+/* The loader, which makes batches of a dataset (lib/dataset.h).
  *
  * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread, with
  * others that help it, decodes and augments images and fills a ring of prefetched batches. */
-// clang-format on
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
-#include "lib/error.h"
-
-#include "lib/crc32.h"
-#include "lib/dataset_file.h"
-#include "lib/file.h"
-#include "lib/hash.h"
-#include "lib/json.h"
+#include "lib/dataset.h"
 #include "lib/image.h"
 #include "lib/image_augment.h"
+#include "lib/image_columns.h"
 #include "lib/image_prepare.h"
 #include "lib/random.h"
 #include "lib/workers.h"
 
-#include <glob.h>
 #include <pthread.h>
 
-/* ---- the dataset ---- */
-
-/* One file of a dataset. */
-typedef struct {
-    MappedFile file;
-    uint64_t first, count;  // it holds the samples first .. first + count - 1 of the dataset
-    const uint8_t *index;
-    const char *source;  // not NUL-terminated
-    size_t source_bytes;
-} DatasetShard;
-
-typedef struct Dataset {
-    DatasetShard *shards;
-    int shard_count;
-    uint64_t count, fingerprint;
-    uint32_t longest;  // largest number of tokens of a sample
-} Dataset;
-
-/* One sample, pointing into the mapped file. */
-typedef struct {
-    const uint8_t *image;
-    const uint32_t *tokens;
-    uint32_t image_bytes, token_count, crc;
-    const uint8_t *record;
-    size_t record_bytes;
-    const char *path;  // of the file
-    uint64_t number;   // index of the record in the file, from 0
-} Sample;
-
-static inline void dataset_close(Dataset *d) {
-    for (int i = 0; i < d->shard_count; i++) file_unmap(&d->shards[i].file);
-    free(d->shards);
-    memset(d, 0, sizeof *d);
-}
-
-/* The CRC that the header of a file of version 2 should have. All that the header says must lie inside the file. */
-static inline uint32_t dataset_crc(const uint8_t *file) {
-    uint32_t crc = crc32_bytes(0, file, DATASET_HEADER_1);
-    crc = crc32_bytes(crc, file + dataset_u64(file + 40), (size_t)dataset_u64(file + 48));
-    return crc32_bytes(crc, file + dataset_u64(file + 32), (size_t)dataset_u64(file + 16) * DATASET_ENTRY);
-}
-
-/* Checks that the header, the source and the index are as they were written. Version 1 has no CRC, but a place where
- * its index has to end. */
-static inline int dataset_check_crc(const DatasetShard *s, uint32_t version, Error *err) {
-    const uint8_t *h = s->file.data;
-    if (version == 1) {
-        const uint8_t *end = s->index + s->count * DATASET_ENTRY;
-        if (end == h + s->file.size || end == (const uint8_t *)s->source) return 0;
-        return error_set(err,
-                         "cannot read %s: its index of %llu samples ends neither at the end of the file nor at the "
-                         "source text; the header is damaged",
-                         s->file.path, (unsigned long long)s->count);
-    }
-    const uint32_t crc = dataset_crc(h), noted = dataset_u32(h + 64);
-    if (crc == noted && dataset_u32(h + 68) == 0) return 0;
-    return error_set(err,
-                     "cannot read %s: its header or index is damaged (CRC-32 %08x, the header says %08x); copy the "
-                     "file again",
-                     s->file.path, crc, noted);
-}
-
-/* Checks the header of a file against its size, and fills the shard. */
-static inline int dataset_check_header(DatasetShard *s, uint64_t *fingerprint, Error *err) {
-    const uint8_t *h = s->file.data;
-    const size_t size = s->file.size;
-    const char *path = s->file.path;
-    if (size < DATASET_HEADER || memcmp(h, "TIKZBIN1", 8) != 0)
-        return error_set(err, "cannot read %s: it is not a dataset of tikz.c (it does not begin with TIKZBIN1)",
-                         path);
-    const uint32_t version = dataset_u32(h + 8), header_bytes = dataset_u32(h + 12);
-    if (!(version == 1 && header_bytes == DATASET_HEADER_1) && !(version == 2 && header_bytes == DATASET_HEADER))
-        return error_set(err,
-                         "cannot read %s: dataset version %u with a header of %u bytes; versions 1 (64) and 2 (72) "
-                         "are supported, convert the data again",
-                         path, version, header_bytes);
-    if (dataset_u64(h + 56) != size)
-        return error_set(
-            err, "cannot read %s: its header says %llu bytes, the file has %zu; it is cut off or was added to", path,
-            (unsigned long long)dataset_u64(h + 56), size);
-    uint64_t index = dataset_u64(h + 32), source = dataset_u64(h + 40), source_bytes = dataset_u64(h + 48);
-    s->count = dataset_u64(h + 16);
-    *fingerprint = dataset_u64(h + 24);
-    if (s->count == 0 || s->count > UINT32_MAX)
-        return error_set(err, "cannot read %s: it holds %llu samples", path, (unsigned long long)s->count);
-    if (index < header_bytes || index % 8 != 0 || index > size || s->count > (size - index) / DATASET_ENTRY)
-        return error_set(err, "cannot read %s: the index of %llu samples at byte %llu does not fit into the file",
-                         path, (unsigned long long)s->count, (unsigned long long)index);
-    if (source > size || source_bytes > size - source)
-        return error_set(err, "cannot read %s: the source text at byte %llu does not fit into the file", path,
-                         (unsigned long long)source);
-    for (uint64_t at = 0; at < source_bytes;) {
-        int length = utf8_sequence(h + source + at, (size_t)(source_bytes - at));
-        if (length == 0) return error_set(err, "cannot read %s: the source text is not valid UTF-8", path);
-        at += (uint64_t)length;
-    }
-    s->index = h + index;
-    s->source = (const char *)h + source;
-    s->source_bytes = (size_t)source_bytes;
-    return dataset_check_crc(s, version, err);
-}
-
-/* Checks that an index entry describes a record inside the file. */
-static inline int dataset_check_entry(const DatasetShard *s, uint64_t number, Error *err) {
-    const uint8_t *e = s->index + number * DATASET_ENTRY;
-    uint64_t offset = dataset_u64(e);
-    uint32_t image_bytes = dataset_u32(e + 8), tokens = dataset_u32(e + 12);
-    const char *path = s->file.path;
-    unsigned long long n = (unsigned long long)number;
-    if (image_bytes == 0 || tokens == 0 || tokens > DATASET_MAX_TOKENS)
-        return error_set(err,
-                         "cannot read %s: record %llu has %u bytes of image and %u tokens; an image and 1 to %d "
-                         "tokens were expected",
-                         path, n, image_bytes, tokens, DATASET_MAX_TOKENS);
-    if (dataset_u32(e + 20) != 0 || dataset_u64(e + 24) != 0)
-        return error_set(err, "cannot read %s: the unused part of index entry %llu is not zero; the file is damaged",
-                         path, n);
-    uint64_t bytes = dataset_padded(image_bytes) + 4 * (uint64_t)tokens;
-    if (offset < DATASET_HEADER_1 || offset % 4 != 0 || offset > s->file.size || bytes > s->file.size - offset)
-        return error_set(
-            err, "cannot read %s: record %llu (%llu bytes at byte %llu) does not fit into the file of %zu bytes",
-            path, n, (unsigned long long)bytes, (unsigned long long)offset, s->file.size);
-    return 0;
-}
-
-/* Opens a file as the next shard and checks its index. */
-static inline int dataset_add(Dataset *d, const char *path, Error *err) {
-    DatasetShard *s = &d->shards[d->shard_count];
-    uint64_t fingerprint = 0;
-    if (file_map(&s->file, path, err) != 0) return -1;
-    d->shard_count++;
-    if (dataset_check_header(s, &fingerprint, err) != 0) return -1;
-    if (d->shard_count == 1) d->fingerprint = fingerprint;
-    if (fingerprint != d->fingerprint)
-        return error_set(err, "%s and %s were made with different tokenizers; convert them with the same one",
-                         d->shards[0].file.path, path);
-    for (uint64_t i = 0; i < s->count; i++) {
-        if (dataset_check_entry(s, i, err) != 0) return -1;
-        uint32_t tokens = dataset_u32(s->index + i * DATASET_ENTRY + 12);
-        if (tokens > d->longest) d->longest = tokens;
-    }
-    s->first = d->count;
-    d->count += s->count;
-    if (d->count > UINT32_MAX) return error_set(err, "cannot read %s: more than 4294967295 samples in all", path);
-    return 0;
-}
-
-/* Opens one file, or all files that a pattern such as train-*.bin matches, sorted by name. The header and the index
- * of every file are checked here, records only by dataset_check_sample. */
-static inline int dataset_open(Dataset *d, const char *glob_pattern, Error *err) {
-    *d = (Dataset){0};
-    glob_t found = {0};
-    if (file_exists(glob_pattern) || glob(glob_pattern, 0, NULL, &found) != 0 || found.gl_pathc == 0) {
-        globfree(&found);
-        d->shards = xcalloc(1, sizeof *d->shards);
-        int status = dataset_add(d, glob_pattern, err);  // a pattern without a match is reported as a missing file
-        if (status != 0) dataset_close(d);
-        return status;
-    }
-    d->shards = xcalloc(found.gl_pathc, sizeof *d->shards);
-    int status = 0;
-    for (size_t i = 0; status == 0 && i < found.gl_pathc; i++) status = dataset_add(d, found.gl_pathv[i], err);
-    globfree(&found);
-    if (status != 0) dataset_close(d);
-    return status;
-}
-
-/* Sample i of the dataset, i < d->count. Its record has not been checked: see dataset_check_sample. */
-static inline Sample dataset_sample(const Dataset *d, uint64_t i) {
-    int low = 0, high = d->shard_count - 1;
-    while (low < high) {
-        int middle = (low + high + 1) / 2;
-        if (d->shards[middle].first <= i)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    const DatasetShard *shard = &d->shards[low];
-    Sample s = {.number = i - shard->first, .path = shard->file.path};
-    const uint8_t *e = shard->index + s.number * DATASET_ENTRY;
-    s.record = shard->file.data + dataset_u64(e);
-    s.image_bytes = dataset_u32(e + 8);
-    s.token_count = dataset_u32(e + 12);
-    s.crc = dataset_u32(e + 16);
-    s.image = s.record;
-    s.tokens = (const void *)(s.record + dataset_padded(s.image_bytes));
-    s.record_bytes = dataset_padded(s.image_bytes) + 4 * (size_t)s.token_count;
-    return s;
-}
-
-/* The number of samples with at most max_tokens tokens. */
-static inline int64_t dataset_fitting(const Dataset *d, int max_tokens) {
-    int64_t n = 0;
-    for (uint64_t i = 0; i < d->count; i++) n += dataset_sample(d, i).token_count <= (uint32_t)max_tokens;
-    return n;
-}
-
-/* A fingerprint of all samples in their order: the hash of the index, which has size and CRC of every record. */
-static inline uint64_t dataset_content(const Dataset *d) {
-    uint64_t hash = HASH_BEGIN;
-    for (int i = 0; i < d->shard_count; i++)
-        hash = hash_bytes(hash, d->shards[i].index, d->shards[i].count * DATASET_ENTRY);
-    return hash;
-}
-
-/* Checks the CRC of a record, and that every token id is below vocab (0: below 2^31). */
-static inline int dataset_check_sample(const Sample *s, int vocab, Error *err) {
-    const unsigned long long number = s->number;
-    uint32_t crc = crc32_bytes(0, s->record, s->record_bytes);
-    if (crc != s->crc)
-        return error_set(
-            err, "cannot read %s: record %llu is damaged (CRC-32 %08x, the index says %08x); copy the file again",
-            s->path, number, crc, s->crc);
-    const uint32_t limit = vocab > 0 ? (uint32_t)vocab : 0x80000000u;
-    for (uint32_t i = 0; i < s->token_count; i++)
-        if (s->tokens[i] >= limit)
-            return error_set(
-                err,
-                "cannot use %s: record %llu has token %u at position %u, the model's vocabulary ends at %u; "
-                "the data were made with another tokenizer than the model's or its teacher's",
-                s->path, number, s->tokens[i], i, limit - 1);
-    return 0;
-}
-
-/* Checks every record of the dataset (see dataset_check_sample). */
-static inline int dataset_check_tokens(const Dataset *d, int vocab, Error *err) {
-    for (uint64_t i = 0; i < d->count; i++) {
-        Sample s = dataset_sample(d, i);
-        if (dataset_check_sample(&s, vocab, err) != 0) return -1;
-    }
-    return 0;
-}
-
-/* ---- the loader ---- */
-
 enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches prefetched; batches of a window that is sorted by length
+enum { LOADER_WIDER = 4 };  // with width_step, one micro-batch in this many is wider than it must be
 
 typedef struct {
     int batch;
@@ -293,6 +32,9 @@ typedef struct {
     uint64_t first_batch;  // number of the batch to start with
     int vocab;             // token ids must be below it; 0: below 2^31
     int hold;              // how many of the last batches stay valid for the caller: 1 or 2; 0 means 1
+    /* Above 0, for inputs that begin at the left edge: images of like width share a batch, and those of a micro-batch are as
+     * wide as what the widest of them shows, rounded up to a multiple of this. Needs `shuffle`, and one size. */
+    int width_step;
     /* Data-parallel ranks share a batch. It is divided into micro-batches of micro_rows rows, which are numbered
      * consecutively over all batches; a rank loads those whose number modulo `ranks` is `rank`. ranks 0: all rows. */
     int micro_rows, rank, ranks;
@@ -318,6 +60,7 @@ typedef struct {
     int size_count;
     uint8_t *pixels[2];  // [B, height, width, 3] for each size
     uint32_t *samples;   // [B], indices into the dataset
+    int *widths;         // [B], of the images of the row's micro-batch, which lie without a gap behind its first row
     int tokens;          // tokens of the whole batch, over all ranks, without padding
     uint64_t number, epoch;
     bool first_of_epoch;
@@ -335,6 +78,8 @@ typedef struct Loader {
     uint32_t *order;  // [kept_count], samples
     size_t *starts;   // batch b of the epoch is order[starts[b] .. starts[b] + lengths[b])
     int *lengths;
+    size_t sorted;      // begin of the window of `order` that is sorted, or SIZE_MAX
+    uint16_t *widths;   // for each sample: columns that its image covers, measured when a window is sorted, or 0
     uint8_t **cache;    // for each sample: its preprocessed images, one size after the other, or NULL
     Image *decoded;     // for each sample, where the image itself is augmented: that image, or rgb NULL
     bool keep_decoded;  // cache these, and not what was made of them
@@ -371,17 +116,9 @@ static inline int loader_compare(const void *a, const void *b) {
     return x->position < y->position ? -1 : x->position > y->position;
 }
 
-/* Sorts the samples order[begin .. begin + n), one window, by length and cuts them into batches in random order. */
-static inline void loader_plan_window(Loader *l, Random *random, size_t begin, size_t n, uint64_t first_batch) {
-    LoaderKey *keys = xmalloc(n * sizeof *keys);
-    for (size_t i = 0; i < n; i++) {
-        uint32_t sample = l->order[begin + i];
-        keys[i] = (LoaderKey){dataset_sample(l->data, sample).token_count, i, sample};
-    }
-    qsort(keys, n, sizeof *keys, loader_compare);
-    for (size_t i = 0; i < n; i++) l->order[begin + i] = keys[i].sample;
-    free(keys);
-    const size_t batch = l->config.batch, batches = (n + batch - 1) / batch;
+/* Cuts one window, the samples order[begin .. begin + n), into batches in random order. */
+static inline void loader_plan_window(Loader *l, Random *random, size_t begin, size_t n) {
+    const size_t batch = l->config.batch, batches = (n + batch - 1) / batch, first_batch = begin / batch;
     uint32_t permutation[LOADER_WINDOW];
     for (size_t b = 0; b < batches; b++) permutation[b] = b;
     random_shuffle(random, permutation, batches);
@@ -392,25 +129,31 @@ static inline void loader_plan_window(Loader *l, Random *random, size_t begin, s
     }
 }
 
+/* The samples of an epoch. */
+static inline size_t loader_used(const Loader *l) {
+    return l->config.drop_last ? l->kept_count - l->kept_count % l->config.batch : l->kept_count;
+}
+
 /* Plans an epoch: which samples make which batch. To keep padding small, a batch has samples of similar length, yet
- * the order is random: all samples are shuffled, each window of 32 batches is sorted by length, and the batches of a
- * window are shuffled again. */
+ * the order is random: all samples are shuffled, each window of 32 batches is sorted by length (loader_sort_window, when its
+ * first batch is made), and the batches of a window are shuffled again. */
 static inline void loader_plan(Loader *l, uint64_t epoch) {
     const size_t batch = l->config.batch, n = l->kept_count, window = batch * LOADER_WINDOW;
     Random random;
     random_seed3(&random, l->config.seed, epoch, 0x6f72646572u);
     memcpy(l->order, l->kept, n * sizeof *l->order);
     if (l->config.shuffle) random_shuffle(&random, l->order, n);
-    const size_t used = l->config.drop_last ? n - n % batch : n;
+    const size_t used = loader_used(l);
     for (size_t begin = 0; begin < used; begin += window) {
         size_t size = used - begin < window ? used - begin : window;
-        if (l->config.shuffle) loader_plan_window(l, &random, begin, size, begin / batch);
+        if (l->config.shuffle) loader_plan_window(l, &random, begin, size);
         for (size_t at = 0; !l->config.shuffle && at < size; at += batch) {
             l->starts[(begin + at) / batch] = begin + at;
             l->lengths[(begin + at) / batch] = size - at < batch ? size - at : batch;
         }
     }
     l->planned_epoch = epoch;
+    l->sorted = SIZE_MAX;
 }
 
 /* ---- making batches (in the thread) ---- */
@@ -434,6 +177,44 @@ static inline int loader_decode(Loader *l, Image *image, uint32_t sample, const 
     if (status == 0 && l->keep_decoded && loader_reserve(l, 3 * (size_t)image->width * image->height))
         l->decoded[sample] = image_copy(image);
     return status;
+}
+
+/* Measures how wide the input is that a sample of the window becomes, in a thread of the pool. What cannot be read counts as
+ * narrow, and is an error when its batch is loaded. */
+static inline void loader_measure(void *context, int i) {
+    Loader *l = context;
+    Error err;
+    Image image = {0};
+    const uint32_t sample = l->order[l->sorted + i];
+    const ImageSize size = l->config.sizes[0];
+    const Sample s = dataset_sample(l->data, sample);
+    if (l->widths[sample]) return;
+    l->widths[sample] = 1;
+    if (dataset_check_sample(&s, l->config.vocab, &err) || loader_decode(l, &image, sample, &s, &err)) return;
+    uint8_t *pixels = xmalloc(image_size_bytes(size));
+    image_prepare(pixels, &image, size);
+    l->widths[sample] = (uint16_t)image_columns(pixels, size);
+    free(pixels);
+    image_free(&image);
+}
+
+/* Sorts the window that begins at order[begin], by the length of the text or by the width of the images. Sorting it again
+ * changes nothing. */
+static inline void loader_sort_window(Loader *l, size_t begin) {
+    const size_t window = (size_t)l->config.batch * LOADER_WINDOW, left = loader_used(l) - begin;
+    const size_t n = left < window ? left : window;
+    if (!l->config.shuffle || begin == l->sorted) return;
+    l->sorted = begin;
+    if (l->config.width_step) workers_run(&l->workers, (int)n, loader_measure, l);
+    LoaderKey *keys = xmalloc(n * sizeof *keys);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t sample = l->order[begin + i];
+        const uint32_t length = l->widths ? l->widths[sample] : dataset_sample(l->data, sample).token_count;
+        keys[i] = (LoaderKey){length, i, sample};
+    }
+    qsort(keys, n, sizeof *keys, loader_compare);
+    for (size_t i = 0; i < n; i++) l->order[begin + i] = keys[i].sample;
+    free(keys);
 }
 
 /* Fills row `at` of b->pixels with the images of its sample, from the cache or by decoding, augmenting and
@@ -460,6 +241,7 @@ static inline int loader_image(Loader *l, Batch *b, int at, Error *err) {
         if (!cached) image_prepare_box(to, &image, box, c->sizes[i]);
         if (cached) memcpy(to, kept + offset, loader_pixels(l, i));
         if (kept && !cached) memcpy(kept + offset, to, loader_pixels(l, i));
+        if (i == 0) b->widths[at] = c->width_step ? image_columns(to, c->sizes[0]) : c->sizes[0].width;
         augment_prepared(&c->augment, to, c->sizes[i], c->seed, b->epoch, sample);
     }
     image_free(&image);
@@ -490,10 +272,29 @@ static inline bool loader_owns_row(const LoaderConfig *c, uint64_t number, int r
     return (number * loader_micro_batches(c) + row / c->micro_rows) % c->ranks == (uint64_t)c->rank;
 }
 
+/* Makes the images of each micro-batch as wide as the widest of them, or, sometimes, by chance wider: a model that never sees
+ * much white to the right of an image cannot read one in its full frame. */
+static inline void loader_cut(const Loader *l, Batch *b) {
+    const int step = l->config.width_step;
+    Random random;
+    for (int first = 0, n; first < b->B; first += n) {
+        n = b->B - first < b->micro_rows ? b->B - first : b->micro_rows;
+        int width = 1;
+        for (int i = first; i < first + n; i++) width = b->widths[i] > width ? b->widths[i] : width;
+        width = (width + step - 1) / step * step;  // at most the frame's width, which is a multiple of the step
+        random_seed3(&random, l->config.seed, b->epoch << 32 | b->samples[first], 0x7769647468u);
+        if (random_below(&random, LOADER_WIDER) == 0)
+            width += step * (int)random_below(&random, (uint64_t)((b->sizes[0].width - width) / step + 1));
+        for (int i = first; i < first + n; i++) b->widths[i] = width;
+        image_cut_columns(b->pixels[0] + first * loader_pixels(l, 0), n, b->sizes[0], width);
+    }
+}
+
 /* Makes batch `number`. */
 static inline int loader_make_batch(Loader *l, Batch *b, uint64_t number, Error *err) {
     const uint64_t epoch = number / l->batches_per_epoch, within = number % l->batches_per_epoch;
     if (epoch != l->planned_epoch) loader_plan(l, epoch);
+    loader_sort_window(l, within / LOADER_WINDOW * LOADER_WINDOW * (uint64_t)l->config.batch);
     b->number = number;
     b->epoch = epoch;
     b->first_of_epoch = within == 0;
@@ -518,6 +319,7 @@ static inline int loader_make_batch(Loader *l, Batch *b, uint64_t number, Error 
         *err = l->row_error;
         return -1;
     }
+    if (l->config.width_step) loader_cut(l, b);
     for (int i = 0; i < b->B; i++) {
         const Sample s = dataset_sample(l->data, b->samples[i]);
         int *ids = b->ids + (size_t)i * b->T;
@@ -588,6 +390,7 @@ static inline void loader_stop(Loader *l) {
     for (int i = 0; i < LOADER_RING; i++) {
         free(l->ring[i].ids);
         free(l->ring[i].samples);
+        free(l->ring[i].widths);
         for (int k = 0; k < 2; k++) free(l->ring[i].pixels[k]);
     }
     workers_stop(&l->workers);
@@ -600,6 +403,7 @@ static inline void loader_stop(Loader *l) {
     free(l->order);
     free(l->starts);
     free(l->lengths);
+    free(l->widths);
     pthread_mutex_destroy(&l->row_mutex);
     pthread_mutex_destroy(&l->mutex);
     pthread_cond_destroy(&l->changed);
@@ -617,6 +421,7 @@ static inline void loader_allocate(Loader *l) {
     for (int i = 0; i < LOADER_RING; i++) {
         l->ring[i].ids = xcalloc(batch * c->max_tokens, sizeof(int));
         l->ring[i].samples = xcalloc(batch, sizeof(uint32_t));
+        l->ring[i].widths = xcalloc(batch, sizeof(int));
         for (int k = 0; k < c->size_count; k++) l->ring[i].pixels[k] = xcalloc(batch, loader_pixels(l, k));
     }
     l->cache = xcalloc(l->data->count, sizeof *l->cache);
@@ -626,6 +431,7 @@ static inline void loader_allocate(Loader *l) {
     l->order = xcalloc(l->kept_count, sizeof *l->order);
     l->starts = xcalloc(l->batches_per_epoch, sizeof *l->starts);
     l->lengths = xcalloc(l->batches_per_epoch, sizeof *l->lengths);
+    if (c->width_step) l->widths = xcalloc(l->data->count, sizeof *l->widths);
 }
 
 /* Starts loading batches. l->skipped is the number of samples that are skipped because they have more than max_tokens
@@ -640,6 +446,9 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
          (config.ranks < 0 || config.rank < 0 || config.rank >= config.ranks || config.micro_rows < 1)))
         return error_set(err, "internal error: batches held %d, rank %d of %d in micro-batches of %d", config.hold,
                          config.rank, config.ranks, config.micro_rows);
+    if (config.width_step && (config.size_count != 1 || config.micro_rows < 1 || !config.shuffle))
+        return error_set(err,
+                         "internal error: images are cut to their width without micro-batches, or for two models");
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 image sizes were expected");
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i].height < 1 || config.sizes[i].height > 4096 || config.sizes[i].width < 1 ||

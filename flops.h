@@ -20,7 +20,7 @@ static inline double model_flops(const Model *m, int B, int T, int n) {
     double S = model_sequence(m, T), W = c->hidden_size, A = (double)c->heads * c->head_dim;
     double weights = W * (c->heads + 2 * c->kv_heads) * c->head_dim + A * W + 3 * W * c->intermediate_size;
     double per_position = c->layers * (2 * weights + 2 * S * A);  // causal attention: half of 4 S A
-    double connector = 2.0 * vision_patches(&m->c.vision) * m->c.vision.hidden_size * W;
+    double connector = 2.0 * vision_patches(&m->vision.c) * m->c.vision.hidden_size * W;
     return vision_flops(&m->vision, B) + B * (connector + S * per_position) + 2.0 * n * W * c->vocab;
 }
 

@@ -355,12 +355,12 @@ static inline void objective_positions(Objective *o, floatX *d_hidden, const flo
 /* The embedding loss over B images: image tokens e_s [B, P, Ws], e_t [B, P, Wt]. Returns its gradient with respect to
  * e_s times scale (1 / images of the whole batch) times w_embed, or NULL where `gradient` is false or the term is off;
  * the map's own gradient is added to. */
-static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B,
+static inline const floatX *objective_embed(Objective *o, const floatX *student, const floatX *teacher, int B, int P,
                                             double scale, bool gradient) {
     if (!(o->config.w_embed > 0) || !teacher) return NULL;
     const Ops *op = o->op;
     Param *map = o->map.count ? &o->map.list[0] : NULL;
-    size_t tokens = (size_t)B * o->image_tokens, per_image = (size_t)o->image_tokens * o->teacher_head.cols;
+    size_t tokens = (size_t)B * P, per_image = (size_t)P * o->teacher_head.cols;
     const floatX *e = student;
     if (map) {
         linear(op, o->mapped, student, map, tokens);
@@ -384,7 +384,8 @@ static inline void objective_run(Objective *o, Model *student, const TeacherOutp
     objective_positions(o, learn ? student->d_hidden : NULL, student->hidden, student->lm_head, teacher,
                         student->labels, student->n, scale.positions);
     student->d_embed_loss =
-        objective_embed(o, student->vision.tokens, teacher->image_tokens, student->B, scale.images, learn);
+        objective_embed(o, student->vision.tokens, teacher->image_tokens, student->B, model_image_tokens(student),
+                        scale.images, learn);
 }
 
 #endif

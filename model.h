@@ -101,15 +101,19 @@ typedef struct {
     int B, T, n;  // of the last forward pass: images, text tokens, predicted tokens
 } Model;
 
-/* Bytes of an input image u8 [height, width, 3]. */
+/* Bytes of an input image u8 [height, width, 3] of full width. */
 static inline size_t model_pixels(const Model *m) { return image_size_bytes(vision_size(&m->c.vision)); }
-static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->c.vision); }
+
+/* The image tokens of the last pass, and before one, of an image of full width. */
+static inline int model_image_tokens(const Model *m) { return vision_tokens(&m->vision.c); }
 
 /* The positions before the text: the image tokens, and the tokenizer's markers before and after them. */
 static inline int model_prompt(const Model *m) { return model_image_tokens(m) + tokenizer_markers(&m->tokenizer); }
 
 /* The maximum number of text tokens. */
-static inline int model_max_text(const Model *m) { return m->c.lm.max_positions - model_prompt(m); }
+static inline int model_max_text(const Model *m) {
+    return m->c.lm.max_positions - vision_tokens(&m->c.vision) - tokenizer_markers(&m->tokenizer);
+}
 
 /* The sequence length for T text tokens: the last one is predicted but never read. */
 static inline int model_sequence(const Model *m, int T) { return model_prompt(m) + T - 1; }
@@ -487,7 +491,7 @@ static inline void model_layout(Model *m, const int *ids, int B, int T) {
 /* Uploads host pixels u8 [B, height, width, 3], unless the encoder is shared. */
 static inline void model_upload_pixels(Model *m, const uint8_t *pixels, int B) {
     m->vision.B = B;
-    if (!m->vision.source) m->op->upload(m->pixels, pixels, B * model_pixels(m));
+    if (!m->vision.source) m->op->upload(m->pixels, pixels, B * image_size_bytes(vision_size(&m->vision.c)));
 }
 
 /* Embeds the input: image tokens, and the embeddings of the markers and of the text; and the first block's norm. */
@@ -502,25 +506,28 @@ static inline void decoder_embed(Model *m, int B, int S) {
                            c->eps);
 }
 
-/* Keys of the graphs (Ops.graph_launch): a pass makes the same calls for the same B and T, because every array of a model
- * stays where it is. The number of counted positions changes from batch to batch, so the calls that depend on it stay
+/* Keys of the graphs (Ops.graph_launch): a pass makes the same calls for the same B, T and width, because every array of a
+ * model stays where it is. The number of counted positions changes from batch to batch, so the calls that depend on it stay
  * outside the graphs. */
 enum { GRAPH_FORWARD, GRAPH_BACKWARD, GRAPH_BACKWARD_VISION, GRAPH_KINDS };
 
-static inline uint64_t model_graph(int kind, int B, int T) {
-    return ((uint64_t)B << 32 | (uint64_t)T) * GRAPH_KINDS + (uint64_t)kind;
+static inline uint64_t model_graph(const Model *m, int kind, int B, int T) {
+    const uint64_t columns = vision_columns(&m->vision.c);
+    return ((uint64_t)B << 40 | columns << 28 | (uint64_t)T) * GRAPH_KINDS + (uint64_t)kind;
 }
 
 /* One pass over host pixels [B, height, width, 3] and host ids [B, T] (padding is -1, at the end of a row). Leaves the hidden
- * states of the m->n positions that predict a token in m->hidden [n, W], in the order of the ids. */
-static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids, int B, int T) {
+ * states of the m->n positions that predict a token in m->hidden [n, W], in the order of the ids. The images may be narrower
+ * than the model's, as vision_set_width allows. */
+static inline void model_forward_width(Model *m, const uint8_t *pixels, int width, const int *ids, int B, int T) {
     const LmConfig *c = &m->c.lm;
+    vision_set_width(&m->vision, m->op, width, m->max_B);
     int S = model_sequence(m, T);
     model_layout(m, ids, B, T);
     model_upload_pixels(m, pixels, B);
     if (m->vision.source)
         vision_forward(&m->vision, m->op, m->pixels, B);  // may copy from another device, which no graph can hold
-    if (!m->op->graph_launch(m, model_graph(GRAPH_FORWARD, B, T))) {
+    if (!m->op->graph_launch(m, model_graph(m, GRAPH_FORWARD, B, T))) {
         if (!m->vision.source) vision_forward(&m->vision, m->op, m->pixels, B);
         decoder_embed(m, B, S);
         for (int l = 0; l < c->layers; l++) decoder_block_forward(m, l, B, S, NULL, NULL, false);
@@ -528,6 +535,11 @@ static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids
     }
     m->op->gather_rows(m->selected, m->final_hidden, m->target_rows, m->n, c->hidden_size);
     m->op->rmsnorm_forward(m->hidden, m->rstd, m->selected, m->norm->value, m->n, c->hidden_size, c->eps);
+}
+
+/* The same for images of full width. */
+static inline void model_forward(Model *m, const uint8_t *pixels, const int *ids, int B, int T) {
+    model_forward_width(m, pixels, vision_size(&m->c.vision).width, ids, B, T);
 }
 
 /* ---- decoding ---- */
@@ -553,6 +565,7 @@ static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache,
  * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {
+    vision_set_width(&m->vision, m->op, vision_size(&m->c.vision).width, m->max_B);
     int S = model_prompt(m) + prefix_count, T = prefix_count + 1;
     int *ids = xcalloc((size_t)B * T, sizeof(int));  // the last one of a row is never read
     for (int b = 0; b < B && prefix_count; b++) memcpy(ids + b * T, prefix, prefix_count * sizeof(int));
@@ -654,7 +667,7 @@ static inline void decoder_backward(Model *m) {
 /* Replays a part of the backward pass as a graph, if possible. Not with a hook: it starts communication, which no graph can
  * hold. */
 static inline bool model_graph_launch(Model *m, int kind) {
-    return !m->hook.ready && m->op->graph_launch(m, model_graph(kind, m->B, m->T));
+    return !m->hook.ready && m->op->graph_launch(m, model_graph(m, kind, m->B, m->T));
 }
 
 static inline void model_graph_end(Model *m) {

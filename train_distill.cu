@@ -106,10 +106,10 @@ int main(int argc, char **argv) {
                 MicroBatch mb = s.group > 1 ? reinforce_micro_batch(&rl, m) : micro_batch(batch, m), next;
                 TeacherOutput q = teacher_get(&teacher, &mb);  // computed now, or prefetched
                 trainer_set_dropout(&t, mb.number);
-                model_forward(&t.student, mb.pixels, mb.ids, mb.B, mb.T);  // -> student.hidden
-                on_policy_skew(&own, &t, &q, &mb);                         // of distillm2
-                objective_run(&t.objective, &t.student, &q, mb.scale);     // loss, its gradient -> student.d_hidden
-                layer_loss_run(&t.layers, &t.student, &q, mb.scale);       // --w-layer, into the blocks' d_output
+                model_forward_width(&t.student, mb.pixels, mb.width, mb.ids, mb.B, mb.T);  // -> student.hidden
+                on_policy_skew(&own, &t, &q, &mb);                      // of distillm2
+                objective_run(&t.objective, &t.student, &q, mb.scale);  // loss, its gradient -> student.d_hidden
+                layer_loss_run(&t.layers, &t.student, &q, mb.scale);    // --w-layer, into the blocks' d_output
                 if (s.updates > 1 && u == 0) reinforce_keep(&rl, &t.objective, &mb, t.student.n);
                 teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
                 parallel_overlap_backward(&parallel, &t.student, m == n - 1);
@@ -235,6 +235,7 @@ static LoaderConfig loader_config(const Data *d, const Settings *s, const Traine
     c.threads = settings_load_threads(s);
     c.first_batch = (uint64_t)t->batch;
     c.hold = teacher->overlaps || opt.on_policy_ahead ? 2 : 1;
+    if (opt.group_by_width) c.width_step = trainer_width_step(t, has_teacher ? &teacher->model : NULL);
     return c;
 }
 
@@ -282,6 +283,8 @@ static MicroBatch micro_batch(const Batch *batch, int m) {
     return (MicroBatch){.samples = batch->samples + first,
                         .pixels = batch->pixels[0] + first * image_size_bytes(batch->sizes[0]),
                         .teacher_pixels = batch->pixels[last] + first * image_size_bytes(batch->sizes[last]),
+                        .width = batch->widths[first],
+                        .teacher_width = last ? batch->sizes[last].width : batch->widths[first],
                         .ids = batch->ids + first * batch->T,
                         .B = left < batch->micro_rows ? left : batch->micro_rows,
                         .T = batch->T,
@@ -334,7 +337,7 @@ static ObjectiveSums evaluate(Trainer *t, Teacher *teacher, const Data *d, const
         mb.scale = (LossScale){0, 0};
         TeacherOutput q = teacher_get(teacher, &mb);
         trainer_set_dropout(t, mb.number);
-        model_forward(&t->student, mb.pixels, mb.ids, mb.B, mb.T);
+        model_forward_width(&t->student, mb.pixels, mb.width, mb.ids, mb.B, mb.T);
         objective_run(&t->objective, &t->student, &q, mb.scale);
         layer_loss_run(&t->layers, &t->student, &q, mb.scale);
     }

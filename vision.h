@@ -34,7 +34,7 @@ typedef struct {
 } VisionActs;
 
 typedef struct Vision {
-    VisionConfig c;
+    VisionConfig c;  // its image_width is that of this pass, which may be less than the model's (vision_set_width)
     Param *patch_w, *patch_b, *norm_w, *norm_b;
     Connector connector;
     Param *position;        // of square images; NULL: rectangular, with the next two
@@ -142,6 +142,14 @@ static inline void vision_plan(Vision *v, Arena *arena, size_t B) {
         v->d_residual = arena_x(arena, N * C);
         v->d_wide = arena_x(arena, N * (3 * C > M ? 3 * C : M));
     }
+}
+
+/* The width of the images of the passes that follow, for rectangular models at most the model's own. Where patches are joined
+ * in blocks, a multiple of the block's width. */
+static inline void vision_set_width(Vision *v, const Ops *op, int width, int max_B) {
+    if (vision_size(&v->c).width == width) return;
+    v->c.image_width = width;
+    connector_fill(&v->connector, &v->c, op, max_B);
 }
 
 /* ---- forward ---- */

@@ -11,7 +11,7 @@
 #ifndef GENERATE_DATASET_WRITE_H
 #define GENERATE_DATASET_WRITE_H
 
-#include "../dataloader.h"
+#include "../lib/dataset.h"
 #include "../lib/tokenizer.h"
 #include "../metrics/drawings.h"
 #include "dataset_journal.h"

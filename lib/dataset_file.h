@@ -1,4 +1,4 @@
-/* The numbers of the dataset file format, which dataloader.h describes, and a writer of such files.
+/* The numbers of the dataset file format, which dataset.h describes, and a writer of such files.
  *
  *     dataset_writer_open(&w, path, fingerprint, &err);
  *     ... dataset_writer_add(&w, image, image_bytes, ids, count, &err) ...

@@ -3,8 +3,8 @@
 #ifndef METRICS_SUITE_COMPARE_H
 #define METRICS_SUITE_COMPARE_H
 
-#include "../dataloader.h"
 #include "../lib/bpe.h"
+#include "../lib/dataset.h"
 #include "cdm.h"
 #include "features.h"
 #include "kid.h"

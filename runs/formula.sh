@@ -8,7 +8,7 @@
 # cores. Of the environment:
 #
 #   SHORT, MIDDLE, TRUNK, COOL   steps with the shortest formulas; with longer ones; with all, at the full learning rate; and steps
-#               in which it falls to nothing (12000, 12000, 60000, 12000)
+#               in which it falls to nothing (6000, 6820, 60000, 12000)
 #   BATCH       images of a step (32)
 #   FORMULAS    how many formulas of the list are drawn, the first ones of its random order, where none has been drawn yet (all)
 #   VALIDATION  formulas to measure on (1000)
@@ -22,7 +22,7 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
 fi
 lists=$1 stage=${2:-}
 out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}
-short=${SHORT:-12000} middle=${MIDDLE:-12000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
+short=${SHORT:-6000} middle=${MIDDLE:-6820} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
 formulas=${FORMULAS:-1000000000} validation=${VALIDATION:-1000}
 mkdir -p "$out"
 . runs/training.sh
@@ -45,7 +45,8 @@ common=(--val-data "$out/val.bin" --batch "$batch" --cache 2000 --decay 0.05 --e
 
 # A training in four parts: short formulas as they were drawn, from which a model learns to read from left to right; longer ones,
 # as people have them; the trunk, all formulas at a constant rate, which may be made longer at any time; and from its end the
-# steps in which the rate falls to nothing. Only the last two have a teacher, so that a student with one and a student without
+# steps in which the rate falls to nothing. Images of the trunk are only as wide as they must be; the last steps see them as infer
+# does, in their whole frame. Only the last two have a teacher, so that a student with one and a student without
 # begin alike.
 begin_model() { # NAME SHAPE LR
     local name=$1 shape=$2 lr=$3
@@ -60,7 +61,7 @@ end_model() { # NAME SHAPE LR BEGINNING OPTION...: from the middle stage of the 
     shift 4
     set -- --data "$out/train.bin" --augment "$augment" "${common[@]}" "$@"
     train "$out/$name-trunk" "$trunk" --student "$(frame 384),$shape" --init "$out/$beginning-middle/student.safetensors" \
-        --tokenizer "$out/tokenizer.safetensors" --lr "$lr" --lr-schedule constant --warmup 300 "$@"
+        --tokenizer "$out/tokenizer.safetensors" --lr "$lr" --lr-schedule constant --warmup 300 --group-by-width "$@"
     train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --init none --lr "$lr" --lr-schedule linear \
         --lr-final 0 --warmup 100 "$@"
 }

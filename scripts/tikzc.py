@@ -500,7 +500,7 @@ HEADER_CRC = struct.Struct("<II")  # what version 2 adds
 HEADER_BYTES = {1: HEADER.size, 2: HEADER.size + HEADER_CRC.size}
 ENTRY = struct.Struct("<QIIIIQ")
 MAGIC = b"TIKZBIN1"
-MAX_TOKENS = 1 << 20  # of a sample; the limit of dataloader.h
+MAX_TOKENS = 1 << 20  # of a sample; the limit of lib/dataset.h
 
 
 class DatasetWriter:

@@ -385,6 +385,88 @@ static void test_dealt_out(const Dataset *d) {
     for (int p = 0; p < RANKS; p++) loader_stop(&shared[p]);
 }
 
+enum { FRAME = 48, FRAME_HEIGHT = 12, STEP = 4 };
+
+/* One micro-batch of narrow images: the left part of the inputs, as wide as the widest of them, or wider by chance, which is what
+ * is returned. */
+static bool check_narrow(const Dataset *d, const Batch *b, int first, int n) {
+    const ImageSize frame = {FRAME_HEIGHT, FRAME, 5};
+    const int width = b->widths[first];
+    const uint8_t *got = b->pixels[0] + (size_t)first * image_size_bytes(frame);
+    uint8_t whole[FRAME_HEIGHT * FRAME * 3];
+    int widest = 0, bad = 0;
+    Error err;
+    for (int i = first; i < first + n; i++, got += (size_t)FRAME_HEIGHT * (size_t)width * 3) {
+        const Sample s = dataset_sample(d, b->samples[i]);
+        Image p;
+        CHECK_OK(image_decode(&p, s.image, s.image_bytes, "sample", &err), err);
+        image_prepare(whole, &p, frame);
+        image_free(&p);
+        const int columns = image_columns(whole, frame);
+        widest = columns > widest ? columns : widest;
+        for (int y = 0; y < FRAME_HEIGHT; y++)
+            bad += memcmp(got + (size_t)(y * width) * 3, whole + (size_t)(y * FRAME) * 3, (size_t)width * 3) != 0;
+        bad += b->widths[i] != width;
+    }
+    widest = (widest + STEP - 1) / STEP * STEP;
+    CHECK(bad == 0 && width % STEP == 0 && width >= widest && width <= FRAME);
+    return width > widest;
+}
+
+/* Images of like width share a batch, whose micro-batches are cut: in every epoch each sample once, the same batches wherever
+ * loading begins, with any number of threads or of processes. */
+static void test_narrow(const Dataset *d) {
+    enum { BATCH = 6, MICRO = 3, EPOCHS = 8, RANKS = 2 };
+    Loader l, shared[RANKS];
+    Error err;
+    LoaderConfig c = config_make(BATCH, true);
+    c.sizes[0] = (ImageSize){FRAME_HEIGHT, FRAME, 5};
+    c.size_count = 1;
+    c.micro_rows = MICRO;
+    c.width_step = STEP;
+    c.drop_last = true;
+    CHECK_ERROR(loader_start(&l, d, (c.size_count = 2, c), &err), err, "internal error");
+    c.size_count = 1;
+    CHECK_OK(loader_start(&l, d, c, &err), err);
+    c.ranks = RANKS;
+    c.threads = 3;
+    c.first_batch = 3;
+    for (c.rank = 0; c.rank < RANKS; c.rank++) CHECK_OK(loader_start(&shared[c.rank], d, c, &err), err);
+    int wider = 0, sum = 0, mixed = 0, micro_batches = 0;
+    for (uint64_t epoch = 0; epoch < EPOCHS; epoch++) {
+        int seen[51] = {0}, once = 0;
+        for (uint64_t i = 0; i < l.batches_per_epoch; i++) {
+            const Batch *b = loader_next(&l, &err), *s[RANKS];
+            CHECK(b && b->B == BATCH && b->epoch == epoch);
+            if (!b) return;
+            for (int k = 0; k < BATCH; k++) seen[b->samples[k]]++;
+            for (int first = 0; first < BATCH; first += MICRO, micro_batches++) {
+                wider += check_narrow(d, b, first, MICRO);
+                sum += b->widths[first];
+            }
+            for (int p = 0; p < RANKS && b->number >= 3; p++) {
+                s[p] = loader_next(&shared[p], &err);
+                CHECK(s[p]->B == MICRO);
+                const int row = (2 * b->number + 0) % RANKS == (uint64_t)p ? 0 : MICRO;
+                const size_t bytes = (size_t)MICRO * FRAME_HEIGHT * (size_t)b->widths[row] * 3;
+                CHECK(s[p]->widths[0] == b->widths[row] &&
+                      !memcmp(s[p]->samples, b->samples + row, MICRO * sizeof(uint32_t)));
+                CHECK(!memcmp(s[p]->pixels[0], b->pixels[0] + (size_t)row * loader_pixels(&l, 0), bytes));
+            }
+            mixed += abs((int)dataset_sample(d, b->samples[0]).token_count -
+                         (int)dataset_sample(d, b->samples[5]).token_count) > 6;
+        }
+        for (int i = 0; i < 51; i++) once += seen[i] == 1;
+        CHECK(once == 48);
+    }
+    CHECK(wider > micro_batches / 20 && wider < micro_batches / 2);  // one in four, where there is room
+    CHECK(sum < micro_batches * FRAME * 9 / 10 &&
+          mixed > EPOCHS);  // the widths are grouped, and not the lengths of texts
+    CHECK(d->count == 51 && l.widths[0] > 0);
+    loader_stop(&l);
+    for (int p = 0; p < RANKS; p++) loader_stop(&shared[p]);
+}
+
 static void test_held(const Dataset *d) {
     Loader l;
     Error err;
@@ -495,6 +577,7 @@ int main(int argc, char **argv) {
     test_shuffled(&d);
     test_deterministic(&d);
     test_dealt_out(&d);
+    test_narrow(&d);
     test_held(&d);
     test_augment(&d);
     dataset_close(&d);

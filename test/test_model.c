@@ -787,15 +787,17 @@ static void drawn_open(Drawn *d, const Ops *op, const char *tokenizer_file, cons
     for (int i = 0; i < DRAWN_B * DRAWN_T; i++) d->ids[i] = (int)random_below(&rng, (uint64_t)m->tokenizer.count);
 }
 
-/* Forward, objective, backward; returns the loss. */
-static double drawn_learn(Drawn *d) {
+/* Forward, objective, backward, with images of this width; returns the loss. */
+static double drawn_learn_width(Drawn *d, const uint8_t *pixels, int width) {
     Model *m = &d->m;
-    model_forward(m, d->pixels, d->ids, DRAWN_B, DRAWN_T);
+    model_forward_width(m, pixels, width, d->ids, DRAWN_B, DRAWN_T);
     objective_run(&d->objective, m, &(TeacherOutput){0}, (LossScale){1.0 / m->n, 1.0 / DRAWN_B});
     model_backward(m);
     ObjectiveSums sums = objective_collect(&d->objective);
     return objective_mean(&d->objective, &sums);
 }
+
+static double drawn_learn(Drawn *d) { return drawn_learn_width(d, d->pixels, vision_size(&d->m.c.vision).width); }
 
 static void drawn_close(Drawn *d) {
     free(d->pixels);
@@ -965,6 +967,62 @@ static void check_shared_encoder(const Ops *op, const char *tokenizer_file) {
     free(alone);
 }
 
+/* ---- images that are narrower than the model's ---- */
+
+/* Gives a model the other's weights; of the position embeddings of columns the first ones. */
+static void take_weights(Model *to, const Model *from) {
+    for (int i = 0; i < to->params.count; i++) {
+        const Param *p = &to->params.list[i], *q = &from->params.list[i];
+        floatX *host = xmalloc(q->n * sizeof(floatX));
+        from->op->download(host, q->value, q->n * sizeof(floatX));
+        to->op->upload(p->value, host, p->n * sizeof(floatX));
+        free(host);
+    }
+}
+
+/* Gradients of a model with images 48 wide, and of one with images 96 wide that was given these: the same bits, and none for
+ * the columns that were not there. */
+static void expect_gradients_of_narrow(const Drawn *wide, const Drawn *narrow, const char *shape) {
+    for (int i = 0; i < narrow->m.params.count; i++) {
+        const Param *p = &narrow->m.params.list[i], *q = &wide->m.params.list[i];
+        float *a = host_f32(narrow->m.op, p->gradient, p->n), *b = host_f32(wide->m.op, q->gradient, q->n);
+        bool zero = true;
+        for (size_t k = p->n; k < q->n; k++) zero = zero && b[k] == 0;
+        check(!memcmp(a, b, p->n * sizeof *a) && zero, "%s: the gradient of %s is another one with narrow images", shape,
+              p->name);
+        check((q->n > p->n) == !strcmp(p->name, "vision.position.columns"), "%s: %s has another size", shape, p->name);
+        free(a);
+        free(b);
+    }
+}
+
+/* A pass over images that are narrower than the model's is that of a model for such images, and leaves no trace. */
+static void check_narrow(const Ops *op, const char *tokenizer_file, const char *connector) {
+    enum { WIDE = 96, NARROW = 48 };
+    Drawn wide, narrow;
+    char shape[2][160];
+    for (int i = 0; i < 2; i++)
+        snprintf(shape[i], sizeof shape[i], "tiny,vision.image_height=16,vision.image_width=%d,vision.letter=5,%s",
+                 i ? NARROW : WIDE, connector);
+    drawn_open(&wide, op, tokenizer_file, shape[0], GROUP_ALL, RECOMPUTE_NONE, NULL);
+    drawn_open(&narrow, op, tokenizer_file, shape[1], GROUP_ALL, RECOMPUTE_NONE, NULL);
+    take_weights(&narrow.m, &wide.m);
+    memcpy(narrow.ids, wide.ids, sizeof wide.ids);
+    model_forward(&wide.m, wide.pixels, wide.ids, DRAWN_B, DRAWN_T);
+    const size_t n = (size_t)wide.m.n * (size_t)wide.m.c.lm.hidden_size;
+    float *before = host_x(op, wide.m.hidden, n);
+    const double loss = drawn_learn(&narrow), same = drawn_learn_width(&wide, narrow.pixels, NARROW);
+    check(loss == same, "%s: the loss of narrow images is %.9g, not %.9g", shape[0], same, loss);
+    expect_gradients_of_narrow(&wide, &narrow, shape[0]);
+    check(model_max_text(&wide.m) < model_max_text(&narrow.m), "%s: a pass has changed the longest text", shape[0]);
+    model_forward(&wide.m, wide.pixels, wide.ids, DRAWN_B, DRAWN_T);
+    float *after = host_x(op, wide.m.hidden, n);
+    expect_bits(shape[0], "a pass over narrow images", after, n, before, n);
+    free(before);
+    drawn_close(&wide);
+    drawn_close(&narrow);
+}
+
 static void check_drawn(const Ops *op, const char *folder) {
     static const int masks[] = {GROUP_ALL, GROUP_LM, GROUP_CONNECTOR, GROUP_VISION, GROUP_CONNECTOR | GROUP_LM};
     char *path = format_string("%s/gqa.student.safetensors", folder);
@@ -975,6 +1033,9 @@ static void check_drawn(const Ops *op, const char *folder) {
             check_hook(op, path, drawn_shapes[i], masks[k]);
         }
     check_shared_encoder(op, path);
+    check_narrow(op, path, "connector.concat=3");
+    check_narrow(op, path, "connector.kind=strips,connector.concat=4");
+    check_narrow(op, path, "connector.kind=shuffle,connector.scale_factor=2");
     free(path);
 }
 

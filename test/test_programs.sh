@@ -189,7 +189,7 @@ adapters() {
 
 # Images of another shape than the teacher's: everything that sees images.
 rectangular() {
-    local flat=${shape/image_size=48/image_height=16},vision.image_width=96,vision.letter=5 key
+    local flat=${shape/image_size=48/image_height=16},vision.image_width=96,vision.letter=5 key taught_flat
     resume_case flat "${taught[@]}" --student "$flat" --augment light --steps 60 --lr 0.01
     check "a rectangular file has a height in place of the size" eval 'grep -aq vision.image_height flat-a/student.safetensors &&
         ! grep -aq vision.image_size flat-a/student.safetensors && ! grep -aq vision.image_height teacher.safetensors'
@@ -211,6 +211,20 @@ rectangular() {
         check "$key: pictures of the attention" [ -s maps/image0.attention/index.html ]
         succeeds "$eval" --model $key.safetensors --teacher teacher.safetensors --data val.bin --no-greedy
     done
+    resume_case grouped "${alone[@]}" --student "$flat" --group-by-width --accum 2
+    succeeds "${alone[@]}" --student "$flat" --accum 2 --steps 60 --eval-every 6 --out whole
+    check "narrower images give another student" differ grouped-a/student.safetensors whole/student.safetensors
+    check "whose file has the whole width" grep -aq 'vision.image_width":"96"' grouped-a/student.safetensors
+    taught_flat=("${taught[@]}" --teacher flat-a/student.safetensors --w-embed 0.1 --group-by-width --steps 6)
+    succeeds "${taught_flat[@]}" --student "$flat" --out alike
+    refuses 1 "--group-by-width is for models whose images begin at the left edge (those with vision.letter), which those of the student" \
+        "${alone[@]}" --student "$shape" --group-by-width --steps 1 --out refused
+    refuses 1 "which those of the teacher do not" "${taught[@]}" --student "$flat" --group-by-width --steps 1 --out refused
+    refuses 1 "16 x 48 pixels with letters of 5; its own have 16 x 96" \
+        "${taught_flat[@]}" --student "${flat/width=96/width=48}" --w-embed 0 --out refused
+    refuses 1 "multiples of 64 pixels wide, for patches to be joined into tokens, and the models' have 96" \
+        "${alone[@]}" --student "$flat,connector.concat=8" --group-by-width --steps 1 --out refused
+    refuses 2 "--group-by-width is not for --on-policy" "${taught_flat[@]}" --student "$flat" --on-policy 0.5 --out refused
     succeeds "$infer" --model flat-a/student.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
     succeeds "$infer" --model teacher.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
     succeeds "${alone[@]}" --student flat-a/student.safetensors --steps 1 --train lm --out flat-again

@@ -21,8 +21,8 @@
 #ifndef TRAIN_CACHE_FORMAT_H
 #define TRAIN_CACHE_FORMAT_H
 
-#include "../dataloader.h"
 #include "../kernels/sparse.h"
+#include "../lib/dataset.h"
 
 typedef enum { CACHE_DENSE, CACHE_TOPK, CACHE_SAMPLE, CACHE_KINDS } CacheKind;
 static const char *const cache_kind_names[] = {"dense", "topk", "sample"};

@@ -32,6 +32,7 @@ static struct {
     const char *layer_loss, *layer_pairs;
     double entropy_low, entropy_high, gate_confidence, gate_factor;
     const char *augment;
+    bool group_by_width;
     int64_t lora;  // rank; 0: the whole student is trained
     double lora_alpha, lora_dropout;
     const char *lora_targets;
@@ -162,6 +163,10 @@ static const Option table[] = {
      "NAME=P:A..B draws the strength between A and B; all=P: each of these; clean: then clean the image as infer "
      "does; light: small changes of tone, noise and sharpness, cheaper than the others; for example "
      "all=0.2,jpeg=0.5:25..95,invert=0",
+     0, 0},
+    {"group-by-width", 0, OPT_FLAG, &opt.group_by_width, NULL,
+     "make batches of images of like width, only as wide as their widest image: for models whose images begin at the left "
+     "edge (vision.letter), most of which are narrower than their frame",
      0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
     {"load-threads", 0, OPT_INT, &opt.load_threads, "N",
@@ -723,6 +728,9 @@ static Settings settings_from_options(void) {
     Error err;
     if (augment_parse(&s.augment, opt.augment, &err) != 0) options_die("--augment: %s", err.text);
     if (opt.patience && !s.has_val) options_die("--patience needs --val-data");
+    if (opt.group_by_width && s.own_programs)
+        options_die("--group-by-width is not for %s, whose samples are of images of full width",
+                    s.group > 1 ? "--reinforce" : "--on-policy");
     return s;
 }
 

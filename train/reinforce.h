@@ -261,6 +261,8 @@ static MicroBatch reinforce_micro_batch(Reinforce *r, int m) {
     return (MicroBatch){.samples = r->samples,
                         .pixels = r->pixels,
                         .teacher_pixels = r->teacher_pixels,
+                        .width = b->sizes[0].width,
+                        .teacher_width = b->sizes[last].width,
                         .ids = r->ids,
                         .B = B,
                         .T = T,

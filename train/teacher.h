@@ -19,7 +19,8 @@
 /* One micro-batch in host memory: images, at both models' sizes, and token ids. */
 typedef struct {
     const uint32_t *samples;                 // [B], of the training data
-    const uint8_t *pixels, *teacher_pixels;  // [B, height, width, 3], each at its model's image size
+    const uint8_t *pixels, *teacher_pixels;  // [B, height, width, 3], each at its model's image size, or narrower
+    int width, teacher_width;                // of these
     const int *ids;                          // [B, T], padded with -1
     int B, T;
     int64_t number;   // unique in the run; -1 in an evaluation: never prefetched
@@ -103,7 +104,7 @@ static void teacher_close(Teacher *t) {
 }
 
 static void teacher_forward(Teacher *t, const MicroBatch *mb) {
-    model_forward(&t->model, mb->teacher_pixels, mb->ids, mb->B, mb->T);
+    model_forward_width(&t->model, mb->teacher_pixels, mb->teacher_width, mb->ids, mb->B, mb->T);
 }
 
 /* Brings the rows of the layer loss to the student's device, through the teacher's scratch memory where that is another

@@ -106,6 +106,32 @@ static void trainer_open(Trainer *t, const Ops *op, const Settings *s, const Run
         die("--layer-pairs: %s", err.text);
 }
 
+/* --group-by-width: what the width of images must be a multiple of, for both models to join patches into tokens. Refuses models
+ * whose images cannot become narrower. teacher: NULL where there is none. */
+static int trainer_width_step(const Trainer *t, const Model *teacher) {
+    const VisionConfig *student = &t->student.c.vision;
+    const VisionConfig *models[2] = {student, teacher ? &teacher->c.vision : student};
+    int step = 1;
+    for (int i = 0; i < 2; i++) {
+        const int block = models[i]->patch_size * connector_block(models[i]).w;
+        if (!models[i]->letter)
+            die("--group-by-width is for models whose images begin at the left edge (those with vision.letter), which "
+                "those of the %s do not",
+                i ? "teacher" : "student");
+        if (!image_size_same(vision_size(models[i]), vision_size(student)))
+            die("--group-by-width needs a teacher with images as large as the student's, %d x %d pixels with letters "
+                "of %d; its own have %d x %d with letters of %d",
+                student->image_height, student->image_width, student->letter, models[i]->image_height,
+                models[i]->image_width, models[i]->letter);
+        while (step % block) step += i ? models[0]->patch_size * connector_block(models[0]).w : 1;
+    }
+    if (student->image_width % step)
+        die("--group-by-width makes images multiples of %d pixels wide, for patches to be joined into tokens, and "
+            "the models' have %d",
+            step, student->image_width);
+    return step;
+}
+
 /* ---- memory ---- */
 
 /* Plans the objective, then the optimizer of everything that is trained (the student and the projections of the embedding

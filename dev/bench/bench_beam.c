@@ -4,7 +4,9 @@
  *
  * Beam search of N images with B beams and greedy decoding of N x B images both decode N x B sequences at a step. They take
  * turns, --rounds times; a step's time is the time after the prefill over the number of steps. */
-#include "../../dataloader.h"
+#include "../../lib/dataset.h"
+#include "../../lib/image.h"
+#include "../../lib/image_prepare.h"
 #include "../../generate/beam.h"
 #include "../../lib/clock.h"
 #include "../../lib/options.h"

@@ -10,7 +10,7 @@
  * DIR/N.tex beside the references DIR/N.ref.tex, for dev/starter/score.py. */
 #include "../../lib/error.h"
 
-#include "../../dataloader.h"
+#include "../../lib/dataset.h"
 #include "../../lib/options.h"
 #include "../../lib/program.h"
 #include "../../metrics/search_cost.h"
