@@ -185,6 +185,8 @@ def check_student(build, folder):
     must(run(build / "train_distill", "--resume", "--out", out, "--steps", 4), "student: resume")
     file, exported = out / "student.safetensors", folder / "export"
     if must(script("export_hf.py", file, exported), "student: export"):
+        kind = json.loads((exported / "config.json").read_text())["text_config"]["architectures"]
+        check(kind == ["LlamaForCausalLM"], f"student: llama.cpp's converter reads the decoder's class there: {kind}")
         png, _ = picture(folder, 48)
         _, x = question(exported, png, range(5, 40))
         loaded = Idefics3ForConditionalGeneration.from_pretrained(exported, attn_implementation="eager").eval()

@@ -208,7 +208,8 @@ def config(x, kind, vision, text, image, dtype):
             "scale_factor": c["connector.scale_factor"], "tie_word_embeddings": c["lm.tied"], "use_cache": True,
             "pad_token_id": pad, "eos_token_id": x.ends, "torch_dtype": dtype,
             "vision_config": {"model_type": f"{kind}_vision", **vision},
-            "text_config": {"model_type": "llama", **text, "pad_token_id": pad}}
+            "text_config": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **text,    # llama.cpp looks for it
+                            "pad_token_id": pad}}
 
 
 def generation(x):
