@@ -1,6 +1,6 @@
 /* The loader, which makes batches of a dataset (lib/dataset.h).
  *
- * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number. One thread, with
+ * A batch is a pure function of (seed, batch number), and of the size of micro-batches where these are cut, so training resumes by starting at a batch number. One thread, with
  * others that help it, decodes and augments images and fills a ring of prefetched batches. */
 #ifndef DATALOADER_H
 #define DATALOADER_H
@@ -15,8 +15,8 @@
 
 #include <pthread.h>
 
-enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches prefetched; batches of a window that is sorted by length
-enum { LOADER_WIDER = 4 };  // with width_step, one micro-batch in this many is wider than it must be
+enum { LOADER_RING = 4, LOADER_WINDOW = 32 };  // batches prefetched; batches of a window that is sorted
+enum { LOADER_WIDER = 4 };  // with width_step, one micro-batch in this many gets a width by chance
 
 typedef struct {
     int batch;
@@ -32,8 +32,8 @@ typedef struct {
     uint64_t first_batch;  // number of the batch to start with
     int vocab;             // token ids must be below it; 0: below 2^31
     int hold;              // how many of the last batches stay valid for the caller: 1 or 2; 0 means 1
-    /* Above 0, for inputs that begin at the left edge: images of like width share a batch, and those of a micro-batch are as
-     * wide as what the widest of them shows, rounded up to a multiple of this. Needs `shuffle`, and one size. */
+    /* Above 0, for inputs that begin at the left edge: images of like width share a batch, and a micro-batch is cut behind what
+     * the widest of its images shows, at a multiple of this. Needs `shuffle`, `micro_rows` and one size. */
     int width_step;
     /* Data-parallel ranks share a batch. It is divided into micro-batches of micro_rows rows, which are numbered
      * consecutively over all batches; a rank loads those whose number modulo `ranks` is `rank`. ranks 0: all rows. */
@@ -58,9 +58,10 @@ typedef struct {
     int *ids;        // [B, T], padded with -1
     ImageSize sizes[2];
     int size_count;
-    uint8_t *pixels[2];  // [B, height, width, 3] for each size
+    uint8_t *pixels[2];  // [B, height, width, 3] for each size; with width_step see `widths`
     uint32_t *samples;   // [B], indices into the dataset
-    int *widths;         // [B], of the images of the row's micro-batch, which lie without a gap behind its first row
+    int *widths;         // [B], of the images of the row's micro-batch: with width_step less than sizes[0].width; they follow
+                         // each other without gaps, from where its first row's is without width_step
     int tokens;          // tokens of the whole batch, over all ranks, without padding
     uint64_t number, epoch;
     bool first_of_epoch;
@@ -105,7 +106,7 @@ typedef struct Loader {
 /* Bytes of an image of size i. */
 static inline size_t loader_pixels(const Loader *l, int i) { return image_size_bytes(l->config.sizes[i]); }
 
-/* A sort key: the length, then the position in the shuffled order, so that the order of equal lengths is defined. */
+/* A sort key: the length of the text or the width of the image, then the position in the shuffled order, so that the order of equal lengths is defined. */
 typedef struct {
     uint32_t length, position, sample;
 } LoaderKey;
@@ -194,7 +195,10 @@ static inline void loader_measure(void *context, int i) {
     uint8_t *pixels = xmalloc(image_size_bytes(size));
     image_prepare(pixels, &image, size);
     l->widths[sample] = (uint16_t)image_columns(pixels, size);
-    free(pixels);
+    if (!l->keep_decoded && !l->cache[sample] && loader_reserve(l, image_size_bytes(size)))
+        l->cache[sample] = pixels;  // what loader_image would make of it
+    else
+        free(pixels);
     image_free(&image);
 }
 
@@ -272,8 +276,8 @@ static inline bool loader_owns_row(const LoaderConfig *c, uint64_t number, int r
     return (number * loader_micro_batches(c) + row / c->micro_rows) % c->ranks == (uint64_t)c->rank;
 }
 
-/* Makes the images of each micro-batch as wide as the widest of them, or, sometimes, by chance wider: a model that never sees
- * much white to the right of an image cannot read one in its full frame. */
+/* Makes the images of each micro-batch as wide as the widest of them, or, of some, as wide as chance says: a model that never
+ * sees much white to the right of an image cannot read one in its full frame. */
 static inline void loader_cut(const Loader *l, Batch *b) {
     const int step = l->config.width_step;
     Random random;
@@ -447,8 +451,7 @@ static inline int loader_start(Loader *l, const Dataset *d, LoaderConfig config,
         return error_set(err, "internal error: batches held %d, rank %d of %d in micro-batches of %d", config.hold,
                          config.rank, config.ranks, config.micro_rows);
     if (config.width_step && (config.size_count != 1 || config.micro_rows < 1 || !config.shuffle))
-        return error_set(err,
-                         "internal error: images are cut to their width without micro-batches, or for two models");
+        return error_set(err, "internal error: images are cut in file order, without micro-batches, or for two models");
     if (config.size_count < 0 || config.size_count > 2) return error_set(err, "0 to 2 image sizes were expected");
     for (int i = 0; i < config.size_count; i++)
         if (config.sizes[i].height < 1 || config.sizes[i].height > 4096 || config.sizes[i].width < 1 ||

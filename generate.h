@@ -103,6 +103,7 @@ static inline int generator_try_open(Generator *g, Model *m, int B, int max_toke
         return error_set(err, "at most %d programs are generated together; %d were asked for, take a smaller --batch",
                          GENERATOR_MAX_BATCH, B);
     *g = (Generator){.m = m, .max_B = B};
+    model_use_full_width(m);
     g->cache.capacity = model_prompt(m) + max_tokens;
     g->cache.keys = xcalloc(layers, sizeof(floatX *));
     g->cache.values = xcalloc(layers, sizeof(floatX *));

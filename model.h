@@ -101,6 +101,11 @@ typedef struct {
     int B, T, n;  // of the last forward pass: images, text tokens, predicted tokens
 } Model;
 
+/* The next passes are over images of full width: for those that do not begin with model_forward or model_prefill. */
+static inline void model_use_full_width(Model *m) {
+    vision_set_width(&m->vision, m->op, vision_size(&m->c.vision).width, m->max_B);
+}
+
 /* Bytes of an input image u8 [height, width, 3] of full width. */
 static inline size_t model_pixels(const Model *m) { return image_size_bytes(vision_size(&m->c.vision)); }
 
@@ -513,7 +518,7 @@ enum { GRAPH_FORWARD, GRAPH_BACKWARD, GRAPH_BACKWARD_VISION, GRAPH_KINDS };
 
 static inline uint64_t model_graph(const Model *m, int kind, int B, int T) {
     const uint64_t columns = vision_columns(&m->vision.c);
-    return ((uint64_t)B << 40 | columns << 28 | (uint64_t)T) * GRAPH_KINDS + (uint64_t)kind;
+    return ((uint64_t)B << 41 | columns << 28 | (uint64_t)T) * GRAPH_KINDS + (uint64_t)kind;
 }
 
 /* One pass over host pixels [B, height, width, 3] and host ids [B, T] (padding is -1, at the end of a row). Leaves the hidden
@@ -565,7 +570,7 @@ static inline void decoder_prefill(Model *m, int B, int S, const KVCache *cache,
  * logits, device fp32 [B, V], are of the next token. Returns the cache's length. */
 static inline int model_prefill(Model *m, const uint8_t *pixels, int B, const int *prefix, int prefix_count,
                                 const KVCache *cache, float *logits) {
-    vision_set_width(&m->vision, m->op, vision_size(&m->c.vision).width, m->max_B);
+    model_use_full_width(m);
     int S = model_prompt(m) + prefix_count, T = prefix_count + 1;
     int *ids = xcalloc((size_t)B * T, sizeof(int));  // the last one of a row is never read
     for (int b = 0; b < B && prefix_count; b++) memcpy(ids + b * T, prefix, prefix_count * sizeof(int));

@@ -111,10 +111,10 @@ int main(int argc, char **argv) {
                 objective_run(&t.objective, &t.student, &q, mb.scale);  // loss, its gradient -> student.d_hidden
                 layer_loss_run(&t.layers, &t.student, &q, mb.scale);    // --w-layer, into the blocks' d_output
                 if (s.updates > 1 && u == 0) reinforce_keep(&rl, &t.objective, &mb, t.student.n);
+                report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
                 teacher_prefetch(&teacher, micro_batch_after(&data, batch, m, &t, &s, &next));
                 parallel_overlap_backward(&parallel, &t.student, m == n - 1);
                 model_backward(&t.student);  // adds the gradients of the trained parameters
-                report.flops += trainer_flops(&t, &s, &teacher, mb.B, mb.T);
             }
             all_reduce_gradients(&parallel, &t.optimizer);  // most of it begun inside the last backward pass
             adamw_step(&t.optimizer, &parallel, lr, t.step * s.updates + u + 1);  // clipped by the global norm

@@ -144,8 +144,8 @@ static inline void vision_plan(Vision *v, Arena *arena, size_t B) {
     }
 }
 
-/* The width of the images of the passes that follow, for rectangular models at most the model's own. Where patches are joined
- * in blocks, a multiple of the block's width. */
+/* The width of the images of the passes that follow: of rectangular models at most their own, and a multiple of patches that are
+ * joined side by side (connector_block). */
 static inline void vision_set_width(Vision *v, const Ops *op, int width, int max_B) {
     if (vision_size(&v->c).width == width) return;
     v->c.image_width = width;
@@ -216,7 +216,9 @@ static inline void vision_encode(Vision *v, const Ops *op, const uint8_t *pixels
 static inline void vision_use_shared_features(Vision *v, const Ops *op, int B) {
     const Vision *source = v->source;
     size_t n = (size_t)B * vision_patches(&v->c) * v->c.hidden_size;
-    if (source->B != B) die("internal error: the shared encoder has encoded %d images, not %d", source->B, B);
+    if (source->B != B || vision_patches(&source->c) != vision_patches(&v->c))
+        die("internal error: the shared encoder has encoded %d images of %d patches, not %d of %d", source->B,
+            vision_patches(&source->c), B, vision_patches(&v->c));
     if (v->source_op)
         op->copy_from(v->features, v->source_op, source->features, n * sizeof(floatX));
     else

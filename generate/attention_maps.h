@@ -89,6 +89,7 @@ static inline void attention_add_block(float *maps, const BlockAttention *a, int
  * the token sees; the image tokens come after the markers before the image. NULL with *err filled: the model computes values
  * that are not finite. */
 static inline float *attention_maps(Model *m, const uint8_t *pixels, const int *ids, int n, Error *err) {
+    model_use_full_width(m);
     const int S = model_sequence(m, n), layers = m->c.lm.layers;
     BlockAttention a = {.s = decoder_attention_shape(m, 1, S), .first = model_prompt(m) - 1};
     const size_t D = a.s.D, H = a.s.H, K = a.s.K;

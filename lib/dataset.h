@@ -28,7 +28,7 @@
 #include "error.h"
 #include "file.h"
 #include "hash.h"
-#include "json.h"
+#include "utf8.h"
 
 #include <glob.h>
 

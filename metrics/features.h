@@ -17,6 +17,7 @@ typedef struct {
  * model must be planned. */
 static inline void features_of_pixels(Model *m, const uint8_t *pixels, floatX *host, double *features) {
     const size_t n = (size_t)vision_patches(&m->c.vision) * (size_t)m->c.vision.hidden_size;
+    model_use_full_width(m);
     model_upload_pixels(m, pixels, 1);
     vision_encode(&m->vision, m->op, m->pixels, 1);
     m->op->download(host, m->vision.features, n * sizeof(floatX));

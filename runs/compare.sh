@@ -4,12 +4,13 @@
 #
 # SEEDS, STEPS and what runs/experiment.sh takes can be set; what is finished is not run again, so that the script may be ended
 # and started at any time. The time that every experiment gets is what target_soft takes for STEPS steps, in the mean; the
-# steps that fill it follow from the experiment's own time. (Making the teacher's programs is not counted.) Results are in
+# steps that fill it follow from the experiment's own time. (Making the teacher's programs is not counted.) Those that $LONG
+# names (reinforce, whose steps take twenty times as long) are compared for equal time only. Results are in
 # build/experiments ($EXPERIMENTS): steps.md and time.md, and for each seed the reports steps-SEED and time-SEED.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${EXPERIMENTS:-build/experiments} steps=${STEPS:-900} test=${TEST:-dev/starter/test.bin}
-teacher=${TEACHER:-dev/starter/teacher.safetensors} programs=${PROGRAMS:-.}
+teacher=${TEACHER:-dev/starter/teacher.safetensors} programs=${PROGRAMS:-.} long=${LONG-reinforce}
 read -ra seeds <<<"${SEEDS:-1 2 3}"
 names=("$@")
 [ $# -gt 0 ] || mapfile -t names < <(basename -s .conf configs/*.conf)
@@ -17,9 +18,15 @@ for name in "${names[@]}"; do
     [ -f "configs/$name.conf" ] || { echo "runs/compare.sh: there is no configs/$name.conf" >&2; exit 2; }
 done
 
-seconds_of() { # NAME: of its trainings for the same number of steps, in the mean
-    local seed
-    for seed in "${seeds[@]}"; do cat "$out/$1-$seed/seconds"; done | awk '{ sum += $1 } END { print sum / NR }'
+is_long() { [[ " $long " == *" $1 "* ]]; } # NAME
+
+seconds_a_step() { # NAME: in its trainings for the same number of steps, or, of a long one, in a few steps of their own
+    local seed kind= n=$steps
+    if is_long "$1"; then
+        kind=-trial n=$((steps / 50 + 1))
+        for seed in "${seeds[@]}"; do OTHER_STEPS=$n OTHER_NAME=trial runs/experiment.sh "$1" "$seed" >&2; done
+    fi
+    for seed in "${seeds[@]}"; do cat "$out/$1-$seed$kind/seconds"; done | awk -v n="$n" '{ sum += $1 } END { print sum / NR / n }'
 }
 
 report() { # KIND SEED: eval's report of all experiments with this seed; KIND is steps or time
@@ -68,16 +75,19 @@ table() { # KIND: means over the seeds, and in brackets the standard deviations
         }'
 }
 
+all=("${names[@]}") names=()
+for name in "${all[@]}"; do is_long "$name" || names+=("$name"); done
 for seed in "${seeds[@]}"; do
     for name in "${names[@]}"; do runs/experiment.sh "$name" "$seed"; done
-    report steps "$seed"
+    [ ${#names[@]} = 0 ] || report steps "$seed"
 done
 table steps >"$out/steps.md"
+names=("${all[@]}")
 for seed in "${seeds[@]}"; do runs/experiment.sh target_soft "$seed"; done
-budget=$(seconds_of target_soft)
+a_step=$(seconds_a_step target_soft)
 for seed in "${seeds[@]}"; do
     for name in "${names[@]}"; do
-        other=$(awk -v n="$steps" -v budget="$budget" -v own="$(seconds_of "$name")" 'BEGIN { print int(n * budget / own) + 1 }')
+        other=$(awk -v n="$steps" -v other="$a_step" -v own="$(seconds_a_step "$name")" 'BEGIN { print int(n * other / own) + 1 }')
         OTHER_STEPS=$other runs/experiment.sh "$name" "$seed"
     done
     report time "$seed"

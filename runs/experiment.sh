@@ -5,7 +5,8 @@
 # differ only in what configs/NAME.conf says. What an experiment needs is made first: the programs that the teacher's beams
 # find, or the trained student that `lora` and `reinforce` begin with. Everything is kept in build/experiments ($EXPERIMENTS):
 # NAME-SEED is the training's folder, NAME-SEED/seconds the time it took. What is finished is not run again, and what was
-# interrupted goes on. With $OTHER_STEPS the experiment has that many steps, and its folder is NAME-SEED-time: for runs/compare.sh.
+# interrupted goes on. With $OTHER_STEPS the experiment has that many steps, and its folder is NAME-SEED-time, or with $OTHER_NAME
+# that in place of time: for runs/compare.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=${1:-} seed=${2:-1}
@@ -36,7 +37,7 @@ teachers_programs() {
 
 says() { grep -q "^$1 *=" "configs/$name.conf"; } # whether the experiment has an option of its own
 
-folder=$out/$name-$seed${OTHER_STEPS:+-time} steps=${OTHER_STEPS:-$steps}
+folder=$out/$name-$seed${OTHER_STEPS:+-${OTHER_NAME:-time}} steps=${OTHER_STEPS:-$steps}
 finished() { [ -f "$folder/seconds" ] && tail -n 3 "$folder/log.jsonl" | grep -q "\"step\":$steps[,}]"; }
 finished && exit
 given=(--config "configs/$name.conf" --out "$folder" --seed "$seed" --steps "$steps" --tokenizer "$teacher")

@@ -45,9 +45,9 @@ common=(--val-data "$out/val.bin" --batch "$batch" --cache 2000 --decay 0.05 --e
 
 # A training in four parts: short formulas as they were drawn, from which a model learns to read from left to right; longer ones,
 # as people have them; the trunk, all formulas at a constant rate, which may be made longer at any time; and from its end the
-# steps in which the rate falls to nothing. Images of the trunk are only as wide as they must be; the last steps see them as infer
-# does, in their whole frame. Only the last two have a teacher, so that a student with one and a student without
-# begin alike.
+# steps in which the rate falls to nothing. Only these two have a teacher, so that a student with one and a student without begin
+# alike. Most batches of the trunk are only as wide as they must be; the last steps see all images in their whole frame, as infer
+# does.
 begin_model() { # NAME SHAPE LR
     local name=$1 shape=$2 lr=$3
     set -- --tokenizer "$out/tokenizer.safetensors" --teacher none --lr "$lr" --lr-schedule constant --warmup 300 "${common[@]}"

@@ -1,7 +1,9 @@
 # Sourced by the recipes in this folder: a training that goes on where it was. $programs is the folder of train_distill.
 
-finished() { # FOLDER STEPS: the training in FOLDER has reached that step
-    [ -f "$1/log.jsonl" ] && tail -n 3 "$1/log.jsonl" | grep -q "\"step\":$2[,}]"
+finished() { # FOLDER STEPS: the training in FOLDER has reached that step, or a later one
+    local last
+    last=$(tail -n 3 "$1/log.jsonl" 2>/dev/null | grep -o '"step":[0-9]*' | tail -n 1 | cut -d : -f 2) || true
+    [ "${last:-0}" -ge "$2" ]
 }
 
 train() { # FOLDER STEPS OPTION...

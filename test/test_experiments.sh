@@ -64,6 +64,9 @@ comparing() {
     check "the mean over the seeds" near \
         "$(awk -F'[|( ]+' '/lora/ { print $7 }' "$EXPERIMENTS/steps.md")" \
         "$(cat "$EXPERIMENTS"/steps-[12]/metrics.csv | awk -F, '$1 == "ce" && $2 == "lora" { s += $3 } END { print s / 2 }')" 0.0001
+    succeeds env SEEDS=1 LONG=original EXPERIMENTS=$tmp/long "$compare" original target_soft
+    check "a long one is not compared for equal steps" [ "$(grep -c '^| [a-z_]* | 1 ' long/steps.md)" = 1 ]
+    check "but for equal time, after a trial" eval '[ -s long/original-1-trial/seconds ] && grep -q "^| original | [1-9]" long/time.md'
     check "a report for each seed" [ -s "$EXPERIMENTS/steps-2/index.html" -a -s "$EXPERIMENTS/time-1/index.html" ]
 }
 

@@ -212,19 +212,23 @@ rectangular() {
         succeeds "$eval" --model $key.safetensors --teacher teacher.safetensors --data val.bin --no-greedy
     done
     resume_case grouped "${alone[@]}" --student "$flat" --group-by-width --accum 2
-    succeeds "${alone[@]}" --student "$flat" --accum 2 --steps 60 --eval-every 6 --out whole
-    check "narrower images give another student" differ grouped-a/student.safetensors whole/student.safetensors
-    check "whose file has the whole width" grep -aq 'vision.image_width":"96"' grouped-a/student.safetensors
+    check "the file has the whole width" grep -aq 'vision.image_width":"96"' grouped-a/student.safetensors
     taught_flat=("${taught[@]}" --teacher flat-a/student.safetensors --w-embed 0.1 --group-by-width --steps 6)
     succeeds "${taught_flat[@]}" --student "$flat" --out alike
-    refuses 1 "--group-by-width is for models whose images begin at the left edge (those with vision.letter), which those of the student" \
+    succeeds "${taught_flat[@]}" --student "$flat" --w-embed 0 --train lm --init teacher --val-data val.bin --eval-every 2 --out shared
+    check "the teacher's encoder is shared" grep -q "which encodes the images for both" err
+    refuses 1 "--group-by-width is for models whose images begin at the left edge, those with vision.letter; the student has none" \
         "${alone[@]}" --student "$shape" --group-by-width --steps 1 --out refused
-    refuses 1 "which those of the teacher do not" "${taught[@]}" --student "$flat" --group-by-width --steps 1 --out refused
+    refuses 1 "the teacher has none" "${taught[@]}" --student "$flat" --group-by-width --steps 1 --out refused
     refuses 1 "16 x 48 pixels with letters of 5; its own have 16 x 96" \
         "${taught_flat[@]}" --student "${flat/width=96/width=48}" --w-embed 0 --out refused
     refuses 1 "multiples of 64 pixels wide, for patches to be joined into tokens, and the models' have 96" \
         "${alone[@]}" --student "$flat,connector.concat=8" --group-by-width --steps 1 --out refused
     refuses 2 "--group-by-width is not for --on-policy" "${taught_flat[@]}" --student "$flat" --on-policy 0.5 --out refused
+    refuses 2 "--group-by-width is not for --method distillm2" \
+        "${taught_flat[@]}" --student "$flat" --w-embed 0 --method distillm2 --out refused
+    refuses 2 "--group-by-width is not for --reinforce" \
+        "$train" --data train.bin --student flat-a/student.safetensors --teacher none --reinforce 2 --group-by-width --out refused
     succeeds "$infer" --model flat-a/student.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
     succeeds "$infer" --model teacher.safetensors --draft flat-q8.safetensors --max-tokens 8 image0.png
     succeeds "${alone[@]}" --student flat-a/student.safetensors --steps 1 --train lm --out flat-again

@@ -730,7 +730,7 @@ static Settings settings_from_options(void) {
     if (opt.patience && !s.has_val) options_die("--patience needs --val-data");
     if (opt.group_by_width && s.own_programs)
         options_die("--group-by-width is not for %s, whose samples are of images of full width",
-                    s.group > 1 ? "--reinforce" : "--on-policy");
+                    s.group > 1 ? "--reinforce" : s.method == METHOD_DISTILLM2 ? "--method distillm2" : "--on-policy");
     return s;
 }
 

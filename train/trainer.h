@@ -115,15 +115,16 @@ static int trainer_width_step(const Trainer *t, const Model *teacher) {
     for (int i = 0; i < 2; i++) {
         const int block = models[i]->patch_size * connector_block(models[i]).w;
         if (!models[i]->letter)
-            die("--group-by-width is for models whose images begin at the left edge (those with vision.letter), which "
-                "those of the %s do not",
+            die("--group-by-width is for models whose images begin at the left edge, those with vision.letter; the %s has "
+                "none",
                 i ? "teacher" : "student");
         if (!image_size_same(vision_size(models[i]), vision_size(student)))
             die("--group-by-width needs a teacher with images as large as the student's, %d x %d pixels with letters "
                 "of %d; its own have %d x %d with letters of %d",
                 student->image_height, student->image_width, student->letter, models[i]->image_height,
                 models[i]->image_width, models[i]->letter);
-        while (step % block) step += i ? models[0]->patch_size * connector_block(models[0]).w : 1;
+        const int before = step;
+        while (step % block) step += before;  // the least common multiple
     }
     if (student->image_width % step)
         die("--group-by-width makes images multiples of %d pixels wide, for patches to be joined into tokens, and "
