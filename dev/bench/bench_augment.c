@@ -68,7 +68,7 @@ static double loader_a_second(const char *text, const Dataset *d, int threads) {
     Loader l;
     Error err;
     LoaderConfig c = {.batch = 32,
-                      .sizes = {{96, 96}},
+                      .sizes = {{96, 96, 0}},
                       .size_count = 1,
                       .shuffle = true,
                       .threads = threads,
