@@ -211,11 +211,11 @@ rectangular() {
         check "$key: pictures of the attention" [ -s maps/image0.attention/index.html ]
         succeeds "$eval" --model $key.safetensors --teacher teacher.safetensors --data val.bin --no-greedy
     done
-    resume_case grouped "${alone[@]}" --student "$flat" --group-by-width --accum 2
-    check "the file has the whole width" grep -aq 'vision.image_width":"96"' grouped-a/student.safetensors
+    resume_case flat-grouped "${alone[@]}" --student "$flat" --group-by-width --accum 2
+    check "the file has the whole width" grep -aq 'vision.image_width":"96"' flat-grouped-a/student.safetensors
     taught_flat=("${taught[@]}" --teacher flat-a/student.safetensors --w-embed 0.1 --group-by-width --steps 6)
-    succeeds "${taught_flat[@]}" --student "$flat" --out alike
-    succeeds "${taught_flat[@]}" --student "$flat" --w-embed 0 --train lm --init teacher --val-data val.bin --eval-every 2 --out shared
+    succeeds "${taught_flat[@]}" --student "$flat" --out flat-alike
+    succeeds "${taught_flat[@]}" --student "$flat" --w-embed 0 --train lm --init teacher --val-data val.bin --eval-every 2 --out flat-shared
     check "the teacher's encoder is shared" grep -q "which encodes the images for both" err
     refuses 1 "--group-by-width is for models whose images begin at the left edge, those with vision.letter; the student has none" \
         "${alone[@]}" --student "$shape" --group-by-width --steps 1 --out refused
