@@ -1,7 +1,8 @@
 /* The loader, which makes batches of a dataset (lib/dataset.h).
  *
- * A batch is a pure function of (seed, batch number), and of the size of micro-batches where these are cut, so training resumes by starting at a batch number. One thread, with
- * others that help it, decodes and augments images and fills a ring of prefetched batches. */
+ * A batch is a pure function of (seed, batch number), so training resumes by starting at a batch number; with width_step it
+ * depends on micro_rows too. One thread, with others that help it, decodes and augments images and fills a ring of prefetched
+ * batches. */
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
@@ -60,8 +61,8 @@ typedef struct {
     int size_count;
     uint8_t *pixels[2];  // [B, height, width, 3] for each size; with width_step see `widths`
     uint32_t *samples;   // [B], indices into the dataset
-    int *widths;         // [B], of the images of the row's micro-batch: with width_step less than sizes[0].width; they follow
-                         // each other without gaps, from where its first row's is without width_step
+    int *widths;         // [B], the width of the row's image: sizes[0].width, or with width_step that of its micro-batch, whose
+                         // images are packed, beginning where its first row's would be without width_step
     int tokens;          // tokens of the whole batch, over all ranks, without padding
     uint64_t number, epoch;
     bool first_of_epoch;
@@ -106,7 +107,8 @@ typedef struct Loader {
 /* Bytes of an image of size i. */
 static inline size_t loader_pixels(const Loader *l, int i) { return image_size_bytes(l->config.sizes[i]); }
 
-/* A sort key: the length of the text or the width of the image, then the position in the shuffled order, so that the order of equal lengths is defined. */
+/* A sort key: the length of the text, or the width of the image, then the position in the shuffled order, so that the order of
+ * equal lengths is defined. */
 typedef struct {
     uint32_t length, position, sample;
 } LoaderKey;
@@ -135,9 +137,9 @@ static inline size_t loader_used(const Loader *l) {
     return l->config.drop_last ? l->kept_count - l->kept_count % l->config.batch : l->kept_count;
 }
 
-/* Plans an epoch: which samples make which batch. To keep padding small, a batch has samples of similar length, yet
- * the order is random: all samples are shuffled, each window of 32 batches is sorted by length (loader_sort_window, when its
- * first batch is made), and the batches of a window are shuffled again. */
+/* Plans an epoch: which samples make which batch. To keep padding small, a batch has samples of similar length (or width), yet
+ * the order is random: all samples are shuffled, each window of 32 batches is sorted (loader_sort_window, when its first batch is
+ * made), and the batches of a window are shuffled again. */
 static inline void loader_plan(Loader *l, uint64_t epoch) {
     const size_t batch = l->config.batch, n = l->kept_count, window = batch * LOADER_WINDOW;
     Random random;
@@ -188,8 +190,8 @@ static inline void loader_measure(void *context, int i) {
     Image image = {0};
     const uint32_t sample = l->order[l->sorted + i];
     const ImageSize size = l->config.sizes[0];
-    const Sample s = dataset_sample(l->data, sample);
     if (l->widths[sample]) return;
+    const Sample s = dataset_sample(l->data, sample);
     l->widths[sample] = 1;
     if (dataset_check_sample(&s, l->config.vocab, &err) || loader_decode(l, &image, sample, &s, &err)) return;
     uint8_t *pixels = xmalloc(image_size_bytes(size));

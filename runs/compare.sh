@@ -5,7 +5,7 @@
 # SEEDS, STEPS and what runs/experiment.sh takes can be set; what is finished is not run again, so that the script may be ended
 # and started at any time. The time that every experiment gets is what target_soft takes for STEPS steps, in the mean; the
 # steps that fill it follow from the experiment's own time. (Making the teacher's programs is not counted.) Those that $LONG
-# names (reinforce, whose steps take twenty times as long) are compared for equal time only. Results are in
+# names (reinforce, whose steps take many times as long) are compared for equal time only. Results are in
 # build/experiments ($EXPERIMENTS): steps.md and time.md, and for each seed the reports steps-SEED and time-SEED.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -8,7 +8,7 @@
 # cores. Of the environment:
 #
 #   SHORT, MIDDLE, TRUNK, COOL   steps with the shortest formulas; with longer ones; with all, at the full learning rate; and steps
-#               in which it falls to nothing (6000, 6820, 60000, 12000)
+#               in which it falls to nothing (6000, 7000, 60000, 12000)
 #   BATCH       images of a step (32)
 #   FORMULAS    how many formulas of the list are drawn, the first ones of its random order, where none has been drawn yet (all)
 #   VALIDATION  formulas to measure on (1000)
@@ -22,7 +22,7 @@ if [ $# -lt 1 ] || [ ! -d "$1" ]; then
 fi
 lists=$1 stage=${2:-}
 out=${FORMULA_OUT:-build/formula} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}
-short=${SHORT:-6000} middle=${MIDDLE:-6820} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
+short=${SHORT:-6000} middle=${MIDDLE:-7000} trunk=${TRUNK:-60000} cool=${COOL:-12000} batch=${BATCH:-32}
 formulas=${FORMULAS:-1000000000} validation=${VALIDATION:-1000}
 mkdir -p "$out"
 . runs/training.sh

@@ -165,8 +165,8 @@ static const Option table[] = {
      "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
     {"group-by-width", 0, OPT_FLAG, &opt.group_by_width, NULL,
-     "make batches of images of like width, only as wide as their widest image: for models whose images begin at the left "
-     "edge (vision.letter), most of which are narrower than their frame",
+     "make batches of images of like width, only as wide as the widest of them: for models whose images begin at the left edge "
+     "(vision.letter) and mostly leave the rest of their frame white",
      0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
     {"load-threads", 0, OPT_INT, &opt.load_threads, "N",
