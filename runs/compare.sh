@@ -30,19 +30,22 @@ seconds_a_step() { # NAME: in its trainings for the same number of steps, or, of
 }
 
 report() { # KIND SEED: eval's report of all experiments with this seed; KIND is steps or time
-    local models=() name folder
+    local models=() name folder from
     mkdir -p "$out/models-$1-$2"
     for name in "${names[@]}"; do # a report names a model by its file
         folder=$out/$name-$2 model=$out/models-$1-$2/$name.safetensors
         [ "$1" = steps ] || folder+=-time
-        if [ -f "$folder/adapter.safetensors" ]; then
-            "$programs/quantize" -q --lora "$folder/adapter.safetensors" "$out/target_soft-$2/student.safetensors" "$model"
-        else
-            cp "$folder/student.safetensors" "$model"
-        fi
+        from=$folder/student.safetensors
+        [ ! -f "$folder/adapter.safetensors" ] || from=$folder/adapter.safetensors
         models+=(--model "$model")
+        [ ! -f "$model" ] || [ "$from" -nt "$model" ] || continue
+        if [ "$from" = "$folder/adapter.safetensors" ]; then
+            "$programs/quantize" -q --lora "$from" "$out/target_soft-$2/student.safetensors" "$model"
+        else
+            cp "$from" "$model"
+        fi
     done
-    "$programs/eval" "${models[@]}" --teacher "$teacher" --data "$test" --report "$out/$1-$2" >"$out/$1-$2.txt"
+    "$programs/eval" "${models[@]}" --teacher "$teacher" --data "$test" --report "$out/$1-$2" --resume >"$out/$1-$2.txt"
 }
 
 table() { # KIND: means over the seeds, and in brackets the standard deviations

@@ -56,8 +56,7 @@ train_model() { # NAME SHAPE LR OPTION...
     set -- --augment "$augment" "$@"
     train "$out/$name-trunk" "$trunk" --student "$out/$name-short/student.safetensors" --lr "$lr" --lr-schedule constant \
         --warmup 100 "$@"
-    train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --lr "$lr" --lr-schedule linear --lr-final 0 \
-        --warmup 100 "$@"
+    cool "$out/$name-trunk" "$out/$name" "$cool" --lr "$lr" --warmup 100 "$@"
 }
 
 draw() { # NAME SKIP COUNT OPTIONS: a range of figures as a dataset

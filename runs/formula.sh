@@ -62,8 +62,7 @@ end_model() { # NAME SHAPE LR BEGINNING OPTION...: from the middle stage of the 
     set -- --data "$out/train.bin" --augment "$augment" "${common[@]}" "$@"
     train "$out/$name-trunk" "$trunk" --student "$(frame 384),$shape" --init "$out/$beginning-middle/student.safetensors" \
         --tokenizer "$out/tokenizer.safetensors" --lr "$lr" --lr-schedule constant --warmup 300 --group-by-width "$@"
-    train "$out/$name" "$cool" --student "$out/$name-trunk/student.safetensors" --init none --lr "$lr" --lr-schedule linear \
-        --lr-final 0 --warmup 100 "$@"
+    cool "$out/$name-trunk" "$out/$name" "$cool" --init none --lr "$lr" --warmup 100 "$@"
 }
 
 make_data() {

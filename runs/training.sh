@@ -1,10 +1,12 @@
-# Sourced by the recipes in this folder: a training that goes on where it was. $programs is the folder of train_distill.
+# Sourced by the recipes in this folder: trainings that go on where they were. $programs is the folder of train_distill.
 
-finished() { # FOLDER STEPS: the training in FOLDER has reached that step, or a later one
+steps_of() { # FOLDER: how many steps its training has reached
     local last
     last=$(tail -n 3 "$1/log.jsonl" 2>/dev/null | grep -o '"step":[0-9]*' | tail -n 1 | cut -d : -f 2) || true
-    [ "${last:-0}" -ge "$2" ]
+    echo "${last:-0}"
 }
+
+finished() { [ "$(steps_of "$1")" -ge "$2" ]; } # FOLDER STEPS: it has reached that step, or a later one
 
 train() { # FOLDER STEPS OPTION...
     local folder=$1 steps=$2
@@ -16,4 +18,18 @@ train() { # FOLDER STEPS OPTION...
         "$programs/train_distill" --out "$folder" --steps "$steps" --overwrite "$@"
     fi
     finished "$folder" "$steps" # an interrupted training has saved where it was, and ends the script here
+}
+
+# From the end of the training in TRUNK, the steps in which the learning rate falls to nothing. Where the trunk has become longer
+# since, they begin anew, and what came of the shorter one is kept as FOLDER-from-STEPS.
+cool() { # TRUNK FOLDER STEPS OPTION...
+    local trunk=$1 folder=$2 steps=$3 at from
+    shift 3
+    at=$(steps_of "$trunk") from=$(cat "$folder/from" 2>/dev/null) || true
+    if [ "$from" != "$at" ]; then
+        [ ! -f "$folder/log.jsonl" ] || mv -T "$folder" "$folder-from-${from:-before}"
+        mkdir -p "$folder"
+        echo "$at" >"$folder/from"
+    fi
+    train "$folder" "$steps" --student "$trunk/student.safetensors" --lr-schedule linear --lr-final 0 "$@"
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# runs/experiment.sh and runs/compare.sh: every experiment of configs/ runs, with few steps of a small student; what is finished
-# is not run again, what was interrupted goes on; and the comparison ends in tables and reports.
+# runs/experiment.sh, runs/compare.sh and runs/student.sh: every experiment of configs/ runs, with few steps of a small student;
+# what is finished is not run again, what was interrupted goes on; and the comparison ends in tables and reports.
 #
 #   test/test_experiments.sh build/BF16      the folder with train_distill, infer, eval and quantize
 #
@@ -70,5 +70,29 @@ comparing() {
     check "a report for each seed" [ -s "$EXPERIMENTS/steps-2/index.html" -a -s "$EXPERIMENTS/time-1/index.html" ]
 }
 
-run_groups every_experiment again comparing
+# Its figures are made by dev/starter/render.py; here they are there already.
+long_student() {
+    local student=$root/runs/student.sh stage
+    export STUDENT_OUT=$tmp/student TRUNK=2 COOL=1 BATCH=4
+    mkdir student
+    "$damage" part train.bin student/train.bin 0 8
+    touch student/generate && chmod +x student/generate
+    for stage in data cache train score; do succeeds "$student" "$stage"; done
+    check "a trunk, and from its end the cooling" eval 'grep -q "\"step\":2," student/trunk/log.jsonl &&
+        grep -q "^student = .*student/trunk/student.safetensors" student/student/options.txt'
+    check "a report" [ -s student/report/index.html ]
+    cp student/student/log.jsonl before
+    succeeds env TRUNK=3 "$student" train
+    check "a longer trunk goes on, and is cooled anew" eval 'grep -q "\"step\":3," student/trunk/log.jsonl &&
+        [ -s student/student/student.safetensors ] && ! same before student/student/log.jsonl'
+    check "what came of the shorter one is kept" same before student/student-from-2/log.jsonl
+    cp student/student/log.jsonl before
+    succeeds env TRUNK=3 "$student" train
+    check "what is complete is not made again" same before student/student/log.jsonl
+    run "$student" trian
+    check "a stage that there is not" eval \
+        '[ $status = 2 ] && grep -q "trian. is no stage; expected data, cache, train or score" err'
+}
+
+run_groups every_experiment again comparing long_student
 end_test
