@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts a data set to the .bin format of tikz.c (described in tikzc.py).
+"""Converts a data set to the .bin format of tikz.c (described in tikzc/dataset_file.py).
 
     convert_dataset.py --parquet data/ --split train --model teacher.safetensors --out train.bin --shards 8
     convert_dataset.py --hub UniMER-1M --tokenizer tokenizer.safetensors --out train.bin
