@@ -81,11 +81,12 @@ static inline int render_compile_with(Renderer *r, int engines, RenderTask task,
         if (!r->tex.engines[e] || !(engines >> e & 1)) continue;
         status = tex_compile(&r->tex, &r->formats, (TexEngine)e, document, &next, err);
         if (status != 0) break;
-        const bool first = !c->problem;
+        const bool first = !c->problem, final = render_is_final(&next), stopped = c->stopped || next.stopped;
         const bool better = first || next.clean || tex_log_first_line(&next.log) > tex_log_first_line(&c->log);
         compiled_free(better ? c : &next);
         if (better) *c = next;
-        if (render_is_final(better ? c : &next)) break;
+        c->stopped = stopped;
+        if (final) break;
     }
     free(document);
     if (status == 0 && r->tex.cancelled && r->tex.cancelled()) status = error_set(err, "rendering was interrupted");

@@ -233,6 +233,14 @@ static void test_rescue(void) {
     c = compile(&r, RENDER_TIKZ, "\\documentclass{article}\\begin{document}\n\\foo x\\end{document}");
     CHECK(!c.clean && c.engine == TEX_PDFLATEX && c.pdf);  // all alike: the first
     compiled_free(&c);
+    const SandboxLimits short_limits = {2, 100, (size_t)1 << 30, 64 << 20, 128 << 20, 500, 64};
+    Renderer hasty = open_renderer(0, -1, &short_limits);
+    c = compile(&hasty, RENDER_TIKZ,
+                "\\documentclass{article}\\begin{document}\n\\ifx\\directlua\\undefined\n\\foo\n\\else\\def\\x{\\x}\\x\n\\fi y"
+                "\\end{document}");
+    CHECK(!c.clean && c.engine == TEX_PDFLATEX && c.pdf && c.stopped);  // a limit ended the next: perhaps it was only busy
+    compiled_free(&c);
+    renderer_close(&hasty);
     if (r.tex.engines[TEX_XELATEX]) {
         Renderer x = open_renderer(1 << TEX_XELATEX, -1, &test_limits);
         c = compile(&x, RENDER_TIKZ, STANDALONE "\\tikz\\fill[red](0,0) rectangle(4,2);\\end{document}");
