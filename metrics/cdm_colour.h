@@ -44,15 +44,19 @@ static const char cdm_sizes[] =
 
 static inline int cdm_atom(CdmColouring *c, CdmWord word, int base);
 
+/* Counts one more level of nesting. Too many are a problem, and end the formula: the stack is finite. */
+static inline void cdm_enter(CdmColouring *c) {
+    if (++c->depth <= CDM_DEPTH) return;
+    c->problem = "its groups are nested too deep";
+    c->at = c->end;
+}
+
 /* Atoms up to what ends their list: }, ] where `bracket` is true, \right, \end, or the end. Then sets the colour `after`. */
 static inline void cdm_list(CdmColouring *c, bool bracket, int after) {
     const CdmWord font = c->font;
     int base = 0;       // the colour of the last atom, which its upper limit must leave
     bool cell = false;  // there is something after the last \\ : then a cell is open
-    if (++c->depth > CDM_DEPTH) {
-        c->problem = "its groups are nested too deep";
-        c->at = c->end;
-    }
+    cdm_enter(c);
     for (;;) {
         cdm_spaces(c);
         const CdmWord word = cdm_peek(c);
@@ -78,10 +82,12 @@ static inline void cdm_argument(CdmColouring *c, int after) {
         cdm_take(c, '}');
         return;
     }
+    cdm_enter(c);
     if (c->at < c->end && !cdm_in(cdm_peek(c), "} \\right \\end")) {
         cdm_atom(c, cdm_next(c), 0);
         cdm_set(c, after);
     }
+    c->depth--;
     cdm_put_text(c, "}");
 }
 

@@ -210,12 +210,12 @@ static void test_odd_formulas(void) {
         cdm_colouring_free(&c);
     }
     char *deep = (char *)xmalloc(5001);
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < 3; kind++) {
         CdmColouring c;
-        memset(deep, kind ? 'x' : '{', 5000);
+        memset(deep, "x{^"[kind], 5000);
         deep[5000] = '\0';
         cdm_colour(&c, deep, 5000);
-        CHECK(c.problem && strstr(c.problem, kind ? "too many symbols" : "nested too deep"));
+        CHECK(c.problem && strstr(c.problem, kind ? "nested too deep" : "too many symbols"));
         cdm_colouring_free(&c);
     }
     free(deep);
