@@ -41,12 +41,12 @@ static inline void forced_die(const LogitsFault *f, const Model *m, const Model 
         (unsigned long)f->sample, f->position);
 }
 
-/* Counts the images of a batch that are blank as the model sees them, and notes the first of all. `seen`: samples
- * before the batch. */
-static inline void count_blank(const Batch *b, int B, int64_t seen, int64_t *blank, int64_t *first) {
+/* Counts the images of a batch that are blank as the model sees them, and notes the sample of the first of all: its number in
+ * the data. */
+static inline void count_blank(const Batch *b, int B, int64_t *blank, int64_t *first) {
     const size_t bytes = image_size_bytes(b->sizes[0]);
     for (int i = 0; i < B; i++)
-        if (image_darkest(b->pixels[0] + i * bytes, bytes) >= IMAGE_NEAR_WHITE && (*blank)++ == 0) *first = seen + i;
+        if (image_darkest(b->pixels[0] + i * bytes, bytes) >= IMAGE_NEAR_WHITE && (*blank)++ == 0) *first = b->samples[i];
 }
 
 static inline void forced_open_objective(Objective *o, const ForcedOptions *options, const Model *m,
@@ -102,7 +102,7 @@ static inline void forced_measure(ForcedResult *result, const ForcedOptions *opt
         if (logits_measure(&meter, &result->logits, &texts, m->hidden, q.hidden, m->labels, m->n, &fault))
             forced_die(&fault, m, teacher);
         if (options->logits_file) logits_file_add(&file, m, batch->ids, B, batch->T);
-        count_blank(batch, B, result->samples, &blank, &first_blank);
+        count_blank(batch, B, &blank, &first_blank);
         result->samples += B;
         progress_update(&progress, result->samples, NULL);
     }

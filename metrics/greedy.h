@@ -14,7 +14,7 @@ typedef struct {
     int batch;        // images at a time
     int64_t samples;  // only the first; 0: all
     /* folder, or NULL: programs are written there as NUMBER.tex, references as NUMBER.ref.tex, with the samples' numbers in
-     * the dataset, as in the report */
+     * the dataset, in five digits, as in the report */
     const char *texts;
 } GreedyOptions;
 
@@ -24,8 +24,8 @@ typedef struct {
     ProgramStore programs;   // of all samples of the dataset, where programs.texts is not NULL
 } GreedyResult;
 
-/* The generated programs of a batch: ids [B, max_tokens], lengths [B] without the end token, random streams [B] (all
- * 0, since greedy decoding draws nothing). */
+/* The generated programs of a batch: ids [B, max_tokens], lengths [B] with the begin token, where the model has one, and without
+ * the end token, random streams [B] (all 0, since greedy decoding draws nothing). */
 typedef struct {
     const Model *model;
     int *ids, *lengths, *streams;
@@ -82,7 +82,7 @@ static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, c
         if (mine) {
             tokenizer_decode(&m->tokenizer, mine->ids + (size_t)b * mine->max_tokens, mine->lengths[b], &text,
                              &bytes);
-            result->tokens += mine->lengths[b] + 1;
+            result->tokens += mine->lengths[b] - (m->tokenizer.begin >= 0) + 1;
         }
         greedy_compare(result, o, &m->tokenizer, text, bytes, ids, n, batch->samples[b]);
         if (mine && result->programs.texts)
@@ -90,6 +90,17 @@ static inline void greedy_finish(GreedyResult *result, const GreedyOptions *o, c
         else if (mine)
             free(text);
     }
+}
+
+/* Generates the programs of a batch of B images, after the begin token where the model has one, as infer does. */
+static inline void greedy_generate(Generator *g, const uint8_t *pixels, int B, GreedyBatch *mine) {
+    const int begin = g->m->tokenizer.begin, first = begin >= 0;
+    for (int b = 0; b < B; b++) {
+        mine->lengths[b] = first;
+        if (first) mine->ids[(size_t)b * mine->max_tokens] = begin;
+    }
+    generator_prefill(g, pixels, B, &begin, first);
+    generator_run(g, mine->streams, mine->max_tokens - first, greedy_token, mine);
 }
 
 /* Writes the programs of all samples with m, planned for the options' batch and max_tokens. result: zeros, with
@@ -107,14 +118,11 @@ static inline void greedy_measure(GreedyResult *result, const GreedyOptions *o, 
     const double start = seconds_now();
     dataset_pass_open(&pass, d, m, NULL, o->batch, o->samples, max_tokens);
     generator_open(&generator, m, o->batch, max_tokens);
+    generator_set_sampling(&generator, 0, 1, 0, 0, m->tokenizer.begin >= 0);
     progress_begin(&progress, "generating", 0, pass.total);
     while ((batch = dataset_pass_next(&pass, &B))) {
         const bool have = greedy_have(result, batch, B);
-        if (!have) {
-            memset(mine.lengths, 0, B_most * sizeof(int));
-            generator_prefill(&generator, batch->pixels[0], B, NULL, 0);
-            generator_run(&generator, mine.streams, max_tokens, greedy_token, &mine);
-        }
+        if (!have) greedy_generate(&generator, batch->pixels[0], B, &mine);
         greedy_finish(result, o, m, batch, have ? NULL : &mine, B);
         progress_update(&progress, pass.seen, "%.1f %% exact", 100 * (double)result->exact / (double)pass.seen);
     }

@@ -818,6 +818,18 @@ evaluating() {
     check "--texts: a short model leaves samples out" [ "$(ls few | wc -l)" -lt "$(ls texts | wc -l)" ]
     check "... and the others have their numbers in the data" eval \
         '[ -z "$(for i in few/*.ref.tex; do same "$i" "texts/${i#few/}" || echo "$i"; done)" ]'
+    local kept=(few/*.ref.tex)
+    i=${kept[-1]#few/} i=$((10#${i%.ref.tex}))
+    "$damage" blank val.bin last-blank.bin $i
+    succeeds "$eval" --model short/student.safetensors --data last-blank.bin --no-greedy
+    check "a blank image is named by its number in the data, though samples before it are left out" \
+        eval '[ ${#kept[@]} -le $i ] && grep -q "the first is that of sample $i$" err'
+    "$damage" say teacher.safetensors begun.safetensors tokenizer.begin 300
+    succeeds "$eval" --model begun.safetensors --data val.bin --batch 2 -n 3 --texts begun
+    for i in 0 1 2; do
+        run "$infer" --quiet --model begun.safetensors image$i.png --max-tokens "$T"
+        check "with a begin token, --texts and infer write the same ($i)" [ "$(cat out)" = "$(cat begun/0000$i.tex)" ]
+    done
     refuses 2 "--texts" "$eval" --model teacher.safetensors --model teacher.safetensors --data val.bin --texts none
     refuses 2 "--texts" "$eval" --model teacher.safetensors --data val.bin --texts none --no-greedy
     check "refused options leave no folder" [ ! -e none ]

@@ -3,8 +3,8 @@
  *   test_rollout [DEVICE]      default: cpu; on a GPU a smaller model. From the project's folder: it reads dev/starter
  *
  * Every token is drawn again from the logits of a forward pass over the finished sample, so that the KV cache, the copies for
- * several samples of an image, the random streams and the masks are checked by a pass that has none of them. A sample does
- * not depend on the batch that it was drawn in; limits cut; changed weights are seen at once. Ends with "N passed, M failed". */
+ * several samples of an image, the random streams, the masks and the begin token are checked by a pass that has none of them. A
+ * sample does not depend on the batch that it was drawn in; limits cut; changed weights are seen at once. Ends with "N passed, M failed". */
 #include "checks.h"
 
 #include "../lib/program.h"
@@ -34,7 +34,8 @@ typedef struct {
     uint32_t numbers[IMAGES];
 } Setup;
 
-static void setup_open(Setup *s, const Ops *op, int limit) {
+/* begin: the token that begins every text; -1: none. */
+static void setup_open(Setup *s, const Ops *op, int limit, int begin) {
     Error err;
     Dataset data;
     Loader loader;
@@ -42,6 +43,7 @@ static void setup_open(Setup *s, const Ops *op, int limit) {
     const int bad = op->host_memory ? model_open(&s->m, op, "dev/starter/student.safetensors", "", &err)
                                     : model_create(&s->m, op, TINY, "dev/starter/tokenizer.safetensors", 1, &err);
     die_if(bad || dataset_open(&data, "dev/starter/val.bin", &err), &err);
+    s->m.tokenizer.begin = begin;
     const LoaderConfig c =
         loader_config_for(IMAGES, 0, vision_size(&s->m.c.vision), s->m.c.lm.vocab, (ImageSize){0}, 0);
     die_if(loader_start(&loader, &data, c, &err), &err);
@@ -84,8 +86,8 @@ static const int *row_ids(const Rollout *r, int row) { return r->ids + (size_t)r
 /* Draws the tokens of a row again, from a forward pass over it; returns how many are the same. */
 static int draw_again(Setup *s, int row, int image, int sample, int64_t step, float *logits, Distribution *p) {
     Model *m = &s->m;
-    const int n = s->r.lengths[row], V = m->c.lm.vocab, P = model_prompt(m);
-    int same = 0;
+    const int n = s->r.lengths[row], V = m->c.lm.vocab, P = model_prompt(m), first = m->tokenizer.begin >= 0;
+    int same = first && *row_ids(&s->r, row) == m->tokenizer.begin;
     uint8_t *mask = xmalloc(2 * V);
     m->op->download(mask, s->r.g.first_mask, V);
     m->op->download(mask + V, s->r.g.token_mask, V);
@@ -94,8 +96,8 @@ static int draw_again(Setup *s, int row, int image, int sample, int64_t step, fl
     linear_logits(m->op, device, m->hidden, m->lm_head, n);
     m->op->download(logits, device, (size_t)n * V * sizeof(float));
     m->op->release(device);
-    for (int t = 0; t < n; t++) {
-        distribution_read(p, logits + (size_t)t * V, t ? mask + V : mask, &sampling, V);
+    for (int t = first; t < n; t++) {
+        distribution_read(p, logits + (size_t)t * V, t > first ? mask + V : mask, &sampling, V);
         same += distribution_draw(p, &sampling, rollout_stream(step, s->numbers[image], sample), P + t) ==
                 row_ids(&s->r, row)[t];
     }
@@ -125,7 +127,7 @@ static void check_rows(Setup *s, const char *what, int B, int G, int64_t step) {
     }
     check(wrong == 0, "%s: %d mistakes in lengths, ends and padding", what, wrong);
     check(same >= SAME * all, "%s: %d of %d tokens are those that the forward pass gives", what, same, all);
-    if (s->m.op->host_memory)  // else the model has learned nothing
+    if (s->m.op->host_memory && s->m.tokenizer.begin < 0)  // else the model has not learned it
         check(r->max_new_tokens < LIMIT ? ended == 0 : ended > 0, "%s: %d of %d samples ended", what, ended,
               IMAGES * G);
     distribution_close(&p);
@@ -159,7 +161,7 @@ static void test_again(Setup *s, const int *first) {
 
 static void test_samples(const Ops *op) {
     Setup s;
-    setup_open(&s, op, op->host_memory ? LIMIT : 4);
+    setup_open(&s, op, op->host_memory ? LIMIT : 4, -1);
     Rollout *r = &s.r;
     const int B = op->host_memory ? IMAGES : 3, rows = B * SAMPLES, T = r->max_new_tokens;
     const size_t bytes = (size_t)rows * T * sizeof(int);
@@ -177,10 +179,14 @@ static void test_samples(const Ops *op) {
 
 static void test_limit(const Ops *op) {
     Setup s;
-    setup_open(&s, op, 6);
-    rollout_sample(&s.r, s.pixels, s.numbers, IMAGES, 2, 0);
-    check_rows(&s, "cut at 6 tokens", IMAGES, 2, 0);
-    setup_close(&s);
+    for (int begin = -1; begin < 400; begin += 400) {
+        setup_open(&s, op, 6, begin);
+        rollout_sample(&s.r, s.pixels, s.numbers, IMAGES, 2, 0);
+        check_rows(&s, begin < 0 ? "cut at 6 tokens" : "cut at 6 tokens, after a begin token", IMAGES, 2, 0);
+        for (int row = 0; begin >= 0 && row < 2 * IMAGES; row++)
+            check(*row_ids(&s.r, row) == begin, "sample %d begins with token %d, expected %d", row, *row_ids(&s.r, row), begin);
+        setup_close(&s);
+    }
 }
 
 int main(int argc, char **argv) {

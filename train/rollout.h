@@ -8,8 +8,9 @@
  * of an image with several samples the prefill runs once.
  *
  * A token depends on the seed, the step, the image's number, the sample's number and the logits: not on the other sequences
- * of the batch, up to the rounding of the matmuls, and not on the number of ranks. Padding and special tokens are masked, and
- * so is the end at the first token (generator_mask_tokens). */
+ * of the batch, up to the rounding of the matmuls, and not on the number of ranks. Where the model has a begin token, every
+ * sample begins with it, as every text of the data does; it is not drawn. Padding and special tokens are masked, and so is the
+ * end at the first token (generator_mask_tokens). */
 #ifndef TRAIN_ROLLOUT_H
 #define TRAIN_ROLLOUT_H
 
@@ -21,15 +22,16 @@ typedef struct {
     int max_images, max_samples, max_new_tokens;
     /* the samples of the last call; sample k of image b is row b * G + k */
     int *ids;       // host [max_images * max_samples, max_new_tokens], padded with -1
-    int *lengths;   // host [rows]: tokens, the end token included
+    int *lengths;   // host [rows]: tokens, begin and end token included
     bool *ended;    // host [rows]: the last token is an end token; else the sample was cut at max_new_tokens
     bool finite;    // false: the student's logits were not, and the rows where they were not stop early
     int first_row;  // of the sequences that are being generated
     int *streams;   // host [sequences together]
 } Rollout;
 
-/* For calls with up to `images` images and `samples` samples of each, of up to max_new_tokens tokens, which must fit behind
- * the image tokens. sampling: with the seed of the run. The student must have its own encoder (model_share_encoder). */
+/* For calls with up to `images` images and `samples` samples of each, of up to max_new_tokens tokens, the begin token included,
+ * which must fit behind the image tokens. sampling: with the seed of the run. The student must have its own encoder
+ * (model_share_encoder). */
 static inline void rollout_open(Rollout *r, Model *student, int images, int samples, int max_new_tokens,
                                 Sampling sampling) {
     const int most = student->max_B < GENERATOR_MAX_BATCH ? student->max_B : GENERATOR_MAX_BATCH;
@@ -38,7 +40,8 @@ static inline void rollout_open(Rollout *r, Model *student, int images, int samp
     const size_t rows = (size_t)images * samples;
     *r = (Rollout){.max_images = images, .max_samples = samples, .max_new_tokens = max_new_tokens};
     generator_open(&r->g, student, together, max_new_tokens);
-    generator_set_sampling(&r->g, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, 0);
+    generator_set_sampling(&r->g, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed,
+                           student->tokenizer.begin >= 0);
     r->ids = xcalloc(rows * max_new_tokens, sizeof(int));
     r->lengths = xcalloc(rows, sizeof(int));
     r->ended = xcalloc(rows, sizeof(bool));
@@ -74,15 +77,17 @@ static inline int rollout_stream(int64_t step, uint32_t number, int sample) {
     return (int)(uint32_t)(random_splitmix(&x) >> 32);
 }
 
-/* The TokenReader: appends a token to its row. */
+/* The TokenReader: appends a token to its row, the first one after the begin token. */
 static inline bool rollout_read(void *context, int sequence, int id) {
     Rollout *r = context;
-    const int row = r->first_row + sequence;
+    const int row = r->first_row + sequence, begin = r->g.m->tokenizer.begin;
     if (id < 0) {
         r->finite = false;
         return false;
     }
-    r->ids[(size_t)row * r->max_new_tokens + r->lengths[row]++] = id;
+    int *ids = r->ids + (size_t)row * r->max_new_tokens;
+    if (r->lengths[row] == 0 && begin >= 0) ids[r->lengths[row]++] = begin;
+    ids[r->lengths[row]++] = id;
     r->ended[row] = tokenizer_ends(&r->g.m->tokenizer, id);
     return !r->ended[row];
 }
@@ -107,6 +112,7 @@ static inline void rollout_sample(Rollout *r, const uint8_t *pixels, const uint3
                                   int64_t step) {
     Model *m = r->g.m;
     const int rows = B * G, fit = r->g.max_B / G, together = fit < m->max_B ? fit : m->max_B;
+    const int begin = m->tokenizer.begin, first = begin >= 0;
     if (B > r->max_images || G > r->max_samples)
         die("internal error: %d samples of %d images for rollouts planned for %d of %d", G, B, r->max_samples,
             r->max_images);
@@ -119,9 +125,9 @@ static inline void rollout_sample(Rollout *r, const uint8_t *pixels, const uint3
         const int n = B - at < together ? B - at : together;
         for (int i = 0; i < n * G; i++) r->streams[i] = rollout_stream(step, numbers[at + i / G], i % G);
         r->first_row = at * G;
-        generator_prefill(&r->g, pixels + at * model_pixels(m), n, NULL, 0);
+        generator_prefill(&r->g, pixels + at * model_pixels(m), n, &begin, first);
         rollout_repeat(&r->g, n, G);
-        generator_run(&r->g, r->streams, r->max_new_tokens, rollout_read, r);
+        generator_run(&r->g, r->streams, r->max_new_tokens - first, rollout_read, r);
     }
 }
 
