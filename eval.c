@@ -55,7 +55,8 @@ static const Option table[] = {
      "int32 [samples, positions], -1 where a text has ended",
      0, 0},
     {"texts", 0, OPT_STRING, &opt.texts, "DIR",
-     "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex; N: the sample's number in the data, from 0",
+     "write greedy programs as DIR/N.tex and the data's as DIR/N.ref.tex; N: the sample's number in the data, "
+     "from 0, in five digits (00012)",
      0, 0},
     {"report", 0, OPT_STRING, &opt.report, "DIR",
      "also compare the programs and what they draw, and write a report there: index.html, report.md, metrics.csv", 0,
@@ -193,14 +194,14 @@ static void json_metrics(AtomicFile *file, const Measured *reports) {
 }
 
 /* Opens the file of a model's programs in the report's folder. Its name changes with the model's
- * file, the data and the longest program. */
-static void open_programs(Measured *report, const Dataset *d, int max_tokens) {
+ * file, the data, the longest program, and the adapter (NULL: none). */
+static void open_programs(Measured *report, const Dataset *d, int max_tokens, const char *lora) {
     Error err;
     const uint64_t parts[] = {dataset_content(d), (uint64_t)max_tokens};
     uint64_t hash = hash_bytes(HASH_BEGIN, parts, sizeof parts);
     die_if(file_identity(&hash, report->path, &err), &err);
     if (opt.weights) hash = hash_bytes(hash, opt.weights, strlen(opt.weights));
-    if (opt.lora) die_if(file_identity(&hash, opt.lora, &err), &err);
+    if (lora) die_if(file_identity(&hash, lora, &err), &err);
     char *path = format_string("%s/programs-%016llx", opt.report, (unsigned long long)hash);
     if (!opt.resume && file_exists(path) && remove(path)) die("cannot remove %s: %s", path, strerror(errno));
     die_if(programs_open(&report->greedy.programs, path, (int64_t)d->count, &err), &err);
@@ -326,7 +327,7 @@ static void measure(Measured *report, const char *path, const char *lora, Weight
     forced_measure(&report->forced, &options, m, teacher, d, max_tokens);
     report->logits = logits_total(&report->forced.logits, NULL, 0);
     if (opt.greedy) {
-        if (opt.report) open_programs(report, d, max_tokens);
+        if (opt.report) open_programs(report, d, max_tokens, lora);
         greedy_measure(&report->greedy, &(GreedyOptions){(int)opt.batch, opt.samples, opt.texts}, m, d, max_tokens);
     }
     model_close(m);

@@ -176,6 +176,8 @@ adapters() {
     check "a validation drops nothing" near "$(sed -n 's/^{"step":12,"val":{"ce":\([0-9.e+-]*\).*/\1/p' lora-a/log.jsonl)" \
         "$("$damage" json with.json ce)" 1e-4
     check "the adapter has learned" below "$("$damage" json with.json ce)" "$("$damage" json plain.json ce)"
+    run env PATH=/nowhere "$eval" --data val.bin --baseline $base --model $base --lora lora-a/adapter.safetensors --report adapted
+    check "a report keeps the programs of the base and of the adapter apart" [ "$(ls adapted/programs-* | wc -l)" = 2 ]
     check "merged weights are measured alike" near "$("$damage" json merged.json ce)" "$("$damage" json with.json ce)" 0.02
     succeeds "$infer" --model $base --lora lora-a/adapter.safetensors --weights q8 --max-tokens 8 image0.png
     succeeds "$infer" --model $base --lora lora-a/adapter.safetensors --beam 2 --max-tokens 8 image0.png image1.png
