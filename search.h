@@ -41,7 +41,9 @@ typedef struct {
     size_t bytes;
     int *ids, count;    // its tokens, with the prefix, and with the end token if it has ended
     double score;       // the reward
+    double similarity;  // of drawing and input, as judged_similarity
     bool clean, drawn;  // it compiles without errors; there is a drawing
+    bool usable;        // it is drawn, and, where that is asked for (SearchOptions.strict), without errors
     bool same;          // the drawing has the input's pixels, as the model sees them
     char *message;      // on the first error; NULL if clean
     int rollout;        // that wrote it first, from 0
@@ -51,6 +53,7 @@ typedef struct {
     SearchFound *found;  // different programs, the best first
     int count;
     int rollouts;  // that were applied
+    bool not_finite;  // the search has failed because the model's numbers are not finite (model_not_finite)
     double seconds;
     int64_t fed, copied;  // tokens of leaves that were computed, rows that were copied
 } SearchResult;
@@ -129,8 +132,10 @@ static inline int search_on_verdict(void *context, const SearchRollout *r, Searc
     return 0;
 }
 
-static inline SearchFound search_found(const SearchProgram *program, const Judged *p) {
+static inline SearchFound search_found(const Search *s, const SearchProgram *program, const Judged *p) {
     SearchFound f = {.bytes = p->bytes, .score = program->value, .clean = p->clean, .drawn = p->drawn};
+    f.similarity = judged_similarity(p);
+    f.usable = p->drawn && (p->clean || !s->o.strict);
     f.same = p->same;
     f.rollout = program->rollout;
     f.ids = program->ids;
@@ -147,7 +152,7 @@ static inline bool search_on_applied(void *context, SearchTree *t, const SearchR
     rollout_keep(&s->rollouts, r, slot);
     s->applied++;
     if (p->drawn && search_rounded(r->value) > search_rounded(s->best)) {
-        const SearchFound best = search_found(r->program, p);
+        const SearchFound best = search_found(s, r->program, p);
         s->best = r->value;
         if (s->report) s->report(s->context, &best, s->applied, seconds_now() - s->begin);
     }
@@ -156,10 +161,11 @@ static inline bool search_on_applied(void *context, SearchTree *t, const SearchR
 
 /* ---- results ---- */
 
-/* Better first: the same pixels, a higher score, no errors, found earlier. */
+/* Better first: usable, the same pixels, a higher score, no errors, found earlier. */
 static inline int search_compare(const void *a, const void *b) {
     const SearchFound *x = (const SearchFound *)a, *y = (const SearchFound *)b;
     const double score = search_rounded(x->score) - search_rounded(y->score);
+    if (x->usable != y->usable) return x->usable ? -1 : 1;
     if (x->same != y->same) return x->same ? -1 : 1;
     if (score != 0) return score > 0 ? -1 : 1;
     if (x->clean != y->clean) return x->clean ? -1 : 1;
@@ -178,7 +184,7 @@ static inline void search_take_results(const Search *s, SearchResult *result) {
         bool again = !program->judged;
         for (int k = 0; k < i && !again; k++) again = t->programs[k]->judged && s->judged[k] == s->judged[i];
         if (again) continue;
-        SearchFound f = search_found(program, s->judged[i]);
+        SearchFound f = search_found(s, program, s->judged[i]);
         f.text = (char *)memcpy(xmalloc(f.bytes + 1), f.text, f.bytes + 1);
         f.ids = search_copy_ids(f.ids, f.count);
         f.message = f.message ? xstrdup(f.message) : NULL;
@@ -239,6 +245,7 @@ static inline int search_run(const SearchOptions *o, Generator *g, Judge *judge,
     omp_set_num_threads(threads);
     if (search_is_over(&s)) status = 0;  // the loop's failure is only that it was stopped
     if (status == 0) search_take_results(&s, result);
+    result->not_finite = status != 0 && s.rollouts.not_finite;
     rollouts_close(&s.rollouts);
     search_tree_close(&s.tree);
     free(s.judged);

@@ -173,7 +173,7 @@ static inline int best_of_candidates(Best *b, int number, const uint8_t *pixels,
     if (best >= 0) {
         found->ids = c.texts[best].ids;
         found->count = c.texts[best].count;
-        if (!b->o.compiler_only) found->similarity = c.judged[best]->similarity;
+        found->similarity = judged_similarity(c.judged[best]);
         c.texts[best].ids = NULL;  // the caller's now
     }
     for (size_t i = 0; i < n; i++) free(c.texts[i].ids);
@@ -210,12 +210,17 @@ static inline int best_of_search(Best *b, int number, const char *name, const ui
                              .compiler_only = b->o.compiler_only,
                              .in_flight = BEST_IN_FLIGHT,
                              .seed = b->o.seed + (uint64_t)number};
-    if (search_run(&o, b->g, &b->judge, pixels, extent, b->prefix, b->prefix_count, best_report, b, &r, err))
-        return -1;
+    const uint64_t seed = b->g->sampling.seed;
+    b->g->sampling.seed += (uint64_t)number * 0x9e3779b97f4a7c15;  // random streams of its own for each image
+    const int failed =
+        search_run(&o, b->g, &b->judge, pixels, extent, b->prefix, b->prefix_count, best_report, b, &r, err);
+    b->g->sampling.seed = seed;
+    found->not_finite = r.not_finite;
+    if (failed) return r.not_finite ? 0 : -1;
     if (r.count) {
         found->ids = search_copy_ids(r.found[0].ids, r.found[0].count);
         found->count = r.found[0].count;
-        if (!b->o.compiler_only) found->similarity = r.found[0].score;
+        found->similarity = r.found[0].similarity;
     }
     if (r.count && !b->o.quiet) best_print_ranks(name, &r);
     search_result_free(&r);

@@ -297,6 +297,9 @@ static inline void judge_score(Judge *j, Judged *p) {
     }
 }
 
+/* How alike the drawing of a judged program is to the input. NAN: it was not compared, or there is none. */
+static inline double judged_similarity(const Judged *p) { return p->scored && p->drawn ? p->similarity : NAN; }
+
 /* ---- the queue ---- */
 
 /* Queues a program of n bytes, or finds it among those that were. It stays valid until the next judge_begin. */

@@ -19,7 +19,7 @@ typedef struct {
     Compiles compiles;          // COMPILES_UNKNOWN: it was not compiled
     const TexMessage *errors;   // [error_count] of TeX, the first first; lines count from 1, 0: of no line
     int error_count;            // 0 without errors
-    double similarity;          // of image and drawing, 0 to 1; NAN: not known
+    double similarity;          // of image and drawing: 1 where they are equal; NAN: not known, or nothing is drawn
     const char *preprocessing;  // what was done to the image before the model saw it; NULL: nothing to say
     double prefill_seconds, generate_seconds, compile_seconds;  // NAN: not known, or not done
 } Result;

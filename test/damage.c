@@ -231,16 +231,18 @@ static void nan_tensor(char **a) {
     safetensors_close(&st);
 }
 
-/* set FILE OUT TENSOR INDEX VALUE: one element of a tensor of fp32. */
+/* set FILE OUT TENSOR INDEX VALUE: one element of a tensor of fp32 or bf16. */
 static void set_element(char **a) {
     SafeTensors st;
     open_tensors(&st, a[0]);
     const SafeTensor *t = safetensors_find(&st, a[2]);
     size_t index = (size_t)number(a[3]);
     float value = strtof(a[4], NULL);
-    if (!t || t->dtype != DT_F32 || index >= t->bytes / 4) die("%s has no element %zu of %s", a[0], index, a[2]);
+    if (!t || (t->dtype != DT_F32 && t->dtype != DT_BF16) || index >= t->bytes / dtype_size(t->dtype))
+        die("%s has no element %zu of %s", a[0], index, a[2]);
+    const size_t size = dtype_size(t->dtype);  // the upper half of an fp32 number is the bf16 one
     Bytes b = read_file(a[0]);
-    memcpy(b.data + (t->data - st.file.data) + 4 * index, &value, sizeof value);
+    memcpy(b.data + (t->data - st.file.data) + size * index, (const uint8_t *)&value + sizeof value - size, size);
     write_file(a[1], b.data, b.size);
     free(b.data);
     safetensors_close(&st);

@@ -696,7 +696,7 @@ sys.exit(abs(a - b) > 0.02 * abs(a) + 1e-3 or abs(a - c) > 0.02 * abs(a) + 1e-3)
 
 # Candidates and search, with TeX.
 choosing() {
-    local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png
+    local starter=(--model "$root/dev/starter/student.safetensors" --quiet) image=$root/dev/starter/example.png i
     has_tex "choosing programs" || return
     export XDG_CACHE_HOME=$tmp/cache
     succeeds "$infer" "${starter[@]}" "$image" --candidates 6 --json
@@ -713,6 +713,20 @@ choosing() {
     wait $search
     check "Ctrl-C ends a search with what it has found" grep -q 'end{document}' out
     succeeds "$infer" "${starter[@]}" "$image" --max-tokens 30 --finish --check
+    for i in search candidates; do
+        succeeds "$infer" "${starter[@]}" "$image" --$i 2 --prefix hello --max-tokens 7 --json # which is no document
+        check "--$i: where nothing is drawn, no similarity is known" grep -q '"compiles":"no".*"similarity":null' out
+    done
+    succeeds "$infer" "${starter[@]:0:2}" "$image" "$image" --search 3 --temperature 2 # three at a time: all from the beginning
+    grep -A3 "different programs of 3" err | grep -o "[0-9]\. score .*" >ranks
+    check "each image of a search has random streams of its own" \
+        eval '[ $(grep -c "^1[.]" ranks) = 2 ] && [ "$(awk "/^1[.]/ { n++ } n == 1" ranks)" != "$(awk "/^1[.]/ { n++ } n == 2" ranks)" ]'
+    "$damage" set "$root/dev/starter/student.safetensors" overflow.safetensors lm.0.norm1 0 3e38
+    for i in search candidates; do
+        run "$infer" --model overflow.safetensors --quiet "$image" image1.png --$i 3 --json
+        check "--$i: numbers that are not finite fail one image after another" \
+            eval '[ $status = 1 -a $(wc -l <out) = 2 ] && [ $(grep -c "values that are not finite, though all its weights are" err) = 2 ]'
+    done
     run env PATH=/nowhere "$infer" "${starter[@]}" "$image" --search 3
     check "a search without TeX is refused" eval '[ $status = 1 -a ! -s out ] && grep -q "no TeX engine is installed" err'
     unset XDG_CACHE_HOME

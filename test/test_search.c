@@ -514,6 +514,21 @@ static void test_rollouts(void) {
     model_close(&m);
 }
 
+/* ---- the order of results ---- */
+
+/* What is usable comes first, even where another draws the same pixels or has the higher score. */
+static void test_order(void) {
+    const SearchFound wrong = {.score = -1, .drawn = true, .same = true, .rollout = 0},
+                      clean = {.score = 0.99, .drawn = true, .clean = true, .usable = true, .rollout = 1},
+                      same = {.score = 0.98, .drawn = true, .usable = true, .same = true, .rollout = 2},
+                      worse = {.score = 0.2, .drawn = true, .usable = true, .rollout = 3},
+                      negative = {.score = -0.5, .drawn = true, .usable = true, .rollout = 4},
+                      nothing = {.score = -1, .rollout = 5};
+    const SearchFound *const order[] = {&same, &clean, &worse, &negative, &wrong, &nothing};
+    for (int i = 0; i < 6; i++)
+        for (int k = 0; k < 6; k++) CHECK((search_compare(order[i], order[k]) < 0) == (i < k));
+}
+
 /* ---- the judge, with TeX ---- */
 
 #define FIGURE(body)                                                                    \
@@ -603,6 +618,10 @@ static void test_search_run(const char *cache) {
         CHECK_OK(search_run(&s, &g, &j, pixels, (ImageExtent){image.width, 0}, NULL, 0, k ? NULL : on_report, &seen, &r[k], &err), err);
         judge_close(&j);
         CHECK(r[k].rollouts == 6 && r[k].count >= 1 && r[k].count <= 6);
+        for (int i = 0; i < r[k].count; i++) {
+            const SearchFound *f = &r[k].found[i];
+            CHECK(f->usable == f->drawn && (f->drawn ? f->similarity == f->score : isnan(f->similarity)));
+        }
         for (int i = 1; i < r[k].count; i++) CHECK(search_compare(&r[k].found[i - 1], &r[k].found[i]) < 0);
     }
     CHECK(seen.calls > 0 && search_rounded(seen.score) == search_rounded(r[0].found[0].score));
@@ -627,6 +646,7 @@ int main(int argc, char **argv) {
     test_similarity();
     test_similarity_rectangular();
     test_rollouts();
+    test_order();
     if (has_tex()) {
         samples_begin();
         char *cache = format_string("%s/cache", samples_folder);
