@@ -53,6 +53,8 @@ int main(int argc, char **argv) {
     o.to_folder = opt.output && (o.several || is_folder(opt.output));
     if (o.to_folder || (o.several && draw_wanted(&opt.draw)))
         if (inputs_check_names(&inputs, opt.output ? opt.output : ".", "tex", &err)) options_die("%s", err.text);
+    if (opt.attention && o.several && inputs_check_names(&inputs, opt.attention, "attention", &err))
+        options_die("%s", err.text);
     if (o.to_folder) die_if(make_folder(opt.output, &err), &err);
     if (opt.attention) die_if(make_folder(opt.attention, &err), &err);
     die_if(drawing_open(&drawing, opt.draw, o.several, opt.render, opt.json, &err), &err);
@@ -66,6 +68,7 @@ int main(int argc, char **argv) {
                                         : opt.draft                  ? run_draft
                                                                      : run_batches;
     for (Session *s = sessions; s < sessions + count; s++) generate(s);
+    writer_finish(&writer);
     if (opt.dataset) generated_finish(&generated);
     print_timing(sessions, count, start);
     const bool failed = writer.failures || (opt.strict && writer.cut);
@@ -92,7 +95,7 @@ static int next_image(Session *s, uint8_t *pixels, uint8_t *draft_pixels) {
         program_prepare(p, &s->prepare, pixels, draft_pixels);
         if (!p->failed) program_begin_text(p, s->writer, s->prefix.ids, s->prefix.count);
         if (p->failed) {
-            writer_done(s->writer, p, s->prefix.count);
+            writer_done(s->writer, p);
             continue;
         }
         if (opt.json || opt.render || opt.attention) p->pixels = memcpy(xmalloc(bytes), pixels, bytes);
@@ -127,7 +130,7 @@ static void write_attention(Session *s, Program *p) {
 static void finish_program(Session *s, Program *p) {
     p->generate_seconds = seconds_now() - p->generate_seconds;
     if (opt.attention && !p->failed) write_attention(s, p);
-    writer_done(s->writer, p, s->prefix.count);
+    writer_done(s->writer, p);
 }
 
 /* Callback of the speculator: takes token `id` of the program with this number. Returns false when the program ends. */
@@ -197,8 +200,7 @@ static void run_beams(Session *s) {
         for (int i = 0; i < n; i++) {
             Program *p = &s->writer->programs[numbers[i]];
             if (results[i].failed) fail_not_finite(p, &s->model);
-            for (int k = 0; k < results[i].count && !p->failed; k++) program_add(p, s->writer, results[i].ids[k]);
-            p->ended = results[i].ended;
+            program_add_all(p, s->writer, results[i].ids, results[i].count, results[i].ended);
             p->log_probability = results[i].log_probability;
             finish_program(s, p);
             beam_result_free(&results[i]);
@@ -228,20 +230,22 @@ static void run_draft(Session *s) {
 /* Takes over the program that was chosen for an image. */
 static void take_best(Session *s, Program *p, const BestProgram *found) {
     Error err;
+    const int prefix = s->prefix.count, count = found->count;
     if (found->not_finite) {
         fail_not_finite(p, &s->model);
     } else if (!found->ids) {
         error_set(&err, "no program of %s was found in time", p->input->path);
         program_fail(p, &err);
+    } else {
+        const bool ended = count > prefix && tokenizer_ends(&s->model.tokenizer, found->ids[count - 1]);
+        program_add_all(p, s->writer, found->ids + prefix, count - prefix, ended);
     }
-    for (int i = s->prefix.count; i < found->count && program_add(p, s->writer, found->ids[i]); i++)
-        ;
-    p->similarity = found->similarity;
+    if (!p->looped) p->similarity = found->similarity;  // else it was judged with all rounds of the loop
     score_program(s, p);
 }
 
 /* One image after another: several programs, of which the best is kept. Ctrl-C ends the search of an image, which keeps what
- * it has found; the images after it have no programs. */
+ * it has found; the images after it have no programs (writer_finish). */
 static void run_best(Session *s) {
     Best best;
     Error err;
@@ -270,9 +274,6 @@ static void run_best(Session *s) {
         finish_program(s, p);
         free(found.ids);
     }
-    const int left = opt.dataset ? 0 : session_images_left(s);  // generated_finish says it
-    if (left) report_error("stopped before the last %d image%s", left, left == 1 ? "" : "s");
-    s->writer->failures += left;
     best_close(&best);
     free(pixels);
 }

@@ -156,14 +156,6 @@ static int sessions_open(Session *sessions, Writer *w, Inputs *inputs, const Ops
     return count;
 }
 
-/* The number of its images that have no program. */
-static int session_images_left(const Session *s) {
-    int left = 0;
-    for (int i = 0; i < s->inputs->count; i++)
-        left += s->writer->programs[i].model == &s->known && !s->writer->programs[i].done;
-    return left;
-}
-
 /* Takes over what an earlier run of --dataset has written. */
 static void session_begin_dataset(const Session *s, GeneratedData *generated, WeightFormat format) {
     Error err;

@@ -50,6 +50,7 @@ typedef struct {
     RepeatGuard guard;
     TokenIds ids;  // with the prefix, and with the end token
     int tokens;    // their number, without the end token
+    int prefix_count;  // how many of them are the prefix
     bool ended, looped, opened, failed, done;
     char *preprocessing;  // what was done to the image; NULL: nothing
     double log_probability, confidence, similarity;  // as in Result
@@ -128,7 +129,7 @@ static inline void program_begin_text(Program *p, const Writer *w, const int *pr
         program_add_bytes(p, w, bytes, n);
         token_ids_add(&p->ids, prefix[i]);
     }
-    p->tokens = prefix_count;
+    p->tokens = p->prefix_count = prefix_count;
 }
 
 /* Adds a token. Returns false where the program ends with it. */
@@ -142,6 +143,15 @@ static inline bool program_add(Program *p, const Writer *w, int id) {
     program_add_bytes(p, w, bytes, n);
     p->looped = repeat_add(&p->guard, id) && w->o.repeat_guard;
     return !p->failed && !p->looped;
+}
+
+/* Adds the tokens of a program that was generated elsewhere; ended: by the model, with or without the end token among them. The
+ * repeat guard stops a program that was cut, but a loop that comes to an end is part of the program. */
+static inline void program_add_all(Program *p, const Writer *w, const int *ids, int count, bool ended) {
+    for (int i = 0; i < count && !p->failed && (ended || !p->looped); i++)
+        if (!program_add(p, w, ids[i]) && p->ended) break;
+    p->ended = ended;
+    p->looped = p->looped && !ended;
 }
 
 /* ---- when it is complete ---- */
@@ -306,9 +316,9 @@ static inline void program_give(Program *p, const Writer *w) {
     generated_take(w->o.generated, (int)(p - w->programs), state, p->ids.ids, p->failed ? 0 : p->tokens);
 }
 
-static inline void program_finish(Program *p, Writer *w, int prefix_count) {
-    p->confidence = generator_confidence(p->log_probability, p->tokens - prefix_count + p->ended);
-    if (p->memory) program_end_text(p, w, prefix_count);
+static inline void program_finish(Program *p, Writer *w) {
+    p->confidence = generator_confidence(p->log_probability, p->tokens - p->prefix_count + p->ended);
+    if (p->memory) program_end_text(p, w, p->prefix_count);
     if (w->o.generated) {
         program_give(p, w);
     } else {
@@ -317,7 +327,7 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
         if (p->memory) program_output(p, w);
         program_compile(p, w);
     }
-    if (!p->failed) w->tokens += p->tokens - prefix_count;
+    if (!p->failed) w->tokens += p->tokens - p->prefix_count;
     w->failures += p->failed;
     free(p->text);
     free(p->pixels);
@@ -329,11 +339,24 @@ static inline void program_finish(Program *p, Writer *w, int prefix_count) {
 
 /* A program is complete, or has failed: writes it and those after it that are complete, once all before it are written. A
  * data set takes them in any order. */
-static inline void writer_done(Writer *w, Program *p, int prefix_count) {
+static inline void writer_done(Writer *w, Program *p) {
     p->done = true;
-    if (w->o.generated) program_finish(p, w, prefix_count);
+    if (w->o.generated) program_finish(p, w);
     while (!w->o.generated && w->next < w->count && w->programs[w->next].done)
-        program_finish(&w->programs[w->next++], w, prefix_count);
+        program_finish(&w->programs[w->next++], w);
+}
+
+/* No program comes any more: after an interruption, writes those that are complete though one before them is missing, and says
+ * how many are missing. (Those of a data set are counted by generated_finish.) */
+static inline void writer_finish(Writer *w) {
+    int missing = 0;
+    for (; !w->o.generated && w->next < w->count; w->next++)
+        if (w->programs[w->next].done)
+            program_finish(&w->programs[w->next], w);
+        else
+            missing++;
+    if (missing) report_error("stopped before %d of the %d images", missing, w->count);
+    w->failures += missing;
 }
 
 #endif

@@ -43,11 +43,10 @@ static inline Candidate *alone_add(Instance *i, Job *j, const int *ids, int coun
     return c;
 }
 
-/* Makes the first candidate's tokens the job's program. */
-static inline void alone_take(Instance *i, Job *j, const int *ids, int count) {
+/* Makes the first candidate's tokens the job's program; ended: by the model. */
+static inline void alone_take(Instance *i, Job *j, const int *ids, int count, bool ended) {
     Program *p = &j->program;
-    for (int k = i->prefix.count; k < count && program_add(p, &i->writer, ids[k]); k++)
-        ;
+    program_add_all(p, &i->writer, ids + i->prefix.count, count - i->prefix.count, ended);
     fflush(p->memory);
 }
 
@@ -73,8 +72,7 @@ static inline void alone_take_beams(Instance *i, Job *j, const BeamImage *image)
         c->ended = h[k].ended;
         c->score = h[k].score;
         if (k > 0) continue;
-        alone_take(i, j, whole.ids, whole.count);
-        j->program.ended = h[k].ended;
+        alone_take(i, j, whole.ids, whole.count, h[k].ended);
         j->program.log_probability = h[k].sum;
     }
     free(whole.ids);
@@ -160,9 +158,9 @@ static inline void alone_candidates(Instance *i, Job *j) {
         candidate->clean = ranked[k].judged->clean;
         candidate->score = ranked[k].judged->similarity;
         if (k > 0) continue;
-        alone_take(i, j, ids->ids, ids->count);
+        alone_take(i, j, ids->ids, ids->count, candidate->ended);
         j->program.log_probability = candidate->log_probability;
-        j->program.similarity = candidate->score;
+        if (!j->program.looped) j->program.similarity = judged_similarity(ranked[k].judged);
     }
     for (size_t k = 0; k < n; k++) free(c.texts[k].ids);
     free(c.texts);
@@ -209,9 +207,9 @@ static inline void alone_search(Instance *i, Job *j) {
         c->compiled = true;
         c->clean = f->clean;
         if (k > 0) continue;
-        alone_take(i, j, f->ids, f->count);
+        alone_take(i, j, f->ids, f->count, c->ended);
         j->program.log_probability = c->log_probability;
-        j->program.similarity = f->score;
+        if (!j->program.looped) j->program.similarity = f->similarity;
     }
     search_result_free(&r);
 }

@@ -1,12 +1,9 @@
-/* Tests of what infer needs around generation: the repeat guard, the list of images, results as JSON, and images in the
- * terminal. */
+/* Tests of what infer needs around generation: the repeat guard, the writer of programs, the list of images, results as JSON,
+ * and images in the terminal. */
 #include "samples.h"
 
-#include "../generate/formula_text.h"
-#include "../generate/inputs.h"
-#include "../generate/repeat.h"
-#include "../generate/result.h"
-#include "../lib/terminal_image.h"
+#include "../generate.h"
+#include "../generate/writer.h"
 
 #include <pty.h>
 #include <sys/wait.h>
@@ -65,6 +62,71 @@ static void test_repeat_starter(void) {
         dataset_close(&d);
     }
     CHECK(found == 0 && (programs == 0 || programs == 4200));
+}
+
+/* ---- programs ---- */
+
+/* A tokenizer of 20 tokens, the last of which ends a text, and a model with it. */
+static ProgramModel program_model(Tokenizer *t) {
+    static SafeTensors st;
+    Error err;
+    CHECK_OK(write_tokenizer_file(sample_path("tokenizer"), 20, 0, &err), err);
+    CHECK_OK(safetensors_open(&st, sample_path("tokenizer"), &err), err);
+    CHECK_OK(tokenizer_load(t, &st, &err), err);
+    return (ProgramModel){t, RENDER_TIKZ, image_square(8), 1000};
+}
+
+/* A program that was generated elsewhere: only one without an end loses the rounds of its loop. */
+static void test_loops(void) {
+    enum { N = 403 };
+    Tokenizer t;
+    Input image = {.path = (char *)"a.png"};
+    const ProgramModel model = program_model(&t);
+    const Writer w = {.o = {.repeat_guard = true, .several = true}};
+    int ids[N + 1] = {1, 2};
+    for (int i = 2; i < N; i++) ids[i] = 5;
+    ids[N - 1] = 3;
+    ids[N] = t.end;
+    for (int way = 0; way < 3; way++) {  // cut; ended, without the end token as beams are, and with it
+        Program p = {.input = &image, .model = &model};
+        program_begin_text(&p, &w, NULL, 0);
+        program_add_all(&p, &w, ids, way < 2 ? N : N + 1, way > 0);
+        CHECK(p.ended == (way > 0) && p.looped == (way == 0));
+        program_end_text(&p, &w, 0);
+        CHECK(p.tokens == (way ? N : 3) && p.ids.count == (way == 2 ? N + 1 : p.tokens));
+        char *text;
+        tokenizer_decode(&t, ids, p.tokens, &text, NULL);
+        CHECK(!strncmp(p.text, text, strlen(text)) && p.bytes <= strlen(text) + 1);
+        free(text);
+        free(p.text);
+        free(p.ids.ids);
+    }
+}
+
+/* After an interruption, programs behind one that is missing are written, too. */
+static void test_interrupted(void) {
+    Tokenizer t;
+    Error err;
+    Writer w;
+    Drawing drawing = {0};
+    const ProgramModel model = program_model(&t);
+    const int ids[] = {6, 7, t.end};
+    char *folder = format_string("%s/written", samples_folder);
+    Input images[] = {{.path = (char *)"0.png"}, {.path = (char *)"1.png"}, {.path = (char *)"2.png"}};
+    CHECK_OK(make_folder(folder, &err), err);
+    writer_open(&w, (WriterOptions){.output = folder, .to_folder = true, .several = true}, &(Inputs){images, 3}, &drawing);
+    w.programs[1].model = &model;
+    program_begin_text(&w.programs[1], &w, NULL, 0);
+    program_add_all(&w.programs[1], &w, ids, 3, true);
+    writer_done(&w, &w.programs[1]);
+    char *path = format_string("%s/1.tex", folder), *other = format_string("%s/2.tex", folder);
+    CHECK(!file_exists(path));
+    writer_finish(&w);
+    CHECK(file_exists(path) && !file_exists(other) && w.failures == 2 && w.tokens == 2 && w.next == 3);
+    writer_close(&w);
+    free(path);
+    free(other);
+    free(folder);
 }
 
 /* ---- the images of the command line ---- */
@@ -532,6 +594,8 @@ int main(int argc, char **argv) {
     samples_begin();
     test_repeat();
     test_repeat_starter();
+    test_loops();
+    test_interrupted();
     test_inputs();
     test_stdin();
     test_formulas();

@@ -607,6 +607,16 @@ wild() {
     check "one that it knows" eval '! grep -q "figure.png: the model is not sure" err'
     succeeds "$infer" --model "$root/dev/starter/student.safetensors" odd/formula.png --max-tokens 9
     check "--model: nothing is told" eval '! grep -q taken err'
+    has_tex "stopping a search of both" || return
+    last=("${there[@]}" --search 100s ../odd/formula.png ../odd/figure.png -o ../stopped)
+    XDG_CACHE_HOME=$tmp/cache env --default-signal=INT "${last[@]}" >out 2>err & local search=$!
+    wait_for $search eval '[[ $(<err) == *": score "* ]]'
+    kill -INT $search
+    wait $search
+    status=$?
+    check "figures come first; one that was found before Ctrl-C is written, though a formula before it is not" \
+        eval '[ $status = 1 -a ! -e stopped/formula.tex ] && grep -q "end{document}" stopped/figure.tex'
+    check "... and what is missing is said" [ "$(grep error: err)" = "infer: error: stopped before 1 of the 2 images" ]
 }
 
 # ---- infer: inputs, JSON, drafts, clean output, cleaned images ----
@@ -678,6 +688,9 @@ sys.exit(abs(a - b) > 0.02 * abs(a) + 1e-3 or abs(a - c) > 0.02 * abs(a) + 1e-3)
     succeeds "$infer" "${starter[@]}" "$image" --attention looked
     check "attention: a page and a picture for each token" eval '[ -s looked/index.html ] &&
         [ $(ls looked/*.png | wc -l) = $(grep -c "<img" looked/index.html) ]'
+    mkdir -p moreshots && cp "$image" moreshots/a.png
+    refuses 2 "would both be written to looks/a.attention" "$infer" "${starter[@]}" shots/a.png moreshots/a.png --attention looks
+    check "... and nothing is" [ ! -e looks ]
     refuses 2 "--length-penalty is an option of --beam" "$infer" "${starter[@]}" "$image" --length-penalty 2
     refuses 2 "--exploration is an option of --search" "$infer" "${starter[@]}" "$image" --exploration 2
     refuses 2 "--reward must be" "$infer" "${starter[@]}" "$image" --search 3 --reward beauty
