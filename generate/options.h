@@ -198,13 +198,13 @@ static void check_dataset(const StringList *images) {
 }
 
 /* What decides the programs of --dataset, beside model and data, as text. */
-static char *dataset_settings(WeightFormat format, const char *preprocess, int max_tokens) {
-    return format_string("%s %d %.17g %.17g %lld %lld %lld %lld %lld %.17g %s %.17g %s %s %s %s %d %d %d",
+static char *dataset_settings(WeightFormat format, RenderTask task, const char *preprocess, int max_tokens) {
+    return format_string("%s %d %.17g %.17g %lld %lld %lld %lld %lld %.17g %s %.17g %s %s %s %s %d %d %d %s",
                          opt.prefix ? opt.prefix : "", max_tokens, opt.temperature, opt.top_p, (long long)opt.top_k,
                          (long long)opt.seed, (long long)opt.samples, (long long)opt.candidates, (long long)opt.beam,
                          opt.length_penalty, opt.search ? opt.search : "", opt.exploration, opt.reward,
                          opt.repeat_guard, opt.draft ? opt.draft : "", preprocess, opt.trim_near_white, opt.invert,
-                         (int)format);
+                         (int)format, render_task_names[task]);
 }
 
 /* Without --model: the model for --task, or, where there is one for each task, both, unless another option belongs to one model

@@ -160,7 +160,7 @@ static int sessions_open(Session *sessions, Writer *w, Inputs *inputs, const Ops
 static void session_begin_dataset(const Session *s, GeneratedData *generated, WeightFormat format) {
     Error err;
     uint64_t model, adapter = 0;
-    char *settings = dataset_settings(format, s->prepare.preprocess, s->max_new_tokens);
+    char *settings = dataset_settings(format, s->known.task, s->prepare.preprocess, s->max_new_tokens);
     die_if(file_checksum(generated->o.model_path, &model, &err), &err);
     if (opt.lora) die_if(file_checksum(opt.lora, &adapter, &err), &err);
     if (opt.lora) model = hash_bytes(model, &adapter, sizeof adapter);

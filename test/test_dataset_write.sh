@@ -80,6 +80,7 @@ stopped() {
     refuses 1 "none.bin.programs.partial holds programs of an earlier run: --resume goes on with them; remove it" \
         "${writes[@]}" --dataset none.bin data.bin
     refuses 1 "were written with other options" "${writes[@]}" --dataset none.bin data.bin --resume
+    refuses 1 "were written with other options" "${writes[@]}" --dataset none.bin data.bin --max-tokens 3 --task formula --resume
     refuses 1 "of another model or other data" "${writes[@]}" --dataset none.bin few.bin --max-tokens 3 --resume
     refuses 1 "of another model or other data" "${writes[@]}" --dataset none.bin data.bin --max-tokens 3 --resume \
         --model dev/starter/teacher.safetensors
