@@ -67,7 +67,8 @@ static const Option table[] = {
      "programs that compile (compiler)",
      0, 0},
     {"draft", 0, OPT_STRING, &opt.draft, "FILE",
-     "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner", 0, 0},
+     "a smaller model with the same tokenizer, which proposes tokens: the same programs, sooner; with --temperature, "
+     "other draws from the same distribution", 0, 0},
     {"dataset", 0, OPT_STRING, &opt.dataset, "OUT.bin",
      "the IMAGE is a data set (a .bin file, or a pattern in quotes): write the programs for its images as the data set "
      "OUT.bin, for train_distill --data; images are taken as they are, unless --preprocess is given",
@@ -123,7 +124,10 @@ static const Option table[] = {
      0},
     {"show", 0, OPT_FLAG, &opt.show, NULL, "draw the image as the model sees it, in coloured characters on stderr", 0,
      0},
-    {"strict", 0, OPT_FLAG, &opt.strict, NULL, "status 1 also when a program was cut at the limit; it is kept", 0, 0},
+    {"strict", 0, OPT_FLAG, &opt.strict, NULL,
+     "status 1 also when a program was cut at the limit; it is kept. --search and --candidates keep a program with errors "
+     "only if none is without, even where it draws something",
+     0, 0},
     {"verbose", 'v', OPT_FLAG, &opt.verbose, NULL, "say on stderr what was done to an image", 0, 0},
     {"quiet", 'q', OPT_FLAG, &opt.quiet, NULL, "no timing, no task that was told and no warning of low confidence on stderr", 0, 0},
 };

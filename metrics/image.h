@@ -6,10 +6,10 @@
  *   s.cdm_f1 = score.f1, s.cdm_perfect = score.perfect;                 // of formulas, from metrics/cdm.h
  *   for (int i = 0; i < IMAGE_METRICS; i++) ... image_metric_value(&image_metrics[i], &s)
  *
- * One struct per pair; a mean over the pairs is the metric of a model (paired resampling needs the values). A hypothesis
- * that could not be drawn has no scores (image_scores_none: NaN, null in JSON) but those of CDM, which are 0. Everything but
- * `exact` is measured in the common frame of metrics/frame.h. Each call uses one thread and memory of its own; several may
- * run at a time. */
+ * One struct per pair; a mean over the pairs is the metric of a model (paired resampling needs the values). In the report, a
+ * hypothesis that could not be drawn counts as a white image (suite_load), and its CDM is 0; where it is the reference, the pair
+ * has no scores (image_scores_none: NaN, null in JSON). Everything but `exact` is measured in the common frame of
+ * metrics/frame.h. Each call uses one thread and memory of its own; several may run at a time. */
 #ifndef METRICS_IMAGE_H
 #define METRICS_IMAGE_H
 
@@ -151,7 +151,7 @@ static inline double image_ratio(double a, double b) {
     return larger > 0 ? (a < b ? a : b) / larger : 1;
 }
 
-/* The scores of an image that could not be drawn. */
+/* The scores of a pair without any: NaN. */
 static inline void image_scores_none(ImageScores *s) {
     for (int i = 0; i < IMAGE_METRICS; i++) *(double *)(void *)((char *)s + image_metrics[i].offset) = NAN;
 }
