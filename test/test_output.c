@@ -66,22 +66,22 @@ static void test_repeat_starter(void) {
 
 /* ---- programs ---- */
 
-/* A tokenizer of 20 tokens, the last of which ends a text, and a model with it. */
-static ProgramModel program_model(Tokenizer *t) {
-    static SafeTensors st;
+/* A tokenizer of 20 tokens, the last of which ends a text, and a model with it; the caller closes the file. */
+static ProgramModel program_model(Tokenizer *t, SafeTensors *st) {
     Error err;
     CHECK_OK(write_tokenizer_file(sample_path("tokenizer"), 20, 0, &err), err);
-    CHECK_OK(safetensors_open(&st, sample_path("tokenizer"), &err), err);
-    CHECK_OK(tokenizer_load(t, &st, &err), err);
+    CHECK_OK(safetensors_open(st, sample_path("tokenizer"), &err), err);
+    CHECK_OK(tokenizer_load(t, st, &err), err);
     return (ProgramModel){t, RENDER_TIKZ, image_square(8), 1000};
 }
 
 /* A program that was generated elsewhere: only one without an end loses the rounds of its loop. */
 static void test_loops(void) {
     enum { N = 403 };
+    SafeTensors file;
     Tokenizer t;
     Input image = {.path = (char *)"a.png"};
-    const ProgramModel model = program_model(&t);
+    const ProgramModel model = program_model(&t, &file);
     const Writer w = {.o = {.repeat_guard = true, .several = true}};
     int ids[N + 1] = {1, 2};
     for (int i = 2; i < N; i++) ids[i] = 5;
@@ -101,15 +101,17 @@ static void test_loops(void) {
         free(p.text);
         free(p.ids.ids);
     }
+    safetensors_close(&file);
 }
 
 /* After an interruption, programs behind one that is missing are written, too. */
 static void test_interrupted(void) {
+    SafeTensors file;
     Tokenizer t;
     Error err;
     Writer w;
     Drawing drawing = {0};
-    const ProgramModel model = program_model(&t);
+    const ProgramModel model = program_model(&t, &file);
     const int ids[] = {6, 7, t.end};
     char *folder = format_string("%s/written", samples_folder);
     Input images[] = {{.path = (char *)"0.png"}, {.path = (char *)"1.png"}, {.path = (char *)"2.png"}};
@@ -124,6 +126,7 @@ static void test_interrupted(void) {
     writer_finish(&w);
     CHECK(file_exists(path) && !file_exists(other) && w.failures == 2 && w.tokens == 2 && w.next == 3);
     writer_close(&w);
+    safetensors_close(&file);
     free(path);
     free(other);
     free(folder);
