@@ -341,6 +341,30 @@ static void test_formats(void) {
     free(path);
 }
 
+static bool asked_to_stop;
+
+static bool stop_asked(void) { return asked_to_stop; }
+
+/* A run that was cancelled or could not begin says nothing of its preamble: the format is made for a later document. */
+static void test_interrupted_format(void) {
+    Renderer r = open_renderer(1 << TEX_PDFLATEX, 1, &test_limits);
+    const char *const preamble = "\\documentclass{article}\\usepackage{tikz}\n";
+    const size_t n = strlen(preamble);
+    r.tex.cancelled = stop_asked;
+    asked_to_stop = true;
+    char *path = tex_format_get(&r.formats, &r.tex, preamble, n);
+    CHECK(!path && formats_ready(&r) == 0);
+    asked_to_stop = false;
+    setenv("TMPDIR", "/nowhere", 1);  // where no folder can be made for the run
+    path = tex_format_get(&r.formats, &r.tex, preamble, n);
+    CHECK(!path && formats_ready(&r) == 0);
+    setenv("TMPDIR", samples_folder, 1);
+    path = tex_format_get(&r.formats, &r.tex, preamble, n);
+    CHECK(path && formats_ready(&r) == 1);
+    free(path);
+    renderer_close(&r);
+}
+
 static Renderer shared;
 
 static void *draw_some(void *failures) {
@@ -637,6 +661,7 @@ int main(int argc, char **argv) {
         TIMED(test_references());
         TIMED(test_rescue());
         TIMED(test_formats());
+        TIMED(test_interrupted_format());
         TIMED(test_threads());
         TIMED(test_hostile(canary));
         TIMED(test_slow_page());
