@@ -9,7 +9,7 @@
 #
 #   FIGURES   training figures of all levels, drawn CHUNK by CHUNK into files of their own (200000, 20000); only whole files are
 #             made, and a training that has begun keeps to its figures
-#   HELD_OUT  validation and test figures of each level (300)
+#   HELD_OUT  validation figures, of all levels together, and test figures, of each level (300)
 #   LEVELS    levels of the training figures; one that is named twice is twice as frequent (1,2,3,4,5)
 #   SHORT, TRUNK, COOL   steps with short programs only, as drawn; steps with all, augmented, at the full learning rate; steps
 #             in which it falls to nothing (6000, 80000, 16000)

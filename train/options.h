@@ -178,7 +178,7 @@ static const Option table[] = {
     {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
     {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 2e9},
     {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
-    {"batch", 'b', OPT_INT, &opt.batch, "N", "images in a micro-batch", 1, 65536},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "images in a micro-batch", 1, 65535},
     {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step, on each rank", 1, 1 << 20},
     {"lr", 0, OPT_FLOAT, &opt.lr, "X", "peak learning rate", 0, 10},
     {"lr-schedule", 0, OPT_STRING, &opt.lr_schedule, "NAME", "cosine, linear, constant or multistep", 0, 0},
