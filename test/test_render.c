@@ -63,6 +63,8 @@ static void test_documents(void) {
     check_document(RENDER_FORMULA, "\n x^2 \n\n", "$\\displaystyle x^2\n$", 2);
     check_document(RENDER_FORMULA, "\\begin{align}x&=1\\end{align}", "\\begin{document}\\begin{align}", 1);
     check_document(RENDER_FORMULA, "\\begin{aligned}x\\end{aligned}", "$\\displaystyle \\begin{aligned}", 1);
+    check_document(RENDER_FORMULA, "\\begin{gathered}x\\end{gathered}", "$\\displaystyle \\begin{gathered}", 1);
+    check_document(RENDER_FORMULA, "\\begin{gather*}x\\end{gather*}", "\\begin{document}\\begin{gather*}", 1);
     check_document(RENDER_FORMULA, "\\begin{array}{c}x\\end{array}", "$\\displaystyle \\begin{array}", 1);
     check_document(RENDER_FORMULA, "\\[x\\]", "\\begin{document}\\[x", 1);
     CHECK(!tex_document(RENDER_TIKZ, "hello", 5, &err) && strstr(err.text, "is not a document: it has neither"));
