@@ -22,18 +22,20 @@ CUDA      ?= 1
 BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(MPI)),-nompi)$(if $(filter 0,$(FORMATS)),-noformats)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
-CPPFLAGS += -MMD -MP -D_GNU_SOURCE
+# Ours stand beside the user's CPPFLAGS, CFLAGS, CXXFLAGS, NVCCFLAGS and LDLIBS: of a variable of the environment, an inner make would get
+# what the outer one has made of it.
+DEFINES := -MMD -MP -D_GNU_SOURCE
 # Threads that wait spin only briefly, in the tests as in the programs (lib/threads.h).
 export GOMP_SPINCOUNT ?= 20000
 
 # A sanitizer looks into every access: with -O1 it compiles in a third of the time, and its tests are short.
 OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -ffp-contract=fast -fno-math-errno -fopenmp
-CFLAGS   += -std=gnu11 $(WARNINGS) $(OPTIMISE)
-CXXFLAGS += -std=c++17 $(WARNINGS) $(OPTIMISE)
-LDLIBS   += -lpng -lz -ljpeg -lm -lpthread
+C_OPTIONS   := -std=gnu11 $(WARNINGS) $(OPTIMISE)
+CXX_OPTIONS := -std=c++17 $(WARNINGS) $(OPTIMISE)
+LIBRARIES   := -lpng -lz -ljpeg -lm -lpthread
 
 ifeq ($(PRECISION),FP32)
-CPPFLAGS += -DPRECISION_FP32
+DEFINES += -DPRECISION_FP32
 else ifneq ($(PRECISION),BF16)
 $(error PRECISION is $(PRECISION); expected BF16 or FP32)
 endif
@@ -62,12 +64,12 @@ FLAGS_dotprod    := -march=armv8.2-a+dotprod
 
 # WebP, GIF and TIFF images, each where its library's header is; PNG, JPEG and BMP are always read.
 HASH := \#
-HAS = $(if $(filter-out 0,$(FORMATS)),$(shell echo '$(HASH)include <$1>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes))
+HAS = $(if $(filter-out 0,$(FORMATS)),$(shell echo '$(HASH)include <$1>' | $(CC) $(filter-out -M%,$(DEFINES) $(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes))
 WEBP     := $(call HAS,webp/demux.h)
 GIF      := $(call HAS,gif_lib.h)
 TIFF     := $(call HAS,tiffio.h)
-CPPFLAGS += $(if $(WEBP),-DWITH_WEBP) $(if $(GIF),-DWITH_GIF) $(if $(TIFF),-DWITH_TIFF)
-LDLIBS   += $(if $(WEBP),-lwebpdemux -lwebp) $(if $(GIF),-lgif) $(if $(TIFF),-ltiff)
+DEFINES += $(if $(WEBP),-DWITH_WEBP) $(if $(GIF),-DWITH_GIF) $(if $(TIFF),-DWITH_TIFF)
+LIBRARIES += $(if $(WEBP),-lwebpdemux -lwebp) $(if $(GIF),-lgif) $(if $(TIFF),-ltiff)
 COMMA    := ,
 IMAGES   := PNG, JPEG, BMP$(if $(WEBP),$(COMMA) WebP)$(if $(GIF),$(COMMA) GIF)$(if $(TIFF),$(COMMA) TIFF)
 
@@ -77,16 +79,16 @@ DEVICES   := the CPU only
 CUDA_HOME := $(if $(filter 0 emulated,$(CUDA)),,$(if $(SANITIZE),,$(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC) 2>/dev/null)))))
 ifeq ($(CUDA),emulated)
 DEVICES  := the CPU and an emulated GPU
-CPPFLAGS += -DWITH_CUDA -DWITH_NCCL -DCUDA_EMULATION
+DEFINES += -DWITH_CUDA -DWITH_NCCL -DCUDA_EMULATION
 OBJECTS  += $(addprefix $(BUILD)/,cuda.o emulator.o streams.o cublaslt.o emulated_nccl.o nccl.o)
-LDLIBS   += -lstdc++
+LIBRARIES += -lstdc++
 else ifneq ($(wildcard $(CUDA_HOME)/include/cublasLt.h),)
 DEVICES  := the CPU and NVIDIA GPUs
 CUDA_LIB := $(firstword $(dir $(wildcard $(addprefix $(CUDA_HOME)/,lib64/libcudart_static.a lib/libcudart_static.a targets/*/lib/libcudart_static.a))))
 HAS_NCCL := $(wildcard $(CUDA_HOME)/include/nccl.h)
-CPPFLAGS += -DWITH_CUDA $(if $(HAS_NCCL),-DWITH_NCCL)
+DEFINES += -DWITH_CUDA $(if $(HAS_NCCL),-DWITH_NCCL)
 OBJECTS  += $(BUILD)/cuda.o $(if $(HAS_NCCL),$(BUILD)/nccl.o)
-LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
+LIBRARIES += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcudart_static -ldl -lrt -lstdc++
 endif
 
 # Several processes: MPI, where Open MPI's compiler says how, for the program that trains.
@@ -94,12 +96,12 @@ MPI_COMPILE := $(if $(filter-out 0,$(MPI)),$(shell mpicc --showme:compile 2>/dev
 PROCESSES   := one process (scripts/deps.sh mpi brings what several need)
 ifneq ($(MPI_COMPILE),)
 PROCESSES := one process or several, through MPI
-$(BUILD)/train_distill $(BUILD)/test_comm: private CPPFLAGS += -DWITH_MPI $(MPI_COMPILE)
-$(BUILD)/train_distill $(BUILD)/test_comm: private LDLIBS += $(shell mpicc --showme:link)
+$(BUILD)/train_distill $(BUILD)/test_comm: private DEFINES += -DWITH_MPI $(MPI_COMPILE)
+$(BUILD)/train_distill $(BUILD)/test_comm: private LIBRARIES += $(shell mpicc --showme:link)
 endif
 
 # The HTTP server, where its library's header is.
-HTTP     := $(shell echo '$(HASH)include <microhttpd.h>' | $(CC) $(filter-out -M%,$(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes)
+HTTP     := $(shell echo '$(HASH)include <microhttpd.h>' | $(CC) $(filter-out -M%,$(DEFINES) $(CPPFLAGS)) -x c -fsyntax-only - 2>/dev/null && echo yes)
 PROGRAMS := train_distill infer eval quantize $(if $(HTTP),serve)
 
 all: $(PROGRAMS)
@@ -112,14 +114,14 @@ FORCE:
 
 # No kernels in it: plain C that looks like CUDA.
 $(BUILD)/train_distill: train_distill.cu $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d -x c $< -x none $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(DEFINES) $(CPPFLAGS) $(C_OPTIONS) $(CFLAGS) -MF $@.d -x c $< -x none $(OBJECTS) -o $@ $(LDFLAGS) $(LIBRARIES) $(LDLIBS)
 
 $(BUILD)/infer $(BUILD)/eval $(BUILD)/quantize: $(BUILD)/%: %.c $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(DEFINES) $(CPPFLAGS) $(C_OPTIONS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LIBRARIES) $(LDLIBS)
 
 ifdef HTTP
 $(BUILD)/serve: serve.c $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS) -lmicrohttpd
+	$(CC) $(DEFINES) $(CPPFLAGS) $(C_OPTIONS) $(CFLAGS) -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LIBRARIES) $(LDLIBS) -lmicrohttpd
 else
 serve $(BUILD)/serve:
 	@echo "serve needs libmicrohttpd, whose header microhttpd.h is not installed: scripts/deps.sh serve installs it" >&2; exit 1
@@ -196,10 +198,10 @@ LESSONS := objective_rows rmsnorm attention
 CPU_LESSONS := learn_rmsnorm learn_attention learn_distill_rows
 # What doc/walkthrough.md quotes: the training program with another main.
 $(BUILD)/walkthrough: doc/walkthrough.c $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(DEFINES) $(CPPFLAGS) $(C_OPTIONS) $(CFLAGS) -I. -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LIBRARIES) $(LDLIBS)
 
 $(addprefix $(BUILD)/,$(CPU_LESSONS)): $(BUILD)/learn_%: dev/learn/cpu/%.c $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -march=native -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(DEFINES) $(CPPFLAGS) $(C_OPTIONS) $(CFLAGS) -march=native -MF $@.d $< $(OBJECTS) -o $@ $(LDFLAGS) $(LIBRARIES) $(LDLIBS)
 
 # test_cdm draws formulas with TeX, and is left to test-all.
 METRICS_TESTS := test_report test_logits_metrics test_image_metrics test_text_metrics
@@ -211,7 +213,7 @@ TESTS := test_kernels test_model test_lib test_dataloader fuzz test_tokenizer te
 $(addprefix $(BUILD)/,$(filter-out test_kernels test_model,$(TESTS)) $(if $(QUICK),$(PROGRAMS))): private OPTIMISE := \
     $(patsubst -O3,-O1,$(patsubst -g,-g1,$(OPTIMISE)))
 $(addprefix $(BUILD)/,$(TESTS) bench_kernels bench_augment bench_decode bench_draft bench_render bench_search bench_beam): $(BUILD)/%: $(OBJECTS)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LDLIBS)
+	$(CC) $(DEFINES) $(CPPFLAGS) $(C_OPTIONS) $(CFLAGS) -MF $@.d $(firstword $(wildcard dev/$*.c dev/bench/$*.c dev/kernels/$*.c test/$*.c)) $(OBJECTS) -o $@ $(LDFLAGS) $(LIBRARIES) $(LDLIBS)
 
 # What the machine and the variables above give: where it has changed since the last build, for example because a library
 # was installed, cpu.o and all programs are built again.
@@ -220,17 +222,17 @@ $(BUILD)/settings: FORCE | $(BUILD)
 	    echo '$(strip $(CPU_SETS)); $(IMAGES); $(DEVICES); $(PROCESSES)' >$@
 
 $(BUILD)/cpu.o: kernels/cpu/choose.c $(BUILD)/settings | $(BUILD)
-	$(CC) $(CPPFLAGS) '-DCPU_SETS(set)=$(foreach s,$(CPU_SETS),set($s))' $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
+	$(CC) $(DEFINES) $(CPPFLAGS) '-DCPU_SETS(set)=$(foreach s,$(CPU_SETS),set($s))' $(C_OPTIONS) $(CFLAGS) -MF $(BUILD)/cpu.d -c $< -o $@
 
 $(addprefix $(BUILD)/cpu_,$(addsuffix .o,$(CPU_SETS))): $(BUILD)/cpu_%.o: kernels/cpu/cpu.c | $(BUILD)
-	$(CC) $(CPPFLAGS) -DKERNEL_SET=$* $(CFLAGS) $(FLAGS_$*) -MF $(BUILD)/cpu_$*.d -c $< -o $@
+	$(CC) $(DEFINES) $(CPPFLAGS) -DKERNEL_SET=$* $(C_OPTIONS) $(CFLAGS) $(FLAGS_$*) -MF $(BUILD)/cpu_$*.d -c $< -o $@
 
 ifeq ($(CUDA),emulated)
 # What is emulated compiles slowly and runs in small pieces: little optimisation, little debugging information and the
 # checks that a GPU's memory needs are faster in all. Memory is read in vectors whatever its type, as a GPU does.
 EMULATED_CHECKS := address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero
-EMULATE := $(CXX) $(CPPFLAGS) -Idev/emulator -O1 -g1 -fno-strict-aliasing -Wno-unknown-pragmas \
-    $(patsubst -fsanitize=address%,-fsanitize=$(EMULATED_CHECKS),$(filter-out -O1 -O3 -g -g1,$(CXXFLAGS)))
+EMULATE := $(CXX) $(DEFINES) $(CPPFLAGS) -Idev/emulator -O1 -g1 -fno-strict-aliasing -Wno-unknown-pragmas \
+    $(patsubst -fsanitize=address%,-fsanitize=$(EMULATED_CHECKS),$(filter-out -O1 -O3 -g -g1,$(CXX_OPTIONS) $(CXXFLAGS)))
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
 	$(EMULATE) -MF $(BUILD)/cuda.d -x c++ -c $< -o $@
 
@@ -241,25 +243,25 @@ $(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o emulated_nccl.o): $(BUILD)
 	$(EMULATE) -O2 -MF $(BUILD)/$*.d -c $< -o $@
 
 $(BUILD)/test_emulator: dev/emulator/test_emulator.cu $(BUILD)/emulator.o $(BUILD)/streams.o
-	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulator.o $(BUILD)/streams.o -o $@ $(LDLIBS)
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(BUILD)/emulator.o $(BUILD)/streams.o -o $@ $(LIBRARIES) $(LDLIBS)
 
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu $(addprefix $(BUILD)/,emulator.o streams.o cublaslt.o)
-	$(EMULATE) -MF $@.d -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
+	$(EMULATE) -MF $@.d -x c++ $< -x none $(filter %.o,$^) -o $@ $(LIBRARIES) $(LDLIBS)
 else
 # For A100 and H100, and as PTX for what comes after them. CUDA_ARCHITECTURES=native: for this machine's GPU alone.
 CUDA_ARCHITECTURES ?= 80 90
-NVCCFLAGS += -std=c++17 -Ikernels/cuda -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
+NVCC_OPTIONS := -std=c++17 -Ikernels/cuda -O3 --threads 2 -Werror all-warnings -Xcompiler -Wall,-Wextra \
     $(if $(filter native,$(CUDA_ARCHITECTURES)),-arch=native,$(foreach a,$(CUDA_ARCHITECTURES),-gencode \
     arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCHITECTURES)),code=compute_$(lastword \
     $(CUDA_ARCHITECTURES)))
 $(BUILD)/cuda.o: kernels/cuda/cuda.cu | $(BUILD)
-	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
+	$(NVCC) $(DEFINES) $(CPPFLAGS) $(NVCC_OPTIONS) $(NVCCFLAGS) -MF $(BUILD)/cuda.d -c $< -o $@
 
 $(BUILD)/nccl.o: dist/nccl.cu | $(BUILD)
-	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $(BUILD)/nccl.d -c $< -o $@
+	$(NVCC) $(DEFINES) $(CPPFLAGS) $(NVCC_OPTIONS) $(NVCCFLAGS) -MF $(BUILD)/nccl.d -c $< -o $@
 
 $(addprefix $(BUILD)/,$(LESSONS)): $(BUILD)/%: dev/learn/%.cu | $(BUILD)
-	$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MF $@.d $< -o $@ -ldl -Xlinker -rpath -Xlinker $(CUDA_LIB)
+	$(NVCC) $(DEFINES) $(CPPFLAGS) $(NVCC_OPTIONS) $(NVCCFLAGS) -MF $@.d $< -o $@ -ldl -Xlinker -rpath -Xlinker $(CUDA_LIB)
 endif
 
 $(BUILD):
@@ -383,9 +385,11 @@ demo:
 
 -include $(wildcard $(BUILD)/*.d)
 
-# Not what scripts/deps.sh downloaded: build/venv, other environments beside it, and build/cuda.
+# Neither what scripts/deps.sh downloaded (build/venv, other environments beside it, build/cuda) nor what the recipes of runs/ and
+# `make starter` have trained, which may have taken days.
+KEPT := venv% cuda figures formula student experiments starter
 clean:
-	rm -rf $(filter-out build/venv% build/cuda,$(wildcard build/*)) $(PROGRAMS)
+	rm -rf $(filter-out $(addprefix build/,$(KEPT)),$(wildcard build/*)) $(PROGRAMS)
 
 .PHONY: all clean install deb wasm demo starter build-tests test quick-BF16 quick-FP32 quick-sanitized quick-emulated test-all test-rest all-BF16 \
     all-FP32 all-sanitized all-thread all-pairs all-nompi all-noformats all-emulated all-emulated-sanitized

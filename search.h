@@ -32,6 +32,7 @@ typedef struct {
     size_t
         store_bytes;  // for keys and values of nodes; 0: an eighth of the memory, or a quarter of what a GPU has free
     uint64_t seed;    // of ties
+    int max_length;   // tokens of a program, with the prefix; 0: as many as the generator's cache holds
     bool feed_again;  // for comparisons: nothing is kept of nodes
 } SearchOptions;
 
@@ -206,7 +207,8 @@ static inline void search_prepare(Search *s, Generator *g, const TokenLines *lin
                                .distinct = !s->o.published,
                                .compiler_only = s->o.compiler_only,
                                .seed = s->o.seed,
-                               .max_length = g->cache.capacity - model_prompt(g->m)};
+                               .max_length =
+                                   s->o.max_length ? s->o.max_length : g->cache.capacity - model_prompt(g->m)};
     search_tree_open(&s->tree, &rules, lines, prefix, prefix_count);
     s->rollouts.greedy_first = !s->o.published;
     s->rollouts.feed_again = s->o.feed_again;

@@ -44,6 +44,7 @@ static void start_loader(Data *d, Trainer *t, OnPolicy *own, const Settings *s, 
                          const RunFolder *folder, const Parallel *p);
 static double measure_peak(const Trainer *t, const Teacher *teacher, Parallel *p);
 static const Batch *batch_next(Data *d);
+static const Batch *batch_of_step(Data *d, Trainer *t, const RunFolder *folder, Parallel *p);
 static MicroBatch micro_batch(const Batch *batch, int m);
 static const MicroBatch *micro_batch_after(Data *d, const Batch *batch, int m, const Trainer *t, const Settings *s,
                                            MicroBatch *next);
@@ -94,7 +95,8 @@ int main(int argc, char **argv) {
 
     while (t.step < t.steps && stop == NOT_STOPPED) {
         double begin = seconds_now(), lr = learning_rate(&t.lr, t.samples, t.images);
-        const Batch *batch = on_policy_batch(&own, &t, &parallel, batch_next(&data));  // the data's programs, or its own
+        const Batch *batch = batch_of_step(&data, &t, &folder, &parallel);
+        batch = on_policy_batch(&own, &t, &parallel, batch);  // the data's programs, or its own
         if (own.ahead.on) on_policy_ahead(&own, &t, &parallel, data.next = batch_next(&data));
         Report report = {.sampled = own.sampled, .cut = own.cut, .sampling = own.seconds};
         t.objective.config = objective_schedule(s.objective, s.kd_schedule, trainer_progress(&t));
@@ -193,6 +195,7 @@ static void open_data(Data *d, const Settings *s, Trainer *t, Teacher *teacher) 
     d->max_tokens = (longest + 7) / 8 * 8;
     if (d->max_tokens > most) d->max_tokens = most;
     t->data_fingerprint = dataset_content(&d->train);
+    t->val_fingerprint = s->has_val ? dataset_content(&d->val) : 0;
     t->fitting = dataset_fitting(&d->train, d->max_tokens);
 }
 
@@ -266,12 +269,26 @@ static void start_loader(Data *d, Trainer *t, OnPolicy *own, const Settings *s, 
     plan_learning_rate(t, s, is_rank0(p));
 }
 
-/* The batch of the next step. */
-static const Batch *batch_next(Data *d) {
-    Error err;
+/* The next batch, or NULL where its data are damaged. */
+static const Batch *batch_take(Data *d, Error *err) {
     const Batch *batch = d->next;
     d->next = NULL;
-    if (!batch && !(batch = loader_next(&d->loader, &err))) die("%s", err.text);
+    return batch ? batch : loader_next(&d->loader, err);
+}
+
+static const Batch *batch_next(Data *d) {
+    Error err;
+    const Batch *batch = batch_take(d, &err);
+    die_if(!batch, &err);
+    return batch;
+}
+
+/* The batch of the next step. Where its data are damaged, one process saves what it has learned before it ends. */
+static const Batch *batch_of_step(Data *d, Trainer *t, const RunFolder *folder, Parallel *p) {
+    Error err;
+    const Batch *batch = batch_take(d, &err);
+    if (!batch && p->comm.ranks == 1 && t->step > 0 && t->step > t->saved) checkpoint_save(t, folder, p);
+    die_if(!batch, &err);
     return batch;
 }
 

@@ -31,7 +31,7 @@ enum { OPS_DOWNLOADS = 4, OPS_DOWNLOAD_BYTES = 4096 };
 typedef enum { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF } Activation;
 
 /* The weight of a linear layer, y = x Wᵀ: W [rows = out channels, cols = in channels]; or an embedding. dtype: DT_F32 or
- * DT_BF16, which may differ from floatX; or DT_I8 (q8) or DT_U8 (q4) with `scales`, which kernels/quantised.h describes. */
+ * DT_BF16, which may differ from floatX (but not of an embedding); or DT_I8 (q8) or DT_U8 (q4) with `scales`, which kernels/quantised.h describes. */
 typedef struct {
     const void *data;
     Dtype dtype;

@@ -58,7 +58,7 @@ static inline void bmp_palette(BmpReader *r, size_t at, uint32_t count, int size
         for (int c = 0; c < 3; c++) r->palette[4 * i + c] = r->bytes[at + 2 - c];
 }
 
-static inline int bmp_header(BmpReader *r, const char *name, Error *err) {
+static inline int bmp_header(BmpReader *r, uint64_t max_pixels, const char *name, Error *err) {
     const uint32_t header = r->size >= 18 ? bmp_u(r, 14, 4) : 0;
     const bool old = header == 12;
     if ((!old && header != 40 && header != 52 && header != 56 && header != 64 && header != 108 && header != 124) ||
@@ -68,7 +68,8 @@ static inline int bmp_header(BmpReader *r, const char *name, Error *err) {
     r->top_down = height < 0;
     if (height < 0) height = -height;
     const uint32_t width = bmp_u(r, 18, old ? 2 : 4);
-    if (image_check_size(width, (uint64_t)height, name, err) != 0) return -1;
+    const int refused = image_check_size(width, (uint64_t)height, max_pixels, name, err);
+    if (refused) return refused;
     r->width = (int)width;
     r->height = (int)height;
     r->bits = (int)bmp_u(r, old ? 24 : 28, 2);
@@ -153,9 +154,11 @@ static inline int bmp_runs(BmpReader *r) {
 }
 
 /* Decodes a BMP file of n bytes. */
-static inline int image_decode_bmp(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+static inline int image_decode_bmp(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                   Error *err) {
     BmpReader r = {.bytes = bytes, .size = n};
-    if (bmp_header(&r, name, err) != 0) return -1;
+    const int refused = bmp_header(&r, max_pixels, name, err);
+    if (refused) return refused;
     const size_t stride = ((size_t)r.width * r.bits + 31) / 32 * 4;
     const bool runs = r.compression == BMP_RLE8 || r.compression == BMP_RLE4;
     int cut_off = r.data > n || (!runs && (n - r.data) / stride < (size_t)r.height - 1);

@@ -7,8 +7,9 @@
 #include "image_pixels.h"
 
 #ifndef WITH_GIF
-static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
-    (void)p, (void)bytes, (void)n;
+static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                   Error *err) {
+    (void)p, (void)bytes, (void)n, (void)max_pixels;
     return error_set(
         err,
         "cannot read the image %s: it is GIF, and this program was built without giflib; scripts/deps.sh "
@@ -80,7 +81,8 @@ static inline int gif_rows(GifFileType *gif, const GifReader *r, const ImageCanv
 }
 
 /* Decodes a GIF file of n bytes. A frame that reaches beyond the screen enlarges it. */
-static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                   Error *err) {
     GifReader r = {.bytes = bytes, .size = n, .transparent = -1};
     int why = 0, status = 0, refused = 0;
     GifFileType *gif = DGifOpen(&r, gif_bytes, &why);
@@ -89,7 +91,7 @@ static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, con
         const int right = gif->Image.Left + gif->Image.Width, bottom = gif->Image.Top + gif->Image.Height;
         const int width = right > gif->SWidth ? right : gif->SWidth;
         const int height = bottom > gif->SHeight ? bottom : gif->SHeight;
-        if (status == 0) refused = image_check_size((uint64_t)width, (uint64_t)height, name, err);
+        if (status == 0) refused = image_check_size((uint64_t)width, (uint64_t)height, max_pixels, name, err);
         if (status == 0 && !refused) {
             gif_palette(gif, &r);
             ImageCanvas canvas = image_canvas(p, width, height, 1);
@@ -102,7 +104,7 @@ static inline int image_decode_gif(Image *p, const uint8_t *bytes, size_t n, con
         why = gif->Error;
         DGifCloseFile(gif, NULL);
     }
-    if (refused) return -1;
+    if (refused) return refused;
     if (gif && status == 0) return 0;
     image_free(p);
     const char *reason = GifErrorString(why);

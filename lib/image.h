@@ -16,7 +16,8 @@
 #include "tiff.h"
 #include "webp.h"
 
-typedef int (*ImageDecoder)(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err);
+typedef int (*ImageDecoder)(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                            Error *err);
 
 /* The decoder for the first bytes of a file; NULL: none. */
 static inline ImageDecoder image_decoder(const uint8_t *bytes, size_t n) {
@@ -66,11 +67,18 @@ static inline int image_refuse(const uint8_t *bytes, size_t n, const char *name,
     return error_set(err, "cannot read the image %s: it is neither PNG, JPEG, WebP, GIF, BMP nor TIFF", name);
 }
 
-/* Decodes the n bytes of an image file; `name` identifies the image in error messages. Free with image_free. */
-static inline int image_decode(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+/* Decodes the n bytes of an image file of at most max_pixels pixels, which is no more than IMAGE_MAX_PIXELS; `name` identifies
+ * the image in error messages. Returns 0 (free with image_free), or with *err filled -1, or IMAGE_TOO_LARGE. */
+static inline int image_decode_limited(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels,
+                                       const char *name, Error *err) {
     memset(p, 0, sizeof *p);
     ImageDecoder decode = image_decoder(bytes, n);
-    return decode ? decode(p, bytes, n, name, err) : image_refuse(bytes, n, name, err);
+    return decode ? decode(p, bytes, n, max_pixels, name, err) : image_refuse(bytes, n, name, err);
+}
+
+/* The same with the largest image that there may be. */
+static inline int image_decode(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+    return image_decode_limited(p, bytes, n, IMAGE_MAX_PIXELS, name, err);
 }
 
 /* Decodes an image file. */

@@ -120,7 +120,8 @@ static inline void augment_jpeg(Image *p, int quality) {
     size_t size;
     uint8_t *bytes = jpeg_encode(p, quality, &size);
     image_free(p);
-    if (image_decode_jpeg(p, bytes, size, "that was just made", &err) != 0) die("internal error: %s", err.text);
+    if (image_decode_jpeg(p, bytes, size, IMAGE_MAX_PIXELS, "that was just made", &err) != 0)
+        die("internal error: %s", err.text);
     free(bytes);
 }
 

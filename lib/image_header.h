@@ -1,5 +1,5 @@
-/* The size that the header of an image file claims, read without decoding anything: a server refuses an image that is too
- * large before it takes memory for it. */
+/* The size that the header of an image file claims, read without any library: a server refuses most images that are too large
+ * before it opens a decoder. A file can be made whose decoder finds another size, so image_decode_limited has the last word. */
 #ifndef LIB_IMAGE_HEADER_H
 #define LIB_IMAGE_HEADER_H
 

@@ -9,8 +9,8 @@
 
 #include "error.h"
 
-/* Limits that keep a small file from taking all memory. */
-enum { IMAGE_MAX_SIDE = 20000, IMAGE_MAX_PIXELS = 100000000 };
+/* Limits that keep a small file from taking all memory; IMAGE_TOO_LARGE is what a decoder returns beyond them. */
+enum { IMAGE_MAX_SIDE = 20000, IMAGE_MAX_PIXELS = 100000000, IMAGE_TOO_LARGE = -2 };
 
 typedef struct {
     int width, height;
@@ -40,17 +40,19 @@ static inline Image image_copy(const Image *p) {
     return q;
 }
 
-/* Checks the size in the header of an image file against the limits, before anything of that size is allocated. */
-static inline int image_check_size(uint64_t width, uint64_t height, const char *name, Error *err) {
+/* Checks the size in the header of an image file against the limits, before anything of that size is allocated. max_pixels:
+ * in all, at most IMAGE_MAX_PIXELS. Returns 0, or with *err filled -1 for no size at all or IMAGE_TOO_LARGE. */
+static inline int image_check_size(uint64_t width, uint64_t height, uint64_t max_pixels, const char *name,
+                                   Error *err) {
     if (width < 1 || height < 1)
         return error_set(err, "cannot read the image %s: its header is damaged: it says %llu x %llu pixels", name,
                          (unsigned long long)width, (unsigned long long)height);
-    if (width <= IMAGE_MAX_SIDE && height <= IMAGE_MAX_SIDE && width * height <= IMAGE_MAX_PIXELS) return 0;
-    return error_set(err,
-                     "cannot read the image %s: it has %llu x %llu pixels; at most %d a side and %d million in all "
-                     "are supported; make it smaller",
-                     name, (unsigned long long)width, (unsigned long long)height, IMAGE_MAX_SIDE,
-                     IMAGE_MAX_PIXELS / 1000000);
+    if (width <= IMAGE_MAX_SIDE && height <= IMAGE_MAX_SIDE && width * height <= max_pixels) return 0;
+    error_set(err,
+              "cannot read the image %s: it has %llu x %llu pixels; at most %d a side and %.6g million in all are "
+              "supported; make it smaller",
+              name, (unsigned long long)width, (unsigned long long)height, IMAGE_MAX_SIDE, (double)max_pixels / 1e6);
+    return IMAGE_TOO_LARGE;
 }
 
 /* One colour value laid over white. The integer arithmetic is that of Pillow's alpha_composite on an opaque

@@ -144,7 +144,8 @@ static inline int jpeg_orientation(const uint8_t *bytes, size_t n) {
 }
 
 /* Decodes a JPEG file of n bytes. As in Pillow, a missing end-of-image marker is no error if all pixels are there. */
-static inline int image_decode_jpeg(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+static inline int image_decode_jpeg(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                    Error *err) {
     JpegReader r = {.bytes = bytes, .size = n};
     r.decompress.err = jpeg_std_error(&r.errors);
     r.decompress.client_data = &r;
@@ -153,7 +154,7 @@ static inline int image_decode_jpeg(Image *p, const uint8_t *bytes, size_t n, co
     r.progress.progress_monitor = jpeg_reader_progress;
     int failed = jpeg_reader_try(&r, jpeg_reader_header), refused = 0;
     const int width = (int)r.decompress.image_width, height = (int)r.decompress.image_height;  // at most 65535
-    if (!failed) refused = image_check_size(width, height, name, err);
+    if (!failed) refused = image_check_size((uint64_t)width, (uint64_t)height, max_pixels, name, err);
     if (!failed && !refused) {
         r.canvas = image_canvas(p, width, height, jpeg_orientation(bytes, n));
         failed = jpeg_reader_try(&r, jpeg_reader_pixels) || (jpeg_reader_try(&r, jpeg_reader_rest) && !r.cut_off);
@@ -161,7 +162,7 @@ static inline int image_decode_jpeg(Image *p, const uint8_t *bytes, size_t n, co
     if (failed) error_set(err, "cannot read the image %s: %s", name, r.why);
     if (failed) image_free(p);
     jpeg_destroy_decompress(&r.decompress);
-    return failed || refused ? -1 : 0;
+    return failed ? -1 : refused;
 }
 
 #endif

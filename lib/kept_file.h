@@ -31,14 +31,10 @@ static inline int kept_problem(KeptFile *f, const char *problem, Error *err) {
     return -1;
 }
 
-/* Opens and locks PATH.partial, or creates it. Refuses a PATH that is not a file. */
-static inline int kept_open(KeptFile *f, const char *path, Error *err) {
-    struct stat s;
+/* Opens and locks PATH.partial, or creates it; -2: it has got its name since (kept_commit), so that there is none. */
+static inline int kept_open_partial(KeptFile *f, const char *path, Error *err) {
+    struct stat ours, named;
     const char *problem;
-    memset(f, 0, sizeof *f);
-    if (stat(path, &s) == 0 && !S_ISREG(s.st_mode))
-        return error_set(err, "cannot write %s: it is %s", path,
-                         S_ISDIR(s.st_mode) ? "a folder" : "not a regular file");
     char *partial = partial_name(path);
     int fd = file_create(partial, O_RDWR, &problem);
     if (fd < 0) {
@@ -49,9 +45,23 @@ static inline int kept_open(KeptFile *f, const char *path, Error *err) {
     *f = (KeptFile){.fd = fd, .path = xstrdup(path), .partial = partial};
     if (flock(fd, LOCK_EX | LOCK_NB) != 0)
         return kept_problem(f, errno == EWOULDBLOCK ? "another process is writing it" : strerror(errno), err);
-    if (fstat(fd, &s) != 0) return kept_problem(f, strerror(errno), err);
-    f->size = (uint64_t)s.st_size;
-    return 0;
+    if (fstat(fd, &ours) != 0) return kept_problem(f, strerror(errno), err);
+    f->size = (uint64_t)ours.st_size;
+    if (lstat(partial, &named) == 0 && named.st_ino == ours.st_ino && named.st_dev == ours.st_dev) return 0;
+    kept_close(f);
+    return -2;
+}
+
+/* Opens and locks PATH.partial, or creates it. Refuses a PATH that is not a file. */
+static inline int kept_open(KeptFile *f, const char *path, Error *err) {
+    struct stat s;
+    int status;
+    memset(f, 0, sizeof *f);
+    if (stat(path, &s) == 0 && !S_ISREG(s.st_mode))
+        return error_set(err, "cannot write %s: it is %s", path,
+                         S_ISDIR(s.st_mode) ? "a folder" : "not a regular file");
+    while ((status = kept_open_partial(f, path, err)) == -2) {}
+    return status;
 }
 
 /* Sets the size of PATH.partial: 0 to begin anew. */

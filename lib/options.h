@@ -38,7 +38,7 @@ typedef struct {
 static struct {
     char **strings;
     int string_count;
-    const Option *given[256];  // the options that the user has set
+    const Option *given[256];  // the options that the user has set, the last one last
     int given_count;
 } options_state;
 
@@ -48,6 +48,17 @@ static inline bool options_given(const void *entry_or_value) {
     for (int i = 0; i < options_state.given_count; i++)
         if (options_state.given[i] == entry_or_value || options_state.given[i]->value == entry_or_value) return true;
     return false;
+}
+
+/* Whether the user has set the option of this value, and not the other one after it. The command line comes after a config
+ * file. */
+static inline bool options_given_after(const void *value, const void *other) {
+    bool after = false;
+    for (int i = 0; i < options_state.given_count; i++) {
+        if (options_state.given[i]->value == value) after = true;
+        if (options_state.given[i]->value == other) after = false;
+    }
+    return after;
 }
 
 /* Makes options_given false for all: a program that reads its options a second time begins anew. */
@@ -127,6 +138,18 @@ static inline int options_boolean(bool *value, const char *text, const char *wha
     return error_set(err, "%s needs true or false, not '%s'", what, text);
 }
 
+/* Makes an option the last of those that are given. */
+static inline int options_note_given(const Option *o, Error *err) {
+    const Option **given = options_state.given;
+    int i = 0, n = options_state.given_count;
+    while (i < n && given[i] != o) i++;
+    if (i == 256) return error_set(err, "more than 256 different options");
+    if (i == n) options_state.given_count = ++n;
+    memmove(given + i, given + i + 1, (size_t)(n - 1 - i) * sizeof *given);
+    given[n - 1] = o;
+    return 0;
+}
+
 /* Sets the value of an option. `fresh` says that this is the first time in this source (command line or config file);
  * then a list is replaced, otherwise it grows. */
 static inline int options_set(const Option *o, const char *text, const char *what, bool fresh, Error *err) {
@@ -147,11 +170,7 @@ static inline int options_set(const Option *o, const char *text, const char *wha
         }
         string_list_add(list, options_keep(xstrdup(text)));
     }
-    if (status == 0 && !options_given(o)) {
-        if (options_state.given_count == 256) return error_set(err, "more than 256 different options");
-        options_state.given[options_state.given_count++] = o;
-    }
-    return status;
+    return status == 0 ? options_note_given(o, err) : status;
 }
 
 /* ---- lookup ---- */

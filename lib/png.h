@@ -186,12 +186,14 @@ static inline int png_reader_try(PngReader *r) {
 }
 
 /* Decodes a PNG file of n bytes. */
-static inline int image_decode_png(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+static inline int image_decode_png(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                   Error *err) {
     int orientation = 1;
     if (n < 33 || memcmp(bytes + 12, "IHDR", 4))
         return error_set(err, "cannot read the image %s: its PNG header is damaged", name);
     const uint32_t width = image_u32(bytes + 16), height = image_u32(bytes + 20);
-    if (image_check_size(width, height, name, err) != 0) return -1;
+    const int refused = image_check_size(width, height, max_pixels, name, err);
+    if (refused) return refused;
     if (png_check_chunks(bytes, n, &orientation, name, err) != 0) return -1;
     PngReader r = {.bytes = bytes, .size = n, .image = p, .orientation = orientation};
     r.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &r, png_reader_error, png_reader_warning);

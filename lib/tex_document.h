@@ -70,12 +70,15 @@ static inline char *tex_wrap_figure(const char *program) {
 
 /* Whether a formula brings its own math mode. */
 static inline bool tex_has_math_mode(const char *formula) {
-    static const char *const begins[] = {"align",   "equation", "gather",      "multline", "eqnarray",
-                                         "flalign", "alignat",  "displaymath", "math}",    "dmath"};
+    static const char *const names[] = {"align",   "equation", "gather",      "multline", "eqnarray",
+                                        "flalign", "alignat",  "displaymath", "math",     "dmath"};
     if (*formula == '$' || !strncmp(formula, "\\[", 2) || !strncmp(formula, "\\(", 2)) return true;
     const char *at = tex_find(formula, "\\begin{");
-    for (size_t i = 0; at && i < sizeof begins / sizeof *begins; i++)
-        if (!strncmp(at + 7, begins[i], strlen(begins[i]))) return strncmp(at + 7, "aligned", 7) != 0;
+    if (!at) return false;
+    const char *name = at + 7;  // a star may follow it; aligned and gathered stand inside of formulas
+    const size_t n = strcspn(name, "*}");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (n == strlen(names[i]) && !strncmp(name, names[i], n)) return true;
     return false;
 }
 

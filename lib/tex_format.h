@@ -177,9 +177,10 @@ static inline int tex_format_publish(const TexFormats *f, char *made, const char
     return tex_format_is_whole(path, preamble, n) ? 0 : -1;
 }
 
-/* Makes a format in the box: runs the preamble, then \dump. */
-static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, const char *path, const char *preamble,
-                                  size_t n) {
+/* Makes a format in the box: runs the preamble, then \dump. Returns FORMAT_READY, FORMAT_IMPOSSIBLE where the preamble
+ * cannot be dumped, or FORMAT_NEW where nobody knows yet: the run was cancelled or could not begin, or a disk is full. */
+static inline TexFormatState tex_format_make(const TexFormats *f, const TexSystem *tex, const char *path,
+                                             const char *preamble, size_t n) {
     Error err;
     SandboxResult r = {0};
     const char *arguments[] = {tex->engines[TEX_PDFLATEX],
@@ -194,10 +195,12 @@ static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, con
     char *made = folder ? sandbox_folder_make(f->folder, &err) : NULL;
     int status = made ? sandbox_write(folder, "a.tex", source, strlen(source), &err) : -1;
     if (status == 0) status = tex_run(tex, arguments, folder, NULL, &r, &err);
+    const bool ran = status == 0 && !(r.stopped && tex->cancelled && tex->cancelled());
     /* A preamble that writes files (filecontents) would not write them again: a.tex, a.fmt and a.log are all. */
     if (status == 0 && (r.stopped || r.status != 0 || sandbox_folder_size(folder).files > 3)) status = -1;
     if (status == 0) status = tex_format_inflate(folder, made, &err);
     if (status == 0) status = sandbox_write(made, "preamble.tex", preamble, n, &err);
+    const bool full = status != 0 && made && sandbox_disk_full(made);
     if (status == 0)
         status = tex_format_publish(f, made, path, preamble, n);
     else
@@ -205,7 +208,7 @@ static inline int tex_format_make(const TexFormats *f, const TexSystem *tex, con
     sandbox_result_free(&r);
     sandbox_folder_remove(folder);
     free(source);
-    return status;
+    return status == 0 ? FORMAT_READY : ran && !full ? FORMAT_IMPOSSIBLE : FORMAT_NEW;
 }
 
 /* ---- in this process ---- */
@@ -244,13 +247,10 @@ static inline char *tex_format_get(TexFormats *f, const TexSystem *tex, const ch
     bool mine;
     TexFormatState state = tex_format_note(f, hash, path, &mine);
     if (mine) {
-        bool ready = tex_format_is_whole(path, preamble, n);
+        const bool ready = tex_format_is_whole(path, preamble, n);
         if (!ready && file_exists(path)) sandbox_folder_remove(xstrdup(path));  // damaged
-        if (!ready)
-            ready = tex_format_make(f, tex, path, preamble, n) == 0;
-        else
-            utimensat(AT_FDCWD, path, NULL, 0);  // used now: the last to be evicted
-        state = ready ? FORMAT_READY : FORMAT_IMPOSSIBLE;
+        if (ready) utimensat(AT_FDCWD, path, NULL, 0);                          // used now: the last to be evicted
+        state = ready ? FORMAT_READY : tex_format_make(f, tex, path, preamble, n);
         tex_format_set(f, hash, state);
     }
     if (state == FORMAT_READY && (mine || tex_format_serves(path, preamble, n))) return path;

@@ -8,8 +8,9 @@
 #include "image_orientation.h"
 
 #ifndef WITH_TIFF
-static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
-    (void)p, (void)bytes, (void)n;
+static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                    Error *err) {
+    (void)p, (void)bytes, (void)n, (void)max_pixels;
     return error_set(err,
                      "cannot read the image %s: it is TIFF, and this program was built without libtiff; "
                      "scripts/deps.sh build installs it (Debian and Ubuntu: libtiff-dev), then run make again",
@@ -276,13 +277,14 @@ static inline int tiff_pixels(TiffReader *r) {
 }
 
 /* Decodes a TIFF file of n bytes. */
-static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+static inline int image_decode_tiff(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                    Error *err) {
     TiffReader r = {.bytes = bytes, .size = n};
     tiff_open(&r, name);
     if (!r.tiff) return error_set(err, "cannot read the image %s: its TIFF data are damaged (%s)", name, r.why);
     TIFFGetField(r.tiff, TIFFTAG_IMAGEWIDTH, &r.width);
     TIFFGetField(r.tiff, TIFFTAG_IMAGELENGTH, &r.height);
-    int status = image_check_size(r.width, r.height, name, err);
+    int status = image_check_size(r.width, r.height, max_pixels, name, err);
     const char *unread = status == 0 ? tiff_kind(&r) : NULL;
     if (unread) {
         status = error_set(err,

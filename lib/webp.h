@@ -7,8 +7,9 @@
 #include "image_orientation.h"
 
 #ifndef WITH_WEBP
-static inline int image_decode_webp(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
-    (void)p, (void)bytes, (void)n;
+static inline int image_decode_webp(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                    Error *err) {
+    (void)p, (void)bytes, (void)n, (void)max_pixels;
     return error_set(err,
                      "cannot read the image %s: it is WebP, and this program was built without libwebp; "
                      "scripts/deps.sh build installs it (Debian and Ubuntu: libwebp-dev), then run make again",
@@ -66,7 +67,8 @@ static inline VP8StatusCode webp_frame(Image *p, const WebPDemuxer *file, const 
 }
 
 /* Decodes a WebP file of n bytes. */
-static inline int image_decode_webp(Image *p, const uint8_t *bytes, size_t n, const char *name, Error *err) {
+static inline int image_decode_webp(Image *p, const uint8_t *bytes, size_t n, uint64_t max_pixels, const char *name,
+                                    Error *err) {
     const WebPData data = {bytes, n};
     WebPDemuxState state;
     WebPDemuxer *file = WebPDemuxPartial(&data, &state);
@@ -77,7 +79,7 @@ static inline int image_decode_webp(Image *p, const uint8_t *bytes, size_t n, co
         error_set(err, "cannot read the image %s: its WebP data are damaged or cut off", name);
     } else {
         status = image_check_size(WebPDemuxGetI(file, WEBP_FF_CANVAS_WIDTH),
-                                  WebPDemuxGetI(file, WEBP_FF_CANVAS_HEIGHT), name, err);
+                                  WebPDemuxGetI(file, WEBP_FF_CANVAS_HEIGHT), max_pixels, name, err);
         if (status == 0) {
             const VP8StatusCode code = frame.complete ? webp_frame(p, file, &frame) : VP8_STATUS_NOT_ENOUGH_DATA;
             if (code == VP8_STATUS_NOT_ENOUGH_DATA || code == VP8_STATUS_SUSPENDED)

@@ -3,11 +3,12 @@
 # seeds each, once for the same number of steps and once for the same time, and ends in a table and eval's reports.
 #
 # SEEDS, STEPS and what runs/experiment.sh takes can be set; what is finished is not run again, so that the script may be ended
-# and started at any time. The time that every experiment gets is what target_soft takes for STEPS steps, in the mean; the
-# steps that fill it follow from the experiment's own time. (Making the teacher's programs is not counted.) Those that $LONG
+# and started at any time, also with more seeds; another STEPS needs a folder of its own. The time that every experiment gets is
+# what target_soft takes for STEPS steps, in the mean; the steps that fill it follow from the experiment's own time. (Making the teacher's programs is not counted.) Those that $LONG
 # names (reinforce, whose steps take many times as long) are compared for equal time only. Results are in
 # build/experiments ($EXPERIMENTS): steps.md and time.md, and for each seed the reports steps-SEED and time-SEED.
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 out=${EXPERIMENTS:-build/experiments} steps=${STEPS:-900} test=${TEST:-dev/starter/test.bin}
 teacher=${TEACHER:-dev/starter/teacher.safetensors} programs=${PROGRAMS:-.} long=${LONG-reinforce}
@@ -17,6 +18,13 @@ names=("$@")
 for name in "${names[@]}"; do
     [ -f "configs/$name.conf" ] || { echo "runs/compare.sh: there is no configs/$name.conf" >&2; exit 2; }
 done
+
+mkdir -p "$out"
+[ -f "$out/steps" ] || echo "$steps" >"$out/steps"
+if [ "$(cat "$out/steps")" != "$steps" ]; then
+    echo "runs/compare.sh: $out has experiments of $(cat "$out/steps") steps, and STEPS is $steps; name another folder (EXPERIMENTS)" >&2
+    exit 2
+fi
 
 is_long() { [[ " $long " == *" $1 "* ]]; } # NAME
 
@@ -42,7 +50,8 @@ report() { # KIND SEED: eval's report of all experiments with this seed; KIND is
         if [ "$from" = "$folder/adapter.safetensors" ]; then
             "$programs/quantize" -q --lora "$from" "$out/target_soft-$2/student.safetensors" "$model"
         else
-            cp "$from" "$model"
+            cp "$from" "$model.partial"
+            mv "$model.partial" "$model"
         fi
     done
     "$programs/eval" "${models[@]}" --teacher "$teacher" --data "$test" --report "$out/$1-$2" --resume >"$out/$1-$2.txt"
@@ -88,9 +97,19 @@ table steps >"$out/steps.md"
 names=("${all[@]}")
 for seed in "${seeds[@]}"; do runs/experiment.sh target_soft "$seed"; done
 a_step=$(seconds_a_step target_soft)
+
+steps_for_time() { # NAME: that fill the time; kept, so that all seeds have the same
+    local kept=$out/steps-for-time-$1 own
+    if [ ! -s "$kept" ]; then
+        own=$(seconds_a_step "$1")
+        awk -v n="$steps" -v other="$a_step" -v own="$own" 'BEGIN { print int(n * other / own) + 1 }' >"$kept"
+    fi
+    cat "$kept"
+}
+
 for seed in "${seeds[@]}"; do
     for name in "${names[@]}"; do
-        other=$(awk -v n="$steps" -v other="$a_step" -v own="$(seconds_a_step "$name")" 'BEGIN { print int(n * other / own) + 1 }')
+        other=$(steps_for_time "$name")
         OTHER_STEPS=$other runs/experiment.sh "$name" "$seed"
     done
     report time "$seed"

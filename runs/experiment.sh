@@ -8,6 +8,7 @@
 # interrupted goes on. With $OTHER_STEPS the experiment has that many steps, and its folder is NAME-SEED-time, or with $OTHER_NAME
 # that in place of time: for runs/compare.sh.
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 name=${1:-} seed=${2:-1}
 shift $(($# < 2 ? $# : 2))
@@ -21,6 +22,7 @@ val=${VAL:-dev/starter/val.bin} programs=${PROGRAMS:-.}
 # 0.88 million parameters, less than a third of the teacher's.
 student=${STUDENT:-base,vision.layers=3,vision.width=96,vision.heads=3,vision.mlp=384,lm.layers=2,lm.width=128,lm.heads=4,lm.kv_heads=2,lm.ffn=320}
 mkdir -p "$out"
+. runs/training.sh
 
 # The folder of the training to begin with: a finished one, made where it is missing.
 base_of() { # EXPERIMENT
@@ -38,13 +40,14 @@ teachers_programs() {
 says() { grep -q "^$1 *=" "configs/$name.conf"; } # whether the experiment has an option of its own
 
 folder=$out/$name-$seed${OTHER_STEPS:+-${OTHER_NAME:-time}} steps=${OTHER_STEPS:-$steps}
-finished() { [ -f "$folder/seconds" ] && tail -n 3 "$folder/log.jsonl" | grep -q "\"step\":$steps[,}]"; }
+finished() { [ -f "$folder/seconds" ] && [ "$(steps_of "$folder")" = "$steps" ]; } # not more: a comparison counts the steps
 finished && exit
 given=(--config "configs/$name.conf" --out "$folder" --seed "$seed" --steps "$steps" --tokenizer "$teacher")
 says reinforce || given+=(--val-data "$val")
 says teacher || says reinforce || given+=(--teacher "$teacher") # rewards keep the student near its own beginning
 if says lora || says reinforce; then
-    given+=(--student "$(base_of target_soft)/student.safetensors")
+    base=$(base_of target_soft)
+    given+=(--student "$base/student.safetensors")
 else
     given+=(--student "$student" --init "$teacher" --init-layers importance --init-width importance)
 fi

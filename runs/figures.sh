@@ -8,8 +8,8 @@
 # cores. Of the environment:
 #
 #   FIGURES   training figures of all levels, drawn CHUNK by CHUNK into files of their own (200000, 20000); only whole files are
-#             made, and more may be added at any time
-#   HELD_OUT  validation and test figures of each level (300)
+#             made, and a training that has begun keeps to its figures
+#   HELD_OUT  validation figures, of all levels together, and test figures, of each level (300)
 #   LEVELS    levels of the training figures; one that is named twice is twice as frequent (1,2,3,4,5)
 #   SHORT, TRUNK, COOL   steps with short programs only, as drawn; steps with all, augmented, at the full learning rate; steps
 #             in which it falls to nothing (6000, 80000, 16000)
@@ -19,6 +19,7 @@
 #   PROGRAMS  folder of train_distill and eval (.)
 #   PYTHON    interpreter with the packages of scripts/requirements.txt and tokenizers (build/venv/bin/python)
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 stage=${1:-}
 out=${FIGURES_OUT:-build/figures} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}

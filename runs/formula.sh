@@ -15,6 +15,7 @@
 #   PROGRAMS    folder of train_distill and eval (.)
 #   PYTHON      interpreter with the packages of scripts/requirements.txt (build/venv/bin/python)
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
     echo "usage: runs/formula.sh DATA [data|teacher|student|alone|score]" >&2
@@ -70,7 +71,8 @@ make_data() {
         --val-out "$out/val.txt"
     [ -f "$out/tokenizer.safetensors" ] || $python dev/formula/tokens.py --formulas "$out/train.txt" \
         --out "$out/tokenizer.safetensors"
-    [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.txt"
+    [ -f "$out/drawn.txt" ] || head -n "$formulas" "$out/train.txt" >"$out/drawn.partial"
+    [ -f "$out/drawn.txt" ] || mv "$out/drawn.partial" "$out/drawn.txt"
     draw val val 2 --count "$validation"
     draw drawn train 1
     draw drawn short 1 --max-tokens 16

@@ -15,6 +15,7 @@
 #   PROGRAMS  folder of train_distill and eval (.)
 #   PYTHON    interpreter with the packages of scripts/requirements.txt (build/venv/bin/python)
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 stage=${1:-}
 out=${STUDENT_OUT:-build/student} python=${PYTHON:-build/venv/bin/python} programs=${PROGRAMS:-.}

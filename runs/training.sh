@@ -1,12 +1,10 @@
 # Sourced by the recipes in this folder: trainings that go on where they were. $programs is the folder of train_distill.
 
-steps_of() { # FOLDER: how many steps its training has reached
-    local last
-    last=$(tail -n 3 "$1/log.jsonl" 2>/dev/null | grep -o '"step":[0-9]*' | tail -n 1 | cut -d : -f 2) || true
-    echo "${last:-0}"
+steps_of() { # FOLDER: how many steps its checkpoint has; the log may be ahead of it
+    head -c 4096 "$1/state.safetensors" 2>/dev/null | grep -ao '"step":"[0-9]*"' | tr -dc 0-9 | grep . || echo 0
 }
 
-finished() { [ "$(steps_of "$1")" -ge "$2" ]; } # FOLDER STEPS: it has reached that step, or a later one
+finished() { [ "$(steps_of "$1")" -ge "$2" ]; } # FOLDER STEPS: it has saved that step, or a later one
 
 train() { # FOLDER STEPS OPTION...
     local folder=$1 steps=$2

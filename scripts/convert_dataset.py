@@ -161,10 +161,12 @@ def convert(args):
     parts = plan(blocks, max(1, shards), PART_BYTES)
     for path in shard_paths(args.out, shards):
         files.check_output(path)
+        if args.val_out and os.path.realpath(path) == os.path.realpath(args.val_out):
+            raise tikzc.FormatError(f"--val-out {args.val_out} is one of the shards of --out; name another file.")
     for path in (*earlier_outputs(args, shards), args.report):
         if path and source.holds(path):
             raise tikzc.FormatError(f"{path} belongs to the source; name another file to write.")
-    share = args.val_share if args.val_out else 0
+    share = (0.01 if args.val_share is None else args.val_share) if args.val_out else 0
     manifest = {"version": ENCODING_VERSION, "source": source.identity, "columns": getattr(source, "columns", None),
                 "text for the header": args.source or source.name, "--shards": shards,
                 "--val-out": args.val_out and os.path.basename(args.val_out), "--val-share": share,
@@ -295,7 +297,7 @@ def make_parser():
                         help="number of files (default: one, named as --out)")
     shards.add_argument("--shard-size", type=size, metavar="SIZE", help="files of about this size: 500M, 2G")
     add("--val-out", metavar="FILE", help="set samples aside for validation, in this file")
-    add("--val-share", type=share, default=0.01, metavar="X",
+    add("--val-share", type=share, metavar="X",
         help="how many, chosen by the code's hash (default 0.01)")
     add("--seed", type=whole(0, (1 << 63) - 1), default=0, metavar="N", help="changes which (default 0)")
     add("--source", metavar="TEXT", help="where the data come from, for the header (default: from the names)")
@@ -321,6 +323,8 @@ def check_options(parser, args):
     for name in ("formulas", "list", "images"):
         if getattr(args, name) and not args.im2latex:
             parser.error(f"--{name} goes with --im2latex")
+    if args.val_share is not None and not args.val_out:
+        parser.error("--val-share goes with --val-out")
     if args.split and args.pairs:
         parser.error("--split goes with --parquet, --hub or --im2latex")
 

@@ -103,8 +103,11 @@ class Export:
         return next((i for i, name in self.names.items() if name == text), None)
 
 
+TIMM_EPS = 1e-6    # of the layer norms of timm's encoders
+
+
 def check_family(c, path):
-    """Refuses a decoder for which a checkpoint has no class."""
+    """Refuses a model for which a DeTikZify checkpoint has no class."""
     what = ["biases on q, k and v (lm.qkv_bias)"] * c["lm.qkv_bias"] + ["norms of q and k (lm.qk_norm)"] * c["lm.qk_norm"]
     if hub.lm_family(c) is None:
         raise FormatError(f"{path}: its decoder has {' and '.join(what)}; Qwen2 of transformers has the first, Qwen3 the second, "
@@ -112,6 +115,9 @@ def check_family(c, path):
     if c["connector.bias"] and what:
         raise FormatError(f"{path}: its decoder has {what[0]}, and its connector a bias, which only DeTikZify v1 has, whose decoder "
                           f"is a Llama without them; train with connector.bias=false to export it as v2.")
+    if c["connector.bias"] and not math.isclose(c["vision.eps"], TIMM_EPS, rel_tol=1e-6):
+        raise FormatError(f"{path}: vision.eps is {c['vision.eps']:g}, and its connector has a bias, which only DeTikZify v1 has, whose "
+                          f"encoder (timm's) has {TIMM_EPS:g}; train with connector.bias=false to export it as v2.")
 
 
 # ---- configurations ----

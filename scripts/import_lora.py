@@ -9,6 +9,7 @@ be compared. `infer --model MODEL --lora ADAPTER` computes the same logits as PE
 cannot represent (DoRA, biases, whole layers, ranks of single layers) is refused by name.
 """
 import argparse
+import os
 import sys
 
 import tikzc  # first, because it says whether a package is missing
@@ -18,6 +19,8 @@ from export_hf import Export
 from hub.peft_adapter import import_adapter
 from tikzc import FormatError
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,6 +29,10 @@ def main():
     parser.add_argument("out", metavar="ADAPTER", help="the adapter file to write")
     options = parser.parse_args()
     try:
+        files.check_output(options.out)
+        for path in (options.model, *(os.path.join(options.folder, name) for name in ADAPTER_FILES)):
+            if os.path.realpath(options.out) == os.path.realpath(path):
+                raise FormatError(f"{options.out} is what the adapter is made from; name another file to write.")
         rank, layers = import_adapter(Export(options.model), options.folder, options.out)
     except FormatError as e:
         files.fail("import_lora.py", e)

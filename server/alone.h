@@ -192,7 +192,8 @@ static inline void alone_search(Instance *i, Job *j) {
                              .rollouts = b->o.rollouts,
                              .exploration = b->o.exploration,
                              .in_flight = BEST_IN_FLIGHT,
-                             .seed = b->o.seed};
+                             .seed = b->o.seed,
+                             .max_length = j->max_tokens};
     if (search_run(&o, &i->generator, &i->best.judge, j->pixels, j->program.extent, i->prefix.ids, i->prefix.count,
                    alone_report, j, &r, &err)) {
         job_fail(j, 500, "the search failed: %s", err.text);
@@ -215,6 +216,24 @@ static inline void alone_search(Instance *i, Job *j) {
 }
 
 /* ---- all three ---- */
+
+/* Ends the TeX of a job that was left: forgets the programs that wait for it, and stops those that it works on. The engine clears
+ * the interruption when the job is over, so this waits until the judge's threads have seen it, a tenth of a second. */
+static inline void alone_stop_judge(Judge *judge) {
+    bool running = true;
+    interrupt_set(true);
+    pthread_mutex_lock(&judge->lock);
+    judge->first = judge->last = NULL;
+    while (running) {
+        running = false;
+        for (int k = 0; k < JUDGE_SLOTS && !running; k++)
+            for (const Judged *p = judge->slots[k]; p && !running; p = p->chained)
+                running = p->state == JUDGED_RUNNING;
+        if (running) pthread_cond_wait(&judge->done, &judge->lock);
+    }
+    judge_forget(judge);
+    pthread_mutex_unlock(&judge->lock);
+}
 
 /* Opens TeX for an instance, or sets what another request has opened to what this one asks for. */
 static inline int alone_open_best(Instance *i, const Job *j, Error *err) {
@@ -253,6 +272,7 @@ static inline void alone_run(Instance *i, Job *j, Outlet *outlet) {
     else
         alone_candidates(i, j);
     g->scored = true;
+    if (judged && i->best_open && job_cancelled(j) != GOES_ON) alone_stop_judge(&i->best.judge);
     if (!j->done && !job_left(j))
         decode_end_program(i, j, outlet);
     else

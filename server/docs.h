@@ -107,6 +107,7 @@ static const struct {
                    {422, true, "A field is missing, unknown or out of range, or the image cannot be read."},
                    {429, true, "Too many requests wait; Retry-After says when to try again."},
                    {500, true, "The server failed."},
+                   {501, true, "The server has no TeX, which the request needs."},
                    {503, true, "The server is stopping, or has no memory for the body."},
                    {504, true, "The request took too long."}};
 
@@ -217,7 +218,8 @@ static const char docs_components[] =
     "\"object\","
     "\"required\":[\"message\",\"type\"],\"properties\":{\"message\":{\"type\":\"string\"},\"type\":{\"type\":"
     "\"string\","
-    "\"enum\":[\"invalid_request\",\"too_large\",\"busy\",\"timeout\",\"unauthorized\",\"internal\"]}}}}}}}";
+    "\"enum\":[\"invalid_request\",\"too_large\",\"busy\",\"timeout\",\"unauthorized\",\"unsupported\",\"internal\"]}"
+    "}}}}}}";
 
 /* The OpenAPI document, allocated. */
 static inline char *docs_openapi(size_t *size) {
@@ -265,7 +267,7 @@ static inline char *docs_page(size_t *size) {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>tikz.c: HTTP API</title>\n"
         "<meta name=\"viewport\" content=\"width=device-width\"><meta name=\"color-scheme\" content=\"light dark\">"
         "</head><body><main>\n<h1>tikz.c: HTTP API</h1>\n<p>The same for programs: "
-        "<a href=\"/openapi.json\">/openapi.json</a>. Errors have a status and "
+        "<a href=\"openapi.json\">openapi.json</a>. Errors have a status and "
         "<code>{\"error\": {\"message\": ..., \"type\": ...}}</code>. A server that has a key asks for "
         "<code>Authorization: Bearer KEY</code> where it says so.</p>\n");
     for (int i = 0; i < ROUTES; i++) {

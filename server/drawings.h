@@ -62,7 +62,7 @@ static inline void draw_render(Server *server, Job *j) {
     draw_program(server, task, j->fields.program, strlen(j->fields.program), j->fields.formats, &d);
     if (!job_left(j)) {
         if (!d.known) {
-            job_fail(j, server->renders ? 500 : 503, "the program was not compiled: %s", d.problem);
+            job_fail(j, server->renders ? 500 : 501, "the program was not compiled: %s", d.problem);
         } else {
             char *answer = answer_render(j, task, &d, &size);
             job_finish(j, 200, "application/json", answer, size);

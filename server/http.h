@@ -213,7 +213,8 @@ static inline enum MHD_Result http_submit(Exchange *x, struct MHD_Connection *c)
 static inline void *http_on_uri(void *context, const char *uri, struct MHD_Connection *c) {
     Exchange *x = (Exchange *)xcalloc(1, sizeof *x);
     (void)c;
-    x->zero = strstr(uri, "%00") != NULL;
+    const char *zero = strstr(uri, "%00"), *query = strchr(uri, '?');
+    x->zero = zero && !(query && query < zero);
     x->server = (Server *)context;
     x->began = seconds_now();
     return x;

@@ -7,7 +7,8 @@
  *   connection                 resumed, sends the answer
  *
  * A job belongs to one of these at a time; what several touch is below `lock`. Its connection and its worker each hold a
- * reference. Whoever fails a job hands it on to the writer, which lets go of all that are done. */
+ * reference. Whoever fails a job that it works on hands it on to the writer, which lets go of all that are done; a cancelled job
+ * that waits in a queue is failed and let go of by the watch (server/watch.h). */
 #ifndef SERVER_JOB_H
 #define SERVER_JOB_H
 
@@ -114,6 +115,7 @@ static inline const char *job_error_type(int status) {
            : status == 429 || status == 503 ? "busy"
            : status == 408 || status == 504 ? "timeout"
            : status == 401                  ? "unauthorized"
+           : status == 501                  ? "unsupported"
            : status >= 500                  ? "internal"
                                             : "invalid_request";
 }
@@ -133,9 +135,14 @@ static inline char *error_json(int status, const char *message) {
     return w.text;
 }
 
-/* Gives the job its answer (allocated; NULL: the events are all), and lets the connection send it. */
+/* Gives the job its answer (allocated, or NULL), and lets the connection send it. Where events are being sent they are all that
+ * is sent, and the answer is freed here: a slow client would keep it for as long as it reads. */
 static inline void job_finish(Job *j, int status, const char *type, char *answer, size_t n) {
     pthread_mutex_lock(&j->lock);
+    if (j->started) {
+        free(answer);
+        answer = NULL, n = 0;
+    }
     j->status = status;
     j->type = type;
     j->answer = answer;

@@ -11,7 +11,8 @@ enum { METRICS_STATUSES = 600, METRICS_BUCKETS = 14 };
 static const double metrics_bounds[METRICS_BUCKETS - 1] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
                                                            0.25,  0.5,    1,     2.5,  5,     10};
 
-/* All fields are counted with atomic additions. */
+/* Counters are raised by atomic additions. `jobs` is stored, by whoever holds the server's lock; `started` before there is any
+ * thread. */
 typedef struct {
     uint64_t requests[ROUTES + 1][METRICS_STATUSES];  // by route (the last: files) and status
     uint64_t durations[METRICS_BUCKETS], microseconds;

@@ -74,7 +74,8 @@ static void default_models(StringList *models) {
             shipped_models[RENDER_TIKZ]);
 }
 
-/* Lets the program have as many descriptors as its connections need, where the system allows it. */
+/* Lets the program have as many descriptors as its connections need, where the system allows it: each its socket, and the file
+ * that it is sent. */
 static void raise_descriptors(rlim_t wanted) {
     struct rlimit now;
     if (getrlimit(RLIMIT_NOFILE, &now) || now.rlim_cur >= wanted) return;
@@ -104,7 +105,7 @@ static void serve_options_parse(int argc, char **argv, StringList *files, ServeL
     int drawers = opt.jobs ? (int)opt.jobs : omp_get_num_procs() / 2;
     if (!opt.jobs && drawers < 2) drawers = 2;
     if (!opt.jobs && drawers > 8) drawers = 8;
-    raise_descriptors((rlim_t)opt.connections + 256);
+    raise_descriptors(2 * (rlim_t)opt.connections + 256);
     *o = (ServeLimits){.address = opt.address,
                        .web = find_web(),
                        .api_key = key && *key ? key : NULL,

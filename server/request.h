@@ -94,10 +94,7 @@ static inline int request_read(Server *server, Job *j, Error *err) {
         error_set(err, "the field %s is missing: %s", f->name, f->help);
         status = 422;
     }
-    free(j->body);
-    j->body = NULL;
-    __atomic_fetch_sub(&server->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
-    j->body_capacity = j->body_bytes = 0;
+    job_free_body(server, j);
     return status;
 }
 
@@ -149,7 +146,7 @@ static inline void request_plan(const Server *server, Job *j) {
 
 /* ---- the image ---- */
 
-/* Refuses an image with too many pixels, before it takes memory. */
+/* Refuses an image whose header says that it has too many pixels: an early word; the decoder's own limit is what counts. */
 static inline int request_check_pixels(const Server *server, const Job *j, Error *err) {
     ImageHeader size;
     const Fields *f = &j->fields;
@@ -201,7 +198,8 @@ static inline int request_begin(Server *server, Job *j, Error *err) {
     if (j->route->kind != ROUTE_CONVERT) f->compile = false;
     if (j->route->kind == ROUTE_PREDICT_BEAM) f->beam = j->beam_width;
     if (request_check_pixels(server, j, err)) return 413;
-    if (image_decode(&image, f->image, f->image_bytes, "of the request", err)) return 422;
+    status = image_decode_limited(&image, f->image, f->image_bytes, server->o.max_pixels, "of the request", err);
+    if (status) return status == IMAGE_TOO_LARGE ? 413 : 422;
     free(f->image);
     f->image = NULL;
     status = request_begin_image(server, j, &image, err);

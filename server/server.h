@@ -51,7 +51,15 @@ static inline bool server_stopping(const Server *server) {
 
 /* ---- jobs ---- */
 
-/* Frees what was worked on: a client that reads its answer slowly keeps no more than the answer. */
+/* Frees the body, of which all together may take so much memory only. */
+static inline void job_free_body(Server *server, Job *j) {
+    free(j->body);
+    __atomic_fetch_sub(&server->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
+    j->body = NULL;
+    j->body_capacity = j->body_bytes = 0;
+}
+
+/* Frees what was worked on: a client that reads slowly keeps no more than its answer, or what a stream has not yet sent. */
 static inline void job_free_work(Server *server, Job *j) {
     Program *p = &j->program;
     if (p->memory) {
@@ -66,6 +74,7 @@ static inline void job_free_work(Server *server, Job *j) {
     free(j->candidates);
     free(j->pixels);
     j->candidates = NULL, j->candidate_count = 0, j->pixels = NULL;
+    job_free_body(server, j);
     fields_free(&j->fields);
     if (j->instance && instance_release(&server->registry, j->instance)) engine_ask_sweep(&server->engine);
     j->instance = NULL;
@@ -73,8 +82,6 @@ static inline void job_free_work(Server *server, Job *j) {
 
 static inline void job_free(Server *server, Job *j) {
     job_free_work(server, j);
-    __atomic_fetch_sub(&server->bodies, (int64_t)j->body_capacity, __ATOMIC_RELAXED);
-    free(j->body);
     free(j->content_type);
     free(j->answer);
     free(j->events);

@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 from hub_cases import Tiny, check, complaint, in_v2, make_case, must, oracle, run, script, text, vision
 import tikzc
 
+STUDENT = Path(__file__).resolve().parents[1] / "dev/starter/student.safetensors"
+
 PAIR = "pair, bf16 to fp32, added token beyond"
 TIMM = "v1 timm, image not a multiple"
 
@@ -233,6 +235,11 @@ def check_language_models(folder):
         f"export_hf.py: error: {folder / 'bias.safetensors'}: its decoder has norms of q and k (lm.qk_norm), and its connector a "
         "bias, which only DeTikZify v1 has, whose decoder is a Llama without them; train with connector.bias=false to export it "
         "as v2.\n"), f"Qwen3 as v1: {result.stderr}")
+    wide = folder / "eps.safetensors"
+    tensors, metadata = tikzc.read_safetensors(STUDENT)
+    tikzc.write_safetensors(wide, tensors, metadata | {"vision.eps": "1e-05"})
+    complaint("another eps than timm's", script("export_hf.py", wide, folder / "none"),
+              [f"{wide}: vision.eps is 1e-05", "timm's", "connector.bias=false"])
     both = folder / "both.safetensors"
     tensors, metadata = tikzc.read_safetensors(folder / "bias.safetensors")
     tikzc.write_safetensors(both, tensors, metadata | {"lm.qkv_bias": "true"})

@@ -156,6 +156,10 @@ def refused_imports(name, folder, model, born):
                           ({first.replace(".weight", "_magnitude"): tensors[first]}, ["belongs to no layer"])):
         tikzc.write_safetensors(path, tensors | change, metadata)
         complaint(f"lora {name}: {words}", script("import_lora.py", model, copy, out), words)
+    for source in (model, path):
+        before = source.read_bytes()
+        complaint(f"lora {name}: over its source", script("import_lora.py", model, copy, source), ["is what the adapter is made from"])
+        check(source.read_bytes() == before, f"lora {name}: {source.name} is as it was")
     path.unlink()
     complaint(f"lora {name}: no file", script("import_lora.py", model, copy, out), ["no such file", "save_pretrained"])
     check(not out.exists(), f"lora {name}: a refused adapter has left a file")

@@ -98,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, body))
         if self.path == "/v1/render":
             wanted = json.loads(body)
+            time.sleep(self.server.delay)
             self.answer(200, json.dumps(drawing_of(wanted["program"], wanted["task"], wanted["formats"])).encode())
         elif self.server.mode == "busy":
             self.refuse(429, "busy", "16 images are waiting already; ask again in a few seconds.")

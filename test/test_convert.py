@@ -403,7 +403,7 @@ def test_refused(folder):
     refused("out.bin exists already", *fine, out=out)
     convert(*fine, "--max-tokens", 8, "--overwrite", out=out)
     check(len(read(out)) == 4, "--overwrite")
-    for options in (["--shards", "0"], ["--val-share", "2"], ["--shard-size", "x"], ["--val-out", str(out)]):
+    for options in (["--shards", "0"], ["--val-share", "2"], ["--val-share", "0.5"], ["--shard-size", "x"], ["--val-out", str(out)]):
         with unittest.mock.patch.object(sys, "stderr", io.StringIO()):
             try:
                 convert(*fine, *options, out=out)

@@ -472,6 +472,14 @@ def test_going_on(folder):
     refused("its manifest.json is damaged", *source, out=folder / "out2.bin")
     convert(*source, "--overwrite", out=folder / "out2.bin")
     check(same_files(folder / "out2.bin", folder / "reference.bin"), "--overwrite starts anew")
+    root = folder / "pairs"
+    root.mkdir()
+    for i in range(24):
+        write_pair(root, f"{i:02d}", f"x = {i}")
+    interrupted("--pairs", root, out=folder / "pairs.bin")
+    for suffix in (".png", ".tex"):
+        (root / f"00{suffix}").rename(root / f"99{suffix}")
+    refused("the interrupted conversion had source", "--pairs", root, out=folder / "pairs.bin")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ again() {
     run "$compare" original nothing
     check "... in a comparison" eval '[ $status = 2 ] && grep -q "there is no configs/nothing.conf" err'
     rm -rf "$EXPERIMENTS/original-2"
+    run env EXPERIMENTS=$tmp/baseless DATA=$tmp/nothing.bin "$experiment" lora 1
+    check "an experiment whose beginning could not be trained does not begin" eval \
+        '[ $status = 1 ] && [ "$(grep -c "error:" err)" = 1 ] && [ ! -e baseless/lora-1 ]'
     run "$experiment" original 3 --lr x
     check "an option that train_distill refuses" eval '[ $status = 1 ] && grep -q "train_distill: error" err'
 }
@@ -67,6 +70,8 @@ comparing() {
     succeeds env SEEDS=1 LONG=original EXPERIMENTS=$tmp/long "$compare" original target_soft
     check "a long one is not compared for equal steps" [ "$(grep -c '^| [a-z_]* | 1 ' long/steps.md)" = 1 ]
     check "but for equal time, after a trial" eval '[ -s long/original-1-trial/seconds ] && grep -q "^| original | [1-9]" long/time.md'
+    run env SEEDS=1 STEPS=2 "$compare" lora
+    check "a comparison keeps to its steps" eval '[ $status = 2 ] && grep -q "has experiments of 1 steps, and STEPS is 2" err'
     check "a report for each seed" [ -s "$EXPERIMENTS/steps-2/index.html" -a -s "$EXPERIMENTS/time-1/index.html" ]
 }
 
@@ -82,8 +87,9 @@ long_student() {
         grep -q "^student = .*student/trunk/student.safetensors" student/student/options.txt'
     check "a report" [ -s student/report/index.html ]
     cp student/student/log.jsonl before
+    echo '{"step":3,"loss":1}' >>student/trunk/log.jsonl # as where the checkpoint of a logged step could not be saved
     succeeds env TRUNK=3 "$student" train
-    check "a longer trunk goes on, and is cooled anew" eval 'grep -q "\"step\":3," student/trunk/log.jsonl &&
+    check "a longer trunk goes on, and is cooled anew" eval 'grep -qa "\"step\":\"3\"" student/trunk/state.safetensors &&
         [ -s student/student/student.safetensors ] && ! same before student/student/log.jsonl'
     check "what came of the shorter one is kept" same before student/student-from-2/log.jsonl
     cp student/student/log.jsonl before

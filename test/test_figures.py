@@ -131,9 +131,11 @@ def test_drawing(program):
     some = figures(program, "--seed", 8, "--levels", "2,3,4,5", "--count", 14)
     for kind in ("plot", "circuit", "commute"):
         some += figures(program, "--seed", 8, "--level", 3, "--kind", kind, "--count", 1)
+    bent = next(f for f in figures(program, "--seed", 8, "--level", 3, "--kind", "automaton", "--count", 20) if "bend" in f)
+    some.insert(1, bent)
     together = render.render(some, random.Random(1), (100, 100))
     check(len(set(together)) == len(some), "different programs look different")
-    for i in (0, len(some) - 3, len(some) - 2, len(some) - 1):
+    for i in (0, 1, len(some) - 3, len(some) - 2, len(some) - 1):
         check(render.render([some[i]], random.Random(1), (100, 100))[0] == together[i], "a figure looks as in its own document", some[i])
 
 

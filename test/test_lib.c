@@ -842,6 +842,37 @@ static void test_formats_huge(void) {
     }
 }
 
+/* A limit of the caller's counts for the size that the decoder finds, not only for what a header says. */
+static void test_image_limited(void) {
+    static const char *const samples[] = {
+        png_texts,     jpeg_turned, bmp_rle4,
+#ifdef WITH_GIF
+        gif_part,
+#endif
+#ifdef WITH_WEBP
+        webp_lossless,
+#endif
+#ifdef WITH_TIFF
+        tiff_tiles,
+#endif
+    };
+    Error err;
+    Image p;
+    for (size_t i = 0; i < sizeof samples / sizeof *samples; i++) {
+        Bytes b = from_hex(samples[i]);
+        CHECK(image_decode_limited(&p, b.data, b.size, 20 * 14 - 1, "a.x", &err) == IMAGE_TOO_LARGE && !p.rgb);
+        CHECK(strstr(err.text, "at most 20000 a side and 0.000279 million in all"));
+        CHECK_OK(image_decode_limited(&p, b.data, b.size, 20 * 14, "a.x", &err), err);
+        image_free(&p);
+        free(b.data);
+    }
+#ifdef WITH_GIF
+    static const uint8_t grows[] = "GIF89a\1\0\1\0\0\0\0,\0\0\0\0\x10\x27\x10\x27\0\2";  // a frame beyond the screen
+    CHECK(image_decode_limited(&p, grows, sizeof grows, 25000000, "a.gif", &err) == IMAGE_TOO_LARGE);
+    CHECK(strstr(err.text, "it has 10000 x 10000 pixels; at most 20000 a side and 25 million in all"));
+#endif
+}
+
 /* Many jumps to the right in one row: the column stays a number. */
 static void test_bmp_jumps(void) {
     Error err;
@@ -1162,6 +1193,7 @@ int main(int argc, char **argv) {
     test_png_bomb();
     test_formats();
     test_formats_huge();
+    test_image_limited();
     test_bmp_jumps();
     test_jpeg_refused();
     test_jpeg_scans();

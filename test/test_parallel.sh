@@ -257,7 +257,7 @@ resuming() {
     check "a --resume that repeats --batch keeps the steps" grep -q ' steps of 12 images' err
     succeeds "$fp32" --config four/options.txt --steps 4 --out again
     check "one process takes the recorded options to the same losses" near_log four again 1e-6 6
-    ranks_run 2 "$fp32" "${alone[@]}" --steps 2 --batch 65536 --accum 9 --out huge
+    ranks_run 2 "$fp32" "${alone[@]}" --steps 2 --batch 65535 --accum 9 --out huge
     check "a step that is too large" eval '[ $status = 1 ] && grep -q "makes a step of .* images; at most 1048576" err'
 }
 

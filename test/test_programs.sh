@@ -1121,7 +1121,7 @@ usage() {
         "--temperature 0" "--seed 99999999999999999999" "--jsd-beta nan" "--lr inf"; do
         refuses 2 "${options%% *}" "${alone[@]}" $options --out wrong
     done
-    refuses 2 "--batch times --accum" "${alone[@]}" --batch 65536 --accum 65536 --out wrong
+    refuses 2 "--batch times --accum" "${alone[@]}" --batch 65535 --accum 65536 --out wrong
     refuses 2 "weight 0" "${alone[@]}" --w-ce 0 --out wrong
     refuses 2 "--init teacher needs" "${alone[@]}" --init teacher --out wrong
     refuses 2 "--overwrite" "${alone[@]}" --resume --overwrite --out wrong

@@ -63,6 +63,8 @@ static void test_documents(void) {
     check_document(RENDER_FORMULA, "\n x^2 \n\n", "$\\displaystyle x^2\n$", 2);
     check_document(RENDER_FORMULA, "\\begin{align}x&=1\\end{align}", "\\begin{document}\\begin{align}", 1);
     check_document(RENDER_FORMULA, "\\begin{aligned}x\\end{aligned}", "$\\displaystyle \\begin{aligned}", 1);
+    check_document(RENDER_FORMULA, "\\begin{gathered}x\\end{gathered}", "$\\displaystyle \\begin{gathered}", 1);
+    check_document(RENDER_FORMULA, "\\begin{gather*}x\\end{gather*}", "\\begin{document}\\begin{gather*}", 1);
     check_document(RENDER_FORMULA, "\\begin{array}{c}x\\end{array}", "$\\displaystyle \\begin{array}", 1);
     check_document(RENDER_FORMULA, "\\[x\\]", "\\begin{document}\\[x", 1);
     CHECK(!tex_document(RENDER_TIKZ, "hello", 5, &err) && strstr(err.text, "is not a document: it has neither"));
@@ -347,6 +349,30 @@ static void test_formats(void) {
     free(folder);
     free(document);
     free(path);
+}
+
+static bool asked_to_stop;
+
+static bool stop_asked(void) { return asked_to_stop; }
+
+/* A run that was cancelled or could not begin says nothing of its preamble: the format is made for a later document. */
+static void test_interrupted_format(void) {
+    Renderer r = open_renderer(1 << TEX_PDFLATEX, 1, &test_limits);
+    const char *const preamble = "\\documentclass{article}\\usepackage{tikz}\n";
+    const size_t n = strlen(preamble);
+    r.tex.cancelled = stop_asked;
+    asked_to_stop = true;
+    char *path = tex_format_get(&r.formats, &r.tex, preamble, n);
+    CHECK(!path && formats_ready(&r) == 0);
+    asked_to_stop = false;
+    setenv("TMPDIR", "/nowhere", 1);  // where no folder can be made for the run
+    path = tex_format_get(&r.formats, &r.tex, preamble, n);
+    CHECK(!path && formats_ready(&r) == 0);
+    setenv("TMPDIR", samples_folder, 1);
+    path = tex_format_get(&r.formats, &r.tex, preamble, n);
+    CHECK(path && formats_ready(&r) == 1);
+    free(path);
+    renderer_close(&r);
 }
 
 static Renderer shared;
@@ -645,6 +671,7 @@ int main(int argc, char **argv) {
         TIMED(test_references());
         TIMED(test_rescue());
         TIMED(test_formats());
+        TIMED(test_interrupted_format());
         TIMED(test_threads());
         TIMED(test_hostile(canary));
         TIMED(test_slow_page());

@@ -451,6 +451,9 @@ refused_settings() {
     refuses 1 "stopped inside an epoch" "$train" --resume --out refused --epochs 3 --accum 2
     refuses 1 "others.bin holds other samples than the run in refused began with" \
         "$train" --resume --out refused --epochs 3 --data others.bin
+    "$damage" part dev/starter/train.bin more.bin 0 50
+    refuses 1 "more.bin holds other samples than the run in refused began with" \
+        "$train" --resume --out refused --epochs 3 --data more.bin
     refuses 1 "leave --max-tokens as it was" "$train" --resume --out refused --epochs 3 --max-tokens 60
     refuses 1 "--seed 2 is another" "$train" --resume --out refused --epochs 3 --seed 2
     check "what is refused changes nothing" diff -r -x .lock refused refused-before
@@ -463,8 +466,63 @@ refused_settings() {
     check "the same data under another name go on" [ "$(log_values refused step loss | wc -l)" = 36 ]
 }
 
+# Options that contradict each other, on the command line or with what the run began with.
+contradictions() {
+    rm -rf own && succeeds "${alone[@]}" --val-data val.bin --eval-every 1 --steps 2 --out own
+    cp -r own own-before
+    for option in student teacher init tokenizer; do
+        refuses 1 "--$option own/best.safetensors is a file that this run would write over" \
+            "${alone[@]}" --$option own/best.safetensors --steps 1 --out own --overwrite
+    done
+    refuses 1 "--student own/student.safetensors is a file that this run would write over" \
+        "$train" --student own/student.safetensors --lora 2 --data train.bin --val-data none --teacher none --steps 1 --out own --overwrite
+    check "the folder is as it was" diff -r -x .lock own own-before
+    echo "alpha = 0.8" >alpha.conf
+    succeeds "${taught[@]}" --config alpha.conf --w-ce 0.5 --steps 1 --out weights
+    check "a weight on the command line counts more than alpha in a file" eval \
+        'grep -q "^w-ce = 0.5$" weights/options.txt && grep -q "^w-soft = 0.8$" weights/options.txt'
+    succeeds "${taught[@]}" --w-ce 0.5 --w-soft 0.3 --alpha 0.75 --steps 1 --out weights --overwrite
+    check "alpha after the weights counts" eval \
+        'grep -q "^w-ce = 0.25$" weights/options.txt && grep -q "^w-soft = 0.75$" weights/options.txt'
+    succeeds "$train" --resume --out weights --steps 2 --w-soft 0.5
+    check "a run that is resumed has one of its weights changed" eval \
+        'grep -q "^w-ce = 0.25$" weights/options.txt && grep -q "^w-soft = 0.5$" weights/options.txt'
+    succeeds "$train" --resume --teacher none --out weights --steps 3 # what it began from no longer matters
+    refuses 2 "--kl 0.05: with --teacher none there is no reference" \
+        "$train" --student teacher.safetensors --reinforce 4 --batch 4 --data train.bin --kl 0.05 --teacher none --out x
+    refuses 2 "--init teacher.safetensors is for a new student, but --student teacher.safetensors is a file" \
+        "$train" --student teacher.safetensors --init teacher.safetensors --teacher none --data train.bin --out x
+    OMPI_COMM_WORLD_SIZE=2 refuses 1 "--write-teacher-cache runs as one process" \
+        "$train" --teacher teacher.safetensors --data train.bin --write-teacher-cache x.cache
+}
+
+# The best student is the best on the same samples.
+other_validation() {
+    rm -rf judged && succeeds "${alone[@]}" --val-data val.bin --eval-every 1 --steps 2 --out judged
+    succeeds "$train" --resume --out judged --steps 3
+    check "the same validation data go on" eval '! grep -q "decided anew" err'
+    "$damage" part dev/starter/train.bin other-val.bin 40 8
+    succeeds "$train" --resume --out judged --val-data other-val.bin --steps 4
+    check "other validation data begin anew" grep -q "other-val.bin holds other samples than the run was evaluated on so far" err
+    check "... and the first student is the best on them" same judged/best.safetensors judged/student.safetensors
+}
+
+# A sample that is damaged in a run: what was learned until then is saved, and with sound data the run goes on.
+damaged_sample() {
+    local few=("${alone[@]}" --data few.bin --batch 4 --steps 8)
+    "$damage" part train.bin sound.bin 0 32
+    cp sound.bin few.bin
+    rm -rf sound damaged && succeeds "${few[@]}" --out sound
+    printf x | dd of=few.bin bs=1 seek=100 conv=notrunc status=none
+    refuses 1 "few.bin" "${few[@]}" --out damaged
+    check "there is a checkpoint" [ -s damaged/state.safetensors ]
+    cp sound.bin few.bin
+    succeeds "$train" --resume --out damaged
+    check "with sound data it ends as an undisturbed run" same_run sound damaged
+}
+
 # shellcheck disable=SC2046
 run_groups diverging damaged_files signals descriptors $([ "$quick" ] || echo overwriting) syncing log_copies \
     replaced_folder cut_options folder_names cut_data special_files symbolic_links other_batch \
-    refused_settings
+    refused_settings contradictions other_validation damaged_sample
 end_test

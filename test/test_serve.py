@@ -77,6 +77,15 @@ def large_headers():
     }
 
 
+def disguised_jpeg(side):
+    """A JPEG file of side x side pixels that a reader of segments takes for 8 x 8: libjpeg skips FF 00 between segments, so
+    what seems to be one more segment to be left out is its frame header."""
+    def frame(side):
+        return b"\xff\xc0\0\x0b\x08" + struct.pack(">HH", side, side) + b"\1\1\x11\0"
+    hidden = frame(side) + b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+    return b"\xff\xd8\xff\0" + struct.pack(">H", 2 + len(hidden)) + hidden + frame(8) + b"\0" * 20
+
+
 IMAGE = (ROOT / "dev/starter/example.png").read_bytes()
 
 
@@ -237,6 +246,8 @@ def test_several(s):
     found = s.convert(search="2", render=["png"])
     check(found[0] == 200 and found[1]["candidates"][0]["score"] == found[1]["similarity"]
           and base64.b64decode(found[1]["candidates"][0]["png"]).startswith(b"\x89PNG"), "search", str(found)[:500])
+    found = s.convert(search="2", max_tokens=12)
+    check(found[0] == 200 and found[1]["tokens"] <= 12, "search writes no more than max_tokens", str(found)[:500])
 
 
 def test_stream(s):
@@ -299,12 +310,14 @@ def test_reading(s):
           and model["parameters"] > 1e6, "the list of models", body)
     check(s.ask("GET", "/healthz")[::2] == (200, b'{"status":"ok"}'), "health")
     check(s.ask("HEAD", "/healthz")[::2] == (200, b""), "HEAD")
+    check(s.ask("GET", "/metrics?of=a%00b")[0] == 200, "a zero byte in a query is no matter of the path")
     document = json.loads(s.ask("GET", "/openapi.json")[2])
     check(document["openapi"] == "3.1.0" and set(document["paths"]) >= {"/v1/convert", "/v1/render", "/predict/{beam_width}", "/bytes/"}
           and document["paths"]["/v1/convert"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
           ["beam"]["maximum"] == 16, "the OpenAPI document")
     status, headers, page = s.ask("GET", "/docs")
-    check(status == 200 and b"max_tokens" in page and "default-src 'self'" in headers["Content-Security-Policy"], "the docs")
+    check(status == 200 and b"max_tokens" in page and b'href="openapi.json"' in page
+          and "default-src 'self'" in headers["Content-Security-Policy"], "the docs")
     check(b'tikzc_requests_total{path="/healthz",status="200"} 2' in s.ask("GET", "/metrics")[2], "the metrics")
     check("GET /docs 200" in s.text(), "the log")
 
@@ -342,6 +355,7 @@ def test_statuses(s):
     check_error(s.convert(bomb(20000)), 413, "20000 x 20000 pixels; at most 25 million", "too_large")
     for file in large_headers().values():
         check_error(s.convert(file), 413, "60000 x 50000 pixels", "too_large")
+    check_error(s.convert(disguised_jpeg(10000)), 413, "10000 x 10000 pixels; at most 20000 a side and 25 million", "too_large")
     check_error(s.json("/v1/convert", {"image": "%%%%"}), 422, "is not base64: character 1")
     check_error(s.json("/v1/convert", {"image": "AAAAA"}), 422, "ends in the middle of a byte")
     check_error(s.json("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}), 422, "no message has an image")
@@ -449,10 +463,61 @@ def test_leaving(s):
         check(b" 200 OK" in answer and b'"program"' in answer, "a slow client is answered", answer[:200])
 
 
+def programs_of(process):
+    """The programs that a process runs."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = re.fullmatch(r"\d+ \((.*)\) . (\d+) .*\n", stat.read_text(), re.S).groups()
+        except (OSError, AttributeError):  # it has just ended
+            continue
+        if int(rest) == process.pid:
+            found.append(name)
+    return found
+
+
+def test_left_candidates():
+    """TeX compiles nothing more for a client that has gone."""
+    if not TEX:
+        return
+    s = Server()
+    body = json.dumps({"image": base64.b64encode(IMAGE).decode(), "compile": False, "candidates": 16,
+                       "temperature": 1.2}).encode()
+    with socket.create_connection(("127.0.0.1", s.port)) as c:
+        c.sendall(b"POST /v1/convert HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                  % len(body) + body)
+        begin = time.monotonic()
+        while "pdflatex" not in programs_of(s.process) and time.monotonic() < begin + WAIT:
+            time.sleep(0.01)
+    while s.metric("jobs") and time.monotonic() < begin + WAIT:
+        time.sleep(0.01)
+    seen = []
+    for _ in range(20):
+        seen += programs_of(s.process)
+        time.sleep(0.05)
+    check(not seen, "TeX goes on for a client that has gone", seen)
+    check(s.convert(candidates=2, max_tokens=60)[0] == 200 and s.stop()[0] == 0, "candidates for the next one")
+
+
+def test_no_tex():
+    s = Server(environment={"PATH": "/nowhere"})
+    check_error(s.json("/v1/render", {"program": "x"}), 501, "the program was not compiled: no TeX engine is installed",
+                "unsupported")
+    check_error(s.convert(candidates=2), 422, "need TeX")
+    responses = json.loads(s.ask("GET", "/openapi.json")[2])["paths"]["/v1/render"]["post"]["responses"]
+    check("501" in responses and s.stop()[0] == 0, "501 is documented", list(responses))
+
+
 def test_limits():
     """Few places and little time."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most[0], 1024), most[1]))
     s = Server("--queue", "2", "--timeout", "1.5", "--max-body", "1", "--cors", "https://a.example", "--batch", "1",
                environment={"TIKZ_API_KEY": "secret"})
+    resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    wanted, has = 2 * 2000 + 256, resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE)[0]
+    check(has == (min(wanted, most[1]) if most[1] != resource.RLIM_INFINITY else wanted),
+          "a socket and a file for each connection", has)
     key = {"Authorization": "Bearer secret"}
     for headers in {}, {"Authorization": "Bearer secre"}, {"Authorization": "Bearer secrets"}, {"Authorization": "secret"}, \
             {"Authorization": "Bearer "}:
@@ -575,7 +640,7 @@ def main():
         test_files(s, web)
     status, log = s.stop()
     check(status == 0 and "ERROR: " not in log and "runtime error" not in log, "the server stops clean", log[-3000:])
-    for test in test_limits, test_memory, test_signals:
+    for test in test_left_candidates, test_no_tex, test_limits, test_memory, test_signals:
         if not wanted or test.__name__[5:] in wanted:
             test()
     shutil.rmtree(folder)

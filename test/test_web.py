@@ -211,6 +211,25 @@ def test_draw(site):
         check(page.evaluate(dark) > before, "draw: keys do not draw, or the board has forgotten")
         page.click("#clear-board")
         check(page.evaluate(dark) == 0, "draw: clear")
+        tools = page.context.new_cdp_session(page)
+        tools.send("Emulation.setTouchEmulationEnabled", {"enabled": True, "maxTouchPoints": 2})
+
+        def touch(kind, *fingers):
+            tools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [
+                {"id": k, "x": box["x"] + x, "y": box["y"] + y} for k, (x, y) in enumerate(fingers)]})
+        touch("touchStart", (50, 50))
+        touch("touchMove", (250, 50))
+        touch("touchEnd")
+        alone = page.evaluate(dark)
+        page.click("#clear-board")
+        touch("touchStart", (50, 50))
+        touch("touchStart", (50, 50), (50, 250))
+        touch("touchMove", (150, 50), (150, 250))
+        touch("touchMove", (250, 50), (250, 250))
+        touch("touchEnd")
+        both = page.evaluate(dark)
+        check(0 < alone == both, f"draw: one finger gives {alone} dark pixels, a second one beside it {both}")
+        tools.send("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
 def test_other_formats(site):
@@ -228,6 +247,37 @@ def test_other_formats(site):
         page.wait_for_selector("#input-figure", state="hidden")
         wait_for_drawing(page)
         check(page.is_hidden("#views"), "an image that cannot be shown is offered for comparison")
+        page.set_input_files("#file", [{"name": "wide.svg", "mimeType": "image/svg+xml", "buffer":
+                                        b'<svg xmlns="http://www.w3.org/2000/svg" width="50000" height="40000"/>'}])
+        wait_for_text(page, "#notice", r"^wide\.svg has 50000 × 40000 pixels, more than this browser can draw\.")
+
+
+def test_replaced_images(site):
+    """The newest image stays, and the browser keeps the file of no other."""
+    with site.page("replaced images") as page:
+        page.evaluate("""() => {
+            window.kept = new Set();
+            const { createObjectURL, revokeObjectURL } = URL, { decode } = HTMLImageElement.prototype;
+            URL.createObjectURL = (blob) => { const url = createObjectURL.call(URL, blob); kept.add(url); return url; };
+            URL.revokeObjectURL = (url) => { kept.delete(url); revokeObjectURL.call(URL, url); };
+            HTMLImageElement.prototype.decode = async function () {
+              HTMLImageElement.prototype.decode = decode;
+              await new Promise((resolve) => { setTimeout(resolve, 1000); });
+              window.late = true;
+              return decode.call(this);
+            }; }""")
+        for name in ("slow.png", "fast.png"):
+            page.set_input_files("#file", [{"name": name, "mimeType": "image/png", "buffer": IMAGE.read_bytes()}])
+        page.wait_for_function("() => window.late")
+        page.wait_for_timeout(200)
+        wait_for_drawing(page)
+        sent = [re.search('filename="(.*?)"', body)[1] for _, body in site.server.requests]
+        check(sent == ["fast.png"], f"an image that is read slowly replaces a newer one: {sent}")
+        svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60"><path d="M9 9H80"/></svg>'
+        page.set_input_files("#file", [{"name": "a.svg", "mimeType": "image/svg+xml", "buffer": svg}])
+        page.wait_for_function("() => document.querySelector('#input-image').naturalWidth === 90")
+        wait_for_drawing(page)
+        check(page.evaluate("kept.size") == 1, f"the browser keeps {page.evaluate('kept.size')} images for one that is shown")
 
 
 # ---- from the image to the program ----
@@ -373,6 +423,13 @@ def test_edit(site):
         page.click("#render")
         page.wait_for_function("old => document.querySelector('#drawing-image').src !== old", arg=before)
         check(json.loads(site.server.requests[-1][1])["formats"] == ["png", "svg"], "edit: asks for other formats")
+        site.server.delay = 0.5
+        page.click("#render")
+        wait_for_text(page, "#status", "^Rendering…$")
+        page.fill("#program", FIGURE)
+        page.wait_for_selector("#stop:disabled")
+        check(page.text_content("#status") == "", "edit: while TeX runs, and the page says for ever that it does")
+        site.server.delay = 0
         page.fill("#program", FIGURE.replace("  \\draw", "  \\oops", 1).replace("{A}", "{<img src=x>}"))
         page.keyboard.press("Control+Enter")
         page.wait_for_selector("#errors li")
@@ -433,6 +490,20 @@ def test_history(site):
         page.locator(".entry").nth(1).click()
         wait_for_drawing(page)
         check("orange" in program_of(page), "history: not the program as it was edited")
+        page.get_by_role("radio", name="Figure").check()
+        page.get_by_role("radio", name="Best of N").check()
+        page.set_input_files("#file", IMAGE)
+        wait_for_drawing(page)
+        page.set_input_files("#file", [{"name": "none.png", "mimeType": "image/png", "buffer": b""}])
+        wait_for_text(page, "#notice", "is empty")
+        check(page.is_visible("#candidates"), "history: no candidates beside which to open an entry")
+        page.click("#open-history")
+        page.locator("#history li button[aria-label^=Delete]").first.click()
+        page.wait_for_function("() => document.querySelectorAll('.entry').length === 2")
+        page.locator(".entry").nth(1).click()
+        wait_for_text(page, "#status", "^From the history.$")
+        check(page.is_hidden("#candidates"), "history: the candidates of another image stay")
+        check(page.text_content("#notice") == "", "history: an older message stays")
         check(page.evaluate("document.querySelector('#input-image').naturalWidth") == 111, "history: the image is lost")
         page.click("#render")
         wait_for_text(page, "#status", "^It compiles.$")
@@ -511,6 +582,26 @@ def test_themes(site, pictures):
 
 
 # ---- what goes wrong ----
+
+
+def test_blocked_storage(site):
+    """A browser that lets the page keep nothing: touching its storage throws."""
+    with site.page("blocked storage", expected="The history keeps nothing", locale="en-GB") as page:
+        page.add_init_script("""for (const name of ["localStorage", "sessionStorage", "indexedDB"])
+            Object.defineProperty(window, name, { get() { throw new DOMException("no access", "SecurityError"); } });""")
+        page.reload()
+        page.click("#theme")
+        check(page.get_attribute("html", "data-theme") == "dark", "blocked storage: the theme's switch")
+        page.get_by_role("radio", name="Best of N").check()
+        convert_example(page)
+        check(page.is_visible("#candidates"), "blocked storage: the options are not taken")
+        page.click("#open-key")
+        page.fill("#api-key", "secret")
+        page.keyboard.press("Enter")
+        site.server.key = "secret"
+        page.click("#convert")
+        wait_for_drawing(page)
+        check(page.text_content("#notice") == "", f"blocked storage: the key: {page.text_content('#notice')}")
 
 
 def test_refusals(site):
@@ -650,9 +741,9 @@ def test_real_formula(site, folder, pictures):
 
 def run_tests(browser, serve, pictures):
     site = Site(browser, PageServer())
-    for test in (test_choose, test_drop, test_paste, test_camera, test_draw, test_other_formats, test_stream_and_stop,
+    for test in (test_choose, test_drop, test_paste, test_camera, test_draw, test_other_formats, test_replaced_images, test_stream_and_stop,
                  test_candidates, test_methods, test_compare, test_formula, test_edit, test_copy_and_download, test_history,
-                 test_keyboard, test_refusals, test_key, test_from_file):
+                 test_keyboard, test_blocked_storage, test_refusals, test_key, test_from_file):
         test(site)
     test_themes(site, pictures)
     test_away(browser)

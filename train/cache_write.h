@@ -10,6 +10,7 @@
 #include "../lib/kept_file.h"
 #include "../lib/progress.h"
 #include "cache_pack.h"
+#include "../dist/comm.h"
 #include "options.h"
 
 enum { CACHE_CHUNK = 1024 };  // positions whose logits are in memory at a time
@@ -232,6 +233,7 @@ static void cache_write_report(const CacheWriter *w) {
 static int cache_write(void) {
     Error err;
     CacheWriter w = {0};
+    if (launched_ranks() > 1) die("--write-teacher-cache runs as one process; start it without mpirun");
     threads_use(opt.threads ? (int)opt.threads : omp_get_max_threads());
     const char *option = opt.teacher_device ? "teacher-device" : "device";
     const Ops *op = ops_open(opt.teacher_device ? opt.teacher_device : opt.device, &err);

@@ -208,10 +208,10 @@ static void check_file_finite(const char *path) {
 }
 
 /* The metadata of a state file. Files of older versions end with `shards`. `worse` counts the evaluations since the best,
- * `fitting` the training samples that are not too long; `warmup` and `total` are in images. `base` is the fingerprint of the
- * frozen model, of adapters; it comes last and is left out without them. */
+ * `fitting` the training samples that are not too long; `warmup` and `total` are in images; `data` and `val` are fingerprints
+ * of the samples. `base` is that of the frozen model, of adapters; it comes last and is left out without them. */
 static const char *const checkpoint_keys[] = {"format", "step", "best",    "worse",  "shards", "samples", "batch",
-                                              "images", "data", "fitting", "warmup", "total",  "base"};
+                                              "images", "data", "fitting", "warmup", "total",  "val",     "base"};
 enum { CHECKPOINT_KEYS = sizeof checkpoint_keys / sizeof checkpoint_keys[0] };
 
 typedef struct {
@@ -234,6 +234,7 @@ static int checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
                                                 t->fitting,
                                                 t->lr.warmup,
                                                 t->lr.total,
+                                                0,
                                                 0};
     for (int i = 0; i < CHECKPOINT_KEYS; i++) {
         snprintf(m->text[i], sizeof m->text[i], "%lld", numbers[i]);
@@ -242,8 +243,9 @@ static int checkpoint_metadata(CheckpointMetadata *m, const Trainer *t) {
     m->values[0] = "tikz.c/state/1";
     snprintf(m->text[2], sizeof m->text[2], "%.17g", t->best);
     snprintf(m->text[8], sizeof m->text[8], "%016llx", (unsigned long long)t->data_fingerprint);
+    snprintf(m->text[12], sizeof m->text[12], "%016llx", (unsigned long long)t->val_fingerprint);
     if (!t->student.lora) return CHECKPOINT_KEYS - 1;
-    snprintf(m->text[12], sizeof m->text[12], "%016llx", (unsigned long long)t->student.lora->base);
+    snprintf(m->text[13], sizeof m->text[13], "%016llx", (unsigned long long)t->student.lora->base);
     return CHECKPOINT_KEYS;
 }
 
@@ -310,6 +312,17 @@ static void checkpoint_check_base(const Trainer *t, const SafeTensors *st) {
             opt.student, st->file.path);
 }
 
+/* --resume: an evaluation on other data says nothing about the best one so far. */
+static void checkpoint_check_validation(Trainer *t, const SafeTensors *st) {
+    const char *val = safetensors_metadata(st, "val");
+    if (!val || !t->val_fingerprint || strtoull(val, NULL, 16) == t->val_fingerprint) return;
+    if (t->optimizer.rank == 0 && isfinite(t->best))
+        warn("--resume: %s holds other samples than the run was evaluated on so far; which student is the best is decided anew",
+             opt.val_data);
+    t->best = INFINITY;
+    t->evals_since_best = 0;
+}
+
 /* --resume: where the run is, the best evaluation and the optimizer state of the checkpoint in the folder. */
 static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *folder) {
     Error err;
@@ -334,14 +347,15 @@ static void checkpoint_restore(Trainer *t, const Settings *s, const RunFolder *f
         die("--resume: the checkpoint in %s is of an older version and had %lld images per step, not %lld; resume it "
             "once without another --batch or --accum",
             folder->path, (long long)t->restored_images, (long long)t->images);
-    if (checkpoint_number(&st, "fitting", t->fitting, INT64_MAX / 2) != t->fitting)
-        die("--resume: with this --max-tokens %lld samples of %s are short enough, in the run so far it was another "
-            "number; leave --max-tokens as it was",
-            (long long)t->fitting, opt.data);
     if (data && strtoull(data, NULL, 16) != t->data_fingerprint)
         die("--resume: %s holds other samples than the run in %s began with; give the same --data, or start anew in "
             "another --out folder with --student %s",
             opt.data, folder->path, folder->student);
+    if (checkpoint_number(&st, "fitting", t->fitting, INT64_MAX / 2) != t->fitting)
+        die("--resume: with this --max-tokens %lld samples of %s are short enough, in the run so far it was another "
+            "number; leave --max-tokens as it was",
+            (long long)t->fitting, opt.data);
+    checkpoint_check_validation(t, &st);
     checkpoint_check_base(t, &st);
     const int other = replay_load(&t->replay, &st, t->batch, t->student.c.lm.vocab, &err);
     die_if(other < 0 || replay_load(&t->ahead, &st, t->batch + 1, t->student.c.lm.vocab, &err) < 0, &err);

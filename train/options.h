@@ -165,7 +165,7 @@ static const Option table[] = {
      "all=0.2,jpeg=0.5:25..95,invert=0",
      0, 0},
     {"group-by-width", 0, OPT_FLAG, &opt.group_by_width, NULL,
-     "make batches of images of like width, only as wide as the widest of them: for models whose images begin at the left edge "
+     "make batches of images of like width, mostly only as wide as the widest of them: for models whose images begin at the left edge "
      "(vision.letter) and mostly leave the rest of their frame white",
      0, 0},
     {"cache", 0, OPT_INT, &opt.cache, "MB", "memory for decoded images", 0, 1e9},
@@ -178,12 +178,12 @@ static const Option table[] = {
     {"overwrite", 0, OPT_FLAG, &opt.overwrite, NULL, "start anew although --out holds a trained student", 0, 0},
     {"steps", 0, OPT_INT, &opt.steps, "N", "optimizer steps; 0: as --epochs says", 0, 2e9},
     {"epochs", 0, OPT_INT, &opt.epochs, "N", "passes over the data", 1, 1e9},
-    {"batch", 'b', OPT_INT, &opt.batch, "N", "images in a micro-batch", 1, 65536},
+    {"batch", 'b', OPT_INT, &opt.batch, "N", "images in a micro-batch", 1, 65535},
     {"accum", 0, OPT_INT, &opt.accum, "N", "micro-batches in an optimizer step, on each rank", 1, 1 << 20},
     {"lr", 0, OPT_FLOAT, &opt.lr, "X", "peak learning rate", 0, 10},
     {"lr-schedule", 0, OPT_STRING, &opt.lr_schedule, "NAME", "cosine, linear, constant or multistep", 0, 0},
     {"lr-final", 0, OPT_FLOAT, &opt.lr_final, "X", "share of --lr at the end (cosine, linear)", 0, 1},
-    {"lr-gamma", 0, OPT_FLOAT, &opt.lr_gamma, "X", "factor at 50, 75 and 90 % of the steps (multistep)", 0, 1},
+    {"lr-gamma", 0, OPT_FLOAT, &opt.lr_gamma, "X", "factor at 50, 75 and 90 % of the steps after the warm-up (multistep)", 0, 1},
     {"warmup", 0, OPT_INT, &opt.warmup, "N", "steps of linear warm-up; -1: 5 % of the steps, at most 1000", -1, 1e12},
     {"decay", 0, OPT_FLOAT, &opt.decay, "X", "AdamW's weight decay, on matrices only", 0, 10},
     {"beta1", 0, OPT_FLOAT, &opt.beta1, "X", "AdamW's first moment", 0, 0.9999999},
@@ -262,8 +262,9 @@ static const Option table[] = {
     {"reward", 0, OPT_STRING, &opt.reward, "NAME",
      "similarity: pixels, or of the vision encoder's features places, mean or emd (DeTikZify's)", 0, 0},
     {"kl", 0, OPT_FLOAT, &opt.kl, "X",
-     "weight of KL (student || reference); the reference is --teacher, or else --student as it is at the start", 0,
-     1e6},
+     "weight of KL (student || reference); the reference is --teacher, or else --student as it is at the start; with "
+     "--teacher none there is none, and the weight is 0",
+     0, 1e6},
     {"clip-ratio", 0, OPT_FLOAT, &opt.clip_ratio, "X",
      "a token's probability gains nothing more once it has changed by this share since the program was drawn", 0.001,
      0.999},
@@ -462,6 +463,12 @@ static void options_for_reinforce(void) {
     if (!options_given(&opt.lr)) opt.lr = 1e-5;
     if (!options_given(&opt.train) && !opt.lora) opt.train = "connector,lm";
     if (!options_given(&opt.teacher)) opt.teacher = opt.kl > 0 ? opt.student : "none";
+    if (strcmp(opt.teacher, "none")) return;
+    if (options_given(&opt.kl) && opt.kl > 0)
+        options_die("--kl %g: with --teacher none there is no reference for the student to stay near; give a --teacher, or "
+                    "--kl 0",
+                    opt.kl);
+    opt.kl = 0;
 }
 
 typedef struct {
@@ -554,13 +561,19 @@ static ObjectiveConfig settings_policy(bool has_reference) {
                              .clip_ratio = (float)opt.clip_ratio};
 }
 
+/* --alpha in terms of the options that it is short for; one of these that was given after it counts. */
+static void options_for_alpha(void) {
+    if (isnan(opt.alpha)) return;
+    if (!options_given_after(&opt.w_ce, &opt.alpha)) opt.w_ce = 1 - opt.alpha;
+    if (!options_given_after(&opt.w_soft, &opt.alpha)) opt.w_soft = opt.alpha;
+}
+
 static ObjectiveConfig settings_objective(bool distils) {
-    double w_ce = isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, w_soft = isnan(opt.alpha) ? opt.w_soft : opt.alpha;
-    if (!distils && !options_given(&opt.w_ce)) w_ce = 1;
+    const double w_ce = distils || options_given(&opt.w_ce) ? opt.w_ce : 1;
     const SoftLoss soft = (SoftLoss)option_choice("soft-loss", opt.soft_loss, soft_loss_names, SOFT_LOSSES);
     ObjectiveConfig c = {
         .w_ce = (float)w_ce,
-        .w_soft = distils ? (float)w_soft : 0,
+        .w_soft = distils ? (float)opt.w_soft : 0,
         .w_hard = distils ? (float)opt.w_hard : 0,
         .w_embed = distils ? (float)opt.w_embed : 0,
         .w_layer = (float)opt.w_layer,
@@ -622,10 +635,11 @@ static void settings_init(Settings *s, bool teacher) {
                       .images = INIT_IMAGES,
                       .seed = (uint64_t)opt.seed};
     if (init_layers_parse(c, opt.init_layers, &err)) options_die("--init-layers: %s", err.text);
-    if (as_teacher && !teacher) {
-        if (options_given(&opt.init)) options_die("--init teacher needs a --teacher");
-        c->path = NULL;
-    }
+    if (as_teacher && !teacher) c->path = NULL;
+    if (opt.resume) return;  // the student that is there starts from nothing
+    if (as_teacher && !teacher && options_given(&opt.init)) options_die("--init teacher needs a --teacher");
+    if (file_exists(opt.student) && options_given(&opt.init) && !as_teacher && !none)
+        options_die("--init %s is for a new student, but --student %s is a file", opt.init, opt.student);
     if (c->layers == INIT_EVEN && !c->width) return;
     if (!c->path) options_die("--init-layers and --init-width are options of --init, which names no model");
     if (file_exists(opt.student))
@@ -693,6 +707,7 @@ static int settings_load_threads(const Settings *s) {
 
 static Settings settings_from_options(void) {
     if (opt.reinforce) options_for_reinforce();
+    options_for_alpha();
     const bool teacher = strcmp(opt.teacher, "none") != 0;
     Settings s = {.has_teacher = teacher && !opt.teacher_cache,
                   .distils = teacher || opt.teacher_cache,
@@ -769,8 +784,7 @@ static void options_record(const Settings *s, int ranks, FILE *f) {
     char batch[24], accum[24], evals[24], w[4][32], rank[24], alpha[32], dropout[32];
     const LoraConfig *lora = &s->lora;
     const float weights[4] = {s->objective.w_ce, s->objective.w_soft, s->objective.w_hard, s->objective.w_embed};
-    const double given[4] = {isnan(opt.alpha) ? opt.w_ce : 1 - opt.alpha, isnan(opt.alpha) ? opt.w_soft : opt.alpha,
-                             opt.w_hard, opt.w_embed};
+    const double given[4] = {opt.w_ce, opt.w_soft, opt.w_hard, opt.w_embed};
     for (int i = 0; i < 4; i++)  // as given, in double, unless a missing teacher changed it
         options_double(weights[i] == (float)given[i] ? given[i] : weights[i], w[i], sizeof w[i]);
     snprintf(batch, sizeof batch, "%d", s->batch);

@@ -54,11 +54,24 @@ static void run_folder_free(RunFolder *f) {
     free(f->lock);
 }
 
+/* Refuses to begin from a file that this run would replace or remove. */
+static void run_folder_check_inputs(const RunFolder *f) {
+    const OptionName inputs[] = {
+        {"student", opt.student}, {"teacher", opt.teacher}, {"init", opt.init}, {"tokenizer", opt.tokenizer}};
+    const char *const outputs[] = {f->student, f->best, f->other_student, f->other_best};
+    for (int i = 0; i < 4; i++)
+        for (int o = 0; o < 4; o++)
+            if (inputs[i].value && same_file(inputs[i].value, outputs[o]))
+                die("--%s %s is a file that this run would write over; give it another --out folder", inputs[i].name,
+                    (const char *)inputs[i].value);
+}
+
 /* Creates and locks the output folder, on rank 0. Refuses one that holds a student without --resume or --overwrite. */
 static void run_folder_create(const RunFolder *f) {
     Error err;
     die_if(make_folder(f->path, &err), &err);
     die_if(folder_lock(f->path, &err) < 0, &err);
+    if (!opt.resume) run_folder_check_inputs(f);
     if (!opt.resume && !opt.overwrite && (file_exists(f->student) || file_exists(f->other_student)))
         die("%s already holds a trained student; --resume continues with it, --overwrite starts anew, --out DIR goes "
             "elsewhere",

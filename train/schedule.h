@@ -13,7 +13,7 @@ typedef struct {
     LrSchedule kind;
     double base, final_share;  // the schedule ends at base * final_share (cosine, linear)
     int64_t warmup, total;     // in images: the linear warm-up from 0; the whole training
-    double gamma;              // multistep: factor at 50 %, 75 % and 90 % of the training
+    double gamma;              // multistep: factor at 50 %, 75 % and 90 % of what follows the warm-up
 } LearningRate;
 
 /* The learning rate of a step of `images` images after `seen` images. It is a function of images, not steps, so that a

@@ -1,7 +1,7 @@
 // The page: what happens when. An image comes in from anywhere, convert() gives it to the engine and shows what that answers, and
 // redraw() has TeX draw what the user made of the program.
 
-import { readClipboard, readImage, firstFile } from "./image_input.js";
+import { firstFile, readClipboard, readImage, releaseImage } from "./image_input.js";
 import { takePhotograph } from "./camera.js";
 import { showDrawing, showInput } from "./compare.js";
 import { bytesOf, dataAddress, save } from "./download.js";
@@ -20,6 +20,7 @@ const engine = await import(document.documentElement.dataset.model ? "./local.js
 const byId = (id) => document.getElementById(id);
 
 let image = null;       // what readImage returned; null: none yet
+let newest = 0;         // counts the images that come, so that one that is read slowly does not replace a newer one
 let models = [];        // as the engine lists them
 let work = null;        // an AbortController while the engine works; null: it does not
 let result = null;      // the newest drawing: {program, task, document, png, svg, pdf}; null: none
@@ -29,18 +30,35 @@ let entry = null;       // the history's entry of this image
 
 // Takes a new image and converts it at once. `file`: null if the user has changed their mind.
 async function accept(file) {
-  if (!file) return;
+  if (file && await replaceImage(file, null)) await convert();
+}
+
+// Makes a file the page's image, and forgets what belongs to the one before. `own`: its entry of the history, or null. Returns
+// whether it is the image now: not where it cannot be read, which is said, or where a newer one came meanwhile.
+async function replaceImage(file, own) {
+  const number = ++newest;
+  let read;
   try {
-    image = await readImage(file);
+    read = await readImage(file);
   } catch (error) {
-    return complain(error);
+    if (number === newest) complain(error);
+    return false;
+  }
+  if (number !== newest) {
+    releaseImage(read);
+    return false;
   }
   stop();
-  entry = null;
+  const before = image;
+  image = read;
+  entry = own;
   showInput(image);
+  if (before) releaseImage(before);
   showResult(null);
   setProgram("");
-  await convert();
+  byId("notice").replaceChildren();
+  byId("count").textContent = "";
+  return true;
 }
 
 async function convert() {
@@ -105,7 +123,7 @@ async function redraw() {
   const signal = begin("Rendering…");
   try {
     const answer = await engine.render(program, task, ["png", "svg"], signal);
-    if (program !== getProgram()) return; // edited meanwhile
+    if (program !== getProgram()) return say(""); // edited meanwhile
     showResult({ ...answer, program, task });
     say(answer.compiles ? "It compiles." : "It does not compile.");
     keepEntry();
@@ -225,9 +243,7 @@ async function keepEntry() {
 
 async function reopen(old) {
   stop();
-  image = await readImage(new File([old.image], old.name, { type: old.image.type }));
-  entry = old;
-  showInput(image);
+  if (!await replaceImage(new File([old.image], old.name, { type: old.image.type }), old)) return;
   setProgram(old.program);
   showResult({ ...old, errors: [] });
   say("From the history.");

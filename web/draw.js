@@ -10,6 +10,7 @@ const [undoButton, redoButton, clearButton, useButton] =
 let strokes = []; // {eraser, width, points: [[x, y], ...]} in pixels of the canvas
 let undone = [];
 let current = null; // the stroke that is being drawn
+let pointer = null; // id of the pointer that draws it; null: keys do
 let pen = null;     // where the keyboard's pen is, [x, y]; null until an arrow key is pressed
 
 // Opens the board; resolves with a PNG file, or null if the user closes it. `aspect`: width over height.
@@ -66,8 +67,10 @@ function paintPen() {
   context.stroke();
 }
 
-function beginStroke(point) {
+// `by`: the id of a pointer, or null.
+function beginStroke(point, by) {
   const eraser = dialog.querySelector("[name=tool]:checked").value === "eraser";
+  pointer = by;
   current = { eraser, width: penWidth.value * (eraser ? 8 : 2), points: [point] };
   strokes.push(current);
   undone = [];
@@ -80,17 +83,20 @@ function pointOf(event) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (event.button !== 0) return;
+  const other = current && pointer !== null && pointer !== event.pointerId; // a second finger, or the hand beside a pen
+  if (event.button !== 0 || other) return;
   canvas.setPointerCapture(event.pointerId);
   pen = null;
-  beginStroke(pointOf(event));
+  beginStroke(pointOf(event), event.pointerId);
 });
 canvas.addEventListener("pointermove", (event) => {
-  if (!current || pen) return;
+  if (!current || pen || pointer !== event.pointerId) return;
   for (const step of event.getCoalescedEvents?.() ?? [event]) current.points.push(pointOf(step));
   paint();
 });
-for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { if (!pen) current = null; });
+for (const name of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(name, (event) => { if (!pen && pointer === event.pointerId) current = null; });
+}
 
 const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 canvas.addEventListener("keydown", (event) => {
@@ -103,7 +109,7 @@ canvas.addEventListener("keydown", (event) => {
   } else if (event.key === " ") {
     pen ??= [canvas.width / 2, canvas.height / 2];
     if (current) current = null;
-    else beginStroke(pen);
+    else beginStroke(pen, null);
   } else {
     return;
   }

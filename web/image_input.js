@@ -11,7 +11,15 @@ export async function readImage(file) {
   const element = await decode(file);
   if (!element || everyServerReads.includes(file.type)) return { blob: file, name: file.name || "image", element };
   const png = await toPng(element);
+  URL.revokeObjectURL(element.src);
+  if (!png) throw new Error(`${file.name} has ${element.naturalWidth} × ${element.naturalHeight} pixels, more than this browser can ` +
+    "draw. Make it smaller.");
   return { blob: png, name: `${file.name.replace(/\.[^.]*$/, "")}.png`, element: await decode(png) };
+}
+
+// Lets go of an image of readImage that is no longer shown: the browser keeps its file until then.
+export function releaseImage({ element }) {
+  if (element) URL.revokeObjectURL(element.src);
 }
 
 // The first image among files dropped or pasted; null: there is none, and the browser goes on as usual.
@@ -47,6 +55,7 @@ async function decode(blob) {
   }
 }
 
+// A PNG of what an <img> shows; null: it has more pixels than this browser can draw.
 async function toPng(element) {
   const canvas = document.createElement("canvas");
   // An SVG may have no size of its own.

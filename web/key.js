@@ -1,12 +1,14 @@
 // The key that the server may ask for (--api-key).
 
-let apiKey = localStorage.getItem("api-key") ?? sessionStorage.getItem("api-key") ?? "";
+const { get, set } = globalThis.pageStorage;
+
+let apiKey = get("api-key") ?? get("api-key", "sessionStorage") ?? "";
 
 // `remember`: also after the browser has been closed.
 export function setApiKey(key, remember) {
   apiKey = key;
-  for (const storage of [localStorage, sessionStorage]) storage.removeItem("api-key");
-  if (key) (remember ? localStorage : sessionStorage).setItem("api-key", key);
+  set("api-key", key && remember ? key : null);
+  set("api-key", key && !remember ? key : null, "sessionStorage");
 }
 
-export const getApiKey = () => ({ key: apiKey, remembered: localStorage.getItem("api-key") !== null });
+export const getApiKey = () => ({ key: apiKey, remembered: get("api-key") !== null });

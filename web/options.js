@@ -12,16 +12,18 @@ const methods = {
   search: "Tree search for a figure: TeX draws each attempt, and what is like the image is followed further.",
 };
 
+const keptOptions = () => JSON.parse(globalThis.pageStorage.get("options") ?? "{}");
+
 // Shows the user's last choices.
 export function startOptions() {
-  const kept = JSON.parse(localStorage.getItem("options") ?? "{}");
+  const kept = keptOptions();
   for (const [name, value] of Object.entries(kept)) {
     const field = form.elements[name];
     if (!field || name === "model") continue; // models are listed later
     field.value = value;
   }
   form.addEventListener("change", () => {
-    localStorage.setItem("options", JSON.stringify(Object.fromEntries(new FormData(form))));
+    globalThis.pageStorage.set("options", JSON.stringify(Object.fromEntries(new FormData(form))));
     showMethod();
   });
   showMethod();
@@ -29,7 +31,7 @@ export function startOptions() {
 
 // models: as the server lists them.
 export function offerModels(models) {
-  const choice = form.elements.model, kept = JSON.parse(localStorage.getItem("options") ?? "{}").model;
+  const choice = form.elements.model, kept = keptOptions().model;
   choice.replaceChildren(choice.options[0], ...models.map(({ id, task }) => {
     const option = document.createElement("option");
     option.value = id;

@@ -121,7 +121,7 @@ EMSCRIPTEN_KEEPALIVE void page_open(const char *path) {
 /* Begins an image. Returns where the pixels of its tiles are put, RGBA. */
 EMSCRIPTEN_KEEPALIVE uint8_t *page_image_begin(const char *name, int width, int height) {
     Error err;
-    die_if(image_check_size((uint64_t)width, (uint64_t)height, name, &err), &err);
+    die_if(image_check_size((uint64_t)width, (uint64_t)height, IMAGE_MAX_PIXELS, name, &err), &err);
     free(page.image_name);
     page.image_name = xstrdup(name);
     if (!page.tile) page.tile = xmalloc((size_t)PAGE_TILE * PAGE_TILE * 4);

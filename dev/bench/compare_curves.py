@@ -11,7 +11,7 @@ import json
 import sys
 
 TERMS = ("loss", "ce", "soft", "hard", "embed")
-TIMINGS = ("tokens_per_second", "peak_share", "comm", "wait")
+TIMINGS = ("time", "tokens_per_second", "peak_share", "comm", "wait", "sampling", "rewarding")
 
 
 def read(path):

@@ -299,7 +299,7 @@ enum cudaStreamCaptureMode {
     cudaStreamCaptureModeRelaxed
 };
 struct cudaFuncAttributes {
-    int ptxVersion;
+    int ptxVersion, maxDynamicSharedSizeBytes;
 };
 struct cudaDeviceProp {
     char name[256];
@@ -472,8 +472,10 @@ template <typename F> static inline cudaError_t cudaFuncSetAttribute(F *function
     emulation::allow_shared((const void *)function, (size_t)value);
     return cudaSuccess;
 }
-template <typename F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F *) {
-    return a->ptxVersion = emulation::device_capability(), cudaSuccess;  // compiled for the GPU that there is
+template <typename F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F *function) {
+    a->ptxVersion = emulation::device_capability();  // compiled for the GPU that there is
+    a->maxDynamicSharedSizeBytes = (int)emulation::shared_limit((const void *)function);
+    return cudaSuccess;
 }
 template <typename F>
 static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int, size_t) {

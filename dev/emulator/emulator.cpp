@@ -510,7 +510,7 @@ void allow_shared(const void *function, size_t bytes) {
     allowed[i].bytes = bytes;
 }
 
-static size_t shared_limit(const void *function) {
+size_t shared_limit(const void *function) {
     for (int i = 0; i < allowed_count; i++)
         if (allowed[i].function == function && allowed[i].device == device_selected()) return allowed[i].bytes;
     return PLAIN_SHARED;

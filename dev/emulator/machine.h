@@ -119,6 +119,7 @@ void copies_wait(unsigned left);
 
 /* cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) on the selected device */
 void allow_shared(const void *function, size_t bytes);
+size_t shared_limit(const void *function);  // what it allows
 
 /* Seeds the order in which threads and blocks run from now on; the environment variable EMULATION_SEED is the first
  * seed.

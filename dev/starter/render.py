@@ -81,12 +81,15 @@ def resolution(generator, coarse, between):
 
 def join(documents):
     """One document with the pages of all; they share their first line, and it loads what any of them loads, in the order
-    in which they first do."""
+    in which they first do. circuitikz changes the tips of all arrows, which pages without circuits must not have (circuits
+    have no tips)."""
     preamble, bodies = {}, []
     for document in documents:
         begin = document.index(BEGIN)
         preamble.update(dict.fromkeys(document[:begin].splitlines(keepends=True)))
         bodies.append(document[begin + len(BEGIN):document.index(END)])
+    if any("circuitikz" in line for line in preamble):
+        preamble["\\tikzset{arrows=[quick], >=to}\n"] = None
     return "".join([*preamble, BEGIN, *bodies, END])
 
 

@@ -78,18 +78,14 @@ static int gpu_count(Error *err) {
 }
 
 /* Kernels can be launched early: they were compiled for a GPU that can do it (9.0), so that they wait for each other,
- * and runtime and driver can put such launches into a graph (from 12.3 on). */
-static bool can_launch_early(int major) {
-#if CUDART_VERSION < 12030
-    (void)major;
-    return false;
-#else
+ * and runtime and driver can put such launches into a graph (from 12.3 on). An error: they were compiled for other GPUs. */
+static cudaError_t can_launch_early(int major, bool *early) {
     int driver = 0;
     cudaFuncAttributes code;
-    CUDA_CHECK(cudaDriverGetVersion(&driver));
-    CUDA_CHECK(cudaFuncGetAttributes(&code, gemv_kernel<floatX, 1, VECTOR>));
-    return major >= 9 && driver >= 12030 && code.ptxVersion >= 90;
-#endif
+    cudaError_t e = cudaDriverGetVersion(&driver);
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&code, gemv_kernel<floatX, 1, VECTOR>);
+    *early = e == cudaSuccess && CUDART_VERSION >= 12030 && major >= 9 && driver >= 12030 && code.ptxVersion >= 90;
+    return e;
 }
 
 /* Creates a stream of GPU `gpu`, in *s; -1 with a sentence in *err. */
@@ -98,8 +94,8 @@ static int stream_open(CudaStream *s, int gpu, Error *err) {
     int count = gpu_count(err);
     if (count < 0) return -1;
     if (gpu < 0 || gpu >= count || gpu >= CUDA_GPUS)
-        return error_set(err, "there is no device cuda:%d; this machine has %d GPU%s, counted from cuda:0", gpu,
-                         count, count == 1 ? "" : "s");
+        return error_set(err, "there is no device cuda:%d; this machine has %d GPU%s, counted from cuda:0%s", gpu,
+                         count, count == 1 ? "" : "s", count > CUDA_GPUS ? ", of which 16 are used" : "");
     cudaError_t e = cudaGetDeviceProperties(&p, gpu);
     if (e == cudaSuccess && p.major < 8)
         return error_set(err,
@@ -110,11 +106,13 @@ static int stream_open(CudaStream *s, int gpu, Error *err) {
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&s->copies, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaEventCreateWithFlags(&s->ready, cudaEventDisableTiming);
-    if (e != cudaSuccess)
+    if (e == cudaSuccess) e = can_launch_early(p.major, &s->early);
+    if (e != cudaSuccess) {
+        (void)cudaGetLastError();
         return error_set(err, "device cuda:%d does not start: %s; see what else uses it, or use --device cpu", gpu,
                          cudaGetErrorString(e));
+    }
     s->gpu = gpu;
-    s->early = can_launch_early(p.major);
     return 0;
 }
 

@@ -64,10 +64,13 @@ static inline unsigned cuda_row_threads(size_t items) {
 }
 
 /* Lets `kernel` be launched with so many bytes of dynamic shared memory on the current GPU. More than 48 KB must be
- * asked for, less what the kernel's static variables take, which is at most 8 KB in these files. The call is cheap
- * enough for every launch. */
+ * asked for, less what the kernel's static variables take, which is at most 8 KB in these files. What is allowed never
+ * becomes less, since a graph may hold an earlier launch. The calls are cheap enough for every launch. */
 template <typename Kernel> static inline void cuda_allow_shared(Kernel kernel, size_t bytes) {
+    cudaFuncAttributes now;
     if (bytes <= 40 * 1024) return;
+    CUDA_CHECK(cudaFuncGetAttributes(&now, kernel));
+    if ((size_t)now.maxDynamicSharedSizeBytes >= bytes) return;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     int most = 0;
     if (e == cudaErrorInvalidValue) {

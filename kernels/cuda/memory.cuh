@@ -1,5 +1,5 @@
 /* Memory of a GPU: allocation, copies to, from, between and within GPUs, and the waits between streams. The host does
- * not wait, except for an allocation, a download and sync. */
+ * not wait, except for allocating and freeing, a download, an upload so large that all staging memory is under way, and sync. */
 #ifndef KERNELS_CUDA_MEMORY_CUH
 #define KERNELS_CUDA_MEMORY_CUH
 

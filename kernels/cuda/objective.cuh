@@ -8,7 +8,7 @@
 
 enum { BAND_THREADS = 1024 };
 
-/* One block does it all, because the rows are few (36 bytes of each are read and written) and whether the band
+/* One block does it all, because the rows are few (4 bytes of each are read and 4 written) and whether the band
  * applies depends on all of them. */
 static __global__ void __launch_bounds__(BAND_THREADS)
     entropy_band_kernel(float *row_gate, const RowStats *stats, size_t rows, float low, float high, int percent) {

@@ -6,7 +6,7 @@
 #include "check.cuh"
 #include "../device.h"
 
-enum { CUDA_GPUS = 8, CUDA_STREAMS = OPS_STREAMS, CUDA_TABLES = CUDA_GPUS * CUDA_STREAMS };
+enum { CUDA_GPUS = 16, CUDA_STREAMS = OPS_STREAMS, CUDA_TABLES = CUDA_GPUS * CUDA_STREAMS };
 enum { UPLOAD_SLOTS = 4, CUDA_GRAPHS = 64 };
 
 /* Where a piece of a large upload waits on its way to the GPU (cuda_upload in memory.cuh). */

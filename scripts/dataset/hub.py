@@ -23,13 +23,15 @@ class Numbered:
 
     def __init__(self, listing, images):
         self.lines, self.images = sources.Lines(listing), images
-        self.names, weight = {}, 0  # names: {line: file name}
+        self.names, weight, listed = {}, 0, []  # names: {line: file name}
         for entry in os.scandir(images):
             stem, suffix = os.path.splitext(entry.name)
             if stem.isascii() and stem.isdigit() and len(stem) <= 18 and suffix.lower() in sources.SUFFIXES:
                 first = self.names.setdefault(int(stem), entry.name)
                 self.names[int(stem)] = min(first, entry.name)
-                weight += entry.stat().st_size
+                status = entry.stat()
+                weight += status.st_size
+                listed.append((entry.name, status.st_size, status.st_mtime_ns))
         if not self.names:
             raise tikzc.FormatError(f"{images}: there are no images with numbers for names, such as 0000000.png.")
         beyond = max(self.names)
@@ -38,7 +40,7 @@ class Numbered:
                                     f"{len(self.lines)} lines.")
         self.rows = len(self.lines)
         self.weight = weight // len(self.names) + 100
-        self.identity = [sources.file_identity(listing), [os.path.basename(images), weight, len(self.names)]]
+        self.identity = [sources.file_identity(listing), [os.path.basename(images), weight, sources.listing_identity(listed)]]
         self.name = f"{os.path.basename(os.path.dirname(os.path.abspath(listing)))}, {os.path.basename(listing)}"
 
     def blocks(self):

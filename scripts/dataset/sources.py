@@ -12,6 +12,7 @@ and can be pickled, to be sent to another process. A problem with a whole file r
 with one row is reported in its `problem`.
 """
 import codecs
+import hashlib
 import os
 from typing import NamedTuple, Optional
 
@@ -91,6 +92,11 @@ def file_identity(path):
     return [os.path.basename(path), status.st_size, status.st_mtime_ns]
 
 
+def listing_identity(files):
+    """A text that changes with the name, the size or the time of change of any of the files (path, size, time)."""
+    return hashlib.sha256(repr(sorted(files)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
 def same_folder(a, b):
     return os.path.realpath(a) == os.path.realpath(b)
 
@@ -152,9 +158,10 @@ class Im2latex:
         self.images = self.find("images", images, IMAGES)
         if not os.path.isdir(self.images):
             raise tikzc.FormatError(f"{self.images}: not a folder of images.")
-        sizes = [entry.stat().st_size for entry in os.scandir(self.images) if entry.is_file()]
+        listed = [(e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in os.scandir(self.images) if e.is_file()]
+        sizes = [size for _, size, _ in listed]
         self.identity = [file_identity(self.formulas.path), file_identity(self.lines.path),
-                         [os.path.basename(self.images), sum(sizes), len(sizes)]]
+                         [os.path.basename(self.images), sum(sizes), listing_identity(listed)]]
         self.rows, self.weight = len(self.lines), sum(sizes) // max(1, len(sizes)) + 100
         self.name = f"im2latex {os.path.basename(os.path.abspath(folder))}, {os.path.basename(self.lines.path)}"
 
@@ -212,19 +219,20 @@ class Pairs:
         self.folder = folder
         if not os.path.isdir(folder):
             raise tikzc.FormatError(f"{folder}: not a folder; --pairs needs one with name.png and name.tex files.")
-        found, self.weight, changed = {}, 0, 0  # found: {name: ([images], [texts])}
+        found, listed = {}, []  # found: {name: ([images], [texts])}
         for path, size, time in sorted(walk(folder)):
             name, suffix = os.path.splitext(path)
             if suffix.lower() in (*SUFFIXES, ".tex"):
                 found.setdefault(name, ([], []))[suffix.lower() == ".tex"].append(path)
-                self.weight, changed = self.weight + size, max(changed, time)
+                listed.append((path, size, time))
+        self.weight = sum(size for _, size, _ in listed)
         counts = [sum(len(both[i]) for both in found.values()) for i in (0, 1)]
         if not all(counts):
             raise tikzc.FormatError(f"{folder}: found {counts[0]} images and {counts[1]} .tex files; expected "
                                     f"pairs such as a.png and a.tex.")
         self.pairs = [pair for name in sorted(found) for pair in self.match(*found[name])]
         self.rows, folder = len(self.pairs), os.path.basename(os.path.abspath(folder))
-        self.identity = [[folder, self.weight, changed]]
+        self.identity = [[folder, self.weight, listing_identity(listed)]]
         self.name = f"pairs from the folder {folder}"
 
     @staticmethod
