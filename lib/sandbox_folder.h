@@ -8,21 +8,7 @@
 #include <dirent.h>
 #include <ftw.h>
 #include <sys/statvfs.h>
-
-/* Makes a folder that only this user can enter, in `base`, or where that is NULL in $TMPDIR or /tmp. Returns its
- * path, allocated, or NULL. */
-static inline char *sandbox_folder_make(const char *base, Error *err) {
-    const char *set = getenv("TMPDIR");
-    if (!base) base = set && *set ? set : "/tmp";
-    char *parent = realpath(base, NULL);
-    char *path = format_string("%s/tikz.c-XXXXXX", parent ? parent : base);
-    const bool made = mkdtemp(path) != NULL;
-    free(parent);
-    if (made) return path;
-    error_set(err, "cannot make a folder in %s: %s%s", base, strerror(errno), base == set ? "; TMPDIR names it" : "");
-    free(path);
-    return NULL;
-}
+#include <time.h>
 
 static inline int sandbox_folder_remove_one(const char *path, const struct stat *s, int kind, struct FTW *at) {
     (void)s, (void)kind, (void)at;
@@ -34,6 +20,40 @@ static inline int sandbox_folder_remove_one(const char *path, const struct stat 
 static inline void sandbox_folder_remove(char *path) {
     if (path) nftw(path, sandbox_folder_remove_one, 16, FTW_DEPTH | FTW_PHYS);
     free(path);
+}
+
+/* Removes what killed processes of this user have left in `parent`: the folders of sandbox_folder_make in which nothing has been
+ * made or removed for an hour, which is longer than any program may take. */
+static inline void sandbox_folders_sweep(const char *parent) {
+    DIR *folder = opendir(parent);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        struct stat s;
+        if (strncmp(entry->d_name, "tikz.c-", 7) || strlen(entry->d_name) != strlen("tikz.c-XXXXXX")) continue;
+        char *path = format_string("%s/%s", parent, entry->d_name);
+        if (lstat(path, &s) == 0 && S_ISDIR(s.st_mode) && s.st_uid == geteuid() && time(NULL) - s.st_mtime > 3600)
+            sandbox_folder_remove(path);
+        else
+            free(path);
+    }
+    if (folder) closedir(folder);
+}
+
+/* Makes a folder that only this user can enter, in `base`, or where that is NULL in $TMPDIR or /tmp. Returns its
+ * path, allocated, or NULL. */
+static inline char *sandbox_folder_make(const char *base, Error *err) {
+    static bool swept;
+    const char *set = getenv("TMPDIR");
+    const bool sweep = !base && !__atomic_exchange_n(&swept, true, __ATOMIC_RELAXED);
+    if (!base) base = set && *set ? set : "/tmp";
+    char *parent = realpath(base, NULL);
+    if (sweep) sandbox_folders_sweep(parent ? parent : base);
+    char *path = format_string("%s/tikz.c-XXXXXX", parent ? parent : base);
+    const bool made = mkdtemp(path) != NULL;
+    free(parent);
+    if (made) return path;
+    error_set(err, "cannot make a folder in %s: %s%s", base, strerror(errno), base == set ? "; TMPDIR names it" : "");
+    free(path);
+    return NULL;
 }
 
 typedef struct {

@@ -354,6 +354,18 @@ static void test_folders(void) {
     char *copy = xstrdup(folder);
     sandbox_folder_remove(folder);
     CHECK(!file_exists(copy) && file_exists(target));
+    char *old = sandbox_folder_make(NULL, &err), *young = sandbox_folder_make(NULL, &err),
+         *other = format_string("%s/tikz.c-file", samples_folder);
+    const struct timespec times[2] = {{time(NULL) - 4000, 0}, {time(NULL) - 4000, 0}};
+    CHECK_OK(sandbox_write(old, "a", "abc", 3, &err), err);
+    CHECK(mkdir(other, 0700) == 0 && utimensat(AT_FDCWD, old, times, 0) == 0 &&
+          utimensat(AT_FDCWD, other, times, 0) == 0);
+    sandbox_folders_sweep(samples_folder);
+    CHECK(!file_exists(old) && file_exists(young) && file_exists(other));
+    sandbox_folder_remove(young);
+    rmdir(other);
+    free(old);
+    free(other);
     setenv("TMPDIR", "/nowhere", 1);
     CHECK(!sandbox_folder_make(NULL, &err) && strstr(err.text, "cannot make a folder in /nowhere: No such file"));
     setenv("TMPDIR", samples_folder, 1);

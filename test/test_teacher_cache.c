@@ -164,7 +164,7 @@ static void check_row(const TeacherCache *c, const CacheRows *r, size_t at, uint
 static void test_read(const char *kind, uint32_t V, float tau) {
     Error err;
     TeacherCache c;
-    TeacherOutput q;
+    TeacherOutput q = {0};
     const CacheHeader h = header_of(kind, V, tau);
     Bytes b = make_cache(&h);
     CHECK(b.size == h.file_bytes);
