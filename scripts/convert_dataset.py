@@ -323,10 +323,10 @@ def check_options(parser, args):
     for name in ("formulas", "list", "images"):
         if getattr(args, name) and not args.im2latex:
             parser.error(f"--{name} goes with --im2latex")
-    if args.val_share is not None and not args.val_out:
-        parser.error("--val-share goes with --val-out")
     if args.split and args.pairs:
         parser.error("--split goes with --parquet, --hub or --im2latex")
+    if args.val_share is not None and not args.val_out:
+        parser.error("--val-share goes with --val-out")
 
 
 def main():
