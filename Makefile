@@ -30,8 +30,8 @@ export GOMP_SPINCOUNT ?= 20000
 
 # A sanitizer looks into every access: with -O1 it compiles in a third of the time, and its tests are short.
 OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -ffp-contract=fast -fno-math-errno -fopenmp
-C_OPTIONS   := -std=gnu11 $(WARNINGS) $(OPTIMISE)
-CXX_OPTIONS := -std=c++17 $(WARNINGS) $(OPTIMISE)
+C_OPTIONS   = -std=gnu11 $(WARNINGS) $(OPTIMISE)
+CXX_OPTIONS = -std=c++17 $(WARNINGS) $(OPTIMISE)
 LIBRARIES   := -lpng -lz -ljpeg -lm -lpthread
 
 ifeq ($(PRECISION),FP32)
