@@ -19,10 +19,9 @@ fi
 out=${EXPERIMENTS:-build/experiments} steps=${STEPS:-900}
 teacher=${TEACHER:-dev/starter/teacher.safetensors} data=${DATA:-dev/starter/train.bin}
 val=${VAL:-dev/starter/val.bin} programs=${PROGRAMS:-.}
-# 0.88 million parameters, less than a third of the teacher's.
-student=${STUDENT:-base,vision.layers=3,vision.width=96,vision.heads=3,vision.mlp=384,lm.layers=2,lm.width=128,lm.heads=4,lm.kv_heads=2,lm.ffn=320}
 mkdir -p "$out"
 . runs/training.sh
+student=${STUDENT:-$small_student}
 
 # The folder of the training to begin with: a finished one, made where it is missing.
 base_of() { # EXPERIMENT

@@ -501,8 +501,11 @@ other_validation() {
     rm -rf judged && succeeds "${alone[@]}" --val-data val.bin --eval-every 1 --steps 2 --out judged
     succeeds "$train" --resume --out judged --steps 3
     check "the same validation data go on" eval '! grep -q "decided anew" err'
+    succeeds "$train" --resume --out judged --val-data none --steps 4
+    succeeds "$train" --resume --out judged --val-data val.bin --steps 5
+    check "... also after steps without any" eval '! grep -q "decided anew" err'
     "$damage" part dev/starter/train.bin other-val.bin 40 8
-    succeeds "$train" --resume --out judged --val-data other-val.bin --steps 4
+    succeeds "$train" --resume --out judged --val-data other-val.bin --steps 6
     check "other validation data begin anew" grep -q "other-val.bin holds other samples than the run was evaluated on so far" err
     check "... and the first student is the best on them" same judged/best.safetensors judged/student.safetensors
 }

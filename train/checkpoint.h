@@ -315,7 +315,10 @@ static void checkpoint_check_base(const Trainer *t, const SafeTensors *st) {
 /* --resume: an evaluation on other data says nothing about the best one so far. */
 static void checkpoint_check_validation(Trainer *t, const SafeTensors *st) {
     const char *val = safetensors_metadata(st, "val");
-    if (!val || !t->val_fingerprint || strtoull(val, NULL, 16) == t->val_fingerprint) return;
+    const uint64_t before = val ? strtoull(val, NULL, 16) : 0;
+    if (!before) return;  // nothing was evaluated, or by an older version
+    if (!t->val_fingerprint) t->val_fingerprint = before;  // nothing is evaluated now
+    if (t->val_fingerprint == before) return;
     if (t->optimizer.rank == 0 && isfinite(t->best))
         warn("--resume: %s holds other samples than the run was evaluated on so far; which student is the best is decided anew",
              opt.val_data);

@@ -59,8 +59,8 @@ static void run_folder_check_inputs(const RunFolder *f) {
     const OptionName inputs[] = {
         {"student", opt.student}, {"teacher", opt.teacher}, {"init", opt.init}, {"tokenizer", opt.tokenizer}};
     const char *const outputs[] = {f->student, f->best, f->other_student, f->other_best};
-    for (int i = 0; i < 4; i++)
-        for (int o = 0; o < 4; o++)
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        for (size_t o = 0; o < sizeof outputs / sizeof *outputs; o++)
             if (inputs[i].value && same_file(inputs[i].value, outputs[o]))
                 die("--%s %s is a file that this run would write over; give it another --out folder", inputs[i].name,
                     (const char *)inputs[i].value);

@@ -27,7 +27,7 @@ typedef struct {
     int64_t images;             // images per step, over all ranks
     int64_t restored_images;    // the same in the resumed checkpoint; 0: a new run
     uint64_t data_fingerprint;  // of the training samples
-    uint64_t val_fingerprint;   // of the validation samples; 0 without
+    uint64_t val_fingerprint;   // of the samples that the best was found on; 0: none
     int64_t fitting;            // training samples that are not too long
     int64_t restored_warmup;    // images of the warm-up in the resumed checkpoint; -1: not known
     int64_t restored_total;     // images of the whole training as the resumed run had planned it; -1: not known

@@ -242,7 +242,6 @@ async function keepEntry() {
 }
 
 async function reopen(old) {
-  stop();
   if (!await replaceImage(new File([old.image], old.name, { type: old.image.type }), old)) return;
   setProgram(old.program);
   showResult({ ...old, errors: [] });

@@ -93,9 +93,11 @@ static int stream_open(CudaStream *s, int gpu, Error *err) {
     cudaDeviceProp p;
     int count = gpu_count(err);
     if (count < 0) return -1;
-    if (gpu < 0 || gpu >= count || gpu >= CUDA_GPUS)
-        return error_set(err, "there is no device cuda:%d; this machine has %d GPU%s, counted from cuda:0%s", gpu,
-                         count, count == 1 ? "" : "s", count > CUDA_GPUS ? ", of which 16 are used" : "");
+    if (gpu < 0 || gpu >= count)
+        return error_set(err, "there is no device cuda:%d; this machine has %d GPU%s, counted from cuda:0", gpu,
+                         count, count == 1 ? "" : "s");
+    if (gpu >= CUDA_GPUS)
+        return error_set(err, "device cuda:%d is not used: only the first %d GPUs of a machine are", gpu, CUDA_GPUS);
     cudaError_t e = cudaGetDeviceProperties(&p, gpu);
     if (e == cudaSuccess && p.major < 8)
         return error_set(err,
