@@ -22,16 +22,16 @@ CUDA      ?= 1
 BUILD     := build/$(PRECISION)$(if $(SANITIZE),-sanitize-$(SANITIZE))$(if $(filter 0,$(MPI)),-nompi)$(if $(filter 0,$(FORMATS)),-noformats)$(if $(filter clang%,$(notdir $(CC))),-clang)$(if $(filter 0,$(CUDA)),-cpu)$(if $(filter emulated,$(CUDA)),-emulated)
 
 WARNINGS := -Wall -Wextra -Werror
-# Ours stand beside the user's CPPFLAGS, CFLAGS, CXXFLAGS, NVCCFLAGS and LDLIBS: of a variable of the environment, an inner make would get
-# what the outer one has made of it.
+# Our options have variables of their own, beside the user's CPPFLAGS, CFLAGS, CXXFLAGS, NVCCFLAGS and LDLIBS. Were they added to these, an
+# inner make would find those of the outer one in the environment.
 DEFINES := -MMD -MP -D_GNU_SOURCE
 # Threads that wait spin only briefly, in the tests as in the programs (lib/threads.h).
 export GOMP_SPINCOUNT ?= 20000
 
 # A sanitizer looks into every access: with -O1 it compiles in a third of the time, and its tests are short.
 OPTIMISE := $(if $(SANITIZE),-O1 -g1,-O3 -g) -ffp-contract=fast -fno-math-errno -fopenmp
-C_OPTIONS   = -std=gnu11 $(WARNINGS) $(OPTIMISE)
-CXX_OPTIONS = -std=c++17 $(WARNINGS) $(OPTIMISE)
+C_OPTIONS    = -std=gnu11 $(WARNINGS) $(OPTIMISE) # not :=, because a sanitizer is added to OPTIMISE below
+CXX_OPTIONS  = -std=c++17 $(WARNINGS) $(OPTIMISE)
 LIBRARIES   := -lpng -lz -ljpeg -lm -lpthread
 
 ifeq ($(PRECISION),FP32)
