@@ -45,6 +45,7 @@ OPTIMISE += -fsanitize=thread
 else ifdef SANITIZE
 OPTIMISE += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 endif
+DEFINES += $(if $(SANITIZE),-DSANITIZED)
 
 # The CPU's kernels are compiled for several sets of instructions, and kernels/cpu/choose.c takes the best that the
 # processor has; everything else is compiled for any processor of its kind. The best set comes last.

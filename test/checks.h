@@ -3,6 +3,10 @@
 #ifndef TEST_CHECKS_H
 #define TEST_CHECKS_H
 
+#if defined(SANITIZED) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#error "SANITIZE is set, but no sanitizer is among the compiler's options"
+#endif
+
 #include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
